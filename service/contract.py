@@ -1,0 +1,275 @@
+"""What an export promises and the service checks: Semantic IDs, tensor names, the manifest of a bundle.
+
+A bundle is a folder, written once and never edited. `load_bundle` verifies every file before anything is served.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from service.errors import ContractMismatch
+
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.onnx"
+RECOMMENDER = "recommender.onnx"
+ITEMS = "items.jsonl.gz"
+
+# A count of items at one code is a uint16 cell, so a slot is smaller than that.
+NUM_SLOTS = 65_535
+# Codes travel as two bytes each in Redis' sorted set.
+MAX_CODES_PER_LEVEL = 65_536
+# Dense tables only: 2**27 leaf cells are 256 MiB of uint16.
+MAX_CELLS = 2**27
+
+PADDING = -1  # a history position that holds no item has this in every level
+
+Codes = tuple[int, ...]
+
+
+class Sid(NamedTuple):
+    """A Semantic ID: codes carry meaning; the slot tells items with the same codes apart and means nothing."""
+
+    codes: Codes
+    slot: int
+
+    def __str__(self) -> str:
+        return "-".join(map(str, (*self.codes, self.slot)))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SidSpec(_Frozen):
+    """How many codes each level has, outermost first: `levels=(64, 64, 32)`."""
+
+    levels: tuple[int, ...] = Field(min_length=1, max_length=8)
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_fit(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 1 <= codes <= MAX_CODES_PER_LEVEL for codes in levels):
+            raise ValueError(f"each level needs 1 to {MAX_CODES_PER_LEVEL} codes, got {levels}")
+        if math.prod(levels) > MAX_CELLS:
+            raise ValueError(f"{levels} has {math.prod(levels)} cells; the dense trie holds {MAX_CELLS}")
+        return levels
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.levels)
+
+    @property
+    def num_prefixes(self) -> tuple[int, ...]:
+        """How many different prefixes each level has: K1, K1*K2, …"""
+        return tuple(math.prod(self.levels[: level + 1]) for level in range(self.num_levels))
+
+    def check(self, codes: Codes) -> None:
+        """Raise ValueError unless `codes` has one code of each level, each within its level."""
+        fits = len(codes) == self.num_levels and all(0 <= c < k for c, k in zip(codes, self.levels, strict=True))
+        if not fits:
+            raise ValueError(f"codes {codes} do not fit the levels {self.levels}")
+
+    def prefixes(self, codes: Codes) -> tuple[int, ...]:
+        """The prefix of each level as one integer: p1 = c1, p2 = c1*K2 + c2, …"""
+        prefix, found = 0, []
+        for code, num_codes in zip(codes, self.levels, strict=True):
+            prefix = prefix * num_codes + code
+            found.append(prefix)
+        return tuple(found)
+
+    def prefixes_of(self, codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], ...]:
+        """`prefixes` of many at once: codes [item, level] -> for each level the prefixes [item]."""
+        prefix = np.zeros(len(codes), dtype=np.int64)
+        found = []
+        for level, num_codes in enumerate(self.levels):
+            prefix = prefix * num_codes + codes[:, level]
+            found.append(prefix)
+        return tuple(found)
+
+    def codes_of(self, prefix: int) -> Codes:
+        """The codes whose full prefix is `prefix`; the inverse of `prefixes(codes)[-1]`."""
+        codes = []
+        for num_codes in reversed(self.levels):
+            prefix, code = divmod(prefix, num_codes)
+            codes.append(code)
+        return tuple(reversed(codes))
+
+
+class TensorSpec(_Frozen):
+    """One tensor of a graph. A dimension is a number, or a name where it may vary between runs."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class GraphSpec(_Frozen):
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) -> GraphSpec:
+    """The tokenizer's tensors.
+
+    Items have different numbers of strips, so strips of a batch lie one after another and `first_strip` [item]
+    says where each item's begin, ascending from 0 (the layout of torch.nn.EmbeddingBag's offsets).
+    """
+    return GraphSpec(
+        inputs=(
+            TensorSpec(name="strips", dtype="uint8", shape=("strip", height, width)),
+            TensorSpec(name="first_strip", dtype="int64", shape=("item",)),
+        ),
+        outputs=(
+            TensorSpec(name="codes", dtype="int64", shape=("item", spec.num_levels)),
+            TensorSpec(name="vector", dtype="float32", shape=("item", vector_dim)),
+        ),
+    )
+
+
+def recommender_graph(spec: SidSpec) -> GraphSpec:
+    """The recommender's tensors.
+
+    `history` holds codes, oldest first, with PADDING on the left. `counts_l` is the trie's table of level l.
+    `beams` carries nothing but its length, the width of the search; it is an input so that a request can widen it.
+    """
+    tables = tuple(
+        TensorSpec(name=f"counts_{level + 1}", dtype=dtype, shape=(cells,))
+        for level, (cells, dtype) in enumerate(zip(spec.num_prefixes, table_dtypes(spec), strict=True))
+    )
+    return GraphSpec(
+        inputs=(
+            TensorSpec(name="history", dtype="int64", shape=("batch", "position", spec.num_levels)),
+            TensorSpec(name="beams", dtype="int64", shape=("beam",)),
+            *tables,
+        ),
+        outputs=(
+            TensorSpec(name="codes", dtype="int64", shape=("batch", "beam", spec.num_levels)),
+            TensorSpec(name="scores", dtype="float32", shape=("batch", "beam")),
+            TensorSpec(name="bound", dtype="float32", shape=("batch",)),
+        ),
+    )
+
+
+def table_dtypes(spec: SidSpec) -> tuple[str, ...]:
+    """The upper levels count everything below them; the leaf level is by far the largest and counts slots."""
+    return ("int32",) * (spec.num_levels - 1) + ("uint16",)
+
+
+class FileRecord(_Frozen):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    num_bytes: int = Field(ge=0)
+
+
+class RenderSpec(_Frozen):
+    """How an item's text becomes strips of pixels; see service/render.py, which is the only one to read it."""
+
+    height_px: int = Field(default=16, ge=8, le=64)
+    width_px: int = Field(default=216, ge=32, le=2048)
+    max_strips: int = Field(default=5, ge=1, le=64)
+    squeeze: float = Field(default=0.6, gt=0.2, le=1.0, description="horizontal scale of the letters")
+    font: str = Field(default="DejaVuSans.ttf", description="a file of service/fonts")
+    font_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="filled in by the export")
+    fields: tuple[str, ...] = Field(
+        default=("title", "brand", "categories", "*", "description"),
+        description="the order of an item's fields; * stands for all others, by name",
+    )
+
+
+class Manifest(_Frozen):
+    """manifest.json. Everything the service needs to know before it opens a graph."""
+
+    format_version: Literal[1]
+    created_at: str
+    config: str
+    sid: SidSpec
+    render: RenderSpec
+    tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    recommender_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    trained_for_tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    tokenizer: GraphSpec
+    recommender: GraphSpec
+    generator: str
+    history_length: int = Field(ge=1)
+    beam_limit: int = Field(ge=1)
+    data_fingerprint: str
+    data_name: str
+    num_items: int
+    metrics: dict[str, float]
+    files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _same_tokenizer(self) -> Self:
+        if self.trained_for_tokenizer_id != self.tokenizer_id:
+            raise ValueError(
+                f"the recommender was trained for tokenizer {self.trained_for_tokenizer_id}, "
+                f"but the bundle holds {self.tokenizer_id}"
+            )
+        return self
+
+
+class Bundle(NamedTuple):
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle. Raises ContractMismatch with the file at fault and the remedy."""
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise ContractMismatch(f"{manifest_path}: not found. Give the folder that `glyphrec export --out` wrote.")
+    try:
+        raw = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ContractMismatch(f"{manifest_path}: not JSON ({error}). Export again.") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise ContractMismatch(
+            f"{manifest_path}: format version {version!r}, this service reads {FORMAT_VERSION}. "
+            "Export again with the glyphrec release that serves."
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise ContractMismatch(f"{manifest_path}: {where}: {first['msg']}. Export again.") from error
+    for name, record in manifest.files.items():
+        _check_file(path, name, record)
+    for name in (TOKENIZER, RECOMMENDER, ITEMS):
+        if name not in manifest.files:
+            raise ContractMismatch(f"{manifest_path}: lists no {name}. Export again.")
+    return Bundle(path, manifest)
+
+
+def _check_file(folder: Path, name: str, record: FileRecord) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ContractMismatch(f"{folder / MANIFEST}: {name!r} lies outside the bundle. Export again.")
+    if not path.is_file():
+        raise ContractMismatch(f"{path}: missing. Copy the whole bundle, or export again.")
+    if path.stat().st_size != record.num_bytes:
+        raise ContractMismatch(
+            f"{path}: {path.stat().st_size} bytes, manifest says {record.num_bytes}. Copy it again, or export again."
+        )
+    found = sha256_of(path)
+    if found != record.sha256:
+        raise ContractMismatch(
+            f"{path}: sha256 is {found[:12]}, manifest says {record.sha256[:12]}. Copy it again, or export again."
+        )
