@@ -1,0 +1,138 @@
+"""Every choice of a training run, typed. A named run is a function that returns one; derive with `replace`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from service.contract import RenderSpec, SidSpec
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Frozen OCR encoder and the visual words pooled from its frames (encoders/)."""
+
+    projection_dim: int = 32  # a spike frame is projected to this before windows are made
+    window: int = 4  # consecutive spikes in one visual word
+    num_words: int = 4096  # k-means centroids of windows
+    word_dim: int = 256  # SVD of the TF-IDF table
+    max_fit_items: int = 4000  # items whose frames fit the projection, the gate and the centroids
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The head trained on co-purchase pairs of the training part (encoders/head.py)."""
+
+    vector_dim: int = 128
+    hidden_dim: int = 512
+    window: int = 3  # items at most this far apart in a sequence are a pair
+    num_epochs: int = 8
+    max_steps: int = 3000
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    temperature: float = 0.07
+    dropout: float = 0.3
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """RQ-VAE, methods.md §1.2."""
+
+    hidden_dims: tuple[int, ...] = (256, 128)
+    latent_dim: int = 32
+    num_epochs: int = 400
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    commitment: float = 0.25
+    revive_every_epochs: int = 10
+    settle_epochs: int = 100  # no code is revived in the last so many epochs
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    """generators/tree.py: a causal transformer over items, one position each."""
+
+    width: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    ffn_dim: int = 256
+    dropout: float = 0.3
+
+
+@dataclass(frozen=True)
+class TigerConfig:
+    """generators/tiger.py: T5 encoder-decoder over code tokens (TIGER, NeurIPS 2023)."""
+
+    width: int = 128
+    num_layers: int = 4  # of the encoder and of the decoder
+    num_heads: int = 6
+    head_dim: int = 64
+    ffn_dim: int = 1024
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The one loop that trains a generator (training.py)."""
+
+    max_epochs: int = 60
+    max_steps: int = 100_000
+    batch_size: int = 128  # sequences
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    patience: int = 5  # validations without a better item-level NDCG@10
+    validate_every_epochs: float = 1.0
+    max_validation_users: int = 2000
+    time_limit_s: float = 6 * 3600.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str
+    sid: SidSpec
+    generator: TreeConfig | TigerConfig
+    seed: int = 0
+    render: RenderSpec = field(default_factory=RenderSpec)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    history_length: int = 20
+    beam_limit: int = 400
+
+
+def base() -> RunConfig:
+    """Full size with the default generator."""
+    return RunConfig(name="base", sid=SidSpec(levels=(64, 64, 32)), generator=TreeConfig(width=128, ffn_dim=512))
+
+
+def demo() -> RunConfig:
+    """Minutes on two CPU cores: what `make demo` trains."""
+    return replace(base(), name="demo", generator=TreeConfig())
+
+
+def tiger_base() -> RunConfig:
+    """The papers' backbone at the papers' size, T5 4+4, d=128: for a GPU or a patient CPU."""
+    return replace(base(), name="tiger-base", generator=TigerConfig())
+
+
+def tiny() -> RunConfig:
+    """Under a minute, for tests: every part real, nothing large enough to be good."""
+    return replace(
+        base(),
+        name="tiny",
+        sid=SidSpec(levels=(16, 16, 8)),
+        render=RenderSpec(max_strips=1),
+        encoder=EncoderConfig(projection_dim=16, num_words=128, word_dim=32, max_fit_items=200),
+        head=HeadConfig(vector_dim=32, hidden_dim=64, max_steps=60, batch_size=64),
+        quantizer=QuantizerConfig(hidden_dims=(64,), latent_dim=16, num_epochs=60, settle_epochs=20),
+        generator=TreeConfig(width=32, num_layers=1, ffn_dim=64),
+        training=TrainingConfig(max_steps=150, batch_size=64, warmup_steps=10, max_validation_users=200),
+        history_length=10,
+        beam_limit=100,
+    )
+
+
+RUNS: dict[str, Callable[[], RunConfig]] = {"tiny": tiny, "demo": demo, "base": base, "tiger-base": tiger_base}
