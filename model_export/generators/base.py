@@ -1,0 +1,44 @@
+"""What the one beam search, the one training loop and the export ask of a generator."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from service.contract import SidSpec
+
+State = Any  # a NamedTuple of tensors, first dimension batch; each generator has its own
+
+
+class Generator(nn.Module, ABC):
+    """Reads a history and scores, level by level, the next code given the codes so far.
+
+    Scores are log-probabilities normalised over *all* codes of the level, dead or alive. So an item's score does
+    not depend on the filter or on what else is in the catalogue, and never rises along a path: the score of a prefix
+    bounds all of its completions.
+    """
+
+    spec: SidSpec
+    # True: `loss` learns from every position of a window. False: from its last item only, so that the
+    # training loop makes one window for each target.
+    learns_every_position: bool
+
+    @abstractmethod
+    def start(self, history: Tensor) -> State:
+        """Read histories of codes [batch, position, level], oldest first, PADDING (-1) on the left."""
+
+    @abstractmethod
+    def step(self, level: int, state: State, prefix: Tensor) -> tuple[Tensor, State]:
+        """Score the codes of `level` after each prefix.
+
+        prefix [batch, beam] is the codes so far as one integer; at level 0 it is [batch, 1] of zeros.
+        Returns log-probabilities [batch, beam, code] in float32, and the state for `reorder`.
+        """
+
+    @abstractmethod
+    def reorder(self, state: State, parent: Tensor) -> State:
+        """Keep, for each new beam, the state of the beam it came from: parent [batch, beam]."""
+
+    @abstractmethod
+    def loss(self, window: Tensor) -> Tensor:
+        """Mean negative log-likelihood in nats per item of windows [batch, position, level], PADDING on the left."""
