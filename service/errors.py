@@ -40,3 +40,109 @@ class SidSpaceFull(ServiceError):
             f"All {num_slots} slots of the codes {shown} are taken: that many items look alike to this tokenizer. "
             "Delete some of them or export a bundle with more codes."
         )
+
+
+class Overloaded(ServiceError):
+    """Said before the work is queued, so that a client waits outside and not in a growing line."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    slug = "overloaded"
+
+    def __init__(self, queue: str, retry_after_s: int) -> None:
+        super().__init__(f"The {queue} queue is full. Send this again in {retry_after_s} s, or start more replicas.")
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "not-ready"
+    retry_after_s = 1
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(f"This replica is still starting ({phase}). GET /health/ready says when it is done.")
+
+
+class StoppedServing(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "stopping"
+    retry_after_s = 1
+
+    def __init__(self) -> None:
+        super().__init__("This replica is shutting down. Send the request again; another replica will take it.")
+
+
+class TookTooLong(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "took-too-long"
+    retry_after_s = 1
+
+    def __init__(self, what: str, timeout_s: float) -> None:
+        super().__init__(f"{what} was not done within {timeout_s:g} s. Send the request again.")
+
+
+class InvalidItem(ServiceError):
+    """What an item may not be; service/items.py states the rules."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "invalid-item"
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+
+
+class TooManyItems(ServiceError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "too-many-items"
+
+    def __init__(self, num_items: int, limit: int) -> None:
+        super().__init__(f"{num_items} items in one request; {limit} is the limit. Send them in several requests.")
+
+
+class InvalidCursor(ServiceError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "invalid-cursor"
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(f"{cursor!r} is no cursor of this catalogue. Start without one, then pass `next_cursor` on.")
+
+
+class BodyTooLarge(ServiceError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    slug = "body-too-large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body is larger than {limit_bytes} bytes. Send fewer items, or shorter texts.")
+
+
+class BodyTooSlow(ServiceError):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    slug = "body-too-slow"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"No part of the body came for {timeout_s:g} s. Send the request again.")
+
+
+class NotJson(ServiceError):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "not-json"
+
+    def __init__(self, content_type: str) -> None:
+        given = f"is {content_type!r}" if content_type else "is missing"
+        super().__init__(f"Content-Type {given}. Send JSON with `Content-Type: application/json`.")
+
+
+class MissingKey(ServiceError):
+    status = HTTPStatus.UNAUTHORIZED
+    slug = "missing-key"
+
+    def __init__(self) -> None:
+        super().__init__("This service wants a key that it knows, in `X-API-Key` or as `Authorization: Bearer`.")
+
+
+class ReadOnlyKey(ServiceError):
+    status = HTTPStatus.FORBIDDEN
+    slug = "read-only-key"
+
+    def __init__(self) -> None:
+        super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalogue.")
