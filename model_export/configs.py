@@ -105,7 +105,9 @@ class RunConfig:
 
 def base() -> RunConfig:
     """Full size with the default generator."""
-    return RunConfig(name="base", sid=SidSpec(levels=(64, 64, 32)), generator=TreeConfig(width=128, ffn_dim=512))
+    return RunConfig(
+        name="base", sid=SidSpec(levels=(64, 64, 32)), generator=TreeConfig(width=128, ffn_dim=512)
+    )
 
 
 def demo() -> RunConfig:
@@ -135,4 +137,9 @@ def tiny() -> RunConfig:
     )
 
 
-RUNS: dict[str, Callable[[], RunConfig]] = {"tiny": tiny, "demo": demo, "base": base, "tiger-base": tiger_base}
+RUNS: dict[str, Callable[[], RunConfig]] = {
+    "tiny": tiny,
+    "demo": demo,
+    "base": base,
+    "tiger-base": tiger_base,
+}

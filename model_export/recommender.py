@@ -1,0 +1,188 @@
+"""The recommender graph: generator and whole beam search in one ONNX file, and the proof that it is right."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from model_export.beam_search import FILLER, BeamSearch
+from model_export.generators.base import Generator
+from service.contract import PADDING, GraphSpec, SidSpec, recommender_graph
+from service.errors import ContractMismatch
+from service.runtime import RecommenderSession
+from service.trie import CountTrie, Tables
+
+OPSET = 20
+# Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
+TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
+
+
+def export_recommender(
+    path: Path, generator: Generator, *, history_length: int, beam_limit: int
+) -> GraphSpec:
+    """Write the generator's whole beam search to `path` and return the tensors it promises."""
+    spec = generator.spec
+    graph = recommender_graph(spec)
+    search = BeamSearch(generator).eval()
+    history = torch.zeros(TRACED_BATCH, TRACED_POSITIONS, spec.num_levels, dtype=torch.int64)
+    counts = [torch.from_numpy(table) for table in CountTrie(spec).tables]
+    dim = torch.export.Dim
+    dynamic = {
+        "history": {0: dim("batch", min=1), 1: dim("position", min=1, max=max(history_length, 2))},
+        "beams": {0: dim("beam", min=1, max=max(beam_limit, 2))},
+        "counts": [{} for _ in counts],
+    }
+    program = _quiet_export(
+        search, (history, torch.arange(TRACED_BEAMS), counts), graph, dynamic_shapes=dynamic
+    )
+    onnx.save(_name_dimensions(program, graph), path)
+    return graph
+
+
+def _quiet_export(
+    module: torch.nn.Module, args: tuple, graph: GraphSpec, *, dynamic_shapes: dict
+) -> onnx.ModelProto:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            module,
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic_shapes,
+            input_names=[tensor.name for tensor in graph.inputs],
+            output_names=[tensor.name for tensor in graph.outputs],
+            verbose=False,
+        )
+    return program.model_proto
+
+
+def _name_dimensions(model: onnx.ModelProto, graph: GraphSpec) -> onnx.ModelProto:
+    """Give the free dimensions of inputs and outputs the contract's words instead of the exporter's
+    symbols.
+    """
+    for values, tensors in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            for dim, size in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
+                if isinstance(size, str):
+                    dim.dim_param = size
+    return model
+
+
+def check_recommender(
+    path: Path, generator: Generator, trie: CountTrie, *, history_length: int, beam_limit: int, seed: int
+) -> dict[str, float]:
+    """Compare the written graph with the generator in PyTorch, and with scoring every live item.
+
+    Also at batch 1, at one position, and with tables not seen at export. Raises ContractMismatch where they
+    differ; returns the largest differences found.
+    """
+    rng = np.random.default_rng(seed)
+    session = RecommenderSession(path, recommender_graph(generator.spec), threads=1)
+    search = BeamSearch(generator).eval()
+    sparse = _thinned(trie, rng)
+    worst = {"max_score_difference": 0.0, "max_exhaustive_difference": 0.0}
+    for tables, batch, positions, num_beams in (
+        (trie.tables, 1, history_length, min(50, beam_limit)),
+        (trie.tables, 5, 1, 1),
+        (sparse.tables, 2, max(1, history_length // 2), beam_limit),
+        (CountTrie(generator.spec).tables, 1, 1, 2),
+    ):
+        history = random_histories(generator.spec, rng, batch, positions)
+        ours = session.run(history, tables, num_beams)
+        with torch.no_grad():
+            theirs = search(
+                torch.from_numpy(history),
+                torch.arange(num_beams),
+                [torch.from_numpy(table) for table in tables],
+            )
+        gap = float(np.abs(ours.scores - theirs.scores.numpy()).max())
+        worst["max_score_difference"] = max(worst["max_score_difference"], gap)
+        truth = exhaustive_scores(generator, history, tables)
+        gap = _gap_to_exhaustive(generator.spec, ours.codes, ours.scores, ours.bound, truth)
+        worst["max_exhaustive_difference"] = max(worst["max_exhaustive_difference"], gap)
+    for name, gap in worst.items():
+        if gap > 1e-3:
+            raise ContractMismatch(
+                f"{path}: {name} is {gap:.2g}, over 0.001: the graph is not the model it came from"
+            )
+    return worst
+
+
+def random_histories(
+    spec: SidSpec, rng: np.random.Generator, batch: int, positions: int
+) -> NDArray[np.int64]:
+    """Random codes [batch, position, level], every row with some padding on the left but at least one item."""
+    history = rng.integers(0, spec.levels, size=(batch, positions, spec.num_levels))
+    for row in range(batch):
+        history[row, : rng.integers(0, positions)] = PADDING
+    return history
+
+
+@torch.no_grad()
+def exhaustive_scores(
+    generator: Generator, history: NDArray[np.int64], tables: Tables
+) -> list[dict[int, float]]:
+    """Score every live full code of every history one by one, without beam or trie: the slow truth.
+
+    Returns for each history {full prefix: score}. Each live code walks down alone in a beam of its own.
+    """
+    spec = generator.spec
+    live = np.flatnonzero(tables[-1])
+    if not live.size:
+        return [{} for _ in history]
+    codes = np.stack([spec.codes_of(int(prefix)) for prefix in live])  # [live, level]
+    found = []
+    for row in torch.from_numpy(history):
+        state = generator.start(row[None])
+        prefix = torch.zeros(1, 1, dtype=torch.int64)
+        score = torch.zeros(1, len(live))
+        for level, num_codes in enumerate(spec.levels):
+            log_probs, state = generator.step(level, state, prefix)  # [1, beam, code]
+            code = torch.from_numpy(codes[None, :, level])  # [1, live]
+            log_probs = log_probs.expand(1, len(live), num_codes)  # level 0 has one beam for all
+            score = score + log_probs.gather(2, code[..., None])[..., 0]
+            if level == 0:
+                state = generator.reorder(state, torch.zeros_like(code))
+            prefix = prefix.expand_as(code) * num_codes + code
+        found.append(dict(zip(live.tolist(), score[0].tolist(), strict=True)))
+    return found
+
+
+def _gap_to_exhaustive(
+    spec: SidSpec,
+    codes: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    bound: NDArray[np.float32],
+    truth: list[dict[int, float]],
+) -> float:
+    """Largest difference between a beam's score and the true one; raises where a certified answer is not
+    the best.
+    """
+    worst = 0.0
+    for row, scored in enumerate(truth):
+        valid = scores[row] > FILLER
+        prefixes = spec.prefixes_of(codes[row][valid])[-1].tolist()
+        gaps = [
+            abs(scored[prefix] - score) for prefix, score in zip(prefixes, scores[row][valid], strict=True)
+        ]
+        worst = max([worst, *gaps])
+        certain = [p for p, score in zip(prefixes, scores[row][valid], strict=True) if score > bound[row]]
+        best = sorted(scored.values(), reverse=True)[: len(certain)]
+        worst = max([worst, *(abs(scored[p] - b) for p, b in zip(certain, best, strict=True))])
+        if bound[row] < FILLER and len(prefixes) != len(scored):
+            raise ContractMismatch(
+                f"the graph found {len(prefixes)} of {len(scored)} live codes and pruned none"
+            )
+    return worst
+
+
+def _thinned(trie: CountTrie, rng: np.random.Generator) -> CountTrie:
+    """A trie over a random few of the same codes: tables not seen at export."""
+    live = np.flatnonzero(trie.tables[-1])
+    kept = rng.choice(live, size=min(len(live), 37), replace=False)
+    codes = np.array([trie.spec.codes_of(int(prefix)) for prefix in kept], dtype=np.int64)
+    return CountTrie.from_codes(trie.spec, codes.reshape(-1, trie.spec.num_levels))
