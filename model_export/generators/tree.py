@@ -1,8 +1,8 @@
 """`tree`: a causal transformer over items, whose last state is all that decoding needs.
 
 An item's vector is the sum of the embeddings of its prefixes (c1; c1c2; c1c2c3: prefix-ngram, arXiv
-2504.02137 §3),  # noqa: E501 FIXLONG so an item never seen shares what its prefixes learnt. With h the
-state of the newest item, level l scores
+2504.02137 §3), so an item never seen shares what its prefixes learnt. With h the state of the newest item,
+level l scores
 
     logit(c | p) = W_l[c] · (h + MLP_l(h + E[p])) + h · Q_l[p, c]
 
