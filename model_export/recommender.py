@@ -115,7 +115,7 @@ def check_recommender(
 def random_histories(
     spec: SidSpec, rng: np.random.Generator, batch: int, positions: int
 ) -> NDArray[np.int64]:
-    """Random codes [batch, position, level], every row with some padding on the left but at least one item."""
+    """Random codes [batch, position, level], padded on the left, each row with at least one item."""
     history = rng.integers(0, spec.levels, size=(batch, positions, spec.num_levels))
     for row in range(batch):
         history[row, : rng.integers(0, positions)] = PADDING
