@@ -1,4 +1,4 @@
-"""Each stage of an export is kept under a key of all that goes into it, so a run repeats only what must be."""
+"""Each stage of an export is kept under a key of all that goes into it: a run repeats only what must be."""
 
 import dataclasses
 import hashlib

