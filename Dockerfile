@@ -1,0 +1,45 @@
+# The serving image: no torch, no compiler, no root. The bundle is mounted at /bundle, Redis is named by REDIS_URL.
+#
+#   docker build -t glyphrec .                          ONNX Runtime for the CPU
+#   docker build -t glyphrec --build-arg VARIANT=gpu .  ONNX Runtime for CUDA 13; run it with --gpus all
+
+ARG VARIANT=cpu
+
+FROM python:3.12-slim-bookworm AS base-cpu
+
+# CUDA and cuDNN of the major versions that the onnxruntime-gpu of constraints.txt is built for.
+FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04 AS base-gpu
+# hadolint ignore=DL3008  # the release's own Python with its security updates; its minor version is fixed by Ubuntu 24.04
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+# hadolint ignore=DL3006  # one of the two stages above, whose tags are fixed
+FROM base-${VARIANT} AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+
+FROM base AS build
+ARG VARIANT
+WORKDIR /src
+COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
+COPY service service
+COPY model_export model_export
+RUN python3 -m venv /opt/glyphrec \
+    && /opt/glyphrec/bin/pip install --no-cache-dir --constraint constraints.txt ".[${VARIANT}]"
+
+FROM base AS serve
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin glyphrec
+COPY --from=build /opt/glyphrec /opt/glyphrec
+ENV PATH=/opt/glyphrec/bin:$PATH \
+    GLYPHREC_BUNDLE=/bundle \
+    GLYPHREC_HOST=0.0.0.0 \
+    GLYPHREC_PORT=8000
+WORKDIR /tmp
+USER 10001
+EXPOSE 8000
+# http.client and not urllib: the latter would ask a proxy that the environment names.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GLYPHREC_PORT']), timeout=2); c.request('GET', '/health/live'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["glyphrec"]
+CMD ["serve"]

@@ -1,0 +1,64 @@
+# `make` alone lists the targets. They need Python 3.11 to 3.13 with its venv module, and write nothing outside this folder.
+#
+# PYTHON       the interpreter to make .venv from; empty: the first on PATH that fits
+# TORCH_INDEX  an --index-url with CPU builds of torch, which PyTorch's install page names; without it torch comes from
+#              pip's own index, on Linux together with some GB of CUDA libraries that nothing here needs
+# BUNDLE       the folder that `make serve` serves
+# ARGS         more arguments for the command of the target: make test ARGS='-k trie'
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test test-slow check bench clean
+
+EXTRAS := cpu,embedded,export,dev
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PYTHON TORCH_INDEX EXTRAS
+
+# An environment that was moved with its folder no longer works; install.sh makes it anew.
+$(shell grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(STAMP))
+
+help:
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+
+install: $(STAMP)  ## make .venv with everything the other targets need
+	@echo "Ready in .venv."
+
+demo: $(STAMP)  ## train on real purchases, serve, add items, recommend; Ctrl-C ends it
+	@exec $(BIN)/glyphrec demo $(ARGS)
+
+test: check  ## check, then all tests but the slow ones
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	echo "Left out: the tests marked slow. make test-slow runs them."
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	@exec $(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose files
+	@$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo --quiet
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.gpu.yml
+	echo "Checked: format, lint, types, import contracts, Dockerfile, compose files."
+
+bench: $(STAMP)  ## first timings of the service; the last line is JSON
+	@exec $(BIN)/python benchmarks/first.py $(ARGS)
+
+serve: $(STAMP)  ## serve a bundle: make serve BUNDLE=folder
+	@if [[ -z "$(BUNDLE)" ]]; then
+	  echo "Which bundle? make serve BUNDLE=folder, with a folder that glyphrec export or make demo wrote." >&2
+	  exit 2
+	fi
+	exec $(BIN)/glyphrec serve --bundle "$(BUNDLE)" $(ARGS)
+
+clean:  ## remove what make made: .venv, .glyphrec, caches
+	@rm -rf .venv .glyphrec build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@deploy/install.sh
+	touch $@

@@ -1,0 +1,218 @@
+"""The rules of the house that no linter knows."""
+
+import ast
+import importlib.metadata
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PACKAGES = ("service", "model_export")
+MAX_LINES = 500
+# In two parts, so that this file does not name what no file may name.
+REGISTRIES = [
+    host + "." + domain
+    for host, domain in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("download.pytorch", "org"),
+        ("anaconda", "org"),
+        ("npmjs", "org"),
+        ("docker", "io"),
+        ("ghcr", "io"),
+        ("quay", "io"),
+        ("nvcr", "io"),
+    )
+]
+SOMEBODYS_HOME = re.compile(r"/(?:home|Users)/[a-z][\w.-]*/|/root/")
+
+
+def repository_files() -> list[Path]:
+    """What is in the repository or about to be; the fallback is for a copy without its .git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        tops = [top for top in ROOT.iterdir() if not top.name.startswith(".") or top.name == ".ci"]
+        paths = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
+    return sorted(path for path in paths if path.is_file() and "__pycache__" not in path.parts)
+
+
+def texts() -> dict[str, str]:
+    found = {}
+    for path in repository_files():
+        try:
+            found[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # fonts, pictures
+    return found
+
+
+def modules() -> list[Path]:
+    """Every module of the packages that is not private."""
+    return [
+        path
+        for path in repository_files()
+        if path.suffix == ".py"
+        and path.relative_to(ROOT).parts[0] in PACKAGES
+        and (not path.name.startswith("_") or path.name == "__main__.py")
+    ]
+
+
+def test_no_file_names_a_package_registry() -> None:
+    hosts = re.compile("|".join(rf"(?<![\w-]){re.escape(host)}" for host in REGISTRIES))
+    assert {name: found[0] for name, text in texts().items() if (found := hosts.search(text))} == {}
+
+
+def test_no_file_holds_a_path_of_somebodys_machine() -> None:
+    here = re.escape(str(ROOT)) + r"\b" if len(ROOT.parts) > 2 else r"(?!)"  # a root of /app proves nothing
+    paths = re.compile(f"{SOMEBODYS_HOME.pattern}|{here}")
+    own = str(Path(__file__).relative_to(ROOT))
+    found = {name: hit[0] for name, text in texts().items() if name != own and (hit := paths.search(text))}
+    assert found == {}
+
+
+def test_every_public_module_says_in_a_docstring_what_it_is() -> None:
+    assert modules()
+    silent = [
+        path for path in modules() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert silent == []
+
+
+def test_packages_do_nothing_on_import() -> None:
+    inits = [path for path in repository_files() if path.name == "__init__.py"]
+    assert {f"{package}/__init__.py" for package in PACKAGES} <= {
+        str(path.relative_to(ROOT)) for path in inits
+    }
+    assert [path for path in inits if path.read_text(encoding="utf-8").strip()] == []
+
+
+def test_no_source_file_is_longer_than_a_person_reads_at_once() -> None:
+    lengths = {
+        name: len(text.splitlines())
+        for name, text in texts().items()
+        if name.endswith((".py", ".lua", ".sh"))
+    }
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_every_module_belongs_to_a_package_that_is_installed() -> None:
+    folders = {path.parent for path in modules()}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [*PROJECT["scripts"].values(), *PROJECT["entry-points"]["glyphrec.commands"].values()],
+)
+def test_every_command_that_is_declared_can_be_run(target: str) -> None:
+    assert callable(pkgutil.resolve_name(target))
+
+
+def test_the_command_is_installed() -> None:
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="glyphrec")
+    assert [script.value for script in scripts] == [PROJECT["scripts"]["glyphrec"]]
+
+
+def test_licences_travel_with_the_code() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    missing = [name for name in PROJECT["license-files"] if not (ROOT / name).is_file()]
+    assert missing == []
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_every_requirement_has_a_tested_version() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    tested = {canonical(name) for name in re.findall(r"^([\w.-]+)==", constraints, flags=re.MULTILINE)}
+    wanted = [
+        *PROJECT["dependencies"],
+        *(r for extra in PROJECT["optional-dependencies"].values() for r in extra),
+    ]
+    names = {canonical(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted}
+    assert names - tested == set()
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """Just what `make install` reads, in a folder whose name has a space."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    folder = tmp_path / "a clone"
+    (folder / "deploy").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "deploy/install.sh"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "PYTHON"}
+    }
+    return subprocess.run(["make", *arguments], cwd=folder, env=inherited, capture_output=True, text=True)
+
+
+def fake_python(folder: Path, script: str) -> Path:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_make_alone_lists_every_target(elsewhere: Path) -> None:
+    listed = re.findall(r"^  make (\S+) +\S", make(elsewhere).stdout, flags=re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(set(phony[1].split()) - {"help"})
+
+
+@pytest.mark.parametrize("version", ["Python 3.10.13", "Python 3.14.0"])
+def test_install_refuses_a_python_that_is_too_old_or_too_new(
+    elsewhere: Path, tmp_path: Path, version: str
+) -> None:
+    python = fake_python(tmp_path, f'case "$1" in --version) echo "{version}";; *) exit 1;; esac')
+    done = make(elsewhere, "install", f"PYTHON={python}")
+    assert done.returncode != 0
+    assert f"is: {version}" in done.stderr
+    assert "make install PYTHON=" in done.stderr
+    assert not (elsewhere / ".venv").exists()
+
+
+def test_install_names_the_package_that_a_debian_without_venv_lacks(elsewhere: Path, tmp_path: Path) -> None:
+    python = fake_python(tmp_path, 'case "$2" in *ensurepip*) exit 1;; *print*) echo 3.12;; esac')
+    done = make(elsewhere, "install", f"PYTHON={python}")
+    assert done.returncode != 0
+    assert "apt install python3.12-venv" in done.stderr
+
+
+def test_install_says_where_there_is_no_such_python(elsewhere: Path) -> None:
+    done = make(elsewhere, "install", "PYTHON=no-such-python")
+    assert done.returncode != 0
+    assert "no-such-python" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_asks_for_a_bundle(elsewhere: Path) -> None:
+    (elsewhere / ".venv/bin").mkdir(parents=True)
+    (elsewhere / ".venv/bin/activate").write_text(f"VIRTUAL_ENV={elsewhere}/.venv")
+    (elsewhere / ".venv/.installed").touch()
+    done = make(elsewhere, "serve")
+    assert done.returncode != 0
+    assert "BUNDLE=" in done.stderr
