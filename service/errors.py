@@ -1,4 +1,4 @@
-"""Every error that a client or an operator can cause. Each says what happened, with the value, and what to do."""
+"""Every error that a client or an operator can cause. Each says what happened and what to do."""
 
 from http import HTTPStatus
 
@@ -37,8 +37,8 @@ class SidSpaceFull(ServiceError):
     def __init__(self, codes: tuple[int, ...], num_slots: int) -> None:
         shown = "-".join(map(str, codes))
         super().__init__(
-            f"All {num_slots} slots of the codes {shown} are taken: that many items look alike to this tokenizer. "
-            "Delete some of them or export a bundle with more codes."
+            f"All {num_slots} slots of the codes {shown} are taken: that many items look alike to this "
+            "tokenizer. Delete some of them or export a bundle with more codes."
         )
 
 
@@ -49,7 +49,9 @@ class Overloaded(ServiceError):
     slug = "overloaded"
 
     def __init__(self, queue: str, retry_after_s: int) -> None:
-        super().__init__(f"The {queue} queue is full. Send this again in {retry_after_s} s, or start more replicas.")
+        super().__init__(
+            f"The {queue} queue is full. Send this again in {retry_after_s} s, or start more replicas."
+        )
         self.retry_after_s = retry_after_s
 
 
@@ -68,7 +70,7 @@ class StoppedServing(ServiceError):
     retry_after_s = 1
 
     def __init__(self) -> None:
-        super().__init__("This replica is shutting down. Send the request again; another replica will take it.")
+        super().__init__("This replica is shutting down. Send the request again to another one.")
 
 
 class TookTooLong(ServiceError):
@@ -96,7 +98,7 @@ class TooManyItems(ServiceError):
     slug = "too-many-items"
 
     def __init__(self, num_items: int, limit: int) -> None:
-        super().__init__(f"{num_items} items in one request; {limit} is the limit. Send them in several requests.")
+        super().__init__(f"{num_items} items in one request; the limit is {limit}. Send several requests.")
 
 
 class InvalidCursor(ServiceError):
@@ -104,7 +106,11 @@ class InvalidCursor(ServiceError):
     slug = "invalid-cursor"
 
     def __init__(self, cursor: str) -> None:
-        super().__init__(f"{cursor!r} is no cursor of this catalogue. Start without one, then pass `next_cursor` on.")
+        shown = cursor if len(cursor) <= 40 else cursor[:40] + "…"
+        super().__init__(
+            f"The cursor {shown!r} is not one that this catalogue gave. "
+            "Give `next_cursor` of the page before, or none for the first page."
+        )
 
 
 class BodyTooLarge(ServiceError):
@@ -137,7 +143,7 @@ class MissingKey(ServiceError):
     slug = "missing-key"
 
     def __init__(self) -> None:
-        super().__init__("This service wants a key that it knows, in `X-API-Key` or as `Authorization: Bearer`.")
+        super().__init__("Give a key that this service knows, in `X-API-Key` or as `Authorization: Bearer`.")
 
 
 class ReadOnlyKey(ServiceError):
@@ -146,3 +152,37 @@ class ReadOnlyKey(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalogue.")
+
+
+class StoreUnavailable(ServiceError):
+    """Redis cannot take the call now; the same call may succeed in a moment."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "store-unavailable"
+    retry_after_s = 2
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} What was not acknowledged can safely be sent again.")
+
+
+class StoreFault(ServiceError):
+    """Redis answers, but not as a Redis that holds only our keys would. Waiting does not mend it."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    slug = "store-fault"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Redis refused a command that the catalogue needs. The service's log has Redis' own words; "
+            "usually another program writes under the same keys, or the server is older than Redis 7."
+        )
+
+
+class ItemChanged(ServiceError):
+    status = HTTPStatus.CONFLICT
+    slug = "item-changed"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(
+            f"The item {item_id!r} was changed by somebody else meanwhile. Send the request again."
+        )

@@ -1,0 +1,282 @@
+"""This replica's view of the catalogue: trie, item maps, and the follower that keeps them level with the log.
+
+Only the event loop's thread edits it. The recommender's thread reads `catalog.trie.tables` and nothing else.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from operator import itemgetter
+
+import numpy as np
+
+from service.contract import Codes, Sid, SidSpec
+from service.errors import StoreFault, StoreUnavailable
+from service.store import Change, ItemStore, TrieEntry
+from service.trie import CountTrie
+
+log = logging.getLogger(__name__)
+
+BLOCK_MS = 1_000  # how long one read waits for a change; also how soon a flushed Redis is noticed
+FIRST_BACKOFF_S = 0.05
+MAX_BACKOFF_S = 2.0
+SLOT_BITS = 16
+
+
+class Catalog:
+    """Which item has which sid.
+
+    A sid is kept as one integer, its full prefix followed by 16 bits of slot, so sids sort in trie order.
+    """
+
+    def __init__(self, spec: SidSpec, popularity: Mapping[str, float] | None = None) -> None:
+        self.spec = spec
+        self.trie = CountTrie(spec)
+        self.version = 0  # of the log: every change up to here is in
+        self._sid_of: dict[str, int] = {}
+        self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
+        counts = popularity or {}
+        self._ranking = sorted(counts, key=lambda item_id: (-counts[item_id], item_id))
+
+    @classmethod
+    def from_entries(cls, spec: SidSpec, entries: Sequence[TrieEntry]) -> "Catalog":
+        """Build at once. Of an item that comes twice the last counts: it moved while they were read."""
+        catalog = cls(spec)
+        sid_of = {entry.item_id: catalog._pack(entry.sid) for entry in entries}
+        for item_id, packed in sorted(sid_of.items(), key=itemgetter(1)):
+            catalog._items_of.setdefault(packed >> SLOT_BITS, []).append(item_id)
+        prefix = np.fromiter(sid_of.values(), dtype=np.int64, count=len(sid_of)) >> SLOT_BITS  # [item]
+        codes = np.empty((len(prefix), spec.num_levels), dtype=np.int64)  # [item, level]
+        for level in reversed(range(spec.num_levels)):
+            prefix, codes[:, level] = np.divmod(prefix, spec.levels[level])
+        catalog._sid_of = sid_of
+        catalog.trie = CountTrie.from_codes(spec, codes)
+        return catalog
+
+    def adopt(self, other: "Catalog") -> None:
+        """Take over the contents of `other`, not to be used afterwards. Readers see all or nothing."""
+        self._sid_of, self._items_of = other._sid_of, other._items_of
+        self.trie, self.version = other.trie, other.version
+
+    @property
+    def num_items(self) -> int:
+        return len(self._sid_of)
+
+    def sid_of(self, item_id: str) -> Sid | None:
+        packed = self._sid_of.get(item_id)
+        if packed is None:
+            return None
+        return Sid(self.spec.codes_of(packed >> SLOT_BITS), packed & ((1 << SLOT_BITS) - 1))
+
+    def items_at(self, codes: Codes) -> list[str]:
+        """The items with these codes, by slot."""
+        return list(self._items_of.get(self.spec.prefixes(codes)[-1], ()))
+
+    def put(self, item_id: str, sid: Sid) -> None:
+        """Give the item this sid, in place of the one it had. O(levels). Safe to repeat."""
+        packed, held = self._pack(sid), self._sid_of.get(item_id)
+        if packed == held:
+            return
+        # The new place before the old one goes, so that no reader misses an item that only moves.
+        self.trie.insert(sid.codes)
+        if held is not None:
+            self._remove(item_id, held)
+        self._sid_of[item_id] = packed
+        insort(self._items_of.setdefault(packed >> SLOT_BITS, []), item_id, key=self._sid_of.__getitem__)
+
+    def drop(self, item_id: str) -> None:
+        """Take the item away. An absent one changes nothing."""
+        held = self._sid_of.get(item_id)
+        if held is not None:
+            self._remove(item_id, held)
+            del self._sid_of[item_id]
+
+    def popular(self, limit: int, exclude: AbstractSet[str] = frozenset()) -> list[str]:
+        """Up to `limit` living items: by popularity, then those of unknown popularity in trie order."""
+        found: list[str] = []
+        seen = set(exclude)
+        for item_id in self._by_popularity():
+            if len(found) >= limit:
+                break
+            if item_id not in seen:
+                seen.add(item_id)
+                found.append(item_id)
+        return found
+
+    def _by_popularity(self) -> Iterator[str]:
+        yield from (item_id for item_id in self._ranking if item_id in self._sid_of)
+        for prefix in self._living_prefixes(0, 0):
+            yield from self._items_of.get(prefix, ())
+
+    def _living_prefixes(self, parent: int, level: int) -> Iterator[int]:
+        """Full prefixes below `parent` that have items, in trie order; reads no more than is asked for."""
+        num_codes = self.spec.levels[level]
+        first = parent * num_codes
+        for code in np.flatnonzero(self.trie.tables[level][first : first + num_codes]):
+            if level == self.spec.num_levels - 1:
+                yield first + int(code)
+            else:
+                yield from self._living_prefixes(first + int(code), level + 1)
+
+    def _remove(self, item_id: str, held: int) -> None:
+        prefix = held >> SLOT_BITS
+        self.trie.delete(self.spec.codes_of(prefix))
+        items = self._items_of[prefix]
+        place = bisect_left(items, held, key=self._sid_of.__getitem__)
+        while items[place] != item_id:  # two items hold one slot only while a log is replayed
+            place += 1
+        del items[place]
+        if not items:
+            del self._items_of[prefix]
+
+    def _pack(self, sid: Sid) -> int:
+        return self.spec.prefixes(sid.codes)[-1] << SLOT_BITS | sid.slot
+
+
+class _LogBroken(Exception):
+    """The log does not go on where this replica stands, so the catalogue must be loaded anew."""
+
+
+class CatalogFollower:
+    """Keeps a catalogue level with Redis. Without Redis the catalogue stays as it is, and this says so."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: ItemStore,
+        *,
+        block_ms: int = BLOCK_MS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.catalog = catalog
+        self.num_loads = 0  # over one: the log was trimmed before it was read, or Redis lost data
+        self._store = store
+        self._block_ms = block_ms
+        self._clock = clock
+        self._mark = ""  # of the change that made the catalogue's version
+        self._needs_load = True
+        self._is_level = False
+        self._level_at: float | None = None
+        self._moved = asyncio.Condition()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.num_loads > 0
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether changes may go unseen: nothing is loaded yet, or Redis does not answer, or it lost data."""
+        return not self._is_level
+
+    @property
+    def stale_for_s(self) -> float:
+        """Seconds since the catalogue last had every change; 0 while it follows, infinite before a load."""
+        if self._is_level:
+            return 0.0
+        return math.inf if self._level_at is None else self._clock() - self._level_at
+
+    async def load(self) -> None:
+        """Read the whole catalogue into fresh tables and swap them in. Raises StoreUnavailable."""
+        start = self._clock()
+        while True:
+            try:
+                fresh, mark = await self._read_all()
+                break
+            except _LogBroken as error:
+                log.warning("the log broke off while the catalogue was read (%s); reading again", error)
+        self.catalog.adopt(fresh)
+        self._mark, self._needs_load = mark, False
+        self.num_loads += 1
+        await self._now_level()
+        log.info(
+            "loaded %d items in %.2f s, version %d", fresh.num_items, self._clock() - start, fresh.version
+        )
+
+    async def run(self) -> None:
+        """Follow the log until cancelled; loads first where `load` was not called."""
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                if self._needs_load:
+                    await self.load()
+                await self._check_position()
+                backoff_s = FIRST_BACKOFF_S
+                while True:
+                    await self._follow()
+            except _LogBroken as error:
+                log.warning("cannot go on from version %d (%s); loading again", self.catalog.version, error)
+                self._needs_load, self._is_level = True, False
+            except (StoreUnavailable, StoreFault) as error:
+                if self._is_level:
+                    log.warning("lost Redis at version %d, serving on: %s", self.catalog.version, error)
+                self._is_level = False
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # replicas must not return as one
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    async def wait_for(self, version: int, timeout_s: float) -> bool:
+        """Wait until the catalogue has this version. False where that took longer."""
+        if self.catalog.version >= version:
+            return True
+        try:
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self.catalog.version >= version)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _read_all(self) -> tuple[Catalog, str]:
+        """A fresh catalogue and its mark."""
+        version, mark = await self._store.position()  # before the first page: what changes later is replayed
+        entries: list[TrieEntry] = []
+        async for page in self._store.snapshot():
+            entries += page
+        fresh = await asyncio.to_thread(Catalog.from_entries, self.catalog.spec, entries)
+        fresh.version = version
+        while changes := await self._store.changes(fresh.version):
+            mark = _replay(fresh, mark, changes)
+        return fresh, mark
+
+    async def _follow(self) -> None:
+        changes = await self._store.changes(self.catalog.version, self._block_ms)
+        if changes:
+            self._mark = _replay(self.catalog, self._mark, changes)
+            await self._now_level()
+        else:
+            await self._check_position()
+
+    async def _check_position(self) -> None:
+        """A flushed or restored Redis gives no changes to read; its position shows that it is another one."""
+        version, mark = await self._store.position()
+        if version < self.catalog.version:
+            raise _LogBroken(f"the log is at version {version}")
+        if version == self.catalog.version and mark != self._mark:
+            raise _LogBroken("the log has another change of this version")
+        if version == self.catalog.version:
+            await self._now_level()
+
+    async def _now_level(self) -> None:
+        self._is_level, self._level_at = True, self._clock()
+        async with self._moved:
+            self._moved.notify_all()
+
+
+def _replay(catalog: Catalog, mark: str, changes: Sequence[Change]) -> str:
+    """Apply changes that must follow on the one with `mark`; gives the mark of the last."""
+    for change in changes:
+        if change.op == "unreadable":
+            raise _LogBroken(f"change {change.version} cannot be read")
+        if change.version != catalog.version + 1:
+            raise _LogBroken(f"the next change in the log is {change.version}")
+        if change.after != mark:
+            raise _LogBroken(f"change {change.version} follows another history")
+        if change.op == "put":
+            catalog.put(change.item_id, change.sid)
+        else:
+            catalog.drop(change.item_id)
+        catalog.version, mark = change.version, change.mark
+    return mark

@@ -1,0 +1,23 @@
+-- Take one item out of items, codes, trie and log at once. Safe to repeat.
+--
+-- KEYS as in put.lua
+-- ARGV[1] item id   ARGV[2] mark for the log   ARGV[3] how many changes the log keeps
+-- ARGV[4] '1' to spare an item that exists: take only codes whose item was dropped under another tokenizer
+--
+-- Returns {1 if the item existed else 0, version}.
+local items, codes_of, trie, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id = ARGV[1]
+local HASH_LENGTH = 32
+
+local version, after = last_change(log)
+local existed, held = redis.call('HEXISTS', items, id), redis.call('HGET', codes_of, id)
+if existed == 1 and ARGV[4] == '1' then return {existed, version} end
+-- HDEL and ZREM are allowed when memory is full, and after them XADD is: dropping is the way out.
+if existed == 1 then redis.call('HDEL', items, id) end
+if held then
+  local sid = string.sub(held, 1, -HASH_LENGTH - 1)
+  redis.call('HDEL', codes_of, id)
+  redis.call('ZREM', trie, sid .. id)
+  version = append(log, version, after, ARGV[2], ARGV[3], 'drop', id, sid)
+end
+return {existed, version}

@@ -1,0 +1,31 @@
+-- Put before put.lua and drop.lua: the log of changes.
+--
+-- The log is a stream. Its ids are the catalogue's versions, 1-0, 2-0, 3-0, … without gaps, so a reader that
+-- misses a number knows that the log was trimmed. Each entry has a random `mark` and, in `after`, the mark of the
+-- entry before it, so a reader also notices when Redis lost its last changes and went on with others.
+
+-- Returns the log's version and mark: 0 and '' for a new log.
+local function last_change(log)
+  local version, mark = 0, ''
+  if redis.call('EXISTS', log) == 0 then return version, mark end
+  local info, last_id = redis.call('XINFO', 'STREAM', log), nil
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      last_id = info[i + 1]
+      version = tonumber(string.match(last_id, '^%d+'))
+    elseif info[i] == 'last-entry' and info[i + 1] and info[i + 1][1] == last_id then
+      local fields = info[i + 1][2]
+      for j = 1, #fields, 2 do
+        if fields[j] == 'mark' then mark = fields[j + 1] end
+      end
+    end
+  end
+  return version, mark
+end
+
+-- Returns the new version. Trimming is approximate and leaves the newest entries.
+local function append(log, version, after, mark, log_length, op, item_id, sid)
+  redis.call('XADD', log, 'MAXLEN', '~', log_length, string.format('%.0f-0', version + 1),
+    'op', op, 'id', item_id, 'sid', sid, 'after', after, 'mark', mark)
+  return version + 1
+end

@@ -1,0 +1,73 @@
+-- Give one item a Semantic ID of its own; keep items, codes, trie and log in step. Safe to repeat.
+--
+-- KEYS[1] hash    item id -> content hash (32 characters), space, the item as JSON
+-- KEYS[2] hash    item id -> sid, content hash of the text that the sid was read from
+-- KEYS[3] zset    sid .. item id, all scores 0
+-- KEYS[4] stream  the log, see log.lua
+-- A sid is its codes and its slot, each as 2 bytes, big-endian.
+--
+-- ARGV[1] item id
+-- ARGV[2] the value for KEYS[1]; or the content hash alone, to give codes to the item as it is there
+-- ARGV[3] the codes; or '' to keep the sid that is held
+-- ARGV[4] number of slots   ARGV[5] mark for the log   ARGV[6] how many changes the log keeps
+--
+-- Returns {status, sid, version}:
+--   unchanged  nothing was to do          created  a new item
+--   updated    same sid, other item       moved    new sid; the old one is free again
+--   changed    nothing was done: the item's text is not the one that the caller read
+--   full       nothing was done: every slot of these codes is taken
+local HASH_LENGTH = 32
+local SLOT = '>I2'
+local items, codes_of, trie, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, value, codes = ARGV[1], ARGV[2], ARGV[3]
+local num_slots = tonumber(ARGV[4])
+
+-- Slots at one code ascend without repeats, so the i-th is i up to the first gap and greater after it.
+local function smallest_free_slot()
+  local from, to = '[' .. codes, '(' .. codes .. '\255\255'
+  local high = redis.call('ZLEXCOUNT', trie, from, to)
+  if high == 0 then return 0 end
+  local first = redis.call('ZRANGE', trie, from, to, 'BYLEX', 'LIMIT', 0, 1)[1]
+  local rank, low = redis.call('ZRANK', trie, first), 0
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local member = redis.call('ZRANGE', trie, rank + middle, rank + middle)[1]
+    if struct.unpack(SLOT, member, #codes + 1) == middle then low = middle + 1 else high = middle end
+  end
+  return low
+end
+
+-- All reads come first: an error in one of them leaves everything as it was.
+local version, after = last_change(log)
+local item, held = redis.call('HGET', items, id), redis.call('HGET', codes_of, id)
+local hash = string.sub(value, 1, HASH_LENGTH)
+if #value == HASH_LENGTH then
+  if not item or string.sub(item, 1, HASH_LENGTH) ~= hash then return {'changed', '', version} end
+  value = item
+end
+
+local held_sid = held and string.sub(held, 1, -HASH_LENGTH - 1)
+local sid
+if held and string.sub(held, -HASH_LENGTH) == hash then
+  if item == value then return {'unchanged', held_sid, version} end
+  sid = held_sid
+elseif codes == '' then
+  return {'changed', '', version}
+elseif held and string.sub(held_sid, 1, #codes) == codes then
+  sid = held_sid  -- another text, read as the same codes
+else
+  local slot = smallest_free_slot()
+  if slot >= num_slots then return {'full', '', version} end
+  sid = codes .. struct.pack(SLOT, slot)
+end
+
+-- HSET is refused when memory is full, and a script's first write decides for all of them.
+redis.call('HSET', items, id, value)
+redis.call('HSET', codes_of, id, sid .. hash)
+if sid ~= held_sid then
+  if held then redis.call('ZREM', trie, held_sid .. id) end
+  redis.call('ZADD', trie, 0, sid .. id)
+end
+version = append(log, version, after, ARGV[5], ARGV[6], 'put', id, sid)
+if not held then return {'created', sid, version} end
+return {sid == held_sid and 'updated' or 'moved', sid, version}

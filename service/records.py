@@ -1,0 +1,187 @@
+"""What the store takes and gives, and how it is spelled in Redis' bytes. Pure.
+
+A value that is not ours is skipped and counted, never fatal: one of them must not stop a catalogue.
+"""
+
+import base64
+import json
+import logging
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from service.contract import Codes, Sid, SidSpec
+from service.errors import InvalidCursor
+
+log = logging.getLogger(__name__)
+
+HASH_LENGTH = 32
+
+T = TypeVar("T")
+Status = Literal["created", "moved", "updated", "unchanged"]
+
+
+@dataclass(frozen=True)
+class ItemRecord:
+    item_id: str
+    content_hash: str  # 32 characters; of the text that the tokenizer reads
+    item: Mapping[str, Any]  # as posted, with its item_id
+
+
+@dataclass(frozen=True)
+class PutResult:
+    item_id: str
+    sid: Sid
+    status: Status
+    version: int  # a replica that has seen this version of the catalogue knows the item
+
+
+@dataclass(frozen=True)
+class DropResult:
+    item_id: str
+    existed: bool
+    version: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """An item's sid, and the hash of the text that it was read from."""
+
+    content_hash: str
+    sid: Sid
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    item_id: str
+    item: dict[str, Any]
+    sid: Sid
+
+
+class Page(NamedTuple):
+    items: list[StoredItem]
+    next_cursor: str | None  # None after the last page
+
+
+class TrieEntry(NamedTuple):
+    item_id: str
+    sid: Sid
+
+
+class Position(NamedTuple):
+    """Where the log stands. The same version with another mark is another history: Redis lost changes."""
+
+    version: int
+    mark: str
+
+
+class Change(NamedTuple):
+    version: int
+    op: Literal["put", "drop", "unreadable"]
+    item_id: str
+    sid: Sid
+    after: str  # mark of the change before this one
+    mark: str
+
+
+class RecordCodec:
+    """Reads and writes the values that lua/put.lua describes; counts those that it cannot read."""
+
+    def __init__(self, spec: SidSpec) -> None:
+        self._spec = spec
+        self._codes = struct.Struct(f">{spec.num_levels}H")
+        self._sid = struct.Struct(f">{spec.num_levels + 1}H")
+        self.num_unreadable = 0
+
+    def pack_codes(self, codes: Codes) -> bytes:
+        self._spec.check(codes)
+        return self._codes.pack(*codes)
+
+    def pack_item(self, record: ItemRecord) -> bytes:
+        # Sorted, so that the same fields in another order are the same item.
+        text = json.dumps(record.item, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return self.pack_hash(record) + b" " + to_bytes(text)
+
+    def pack_hash(self, record: ItemRecord) -> bytes:
+        packed = record.content_hash.encode("ascii")
+        if len(packed) != HASH_LENGTH:
+            raise ValueError(f"a content hash has {HASH_LENGTH} characters, got {record.content_hash!r}")
+        return packed
+
+    def pack_cursor(self, member: bytes) -> str:
+        return base64.urlsafe_b64encode(member).decode().rstrip("=")
+
+    def unpack_sid(self, raw: bytes) -> Sid:
+        *codes, slot = self._sid.unpack(raw)
+        self._spec.check(tuple(codes))
+        return Sid(tuple(codes), slot)
+
+    def read_cursor(self, cursor: str | None) -> bytes | None:
+        """The member that the cursor names. Raises InvalidCursor."""
+        if cursor is None:
+            return None
+        try:
+            padded = cursor + "=" * (-len(cursor) % 4)
+            member = base64.b64decode(padded, altchars=b"-_", validate=True)
+            self.unpack_sid(member[: self._sid.size])
+        except (ValueError, struct.error) as error:
+            raise InvalidCursor(cursor) from error
+        return member
+
+    def read_member(self, member: bytes) -> TrieEntry | None:
+        size = self._sid.size
+        return self._readable(
+            "the trie", member, lambda: TrieEntry(to_str(member[size:]), self.unpack_sid(member[:size]))
+        )
+
+    def read_held(self, value: bytes) -> Held | None:
+        def read() -> Held:
+            return Held(value[-HASH_LENGTH:].decode("ascii"), self.unpack_sid(value[:-HASH_LENGTH]))
+
+        return self._readable("the codes", value, read)
+
+    def read_item(self, item_id: str, value: bytes) -> ItemRecord | None:
+        def read() -> ItemRecord:
+            item = json.loads(to_str(value[HASH_LENGTH:]))
+            if not isinstance(item, dict):
+                raise ValueError("not a JSON object")
+            return ItemRecord(item_id, value[:HASH_LENGTH].decode("ascii"), item)
+
+        return self._readable("the items", value, read)
+
+    def read_change(self, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
+        version = version_of(entry_id)
+
+        def read() -> Change:
+            op = _OPS[fields[b"op"]]
+            sid = self.unpack_sid(fields[b"sid"])
+            after, mark = fields[b"after"].decode(), fields[b"mark"].decode()
+            return Change(version, op, to_str(fields[b"id"]), sid, after, mark)
+
+        found = self._readable("the log", entry_id, read)
+        return found or Change(version, "unreadable", "", Sid((), 0), "", "")
+
+    def _readable(self, where: str, value: bytes, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except (ValueError, KeyError, struct.error) as error:
+            self.num_unreadable += 1
+            log.warning("%s: a value that is not ours, skipped: %r (%s)", where, value[:80], error)
+            return None
+
+
+_OPS: dict[bytes, Literal["put", "drop"]] = {b"put": "put", b"drop": "drop"}
+
+
+def version_of(entry_id: bytes) -> int:
+    return int(entry_id.split(b"-")[0])
+
+
+# JSON can spell a lone surrogate, which is no Unicode; it must come back as it was, not as an error.
+def to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def to_str(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")

@@ -1,0 +1,140 @@
+"""How the store calls Redis: calls that all end, errors that a client may see, scripts by their hash."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from service.errors import GlyphrecError, ServiceError, StoreFault, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+RESPONSE_TIMEOUT_S = 2.0  # of one reply; a blocking read must ask for less
+NUM_CONNECTIONS = 32  # more callers than that wait for one
+PIPELINE_LENGTH = 250  # calls in one round trip; packing them holds up the event loop for some ms
+LUA = Path(__file__).parent / "lua"
+
+T = TypeVar("T")
+
+# By class where redis-py has one, else by the first word of Redis' reply.
+_REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
+    AuthenticationError: "Redis refuses the password in REDIS_URL.",
+    NoPermissionError: "Redis refuses this to the user in REDIS_URL.",
+    BusyLoadingError: "Redis is still loading its data.",
+    OutOfMemoryError: "Redis is out of memory: delete items or raise its maxmemory.",
+    ReadOnlyError: "This Redis is a read-only copy; a failover may be under way.",
+    MasterDownError: "This Redis has lost its primary.",
+    ClusterDownError: "The Redis cluster is down.",
+    TryAgainError: "The Redis cluster is moving the catalogue's keys.",
+    "MISCONF": "Redis cannot write to its disk.",
+    "NOREPLICAS": "Redis misses the replicas that it must write to.",
+    "BUSY": "Redis is busy with another program's script.",
+}
+
+
+def connect(url: str) -> Redis:
+    """A client with a timeout on every reply and one retry of a lost connection. Close it with aclose()."""
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            protocol=2,
+            max_connections=NUM_CONNECTIONS,
+            timeout=RESPONSE_TIMEOUT_S,
+            socket_timeout=RESPONSE_TIMEOUT_S,
+            socket_connect_timeout=RESPONSE_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),
+            client_name="glyphrec",
+        )
+    except ValueError as error:
+        raise GlyphrecError(
+            "REDIS_URL: not understood. Give redis://host:port/0, rediss://… or unix:///path."
+        ) from error
+    return Redis.from_pool(pool)
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """What redis-py raises becomes an error that a client may see; Redis' own words go to the log only."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise translate(error) from error
+
+
+def translate(error: Exception) -> ServiceError:
+    log.warning("Redis: %s: %s", type(error).__name__, error)
+    for kind, reason in _REFUSED_FOR_NOW.items():
+        if str(error).startswith(kind) if isinstance(kind, str) else isinstance(error, kind):
+            return StoreUnavailable(reason)
+    if isinstance(error, ResponseError):
+        return StoreFault()
+    return StoreUnavailable("Redis does not answer.")
+
+
+class Script:
+    """One file of lua/ with log.lua before it, called by its hash."""
+
+    def __init__(self, name: str) -> None:
+        parts = [(LUA / file).read_text(encoding="utf-8") for file in ("log.lua", f"{name}.lua")]
+        self._source = "\n".join(parts)
+        self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, redis: Redis, keys: Sequence[str], calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """Run once for each of `calls`. A reply is what the script returned, or a ServiceError.
+
+        Raises StoreUnavailable where Redis took none of them.
+        """
+        replies: list[Any] = []
+        for chunk in chunks(calls, PIPELINE_LENGTH):
+            try:
+                replies += await self._run_chunk(redis, keys, chunk)
+            except StoreUnavailable as error:
+                replies += [error] * (len(calls) - len(replies))
+                break
+        if replies and all(isinstance(reply, StoreUnavailable) for reply in replies):
+            raise replies[0]
+        return replies
+
+    async def _run_chunk(
+        self, redis: Redis, keys: Sequence[str], calls: Sequence[Sequence[Any]]
+    ) -> list[Any]:
+        replies = await self._evalsha(redis, keys, calls)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # the first call of all, or Redis has restarted
+            with redis_errors():
+                await redis.script_load(self._source)
+            again = await self._evalsha(redis, keys, [calls[i] for i in unknown])
+            for i, reply in zip(unknown, again, strict=True):
+                replies[i] = reply
+        return [translate(reply) if isinstance(reply, RedisError) else reply for reply in replies]
+
+    async def _evalsha(self, redis: Redis, keys: Sequence[str], calls: Sequence[Sequence[Any]]) -> list[Any]:
+        with redis_errors():
+            async with redis.pipeline(transaction=False) as pipe:
+                for args in calls:
+                    pipe.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
+                return await pipe.execute(raise_on_error=False)
+
+
+def chunks(values: Sequence[T], length: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), length):
+        yield values[start : start + length]
