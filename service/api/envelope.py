@@ -1,0 +1,114 @@
+"""What surrounds every request: its id, key, bound on the body, timing, and a last resort for failures."""
+
+import asyncio
+import logging
+import re
+from time import perf_counter
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import RefusedBody, internal_problem, problem_response
+from service.api.security import Guard
+from service.errors import BodyTooLarge, BodyTooSlow, ServiceError
+from service.metrics import Metrics, Stages
+
+log = logging.getLogger("glyphrec")
+access_log = logging.getLogger("glyphrec.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # safe in a header and in a log line
+
+
+class Envelope:
+    """A pure ASGI middleware. Handlers find `request_id` and `stages` in `request.state`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        guard: Guard,
+        metrics: Metrics,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        log_requests: bool,
+    ) -> None:
+        self._app = app
+        self._guard = guard
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._log_requests = log_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_at = perf_counter()
+        headers = Headers(scope=scope)
+        given_id = headers.get("x-request-id", "")
+        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid4().hex
+        stages = Stages()
+        scope.setdefault("state", {}).update(request_id=request_id, stages=stages)
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answer_headers = MutableHeaders(scope=message)
+                answer_headers["X-Request-ID"] = request_id
+                answer_headers["Server-Timing"] = stages.header(perf_counter() - started_at)
+            await send(message)
+
+        with self._metrics.http_in_flight.track_inprogress():
+            try:
+                self._guard.check(scope["method"], scope["path"], headers)
+                self._check_length(headers)
+                await self._app(scope, self._bounded(receive), send_with_headers)
+            except ServiceError as error:
+                answer = problem_response(error, instance=scope["path"], request_id=request_id)
+                await answer(scope, receive, send_with_headers)
+            except Exception:  # outermost loop: a client gets an answer whatever happened
+                log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+                if status:
+                    raise  # half an answer is out; only closing the connection can say so
+                answer = internal_problem(instance=scope["path"], request_id=request_id)
+                await answer(scope, receive, send_with_headers)
+            finally:
+                # A client that left before its answer counts as 499, as nginx has it.
+                self._note(scope, request_id, status or 499, perf_counter() - started_at)
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_body_bytes:
+            raise BodyTooLarge(self._max_body_bytes)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """`receive` that refuses a body which is longer than it said, or that stops coming."""
+        num_bytes, more = 0, True
+
+        async def bounded() -> Message:
+            nonlocal num_bytes, more
+            if not more:  # what comes now is the end of the connection, which may take its time
+                return await receive()
+            try:
+                async with asyncio.timeout(self._body_timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                raise RefusedBody(BodyTooSlow(self._body_timeout_s)) from None
+            num_bytes += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if num_bytes > self._max_body_bytes:
+                raise RefusedBody(BodyTooLarge(self._max_body_bytes))
+            return message
+
+        return bounded
+
+    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.observe_http(route, scope["method"], status, seconds)
+        if self._log_requests:
+            access_log.info(
+                "%s %s %d %.1f ms %s", scope["method"], scope["path"], status, 1000 * seconds, request_id
+            )

@@ -1,0 +1,167 @@
+"""The routes under /items: HTTP shapes only; the flow is service/indexing.py.
+
+An item id is any text, so it may hold slashes; the routes with something after the id come first.
+"""
+
+from io import BytesIO
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Path, Query, Request, Response
+from PIL import Image
+
+from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
+from service.api.problems import problem_of
+from service.api.schemas import (
+    Deleted,
+    ItemPage,
+    ItemResult,
+    ItemsBody,
+    ItemsRequest,
+    ItemsResponse,
+    Neighbour,
+    PatchedItem,
+    SimilarResponse,
+    StoredItemOut,
+)
+from service.errors import InvalidItem, ItemNotFound, TooManyItems
+from service.indexing import Outcome
+from service.items import MAX_ID_CHARS, check_item_id, merge
+from service.neighbours import neighbours
+from service.records import StoredItem
+from service.render import item_text, render_text
+
+router = APIRouter(tags=["items"])
+
+ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
+Limit = Annotated[int, Query(ge=1, le=1_000)]
+
+
+@router.post("/items", dependencies=[JSON_ONLY])
+async def put_items(
+    body: ItemsBody, request: Request, parts: PartsDep, serving: ServingDep, stages: StagesDep
+) -> ItemsResponse:
+    """Add or replace items. Each has an outcome of its own, in order; a bad one harms no other.
+
+    The answer is 200 also where some items failed; a bare item that fails is answered with its own problem.
+    """
+    items = body.items if isinstance(body, ItemsRequest) else [body]
+    if len(items) > serving.settings.max_items_per_request:
+        raise TooManyItems(len(items), serving.settings.max_items_per_request)
+    indexed = await parts.indexer.index(items, stages)
+    if not isinstance(body, ItemsRequest) and (error := indexed.outcomes[0].error):
+        raise error
+    results = [_result(outcome, request) for outcome in indexed.outcomes]
+    return ItemsResponse(items=results, catalog_version=indexed.version)
+
+
+@router.get("/items")
+async def list_items(
+    parts: PartsDep,
+    cursor: Annotated[
+        str | None, Query(max_length=2_000, description="`next_cursor` of the page before")
+    ] = None,
+    limit: Limit = 100,
+) -> ItemPage:
+    """All items in trie order, page by page: neighbours look alike to the tokenizer."""
+    page = await parts.store.page(cursor, limit)
+    return ItemPage(items=[_stored(item) for item in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/items/{item_id:path}/similar")
+async def similar_items(
+    item_id: ItemIdPath, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=100)] = 10
+) -> SimilarResponse:
+    """The items whose codes share most with this one's: longest common prefix first, then popular ones."""
+    catalog = parts.catalog
+    sid = catalog.sid_of(item_id)
+    if sid is None:
+        raise ItemNotFound(item_id)
+    found = neighbours(catalog, parts.popularity, item_id, limit)
+    return SimilarResponse(
+        item_id=item_id,
+        semantic_id=str(sid),
+        items=[
+            Neighbour(item_id=each.item_id, semantic_id=str(each.sid), shared_levels=each.shared_levels)
+            for each in found
+        ],
+        catalog_version=catalog.version,
+    )
+
+
+@router.get("/items/{item_id:path}/image", response_class=Response)
+async def item_image(item_id: ItemIdPath, parts: PartsDep, serving: ServingDep) -> Response:
+    """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
+    stored = await _find(parts, item_id)
+    render = serving.manifest.render
+    strips = render_text(item_text(stored.item, render), render).strips  # [strip, height, width]
+    png = BytesIO()
+    Image.fromarray(np.concatenate(list(strips))).save(png, format="PNG")
+    return Response(png.getvalue(), media_type="image/png")
+
+
+@router.get("/items/{item_id:path}")
+async def get_item(item_id: ItemIdPath, parts: PartsDep) -> StoredItemOut:
+    return _stored(await _find(parts, item_id))
+
+
+@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY])
+async def patch_item(
+    item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, stages: StagesDep
+) -> PatchedItem:
+    """Replace some fields; null removes one. The item is read anew only where its text changed.
+
+    Two patches of one item at the same moment are not merged: the later one wins.
+    """
+    if body.get("item_id", item_id) != item_id:
+        raise InvalidItem("item_id", "cannot be changed. DELETE the item and POST it under its new id")
+    stored = await _find(parts, item_id)
+    merged = merge(stored.item, {**body, "item_id": item_id})
+    indexed = await parts.indexer.index([merged], stages)
+    outcome = indexed.outcomes[0]
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.sid is not None
+    assert outcome.status != "failed"
+    return PatchedItem(
+        item=merged,
+        semantic_id=str(outcome.sid),
+        codes=list(outcome.sid.codes),
+        status=outcome.status,
+        catalog_version=indexed.version,
+    )
+
+
+@router.delete("/items/{item_id:path}")
+async def delete_item(item_id: ItemIdPath, parts: PartsDep) -> Deleted:
+    """Take an item away; the next search on this replica does not know it any more."""
+    version = await parts.indexer.drop(check_item_id(item_id))
+    if version is None:
+        raise ItemNotFound(item_id)
+    return Deleted(item_id=item_id, catalog_version=version)
+
+
+async def _find(parts: PartsDep, item_id: str) -> StoredItem:
+    stored = await parts.store.get(check_item_id(item_id))
+    if stored is None:
+        raise ItemNotFound(item_id)
+    return stored
+
+
+def _stored(item: StoredItem) -> StoredItemOut:
+    return StoredItemOut(item=item.item, semantic_id=str(item.sid), codes=list(item.sid.codes))
+
+
+def _result(outcome: Outcome, request: Request) -> ItemResult:
+    error = outcome.error
+    return ItemResult(
+        item_id=outcome.item_id,
+        status=outcome.status,
+        semantic_id=str(outcome.sid) if outcome.sid else None,
+        codes=list(outcome.sid.codes) if outcome.sid else None,
+        truncated=outcome.truncated,
+        missing_characters=outcome.missing,
+        error=problem_of(error, instance=request.url.path, request_id=request.state.request_id)
+        if error
+        else None,
+    )

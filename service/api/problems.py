@@ -1,0 +1,134 @@
+"""Every error as an RFC 9457 problem document, by handlers that no route needs to know of."""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.schemas import FieldError, Problem
+from service.errors import InvalidItem, MissingKey, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+MAX_FIELD_ERRORS = 20
+
+
+class ProblemResponse(Response):
+    media_type = MEDIA_TYPE
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        # ASCII with escapes: a refused name may hold half a surrogate pair, which UTF-8 cannot carry.
+        content = json.dumps(problem.model_dump()).encode("ascii")
+        super().__init__(content, status_code=problem.status, headers=dict(headers or {}))
+
+
+class RefusedBody(HTTPException):
+    """Takes a ServiceError through FastAPI's reading of the body, which makes a 400 of all but these."""
+
+    def __init__(self, error: ServiceError) -> None:
+        super().__init__(error.status)
+        self.error = error
+
+
+def problem_of(error: ServiceError, *, instance: str, request_id: str) -> Problem:
+    field_errors = []
+    if isinstance(error, InvalidItem):
+        field_errors = [FieldError(field=error.field, message=str(error))]
+    return _problem(error.slug, error.status, str(error), instance, request_id, field_errors)
+
+
+def problem_response(error: ServiceError, *, instance: str, request_id: str) -> ProblemResponse:
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, MissingKey):
+        headers["WWW-Authenticate"] = 'Bearer realm="glyphrec"'
+    return ProblemResponse(problem_of(error, instance=instance, request_id=request_id), headers)
+
+
+def internal_problem(*, instance: str, request_id: str) -> ProblemResponse:
+    """Says nothing of what went wrong inside; the log does, under the same request id."""
+    detail = f"Something failed inside. The service's log says what, under the request id {request_id}."
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return ProblemResponse(_problem("internal", status, detail, instance, request_id))
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return problem_response(error, instance=request.url.path, request_id=request.state.request_id)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = error.errors()
+    instance, request_id = request.url.path, request.state.request_id
+    if details and details[0]["type"] == "json_invalid":
+        place, reason = details[0]["loc"][-1], details[0]["ctx"]["error"]
+        detail = f"The body is not JSON: {reason} at character {place}."
+        return ProblemResponse(_problem("invalid-json", HTTPStatus.BAD_REQUEST, detail, instance, request_id))
+    field_errors = [
+        FieldError(field=_path(each["loc"]), message=each["msg"]) for each in details[:MAX_FIELD_ERRORS]
+    ]
+    first = field_errors[0]
+    more = f" And {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
+    detail = f"{first.field}: {first.message}.{more} GET /docs shows what this route takes."
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return ProblemResponse(_problem("invalid-request", status, detail, instance, request_id, field_errors))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    instance, request_id = request.url.path, request.state.request_id
+    if isinstance(error, RefusedBody):
+        return problem_response(error.error, instance=instance, request_id=request_id)
+    status = HTTPStatus(error.status_code)
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists them all."
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "other methods")
+            slug, detail = (
+                "method-not-allowed",
+                f"{instance} does not take {request.method}; it takes {allowed}.",
+            )
+        case HTTPStatus.BAD_REQUEST:
+            slug, detail = "invalid-json", "The body is not JSON in UTF-8, or is nested too deep to read."
+        case _:
+            slug, detail = status.phrase.lower().replace(" ", "-"), f"{status.phrase}."
+    return ProblemResponse(_problem(slug, status, detail, instance, request_id), error.headers)
+
+
+def _problem(
+    slug: str,
+    status: HTTPStatus,
+    detail: str,
+    instance: str,
+    request_id: str,
+    errors: Sequence[FieldError] = (),
+) -> Problem:
+    return Problem(
+        type=f"urn:glyphrec:problem:{slug}",
+        title=slug.replace("-", " ").capitalize(),
+        status=status,
+        detail=detail,
+        instance=instance,
+        request_id=request_id,
+        errors=list(errors),
+    )
+
+
+def _path(loc: Sequence[Any]) -> str:
+    """`("body", "batch", "items", 3)` -> `items.3`: names as the client knows them."""
+    inner = [str(part) for part in loc if part not in ("batch", "bare")]
+    return ".".join(inner[1:] if len(inner) > 1 else inner)[:200]

@@ -1,0 +1,199 @@
+"""The shapes of requests and answers. Inputs forbid unknown fields; outputs have no defaults."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+from service.items import MAX_ID_CHARS
+
+MAX_HISTORY = 500
+MAX_EXCLUDED = 1_000
+MAX_LIMIT = 100
+
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
+
+
+class _In(BaseModel):
+    # A misspelt field or "10" for 10 is a 422, not a silent guess.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FieldError(_Out):
+    field: str = Field(description="where in the request, as a path of names")
+    message: str
+
+
+class Problem(_Out):
+    """RFC 9457. `type` is stable; everything else is for people."""
+
+    type: str = Field(examples=["urn:glyphrec:problem:item-not-found"])
+    title: str
+    status: int
+    detail: str = Field(description="what was wrong and what to do")
+    instance: str = Field(description="path of the request")
+    request_id: str
+    errors: list[FieldError]
+
+
+class Item(BaseModel):
+    """Any fields beside the id. `render.fields` of GET /info says in which order they are read."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"item_id": "a1", "title": "Oat milk"}]}
+    )
+
+    item_id: ItemId
+
+
+class ItemsRequest(_In):
+    # Every item is checked on its own, so that a bad one does not fail its neighbours.
+    items: list[Any] = Field(min_length=1, json_schema_extra={"items": {"$ref": "#/components/schemas/Item"}})
+
+
+def _bare_or_batch(body: Any) -> str:
+    return "bare" if isinstance(body, dict) and "item_id" in body else "batch"
+
+
+ItemsBody = Annotated[
+    Annotated[ItemsRequest, Tag("batch")] | Annotated[dict[str, Any], Tag("bare")],
+    Discriminator(_bare_or_batch),
+]
+
+
+class ItemResult(_Out):
+    item_id: str | None = Field(description="null where the posted item had no usable id")
+    status: Literal["created", "moved", "updated", "unchanged", "failed"]
+    semantic_id: str | None = Field(description="codes and slot")
+    codes: list[int] | None
+    truncated: bool | None = Field(
+        description="the text did not fit its picture; null where it was not read now"
+    )
+    missing_characters: str | None = Field(
+        description="characters no font here can draw; null where not read now"
+    )
+    error: Problem | None
+
+
+class ItemsResponse(_Out):
+    items: list[ItemResult] = Field(description="in the order of the request")
+    catalog_version: int = Field(description="this replica serves at least this version of the catalogue")
+
+
+class StoredItemOut(_Out):
+    item: dict[str, Any] = Field(description="as it was posted, without its null fields")
+    semantic_id: str
+    codes: list[int]
+
+
+class PatchedItem(StoredItemOut):
+    status: Literal["created", "moved", "updated", "unchanged"]
+    catalog_version: int
+
+
+class ItemPage(_Out):
+    items: list[StoredItemOut] = Field(description="in trie order: neighbours look alike")
+    next_cursor: str | None
+
+
+class Deleted(_Out):
+    item_id: str
+    catalog_version: int
+
+
+class Neighbour(_Out):
+    item_id: str
+    semantic_id: str
+    shared_levels: int = Field(description="how many leading codes it has in common")
+
+
+class SimilarResponse(_Out):
+    item_id: str
+    semantic_id: str
+    items: list[Neighbour]
+    catalog_version: int
+
+
+class RecommendRequest(_In):
+    history: list[ItemId] = Field(
+        max_length=MAX_HISTORY, description="item ids, oldest first; the newest known ones count"
+    )
+    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
+    exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
+    exclude_history: bool = Field(default=True, description="never recommend what the history holds")
+    guarantee: Literal["none", "exact"] = Field(
+        default="none",
+        description="exact: widen the search until the page is proven, or the bundle's beam limit",
+    )
+
+
+class Recommendation(_Out):
+    item_id: str
+    score: float | None = Field(
+        description="log-probability; items that share codes share it; null for popular items"
+    )
+    semantic_id: str
+
+
+class RecommendResponse(_Out):
+    items: list[Recommendation] = Field(
+        description="best first, items of the same codes in slot order; popular items fill up what is left"
+    )
+    exact: bool = Field(description="the page is provably the model's best over the whole catalogue")
+    source: Literal["model", "popular"] = Field(description="popular: no item of the history is known")
+    unknown_item_ids: list[str]
+    model_version: str
+    catalog_version: int
+
+
+class CatalogInfo(_Out):
+    name: str
+    items: int
+    version: int
+    digest: str = Field(description="equal on two replicas that serve the same items")
+    stale_for_s: float = Field(description="since Redis was lost; 0 while in touch")
+
+
+class LimitsInfo(_Out):
+    items_per_request: int
+    item_chars: int
+    body_bytes: int
+    history: int
+    limit: int
+    num_beams: int
+    beam_limit: int
+
+
+class InfoResponse(_Out):
+    service_version: str
+    tokenizer_id: str
+    recommender_id: str
+    generator: str
+    config: str
+    data_name: str
+    created_at: str
+    levels: list[int]
+    history_length: int
+    render: dict[str, Any]
+    metrics: dict[str, float] = Field(description="measured on the exported graphs")
+    catalog: CatalogInfo
+    limits: LimitsInfo
+    redis: dict[str, Any] = Field(
+        description="how safe an acknowledged item is; empty while Redis is out of reach"
+    )
+
+
+class Live(_Out):
+    status: Literal["alive"]
+
+
+class Ready(_Out):
+    status: Literal["ready", "starting"]
+    phase: str = Field(description="what the start is doing, or that it is done")
+    stale: bool = Field(description="Redis is out of reach: recommendations go on, changes are refused")
+    stale_for_s: float
+    catalog_items: int
+    catalog_version: int

@@ -1,0 +1,161 @@
+"""Many awaits become one batch: whatever waits when the device falls idle is the next batch.
+
+No wait is added. All of it happens in the event loop, except `run` in the batcher's one thread: no locks.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Generic, NamedTuple, TypeVar
+
+from service.errors import Overloaded, StoppedServing
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+MAX_RETRY_AFTER_S = 60
+
+
+class Answer(NamedTuple, Generic[Result]):
+    result: Result
+    queue_s: float  # from submit to the start of its batch
+    run_s: float  # of its batch
+
+
+class BatchStats(NamedTuple):
+    num_jobs: int
+    num_units: int
+    run_s: float
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Job, Result]):
+    job: Job
+    units: int
+    future: "asyncio.Future[Answer[Result]]"
+    submitted_at: float = field(default_factory=perf_counter)
+
+
+class MicroBatcher(Generic[Job, Result]):
+    """Gives `run` lists of jobs, in order of arrival; `run` answers with one result for each.
+
+    The queue is bounded in units of work, as `units` counts them. A job larger than a whole batch runs alone.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Job]], list[Result]],
+        *,
+        name: str,
+        max_batch_units: int,
+        max_queued_units: int,
+        units: Callable[[Job], int] = lambda _job: 1,
+        observe: Callable[[BatchStats], None] = lambda _stats: None,
+    ) -> None:
+        self._run = run
+        self._name = name
+        self._max_batch_units = max_batch_units
+        self._max_queued_units = max_queued_units
+        self._units = units
+        self._observe = observe
+        self._queue: deque[_Waiting[Job, Result]] = deque()
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._s_per_unit = 0.0  # moving average; what Retry-After is reckoned from
+        self.queued_units = 0
+        self.running_units = 0
+
+    def start(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        self._worker = asyncio.create_task(self._work(self._thread), name=f"{self._name} batcher")
+
+    async def stop(self) -> None:
+        """Let the batch in hand end, and fail whatever still waits."""
+        worker, thread, self._worker, self._thread = self._worker, self._thread, None, None
+        if worker is None or thread is None:
+            return
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+        while self._queue:
+            _fail([self._queue.popleft()], StoppedServing())
+        self.queued_units = 0
+        await asyncio.to_thread(thread.shutdown)
+
+    def check_room(self, units: int = 1) -> None:
+        """Raise Overloaded where `units` more do not fit. An empty queue takes a job of any size."""
+        if self._queue and self.queued_units + units > self._max_queued_units:
+            wait_s = (self.queued_units + self.running_units) * self._s_per_unit
+            raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
+
+    async def submit(self, job: Job) -> Answer[Result]:
+        """Run the job in some batch. Raises Overloaded at once where the queue is full."""
+        if self._worker is None:
+            raise StoppedServing
+        units = self._units(job)
+        self.check_room(units)
+        waiting: _Waiting[Job, Result] = _Waiting(job, units, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self.queued_units += units
+        self._arrived.set()
+        return await waiting.future
+
+    async def _work(self, thread: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if not batch:
+                continue
+            self.running_units = sum(waiting.units for waiting in batch)
+            started_at = perf_counter()
+            try:
+                results = await loop.run_in_executor(thread, self._run, [waiting.job for waiting in batch])
+                if len(results) != len(batch):
+                    raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
+            except asyncio.CancelledError:  # stop(): nobody may wait for ever
+                _fail(batch, StoppedServing())
+                raise
+            except Exception as error:  # outermost loop: nobody may wait for ever
+                _fail(batch, error)
+                continue
+            finally:
+                run_s = perf_counter() - started_at
+                self._note(BatchStats(len(batch), self.running_units, run_s))
+                self.running_units = 0
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.future.done():  # its caller may have gone away
+                    waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
+
+    def _take(self) -> list[_Waiting[Job, Result]]:
+        """As many of the oldest jobs as one batch holds, without those whose caller has gone away."""
+        batch: list[_Waiting[Job, Result]] = []
+        units = 0
+        while self._queue:
+            waiting = self._queue[0]
+            gone = waiting.future.done()
+            if not gone and batch and units + waiting.units > self._max_batch_units:
+                break
+            self._queue.popleft()
+            self.queued_units -= waiting.units
+            if not gone:
+                batch.append(waiting)
+                units += waiting.units
+        if not self._queue:
+            self._arrived.clear()
+        return batch
+
+    def _note(self, stats: BatchStats) -> None:
+        s_per_unit = stats.run_s / max(1, stats.num_units)
+        self._s_per_unit = 0.8 * self._s_per_unit + 0.2 * s_per_unit if self._s_per_unit else s_per_unit
+        self._observe(stats)
+
+
+def _fail(batch: "list[_Waiting[Job, Result]]", error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.future.done():
+            waiting.future.set_exception(error)

@@ -1,0 +1,136 @@
+"""The `glyphrec` command. Offline subcommands register by entry point, so serving needs none of theirs."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from service.client import add_import, add_recommend
+from service.errors import GlyphrecError
+
+COMMANDS = "glyphrec.commands"
+EXTRA = "export"  # brings what the registered commands import
+
+EXIT_FAILURE = 2
+EXIT_INTERRUPTED = 130
+
+Subparsers = Any  # argparse names no public type for what add_subparsers returns
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand -> exit status: 0 done, 1 in part, 2 not at all, and why in one line on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv).parse_args(argv)
+    run: Callable[[argparse.Namespace], int | None] = args.run
+    try:
+        return run(args) or 0
+    except GlyphrecError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in {"service", "model_export"}:
+            raise  # a fault of ours, not of the installation
+        return _fail(_missing(args.command, error.name))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `glyphrec … | head`
+        sys.stderr.close()
+        return EXIT_FAILURE
+
+
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of every command; those of other packages are loaded only where `argv` may mean one of them."""
+    parser = argparse.ArgumentParser(
+        prog="glyphrec", description="Recommendations from items read as pictures, online and exported."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_serve(subparsers)
+    add_import(subparsers)
+    add_recommend(subparsers)
+    if argv and argv[0] in subparsers.choices:
+        return parser
+    for command in sorted(entry_points(group=COMMANDS), key=lambda each: each.name):
+        _add_registered(subparsers, command)
+    return parser
+
+
+def add_serve(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a bundle over HTTP",
+        description="Every other setting is an environment variable, see service/settings.py.",
+    )
+    parser.add_argument("--bundle", type=Path, help="folder that `glyphrec export --out` wrote")
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="TCP port (default 8000)")
+    parser.add_argument("--redis-url", help="default $REDIS_URL, else a server of its own under --data-dir")
+    parser.add_argument("--data-dir", type=Path, help="where that keeps its files (default .glyphrec/redis)")
+    parser.set_defaults(run=run_serve)
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """One process, one event loop, until SIGINT or SIGTERM; requests in flight are answered first."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.redis_server import redis_url_or_server
+    from service.settings import load_settings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = load_settings(
+        bundle=args.bundle, host=args.host, port=args.port, redis_url=args.redis_url, data_dir=args.data_dir
+    )
+    # uvicorn hands the signal on when it is done; the embedded server must still be stopped then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Before the event loop: what is wrong with this machine is one line then, not a failed start of uvicorn.
+    with redis_url_or_server(settings.redis_url, settings.data_dir) as redis_url:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings.model_copy(update={"redis_url": redis_url})),
+                host=settings.host,
+                port=settings.port,
+                loop="uvloop",
+                http="httptools",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            )
+        )
+        server.run()
+    return 0 if server.started else EXIT_FAILURE
+
+
+def _add_registered(subparsers: Subparsers, command: EntryPoint) -> None:
+    """A subcommand of another package. Where that cannot be imported, it shows and says what to install."""
+    try:
+        add: Callable[[Subparsers], None] = command.load()
+    except ModuleNotFoundError as error:
+        missing = error.name or command.module
+        remedy = f"needs: pip install 'glyphrec[{EXTRA}]'"
+        parser = subparsers.add_parser(command.name, help=remedy, add_help=False)
+
+        def refuse(args: argparse.Namespace) -> int:
+            return _fail(_missing(args.command, missing))
+
+        parser.add_argument("rest", nargs=argparse.REMAINDER)
+        parser.set_defaults(run=refuse)
+    else:
+        add(subparsers)
+
+
+def _missing(command: str, module: str) -> str:
+    return f"`glyphrec {command}` needs {module}, which is missing. Add it: pip install 'glyphrec[{EXTRA}]'"
+
+
+def _fail(message: str) -> int:
+    print(f"glyphrec: {message}", file=sys.stderr)
+    return EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""The subcommands that speak to a running service over HTTP: import and recommend."""
+
+import argparse
+import gzip
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from tqdm import tqdm
+
+from service.errors import GlyphrecError
+from service.settings import CLIENT_KEY
+
+TIMEOUT_S = 600.0  # a batch of long texts takes its time on a small machine
+MAX_TRIES = 30
+MAX_SHOWN_FAILURES = 20
+
+Subparsers = Any  # argparse names no public type for what add_subparsers returns
+
+
+def add_import(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("import", help="post the items of a file to a running service")
+    parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder that has one")
+    parser.add_argument(
+        "--batch", type=int, default=100, metavar="N", help="items in one request (default 100)"
+    )
+    _add_connection(parser)
+    parser.set_defaults(run=run_import)
+
+
+def add_recommend(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("recommend", help="ask a running service for the next items of a history")
+    parser.add_argument(
+        "history", nargs="*", metavar="ITEM_ID", help="oldest first; none asks for popular items"
+    )
+    parser.add_argument("--limit", type=int, default=10, metavar="N", help="items to show (default 10)")
+    parser.add_argument("--exact", action="store_true", help="widen the search until the page is proven")
+    parser.add_argument("--json", action="store_true", help="print the answer as it came")
+    _add_connection(parser)
+    parser.set_defaults(run=run_recommend)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Post all items. 1 where some of them failed; each failure is named on stderr."""
+    if args.batch < 1:
+        raise GlyphrecError(f"--batch {args.batch}: at least one item must be in a request")
+    path = find_items(args.source)
+    lines = list(
+        read_items(path)
+    )  # all of it first, so that a broken line is found before anything is posted
+    counts: dict[str, int] = {}
+    shown = 0
+    with _connect(args) as client, tqdm(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar:
+        for start in range(0, len(lines), args.batch):
+            batch = lines[start : start + args.batch]
+            answer = _ask(client, "POST", "/items", json={"items": batch})
+            for place, result in enumerate(answer["items"], start=start + 1):
+                counts[result["status"]] = counts.get(result["status"], 0) + 1
+                if result["error"] and shown < MAX_SHOWN_FAILURES:
+                    shown += 1
+                    tqdm.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
+            bar.update(len(batch))
+    failed = counts.get("failed", 0)
+    if failed > shown:
+        print(f"and {failed - shown} more that failed", file=sys.stderr)
+    print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no items")
+    return 1 if failed else 0
+
+
+def run_recommend(args: argparse.Namespace) -> int:
+    body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
+    with _connect(args) as client:
+        answer = _ask(client, "POST", "/recommend", json=body)
+        if args.json:
+            print(json.dumps(answer, ensure_ascii=False, indent=2))
+            return 0
+        if answer["unknown_item_ids"]:
+            print(f"unknown: {', '.join(answer['unknown_item_ids'])}")
+        print(
+            "popular items" if answer["source"] == "popular" else f"next items{', exact' * answer['exact']}"
+        )
+        for item in answer["items"]:
+            score = "" if item["score"] is None else f"{item['score']:.3f}"
+            words = _words_of(client, item["item_id"])
+            print(f"{score:>8}  {item['semantic_id']:<16} {item['item_id']}  {words}")
+    return 0
+
+
+def find_items(source: Path) -> Path:
+    """The items file itself, or the one in a folder. Raises GlyphrecError."""
+    if not source.is_dir():
+        return source
+    for name in ("items.jsonl", "items.jsonl.gz"):
+        if (source / name).is_file():
+            return source / name
+    raise GlyphrecError(f"{source}: has no items.jsonl or items.jsonl.gz")
+
+
+def read_items(path: Path) -> Iterator[Any]:
+    """One item per line, blank lines left out. Raises GlyphrecError with file and line."""
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as file
+        ):
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError as error:
+                        raise GlyphrecError(f"{path}:{number}: not JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise GlyphrecError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except (OSError, EOFError) as error:
+        raise GlyphrecError(f"{path}: cannot be read ({error})") from error
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default %(default)s)")
+    parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
+
+
+@contextmanager
+def _connect(args: argparse.Namespace) -> Iterator[httpx.Client]:
+    headers = {"X-API-Key": args.key} if args.key else {}
+    try:
+        url = httpx.URL(args.url)
+        here = url.host in {"localhost", "127.0.0.1", "::1"}  # a proxy of this machine leads elsewhere
+        with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=not here) as client:
+            yield client
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise GlyphrecError(
+            f"{args.url}: no service answers there ({error}). `glyphrec serve --bundle DIR` starts one."
+        ) from error
+
+
+def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> Any:
+    """The answer's JSON. Waits where the service asks for it; raises GlyphrecError with its own words."""
+    for _ in range(MAX_TRIES):
+        response = client.request(method, path, **request)
+        if response.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
+            break
+        time.sleep(float(response.headers.get("Retry-After", 1)))
+    try:
+        answer = response.json()
+    except ValueError:
+        raise GlyphrecError(f"{response.url}: answered {response.status_code} without JSON") from None
+    if response.is_error:
+        raise GlyphrecError(f"{response.url}: {response.status_code} {answer.get('detail', response.text)}")
+    return answer
+
+
+def _words_of(client: httpx.Client, item_id: str) -> str:
+    response = client.get(f"/items/{quote(item_id, safe='')}")
+    item = response.json().get("item", {}) if response.is_success else {}
+    return str(item.get("title") or "; ".join(str(v) for k, v in item.items() if k != "item_id"))[:100]

@@ -1,0 +1,97 @@
+"""The bundle's catalogue on its way into Redis: the whole of it if that is new, else only its codes."""
+
+import gzip
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from service.contract import Codes, RenderSpec, SidSpec
+from service.errors import ContractMismatch, ItemChanged, ServiceError
+from service.indexing import Indexer
+from service.records import ItemRecord, PutResult
+from service.render import content_hash, item_text
+from service.store import ItemStore
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1_000
+
+
+class BundledItem(NamedTuple):
+    """One line of items.jsonl.gz."""
+
+    item_id: str
+    codes: Codes
+    popularity: float  # interactions in the training data
+    item: dict[str, Any]
+
+
+def read_items(path: Path, spec: SidSpec) -> list[BundledItem]:
+    """The exported catalogue. Raises ContractMismatch with the line at fault."""
+    found = []
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                raw = json.loads(line)
+                codes = tuple(raw["codes"])
+                spec.check(codes)
+                item = {**raw["item"], "item_id": raw["item_id"]}
+                found.append(BundledItem(raw["item_id"], codes, float(raw["popularity"]), item))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ContractMismatch(
+                    f"{path}:{number}: not an item of a bundle ({error!r}). Export again."
+                ) from error
+    return found
+
+
+async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:
+    """Put the whole catalogue of the bundle, in its order, with the codes of the export."""
+    for chunk in _chunks(items):
+        results = await store.put([(_record(each, render), each.codes) for each in chunk])
+        _raise_first(results)
+    log.info("put %d items of the bundle into the new catalogue", len(items))
+
+
+async def read_the_unread(
+    store: ItemStore, indexer: Indexer | None, items: Sequence[BundledItem], render: RenderSpec
+) -> int:
+    """Give codes to the items of Redis that this tokenizer has not read -> how many remain unread.
+
+    Content that the bundle knows takes the codes of the export; anything else is drawn and read by the
+    `indexer`, or left for later where there is none.
+    """
+    num_read = num_left = 0
+    known: dict[str, Codes] | None = None
+    async for records in store.unread_items():
+        if known is None:  # only now: most starts find nothing unread
+            known = {content_hash(item_text(each.item, render)): each.codes for each in items}
+        codes = {each.item_id: known[each.content_hash] for each in records if each.content_hash in known}
+        others = [each for each in records if each.item_id not in codes]
+        if indexer is not None and others:
+            codes |= zip((each.item_id for each in others), await indexer.read(others), strict=True)
+        else:
+            num_left += len(others)
+        taken = [(each, codes[each.item_id]) for each in records if each.item_id in codes]
+        _raise_first(await store.assign(taken))
+        num_read += len(taken)
+    if num_read:
+        log.info("gave codes to %d items that this tokenizer had not read", num_read)
+    return num_left
+
+
+def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
+    return ItemRecord(each.item_id, content_hash(item_text(each.item, render)), each.item)
+
+
+def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:
+    for result in results:
+        # Somebody posted it anew meanwhile, and so has read it already.
+        if isinstance(result, ServiceError) and not isinstance(result, ItemChanged):
+            raise result
+
+
+def _chunks(items: Sequence[BundledItem]) -> Iterator[Sequence[BundledItem]]:
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]

@@ -1,0 +1,165 @@
+"""Every choice an operator has, typed, with its unit and the reason for its default. Read once, at start.
+
+Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is understood too.
+"""
+
+import difflib
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import GlyphrecError
+
+PREFIX = "GLYPHREC_"
+CLIENT_KEY = "GLYPHREC_KEY"  # the client commands' own, no setting of the service
+MIN_KEY_LENGTH = 16
+
+Keys = Annotated[tuple[str, ...], NoDecode]
+
+
+class BadSettings(GlyphrecError):
+    """A setting is missing, misspelt or out of its range."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
+
+    bundle: Path = Field(description="folder that `glyphrec export --out` wrote")
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; only this machine unless asked otherwise"
+    )
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+
+    redis_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("GLYPHREC_REDIS_URL", "REDIS_URL"),
+        pattern=r"^(rediss?|unix)://.+",
+        repr=False,  # it may hold a password
+        description="redis://, rediss:// or unix://; unset starts an embedded server under `data_dir`",
+    )
+    data_dir: Path = Field(Path(".glyphrec/redis"), description="where the embedded Redis keeps its files")
+    catalog: str = Field(
+        "glyphrec",
+        pattern=r"^[A-Za-z0-9._:-]{1,64}$",
+        description="name of the catalogue: replicas with the same name and Redis serve the same items",
+    )
+    seed_catalog: bool = Field(True, description="put the bundle's items into a catalogue that is new")
+
+    api_keys: Keys = Field((), repr=False, description="keys that may read and write, separated by commas")
+    read_keys: Keys = Field((), repr=False, description="keys that may only read, separated by commas")
+    allow_anonymous: bool = Field(
+        False, description="serve without keys also beyond loopback, where a proxy in front asks for them"
+    )
+
+    threads: int = Field(
+        default_factory=lambda: max(1, (os.cpu_count() or 2) // 2),
+        ge=1,
+        description="ONNX Runtime threads of each of the two graphs; half the cores, as both may run at once",
+    )
+    num_beams: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="beams of a search that nobody asked to widen; more are slower, rarely better",
+    )
+    max_batch_beams: int = Field(
+        1_600,
+        ge=1,
+        description="beams in one run of the recommender; 32 requests of 50 beams keep a run in ms",
+    )
+    max_queued_beams: int = Field(
+        25_600,
+        ge=1,
+        description="beams waiting before 429 is answered; 512 requests of 50 beams are about a second",
+    )
+    max_batch_strips: int = Field(
+        32,
+        ge=1,
+        description="strips in one run of the tokenizer; more gain nothing on a CPU and delay single items",
+    )
+    max_queued_strips: int = Field(4_096, ge=1, description="strips waiting before 429 is answered")
+    recommend_timeout_s: float = Field(
+        10, gt=0, description="seconds until a recommendation is given up with 503"
+    )
+    index_timeout_s: float = Field(
+        600,
+        gt=0,
+        description="seconds until POST /items is given up; 1,000 long texts take minutes on one core",
+    )
+
+    max_body_bytes: int = Field(
+        8 * 2**20, ge=1_024, description="bytes of a request body; 1,000 items of 8 KiB each"
+    )
+    body_timeout_s: float = Field(30, gt=0, description="seconds to wait for the next part of a request body")
+    max_items_per_request: int = Field(1_000, ge=1, le=10_000, description="items in one POST /items")
+    max_item_chars: int = Field(
+        20_000, ge=1, description="characters of one item, all fields; far more than its picture can show"
+    )
+    shutdown_timeout_s: int = Field(10, ge=1, description="seconds that requests in flight have at shutdown")
+    access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")
+
+    @field_validator("api_keys", "read_keys", mode="before")
+    @classmethod
+    def _split(cls, keys: Any) -> Any:
+        if isinstance(keys, str):
+            keys = [key.strip() for key in keys.split(",") if key.strip()]
+        return tuple(keys)
+
+    @field_validator("api_keys", "read_keys")
+    @classmethod
+    def _long_enough(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(key) < MIN_KEY_LENGTH for key in keys):
+            raise ValueError(f"a key needs {MIN_KEY_LENGTH} characters or more, or it can be guessed")
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+            raise ValueError("a key must be printable ASCII without spaces, as it travels in a header")
+        return keys
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if set(self.api_keys) & set(self.read_keys):
+            raise ValueError("a key is in both api_keys and read_keys; leave it in one of them")
+        guarded = bool(self.api_keys or self.read_keys)
+        if not (guarded or self.allow_anonymous or _is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} is open to others and no key is set. Set {PREFIX}API_KEYS, "
+                f"or {PREFIX}ALLOW_ANONYMOUS=true where a proxy in front asks for keys"
+            )
+        return self
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment; what is `given` and not None goes before it. Raises BadSettings."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
+    for variable in sorted(os.environ):
+        if variable.startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise BadSettings(f"{variable}: glyphrec has no such setting.{hint}")
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise BadSettings(
+            "; ".join(_sentence(detail) for detail in error.errors(include_input=False))
+        ) from None
+
+
+def _sentence(detail: Any) -> str:
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    variable = name if name.isupper() else PREFIX + name.upper()
+    return f"{variable}: {'not set' if detail['type'] == 'missing' else message}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

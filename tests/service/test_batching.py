@@ -1,0 +1,157 @@
+import asyncio
+import threading
+
+import pytest
+
+from service.batching import BatchStats, MicroBatcher
+from service.errors import Overloaded, StoppedServing
+
+
+class Device:
+    """Doubles numbers, a batch at a time, and waits inside a batch for as long as the gate is shut."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+
+    def run(self, jobs: list[int]) -> list[int]:
+        self.batches.append(jobs)
+        self.threads.add(threading.get_ident())
+        self.entered.release()
+        assert self.gate.wait(10)
+        if any(job < 0 for job in jobs):
+            raise ValueError("a negative job")
+        return [2 * job for job in jobs]
+
+    async def enters(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
+
+
+@pytest.fixture
+def device():
+    device = Device()
+    device.gate.set()
+    yield device
+    device.gate.set()  # or a failed test would leave its thread waiting
+
+
+@pytest.fixture
+async def make(device):
+    made = []
+
+    def make(**overrides):
+        options = {"name": "test", "max_batch_units": 4, "max_queued_units": 8} | overrides
+        batcher = MicroBatcher(device.run, **options)
+        batcher.start()
+        made.append(batcher)
+        return batcher
+
+    yield make
+    device.gate.set()
+    for batcher in made:
+        await batcher.stop()
+
+
+async def fill(batcher, device, jobs):
+    """Occupy the device with job 0 and put `jobs` in the queue behind it."""
+    device.gate.clear()
+    tasks = [asyncio.create_task(batcher.submit(0))]
+    await device.enters()
+    tasks += [asyncio.create_task(batcher.submit(job)) for job in jobs]
+    await asyncio.sleep(0)  # lets every task reach its submit
+    return tasks
+
+
+async def test_each_caller_gets_the_result_of_its_own_job(make):
+    batcher = make(max_queued_units=1000)
+    answers = await asyncio.gather(*(batcher.submit(job) for job in range(200)))
+    assert [answer.result for answer in answers] == [2 * job for job in range(200)]
+
+
+async def test_a_lone_job_runs_at_once_and_alone(make, device):
+    answer = await make().submit(21)
+    assert answer.result == 42
+    assert device.batches == [[21]]
+    assert answer.queue_s >= 0
+    assert answer.run_s >= 0
+
+
+async def test_whatever_waits_becomes_the_next_batch_in_order_of_arrival(make, device):
+    batcher = make()
+    tasks = await fill(batcher, device, [1, 2, 3, 4, 5, 6])
+    device.gate.set()
+    await asyncio.gather(*tasks)
+    assert device.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert len(device.threads) == 1
+
+
+async def test_a_batch_is_counted_in_units_and_a_job_larger_than_a_batch_runs_alone(make, device):
+    batcher = make(units=lambda job: job, max_queued_units=100)
+    tasks = await fill(batcher, device, [1, 2, 3, 9, 1])
+    device.gate.set()
+    await asyncio.gather(*tasks)
+    assert device.batches == [[0], [1, 2], [3], [9], [1]]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_return(make, device):
+    batcher = make(max_queued_units=3)
+    tasks = await fill(batcher, device, [1, 2, 3])
+    with pytest.raises(Overloaded) as refused:
+        await batcher.submit(4)
+    assert refused.value.status == 429
+    assert 1 <= refused.value.retry_after_s <= 60
+    device.gate.set()
+    assert [answer.result for answer in await asyncio.gather(*tasks)] == [0, 2, 4, 6]
+    assert (await batcher.submit(4)).result == 8
+
+
+async def test_an_empty_queue_takes_a_job_larger_than_its_bound(make):
+    assert (await make(units=lambda _job: 1000).submit(5)).result == 10
+
+
+async def test_a_failed_batch_fails_everyone_in_it_and_nobody_else(make, device):
+    batcher = make()
+    tasks = await fill(batcher, device, [1, -1, 2, 3, 4])
+    device.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) is ValueError for answer in answers] == [False, True, True, True, True, False]
+    assert (await batcher.submit(7)).result == 14
+
+
+async def test_a_job_whose_caller_went_away_is_not_run(make, device):
+    batcher = make()
+    tasks = await fill(batcher, device, [1, 2, 3])
+    tasks[2].cancel()
+    await asyncio.gather(tasks[2], return_exceptions=True)
+    device.gate.set()
+    await asyncio.gather(tasks[0], tasks[1], tasks[3])
+    assert device.batches == [[0], [1, 3]]
+    assert batcher.queued_units == 0
+
+
+async def test_stopping_fails_those_who_wait_and_those_who_come_later(make, device):
+    batcher = make()
+    tasks = await fill(batcher, device, [1, 2])
+    stopping = asyncio.create_task(batcher.stop())
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [StoppedServing] * 3
+    device.gate.set()
+    await stopping
+    with pytest.raises(StoppedServing):
+        await batcher.submit(1)
+
+
+async def test_a_run_that_loses_a_result_fails_the_batch_rather_than_mix_answers_up():
+    batcher = MicroBatcher(lambda jobs: jobs[1:], name="short", max_batch_units=4, max_queued_units=4)
+    batcher.start()
+    with pytest.raises(RuntimeError, match="0 results for 1 jobs"):
+        await batcher.submit(1)
+    await batcher.stop()
+
+
+async def test_every_batch_is_reported_with_its_size(make):
+    seen: list[BatchStats] = []
+    await make(units=lambda job: job, observe=seen.append).submit(3)
+    assert [(stats.num_jobs, stats.num_units) for stats in seen] == [(1, 3)]

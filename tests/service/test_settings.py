@@ -1,0 +1,79 @@
+import pytest
+
+from service.settings import BadSettings, Settings, load_settings
+
+KEY = "a-key-of-some-length"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GLYPHREC_{name.upper()}", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+
+def test_the_environment_is_read_and_arguments_go_before_it(monkeypatch):
+    monkeypatch.setenv("GLYPHREC_BUNDLE", "/from/environment")
+    monkeypatch.setenv("GLYPHREC_PORT", "9000")
+    settings = load_settings(port=9001, host=None)
+    assert (str(settings.bundle), settings.port, settings.host) == ("/from/environment", 9001, "127.0.0.1")
+
+
+def test_a_field_of_another_name_than_its_own_is_a_mistake_and_the_close_one_is_named(monkeypatch):
+    monkeypatch.setenv("GLYPHREC_ALOW_ANONYMOUS", "true")
+    with pytest.raises(BadSettings, match="GLYPHREC_ALOW_ANONYMOUS: .* GLYPHREC_ALLOW_ANONYMOUS"):
+        load_settings(bundle="b")
+
+
+def test_a_missing_bundle_is_said_in_one_line():
+    with pytest.raises(BadSettings, match="^GLYPHREC_BUNDLE: not set$"):
+        load_settings()
+
+
+@pytest.mark.parametrize("variable", ["GLYPHREC_REDIS_URL", "REDIS_URL"])
+def test_both_names_of_the_redis_url_are_understood(monkeypatch, variable):
+    monkeypatch.setenv(variable, "redis://somewhere:6379/0")
+    assert load_settings(bundle="b").redis_url == "redis://somewhere:6379/0"
+    assert load_settings(bundle="b", redis_url="redis://here").redis_url == "redis://here"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
+def test_it_refuses_to_listen_to_others_without_keys(host):
+    with pytest.raises(BadSettings, match="GLYPHREC_API_KEYS"):
+        load_settings(bundle="b", host=host)
+    assert load_settings(bundle="b", host=host, allow_anonymous=True).host == host
+    assert load_settings(bundle="b", host=host, read_keys=(KEY,)).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_no_key(host):
+    assert load_settings(bundle="b", host=host).host == host
+
+
+def test_keys_come_separated_by_commas_and_are_never_shown(monkeypatch):
+    monkeypatch.setenv("GLYPHREC_API_KEYS", f" {KEY}-1, {KEY}-2 ,")
+    settings = load_settings(bundle="b", redis_url="redis://:secret@host")
+    assert settings.api_keys == (f"{KEY}-1", f"{KEY}-2")
+    assert KEY not in repr(settings)
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize("key", ["short", "spaces are not allowed", "ключ-из-букв-не-ASCII"])
+def test_a_key_that_is_weak_or_cannot_travel_is_refused_and_not_echoed(key):
+    with pytest.raises(BadSettings) as refused:
+        load_settings(bundle="b", api_keys=(key,))
+    assert key not in str(refused.value)
+
+
+def test_one_key_cannot_have_both_scopes():
+    with pytest.raises(BadSettings, match="both"):
+        load_settings(bundle="b", api_keys=(KEY,), read_keys=(KEY,))
+
+
+def test_a_value_out_of_range_names_its_variable():
+    with pytest.raises(BadSettings, match="^GLYPHREC_PORT: "):
+        load_settings(bundle="b", port=70_000)
+
+
+def test_every_setting_says_what_it_is():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
