@@ -3,7 +3,7 @@
 # PYTHON       the interpreter to make .venv from; empty: the first on PATH that fits
 # TORCH_INDEX  an --index-url with CPU builds of torch, which PyTorch's install page names; without it torch comes from
 #              pip's own index, on Linux together with some GB of CUDA libraries that nothing here needs
-# BUNDLE       the folder that `make serve` serves
+# BUNDLE       the folder that `make serve` serves; empty: the newest that `make demo` made
 # ARGS         more arguments for the command of the target: make test ARGS='-k trie'
 
 SHELL := bash
@@ -48,12 +48,14 @@ check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose f
 bench: $(STAMP)  ## first timings of the service; the last line is JSON
 	@exec $(BIN)/python benchmarks/first.py $(ARGS)
 
-serve: $(STAMP)  ## serve a bundle: make serve BUNDLE=folder
-	@if [[ -z "$(BUNDLE)" ]]; then
-	  echo "Which bundle? make serve BUNDLE=folder, with a folder that glyphrec export or make demo wrote." >&2
+serve: $(STAMP)  ## serve a bundle: the demo's, or make serve BUNDLE=folder
+	@manifest=$$(ls -t .glyphrec/demo/bundles/*/manifest.json 2>/dev/null | head -n 1 || true)
+	bundle="$(or $(BUNDLE),$${manifest%/manifest.json})"
+	if [[ -z "$$bundle" ]]; then
+	  echo "No bundle yet. make demo trains one; or name one: make serve BUNDLE=folder" >&2
 	  exit 2
 	fi
-	exec $(BIN)/glyphrec serve --bundle "$(BUNDLE)" $(ARGS)
+	exec $(BIN)/glyphrec serve --bundle "$$bundle" $(ARGS)
 
 clean:  ## remove what make made: .venv, .glyphrec, caches
 	@rm -rf .venv .glyphrec build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

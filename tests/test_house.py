@@ -209,10 +209,36 @@ def test_install_says_where_there_is_no_such_python(elsewhere: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_serve_asks_for_a_bundle(elsewhere: Path) -> None:
+@pytest.fixture
+def installed(elsewhere: Path) -> Path:
+    """`elsewhere` with an environment whose `glyphrec` only repeats what it was asked."""
     (elsewhere / ".venv/bin").mkdir(parents=True)
     (elsewhere / ".venv/bin/activate").write_text(f"VIRTUAL_ENV={elsewhere}/.venv")
+    glyphrec = elsewhere / ".venv/bin/glyphrec"
+    glyphrec.write_text('#!/bin/sh\necho "$@"\n')
+    glyphrec.chmod(0o755)
     (elsewhere / ".venv/.installed").touch()
-    done = make(elsewhere, "serve")
+    return elsewhere
+
+
+def test_serve_says_how_to_get_a_bundle(installed: Path) -> None:
+    done = make(installed, "serve")
     assert done.returncode != 0
+    assert "make demo" in done.stderr
     assert "BUNDLE=" in done.stderr
+
+
+def test_serve_takes_the_newest_bundle_of_the_demo_unless_one_is_named(installed: Path) -> None:
+    for age_s, name in ((100, "older"), (0, "newer"), (200, "oldest")):
+        manifest = installed / f".glyphrec/demo/bundles/{name}/manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.touch()
+        os.utime(manifest, (1e9 - age_s, 1e9 - age_s))
+    assert make(installed, "serve").stdout == "serve --bundle .glyphrec/demo/bundles/newer\n"
+    assert make(installed, "serve", "BUNDLE=mine").stdout == "serve --bundle mine\n"
+
+
+def test_an_environment_that_was_moved_is_made_again(installed: Path) -> None:
+    assert "install.sh" not in make(installed, "--dry-run", "demo").stdout
+    moved = installed.rename(installed.with_name("moved"))
+    assert "install.sh" in make(moved, "--dry-run", "demo").stdout
