@@ -40,7 +40,7 @@ check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose f
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/lint-imports --no-logo --quiet
+	contracts=$$($(BIN)/lint-imports --no-logo) || { echo "$$contracts"; exit 1; }
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.gpu.yml
 	echo "Checked: format, lint, types, import contracts, Dockerfile, compose files."
