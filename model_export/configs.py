@@ -1,4 +1,4 @@
-"""Every choice of a training run, typed. A named run is a function that returns one; derive with `replace`."""
+"""Every choice of a training run, typed. A named run is a function that returns one; derive by `replace`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ class EncoderConfig:
     window: int = 4  # consecutive spikes in one visual word
     num_words: int = 4096  # k-means centroids of windows
     word_dim: int = 256  # SVD of the TF-IDF table
+    stats_dim: int = 64  # whitened mean and deviation of the spike frames
     max_fit_items: int = 4000  # items whose frames fit the projection, the gate and the centroids
 
 

@@ -1,0 +1,133 @@
+"""The head: from what an item's text looks like to where it stands among purchases.
+
+A linear map of the features plus an MLP, so that an item unlike all that was sold keeps its text's geometry.
+Trained to tell an item bought close by from the other items of a batch (InfoNCE, both ways).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from model_export.configs import HeadConfig
+
+MASKED = -1e9
+
+
+class ItemHead(nn.Module):
+    """Features [item, feature_dim] -> unit vectors [item, vector_dim]."""
+
+    def __init__(self, *, feature_dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feature_dim, config.vector_dim, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(feature_dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden_dim, config.vector_dim),
+        )
+        # Nearly nothing at first: training starts from the text's own geometry.
+        nn.init.normal_(self.mlp[-1].weight, std=1e-3)
+        nn.init.zeros_(self.mlp[-1].bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.vector_dim = config.vector_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(
+            self.linear(self.dropout(features)) + self.mlp(features), dim=-1
+        )  # [item, vector_dim]
+
+    @torch.no_grad()
+    def vectors(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors [item, vector_dim] of a whole catalogue."""
+        return self.eval()(torch.from_numpy(features)).numpy()
+
+
+def train_head(
+    features: NDArray[np.float32], sequences: Sequence[NDArray[np.int32]], config: HeadConfig, seed: int
+) -> ItemHead:
+    """Fit a head to `sequences` of items, oldest first, of the training part only.
+
+    Without any pair to learn from, the head is what it starts as: a projection of the features.
+    """
+    inputs = torch.from_numpy(features)
+    pairs = torch.from_numpy(close_pairs(sequences, config.window))  # [pair, 2]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = ItemHead(feature_dim=features.shape[1], config=config)
+        _start_from_principal_axes(head, inputs)
+        if len(pairs):
+            _train(head, inputs, pairs, config)
+    return head.eval()
+
+
+def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[np.int64]:
+    """Pairs [pair, 2] of different items at most `window` apart in a sequence, as often as they occur."""
+    found = []
+    for step in range(1, window + 1):
+        for sequence in sequences:
+            found.append(np.stack([sequence[:-step], sequence[step:]], axis=1))
+    pairs = np.concatenate(found) if found else np.zeros((0, 2))
+    return pairs[pairs[:, 0] != pairs[:, 1]].astype(np.int64)
+
+
+def _start_from_principal_axes(head: ItemHead, features: Tensor) -> None:
+    """Let the linear part keep as much of the features' geometry as vector_dim numbers can."""
+    with torch.no_grad():
+        _, _, axes = torch.linalg.svd(features, full_matrices=False)  # [axis, feature]
+        head.linear.weight.zero_()
+        head.linear.weight[: len(axes)] = axes[: head.vector_dim]
+
+
+def _train(head: ItemHead, features: Tensor, pairs: Tensor, config: HeadConfig) -> None:
+    optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    batch_size = min(config.batch_size, len(pairs))
+    steps_per_epoch = len(pairs) // batch_size
+    num_steps = min(config.max_steps, config.num_epochs * steps_per_epoch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    bought_together = _lookup(pairs, len(features))
+    head.train()
+    progress = tqdm(range(num_steps), desc="Training the head", unit="step", mininterval=1.0)
+    for step in progress:
+        place = step % steps_per_epoch
+        if place == 0:
+            order = torch.randperm(len(pairs))
+        batch = pairs[order[place * batch_size : (place + 1) * batch_size]]  # [pair, 2]
+        loss = _info_nce(head, features, batch, bought_together, config.temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def _info_nce(
+    head: ItemHead, features: Tensor, pairs: Tensor, bought_together: Tensor, temperature: float
+) -> Tensor:
+    """Mean loss in nats of finding each pair's other half among those of the batch, from both sides."""
+    left, right = pairs.T  # [pair] each
+    vectors = head(features[torch.cat([left, right])])  # [2 * pair, vector_dim]
+    logits = vectors[: len(pairs)] @ vectors[len(pairs) :].T / temperature  # [pair, pair]
+    # Not wrong answers: the item itself, and others that were bought with it.
+    known = _contains(bought_together, left[:, None] * len(features) + right)
+    masked = (known | (left[:, None] == right)) & ~torch.eye(len(pairs), dtype=torch.bool)
+    logits = logits.masked_fill(masked, MASKED)
+    answer = torch.arange(len(pairs))
+    return (F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)) / 2
+
+
+def _lookup(pairs: Tensor, num_items: int) -> Tensor:
+    """Every pair, both ways round, as one sorted list of integers."""
+    left, right = pairs.T
+    return torch.cat([left * num_items + right, right * num_items + left]).unique()
+
+
+def _contains(ordered: Tensor, values: Tensor) -> Tensor:
+    place = torch.searchsorted(ordered, values).clamp(max=len(ordered) - 1)
+    return ordered[place] == values

@@ -1,0 +1,191 @@
+"""Visual words: what an item's spike frames say, without losing the order that a mean over frames loses.
+
+Each spike opens a window over itself and the next ones; the nearest of `num_words` centroids is its word; an
+item is the TF-IDF of its words, reduced by an SVD. Beside it stand whitened mean and spread of its frames.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.preprocessing import normalize
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from model_export.configs import EncoderConfig
+from model_export.encoders.base import Pooling, Reading
+from service.errors import GlyphrecError
+
+PAPER = 255
+INK_CONTRAST = 64  # paler than this is not a letter's edge
+KMEANS_PASSES = 3
+KMEANS_BATCH = 8192  # windows
+MAX_FIT_WINDOWS = 300_000
+MIN_SPREAD = 1e-2  # of the widest axis; whitening a narrower one would blow up rounding
+WINDOWS_PER_WORD = 4  # at the least, or a word is a single window
+
+
+def inked_frames(strips: Tensor, num_frames: int) -> Tensor:
+    """Which frames of strips [strip, height, width] are not the paper after the text: [strip, frame] bool."""
+    width_px = strips.shape[-1]
+    darkest = (PAPER - strips.to(torch.int64)).amax(dim=1)  # [strip, column]
+    column = torch.arange(1, width_px + 1, device=strips.device)
+    end_px = torch.where(darkest > INK_CONTRAST, column, 0).amax(dim=1)  # [strip]
+    begin_px = torch.arange(num_frames, device=strips.device) * width_px / num_frames  # [frame]
+    return begin_px < end_px[:, None]
+
+
+class VisualWords(Pooling):
+    """The fitted pooling. Dimensions are those of EncoderConfig."""
+
+    def __init__(
+        self,
+        *,
+        gate: NDArray[np.float32],  # [dim + 1]
+        mean: NDArray[np.float32],  # [dim]
+        projection: NDArray[np.float32],  # [dim, projection_dim]
+        centroids: NDArray[np.float32],  # [word, window * projection_dim]
+        idf: NDArray[np.float32],  # [word]
+        word_basis: NDArray[np.float32],  # [word, word_dim]
+        stats_mean: NDArray[np.float32],  # [2 * dim]
+        stats_basis: NDArray[np.float32],  # [2 * dim, stats_dim]
+    ) -> None:
+        super().__init__()
+        arrays = {
+            "gate": gate,
+            "mean": mean,
+            "projection": projection,
+            "centroids": centroids,
+            "idf": idf,
+            "word_basis": word_basis,
+            "stats_mean": stats_mean,
+            "stats_basis": stats_basis,
+        }
+        for name, array in arrays.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
+        self.window = centroids.shape[1] // projection.shape[1]
+        self.num_words = len(centroids)
+        self.feature_dim = word_basis.shape[1] + stats_basis.shape[1]
+
+    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
+        is_spike = frames @ self.gate[:-1] + self.gate[-1] > 0  # [strip, frame]
+        is_spike = is_spike & inked_frames(strips, frames.shape[1])
+        strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
+        # A Reading stores float16; rounding here as well makes the graph see what the words were fitted to.
+        spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
+        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
+        return self.features(spikes, item, first_strip.shape[0])
+
+    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+        words = self._word_features(self.words(frames, item), item, num_items)  # [item, word_dim]
+        return torch.cat([words, self._stats(frames, item, num_items)], dim=1)
+
+    def words(self, frames: Tensor, item: Tensor) -> Tensor:
+        """The word that each spike [spike, dim] opens: [spike]."""
+        projected = (frames - self.mean) @ self.projection  # [spike, projection_dim]
+        return nearest(make_windows(projected, item, self.window), self.centroids)
+
+    def _word_features(self, words: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+        cell = item * self.num_words + words  # [spike]
+        ones = torch.ones_like(cell, dtype=torch.float32)
+        counts = torch.zeros(num_items * self.num_words).index_add(0, cell, ones)
+        weights = counts.view(num_items, self.num_words).log1p() * self.idf  # [item, word]
+        return F.normalize(F.normalize(weights, dim=1) @ self.word_basis, dim=1)  # [item, word_dim]
+
+    def _stats(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+        stats = spike_stats(frames - self.mean, item, num_items)  # [item, 2 * dim]
+        return F.normalize((stats - self.stats_mean) @ self.stats_basis, dim=1)  # [item, stats_dim]
+
+
+def make_windows(vectors: Tensor, item: Tensor, window: int) -> Tensor:
+    """Each vector beside the next ones of its item: [spike, window * dim]; zeros past its end."""
+    num_spikes = vectors.shape[0]
+    here = torch.arange(num_spikes, device=vectors.device)
+    columns = []
+    for step in range(window):
+        there = (here + step).clamp(max=num_spikes - 1)  # [spike]
+        same_item = (here + step < num_spikes) & (item[there] == item)
+        columns.append(vectors[there] * same_item[:, None])
+    return torch.cat(columns, dim=1)
+
+
+def nearest(windows: Tensor, centroids: Tensor) -> Tensor:
+    """The centroid nearest to each window [spike, dim]: [spike], the first of equals."""
+    # |w - c|^2 without |w|^2, which is the same for all centroids
+    return (centroids.square().sum(dim=1) / 2 - windows @ centroids.T).argmin(dim=1)
+
+
+def spike_stats(frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    """Mean and deviation over each item's frames [spike, dim]: [item, 2 * dim]. Zero means for no frames."""
+    zeros = torch.zeros(num_items, frames.shape[1])
+    ones = torch.ones_like(item, dtype=torch.float32)
+    count = torch.zeros(num_items).index_add(0, item, ones).clamp(min=1)  # [item]
+    mean = zeros.index_add(0, item, frames) / count[:, None]  # [item, dim]
+    variance = zeros.index_add(0, item, (frames - mean[item]).square()) / count[:, None]
+    return torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)
+
+
+def fit_visual_words(reading: Reading, config: EncoderConfig, seed: int) -> VisualWords:
+    """Fit every part to a catalogue, one after another. A small catalogue gets fewer words and dimensions."""
+    rng = np.random.default_rng(seed)
+    kept = np.sort(rng.permutation(reading.num_items)[: config.max_fit_items])
+    sample = Reading.join([reading.of_items(item, item + 1) for item in kept])
+    if len(sample.frames) < config.window:
+        raise GlyphrecError("The OCR encoder saw no letters in the items' text. Give the items titles.")
+    frames = sample.frames.astype(np.float32)  # [spike, dim]
+    item = torch.from_numpy(sample.item_of_frame())  # [spike]
+
+    mean = frames.mean(axis=0)
+    some = frames[rng.permutation(len(frames))[:MAX_FIT_WINDOWS]]
+    projection = PCA(min(config.projection_dim, *some.shape), random_state=seed).fit(some).components_.T
+    windows = make_windows(torch.from_numpy((frames - mean) @ projection), item, config.window)
+    centroids = _fit_centroids(windows.numpy(), config.num_words, rng, seed)
+    word = torch.cat([nearest(chunk, torch.from_numpy(centroids)) for chunk in windows.split(KMEANS_BATCH)])
+    idf, word_basis = _fit_tf_idf(word.numpy(), sample, len(centroids), config.word_dim, seed)
+    stats = spike_stats(torch.from_numpy(frames - mean), item, sample.num_items).numpy()  # [item, 2 * dim]
+    whitening = PCA(min(config.stats_dim, *stats.shape), random_state=seed).fit(stats)
+    spread = np.sqrt(whitening.explained_variance_)  # [stats_dim]
+    spread = spread.clip(min=max(MIN_SPREAD * spread[0], MIN_SPREAD))
+    return VisualWords(
+        gate=reading.gate,
+        mean=mean,
+        projection=projection,
+        centroids=centroids,
+        idf=idf,
+        word_basis=word_basis,
+        stats_mean=whitening.mean_,
+        stats_basis=whitening.components_.T / spread,
+    )
+
+
+def _fit_centroids(
+    windows: NDArray[np.float32], num_words: int, rng: np.random.Generator, seed: int
+) -> NDArray[np.float32]:
+    """K-means over windows [spike, dim] -> [word, dim]."""
+    some = windows[rng.permutation(len(windows))[:MAX_FIT_WINDOWS]]
+    num_words = max(1, min(num_words, len(some) // WINDOWS_PER_WORD))
+    batch = max(KMEANS_BATCH, 2 * num_words)
+    kmeans = MiniBatchKMeans(num_words, batch_size=batch, init_size=3 * batch, random_state=seed)
+    batches = [some[i : i + batch] for _ in range(KMEANS_PASSES) for i in range(0, len(some), batch)]
+    for part in tqdm(batches, desc="Finding visual words", unit="batch", mininterval=1.0):
+        if len(part) >= num_words:
+            kmeans.partial_fit(part)
+    return kmeans.cluster_centers_
+
+
+def _fit_tf_idf(
+    word: NDArray[np.int64], sample: Reading, num_words: int, word_dim: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Words [spike] of the sample -> idf [word], and the SVD's basis [word, word_dim] of the TF-IDF table."""
+    num_items = sample.num_items
+    ones = np.ones(len(word), np.float32)
+    counts = csr_matrix((ones, (sample.item_of_frame(), word)), shape=(num_items, num_words))
+    counts.sum_duplicates()
+    items_with = np.bincount(counts.indices, minlength=num_words)  # [word]
+    idf = (np.log((1 + num_items) / (1 + items_with)) + 1).astype(np.float32)
+    weights = normalize(counts.log1p().multiply(idf).tocsr())  # [item, word]
+    dim = max(1, min(word_dim, num_items - 1, num_words - 1))
+    return idf, TruncatedSVD(dim, random_state=seed).fit(weights).components_.T

@@ -1,0 +1,139 @@
+"""ONNX Runtime behind two classes: arrays in, arrays out, each session checked as it loads."""
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import GraphSpec, TensorSpec
+from service.errors import ContractMismatch, GlyphrecError
+
+# Where the better ones come first. TensorRT is left out: it builds for minutes on first use.
+PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+FILLER = -1e8  # a beam with a score below this was never alive
+
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+    "uint16": "tensor(uint16)",
+    "uint8": "tensor(uint8)",
+}
+
+
+class Tokens(NamedTuple):
+    codes: NDArray[np.int64]  # [item, level]
+    vectors: NDArray[np.float32]  # [item, dim]
+
+
+class Beams(NamedTuple):
+    codes: NDArray[np.int64]  # [batch, beam, level]
+    scores: NDArray[np.float32]  # [batch, beam], best first; under FILLER where the catalogue ran out
+    bound: NDArray[np.float32]  # [batch], the best score that the search pruned
+
+
+class Tokenizer:
+    """Pixels -> codes and vectors."""
+
+    def __init__(
+        self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
+    ) -> None:
+        self._session = _open(path, graph, threads, providers)
+
+    def run(self, strips: Sequence[NDArray[np.uint8]]) -> Tokens:
+        """strips [strip, height, width] of each item, at least one item with at least one strip each."""
+        counts = [len(item) for item in strips]
+        first_strip = np.cumsum([0, *counts[:-1]], dtype=np.int64)  # [item]
+        feeds = {"strips": np.concatenate(list(strips)), "first_strip": first_strip}
+        return Tokens(*self._session.run(["codes", "vector"], feeds))
+
+
+class RecommenderSession:
+    """Histories and the trie's tables -> the best living codes."""
+
+    def __init__(
+        self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
+    ) -> None:
+        self._session = _open(path, graph, threads, providers)
+
+    def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], num_beams: int) -> Beams:
+        """history [batch, position, level], oldest first, PADDING on the left; `tables` of CountTrie."""
+        feeds = {"history": history, "beams": np.zeros(num_beams, dtype=np.int64)}
+        feeds |= {f"counts_{level}": table for level, table in enumerate(tables, start=1)}
+        return Beams(*self._session.run(["codes", "scores", "bound"], feeds))
+
+
+def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:
+    runtime = _runtime()
+    available = runtime.get_available_providers()
+    wanted = list(providers) if providers else [name for name in PREFERRED_PROVIDERS if name in available]
+    if unknown := [name for name in wanted if name not in available]:
+        raise GlyphrecError(f"ONNX Runtime here has no {', '.join(unknown)}; it has {', '.join(available)}.")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=wanted)
+    except Exception as error:  # ONNX Runtime's own classes share no base below Exception
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ContractMismatch(f"{path}: ONNX Runtime cannot load it ({reason}). Export again.") from error
+    _check(path, "input", graph.inputs, session.get_inputs())
+    _check(path, "output", graph.outputs, session.get_outputs())
+    return session
+
+
+def _check(path: Path, kind: str, promised: Sequence[TensorSpec], found: Sequence[Any]) -> None:
+    """Raise ContractMismatch unless the session has exactly the promised tensors."""
+    by_name = {tensor.name: tensor for tensor in found}
+    if by_name.keys() != {tensor.name for tensor in promised}:
+        names = ", ".join(sorted(tensor.name for tensor in promised))
+        raise ContractMismatch(
+            f"{path}: its {kind}s are {', '.join(sorted(by_name))}; the manifest promises {names}. "
+            "Export again."
+        )
+    for tensor in promised:
+        shape, dtype = tuple(by_name[tensor.name].shape), by_name[tensor.name].type
+        if dtype != _ORT_TYPES.get(tensor.dtype) or not _shape_fits(tensor.shape, shape):
+            raise ContractMismatch(
+                f"{path}: {kind} {tensor.name!r} is {dtype} {list(shape)}; the manifest promises "
+                f"{tensor.dtype} {list(tensor.shape)}. Export again."
+            )
+
+
+def _shape_fits(promised: tuple[int | str, ...], found: tuple[Any, ...]) -> bool:
+    """A number must be that number. A name promises that the dimension may vary, so a number breaks it."""
+    return len(promised) == len(found) and all(
+        isinstance(size, str | None) if isinstance(dimension, str) else size == dimension
+        for dimension, size in zip(promised, found, strict=True)
+    )
+
+
+def _runtime() -> Any:
+    """Import ONNX Runtime. Its CPU and GPU wheels overwrite each other's files, so both is as bad as none."""
+    installed = [name for name in RUNTIMES if _is_installed(name)]
+    if len(installed) > 1:
+        raise GlyphrecError(
+            "Both onnxruntime and onnxruntime-gpu are installed and overwrite each other's files. Run "
+            "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install 'glyphrec[cpu]'` or "
+            "`pip install 'glyphrec[gpu]'`."
+        )
+    if not installed:
+        raise GlyphrecError(
+            "ONNX Runtime is not installed. Run `pip install 'glyphrec[cpu]'`, or [gpu] for CUDA."
+        )
+    import onnxruntime
+
+    return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
