@@ -1,0 +1,151 @@
+"""Raw Amazon reviews and product metadata (McAuley Lab), JSON lines in the layout of 2018 or of 2023.
+
+A review counts as a purchase. Reviews of products without metadata or without text are left out; of
+several reviews of one product by one user the first counts; then users and products with fewer than
+`core` reviews go, again and again until none has fewer. Times of 2018 are days: see events.py for what
+happens to ties.
+"""
+
+import html
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from model_export.data.dataset import DataError, Dataset, Item, make_dataset
+from model_export.data.events import Events, first_of_each, histories, in_order, k_core
+from model_export.data.jsonl import Line, read_lines, shown
+from service.contract import RenderSpec
+from service.render import item_text
+
+DEFAULT_CORE = 5
+TAG = re.compile(r"<[^<>]*>")
+SCRIPT = "getTime"  # some fields of 2018 hold the page's script instead of text
+
+
+class Reviews(NamedTuple):
+    item: str
+    user: str
+    time: str
+
+
+class Meta(NamedTuple):
+    item: str
+    text: dict[str, str]  # our name -> theirs
+
+
+REVIEW_LAYOUTS = {
+    2018: Reviews("asin", "reviewerID", "unixReviewTime"),
+    2023: Reviews("parent_asin", "user_id", "timestamp"),
+}
+META_LAYOUTS = {
+    2018: Meta("asin", {"brand": "brand", "categories": "category", "features": "feature"}),
+    2023: Meta("parent_asin", {"brand": "store", "categories": "categories", "features": "features"}),
+}
+SAME_IN_BOTH = {"title": "title", "description": "description", "price": "price"}
+
+
+def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Dataset:
+    """Read a file of reviews and one of metadata, each .json or .jsonl, gzipped or not, of either layout."""
+    left_out: Counter[str] = Counter()
+    user_of: dict[str, int] = {}
+    item_of: dict[str, int] = {}
+    user, item, time = array("q"), array("q"), array("q")
+    for line, names in _with_layout(reviews, REVIEW_LAYOUTS):
+        user.append(user_of.setdefault(line.text(names.user), len(user_of)))
+        item.append(item_of.setdefault(line.text(names.item), len(item_of)))
+        time.append(_whole_number(line, names.time))
+    events = Events(np.array(user, np.int64), np.array(item, np.int64), np.array(time, np.int64))
+
+    described = _describe(metadata, item_of, left_out)
+    has_text = np.array([item_id in described for item_id in item_of], dtype=bool)
+    left_out["reviews of products without metadata or text"] = np.count_nonzero(~has_text[events.item])
+    events = events.where(has_text[events.item])
+
+    users, item_ids = list(user_of), list(item_of)
+    num_reviews = len(events)
+    events = first_of_each(in_order(events, users, item_ids))
+    left_out["later reviews of a product by the same user"] = num_reviews - len(events)
+    in_core = k_core(events, core)
+    left_out[f"reviews outside the {core}-core"] = np.count_nonzero(~in_core)
+    events = events.where(in_core)
+
+    present_items, item_index = np.unique(events.item, return_inverse=True)
+    present_users, user_index = np.unique(events.user, return_inverse=True)
+    items = [described[item_ids[old]] for old in present_items]
+    kept = Events(user_index, item_index, events.time)
+    if not len(kept):
+        raise DataError(
+            f"{reviews}: none of {num_reviews:,} described reviews is in the {core}-core. "
+            f"Ask for a smaller core, or check that {metadata} describes the same products."
+        )
+    return make_dataset(
+        "amazon-" + reviews.name.split(".")[0].lower(),
+        items,
+        histories(kept, [users[old] for old in present_users]),
+        left_out,
+    )
+
+
+def _describe(metadata: Path, wanted: dict[str, int], left_out: Counter[str]) -> dict[str, Item]:
+    """The wanted products that have text."""
+    described: dict[str, Item] = {}
+    for line, names in _with_layout(metadata, META_LAYOUTS):
+        item_id = line.text(names.item)
+        if item_id not in wanted:
+            continue
+        if item_id in described:
+            left_out["repeated metadata lines"] += 1
+            continue
+        fields = {
+            ours: _words(line.record.get(theirs)) for ours, theirs in (SAME_IN_BOTH | names.text).items()
+        }
+        fields["description"] = " ".join(fields["description"]) if fields["description"] else None
+        item = {"item_id": item_id} | {name: value for name, value in fields.items() if value}
+        if item_text(item, RenderSpec()):
+            described[item_id] = item
+    return described
+
+
+def _with_layout(path: Path, layouts: dict[int, Any]) -> Iterator[tuple[Line, Any]]:
+    """Each line with the names of its file's layout, which the first line tells."""
+    names = None
+    for line in read_lines(path):
+        if names is None:
+            names = next((found for found in layouts.values() if _fits(line, found)), None)
+        if names is None:
+            known = " or ".join(f"{'+'.join(_ids(found))} ({year})" for year, found in layouts.items())
+            raise line.wrong(
+                f"neither layout fits: it has {shown(list(line.record))}, not {known}. Give the raw file."
+            )
+        yield line, names
+    if names is None:
+        raise DataError(f"{path}: is empty. Give the raw file.")
+
+
+def _ids(names: Reviews | Meta) -> tuple[str, ...]:
+    return tuple(names) if isinstance(names, Reviews) else (names.item,)
+
+
+def _fits(line: Line, names: Reviews | Meta) -> bool:
+    return all(name in line.record for name in _ids(names))
+
+
+def _whole_number(line: Line, field: str) -> int:
+    value = line.record.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        raise line.wrong(f"{field!r} is {shown(value)}, which is not a whole number. Give the raw file.")
+    return value
+
+
+def _words(value: Any) -> Any:
+    """Text without markup; lists keep their parts. Nothing for what holds none."""
+    if isinstance(value, list):
+        return [words for part in value if (words := _words(part))] or None
+    if isinstance(value, str):
+        return None if SCRIPT in value else " ".join(TAG.sub(" ", html.unescape(value)).split()) or None
+    return value

@@ -1,0 +1,91 @@
+"""What every source becomes: items with text, and for each user the items in the order they came.
+
+A sequence holds item *indices*, so that nothing downstream ever looks an id up.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import GlyphrecError
+
+Item = dict[str, Any]
+Sequence = NDArray[np.int32]  # [position] item indices, oldest first
+
+MIN_ITEMS_PER_USER = 2  # fewer hold no "and next came"
+
+
+class DataError(GlyphrecError):
+    """The data at hand cannot be read. The message names file, line and remedy."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    items: list[Item]  # each with "item_id"
+    sequences: list[Sequence]  # one a user
+    user_ids: list[str]
+    exclusions: dict[str, int]  # what was left out, in words, and how many
+
+    @property
+    def item_ids(self) -> list[str]:
+        return [item["item_id"] for item in self.items]
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content, hex. Neither the name nor what was left out plays a part."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+        for user_id, sequence in zip(self.user_ids, self.sequences, strict=True):
+            digest.update(json.dumps(user_id).encode() + b"\n")
+            digest.update(len(sequence).to_bytes(4, "little") + sequence.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def summary(self) -> str:
+        """A few lines for the terminal: the counts, and everything that was left out."""
+        lengths = [len(sequence) for sequence in self.sequences]
+        head = (
+            f"{self.name}: {self.num_items:,} items, {len(self.user_ids):,} users, "
+            f"{sum(lengths):,} interactions "
+            f"({min(lengths):,} to {max(lengths):,} a user, median {np.median(lengths):,.0f})"
+        )
+        return "\n".join([head, *(f"  left out: {num:,} {what}" for what, num in self.exclusions.items())])
+
+
+def make_dataset(
+    name: str,
+    items: list[Item],
+    histories: Iterable[tuple[str, Iterable[int]]],
+    exclusions: Mapping[str, int],
+) -> Dataset:
+    """Put a dataset together from (user id, item indices oldest first). Users with too short histories are
+    left out and counted. Raises DataError where nothing is left.
+    """
+    user_ids, sequences, num_short = [], [], 0
+    for user_id, history in histories:
+        sequence = np.fromiter(history, dtype=np.int32)
+        if len(sequence) < MIN_ITEMS_PER_USER:
+            num_short += 1
+            continue
+        user_ids.append(user_id)
+        sequences.append(sequence)
+    counted = dict(exclusions) | {f"users with fewer than {MIN_ITEMS_PER_USER} known items": num_short}
+    kept = {what: int(count) for what, count in counted.items() if count}
+    if not items or not sequences:
+        missing = "users" if items else "items"
+        why = "; ".join(f"{count:,} {what}" for what, count in kept.items()) or "the source is empty"
+        raise DataError(
+            f"{name}: no {missing} remain ({why}). Check that items and interactions belong together."
+        )
+    return Dataset(name=name, items=items, sequences=sequences, user_ids=user_ids, exclusions=kept)

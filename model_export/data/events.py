@@ -1,0 +1,76 @@
+"""Timed events become sequences: who, what, when.
+
+Events of one user at one time have no order of their own. The order in which a source lists them
+(catalogue order, mostly) would be an artefact that a model can learn, so they are ordered by a seeded
+hash of user and item instead: the same on every machine, whatever the order of the source.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SEED = b"glyphrec"  # of the hash; another one gives another, equally good order of ties
+
+Names = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Events:
+    """All three [event]. `user` and `item` are indices into lists of names."""
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    time: NDArray[np.int64]  # any unit
+
+    def where(self, keep: NDArray[np.bool_]) -> "Events":
+        return Events(self.user[keep], self.item[keep], self.time[keep])
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def in_order(events: Events, users: Names, items: Names) -> Events:
+    """Sorted by user, then time, then hash."""
+    tie = _mix(_mix(_hashes(users))[events.user] ^ _hashes(items)[events.item])
+    return events.where(np.lexsort((tie, events.time, events.user)))
+
+
+def first_of_each(ordered: Events) -> Events:
+    """Only a user's first event with each item. Takes and gives events in order."""
+    pair = ordered.user * (ordered.item.max(initial=0) + 1) + ordered.item
+    _, first = np.unique(pair, return_index=True)
+    return ordered.where(np.sort(first))
+
+
+def histories(ordered: Events, users: Names) -> Iterator[tuple[str, NDArray[np.int32]]]:
+    """(user id, item indices) of every user, without events too, from events in order."""
+    item, ends = ordered.item.astype(np.int32), np.cumsum(np.bincount(ordered.user, minlength=len(users)))
+    starts = [0, *ends[:-1]]
+    return ((user, item[start:end]) for user, start, end in zip(users, starts, ends, strict=False))
+
+
+def k_core(events: Events, core: int) -> NDArray[np.bool_]:
+    """Which events [event] are in the largest part where each user and item has at least `core` events."""
+    keep = np.ones(len(events), dtype=bool)
+    while True:
+        of_user = np.bincount(events.user[keep], minlength=events.user.max(initial=0) + 1)
+        of_item = np.bincount(events.item[keep], minlength=events.item.max(initial=0) + 1)
+        stays = keep & (of_user[events.user] >= core) & (of_item[events.item] >= core)
+        if stays.sum() == keep.sum():
+            return keep
+        keep = stays
+
+
+def _hashes(names: Names) -> NDArray[np.uint64]:
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=SEED).digest() for name in names)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser: every bit of the input moves every bit of the output."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
