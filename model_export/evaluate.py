@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.baselines import Markov, Popularity
-from model_export.beam_search import FILLER
+from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
-from model_export.data.tables import DataError, Dataset
-from model_export.metrics import collision_rate, ndcg_at, recall_at
+from model_export.metrics import collisions, ndcg_at, recall_at
 from model_export.near_copies import near_copy, shared_levels
-from model_export.ranking import ItemsOfCodes, left_padded, rank_items
-from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Bundle
+from model_export.ranking import Found, ItemsOfCodes, left_padded, rank_items
+from service.contract import FILLER, ITEMS, RECOMMENDER, TOKENIZER, Bundle
 from service.render import item_text, render_text
 from service.runtime import RecommenderSession, Tokenizer
 
@@ -81,9 +80,9 @@ def evaluate_model(
     tables = catalogue.trie.tables
     certified = []
 
-    def search(history: NDArray[np.int64], num_beams: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(history: NDArray[np.int64], num_beams: int) -> Found:
         beams = session.run(history, tables, num_beams)
-        return beams.codes, beams.scores
+        return Found(beams.codes, beams.scores)
 
     figures = {"test_users": float(len(test.users)), "items": float(len(dataset.items))}
     for name, exclude in (("", True), ("history_included_", False)):
@@ -108,16 +107,20 @@ def evaluate_model(
         last = beams.scores[:, min(PAGE, beams.scores.shape[1]) - 1]
         certified.append((last > beams.bound) | (beams.bound < FILLER))
     figures["exact_rate"] = float(np.concatenate(certified).mean())
-    figures["collision_rate"] = collision_rate(codes)
+    figures["collision_rate"] = collisions(codes).rate
     return figures
 
 
 def evaluate_baselines(split: Split, num_items: int) -> dict[str, float]:
-    """Popularity, and first-order Markov with popularity behind it."""
+    """Popularity, and first-order Markov with popularity behind it, counted in the training part."""
     figures: dict[str, float] = {}
-    for name, baseline in (("popularity", Popularity()), ("markov", Markov())):
-        baseline.fit(split, num_items)
-        ranked = baseline.rank(split.test.histories, PAGE)
+    baselines = {
+        "popularity": Popularity(),
+        "markov": Markov(),
+        "markov_popular_ties": Markov(ties="popularity"),
+    }
+    for name, baseline in baselines.items():
+        ranked = baseline.fit(split.train, num_items).rank(split.test.histories, PAGE)
         figures |= _figures(name, ranked, split.test.targets)
     return figures
 
@@ -161,6 +164,7 @@ def table(figures: dict[str, float]) -> str:
     for name, label in (
         ("model", "model, history excluded"),
         ("markov", "first-order Markov, then popularity"),
+        ("markov_popular_ties", "the same, equal counts by popularity"),
         ("popularity", "popularity"),
         ("history_included_model", "model, history included"),
     ):
