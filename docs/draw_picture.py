@@ -1,0 +1,81 @@
+"""Draw docs/picture.png from a bundle: an item as the encoder sees it, its Semantic ID, what follows it.
+
+python docs/draw_picture.py --bundle FOLDER
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+
+from model_export.evaluate import read_catalogue
+from model_export.report import draw_page
+from service.contract import FILLER, RECOMMENDER, load_bundle
+from service.render import item_text, render_text
+from service.runtime import RecommenderSession
+from service.trie import CountTrie
+
+NUM_RECOMMENDED = 4
+NUM_BEAMS = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", required=True, type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("picture.png"))
+    args = parser.parse_args()
+    bundle = load_bundle(args.bundle)
+    spec = bundle.manifest.render
+    catalogue = read_catalogue(bundle)
+    popular = sorted(range(len(catalogue)), key=lambda place: -catalogue[place].popularity)[:300]
+    # The one with the most digits: what text tokenizers shatter.
+    shown = max(popular, key=lambda place: sum(map(str.isdigit, item_text(catalogue[place].item, spec))))
+    codes = np.array([row.codes for row in catalogue])
+    session = RecommenderSession(bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=1)
+    trie = CountTrie.from_codes(bundle.manifest.sid, codes)
+    beams = session.run(codes[None, [shown]], trie.tables, NUM_BEAMS)
+    place_of = {row.codes: place for place, row in reversed(list(enumerate(catalogue)))}
+    best = [
+        (place_of[tuple(found)], float(score))
+        for found, score in zip(beams.codes[0].tolist(), beams.scores[0], strict=True)
+        if score > FILLER and place_of[tuple(found)] != shown
+    ][:NUM_RECOMMENDED]
+
+    figure = Figure(figsize=(12, 3.6))
+    left, middle, *rights = (
+        figure.add_axes(box)
+        for box in [(0.01, 0.3, 0.36, 0.4), (0.40, 0.3, 0.16, 0.4)]
+        + [(0.62, 0.74 - 0.225 * rank, 0.37, 0.17) for rank in range(NUM_RECOMMENDED)]
+    )
+    _draw_item(left, catalogue[shown].item, spec)
+    left.set_title("an item, as the encoder sees it", fontsize=11, loc="left")
+    middle.axis("off")
+    sid = "-".join(map(str, (*catalogue[shown].codes, catalogue[shown].slot)))
+    middle.text(0.5, 0.5, sid, ha="center", va="center", fontsize=17, family="monospace")
+    middle.set_title("its Semantic ID", fontsize=11)
+    for axes, (place, score) in zip(rights, best, strict=True):
+        _draw_item(axes, catalogue[place].item, spec)
+        axes.set_title(
+            f"{'-'.join(map(str, (*catalogue[place].codes, catalogue[place].slot)))}   log-probability {score:.2f}",
+            fontsize=8,
+            loc="left",
+            pad=2,
+        )
+    figure.text(0.62, 0.965, "generated as likely to follow", fontsize=11)
+    for start, end in (((0.375, 0.5), (0.405, 0.5)), ((0.565, 0.5), (0.61, 0.5))):
+        figure.add_artist(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=18, color="black"))
+    figure.savefig(args.out, dpi=100, facecolor="white")
+
+
+def _draw_item(axes, item, spec) -> None:
+    axes.imshow(
+        draw_page([render_text(item_text(item, spec), spec).strips]), interpolation="nearest", aspect="auto"
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+if __name__ == "__main__":
+    main()
