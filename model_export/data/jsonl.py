@@ -42,8 +42,8 @@ def read_lines(path: Path) -> Iterator[Line]:
     try:
         with _open(path) as file:
             for number, raw in enumerate(file, start=1):
-                if record := _parse(path, number, raw):
-                    yield record
+                if line := _parse(path, number, raw):
+                    yield line
     except FileNotFoundError:
         raise DataError(f"{path}: not found. Check the path.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -8,6 +8,7 @@ users with fewer than two items left. An item may come again in a user's list; a
 bought stays in the catalogue.
 """
 
+import os.path
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,12 +78,12 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def _find(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "not found"
+    if not os.path.isdir(folder):
+        problem = "is a file" if os.path.exists(folder) else "not found"
         raise DataError(
             f"{folder}: {problem}. Give a folder with {ITEMS}.jsonl and {INTERACTIONS}.jsonl (or .jsonl.gz)."
         )
-    found = [path for suffix in (".jsonl", ".jsonl.gz") if (path := folder / (name + suffix)).is_file()]
+    found = [path for suffix in (".jsonl", ".jsonl.gz") if os.path.isfile(path := folder / (name + suffix))]
     if not found:
         raise DataError(f"{folder / name}.jsonl: not found, nor {name}.jsonl.gz. Add it to the folder.")
     if len(found) > 1:

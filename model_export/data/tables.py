@@ -3,6 +3,7 @@
 completejourney[:FOLDER]        movielens-100k[:FOLDER]        amazon:REVIEWS,METADATA[,CORE]        FOLDER
 """
 
+import os.path
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def read_dataset(source: str) -> Dataset:
     name, _, argument = source.partition(":")
     if name in SOURCES:
         return SOURCES[name](argument)
-    if not Path(source).exists():
+    if not os.path.exists(source):
         known = ", ".join(SOURCES)
         raise DataError(f"{source}: no such folder, nor a source. Give a folder, or one of {known}.")
     return read_folder(Path(source))

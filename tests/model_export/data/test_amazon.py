@@ -1,0 +1,190 @@
+"""Raw Amazon reviews of both layouts, on shops small enough to check by hand."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from model_export.data.amazon import read_amazon
+from model_export.data.tables import DataError, read_dataset
+
+DAY = 86_400
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    raw = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def reviews_2018(bought: list[tuple[str, str, int]]) -> list[dict]:
+    return [
+        {"reviewerID": user, "asin": item, "unixReviewTime": day * DAY, "overall": 5.0}
+        for user, item, day in bought
+    ]
+
+
+def reviews_2023(bought: list[tuple[str, str, int]]) -> list[dict]:
+    return [
+        {
+            "user_id": user,
+            "parent_asin": item,
+            "asin": "variant",
+            "timestamp": day * DAY * 1000,
+            "rating": 5.0,
+        }
+        for user, item, day in bought
+    ]
+
+
+META_2018 = [
+    {
+        "asin": "A",
+        "title": "Pen &amp; <b>Ink</b>",
+        "brand": "Bic",
+        "category": ["Office", "Pens"],
+        "description": ["Writes.", "", "Well."],
+        "feature": ["blue"],
+        "price": "$1.20",
+        "also_buy": ["B"],
+    },
+    {
+        "asin": "B",
+        "title": "Paper",
+        "brand": "",
+        "category": [],
+        "description": [],
+        "price": ".a-box{} getTime()",
+    },
+    {"asin": "B", "title": "Paper, told again"},
+    {"asin": "C", "title": "Clip"},
+    {"asin": "E", "title": "", "price": ""},
+]
+META_2023 = [
+    {
+        "parent_asin": "A",
+        "title": "Pen & Ink",
+        "store": "Bic",
+        "categories": ["Office", "Pens"],
+        "description": ["Writes.", "Well."],
+        "features": ["blue"],
+        "price": 1.2,
+        "images": [],
+    },
+    {"parent_asin": "B", "title": "Paper", "store": None, "price": None},
+    {"parent_asin": "C", "title": "Clip"},
+]
+BOUGHT = [
+    ("u", "B", 3),
+    ("u", "A", 1),
+    ("u", "A", 9),  # again: the first counts
+    ("u", "C", 5),
+    ("v", "A", 2),
+    ("v", "B", 1),
+    ("v", "C", 7),
+    ("w", "A", 4),  # one of w's two goes with E, so w leaves the 2-core
+    ("w", "E", 5),
+    ("x", "D", 1),  # D has no metadata
+]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".json.gz", ".jsonl.gz"])
+def test_the_layout_of_2018_becomes_items_with_text_and_sequences_in_time_order(tmp_path, suffix):
+    reviews = write(tmp_path / f"Office_Products{suffix}", reviews_2018(BOUGHT))
+    metadata = write(tmp_path / f"meta{suffix}", META_2018)
+    dataset = read_dataset(f"amazon:{reviews},{metadata},2")
+    assert dataset.name == "amazon-office_products"
+    assert {item["item_id"]: item for item in dataset.items} == {
+        "A": {
+            "item_id": "A",
+            "title": "Pen & Ink",
+            "brand": "Bic",
+            "categories": ["Office", "Pens"],
+            "description": "Writes. Well.",
+            "features": ["blue"],
+            "price": "$1.20",
+        },
+        "B": {"item_id": "B", "title": "Paper"},
+        "C": {"item_id": "C", "title": "Clip"},
+    }
+    ids = dataset.item_ids
+    found = {u: [ids[n] for n in row] for u, row in zip(dataset.user_ids, dataset.sequences, strict=True)}
+    assert found == {"u": ["A", "B", "C"], "v": ["B", "A", "C"]}
+    assert dataset.exclusions == {
+        "repeated metadata lines": 1,
+        "reviews of products without metadata or text": 2,
+        "later reviews of a product by the same user": 1,
+        "reviews outside the 2-core": 1,
+    }
+
+
+def test_both_layouts_of_the_same_shop_give_the_same_sequences(tmp_path):
+    old = read_amazon(
+        write(tmp_path / "r18.json", reviews_2018(BOUGHT)), write(tmp_path / "m18.json", META_2018), 2
+    )
+    new = read_amazon(
+        write(tmp_path / "r23.jsonl", reviews_2023(BOUGHT)), write(tmp_path / "m23.jsonl", META_2023), 2
+    )
+    assert new.user_ids == old.user_ids
+    assert [row.tolist() for row in new.sequences] == [row.tolist() for row in old.sequences]
+    assert [item | {"price": 0} for item in new.items] == [item | {"price": 0} for item in old.items]
+
+
+def test_five_is_the_core_unless_another_is_asked_for(tmp_path):
+    bought = [(f"u{u}", f"I{i}", i) for u in range(5) for i in range(5)] + [("u9", "I0", 1), ("u9", "I1", 2)]
+    reviews = write(tmp_path / "r.json", reviews_2018(bought))
+    metadata = write(tmp_path / "m.json", [{"asin": f"I{i}", "title": f"thing {i}"} for i in range(5)])
+    assert len(read_dataset(f"amazon:{reviews},{metadata}").user_ids) == 5
+    assert len(read_dataset(f"amazon:{reviews},{metadata},2").user_ids) == 6
+
+
+def test_a_core_that_leaves_nothing_is_refused_with_the_remedy(tmp_path):
+    reviews = write(tmp_path / "r.json", reviews_2018(BOUGHT))
+    metadata = write(tmp_path / "m.json", META_2018)
+    with pytest.raises(
+        DataError, match=r"r\.json: none of 8 described reviews is in the 5-core\. Ask for a sma"
+    ):
+        read_dataset(f"amazon:{reviews},{metadata}")
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"reviewerID": "u", "asin": "A"}, "'unixReviewTime' is None, which is not a whole number"),
+        (
+            {"reviewerID": "u", "asin": "A", "unixReviewTime": "today"},
+            "'unixReviewTime' is 'today', which is not",
+        ),
+        ({"asin": "A", "unixReviewTime": 1}, "has no 'reviewerID'"),
+        ({"reviewerID": "u", "asin": 5, "unixReviewTime": 1}, "'asin' is 5, which is not a string"),
+    ],
+)
+def test_a_broken_review_is_named_by_file_and_line(tmp_path, record, said):
+    reviews = write(tmp_path / "r.json", [*reviews_2018(BOUGHT[:2]), record])
+    metadata = write(tmp_path / "m.json", META_2018)
+    with pytest.raises(DataError) as caught:
+        read_amazon(reviews, metadata)
+    assert str(caught.value).startswith(f"{reviews}: line 3: {said}")
+
+
+def test_a_file_of_neither_layout_or_of_nothing_is_named(tmp_path):
+    good = write(tmp_path / "m.json", META_2018)
+    other = write(tmp_path / "r.json", [{"user": "u", "product": "A"}])
+    with pytest.raises(
+        DataError, match=r"line 1: neither layout fits: it has \['user', 'product'\], not asin\+"
+    ):
+        read_amazon(other, good)
+    empty = write(tmp_path / "e.json", [])
+    with pytest.raises(DataError, match=r"e\.json: is empty"):
+        read_amazon(empty, good)
+    with pytest.raises(DataError, match=r"gone\.json: not found"):
+        read_amazon(tmp_path / "gone.json", good)
+
+
+@pytest.mark.parametrize(
+    "argument", ["", "r.json", "r.json,", "r.json,m.json,0", "r.json,m.json,x", "a,b,5,6"]
+)
+def test_a_source_that_does_not_name_two_files_is_refused_with_the_form(argument):
+    with pytest.raises(DataError, match="Write amazon:REVIEWS,METADATA"):
+        read_dataset(f"amazon:{argument}")

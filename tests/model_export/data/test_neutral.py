@@ -1,0 +1,208 @@
+"""The neutral form: what is read, what is refused and in which words, what is left out and counted."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from model_export.data.tables import DataError, read_dataset, read_items, write_dataset
+
+ITEMS = [
+    {"item_id": "a", "title": "Blue pen", "price": 1.5},
+    {"item_id": "b", "title": "Papier – Größe A4", "categories": ["Office", "Paper"]},
+    {"item_id": "c", "color": "red"},
+]
+INTERACTIONS = [{"user_id": "u", "items": ["c", "a", "b"]}, {"user_id": "v", "items": ["b", "b"]}]
+
+
+def lines(records: list[object]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def folder_of(path: Path, items: str | bytes | None = None, interactions: str | bytes | None = None) -> Path:
+    """A folder named `shop` with good files, except where others are given."""
+    folder = path / "shop"
+    folder.mkdir()
+    for name, content, good in (("items", items, ITEMS), ("interactions", interactions, INTERACTIONS)):
+        content = lines(good) if content is None else content
+        raw = content.encode() if isinstance(content, str) else content
+        (folder / f"{name}.jsonl").write_bytes(raw)
+    return folder
+
+
+def message_of(folder: Path | str) -> str:
+    with pytest.raises(DataError) as caught:
+        read_dataset(str(folder))
+    return str(caught.value)
+
+
+def test_items_become_indices_and_nothing_else_changes(tmp_path):
+    dataset = read_dataset(str(folder_of(tmp_path)))
+    assert dataset.name == "shop"
+    assert dataset.items == ITEMS
+    assert dataset.user_ids == ["u", "v"]
+    assert [row.tolist() for row in dataset.sequences] == [[2, 0, 1], [1, 1]]
+    assert dataset.sequences[0].dtype == "int32"
+    assert dataset.exclusions == {}
+
+
+def test_writing_and_reading_again_gives_the_same_dataset_and_the_same_bytes(tmp_path):
+    dataset = read_dataset(str(folder_of(tmp_path)))
+    for name in ("first", "second"):
+        write_dataset(dataset, tmp_path / name)
+    again = read_dataset(str(tmp_path / "first"))
+    assert again.items == dataset.items
+    assert again.user_ids == dataset.user_ids
+    assert [row.tolist() for row in again.sequences] == [row.tolist() for row in dataset.sequences]
+    assert again.fingerprint == dataset.fingerprint
+    for name in ("items.jsonl.gz", "interactions.jsonl.gz"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_the_fingerprint_changes_with_any_item_user_or_purchase(tmp_path):
+    variants = [
+        (None, None),
+        (lines([*ITEMS[:2], {"item_id": "c", "color": "green"}]), None),
+        (None, lines([{"user_id": "w", "items": ["c", "a", "b"]}, INTERACTIONS[1]])),
+        (None, lines([{"user_id": "u", "items": ["a", "c", "b"]}, INTERACTIONS[1]])),
+        (None, lines([{"user_id": "u", "items": ["c", "a"]}, {"user_id": "v", "items": ["b", "b", "b"]}])),
+    ]
+    prints = set()
+    for n, (items, interactions) in enumerate(variants):
+        (tmp_path / str(n)).mkdir()
+        prints.add(read_dataset(str(folder_of(tmp_path / str(n), items, interactions))).fingerprint)
+    assert len(prints) == len(variants)
+
+
+def test_blank_lines_windows_line_ends_gzip_and_a_byte_order_mark_are_no_trouble(tmp_path):
+    items = b"\xef\xbb\xbf" + lines(ITEMS).replace("\n", "\r\n\r\n  \n").encode()
+    folder = folder_of(tmp_path, items)
+    (folder / "items.jsonl").rename(folder / "plain")
+    (folder / "items.jsonl.gz").write_bytes(gzip.compress(items))
+    assert read_dataset(str(folder)).items == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"item_id": "x", "title": ', "not JSON"),
+        ("[1, 2]", "[1, 2] is not an object. Write one {...} a line."),
+        ('"x"', "is not an object"),
+        ('{"title": "x"}', "has no 'item_id'. Every line needs one; this one has ['title']."),
+        ('{"item_id": 7}', "'item_id' is 7, which is not a string. Write it in quotes."),
+        ('{"item_id": null}', "'item_id' is None, which is not a string."),
+        ('{"item_id": " "}', "'item_id' is empty."),
+        ('{"item_id": "a"}', "item_id 'a' was given in line 1 already. Keep one of the two."),
+        ('{"item_id": "x", "price": NaN}', "NaN is no JSON value"),
+        ('{"item_id": "x", "title": "\\ud83d"}', "half of a surrogate pair"),
+        ("[" * 100_000, "not JSON"),
+        ('{"item_id": ' + "9" * 5000 + "}", "not JSON"),
+    ],
+)
+def test_a_broken_item_is_named_by_file_and_line(tmp_path, line, said):
+    folder = folder_of(tmp_path, lines(ITEMS) + "\n" + line + "\n")
+    message = message_of(folder)
+    assert message.startswith(f"{folder / 'items.jsonl'}: line 5: ")
+    assert said in message
+    assert len(message) < 400 + len(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"items": ["a", "b"]}', "has no 'user_id'."),
+        ('{"user_id": "u", "items": ["a", "b"]}', "user_id 'u' was given in line 1 already."),
+        ('{"user_id": "w"}', "'items' is None, which is not a list. List item ids, oldest first."),
+        ('{"user_id": "w", "items": "a"}', "'items' is 'a', which is not a list."),
+        ('{"user_id": "w", "items": ["a", 3]}', "'items' holds 3, which is not a string."),
+    ],
+)
+def test_a_broken_history_is_named_by_file_and_line(tmp_path, line, said):
+    folder = folder_of(tmp_path, interactions=lines(INTERACTIONS) + line)
+    message = message_of(folder)
+    assert message.startswith(f"{folder / 'interactions.jsonl'}: line 3: ")
+    assert said in message
+
+
+def test_a_file_that_is_not_utf_8_is_named_with_the_line_and_the_byte(tmp_path):
+    folder = folder_of(tmp_path, lines(ITEMS[:1]).encode() + '{"item_id": "é"}\n'.encode("latin-1"))
+    assert "items.jsonl: line 2: not UTF-8 (byte 14). Save the file as UTF-8." in message_of(folder)
+
+
+def test_a_gzip_file_that_is_cut_off_is_named(tmp_path):
+    folder = folder_of(tmp_path, gzip.compress(lines(ITEMS).encode())[:-12])
+    assert "the gzip file is cut off or damaged" in message_of(folder)
+
+
+def test_what_is_missing_is_named_with_the_remedy(tmp_path):
+    missing = tmp_path / "nowhere"
+    assert message_of(missing).startswith(
+        f"{missing}: no such folder, nor a source. Give a folder, or one of "
+    )
+    folder = folder_of(tmp_path)
+    assert "shop/items.jsonl: is a file" in message_of(folder / "items.jsonl")
+    (folder / "interactions.jsonl").unlink()
+    assert "interactions.jsonl: not found, nor interactions.jsonl.gz. Add it" in message_of(folder)
+
+
+def test_a_plain_and_a_packed_file_side_by_side_are_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "items.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert "items.jsonl: items.jsonl.gz lies beside it. Keep the one that is meant." in message_of(folder)
+    with pytest.raises(DataError, match="would make the folder ambiguous"):
+        write_dataset(read_dataset(str(folder_of_name(tmp_path, "other"))), folder)
+
+
+def folder_of_name(path: Path, name: str) -> Path:
+    (path / name).mkdir()
+    return folder_of(path / name)
+
+
+def test_useless_items_histories_and_purchases_are_left_out_and_counted(tmp_path):
+    items = [*ITEMS, {"item_id": "empty", "title": " ", "tags": [], "size": None}]
+    interactions = [
+        *INTERACTIONS,
+        {"user_id": "w", "items": ["gone", "a", "empty", "gone", "c"]},
+        {"user_id": "x", "items": ["a", "gone"]},
+        {"user_id": "y", "items": []},
+    ]
+    dataset = read_dataset(str(folder_of(tmp_path, lines(items), lines(interactions))))
+    assert dataset.items == ITEMS
+    assert dataset.user_ids == ["u", "v", "w"]
+    assert dataset.sequences[2].tolist() == [0, 2]
+    assert dataset.exclusions == {
+        "items without any text": 1,
+        "interactions with items that are not in the items file": 3,
+        "interactions with items without any text": 1,
+        "users with fewer than 2 known items": 2,
+    }
+    summary = dataset.summary()
+    assert "shop: 3 items, 3 users, 7 interactions (2 to 3 a user, median 2)" in summary
+    assert all(f"left out: {count} {what}" in summary for what, count in dataset.exclusions.items())
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    folder = folder_of(tmp_path, interactions=lines([{"user_id": "u", "items": ["1", "2", "3"]}]))
+    message = message_of(folder)
+    assert message.startswith(
+        "shop: no users remain (3 interactions with items that are not in the items file;"
+    )
+    assert message.endswith("Check that items and interactions belong together.")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    assert message_of(folder_of(tmp_path, items="")).startswith("shop: no items remain (")
+
+
+def test_a_catalogue_without_interactions_can_be_read_alone(tmp_path):
+    folder = folder_of(tmp_path, items=lines([*ITEMS, {"item_id": "empty"}]))
+    (folder / "interactions.jsonl").unlink()
+    assert read_items(folder) == ITEMS
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    dataset = read_dataset(str(folder_of(tmp_path)))
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(DataError, match=r"taken: cannot be written \(.*\)\. Choose another folder\."):
+        write_dataset(dataset, tmp_path / "taken")

@@ -1,0 +1,53 @@
+"""Leave one out, checked position by position."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_export.data.dataset import Dataset
+from model_export.data.splits import leave_one_out
+
+
+def dataset_of(lengths: list[int]) -> Dataset:
+    """Each position holds an item of its own, so that a position can be followed wherever it goes."""
+    ends = np.cumsum(lengths)
+    sequences = [np.arange(end - n, end, dtype=np.int32) for n, end in zip(lengths, ends, strict=True)]
+    items = [{"item_id": str(item), "title": f"item {item}"} for item in range(sum(lengths))]
+    return Dataset("made", items, sequences, [f"u{n}" for n in range(len(lengths))], {})
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=30))
+def test_no_position_of_a_target_reaches_training(lengths):
+    dataset = dataset_of(lengths)
+    split = leave_one_out(dataset)
+    trained = {item for sequence in split.train for item in sequence.tolist()}
+    validated, tested = set(split.validation.targets.tolist()), set(split.test.targets.tolist())
+    assert not trained & validated
+    assert not trained & tested
+    assert not validated & tested
+    # and nothing is lost: every position is trained on, or a target
+    assert trained | validated | tested == {item for row in dataset.sequences for item in row.tolist()}
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=30))
+def test_a_target_is_the_next_item_after_its_history(lengths):
+    dataset = dataset_of(lengths)
+    split = leave_one_out(dataset)
+    for targets, from_end in ((split.validation, 2), (split.test, 1)):
+        assert targets.users.tolist() == [user for user, length in enumerate(lengths) if length >= 3]
+        for user, history, target in zip(targets.users, targets.histories, targets.targets, strict=True):
+            sequence = dataset.sequences[user].tolist()
+            assert [*history.tolist(), target] == sequence[: len(sequence) - from_end + 1]
+
+
+def test_users_with_fewer_than_three_items_only_train():
+    split = leave_one_out(dataset_of([2, 3]))
+    assert [row.tolist() for row in split.train] == [[0, 1], [2]]
+    assert split.validation.users.tolist() == split.test.users.tolist() == [1]
+
+
+def test_the_first_few_targets_make_a_smaller_evaluation():
+    some = leave_one_out(dataset_of([4, 4, 4])).test.first(2)
+    assert len(some) == 2
+    assert some.targets.tolist() == [3, 7]
+    assert [row.tolist() for row in some.histories] == [[0, 1, 2], [4, 5, 6]]
