@@ -78,15 +78,22 @@ def corrected_code_metrics(ranked: Ints, targets: Ints, num_at: Ints, k: int) ->
     )
 
 
-def collision_rate(codes: Ints) -> float:
-    """The share of items whose codes another item has too, from codes [item, level]."""
+class Collisions(NamedTuple):
+    shared_rate: float  # items whose codes another item has too / items
+    missing_rate: (
+        float  # (items - distinct codes) / items, which several papers print as their collision rate
+    )
+    largest_group: int  # most items at one code
+
+
+def collisions(codes: Ints) -> Collisions:
+    """How often items share codes [item, level]."""
     _, count = np.unique(codes, axis=0, return_counts=True)
-    return float(count[count > 1].sum() / len(codes))
-
-
-def missing_codes_rate(codes: Ints) -> float:
-    """(items - distinct codes) / items: what several papers print as their collision rate."""
-    return 1 - len(np.unique(codes, axis=0)) / len(codes)
+    return Collisions(
+        shared_rate=float(count[count > 1].sum() / len(codes)),
+        missing_rate=float((len(codes) - len(count)) / len(codes)),
+        largest_group=int(count.max()),
+    )
 
 
 class LevelUse(NamedTuple):

@@ -10,9 +10,8 @@ from model_export.metrics import (
     FILLER,
     LevelUse,
     codebook_use,
-    collision_rate,
+    collisions,
     corrected_code_metrics,
-    missing_codes_rate,
     mrr,
     ndcg_at,
     ranking_metrics,
@@ -112,9 +111,11 @@ def test_a_code_hit_counts_only_for_the_share_of_its_items_that_fits_the_page():
 
 def test_collision_rates_count_items_and_missing_codes():
     codes = np.array([[0, 1], [0, 1], [0, 1], [2, 2], [3, 3], [3, 3]])
-    assert collision_rate(codes) == pytest.approx(5 / 6)
-    assert missing_codes_rate(codes) == pytest.approx(3 / 6)
-    assert collision_rate(codes[[0, 3, 4]]) == missing_codes_rate(codes[[0, 3, 4]]) == 0
+    found = collisions(codes)
+    assert found.shared_rate == pytest.approx(5 / 6)
+    assert found.missing_rate == pytest.approx(3 / 6)
+    assert found.largest_group == 3
+    assert collisions(codes[[0, 3, 4]]) == (0, 0, 1)
 
 
 def test_codebook_use_counts_codes_and_bits():
