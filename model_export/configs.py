@@ -134,7 +134,6 @@ def tiny() -> RunConfig:
         generator=TreeConfig(width=32, num_layers=1, ffn_dim=64),
         training=TrainingConfig(max_steps=150, batch_size=64, warmup_steps=10, max_validation_users=200),
         history_length=10,
-        beam_limit=100,
     )
 
 

@@ -1,6 +1,7 @@
 """What an export promises and the service checks: Semantic IDs, tensor names, the manifest of a bundle.
 
-A bundle is a folder, written once and never edited. `load_bundle` verifies every file before anything is served.
+A bundle is a folder, written once and never edited. `load_bundle` verifies every file before anything is
+served.
 """
 
 import hashlib
@@ -29,13 +30,14 @@ MAX_CODES_PER_LEVEL = 65_536
 # Dense tables only: 2**27 leaf cells are 256 MiB of uint16.
 MAX_CELLS = 2**27
 
+FILLER = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
 PADDING = -1  # a history position that holds no item has this in every level
 
 Codes = tuple[int, ...]
 
 
 class Sid(NamedTuple):
-    """A Semantic ID: codes carry meaning; the slot tells items with the same codes apart and means nothing."""
+    """A Semantic ID: codes carry meaning, the slot only tells items with the same codes apart."""
 
     codes: Codes
     slot: int
@@ -73,7 +75,9 @@ class SidSpec(_Frozen):
 
     def check(self, codes: Codes) -> None:
         """Raise ValueError unless `codes` has one code of each level, each within its level."""
-        fits = len(codes) == self.num_levels and all(0 <= c < k for c, k in zip(codes, self.levels, strict=True))
+        fits = len(codes) == self.num_levels and all(
+            0 <= c < k for c, k in zip(codes, self.levels, strict=True)
+        )
         if not fits:
             raise ValueError(f"codes {codes} do not fit the levels {self.levels}")
 
@@ -119,8 +123,8 @@ class GraphSpec(_Frozen):
 def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) -> GraphSpec:
     """The tokenizer's tensors.
 
-    Items have different numbers of strips, so strips of a batch lie one after another and `first_strip` [item]
-    says where each item's begin, ascending from 0 (the layout of torch.nn.EmbeddingBag's offsets).
+    Items have different numbers of strips, so strips of a batch lie one after another and `first_strip`
+    [item] says where each item's begin, ascending from 0 (the layout of torch.nn.EmbeddingBag's offsets).
     """
     return GraphSpec(
         inputs=(
@@ -138,7 +142,8 @@ def recommender_graph(spec: SidSpec) -> GraphSpec:
     """The recommender's tensors.
 
     `history` holds codes, oldest first, with PADDING on the left. `counts_l` is the trie's table of level l.
-    `beams` carries nothing but its length, the width of the search; it is an input so that a request can widen it.
+    `beams` carries nothing but its length, the width of the search; it is an input so that a request can
+    widen it.
     """
     tables = tuple(
         TensorSpec(name=f"counts_{level + 1}", dtype=dtype, shape=(cells,))
@@ -169,7 +174,7 @@ class FileRecord(_Frozen):
 
 
 class RenderSpec(_Frozen):
-    """How an item's text becomes strips of pixels; see service/render.py, which is the only one to read it."""
+    """How an item's text becomes strips of pixels; only service/render.py reads it."""
 
     height_px: int = Field(default=16, ge=8, le=64)
     width_px: int = Field(default=216, ge=32, le=2048)
@@ -187,6 +192,7 @@ class Manifest(_Frozen):
     """manifest.json. Everything the service needs to know before it opens a graph."""
 
     format_version: Literal[1]
+    export_key: str = Field(description="equal for equal data, configuration and code")
     created_at: str
     config: str
     sid: SidSpec
@@ -233,7 +239,9 @@ def load_bundle(path: Path) -> Bundle:
     """Read and verify a bundle. Raises ContractMismatch with the file at fault and the remedy."""
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise ContractMismatch(f"{manifest_path}: not found. Give the folder that `glyphrec export --out` wrote.")
+        raise ContractMismatch(
+            f"{manifest_path}: not found. Give the folder that `glyphrec export --out` wrote."
+        )
     try:
         raw = json.loads(manifest_path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -266,10 +274,12 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
         raise ContractMismatch(f"{path}: missing. Copy the whole bundle, or export again.")
     if path.stat().st_size != record.num_bytes:
         raise ContractMismatch(
-            f"{path}: {path.stat().st_size} bytes, manifest says {record.num_bytes}. Copy it again, or export again."
+            f"{path}: {path.stat().st_size} bytes, manifest says {record.num_bytes}. "
+            "Copy it again, or export again."
         )
     found = sha256_of(path)
     if found != record.sha256:
         raise ContractMismatch(
-            f"{path}: sha256 is {found[:12]}, manifest says {record.sha256[:12]}. Copy it again, or export again."
+            f"{path}: sha256 is {found[:12]}, manifest says {record.sha256[:12]}. "
+            "Copy it again, or export again."
         )

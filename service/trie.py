@@ -1,5 +1,6 @@
-"""The SID trie. A prefix read as an integer is its own trie state, so the trie is a table of counts per level:
-no nodes, no children, no rebuild. An edit touches one cell a level; a row of children is one contiguous slice.
+"""The SID trie. A prefix read as an integer is its own trie state, so the trie is a table of counts per
+level: no nodes, no children, no rebuild. An edit touches one cell a level; a row of children is one
+contiguous slice.
 """
 
 import hashlib
@@ -16,9 +17,9 @@ Tables = tuple[NDArray[Any], ...]  # level l: [K1*…*Kl], how many items live b
 class CountTrie:
     """How many items live below every prefix of `spec`.
 
-    `tables` are the live arrays themselves, given to the recommender graph as they are. Another thread may read
-    them during an edit: a leaf is written before its parents on insert and after them on delete, so a prefix
-    that is seen alive has, at that moment, a living item below it.
+    `tables` are the live arrays themselves, given to the recommender graph as they are. Another thread may
+    read them during an edit: a leaf is written before its parents on insert and after them on delete, so a
+    prefix that is seen alive has, at that moment, a living item below it.
     """
 
     def __init__(self, spec: SidSpec) -> None:
@@ -30,7 +31,9 @@ class CountTrie:
 
     @classmethod
     def from_codes(cls, spec: SidSpec, codes: NDArray[np.integer[Any]]) -> "CountTrie":
-        """Build from codes [item, level] in one pass. Raises ValueError where a code has over NUM_SLOTS items."""
+        """Build from codes [item, level] in one pass. Raises ValueError where a code has over NUM_SLOTS
+        items.
+        """
         trie = cls(spec)
         for table, prefix in zip(trie.tables, spec.prefixes_of(codes), strict=True):
             count = np.bincount(prefix, minlength=len(table))

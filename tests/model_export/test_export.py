@@ -1,0 +1,136 @@
+"""The pipeline end to end on real groceries, configuration tiny."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model_export.cache import StageCache
+from model_export.configs import tiny
+from model_export.data.dataset import Dataset, make_dataset
+from model_export.data.splits import leave_one_out
+from model_export.evaluate import evaluate_model, read_catalogue, table
+from model_export.export import _tokenize, _train_generator, export
+from service.contract import ITEMS, load_bundle
+from service.errors import GlyphrecError
+
+
+def quiet(_: str) -> None:
+    """An export that tells nobody."""
+
+
+def with_other_last_items(dataset: Dataset, num_changed: int) -> Dataset:
+    """The same data, but each user's last `num_changed` items are others, drawn at random."""
+    rng = np.random.default_rng(0)
+    histories = []
+    for user_id, sequence in zip(dataset.user_ids, dataset.sequences, strict=True):
+        changed = sequence.copy()
+        if len(sequence) >= 3:
+            unseen = np.setdiff1d(np.arange(dataset.num_items), sequence)
+            changed[-num_changed:] = rng.choice(unseen, num_changed, replace=False)
+        histories.append((user_id, changed))
+    return make_dataset(dataset.name, dataset.items, histories, {})
+
+
+def test_a_bundle_holds_what_its_manifest_says(tiny_export):
+    bundle = load_bundle(tiny_export.bundle.path)
+    manifest = bundle.manifest
+    assert manifest.num_items == tiny_export.dataset.num_items
+    assert manifest.trained_for_tokenizer_id == manifest.tokenizer_id
+    assert manifest.data_fingerprint == tiny_export.dataset.fingerprint
+    assert {"report/report.md", "report/items.png", "report/training.png"} <= set(manifest.files)
+    assert {"model_recall@10", "popularity_ndcg@10", "near_copy_first_code"} <= set(manifest.metrics)
+    with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert [row["item"] for row in rows] == tiny_export.dataset.items
+    sids = {(*row["codes"], row["slot"]) for row in rows}
+    assert len(sids) == len(rows), "two items share a Semantic ID"
+
+
+def test_the_same_export_again_is_kept_as_it_is(tiny_export):
+    said = []
+    again = export(
+        tiny_export.dataset, tiny_export.bundle.path, tiny(), cache_folder=tiny_export.cache, say=said.append
+    )
+    assert again.manifest == tiny_export.bundle.manifest
+    assert len(said) == 1
+    assert "kept as it is" in said[0]
+
+
+def test_a_bundle_is_never_overwritten(tiny_export):
+    with pytest.raises(GlyphrecError, match=r"holds another bundle .* Give another --out"):
+        export(
+            tiny_export.dataset,
+            tiny_export.bundle.path,
+            replace(tiny(), seed=1),
+            cache_folder=tiny_export.cache,
+            say=quiet,
+        )
+
+
+def test_a_folder_of_other_things_is_left_alone(tiny_export, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(GlyphrecError, match="exists and is no bundle"):
+        export(tiny_export.dataset, tmp_path, tiny(), cache_folder=tiny_export.cache, say=quiet)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
+    """Only the reading is taken over from the first run; everything that is fitted is fitted again."""
+    for reading in tiny_export.cache.glob("reading-*"):
+        (tmp_path / reading.name).hardlink_to(reading)
+    again = export(tiny_export.dataset, tmp_path / "bundle", tiny(), cache_folder=tmp_path, say=quiet)
+    assert [row.codes for row in read_catalogue(again)] == [
+        row.codes for row in read_catalogue(tiny_export.bundle)
+    ]
+    assert again.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
+    assert again.manifest.recommender_id == tiny_export.bundle.manifest.recommender_id
+
+
+def test_targets_touch_neither_encoder_nor_quantiser_nor_generator(tiny_export, tmp_path):
+    """With every target replaced by another item, all that is fitted comes out the same.
+
+    Validation targets may choose which of the generator's epochs is kept, so there only test targets change.
+    """
+    config, cache = tiny(), StageCache(tmp_path)
+    for reading in tiny_export.cache.glob("reading-*"):
+        (tmp_path / reading.name).hardlink_to(reading)
+    codes = np.array([row.codes for row in read_catalogue(tiny_export.bundle)])
+    config = replace(config, render=tiny_export.bundle.manifest.render)
+
+    changed = with_other_last_items(tiny_export.dataset, 2)
+    assert changed.fingerprint != tiny_export.dataset.fingerprint
+    split = leave_one_out(changed)
+    tokenized = _tokenize(changed.items, split.train, config, cache, quiet)
+    np.testing.assert_array_equal(tokenized.codes, codes)
+
+    split = leave_one_out(with_other_last_items(tiny_export.dataset, 1))
+    ours, _ = _train_generator(codes, split, config, cache, quiet)
+    theirs, _ = _train_generator(
+        codes, leave_one_out(tiny_export.dataset), config, StageCache(tiny_export.cache), quiet
+    )
+    for name, weight in theirs.state_dict().items():
+        np.testing.assert_array_equal(ours.state_dict()[name], weight, err_msg=name)
+
+
+def test_the_model_beats_popularity_on_what_it_was_trained_on(tiny_export):
+    """A sanity floor: tiny is far too small to be good, but it must have learnt."""
+    metrics = tiny_export.bundle.manifest.metrics
+    assert metrics["model_recall@10"] > 10 / tiny_export.dataset.num_items
+
+
+def test_evaluation_of_the_exported_graphs_is_repeatable(tiny_export):
+    figures = evaluate_model(
+        tiny_export.bundle, tiny_export.dataset, leave_one_out(tiny_export.dataset), progress=False
+    )
+    for name, value in figures.items():
+        assert tiny_export.bundle.manifest.metrics[name] == pytest.approx(value, abs=1e-9)
+
+
+def test_the_table_names_the_model_and_its_baselines(tiny_export):
+    text = table(tiny_export.bundle.manifest.metrics)
+    assert "first-order Markov" in text
+    assert "popularity" in text
+    assert "near copies" in text
