@@ -57,8 +57,9 @@ def main() -> None:
     middle.set_title("its Semantic ID", fontsize=11)
     for axes, (place, score) in zip(rights, best, strict=True):
         _draw_item(axes, catalogue[place].item, spec)
+        sid = "-".join(map(str, (*catalogue[place].codes, catalogue[place].slot)))
         axes.set_title(
-            f"{'-'.join(map(str, (*catalogue[place].codes, catalogue[place].slot)))}   log-probability {score:.2f}",
+            f"{sid}   log-probability {score:.2f}",
             fontsize=8,
             loc="left",
             pad=2,

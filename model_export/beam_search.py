@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from model_export.generators.base import Generator
+from service.contract import FILLER
 
-NEG_INF = -1e9  # finite, as -inf minus -inf is nan
-FILLER = -1e8  # a beam scored below this stands for nothing: there were fewer live prefixes than beams
+NEG_INF = -1e9  # finite, as -inf minus -inf is nan; well below FILLER
 
 
 class Beams(NamedTuple):

@@ -68,7 +68,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.seed is not None:
         config = replace(config, seed=args.seed)
     dataset = read_dataset(args.data)
-    bundle = export(dataset, args.out, config, cache_folder=args.cache)
+    bundle = export(dataset, args.out, config, cache_folder=args.cache, say=say)
     say(table(bundle.manifest.metrics))
     say(f"\nbundle: {bundle.path}\nreport: {bundle.path / 'report' / 'report.md'}")
     say(f"serve it: glyphrec serve --bundle {bundle.path}")

@@ -36,7 +36,7 @@ def run_demo(folder: Path, *, port: int, keep_running: bool, echo: Callable[[str
     """The whole story. Returns when the service has been stopped, or at once if not `keep_running`."""
     dataset = read_dataset(SOURCE)
     bundle = export(
-        dataset, folder / "bundles", demo_config(), cache_folder=folder / "cache", named_by_key=True
+        dataset, folder / "bundles", demo_config(), cache_folder=folder / "cache", say=echo, named_by_key=True
     )
     port = _free_port(port)
     url = f"http://127.0.0.1:{port}"

@@ -107,7 +107,7 @@ def evaluate_model(
         last = beams.scores[:, min(PAGE, beams.scores.shape[1]) - 1]
         certified.append((last > beams.bound) | (beams.bound < FILLER))
     figures["exact_rate"] = float(np.concatenate(certified).mean())
-    figures["collision_rate"] = collisions(codes).rate
+    figures["collision_rate"] = collisions(codes).shared_rate
     return figures
 
 

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export.beam_search import FILLER
-from service.contract import PADDING, SidSpec
+from service.contract import FILLER, PADDING, SidSpec
 from service.trie import CountTrie
 
-# histories [batch, position, level], num_beams -> codes [batch, beam, level], scores [batch, beam]
-Search = Callable[[NDArray[np.int64], int], tuple[NDArray[np.int64], NDArray[np.float32]]]
+
+class Found(NamedTuple):
+    codes: NDArray[np.int64]  # [batch, beam, level]
+    scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER
+
+
+Search = Callable[[NDArray[np.int64], int], Found]  # histories [batch, position, level], num_beams
 
 
 @dataclass(frozen=True)

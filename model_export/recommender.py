@@ -1,6 +1,5 @@
 """The recommender graph: generator and whole beam search in one ONNX file, and the proof that it is right."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,14 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from model_export.beam_search import FILLER, BeamSearch
+from model_export.beam_search import BeamSearch
 from model_export.generators.base import Generator
-from service.contract import PADDING, GraphSpec, SidSpec, recommender_graph
+from model_export.onnx_graphs import name_dimensions, to_onnx
+from service.contract import FILLER, PADDING, GraphSpec, SidSpec, recommender_graph
 from service.errors import ContractMismatch
 from service.runtime import RecommenderSession
 from service.trie import CountTrie, Tables
 
-OPSET = 20
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
 
@@ -35,41 +34,15 @@ def export_recommender(
         "beams": {0: dim("beam", min=1, max=max(beam_limit, 2))},
         "counts": [{} for _ in counts],
     }
-    program = _quiet_export(
-        search, (history, torch.arange(TRACED_BEAMS), counts), graph, dynamic_shapes=dynamic
+    model = to_onnx(
+        search,
+        (history, torch.arange(TRACED_BEAMS), counts),
+        inputs=[tensor.name for tensor in graph.inputs],
+        outputs=[tensor.name for tensor in graph.outputs],
+        dynamic_shapes=dynamic,
     )
-    onnx.save(_name_dimensions(program, graph), path)
+    onnx.save(name_dimensions(model, graph), path)
     return graph
-
-
-def _quiet_export(
-    module: torch.nn.Module, args: tuple, graph: GraphSpec, *, dynamic_shapes: dict
-) -> onnx.ModelProto:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.onnx.export(
-            module,
-            args,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=dynamic_shapes,
-            input_names=[tensor.name for tensor in graph.inputs],
-            output_names=[tensor.name for tensor in graph.outputs],
-            verbose=False,
-        )
-    return program.model_proto
-
-
-def _name_dimensions(model: onnx.ModelProto, graph: GraphSpec) -> onnx.ModelProto:
-    """Give the free dimensions of inputs and outputs the contract's words instead of the exporter's
-    symbols.
-    """
-    for values, tensors in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
-        for value, tensor in zip(values, tensors, strict=True):
-            for dim, size in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
-                if isinstance(size, str):
-                    dim.dim_param = size
-    return model
 
 
 def check_recommender(
@@ -169,10 +142,10 @@ def _gap_to_exhaustive(
         gaps = [
             abs(scored[prefix] - score) for prefix, score in zip(prefixes, scores[row][valid], strict=True)
         ]
-        worst = max([worst, *gaps])
+        worst = max([worst, *map(float, gaps)])
         certain = [p for p, score in zip(prefixes, scores[row][valid], strict=True) if score > bound[row]]
         best = sorted(scored.values(), reverse=True)[: len(certain)]
-        worst = max([worst, *(abs(scored[p] - b) for p, b in zip(certain, best, strict=True))])
+        worst = max([worst, *(float(abs(scored[p] - b)) for p, b in zip(certain, best, strict=True))])
         if bound[row] < FILLER and len(prefixes) != len(scored):
             raise ContractMismatch(
                 f"the graph found {len(prefixes)} of {len(scored)} live codes and pruned none"

@@ -3,8 +3,6 @@
 strips --body (ONNX as it came)--> frames --pooling, head, quantiser (exported from torch)--> codes, vector
 """
 
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,13 +17,13 @@ from torch import Tensor, nn
 
 from model_export.encoders.base import Pooling
 from model_export.encoders.head import ItemHead
+from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
 from service.contract import GraphSpec, RenderSpec, SidSpec, tokenizer_graph
 from service.errors import ContractMismatch
 from service.runtime import Tokenizer
 
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_STRIPS, TRACED_FIRST = 5, (0, 2, 3)
-OPSET = 20
 BODY = "body/"  # in front of the body's names, which might be those of the remainder too
 TOLERANCE = 1e-3
 
@@ -71,7 +69,7 @@ def export_tokenizer(
     body.ir_version = remainder.ir_version
     merged = compose.merge_models(body, remainder, io_map=[(f"{BODY}frames", "frames")])
     merged = _one_strips_input(merged)
-    _name_dimensions(merged, graph)
+    name_dimensions(merged, graph)
     onnx.checker.check_model(merged, full_check=True)
     onnx.save(merged, path)
     return graph
@@ -136,25 +134,13 @@ def _export(remainder: Remainder, body: onnx.ModelProto, render: RenderSpec) -> 
         torch.tensor(TRACED_FIRST),
     )
     strip, item = torch.export.Dim("strip"), torch.export.Dim("item")
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter warns of its own internals
-            program = torch.onnx.export(
-                remainder,
-                arguments,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=({0: strip}, {0: strip}, {0: item}),
-                input_names=["strips", "frames", "first_strip"],
-                output_names=["codes", "vector"],
-                verbose=False,
-            )
-    finally:
-        exporter_log.setLevel(level)
-    return program.model_proto
+    return to_onnx(
+        remainder,
+        arguments,
+        inputs=["strips", "frames", "first_strip"],
+        outputs=["codes", "vector"],
+        dynamic_shapes=({0: strip}, {0: strip}, {0: item}),
+    )
 
 
 def _one_strips_input(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -165,14 +151,3 @@ def _one_strips_input(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.input[:]
     model.graph.input.extend([inputs["strips"], inputs["first_strip"]])
     return model
-
-
-def _name_dimensions(model: onnx.ModelProto, graph: GraphSpec) -> None:
-    """Call the dimensions of inputs and outputs what the contract calls them."""
-    for values, tensors in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
-        for value, tensor in zip(values, tensors, strict=True):
-            for dim, size in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
-                if isinstance(size, str):
-                    dim.dim_param = size
-                else:
-                    dim.dim_value = size

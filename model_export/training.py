@@ -19,7 +19,7 @@ from model_export.configs import TrainingConfig
 from model_export.data.splits import Split, Targets
 from model_export.generators.base import Generator
 from model_export.metrics import ndcg_at
-from model_export.ranking import ItemsOfCodes, rank_items
+from model_export.ranking import Found, ItemsOfCodes, rank_items
 from service.contract import PADDING
 
 VALIDATION_BEAMS = 30
@@ -122,9 +122,9 @@ def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, 
     device = next(generator.parameters()).device
     counts = [torch.from_numpy(table.astype(np.int32)).to(device) for table in catalogue.trie.tables]
 
-    def run(history: NDArray[np.int64], num_beams: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def run(history: NDArray[np.int64], num_beams: int) -> Found:
         beams = search(torch.from_numpy(history).to(device), torch.arange(num_beams), counts)
-        return beams.codes.cpu().numpy(), beams.scores.cpu().numpy()
+        return Found(beams.codes.cpu().numpy(), beams.scores.cpu().numpy())
 
     ranked = rank_items(
         run,

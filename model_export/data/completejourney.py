@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.events import Events, first_of_each, histories, in_order
 
-MIN_HOUSEHOLDS = 25
+MIN_HOUSEHOLDS = 50  # two in a hundred
 
 PRODUCT_COLUMNS = ["product_id", "department", "brand", "product_category", "product_type", "package_size"]
 TRANSACTION_COLUMNS = ["household_id", "product_id", "quantity", "transaction_timestamp"]

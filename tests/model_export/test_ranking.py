@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model_export.beam_search import NEG_INF
-from model_export.ranking import ItemsOfCodes, left_padded, rank_items
+from model_export.ranking import Found, ItemsOfCodes, left_padded, rank_items
 from service.contract import PADDING, SidSpec
 
 SPEC = SidSpec(levels=(4, 3))
@@ -28,7 +28,7 @@ def search(history, num_beams):
         best = sorted(live.tolist(), key=lambda prefix: -score[prefix])[:num_beams]
         codes[row, : len(best)] = [SPEC.codes_of(prefix) for prefix in best]
         scores[row, : len(best)] = score[best]
-    return codes, scores
+    return Found(codes, scores)
 
 
 @pytest.mark.parametrize("exclude", [True, False])

@@ -46,6 +46,7 @@ def bundle(tmp_path: Path) -> Path:
         files[name] = FileRecord(sha256=sha256_of(tmp_path / name), num_bytes=len(name))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
+        export_key="none",
         created_at="2026-01-01T00:00:00Z",
         config="tiny",
         sid=SPEC,

@@ -1,0 +1,60 @@
+"""From a torch module to an ONNX graph that keeps the contract's words."""
+
+import logging
+import warnings
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from service.contract import GraphSpec
+
+OPSET = 20
+
+
+def to_onnx(
+    module: nn.Module, args: tuple[Any, ...], *, inputs: list[str], outputs: list[str], dynamic_shapes: Any
+) -> onnx.ModelProto:
+    """Export `module`, traced on `args`. Sizes that vary are 2 or more there: 0 and 1 are taken for constants.
+
+    What the exporter notes of its sources is left out: paths of this machine are nobody's business, and equal
+    weights shall give equal files.
+    """
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter warns of its own internals
+            program = torch.onnx.export(
+                module.eval(),
+                args,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_shapes,
+                input_names=inputs,
+                output_names=outputs,
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+    model = program.model_proto
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
+
+
+def name_dimensions(model: onnx.ModelProto, graph: GraphSpec) -> onnx.ModelProto:
+    """Call the dimensions of inputs and outputs what the contract calls them."""
+    for values, tensors in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            for dim, size in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
+                if isinstance(size, str):
+                    dim.dim_param = size
+                else:
+                    dim.dim_value = size
+    return model
