@@ -71,7 +71,8 @@ class VisualWords(Pooling):
         self.feature_dim = word_basis.shape[1] + stats_basis.shape[1]
 
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
-        is_spike = frames @ self.gate[:-1] + self.gate[-1] > 0  # [strip, frame]
+        # Not `frames @ gate`: ONNX Runtime 1.32 folds the body's last transpose into it and gets it wrong.
+        is_spike = (frames * self.gate[:-1]).sum(dim=-1) + self.gate[-1] > 0  # [strip, frame]
         is_spike = is_spike & inked_frames(strips, frames.shape[1])
         strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
         # A Reading stores float16; rounding here as well makes the graph see what the words were fitted to.
@@ -168,7 +169,8 @@ def _fit_centroids(
     some = windows[rng.permutation(len(windows))[:MAX_FIT_WINDOWS]]
     num_words = max(1, min(num_words, len(some) // WINDOWS_PER_WORD))
     batch = max(KMEANS_BATCH, 2 * num_words)
-    kmeans = MiniBatchKMeans(num_words, batch_size=batch, init_size=3 * batch, random_state=seed)
+    # From random windows: choosing them far apart (k-means++) takes minutes for thousands of words.
+    kmeans = MiniBatchKMeans(num_words, init=some[:num_words], n_init=1, batch_size=batch, random_state=seed)
     batches = [some[i : i + batch] for _ in range(KMEANS_PASSES) for i in range(0, len(some), batch)]
     for part in tqdm(batches, desc="Finding visual words", unit="batch", mininterval=1.0):
         if len(part) >= num_words:
