@@ -111,8 +111,11 @@ class Service:
             try:
                 yield
             finally:
-                keeper.cancel()
-                await asyncio.gather(keeper, return_exceptions=True)
+                while (
+                    not keeper.done()
+                ):  # before Python 3.12 asyncio.wait_for, in redis-py, may swallow a cancellation
+                    keeper.cancel()
+                    await asyncio.wait([keeper], timeout=1)
                 await self._strips.stop()
                 await self._searches.stop()
 

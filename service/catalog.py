@@ -200,13 +200,13 @@ class CatalogFollower:
     async def run(self) -> None:
         """Follow the log until cancelled; loads first where `load` was not called."""
         backoff_s = FIRST_BACKOFF_S
-        while True:
+        while not _is_cancelled():
             try:
                 if self._needs_load:
                     await self.load()
                 await self._check_position()
                 backoff_s = FIRST_BACKOFF_S
-                while True:
+                while not _is_cancelled():
                     await self._follow()
             except _LogBroken as error:
                 log.warning("cannot go on from version %d (%s); loading again", self.catalog.version, error)
@@ -217,6 +217,7 @@ class CatalogFollower:
                 self._is_level = False
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # replicas must not return as one
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+        raise asyncio.CancelledError
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Wait until the catalogue has this version. False where that took longer."""
@@ -263,6 +264,12 @@ class CatalogFollower:
         self._is_level, self._level_at = True, self._clock()
         async with self._moved:
             self._moved.notify_all()
+
+
+def _is_cancelled() -> bool:
+    """redis-py sends under asyncio.wait_for, which before Python 3.12 may swallow a cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _replay(catalog: Catalog, mark: str, changes: Sequence[Change]) -> str:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of every command; those of other packages are loaded only where `argv` may mean one of them."""
+    """The parser of all commands; those of other packages are loaded only where `argv` may mean one."""
     parser = argparse.ArgumentParser(
         prog="glyphrec", description="Recommendations from items read as pictures, online and exported."
     )

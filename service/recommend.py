@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from service.batching import MicroBatcher
 from service.catalog import Catalog
-from service.contract import PADDING, Codes, Sid
+from service.contract import FILLER, PADDING, Codes, Sid
 from service.errors import TookTooLong
 from service.metrics import Metrics, Stages
-from service.runtime import FILLER, RecommenderSession
+from service.runtime import RecommenderSession
 
 History = NDArray[np.int64]  # [position, level], oldest first
 

@@ -1,0 +1,274 @@
+"""A tiny real bundle whose answers can be worked out by hand: both graphs are ONNX with fixed arithmetic.
+
+The tokenizer's codes are the sum of an item's first strip, written in the base of the levels. The recommender
+is a beam search over two steps, the first code and then the rest, so it loses items as real ones do.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service.contract import (
+    ITEMS,
+    MANIFEST,
+    RECOMMENDER,
+    TOKENIZER,
+    Codes,
+    FileRecord,
+    GraphSpec,
+    Manifest,
+    RenderSpec,
+    SidSpec,
+    recommender_graph,
+    sha256_of,
+    tokenizer_graph,
+)
+from service.render import font_sha256, item_text, render_text
+
+SPEC = SidSpec(levels=(32, 4, 3))
+HISTORY_LENGTH = 4
+BEAM_LIMIT = 64
+NEG_INF = -1e9
+FIRST, REST = (
+    37,
+    389,
+)  # primes above the number of first codes and of leaves: no two scores of a step are equal
+NUM_LEAVES = SPEC.num_prefixes[-1]
+LEAVES_PER_FIRST = NUM_LEAVES // SPEC.levels[0]
+
+
+class KnownItem(NamedTuple):
+    item_id: str
+    codes: Codes
+    popularity: int
+    item: dict
+
+
+def render_spec() -> RenderSpec:
+    spec = RenderSpec()
+    return spec.model_copy(update={"font_sha256": font_sha256(spec)})
+
+
+def known_codes(item: dict) -> Codes:
+    """What the tokenizer reads."""
+    render = render_spec()
+    first_strip = render_text(item_text(item, render), render).strips[0]
+    return SPEC.codes_of(int(first_strip.sum(dtype=np.int64)) % NUM_LEAVES)
+
+
+def known_score(history: Sequence[Codes], codes: Codes) -> float:
+    """What the model gives to `codes` after the last HISTORY_LENGTH items of a history."""
+    shift = _shift(history)
+    leaf = SPEC.prefixes(codes)[-1]
+    return -0.5 * ((5 * codes[0] + shift) % FIRST) - 0.125 * ((37 * leaf + shift) % REST)
+
+
+def ranking(history: Sequence[Codes], leaves: Iterable[Codes]) -> list[tuple[float, Codes]]:
+    """Every one of `leaves` with its score, best first: the slow truth."""
+    return sorted(
+        ((known_score(history, codes), codes) for codes in leaves), key=lambda pair: (-pair[0], pair[1])
+    )
+
+
+def items_without_text_twice(num_items: int, seed: int) -> list[KnownItem]:
+    """Items at random codes, some shared, with popularity that has ties."""
+    rng = np.random.default_rng(seed)
+    return [
+        KnownItem(
+            f"item-{i}",
+            SPEC.codes_of(int(rng.integers(NUM_LEAVES))),
+            int(rng.integers(5)),
+            {"item_id": f"item-{i}", "title": f"Thing number {i}"},
+        )
+        for i in range(num_items)
+    ]
+
+
+def write_known_bundle(folder: Path, items: Sequence[KnownItem]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    render = render_spec()
+    graphs = (
+        tokenizer_graph(SPEC, height=render.height_px, width=render.width_px, vector_dim=2),
+        recommender_graph(SPEC),
+    )
+    onnx.save(_tokenizer(graphs[0]), folder / TOKENIZER)
+    onnx.save(_recommender(graphs[1]), folder / RECOMMENDER)
+    with gzip.open(folder / ITEMS, "wt", encoding="utf-8") as file:
+        for each in items:
+            line = each._asdict() | {"slot": 0}
+            file.write(json.dumps(line) + "\n")
+    manifest = Manifest(
+        format_version=1,
+        created_at="2026-01-01T00:00:00Z",
+        config="known",
+        export_key="0" * 64,
+        sid=SPEC,
+        render=render,
+        tokenizer_id="0123456789ab",
+        recommender_id="ba9876543210",
+        trained_for_tokenizer_id="0123456789ab",
+        tokenizer=graphs[0],
+        recommender=graphs[1],
+        generator="known",
+        history_length=HISTORY_LENGTH,
+        beam_limit=BEAM_LIMIT,
+        data_fingerprint="none",
+        data_name="known",
+        num_items=len(items),
+        metrics={"recall@10": 0.5},
+        files={
+            name: FileRecord(sha256=sha256_of(folder / name), num_bytes=(folder / name).stat().st_size)
+            for name in (TOKENIZER, RECOMMENDER, ITEMS)
+        },
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+def _shift(history: Sequence[Codes]) -> int:
+    recent = history[-HISTORY_LENGTH:]
+    return 11 * SPEC.prefixes(recent[-1])[-1] + 5 * len(recent)
+
+
+class _Graph:
+    """Builds a graph a node at a time; every step is named after its one output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def __call__(self, op: str, inputs: str | list[str], output: str, **attributes: object) -> str:
+        names = inputs.split() if isinstance(inputs, str) else inputs
+        self.nodes.append(helper.make_node(op, names, [output], **attributes))
+        return output
+
+    def constant(self, name: str, value: object, dtype: type = np.int64) -> str:
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype=dtype), name))
+        return name
+
+    def model(self, name: str, spec: GraphSpec) -> onnx.ModelProto:
+        types = {name.lower(): value for name, value in TensorProto.DataType.items()} | {
+            "float32": TensorProto.FLOAT
+        }
+        inputs, outputs = (
+            [
+                helper.make_tensor_value_info(each.name, types[each.dtype], list(each.shape))
+                for each in tensors
+            ]
+            for tensors in (spec.inputs, spec.outputs)
+        )
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.checker.check_model(model)
+        return model
+
+
+def _write_codes(g: _Graph, leaf: str, output: str, axis: int) -> None:
+    """Full prefixes -> their codes along a new last axis."""
+    g.constant("last_axis", [axis])
+    parts, rest = [], leaf
+    for level in reversed(range(SPEC.num_levels)):
+        g.constant(f"K{level}", SPEC.levels[level])
+        g("Mod", [rest, f"K{level}"], f"code_{level}")
+        parts.append(g("Unsqueeze", [f"code_{level}", "last_axis"], f"code_{level}_column"))
+        rest = g("Div", [rest, f"K{level}"], f"rest_{level}")
+    g("Concat", parts[::-1], output, axis=-1)
+
+
+def _tokenizer(spec: GraphSpec) -> onnx.ModelProto:
+    g = _Graph()
+    g("Gather", "strips first_strip", "first", axis=0)  # [item, height, width]
+    g("Cast", "first", "pixels", to=TensorProto.INT64)
+    g.constant("height_and_width", [1, 2])
+    g("ReduceSum", "pixels height_and_width", "sum", keepdims=0)  # [item]
+    g.constant("num_leaves", NUM_LEAVES)
+    g("Mod", "sum num_leaves", "leaf")
+    _write_codes(g, "leaf", "codes", 1)
+    g("Cast", "sum", "sum_as_float", to=TensorProto.FLOAT)
+    g("Unsqueeze", "sum_as_float last_axis", "column")
+    g("Concat", "column column", "vector", axis=1)
+    return g.model("known_tokenizer", spec)
+
+
+def _recommender(spec: GraphSpec) -> onnx.ModelProto:
+    g = _Graph()
+    for name, value in {"zero": 0, "eleven": 11, "five": 5, "FIRST": FIRST, "REST": REST}.items():
+        g.constant(name, value)
+    for name, value in {"zeros": [0], "ones": [1], "minus_one": [-1], "max_int": [2**62]}.items():
+        g.constant(name, value)
+    for name, number in {"NEG_INF": NEG_INF, "half": -0.5, "eighth": -0.125}.items():
+        g.constant(name, number, np.float32)
+
+    # shift [batch, 1]: what the history adds to every score
+    g.constant("strides", [SPEC.num_prefixes[-1] // cells for cells in SPEC.num_prefixes])
+    g("Slice", "history minus_one max_int ones", "last")  # [batch, 1, level]
+    g("Mul", "last strides", "weighted")
+    g.constant("axis_2", [2])
+    g("ReduceSum", "weighted axis_2", "last_leaf", keepdims=0)  # [batch, 1]
+    g("Gather", "history zero", "first_codes", axis=2)  # [batch, position]
+    g("GreaterOrEqual", "first_codes zero", "is_item")
+    g("Cast", "is_item", "ones_at_items", to=TensorProto.INT64)
+    g("ReduceSum", "ones_at_items ones", "num_items", keepdims=1)  # [batch, 1]
+    g("Mul", "last_leaf eleven", "by_last")
+    g("Mul", "num_items five", "by_length")
+    g("Add", "by_last by_length", "shift")
+
+    g.constant("firsts", 5 * np.arange(SPEC.levels[0])[None])
+    g("Add", "firsts shift", "a1")
+    g("Mod", "a1 FIRST", "a2")
+    g("Cast", "a2", "a3", to=TensorProto.FLOAT)
+    g("Mul", "a3 half", "first_scores")  # [batch, first]
+    g.constant("leaves", 37 * np.arange(NUM_LEAVES)[None])
+    g("Add", "leaves shift", "b1")
+    g("Mod", "b1 REST", "b2")
+    g("Cast", "b2", "b3", to=TensorProto.FLOAT)
+    g("Mul", "b3 eighth", "rest_scores")  # [batch, leaf]
+
+    # k = beams + 1, and k fillers, so that there is always that much to choose from
+    g("Shape", "beams", "num_beams")
+    g("Add", "num_beams ones", "k")
+    g("Shape", "history", "batch_size", end=1)
+    g("Concat", "batch_size k", "filler_shape", axis=0)
+    g("Expand", "NEG_INF filler_shape", "fillers")  # [batch, k]
+
+    # step 1: only the best first codes are followed
+    g("Greater", "counts_1 zero_32", "first_lives")
+    g.constant("zero_32", 0, np.int32)
+    g("Where", "first_lives first_scores NEG_INF", "first_masked")
+    g("Concat", "first_masked fillers", "first_candidates", axis=1)
+    g.nodes.append(
+        helper.make_node("TopK", ["first_candidates", "k"], ["first_best", "first_places"], axis=1)
+    )
+    g("Slice", "first_best minus_one max_int ones", "first_bound")  # [batch, 1]
+    g("Greater", "first_masked first_bound", "followed")  # [batch, first]
+
+    # step 2: the best leaves below them
+    g.constant("split", [0, SPEC.levels[0], LEAVES_PER_FIRST])
+    g.constant("flat", [0, NUM_LEAVES])
+    g("Cast", "counts_3", "leaf_counts", to=TensorProto.INT32)
+    g("Greater", "leaf_counts zero_32", "leaf_lives")
+    g("Unsqueeze", "first_scores axis_2", "first_column")
+    g("Reshape", "rest_scores split", "rest_split")
+    g("Add", "rest_split first_column", "total_split")
+    g("Unsqueeze", "followed axis_2", "followed_column")
+    g("Where", "followed_column total_split NEG_INF", "total_followed")
+    g("Reshape", "total_followed flat", "total")
+    g("Where", "leaf_lives total NEG_INF", "masked")
+    g("Concat", "masked fillers", "candidates", axis=1)
+    g.nodes.append(helper.make_node("TopK", ["candidates", "k"], ["best", "places"], axis=1))
+    g("Slice", "best zeros minus_one ones", "scores")  # [batch, beam]
+    g("Slice", "places zeros minus_one ones", "kept_places")
+    g("Slice", "best minus_one max_int ones", "leaf_bound")
+    g("Max", "first_bound leaf_bound", "bound_column")
+    g("Squeeze", "bound_column ones", "bound")
+    g.constant("num_leaves", NUM_LEAVES)
+    g("Less", "kept_places num_leaves", "is_leaf")
+    g("Where", "is_leaf kept_places zero", "leaf")
+    _write_codes(g, "leaf", "codes", 2)
+    return g.model("known_recommender", spec)
