@@ -18,6 +18,7 @@ from service.api.dependencies import Parts, Readiness, Serving
 from service.api.envelope import Envelope
 from service.api.health import service_version
 from service.api.problems import add_problem_handlers
+from service.api.schemas import Problem
 from service.api.security import Guard
 from service.batching import MicroBatcher
 from service.catalog import Catalog, CatalogFollower
@@ -49,6 +50,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=service.lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        responses={
+            "default": {"model": Problem, "description": "Refused or failed, as application/problem+json."}
+        },
     )
     app.state.serving = service.serving
     for module in (recommend, items, health):

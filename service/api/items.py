@@ -161,7 +161,7 @@ def _result(outcome: Outcome, request: Request) -> ItemResult:
         codes=list(outcome.sid.codes) if outcome.sid else None,
         truncated=outcome.truncated,
         missing_characters=outcome.missing,
-        error=problem_of(error, instance=request.url.path, request_id=request.state.request_id)
+        error=problem_of(error, instance=request.scope["path"], request_id=request.state.request_id)
         if error
         else None,
     )

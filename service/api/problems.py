@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -66,13 +67,13 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return problem_response(error, instance=request.url.path, request_id=request.state.request_id)
+    return problem_response(error, instance=request.scope["path"], request_id=request.state.request_id)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = error.errors()
-    instance, request_id = request.url.path, request.state.request_id
+    instance, request_id = request.scope["path"], request.state.request_id
     if details and details[0]["type"] == "json_invalid":
         place, reason = details[0]["loc"][-1], details[0]["ctx"]["error"]
         detail = f"The body is not JSON: {reason} at character {place}."
@@ -89,7 +90,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    instance, request_id = request.url.path, request.state.request_id
+    instance, request_id = request.scope["path"], request.state.request_id
     if isinstance(error, RefusedBody):
         return problem_response(error.error, instance=instance, request_id=request_id)
     status = HTTPStatus(error.status_code)
@@ -122,7 +123,7 @@ def _problem(
         title=slug.replace("-", " ").capitalize(),
         status=status,
         detail=detail,
-        instance=instance,
+        instance=quote(instance),
         request_id=request_id,
         errors=list(errors),
     )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, WithJsonSchema
 
 from service.items import MAX_ID_CHARS
 
@@ -34,7 +34,7 @@ class Problem(_Out):
     title: str
     status: int
     detail: str = Field(description="what was wrong and what to do")
-    instance: str = Field(description="path of the request")
+    instance: str = Field(description="path of the request, percent-encoded")
     request_id: str
     errors: list[FieldError]
 
@@ -51,7 +51,7 @@ class Item(BaseModel):
 
 class ItemsRequest(_In):
     # Every item is checked on its own, so that a bad one does not fail its neighbours.
-    items: list[Any] = Field(min_length=1, json_schema_extra={"items": {"$ref": "#/components/schemas/Item"}})
+    items: list[Any] = Field(min_length=1, json_schema_extra={"items": Item.model_json_schema()})
 
 
 def _bare_or_batch(body: Any) -> str:
@@ -59,7 +59,8 @@ def _bare_or_batch(body: Any) -> str:
 
 
 ItemsBody = Annotated[
-    Annotated[ItemsRequest, Tag("batch")] | Annotated[dict[str, Any], Tag("bare")],
+    Annotated[ItemsRequest, Tag("batch")]
+    | Annotated[dict[str, Any], Tag("bare"), WithJsonSchema(Item.model_json_schema())],
     Discriminator(_bare_or_batch),
 ]
 
