@@ -40,13 +40,13 @@ class QuantizerConfig:
 
     hidden_dims: tuple[int, ...] = (256, 128)
     latent_dim: int = 32
-    num_epochs: int = 400
+    num_epochs: int = 200
     batch_size: int = 1024
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     commitment: float = 0.25
     revive_every_epochs: int = 10
-    settle_epochs: int = 100  # no code is revived in the last so many epochs
+    settle_epochs: int = 60  # no code is revived in the last so many epochs
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,14 @@ def base() -> RunConfig:
 
 def demo() -> RunConfig:
     """Minutes on two CPU cores: what `make demo` trains."""
-    return replace(base(), name="demo", generator=TreeConfig())
+    return replace(
+        base(),
+        name="demo",
+        render=RenderSpec(max_strips=3),
+        generator=TreeConfig(dropout=0.2),
+        training=TrainingConfig(max_epochs=5, learning_rate=2e-3, batch_size=64, time_limit_s=300.0),
+        history_length=50,
+    )
 
 
 def tiger_base() -> RunConfig:
