@@ -9,7 +9,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from service.client import add_import, add_recommend
 from service.errors import GlyphrecError
 
 COMMANDS = "glyphrec.commands"
@@ -42,12 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of all commands; those of other packages are loaded only where `argv` may mean one."""
+    """The parser of all commands. Those that `argv` cannot mean are left out: loading them takes time."""
     parser = argparse.ArgumentParser(
         prog="glyphrec", description="Recommendations from items read as pictures, online and exported."
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_serve(subparsers)
+    if list(argv[:1]) == ["serve"]:
+        return parser
+    from service.client import add_import, add_recommend
+
     add_import(subparsers)
     add_recommend(subparsers)
     if argv and argv[0] in subparsers.choices:
@@ -112,12 +115,13 @@ def _add_registered(subparsers: Subparsers, command: EntryPoint) -> None:
     except ModuleNotFoundError as error:
         missing = error.name or command.module
         remedy = f"needs: pip install 'glyphrec[{EXTRA}]'"
-        parser = subparsers.add_parser(command.name, help=remedy, add_help=False)
+        # With a prefix that nobody types, whatever follows is taken as it is and not as an option.
+        parser = subparsers.add_parser(command.name, help=remedy, add_help=False, prefix_chars="\0")
 
         def refuse(args: argparse.Namespace) -> int:
             return _fail(_missing(args.command, missing))
 
-        parser.add_argument("rest", nargs=argparse.REMAINDER)
+        parser.add_argument("rest", nargs="*")
         parser.set_defaults(run=refuse)
     else:
         add(subparsers)

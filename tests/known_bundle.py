@@ -90,6 +90,9 @@ def items_without_text_twice(num_items: int, seed: int) -> list[KnownItem]:
     ]
 
 
+KNOWN_ITEMS = items_without_text_twice(30, 0)
+
+
 def write_known_bundle(folder: Path, items: Sequence[KnownItem]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     render = render_spec()

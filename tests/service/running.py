@@ -1,9 +1,10 @@
-"""A whole service in this process, for tests that speak HTTP to it."""
+"""A whole service in this process, for tests that speak HTTP to it, and what its refusals look like."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 from fastapi import FastAPI
@@ -39,3 +40,19 @@ async def until_ready(app: FastAPI) -> None:
     async with asyncio.timeout(READY_TIMEOUT_S):
         while app.state.serving.readiness.parts is None:
             await asyncio.sleep(0.01)
+
+
+def is_problem(response: httpx.Response, status: int, slug: str) -> bool:
+    """The status, and a whole RFC 9457 document with the request's id."""
+    problem = response.json()
+    assert response.status_code == status, problem
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["type"] == f"urn:glyphrec:problem:{slug}"
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["instance"] == quote(response.request.url.path)
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+    assert "pydantic" not in response.text
+    return True
