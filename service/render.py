@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def item_text(item: Mapping[str, Any], spec: RenderSpec) -> str:
     parts: list[str] = []
     for field in spec.fields:
         if field == "*":
-            parts += [f"{_clean(name)} {text}" for name in others if (text := _value_text(name, item[name]))]
+            parts += _named(others, item)
         elif field != "item_id" and (text := _value_text(field, item.get(field))):
             parts.append(text)
     return "; ".join(parts)
@@ -78,13 +78,18 @@ def font_sha256(spec: RenderSpec) -> str:
     return sha256_of(_font_path(spec.font))
 
 
+def _named(names: Iterable[str], values: Mapping[str, Any], depth: int = 0) -> list[str]:
+    """`name value` for each value that is not empty."""
+    found = ((name, _value_text(name, values[name], depth)) for name in names)
+    return [f"{_clean(name)} {text}".lstrip() for name, text in found if text]
+
+
 def _value_text(name: str, value: Any, depth: int = 0) -> str:
     """A JSON value in words. `categories` is a path, other lists are enumerations."""
     if depth > MAX_DEPTH:
         return ""
     if isinstance(value, Mapping):
-        found = ((key, _value_text(str(key), value[key], depth + 1)) for key in sorted(value, key=str))
-        return ", ".join(f"{_clean(str(key))} {text}" for key, text in found if text)
+        return ", ".join(_named(sorted(value), value, depth + 1))
     if isinstance(value, list | tuple):
         nested = any(isinstance(part, list | tuple | Mapping) for part in value)
         joint = " > " if name == "categories" and not nested else ", "

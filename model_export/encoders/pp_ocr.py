@@ -74,7 +74,7 @@ class PpOcr(Encoder):
                     found.append(Reading.load(path))
                     progress.update(sum(map(len, items)))
                     continue
-                found.append(self._read_part(items, gate, progress))
+                found.append(self.read_items(items, gate, progress))
                 if path:
                     found[-1].save(path)
         return Reading.join(found)
@@ -128,9 +128,10 @@ class PpOcr(Encoder):
             np.save(path, gate)
         return gate
 
-    def _read_part(
-        self, items: Sequence[NDArray[np.uint8]], gate: NDArray[np.float32], progress: tqdm
+    def read_items(
+        self, items: Sequence[NDArray[np.uint8]], gate: NDArray[np.float32], progress: tqdm | None = None
     ) -> Reading:
+        """Read items, strips [strip, height, width] each, by a gate that is known."""
         strips = np.concatenate(list(items))
         kept, counts = [], []
         for (frames,) in _run(self._body_session, ["frames"], strips, progress):  # [strip, frame, dim]
