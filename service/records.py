@@ -6,6 +6,7 @@ A value that is not ours is skipped and counted, never fatal: one of them must n
 import base64
 import json
 import logging
+import operator
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,9 +114,12 @@ class RecordCodec:
         return base64.urlsafe_b64encode(member).decode().rstrip("=")
 
     def unpack_sid(self, raw: bytes) -> Sid:
-        *codes, slot = self._sid.unpack(raw)
-        self._spec.check(tuple(codes))
-        return Sid(tuple(codes), slot)
+        values = self._sid.unpack(raw)
+        if any(
+            map(operator.ge, values, self._spec.levels)
+        ):  # `spec.check` at load takes longer than all else
+            raise ValueError(f"codes {values[:-1]} do not fit the levels {self._spec.levels}")
+        return Sid(values[:-1], values[-1])
 
     def read_cursor(self, cursor: str | None) -> bytes | None:
         """The member that the cursor names. Raises InvalidCursor."""

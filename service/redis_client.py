@@ -51,16 +51,16 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
 }
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S) -> Redis:
     """A client with a timeout on every reply and one retry of a lost connection. Close it with aclose()."""
     try:
         pool = BlockingConnectionPool.from_url(
             url,
             protocol=2,
             max_connections=NUM_CONNECTIONS,
-            timeout=RESPONSE_TIMEOUT_S,
-            socket_timeout=RESPONSE_TIMEOUT_S,
-            socket_connect_timeout=RESPONSE_TIMEOUT_S,
+            timeout=response_timeout_s,
+            socket_timeout=response_timeout_s,
+            socket_connect_timeout=response_timeout_s,
             retry=Retry(NoBackoff(), 1),
             client_name="glyphrec",
         )

@@ -1,0 +1,69 @@
+"""What every test may use: a real server of Redis' kind, emptied before each test, and a real tiny export."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from model_export.configs import tiny
+from model_export.data.dataset import Dataset, make_dataset
+from model_export.data.tables import read_dataset
+from model_export.export import export
+from service.contract import Bundle
+from service.redis_client import connect
+from service.redis_server import RedisServer, start_server
+
+NUM_SMALL_ITEMS = 160
+
+
+class TinyExport(NamedTuple):
+    bundle: Bundle
+    dataset: Dataset
+    cache: Path
+    said: list[str]  # what the export told its user
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    with start_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    client = connect(redis_server.url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer, redis: Redis) -> str:  # noqa: ARG001  `redis` empties the server
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def small_dataset() -> Dataset:
+    """Real groceries, few enough to read in seconds: the most bought items, short histories."""
+    groceries = read_dataset("completejourney")
+    count = np.bincount(np.concatenate(groceries.sequences), minlength=groceries.num_items)
+    kept = np.sort(np.argsort(-count, kind="stable")[:NUM_SMALL_ITEMS])
+    index = np.full(groceries.num_items, -1, dtype=np.int32)
+    index[kept] = np.arange(len(kept))
+    histories = []
+    for user_id, sequence in zip(groceries.user_ids, groceries.sequences, strict=True):
+        history = index[sequence]
+        histories.append((user_id, history[history >= 0][:25]))
+    return make_dataset("small", [groceries.items[item] for item in kept], histories, {})
+
+
+@pytest.fixture(scope="session")
+def tiny_export(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
+    """A bundle that the whole pipeline made, configuration tiny, once for all tests."""
+    folder = tmp_path_factory.mktemp("tiny")
+    said: list[str] = []
+    bundle = export(small_dataset, folder / "bundle", tiny(), cache_folder=folder / "cache", say=said.append)
+    return TinyExport(bundle, small_dataset, folder / "cache", said)
