@@ -16,6 +16,8 @@ EXTRAS := cpu,embedded,export,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PYTHON TORCH_INDEX EXTRAS
+# Threads that wait for each other sleep instead of spinning: on a busy machine that is several times faster.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 # An environment that was moved with its folder no longer works; install.sh makes it anew.
 $(shell grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(STAMP))

@@ -117,6 +117,7 @@ def demo() -> RunConfig:
         base(),
         name="demo",
         render=RenderSpec(max_strips=3),
+        head=HeadConfig(max_steps=800),
         generator=TreeConfig(dropout=0.2),
         training=TrainingConfig(max_epochs=5, learning_rate=2e-3, batch_size=64, time_limit_s=300.0),
         history_length=50,

@@ -97,7 +97,8 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
         echo(f"  recommended next, by log-probability ({exact}):")
         for item in answer["items"]:
             mark = "  ← bought next" if item["item_id"] == dataset.item_ids[test.targets[user]] else ""
-            echo(f"    {item['score']:6.2f}  {words.get(item['item_id'], item['item_id'])}{mark}")
+            score = "popular" if item["score"] is None else f"{item['score']:7.2f}"
+            echo(f"    {score:>7}  {words.get(item['item_id'], item['item_id'])}{mark}")
 
     item_id = new[0]["item_id"]
     _json(client.delete(f"/items/{item_id}"))

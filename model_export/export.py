@@ -12,7 +12,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from model_export.generators.base import Generator
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
 from model_export.quantizers import collisions, rq_vae
-from model_export.quantizers.collisions import Reassignment, assign_slots, reassign
+from model_export.quantizers.collisions import CollisionReport, assign_slots, reassign_collisions
 from model_export.quantizers.rq_vae import QuantizerReport, RqVae, train_rq_vae
 from model_export.recommender import check_recommender, export_recommender
 from model_export.report import Example, write_report
@@ -80,7 +80,7 @@ class Tokenized:
     quantizer_report: QuantizerReport
     codes: NDArray[np.int64]  # [item, level], after reassignment
     slots: NDArray[np.int64]  # [item]
-    reassignment: Reassignment
+    collisions: CollisionReport
 
 
 def export(
@@ -121,7 +121,7 @@ def export(
         partial / "report",
         title=f"{dataset.name}, configuration {config.name}",
         figures=figures,
-        reassignment=tokenized.reassignment,
+        collisions=tokenized.collisions,
         quantizer=tokenized.quantizer_report.history,
         curve=curve,
         page=tokenized.strips[:NUM_DRAWN],
@@ -172,9 +172,26 @@ def _tokenize(
     quantizer, report = _stage(
         cache, "rq-vae", inputs, lambda: train_rq_vae(vectors, config.sid, config.quantizer, seed=seed)
     )
-    codes, moved = reassign(quantizer, vectors)
-    say(f"      {moved.summary()}")
-    return Tokenized(strips, features, pooling, head, quantizer, report, codes, assign_slots(codes), moved)
+    item_ids = [item["item_id"] for item in items]
+    codes, collided = _codes(quantizer, vectors, item_ids)
+    say(f"      {collided.summary()}")
+    slots = assign_slots(codes, item_ids)
+    return Tokenized(strips, features, pooling, head, quantizer, report, codes, slots, collided)
+
+
+@torch.no_grad()
+def _codes(
+    quantizer: RqVae, vectors: NDArray[np.float32], item_ids: Sequence[str]
+) -> tuple[NDArray[np.int64], CollisionReport]:
+    """Codes [item, level] with collisions reassigned at the last level."""
+    latents = quantizer.latents(torch.from_numpy(vectors))  # [item, latent]
+    reassigned = reassign_collisions(
+        quantizer.quantize(latents).codes.numpy(),
+        latents.numpy(),
+        [codebook.numpy() for codebook in quantizer.codebooks],
+        item_ids,
+    )
+    return reassigned.codes, reassigned.report
 
 
 def _train_generator(
@@ -184,8 +201,8 @@ def _train_generator(
     torch.manual_seed(config.seed)
     generator = make_generator(config, codes, split.train)
     inputs = (
-        codes, split.train, split.validation.targets, config.generator, config.training, config.history_length,  # noqa: E501 FIXLONG
-        config.sid, config.seed, training, ranking, beam_search, generator_base, tree, tiger,
+        codes, split.train, split.validation.targets, config.sid, config.generator, config.training,
+        config.history_length, config.seed, training, ranking, beam_search, generator_base, tree, tiger,
     )  # fmt: skip
     path = cache.path("generator", ".pt", *inputs)
     if not path.exists():
@@ -234,21 +251,17 @@ def _write_graphs(
 ) -> Bundle:
     """Write both graphs and the items, and hold the graphs to the models they came from."""
     say("[6/7] export the two graphs and check them")
-    encoder = PpOcr(config.render, config.encoder, config.seed)
-    tokenizer_graph = export_tokenizer(
-        folder / TOKENIZER, encoder, tokenized.pooling, tokenized.head, tokenized.quantizer
-    )
-    sample = np.random.default_rng(config.seed).choice(
-        len(tokenized.strips), size=min(NUM_CHECKED_ITEMS, len(tokenized.strips)), replace=False
-    )
-    checks = check_tokenizer(
-        folder / TOKENIZER,
-        tokenizer_graph,
-        [tokenized.strips[item] for item in sample],
-        tokenized.features[sample],
-        tokenized.head,
-        tokenized.quantizer,
-    )
+    body = PpOcr(config.render, config.encoder, config.seed).body()
+    parts = (body, tokenized.pooling, tokenized.head, tokenized.quantizer)
+    tokenizer_graph = export_tokenizer(folder / TOKENIZER, *parts, sid=config.sid, render=config.render)
+    rng = np.random.default_rng(config.seed)
+    sample = rng.choice(len(dataset.items), min(NUM_CHECKED_ITEMS, len(dataset.items)), replace=False)
+    strips = [tokenized.strips[item] for item in sample]
+    checks = {
+        "max_vector_difference": check_tokenizer(
+            folder / TOKENIZER, *parts, graph=tokenizer_graph, items=strips
+        )
+    }
     recommender_graph = export_recommender(
         folder / RECOMMENDER, generator, history_length=config.history_length, beam_limit=config.beam_limit
     )
@@ -363,8 +376,6 @@ def _kept_bundle(out: Path, key: str) -> Bundle | None:
 
 
 def _with_font_hash(config: RunConfig) -> RunConfig:
-    from dataclasses import replace
-
     font_sha256 = sha256_of(render.FONTS / config.render.font)
     return replace(config, render=config.render.model_copy(update={"font_sha256": font_sha256}))
 

@@ -16,7 +16,7 @@ OPSET = 20
 def to_onnx(
     module: nn.Module, args: tuple[Any, ...], *, inputs: list[str], outputs: list[str], dynamic_shapes: Any
 ) -> onnx.ModelProto:
-    """Export `module`, traced on `args`. Sizes that vary are 2 or more there: 0 and 1 are taken for constants.
+    """Export `module`, traced on `args`. Sizes that vary are 2 or more there, as 0 and 1 pass for constants.
 
     What the exporter notes of its sources is left out: paths of this machine are nobody's business, and equal
     weights shall give equal files.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.evaluate import table
-from model_export.quantizers.collisions import Reassignment
+from model_export.quantizers.collisions import CollisionReport
 from model_export.quantizers.rq_vae import EpochStats
 from model_export.training import Curve
 
@@ -31,7 +31,7 @@ def write_report(
     *,
     title: str,
     figures: dict[str, float],
-    reassignment: Reassignment,
+    collisions: CollisionReport,
     quantizer: Sequence[EpochStats],
     curve: Curve,
     page: Sequence[NDArray[np.uint8]],
@@ -58,8 +58,8 @@ def write_report(
         "## Codes",
         "",
         f"Codes used per level: {used}. Entropy per level, 1 is uniform: {entropy}. "
-        f"Items in collision before reassignment {reassignment.rate_before:.2%}, after "
-        f"{reassignment.rate_after:.2%}; {reassignment.num_reassigned} items moved at the last level.",
+        f"Items in collision before reassignment {collisions.rate_before:.2%}, after "
+        f"{collisions.rate_after:.2%}; {collisions.num_reassigned} items moved at the last level.",
         "",
         "![codebook use and collisions by epoch](codebooks.png)",
         "",

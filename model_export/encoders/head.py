@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -90,7 +91,7 @@ def _train(head: ItemHead, features: Tensor, pairs: Tensor, config: HeadConfig) 
     steps_per_epoch = len(pairs) // batch_size
     num_steps = min(config.max_steps, config.num_epochs * steps_per_epoch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    bought_together = _lookup(pairs, len(features))
+    bought_together = _bought_together(pairs, len(features))
     head.train()
     progress = tqdm(range(num_steps), desc="Training the head", unit="step", mininterval=1.0)
     for step in progress:
@@ -108,26 +109,23 @@ def _train(head: ItemHead, features: Tensor, pairs: Tensor, config: HeadConfig) 
 
 
 def _info_nce(
-    head: ItemHead, features: Tensor, pairs: Tensor, bought_together: Tensor, temperature: float
+    head: ItemHead, features: Tensor, pairs: Tensor, bought_together: csr_matrix, temperature: float
 ) -> Tensor:
     """Mean loss in nats of finding each pair's other half among those of the batch, from both sides."""
     left, right = pairs.T  # [pair] each
     vectors = head(features[torch.cat([left, right])])  # [2 * pair, vector_dim]
     logits = vectors[: len(pairs)] @ vectors[len(pairs) :].T / temperature  # [pair, pair]
     # Not wrong answers: the item itself, and others that were bought with it.
-    known = _contains(bought_together, left[:, None] * len(features) + right)
+    known = torch.from_numpy(bought_together[left.numpy()].toarray()[:, right.numpy()])  # [pair, pair]
     masked = (known | (left[:, None] == right)) & ~torch.eye(len(pairs), dtype=torch.bool)
     logits = logits.masked_fill(masked, MASKED)
     answer = torch.arange(len(pairs))
     return (F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)) / 2
 
 
-def _lookup(pairs: Tensor, num_items: int) -> Tensor:
-    """Every pair, both ways round, as one sorted list of integers."""
-    left, right = pairs.T
-    return torch.cat([left * num_items + right, right * num_items + left]).unique()
-
-
-def _contains(ordered: Tensor, values: Tensor) -> Tensor:
-    place = torch.searchsorted(ordered, values).clamp(max=len(ordered) - 1)
-    return ordered[place] == values
+def _bought_together(pairs: Tensor, num_items: int) -> csr_matrix:
+    """[item, item], True where the two are a pair."""
+    left, right = pairs.numpy().T
+    ones = np.ones(2 * len(pairs), dtype=bool)
+    places = (np.concatenate([left, right]), np.concatenate([right, left]))
+    return csr_matrix((ones, places), shape=(num_items, num_items))
