@@ -175,7 +175,7 @@ def _tokenize(
     item_ids = [item["item_id"] for item in items]
     codes, collided = _codes(quantizer, vectors, item_ids)
     say(f"      {collided.summary()}")
-    slots = assign_slots(codes, item_ids)
+    slots = assign_slots(codes)
     return Tokenized(strips, features, pooling, head, quantizer, report, codes, slots, collided)
 
 

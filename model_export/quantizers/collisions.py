@@ -109,14 +109,16 @@ def reassign_collisions(
     return Reassigned(new_codes, report)
 
 
-def assign_slots(codes: NDArray[np.int64], item_ids: Sequence[str]) -> NDArray[np.int64]:
-    """Slots [item]: items that share codes [item, level] are numbered 0, 1, 2, … in order of their ids."""
+def assign_slots(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number items that share codes [item, level] 0, 1, 2, … in the order of the catalogue -> slots [item].
+
+    The service finds the same slots when it puts the catalogue into a new Redis in that order.
+    """
     taken: Counter[tuple[int, ...]] = Counter()
-    slots = np.empty(len(codes), dtype=np.int64)
-    for item in _by_id(item_ids):
-        shared = tuple(codes[item].tolist())
-        slots[item] = taken[shared]
-        taken[shared] += 1
+    slots = np.zeros(len(codes), dtype=np.int64)
+    for item, row in enumerate(codes.tolist()):
+        slots[item] = taken[tuple(row)]
+        taken[tuple(row)] += 1
     return slots
 
 
