@@ -36,10 +36,10 @@ class CountTrie:
         """
         trie = cls(spec)
         for table, prefix in zip(trie.tables, spec.prefixes_of(codes), strict=True):
-            count = np.bincount(prefix, minlength=len(table))
+            found, count = np.unique(prefix, return_counts=True)
             if table is trie.tables[-1] and count.size and count.max() > NUM_SLOTS:
                 raise ValueError(f"{count.max()} items share one code; {NUM_SLOTS} is the limit")
-            table[:] = count
+            table[found] = count
         return trie
 
     def insert(self, codes: Codes) -> None:
