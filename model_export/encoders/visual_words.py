@@ -24,6 +24,7 @@ INK_CONTRAST = 64  # paler than this is not a letter's edge
 KMEANS_PASSES = 3
 KMEANS_BATCH = 8192  # windows
 MAX_FIT_WINDOWS = 300_000
+STATS_WEIGHT = 0.5  # beside the words; both are of length 1
 MIN_SPREAD = 1e-2  # of the widest axis; whitening a narrower one would blow up rounding
 WINDOWS_PER_WORD = 4  # at the least, or a word is a single window
 
@@ -82,7 +83,7 @@ class VisualWords(Pooling):
 
     def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
         words = self._word_features(self.words(frames, item), item, num_items)  # [item, word_dim]
-        return torch.cat([words, self._stats(frames, item, num_items)], dim=1)
+        return torch.cat([words, STATS_WEIGHT * self._stats(frames, item, num_items)], dim=1)
 
     def words(self, frames: Tensor, item: Tensor) -> Tensor:
         """The word that each spike [spike, dim] opens: [spike]."""
@@ -190,4 +191,7 @@ def _fit_tf_idf(
     idf = (np.log((1 + num_items) / (1 + items_with)) + 1).astype(np.float32)
     weights = normalize(counts.log1p().multiply(idf).tocsr())  # [item, word]
     dim = max(1, min(word_dim, num_items - 1, num_words - 1))
-    return idf, TruncatedSVD(dim, random_state=seed).fit(weights).components_.T
+    svd = TruncatedSVD(dim, random_state=seed).fit(weights)
+    # Whitened: otherwise the words that nearly all items share outweigh those that tell them apart.
+    scale = svd.singular_values_.clip(min=MIN_SPREAD * svd.singular_values_[0])
+    return idf, svd.components_.T * (svd.singular_values_[0] / scale)
