@@ -78,7 +78,7 @@ class TrainingConfig:
 
     max_epochs: int = 60
     max_steps: int = 100_000
-    batch_size: int = 128  # sequences
+    batch_positions: int = 2048  # of all windows of a step, with padding, so that steps cost the same
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
@@ -119,7 +119,7 @@ def demo() -> RunConfig:
         render=RenderSpec(max_strips=3),
         head=HeadConfig(max_steps=800),
         generator=TreeConfig(dropout=0.2),
-        training=TrainingConfig(max_epochs=5, learning_rate=2e-3, batch_size=64, time_limit_s=300.0),
+        training=TrainingConfig(max_epochs=40, max_steps=1000, batch_positions=3200, learning_rate=2e-3),
         history_length=50,
     )
 
@@ -140,7 +140,9 @@ def tiny() -> RunConfig:
         head=HeadConfig(vector_dim=32, hidden_dim=64, max_steps=60, batch_size=64),
         quantizer=QuantizerConfig(hidden_dims=(64,), latent_dim=16, num_epochs=60, settle_epochs=20),
         generator=TreeConfig(width=32, num_layers=1, ffn_dim=64),
-        training=TrainingConfig(max_steps=150, batch_size=64, warmup_steps=10, max_validation_users=200),
+        training=TrainingConfig(
+            max_steps=150, batch_positions=512, warmup_steps=10, max_validation_users=200
+        ),
         history_length=10,
     )
 

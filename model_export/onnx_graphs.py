@@ -21,9 +21,10 @@ def to_onnx(
     What the exporter notes of its sources is left out: paths of this machine are nobody's business, and equal
     weights shall give equal files.
     """
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter warns of its own internals
@@ -38,7 +39,8 @@ def to_onnx(
                 verbose=False,
             )
     finally:
-        exporter_log.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
     model = program.model_proto
     del model.metadata_props[:]
     del model.graph.metadata_props[:]

@@ -24,6 +24,7 @@ from service.contract import PADDING
 
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
+WINDOWS_PER_CHUNK = 4096  # sorted by length together
 
 
 @dataclass
@@ -74,7 +75,13 @@ def train_generator(
     users = _some_users(split.validation, config.max_validation_users, seed)
     started = time.monotonic() - run.curve.seconds
     losses: list[float] = []
-    bar = tqdm(total=total_steps, initial=run.step, desc=f"train {type(generator).__name__}", unit="step")
+    bar = tqdm(
+        total=total_steps,
+        initial=run.step,
+        desc=f"train {type(generator).__name__}",
+        unit="step",
+        mininterval=0.5,
+    )
     generator.train()
     while not run.curve.stopped:
         for window in _batches(split.train, length, generator, config, rng):
@@ -219,18 +226,28 @@ def _batches(
     make = _windows_by_chunk if generator.learns_every_position else _windows_by_target
     windows = make(sequences, length, rng)
     order = rng.permutation(len(windows))
-    size = config.batch_size
-    chunks = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
     batches = []
-    for chunk in chunks:
-        chunk = chunk[np.argsort([len(windows[i]) for i in chunk], kind="stable")]
-        batches += [chunk[i : i + size] for i in range(0, len(chunk), size)]
+    for chunk in np.array_split(order, max(1, len(order) // WINDOWS_PER_CHUNK)):
+        by_length = chunk[np.argsort([len(windows[i]) for i in chunk], kind="stable")]
+        batches += _cut(by_length, windows, config.batch_positions)
     for place in rng.permutation(len(batches)):
         chosen = [windows[i] for i in batches[place]]
         window = np.full((len(chosen), max(map(len, chosen))), -1, dtype=np.int64)
         for row, items in enumerate(chosen):
             window[row, -len(items) :] = items
         yield window
+
+
+def _cut(
+    by_length: NDArray[np.int64], windows: list[NDArray[np.int32]], max_positions: int
+) -> list[list[int]]:
+    """Batches of windows, shortest first, of at most `max_positions` with padding, or of a single window."""
+    batches: list[list[int]] = [[]]
+    for i in by_length:
+        if batches[-1] and (len(batches[-1]) + 1) * len(windows[i]) > max_positions:
+            batches.append([])
+        batches[-1].append(int(i))
+    return batches
 
 
 def _windows_by_chunk(

@@ -1,5 +1,11 @@
 """What every test may use: a real server of Redis' kind, emptied before each test, and a real tiny export."""
 
+import os
+
+# Before torch and tqdm are imported: small tensors are slower on several threads, and nobody watches the bars.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple

@@ -72,7 +72,6 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(
             nn.Linear(config.width, config.ffn_dim),
             nn.GELU(),
-            nn.Dropout(config.dropout),
             nn.Linear(config.ffn_dim, config.width),
         )
         self.dropout = nn.Dropout(config.dropout)
@@ -88,7 +87,7 @@ class Block(nn.Module):
         visible = (distance >= 0) & is_item[:, None, None, :]  # [batch, 1, query, key]
         logits = query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5 + bias
         weights = torch.where(visible, logits, MASKED).softmax(dim=-1)
-        mixed = (self.dropout(weights) @ value).transpose(1, 2).reshape(batch, positions, width)
+        mixed = (weights @ value).transpose(1, 2).reshape(batch, positions, width)
         x = x + self.dropout(self.out(mixed))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
