@@ -2,7 +2,7 @@
 
 import os
 
-# Before torch and tqdm are imported: small tensors are slower on several threads, and nobody watches the bars.
+# Before torch and tqdm are imported: small tensors are slower on several threads, and nobody watches bars.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
