@@ -127,7 +127,7 @@ def demo() -> RunConfig:
             validate_every_epochs=2.0,
             max_validation_users=1000,
         ),
-        history_length=200,  # groceries: to know what a household has bought before is to know what is new to it
+        history_length=200,  # what a household has bought before is no longer new to it
     )
 
 
