@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_export.cache import StageCache
-from model_export.configs import tiny
+from model_export.configs import TigerConfig, tiny
 from model_export.data.dataset import Dataset, make_dataset
 from model_export.data.splits import leave_one_out
 from model_export.evaluate import evaluate_model, read_catalogue, table
@@ -87,6 +87,18 @@ def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
     ]
     assert again.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
     assert again.manifest.recommender_id == tiny_export.bundle.manifest.recommender_id
+
+
+def test_the_other_generator_goes_the_same_way(tiny_export, tmp_path):
+    for reading in tiny_export.cache.glob("reading-*"):
+        (tmp_path / reading.name).hardlink_to(reading)
+    small = TigerConfig(width=16, num_layers=1, num_heads=2, head_dim=8, ffn_dim=32)
+    config = replace(tiny(), generator=small, training=replace(tiny().training, max_steps=10))
+    bundle = export(tiny_export.dataset, tmp_path / "bundle", config, cache_folder=tmp_path, say=quiet)
+    assert bundle.manifest.generator == "tiger"
+    assert bundle.manifest.metrics["max_exhaustive_difference"] < 1e-3
+    # The tokenizer is the same, so a service can change from one recommender to the other.
+    assert bundle.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
 
 
 def test_targets_touch_neither_encoder_nor_quantiser_nor_generator(tiny_export, tmp_path):
