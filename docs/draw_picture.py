@@ -71,9 +71,8 @@ def main() -> None:
 
 
 def _draw_item(axes, item, spec) -> None:
-    axes.imshow(
-        draw_page([render_text(item_text(item, spec), spec).strips]), interpolation="nearest", aspect="auto"
-    )
+    page = draw_page([render_text(item_text(item, spec), spec).strips])
+    axes.imshow(page, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
 
