@@ -11,8 +11,6 @@ import gzip
 import json
 import os
 import re
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from model_export.local_service import local_service
 from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Bundle, load_bundle
 from service.errors import GlyphrecError
 from service.render import item_text, render_text
@@ -31,7 +30,6 @@ from service.trie import CountTrie
 
 HISTORY = 20
 NUM_BEAMS = 50
-READY_TIMEOUT_S = 60.0
 
 
 def main() -> int:
@@ -53,37 +51,15 @@ def main() -> int:
         f"history {HISTORY}, {NUM_BEAMS} beams"
     )
 
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        started = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "service.cli",
-            "serve",
-            "--bundle",
-            str(bundle.path),
-            "--port",
-            str(port),
-        ]
-        with subprocess.Popen([*command, "--data-dir", folder], stderr=subprocess.PIPE, text=True) as service:
-            try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300.0) as client:
-                    first_ready_s = wait_until_ready(client, service, started)
-                    figures = measure(client, bundle, catalogue, places, args.items, args.bulk)
-                    figures["rss_mb"] = resident_mb(service.pid)
-            finally:
-                service.terminate()
-                service.wait(30)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with local_service(bundle.path, data_dir=folder / "redis", log=folder / "log") as service:
+            first_ready_s = service.ready_s
+            figures = measure(service.client, bundle, catalogue, places, args.items, args.bulk)
+            figures["rss_mb"] = resident_mb(service.process.pid)
         # Once more on the Redis that now holds the catalogue: the start that operations see.
-        started = time.perf_counter()
-        with subprocess.Popen([*command, "--data-dir", folder], stderr=subprocess.PIPE, text=True) as service:
-            try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300.0) as client:
-                    figures["ready_s"] = wait_until_ready(client, service, started)
-            finally:
-                service.terminate()
-                service.wait(30)
+        with local_service(bundle.path, data_dir=folder / "redis", log=folder / "log") as service:
+            figures["ready_s"] = service.ready_s
     print(
         f"start to ready     {first_ready_s:8.2f} s with an empty Redis, "
         f"{figures['ready_s']:.2f} s with a full one"
@@ -191,27 +167,9 @@ def timed_ms(call: Callable[[int], object], count: int) -> np.ndarray:
     return np.array(took[min(5, count - 1) :])
 
 
-def wait_until_ready(client: httpx.Client, service: subprocess.Popen[str], started: float) -> float:
-    while time.perf_counter() - started < READY_TIMEOUT_S and service.poll() is None:
-        try:
-            if client.get("/health/ready").status_code == httpx.codes.OK:
-                return time.perf_counter() - started
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(0.01)
-    service.terminate()
-    raise GlyphrecError(f"the service did not get ready:\n{service.stderr.read() if service.stderr else ''}")
-
-
 def resident_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def newest_demo_bundle() -> Path:

@@ -5,12 +5,8 @@ a process of its own on an embedded Redis, and speaks to it over HTTP as any cli
 """
 
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from model_export.configs import demo as demo_config
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import Dataset, read_dataset
 from model_export.export import export
+from model_export.local_service import free_port, local_service
 from model_export.near_copies import near_copy
 from service.contract import Bundle
 from service.errors import GlyphrecError
@@ -30,8 +27,6 @@ NUM_NEW_ITEMS = 20
 NUM_HOUSEHOLDS = 3
 SHOWN_HISTORY = 8
 MAX_HISTORY = 500  # what the service takes; all of it is excluded, the newest items are read
-READY_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
 
 
 def run_demo(folder: Path, *, port: int, keep_running: bool, echo: Callable[[str], None]) -> None:
@@ -40,31 +35,17 @@ def run_demo(folder: Path, *, port: int, keep_running: bool, echo: Callable[[str
     bundle = export(
         dataset, folder / "bundles", demo_config(), cache_folder=folder / "cache", say=echo, named_by_key=True
     )
-    port = _free_port(port)
-    url = f"http://127.0.0.1:{port}"
-    echo(f"\nStarting the service on {url} with {bundle.path.name} …")
-    command = [
-        sys.executable,
-        "-m",
-        "service.cli",
-        "serve",
-        "--bundle",
-        str(bundle.path),
-        "--port",
-        str(port),
-    ]
-    service = subprocess.Popen([*command, "--data-dir", str(folder / "redis" / bundle.manifest.tokenizer_id)])
+    port = free_port(port)
+    echo(f"\nStarting the service on port {port} with {bundle.path.name} …")
+    data_dir = folder / "redis" / bundle.manifest.tokenizer_id
     try:
-        with httpx.Client(base_url=url, timeout=30.0) as client:
-            _wait_until_ready(client, service)
-            show(client, bundle, dataset, echo)
-        echo(_farewell(url, dataset))
-        if keep_running:
-            service.wait()
+        with local_service(bundle.path, port=port, data_dir=data_dir) as service:
+            show(service.client, bundle, dataset, echo)
+            echo(_farewell(service.url, dataset))
+            if keep_running:
+                service.process.wait()
     except KeyboardInterrupt:
-        echo("\nStopping …")
-    finally:
-        _stop(service)
+        echo("\nStopped.")
 
 
 def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[[str], None]) -> None:
@@ -132,51 +113,9 @@ def _farewell(url: str, dataset: Dataset) -> str:
     )
 
 
-def _free_port(first: int) -> int:
-    """The first free port from `first` on."""
-    ports: Iterable[int] = range(first, min(first + 100, 65_536))
-    for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise GlyphrecError(f"no free port from {first} on. Give another one with --port.")
-
-
-def _wait_until_ready(client: httpx.Client, service: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if service.poll() is not None:
-            raise GlyphrecError(
-                f"the service ended with status {service.returncode}; its own words stand above."
-            )
-        try:
-            if client.get("/health/ready").status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(0.1)
-    raise GlyphrecError(
-        f"the service was not ready within {READY_TIMEOUT_S:.0f} s; its own words stand above."
-    )
-
-
 def _json(response: httpx.Response) -> dict[str, Any]:
     if response.is_error:
         raise GlyphrecError(
             f"{response.request.method} {response.request.url}: {response.status_code} {response.text}"
         )
     return response.json()
-
-
-def _stop(service: subprocess.Popen[bytes]) -> None:
-    if service.poll() is None:
-        service.send_signal(signal.SIGTERM)
-    try:
-        service.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        service.kill()
-        service.wait()

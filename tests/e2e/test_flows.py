@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.processes import Replica, replica
+from model_export.local_service import LocalService, local_service
 
 NEW = {"item_id": "new-1", "title": "Hot sauce extra smoky 5 oz", "categories": ["Grocery", "Condiments"]}
 
@@ -18,8 +18,8 @@ def pair(tiny_export, redis_url, tmp_path):
     """Two replicas on one Redis."""
     path = tiny_export.bundle.path
     with (
-        replica(path, redis_url, tmp_path / "a.log") as first,
-        replica(path, redis_url, tmp_path / "b.log") as second,
+        local_service(path, redis_url=redis_url, log=tmp_path / "a.log") as first,
+        local_service(path, redis_url=redis_url, log=tmp_path / "b.log") as second,
     ):
         yield first, second
 
@@ -29,13 +29,15 @@ def history(tiny_export) -> list[str]:
     return [tiny_export.dataset.item_ids[item] for item in tiny_export.dataset.sequences[0][:5]]
 
 
-def posted(server: Replica, *items: dict[str, Any]) -> list[dict[str, Any]]:
+def posted(server: LocalService, *items: dict[str, Any]) -> list[dict[str, Any]]:
     answer = server.client.post("/items", json={"items": list(items)}).raise_for_status().json()
     assert [row["error"] for row in answer["items"]] == [None] * len(items)
     return answer["items"]
 
 
-def recommended_by_the_model(server: Replica, history: list[str], everything_else: list[str]) -> list[str]:
+def recommended_by_the_model(
+    server: LocalService, history: list[str], everything_else: list[str]
+) -> list[str]:
     """What is left of the model's ranking when all items of the export are excluded."""
     body = {"history": history, "limit": 10, "exclude_item_ids": everything_else}
     answer = server.client.post("/recommend", json=body).raise_for_status().json()

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 
+from model_export.local_service import local_service
 from service.contract import ITEMS, MANIFEST, FileRecord, load_bundle, sha256_of
-from tests.e2e.processes import replica
 
 NUM_ITEMS = 5000
 
@@ -17,7 +17,7 @@ def test_a_bundle_of_5000_items_is_ready_in_under_5_seconds(tiny_export, redis_u
     bundle = grown_bundle(tiny_export.bundle.path, tmp_path / "bundle")
     ready_s = []
     for attempt in range(3):
-        with replica(bundle, redis_url, tmp_path / f"{attempt}.log") as server:
+        with local_service(bundle, redis_url=redis_url, log=tmp_path / f"{attempt}.log") as server:
             ready_s.append(server.ready_s)
             assert server.client.get("/info").json()["catalog"]["items"] == NUM_ITEMS
             loaded = (tmp_path / f"{attempt}.log").read_text()
@@ -27,7 +27,7 @@ def test_a_bundle_of_5000_items_is_ready_in_under_5_seconds(tiny_export, redis_u
 
 def test_a_serving_process_has_no_torch_in_memory(tiny_export, redis_url, tmp_path):
     """By the files that the process has mapped, after it has answered both flows."""
-    with replica(tiny_export.bundle.path, redis_url, tmp_path / "log") as server:
+    with local_service(tiny_export.bundle.path, redis_url=redis_url, log=tmp_path / "log") as server:
         server.client.post("/items", json={"item_id": "a", "title": "Oat milk"}).raise_for_status()
         server.client.post("/recommend", json={"history": ["a"]}).raise_for_status()
         with open(f"/proc/{server.process.pid}/maps") as maps:

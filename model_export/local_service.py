@@ -1,0 +1,97 @@
+"""A service process on this machine: started, ready, spoken to over HTTP, stopped.
+
+For the demo, the benchmarks and the end-to-end tests, which all want what operators have.
+"""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from service.errors import GlyphrecError
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class LocalService:
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    url: str
+    ready_s: float  # from the start of the process to the first ready answer
+
+
+@contextmanager
+def local_service(
+    bundle: Path,
+    *,
+    port: int | None = None,
+    data_dir: Path | None = None,
+    redis_url: str | None = None,
+    log: Path | None = None,
+) -> Iterator[LocalService]:
+    """`glyphrec serve`, ready. Without a port a free one; without a log it speaks to this terminal.
+
+    Redis is at `redis_url`, or the embedded one in `data_dir`. Ended with SIGTERM, later with SIGKILL.
+    Raises GlyphrecError where it does not get ready.
+    """
+    port = free_port() if port is None else port
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port", str(port)]
+    if data_dir is not None:
+        command += ["--data-dir", str(data_dir)]
+    if redis_url is not None:
+        command += ["--redis-url", redis_url]
+    output = log.open("wb") if log else None
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        with httpx.Client(base_url=url, timeout=300.0) as client:
+            yield LocalService(process, client, url, _wait_until_ready(client, process, started, log))
+    finally:
+        _stop(process)
+        if output:
+            output.close()
+
+
+def free_port(first: int = 0) -> int:
+    """The first free port from `first` on; any free one by default."""
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+            return int(probe.getsockname()[1])
+    raise GlyphrecError(f"no free port from {first} on. Give another one with --port.")
+
+
+def _wait_until_ready(
+    client: httpx.Client, process: subprocess.Popen[bytes], started: float, log: Path | None
+) -> float:
+    while time.perf_counter() - started < READY_TIMEOUT_S and process.poll() is None:
+        try:
+            if client.get("/health/ready").status_code == httpx.codes.OK:
+                return time.perf_counter() - started
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.01)
+    words = log.read_text() if log else "its own words stand above."
+    raise GlyphrecError(f"the service did not get ready within {READY_TIMEOUT_S:.0f} s: {words}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
