@@ -56,7 +56,7 @@ def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
     missing = [item_id for item_id in dataset.item_ids if item_id not in codes]
     if missing:
         raise DataError(
-            f"{bundle.path}: knows {len(missing)} of {len(dataset.items)} items not, {missing[0]!r} for one. "
+            f"{bundle.path}: lacks {len(missing)} of the {len(dataset.items)} items, {missing[0]!r} for one. "
             "Evaluate with the data that it was exported from."
         )
     return np.array([codes[item_id] for item_id in dataset.item_ids], dtype=np.int64)

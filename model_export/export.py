@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from model_export import beam_search, evaluate, ranking, recommender, tokenizer, training
 from model_export.cache import StageCache, key_of
 from model_export.configs import RunConfig, TreeConfig
-from model_export.data.dataset import Dataset
+from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
 from model_export.encoders import head as head_module
 from model_export.encoders import pp_ocr, visual_words
@@ -106,6 +106,11 @@ def export(
         return kept
     cache = StageCache(cache_folder)
     split = leave_one_out(dataset)
+    if not any(len(items) > 1 for items in split.train) or not len(split.test):
+        raise DataError(
+            f"{dataset.name}: too little to learn from. Of a user's items the last two are for validation "
+            "and test, so some users must have four or more."
+        )
     say(f"{dataset.summary()}\nconfiguration {config.name}, seed {config.seed}")
 
     tokenized = _tokenize(dataset.items, split.train, config, cache, say)

@@ -9,7 +9,7 @@ import pytest
 
 from model_export.cache import StageCache
 from model_export.configs import TigerConfig, tiny
-from model_export.data.dataset import Dataset, make_dataset
+from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import leave_one_out
 from model_export.evaluate import evaluate_model, read_catalogue, table
 from model_export.export import _tokenize, _train_generator, export
@@ -47,6 +47,19 @@ def test_a_bundle_holds_what_its_manifest_says(tiny_export):
     assert [row["item"] for row in rows] == tiny_export.dataset.items
     sids = {(*row["codes"], row["slot"]) for row in rows}
     assert len(sids) == len(rows), "two items share a Semantic ID"
+
+
+def test_too_short_histories_are_one_clear_error(tmp_path):
+    items = [{"item_id": str(n), "title": f"Bolt M{n}"} for n in range(3)]
+    histories = [(str(user), [0, 1, 2]) for user in range(5)]
+    with pytest.raises(DataError, match="some users must have four or more"):
+        export(
+            make_dataset("short", items, histories, {}),
+            tmp_path / "bundle",
+            tiny(),
+            cache_folder=tmp_path,
+            say=quiet,
+        )
 
 
 def test_the_same_export_again_is_kept_as_it_is(tiny_export):
