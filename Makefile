@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-slow check bench clean
+.PHONY: help install demo serve test check bench clean
 
 EXTRAS := cpu,embedded,export,dev
 BIN := .venv/bin
@@ -31,12 +31,8 @@ install: $(STAMP)  ## make .venv with everything the other targets need
 demo: $(STAMP)  ## train on real purchases, serve, add items, recommend; Ctrl-C ends it
 	@exec $(BIN)/glyphrec demo $(ARGS)
 
-test: check  ## check, then all tests but the slow ones
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
-	echo "Left out: the tests marked slow. make test-slow runs them."
-
-test-slow: $(STAMP)  ## the tests that take minutes
-	@exec $(BIN)/python -m pytest -m slow $(ARGS)
+test: check  ## check, then all tests
+	@exec $(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose files
 	@$(BIN)/ruff format --check --quiet .

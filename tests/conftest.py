@@ -17,7 +17,6 @@ from redis.asyncio import Redis
 from model_export.configs import tiny
 from model_export.data.dataset import Dataset, make_dataset
 from model_export.data.tables import read_dataset
-from model_export.export import export
 from service.contract import Bundle
 from service.redis_client import connect
 from service.redis_server import RedisServer, start_server
@@ -69,6 +68,8 @@ def small_dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def tiny_export(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
     """A bundle that the whole pipeline made, configuration tiny, once for all tests."""
+    from model_export.export import export  # here, so that the service's tests run where torch is not
+
     folder = tmp_path_factory.mktemp("tiny")
     said: list[str] = []
     bundle = export(small_dataset, folder / "bundle", tiny(), cache_folder=folder / "cache", say=said.append)
