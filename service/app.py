@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis
 
 from service.api import health, items, recommend
@@ -43,13 +44,14 @@ MAX_RETRY_S = 5.0
 def create_app(settings: Settings) -> FastAPI:
     """The service as an ASGI app. Raises GlyphrecError where the bundle or its graphs cannot be served."""
     service = Service(settings)
-    app = FastAPI(
+    app = FastAPIOffline(  # its documentation page loads nothing from elsewhere
         title="glyphrec",
         version=service_version(),
         summary="Reads items as pictures, gives them Semantic IDs, recommends by generating the next one.",
         lifespan=service.lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        static_url="/docs/assets",
         responses={
             "default": {"model": Problem, "description": "Refused or failed, as application/problem+json."}
         },

@@ -9,7 +9,7 @@ from service.errors import MissingKey, ReadOnlyKey
 
 # Probes and scrapers carry no keys, and the API's own description holds no secrets.
 _OPEN = frozenset({"/metrics", "/livez", "/readyz", "/healthz", "/docs", "/openapi.json"})
-_OPEN_UNDER = "/health/"
+_OPEN_UNDER = ("/health/", "/docs/")
 _READING_POSTS = frozenset({"/recommend"})
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 

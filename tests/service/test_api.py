@@ -1,6 +1,7 @@
 """HTTP in and out, over a whole service with a real Redis."""
 
 import asyncio
+import re
 import subprocess
 import sys
 
@@ -368,6 +369,16 @@ async def test_overload_is_answered_with_when_to_come_back(bundle, redis_url):
         for answer in refused:
             assert is_problem(answer, 429, "overloaded")
             assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_the_documentation_page_needs_no_key_and_loads_nothing_from_elsewhere(bundle, redis_url):
+    async with running(bundle, redis_url, api_keys=("a-key-of-sixteen-letters",)) as client:
+        page = (await client.get("/docs")).text
+        sources = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
+        assert {source.rpartition("/")[2] for source in sources} >= {"swagger-ui-bundle.js", "swagger-ui.css"}
+        for source in sources:
+            assert source.startswith("/docs/assets/")
+            assert (await client.get(source)).status_code == 200
 
 
 def test_the_service_imports_no_training_code():
