@@ -11,7 +11,8 @@ the generator stops; test users are met first by `evaluate`, on the exported gra
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,8 +114,9 @@ def export(
         )
     say(f"{dataset.summary()}\nconfiguration {config.name}, seed {config.seed}")
 
-    tokenized = _tokenize(dataset.items, split.train, config, cache, say)
-    generator, curve = _train_generator(tokenized.codes, split, config, cache, say)
+    with _deterministic():
+        tokenized = _tokenize(dataset.items, split.train, config, cache, say)
+        generator, curve = _train_generator(tokenized.codes, split, config, cache, say)
 
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -383,6 +385,17 @@ def _kept_bundle(out: Path, key: str) -> Bundle | None:
 def _with_font_hash(config: RunConfig) -> RunConfig:
     font_sha256 = sha256_of(render.FONTS / config.render.font)
     return replace(config, render=config.render.model_copy(update={"font_sha256": font_sha256}))
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """A seed gives the same bundle again. Otherwise threads add up gradients in whatever order they end."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # a GPU lacks some; it warns and goes on
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _stage(cache: StageCache, name: str, inputs: tuple[Any, ...], make: Callable[[], Any]) -> Any:

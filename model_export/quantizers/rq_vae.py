@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -222,12 +223,14 @@ def _kmeans_init(model: RqVae, data: Tensor, seed: int) -> None:
     residual = model.latents(data)  # [item, latent]
     for codebook in model.codebooks:
         num_distinct = len(torch.unique(residual, dim=0))
-        found = KMeans(
+        kmeans = KMeans(
             n_clusters=min(len(codebook), num_distinct),
             n_init=1,
             max_iter=KMEANS_ITERATIONS,
             random_state=seed,
-        ).fit(residual.numpy())
+        )
+        with threadpool_limits(1):  # its threads add up in whatever order they end, and codes would differ
+            found = kmeans.fit(residual.numpy())
         centroids = torch.from_numpy(found.cluster_centers_)  # [centroid, latent]
         codebook[: len(centroids)] = centroids
         if len(centroids) < len(codebook):  # fewer items than codes: the others wait near a random centroid

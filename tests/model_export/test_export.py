@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +14,7 @@ from model_export.cache import StageCache
 from model_export.configs import TigerConfig, tiny
 from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import leave_one_out
+from model_export.data.tables import write_dataset
 from model_export.evaluate import evaluate_model, read_catalogue, table
 from model_export.export import _tokenize, _train_generator, export
 from service.contract import ITEMS, load_bundle
@@ -100,6 +104,24 @@ def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
     ]
     assert again.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
     assert again.manifest.recommender_id == tiny_export.bundle.manifest.recommender_id
+
+
+def test_threads_do_not_change_what_a_seed_gives(tiny_export, tmp_path):
+    """Two threads in a process of its own, twice: gradients must add up in the same order."""
+    data = tmp_path / "data"
+    write_dataset(tiny_export.dataset, data)
+    bundles = []
+    for attempt in ("first", "second"):
+        cache = tmp_path / attempt
+        cache.mkdir()
+        for reading in tiny_export.cache.glob("reading-*.npz"):
+            (cache / reading.name).hardlink_to(reading)
+        command = [sys.executable, "-m", "service.cli", "export", "--config", "tiny", "--data", str(data)]
+        command += ["--out", str(tmp_path / f"{attempt}-bundle"), "--cache", str(cache)]
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True)
+        bundles.append(load_bundle(tmp_path / f"{attempt}-bundle").manifest)
+    assert bundles[0].tokenizer_id == bundles[1].tokenizer_id
+    assert bundles[0].recommender_id == bundles[1].recommender_id
 
 
 def test_the_other_generator_goes_the_same_way(tiny_export, tmp_path):
