@@ -15,8 +15,6 @@ from service.errors import ContractMismatch, GlyphrecError
 PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
-FILLER = -1e8  # a beam with a score below this was never alive
-
 _ORT_TYPES = {
     "float32": "tensor(float)",
     "int32": "tensor(int32)",
@@ -33,7 +31,7 @@ class Tokens(NamedTuple):
 
 class Beams(NamedTuple):
     codes: NDArray[np.int64]  # [batch, beam, level]
-    scores: NDArray[np.float32]  # [batch, beam], best first; under FILLER where the catalogue ran out
+    scores: NDArray[np.float32]  # [batch, beam], best first; under contract.FILLER where none was left
     bound: NDArray[np.float32]  # [batch], the best score that the search pruned
 
 
