@@ -22,11 +22,11 @@ import httpx
 import numpy as np
 
 from model_export.local_service import local_service
-from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Bundle, load_bundle
+from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Bundle, beam_widths, load_bundle
 from service.errors import GlyphrecError
 from service.render import item_text, render_text
 from service.runtime import RecommenderSession, Tokenizer
-from service.trie import CountTrie
+from service.trie import SidTrie
 
 HISTORY = 20
 NUM_BEAMS = 50
@@ -85,10 +85,11 @@ def measure(
     ids = [[catalogue[place]["item_id"] for place in row] for row in places]
     histories = [np.array([[catalogue[place]["codes"] for place in row]]) for row in places]
     histories = [history[:, -manifest.history_length :] for history in histories]
-    trie = CountTrie.from_codes(manifest.sid, np.array([row["codes"] for row in catalogue]))
+    widths = beam_widths(manifest.sid, min(NUM_BEAMS, manifest.beam_limit))
+    trie = SidTrie.from_codes(manifest.sid, np.array([row["codes"] for row in catalogue]))
     threads = max(1, (os.cpu_count() or 2) // 2)  # what the service gives each graph
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=threads)
-    graph = timed_ms(lambda n: session.run(histories[n], trie.tables, NUM_BEAMS), len(ids))
+    graph = timed_ms(lambda n: session.run(histories[n], trie.tables, widths), len(ids))
 
     stages = Stages()
     recommend = timed_ms(

@@ -12,10 +12,10 @@ from matplotlib.patches import FancyArrowPatch
 
 from model_export.evaluate import read_catalogue
 from model_export.report import draw_page
-from service.contract import FILLER, RECOMMENDER, load_bundle
+from service.contract import FILLER, RECOMMENDER, beam_widths, load_bundle
 from service.render import item_text, render_text
 from service.runtime import RecommenderSession
-from service.trie import CountTrie
+from service.trie import SidTrie
 
 NUM_RECOMMENDED = 4
 NUM_BEAMS = 50
@@ -34,8 +34,8 @@ def main() -> None:
     shown = max(popular, key=lambda place: sum(map(str.isdigit, item_text(catalogue[place].item, spec))))
     codes = np.array([row.codes for row in catalogue])
     session = RecommenderSession(bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=1)
-    trie = CountTrie.from_codes(bundle.manifest.sid, codes)
-    beams = session.run(codes[None, [shown]], trie.tables, NUM_BEAMS)
+    trie = SidTrie.from_codes(bundle.manifest.sid, codes)
+    beams = session.run(codes[None, [shown]], trie.tables, beam_widths(bundle.manifest.sid, NUM_BEAMS))
     place_of = {row.codes: place for place, row in reversed(list(enumerate(catalogue)))}
     best = [
         (place_of[tuple(found)], float(score))

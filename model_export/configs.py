@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from service.contract import RenderSpec, SidSpec
 
@@ -63,6 +64,10 @@ class TreeConfig:
 @dataclass(frozen=True)
 class TigerConfig:
     """generators/tiger.py: T5 encoder-decoder over code tokens (TIGER, NeurIPS 2023)."""
+
+    reads: Literal["codes", "items"] = (
+        "codes"  # of a history: a token for each code, or a vector for each item
+    )
 
     width: int = 128
     num_layers: int = 4  # of the encoder and of the decoder

@@ -22,7 +22,7 @@ from model_export.data.splits import Split, leave_one_out
 from model_export.metrics import collisions, ndcg_at, recall_at
 from model_export.near_copies import near_copy, shared_levels
 from model_export.ranking import Found, ItemsOfCodes, left_padded, rank_items
-from service.contract import FILLER, ITEMS, RECOMMENDER, TOKENIZER, Bundle
+from service.contract import FILLER, ITEMS, RECOMMENDER, TOKENIZER, Bundle, beam_widths
 from service.render import item_text, render_text
 from service.runtime import RecommenderSession, Tokenizer
 
@@ -81,7 +81,7 @@ def evaluate_model(
     certified = []
 
     def search(history: NDArray[np.int64], num_beams: int) -> Found:
-        beams = session.run(history, tables, num_beams)
+        beams = session.run(history, tables, beam_widths(manifest.sid, num_beams))
         return Found(beams.codes, beams.scores)
 
     figures = {"test_users": float(len(test.users)), "items": float(len(dataset.items))}
@@ -102,7 +102,9 @@ def evaluate_model(
     for first in range(0, len(test.histories), BATCH):
         histories = [history[-manifest.history_length :] for history in test.histories[first : first + BATCH]]
         beams = session.run(
-            catalogue.codes[left_padded(histories)], tables, min(NUM_BEAMS, manifest.beam_limit)
+            catalogue.codes[left_padded(histories)],
+            tables,
+            beam_widths(manifest.sid, min(NUM_BEAMS, manifest.beam_limit)),
         )
         last = beams.scores[:, min(PAGE, beams.scores.shape[1]) - 1]
         certified.append((last > beams.bound) | (beams.bound < FILLER))

@@ -33,7 +33,7 @@ from model_export.encoders.base import Pooling, Reading
 from model_export.encoders.head import ItemHead, train_head
 from model_export.encoders.pp_ocr import PpOcr
 from model_export.generators import base as generator_base
-from model_export.generators import tiger, tree
+from model_export.generators import seen_prefixes, tiger, tree
 from model_export.generators.base import Generator
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
@@ -54,13 +54,14 @@ from service.contract import (
     Bundle,
     FileRecord,
     Manifest,
+    beam_widths,
     load_bundle,
     sha256_of,
 )
 from service.errors import GlyphrecError
 from service.render import item_text, render_text
 from service.runtime import RecommenderSession
-from service.trie import CountTrie
+from service.trie import SidTrie
 
 NUM_CHECKED_ITEMS = 64  # read again by the finished tokenizer graph
 NUM_EXAMPLES = 5
@@ -209,7 +210,8 @@ def _train_generator(
     generator = make_generator(config, codes, split.train)
     inputs = (
         codes, split.train, split.validation.targets, config.sid, config.generator, config.training,
-        config.history_length, config.seed, training, ranking, beam_search, generator_base, tree, tiger,
+        config.history_length, config.seed, training, ranking, beam_search, generator_base,
+        seen_prefixes, tree, tiger,
     )  # fmt: skip
     path = cache.path("generator", ".pt", *inputs)
     if not path.exists():
@@ -231,15 +233,15 @@ def _train_generator(
 
 def make_generator(config: RunConfig, codes: NDArray[np.int64], train: list[NDArray[np.int32]]) -> Generator:
     """An untrained generator of the configuration. Seed torch before."""
+    seen_codes = codes[np.unique(np.concatenate(train))]
     if isinstance(config.generator, TreeConfig):
-        seen = np.unique(np.concatenate(train))
         return TreeGenerator(
             config=config.generator,
             spec=config.sid,
             history_length=config.history_length,
-            seen_codes=codes[seen],
+            seen_codes=seen_codes,
         )
-    return TigerGenerator(config=config.generator, spec=config.sid)
+    return TigerGenerator(config=config.generator, spec=config.sid, seen_codes=seen_codes)
 
 
 def generator_name(config: RunConfig) -> str:
@@ -275,7 +277,7 @@ def _write_graphs(
     checks |= check_recommender(
         folder / RECOMMENDER,
         generator,
-        CountTrie.from_codes(config.sid, tokenized.codes),
+        SidTrie.from_codes(config.sid, tokenized.codes),
         history_length=config.history_length,
         beam_limit=config.beam_limit,
         seed=config.seed,
@@ -331,7 +333,7 @@ def _examples(bundle: Bundle, dataset: Dataset, split: Split, codes: NDArray[np.
     )
 
     def search(history: NDArray[np.int64], num_beams: int) -> ranking.Found:
-        beams = session.run(history, catalogue.trie.tables, num_beams)
+        beams = session.run(history, catalogue.trie.tables, beam_widths(manifest.sid, num_beams))
         return ranking.Found(beams.codes, beams.scores)
 
     ranked = ranking.rank_items(

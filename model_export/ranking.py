@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from service.contract import FILLER, PADDING, SidSpec
-from service.trie import CountTrie
+from service.trie import SidTrie
 
 
 class Found(NamedTuple):
@@ -26,7 +26,7 @@ class ItemsOfCodes:
 
     spec: SidSpec
     codes: NDArray[np.int64]  # [item + 1, level]; the last row is PADDING, so that item -1 is padding
-    trie: CountTrie
+    trie: SidTrie
     order: NDArray[np.int64]  # items sorted by full prefix
     prefixes: NDArray[np.int64]  # their full prefixes, sorted
 
@@ -35,7 +35,7 @@ class ItemsOfCodes:
         prefix = spec.prefixes_of(codes)[-1]
         order = np.argsort(prefix, kind="stable")
         padded = np.concatenate([codes, np.full((1, spec.num_levels), PADDING, dtype=np.int64)])
-        return cls(spec, padded, CountTrie.from_codes(spec, codes), order, prefix[order])
+        return cls(spec, padded, SidTrie.from_codes(spec, codes), order, prefix[order])
 
     def items_at(self, prefix: int) -> NDArray[np.int64]:
         first, last = np.searchsorted(self.prefixes, [prefix, prefix + 1])

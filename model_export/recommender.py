@@ -7,13 +7,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from model_export.beam_search import BeamSearch
+from model_export.beam_search import BeamSearch, search_eagerly
 from model_export.generators.base import Generator
 from model_export.onnx_graphs import name_dimensions, to_onnx
-from service.contract import FILLER, PADDING, GraphSpec, SidSpec, recommender_graph
+from service.contract import FILLER, PADDING, GraphSpec, SidSpec, beam_widths, recommender_graph
 from service.errors import ContractMismatch
 from service.runtime import RecommenderSession
-from service.trie import CountTrie, Tables
+from service.trie import SidTrie
 
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
@@ -25,18 +25,22 @@ def export_recommender(
     """Write the generator's whole beam search to `path` and return the tensors it promises."""
     spec = generator.spec
     graph = recommender_graph(spec)
-    search = BeamSearch(generator).eval()
     history = torch.zeros(TRACED_BATCH, TRACED_POSITIONS, spec.num_levels, dtype=torch.int64)
-    counts = [torch.from_numpy(table) for table in CountTrie(spec).tables]
+    # Of different lengths, or the exporter takes them for one.
+    beams = [torch.arange(TRACED_BEAMS + level) for level in range(spec.num_levels)]
+    tables = [torch.from_numpy(table) for table in SidTrie(spec).tables]
     dim = torch.export.Dim
+    pages = [{}] * (len(tables) - 1) + [{0: dim("page", min=2)} if spec.is_paged else {}]
     dynamic = {
         "history": {0: dim("batch", min=1), 1: dim("position", min=1, max=max(history_length, 2))},
-        "beams": {0: dim("beam", min=1, max=max(beam_limit, 2))},
-        "counts": [{} for _ in counts],
+        "beams": [
+            {0: dim(f"beam_{level}", min=1, max=max(beam_limit, 2))} for level in range(1, len(beams) + 1)
+        ],
+        "tables": pages,
     }
     model = to_onnx(
-        search,
-        (history, torch.arange(TRACED_BEAMS), counts),
+        BeamSearch(generator).eval(),
+        (history, beams, tables),
         inputs=[tensor.name for tensor in graph.inputs],
         outputs=[tensor.name for tensor in graph.outputs],
         dynamic_shapes=dynamic,
@@ -46,7 +50,7 @@ def export_recommender(
 
 
 def check_recommender(
-    path: Path, generator: Generator, trie: CountTrie, *, history_length: int, beam_limit: int, seed: int
+    path: Path, generator: Generator, trie: SidTrie, *, history_length: int, beam_limit: int, seed: int
 ) -> dict[str, float]:
     """Compare the written graph with the generator in PyTorch, and with scoring every live item.
 
@@ -58,23 +62,19 @@ def check_recommender(
     search = BeamSearch(generator).eval()
     sparse = _thinned(trie, rng)
     worst = {"max_score_difference": 0.0, "max_exhaustive_difference": 0.0}
-    for tables, batch, positions, num_beams in (
-        (trie.tables, 1, history_length, min(50, beam_limit)),
-        (trie.tables, 5, 1, 1),
-        (sparse.tables, 2, max(1, history_length // 2), beam_limit),
-        (CountTrie(generator.spec).tables, 1, 1, 2),
+    for tried, batch, positions, num_beams in (
+        (trie, 1, history_length, min(50, beam_limit)),
+        (trie, 5, 1, 1),
+        (sparse, 2, max(1, history_length // 2), beam_limit),
+        (SidTrie(generator.spec), 1, 1, 2),
     ):
         history = random_histories(generator.spec, rng, batch, positions)
-        ours = session.run(history, tables, num_beams)
-        with torch.no_grad():
-            theirs = search(
-                torch.from_numpy(history),
-                torch.arange(num_beams),
-                [torch.from_numpy(table) for table in tables],
-            )
+        widths = beam_widths(generator.spec, num_beams)
+        ours = session.run(history, tried.tables, widths)
+        theirs = search_eagerly(search, history, tried.tables, widths)
         gap = float(np.abs(ours.scores - theirs.scores.numpy()).max())
         worst["max_score_difference"] = max(worst["max_score_difference"], gap)
-        truth = exhaustive_scores(generator, history, tables)
+        truth = exhaustive_scores(generator, history, tried)
         gap = _gap_to_exhaustive(generator.spec, ours.codes, ours.scores, ours.bound, truth)
         worst["max_exhaustive_difference"] = max(worst["max_exhaustive_difference"], gap)
     for name, gap in worst.items():
@@ -97,17 +97,17 @@ def random_histories(
 
 @torch.no_grad()
 def exhaustive_scores(
-    generator: Generator, history: NDArray[np.int64], tables: Tables
+    generator: Generator, history: NDArray[np.int64], trie: SidTrie
 ) -> list[dict[int, float]]:
     """Score every live full code of every history one by one, without beam or trie: the slow truth.
 
     Returns for each history {full prefix: score}. Each live code walks down alone in a beam of its own.
     """
     spec = generator.spec
-    live = np.flatnonzero(tables[-1])
-    if not live.size:
+    live = list(trie.living())
+    if not live:
         return [{} for _ in history]
-    codes = np.stack([spec.codes_of(int(prefix)) for prefix in live])  # [live, level]
+    codes = np.stack([spec.codes_of(prefix) for prefix in live])  # [live, level]
     found = []
     for row in torch.from_numpy(history):
         state = generator.start(row[None])
@@ -121,7 +121,7 @@ def exhaustive_scores(
             if level == 0:
                 state = generator.reorder(state, torch.zeros_like(code))
             prefix = prefix.expand_as(code) * num_codes + code
-        found.append(dict(zip(live.tolist(), score[0].tolist(), strict=True)))
+        found.append(dict(zip(live, score[0].tolist(), strict=True)))
     return found
 
 
@@ -153,9 +153,7 @@ def _gap_to_exhaustive(
     return worst
 
 
-def _thinned(trie: CountTrie, rng: np.random.Generator) -> CountTrie:
+def _thinned(trie: SidTrie, rng: np.random.Generator) -> SidTrie:
     """A trie over a random few of the same codes: tables not seen at export."""
-    live = np.flatnonzero(trie.tables[-1])
-    kept = rng.choice(live, size=min(len(live), 37), replace=False)
-    codes = np.array([trie.spec.codes_of(int(prefix)) for prefix in kept], dtype=np.int64)
-    return CountTrie.from_codes(trie.spec, codes.reshape(-1, trie.spec.num_levels))
+    live = np.fromiter(trie.living(), dtype=np.int64)
+    return SidTrie.from_prefixes(trie.spec, rng.choice(live, size=min(len(live), 37), replace=False))

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export.beam_search import BeamSearch
+from model_export.beam_search import BeamSearch, search_eagerly
 from model_export.configs import TrainingConfig
 from model_export.data.splits import Split, Targets
 from model_export.generators.base import Generator
 from model_export.metrics import ndcg_at
 from model_export.ranking import Found, ItemsOfCodes, rank_items
-from service.contract import PADDING
+from service.contract import PADDING, beam_widths
 
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
@@ -126,11 +126,10 @@ def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, 
     generator.eval()
     search = BeamSearch(generator)
     catalogue = ItemsOfCodes.build(generator.spec, codes)
-    device = next(generator.parameters()).device
-    counts = [torch.from_numpy(table.astype(np.int32)).to(device) for table in catalogue.trie.tables]
+    tables = catalogue.trie.tables
 
     def run(history: NDArray[np.int64], num_beams: int) -> Found:
-        beams = search(torch.from_numpy(history).to(device), torch.arange(num_beams), counts)
+        beams = search_eagerly(search, history, tables, beam_widths(generator.spec, num_beams))
         return Found(beams.codes.cpu().numpy(), beams.scores.cpu().numpy())
 
     ranked = rank_items(

@@ -23,11 +23,11 @@ from service.api.schemas import Problem
 from service.api.security import Guard
 from service.batching import MicroBatcher
 from service.catalog import Catalog, CatalogFollower
-from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Codes, load_bundle
-from service.errors import GlyphrecError
+from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Codes, beam_widths, load_bundle
+from service.errors import ContractMismatch, GlyphrecError
 from service.indexing import Indexer, Strips, tokenise_in_batches
 from service.metrics import Metrics
-from service.recommend import Found, Recommender, Search, search_in_batches
+from service.recommend import Page, Recommender, Search, recommend_in_batches
 from service.redis_server import redis_url_or_server
 from service.render import render_text
 from service.runtime import RecommenderSession, Tokenizer
@@ -81,11 +81,24 @@ class Service:
         render_text("", manifest.render)  # refuses another font than the export's
         self._items: list[BundledItem] = read_items(bundle.file(ITEMS), manifest.sid)
         self._popularity = {each.item_id: each.popularity for each in self._items}
-        self._catalog = Catalog(manifest.sid, self._popularity)
+        self._catalog = Catalog(manifest.sid, self._popularity, max_view_bytes=settings.max_view_bytes)
         tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads)
-        recommender = RecommenderSession(
+        self._session = RecommenderSession(
             bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads
         )
+        try:
+            self._search_once()
+        except ContractMismatch as error:
+            raise ContractMismatch(
+                f"{bundle.file(RECOMMENDER)}: not for the manifest's levels {manifest.sid.levels}: {error} "
+                "Export again."
+            ) from error
+        if settings.num_beams > manifest.beam_limit:
+            log.warning(
+                "GLYPHREC_NUM_BEAMS is %d, but the bundle was exported for at most %d beams, so searches "
+                "have %d. Export with a larger beam_limit, or set GLYPHREC_NUM_BEAMS to %d.",
+                *(settings.num_beams, manifest.beam_limit, manifest.beam_limit, manifest.beam_limit),
+            )
         metrics = Metrics()
         metrics.describe_model(manifest)
         self._strips: MicroBatcher[Strips, Codes] = MicroBatcher(
@@ -96,13 +109,14 @@ class Service:
             units=len,
             observe=lambda stats: metrics.observe_batch("tokenizer", stats),
         )
-        self._searches: MicroBatcher[Search, Found] = MicroBatcher(
-            search_in_batches(recommender, self._catalog),
+        self._searches: MicroBatcher[Search, Page] = MicroBatcher(
+            recommend_in_batches(self._session, self._catalog, history_length=manifest.history_length),
             name="recommender",
             max_batch_units=settings.max_batch_beams,
             max_queued_units=settings.max_queued_beams,
             units=lambda search: search.num_beams,
             observe=lambda stats: metrics.observe_batch("recommender", stats),
+            turns=self._catalog.turns,
         )
         for batcher, name in ((self._strips, "tokenizer"), (self._searches, "recommender")):
             metrics.watch_queue(name, batcher)
@@ -150,7 +164,11 @@ class Service:
     def _wire(self, redis: Redis) -> Parts:
         settings, manifest, metrics = self._settings, self._bundle.manifest, self.serving.metrics
         store = ItemStore(
-            redis, catalog=settings.catalog, tokenizer_id=manifest.tokenizer_id, spec=manifest.sid
+            redis,
+            catalog=settings.catalog,
+            tokenizer_id=manifest.tokenizer_id,
+            spec=manifest.sid,
+            fields=settings.filter_fields,
         )
         follower = CatalogFollower(self._catalog, store)
         indexer = Indexer(
@@ -163,9 +181,8 @@ class Service:
             metrics=metrics,
         )
         recommender = Recommender(
-            self._catalog,
             self._searches,
-            history_length=manifest.history_length,
+            fields=settings.filter_fields,
             num_beams=settings.num_beams,
             beam_limit=manifest.beam_limit,
             timeout_s=settings.recommend_timeout_s,
@@ -188,9 +205,15 @@ class Service:
         readiness.phase = "loading the catalogue"
         await parts.follower.load()
         readiness.phase = "warming up"
-        history = np.zeros((1, manifest.sid.num_levels), dtype=np.int64)
-        await self._searches.submit(Search(history, min(self._settings.num_beams, manifest.beam_limit)))
+        async with self._catalog.turns:
+            await asyncio.to_thread(self._search_once)
         await self._strips.submit(render_text("warm-up", manifest.render).strips)
+
+    def _search_once(self) -> None:
+        manifest = self._bundle.manifest
+        history = np.zeros((1, 1, manifest.sid.num_levels), dtype=np.int64)
+        widths = beam_widths(manifest.sid, min(self._settings.num_beams, manifest.beam_limit))
+        self._session.run(history, self._catalog.trie.tables, widths)
 
     async def _finish(self, parts: Parts) -> None:
         """What may be done while requests are answered: read what is unread, then be the tokenizer in use."""

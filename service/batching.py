@@ -1,6 +1,10 @@
 """Many awaits become one batch: whatever waits when the device falls idle is the next batch.
 
-No wait is added. All of it happens in the event loop, except `run` in the batcher's one thread: no locks.
+No wait is added: a job that finds the device idle runs at once and alone. All of it happens in the event
+loop, except `run` in the batcher's one thread, so nothing here needs a lock. `turns` is for what `run` reads:
+it is held while a batch runs, so whoever writes under it waits, and a batch sees no half of a change.
+
+A job whose caller has given up, as every caller does when its timeout passes, is not run.
 """
 
 import asyncio
@@ -8,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
@@ -55,6 +60,7 @@ class MicroBatcher(Generic[Job, Result]):
         max_queued_units: int,
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
+        turns: asyncio.Lock | None = None,
     ) -> None:
         self._run = run
         self._name = name
@@ -62,6 +68,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._max_queued_units = max_queued_units
         self._units = units
         self._observe = observe
+        self._turns: AbstractAsyncContextManager[object] = turns or nullcontext()
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -105,31 +112,34 @@ class MicroBatcher(Generic[Job, Result]):
         return await waiting.future
 
     async def _work(self, thread: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch = self._take()
-            if not batch:
-                continue
-            self.running_units = sum(waiting.units for waiting in batch)
-            started_at = perf_counter()
-            try:
-                results = await loop.run_in_executor(thread, self._run, [waiting.job for waiting in batch])
-                if len(results) != len(batch):
-                    raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
-            except asyncio.CancelledError:  # stop(): nobody may wait for ever
-                _fail(batch, StoppedServing())
-                raise
-            except Exception as error:  # outermost loop: nobody may wait for ever
-                _fail(batch, error)
-                continue
-            finally:
-                run_s = perf_counter() - started_at
-                self._note(BatchStats(len(batch), self.running_units, run_s))
-                self.running_units = 0
-            for waiting, result in zip(batch, results, strict=True):
-                if not waiting.future.done():  # its caller may have gone away
-                    waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
+            async with self._turns:
+                batch = self._take()  # not before: what comes during the wait for the turn is in it
+                if batch:
+                    await self._run_batch(batch, thread)
+
+    async def _run_batch(self, batch: "list[_Waiting[Job, Result]]", thread: ThreadPoolExecutor) -> None:
+        self.running_units = sum(waiting.units for waiting in batch)
+        started_at = perf_counter()
+        try:
+            jobs = [waiting.job for waiting in batch]
+            results = await asyncio.get_running_loop().run_in_executor(thread, self._run, jobs)
+            if len(results) != len(batch):
+                raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
+        except asyncio.CancelledError:  # stop(): nobody may wait for ever
+            _fail(batch, StoppedServing())
+            raise
+        except Exception as error:  # outermost loop: nobody may wait for ever
+            _fail(batch, error)
+            return
+        finally:
+            run_s = perf_counter() - started_at
+            self._note(BatchStats(len(batch), self.running_units, run_s))
+            self.running_units = 0
+        for waiting, result in zip(batch, results, strict=True):
+            if not waiting.future.done():  # its caller may have gone away
+                waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
 
     def _take(self) -> list[_Waiting[Job, Result]]:
         """As many of the oldest jobs as one batch holds, without those whose caller has gone away."""

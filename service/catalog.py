@@ -1,6 +1,7 @@
 """This replica's view of the catalogue: trie, item maps, and the follower that keeps them level with the log.
 
-Only the event loop's thread edits it. The recommender's thread reads `catalog.trie.tables` and nothing else.
+Only the event loop's thread edits it, and only while it holds `Catalog.turns`. Whoever reads it in another
+thread holds that too, and so sees one version of the catalogue from begin to end.
 """
 
 import asyncio
@@ -9,16 +10,18 @@ import math
 import random
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract import Codes, Sid, SidSpec
 from service.errors import StoreFault, StoreUnavailable
+from service.filters import NO_ATTRIBUTES, Attributes
 from service.store import Change, ItemStore, TrieEntry
-from service.trie import CountTrie
+from service.trie import SidTrie
+from service.views import FilterViews, View
 
 log = logging.getLogger(__name__)
 
@@ -26,46 +29,64 @@ BLOCK_MS = 1_000  # how long one read waits for a change; also how soon a flushe
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 2.0
 SLOT_BITS = 16
+# Changes that are taken in without letting a search in between: some 2 ms of them, 10 ms where each has to be
+# looked at for a hundred cached filters.
+CHANGES_PER_TURN = 100
+MAX_VIEW_BYTES = 2**28
 
 
 class Catalog:
-    """Which item has which sid.
+    """Which item has which sid, and which pass a filter.
 
     A sid is kept as one integer, its full prefix followed by 16 bits of slot, so sids sort in trie order.
     """
 
-    def __init__(self, spec: SidSpec, popularity: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        spec: SidSpec,
+        popularity: Mapping[str, float] | None = None,
+        *,
+        max_view_bytes: int = MAX_VIEW_BYTES,
+    ) -> None:
         self.spec = spec
-        self.trie = CountTrie(spec)
+        self.turns = asyncio.Lock()  # edits and searches take turns, in the order in which they ask
+        self.trie = SidTrie(spec)
+        self.views = FilterViews(spec, max_view_bytes)
         self.version = 0  # of the log: every change up to here is in
         self._sid_of: dict[str, int] = {}
         self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
         counts = popularity or {}
-        self._ranking = sorted(counts, key=lambda item_id: (-counts[item_id], item_id))
+        ranking = sorted(counts, key=lambda item_id: (-counts[item_id], item_id))
+        self._rank_of = {item_id: rank for rank, item_id in enumerate(ranking)}  # in its order
 
     @classmethod
     def from_entries(cls, spec: SidSpec, entries: Sequence[TrieEntry]) -> "Catalog":
         """Build at once. Of an item that comes twice the last counts: it moved while they were read."""
         catalog = cls(spec)
         sid_of = {entry.item_id: catalog._pack(entry.sid) for entry in entries}
-        for item_id, packed in sorted(sid_of.items(), key=itemgetter(1)):
-            catalog._items_of.setdefault(packed >> SLOT_BITS, []).append(item_id)
-        prefix = np.fromiter(sid_of.values(), dtype=np.int64, count=len(sid_of)) >> SLOT_BITS  # [item]
-        codes = np.empty((len(prefix), spec.num_levels), dtype=np.int64)  # [item, level]
-        for level in reversed(range(spec.num_levels)):
-            prefix, codes[:, level] = np.divmod(prefix, spec.levels[level])
+        attributes_of = {entry.item_id: entry.attributes for entry in entries}
+        for item_id, sid in sorted(sid_of.items(), key=itemgetter(1)):
+            catalog._items_of.setdefault(sid >> SLOT_BITS, []).append(item_id)
+        packed = np.fromiter(sid_of.values(), dtype=np.int64, count=len(sid_of))  # [item]
         catalog._sid_of = sid_of
-        catalog.trie = CountTrie.from_codes(spec, codes)
+        catalog.trie = SidTrie.from_prefixes(spec, packed >> SLOT_BITS)
+        catalog.views.load(
+            (item_id, sid >> SLOT_BITS, attributes_of[item_id]) for item_id, sid in sid_of.items()
+        )
         return catalog
 
     def adopt(self, other: "Catalog") -> None:
         """Take over the contents of `other`, not to be used afterwards. Readers see all or nothing."""
         self._sid_of, self._items_of = other._sid_of, other._items_of
         self.trie, self.version = other.trie, other.version
+        self.views.adopt(other.views)
 
     @property
     def num_items(self) -> int:
         return len(self._sid_of)
+
+    def has(self, item_id: str) -> bool:
+        return item_id in self._sid_of
 
     def sid_of(self, item_id: str) -> Sid | None:
         packed = self._sid_of.get(item_id)
@@ -73,17 +94,32 @@ class Catalog:
             return None
         return Sid(self.spec.codes_of(packed >> SLOT_BITS), packed & ((1 << SLOT_BITS) - 1))
 
+    def codes_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The codes [item, level] of those that live, in order."""
+        sids = [sid for item_id in item_ids if (sid := self._sid_of.get(item_id)) is not None]
+        prefix = np.array(sids, dtype=np.int64) >> SLOT_BITS
+        codes = np.empty((len(sids), self.spec.num_levels), dtype=np.int64)
+        for level in reversed(range(self.spec.num_levels)):
+            prefix, codes[:, level] = np.divmod(prefix, self.spec.levels[level])
+        return codes
+
     def items_at(self, codes: Codes) -> list[str]:
         """The items with these codes, by slot."""
         return list(self._items_of.get(self.spec.prefixes(codes)[-1], ()))
 
-    def put(self, item_id: str, sid: Sid) -> None:
-        """Give the item this sid, in place of the one it had. O(levels). Safe to repeat."""
+    def items_of(self, prefix: int) -> Iterator[str]:
+        """The items of a full prefix, by slot."""
+        return iter(self._items_of.get(prefix, ()))
+
+    def put(self, item_id: str, sid: Sid, attributes: Attributes = NO_ATTRIBUTES) -> None:
+        """Give the item this sid and these attributes, in place of what it had. O(levels). Safe to repeat."""
         packed, held = self._pack(sid), self._sid_of.get(item_id)
-        if packed == held:
-            return
-        # The new place before the old one goes, so that no reader misses an item that only moves.
-        self.trie.insert(sid.codes)
+        if packed != held:
+            self._place(item_id, sid, packed, held)
+        self.views.put(item_id, packed >> SLOT_BITS, attributes)
+
+    def _place(self, item_id: str, sid: Sid, packed: int, held: int | None) -> None:
+        self.trie.insert(sid.codes)  # first, as it fails where the code is full
         if held is not None:
             self._remove(item_id, held)
         self._sid_of[item_id] = packed
@@ -95,33 +131,23 @@ class Catalog:
         if held is not None:
             self._remove(item_id, held)
             del self._sid_of[item_id]
+            self.views.drop(item_id)
 
-    def popular(self, limit: int, exclude: AbstractSet[str] = frozenset()) -> list[str]:
-        """Up to `limit` living items: by popularity, then those of unknown popularity in trie order."""
-        found: list[str] = []
-        seen = set(exclude)
-        for item_id in self._by_popularity():
-            if len(found) >= limit:
-                break
-            if item_id not in seen:
-                seen.add(item_id)
-                found.append(item_id)
-        return found
+    def by_popularity(self, view: View | None = None) -> Iterator[str]:
+        """Every living item, or those of a view: by popularity, then the unknown ones in trie order."""
+        trie, passes = (view.trie, view.passes) if view is not None else (self.trie, self.has)
 
-    def _by_popularity(self) -> Iterator[str]:
-        yield from (item_id for item_id in self._ranking if item_id in self._sid_of)
-        for prefix in self._living_prefixes(0, 0):
-            yield from self._items_of.get(prefix, ())
+        def in_trie_order() -> Iterator[str]:
+            for prefix in trie.living():
+                yield from filter(passes, self._items_of[prefix])
 
-    def _living_prefixes(self, parent: int, level: int) -> Iterator[int]:
-        """Full prefixes below `parent` that have items, in trie order; reads no more than is asked for."""
-        num_codes = self.spec.levels[level]
-        first = parent * num_codes
-        for code in np.flatnonzero(self.trie.tables[level][first : first + num_codes]):
-            if level == self.spec.num_levels - 1:
-                yield first + int(code)
-            else:
-                yield from self._living_prefixes(first + int(code), level + 1)
+        is_few = len(trie) ** 2 < len(self._rank_of)  # to sort them is less than to walk past all others
+        if is_few:
+            known = (item_id for item_id in in_trie_order() if item_id in self._rank_of)
+            yield from sorted(known, key=self._rank_of.__getitem__)
+        else:
+            yield from filter(passes, self._rank_of)
+        yield from (item_id for item_id in in_trie_order() if item_id not in self._rank_of)
 
     def _remove(self, item_id: str, held: int) -> None:
         prefix = held >> SLOT_BITS
@@ -189,7 +215,8 @@ class CatalogFollower:
                 break
             except _LogBroken as error:
                 log.warning("the log broke off while the catalogue was read (%s); reading again", error)
-        self.catalog.adopt(fresh)
+        async with self.catalog.turns:
+            self.catalog.adopt(fresh)
         self._mark, self._needs_load = mark, False
         self.num_loads += 1
         await self._now_level()
@@ -244,10 +271,12 @@ class CatalogFollower:
 
     async def _follow(self) -> None:
         changes = await self._store.changes(self.catalog.version, self._block_ms)
-        if changes:
-            self._mark = _replay(self.catalog, self._mark, changes)
+        for start in range(0, len(changes), CHANGES_PER_TURN):
+            async with self.catalog.turns:
+                part = changes[start : start + CHANGES_PER_TURN]
+                self._mark = _replay(self.catalog, self._mark, part)
             await self._now_level()
-        else:
+        if not changes:
             await self._check_position()
 
     async def _check_position(self) -> None:
@@ -282,7 +311,7 @@ def _replay(catalog: Catalog, mark: str, changes: Sequence[Change]) -> str:
         if change.after != mark:
             raise _LogBroken(f"change {change.version} follows another history")
         if change.op == "put":
-            catalog.put(change.item_id, change.sid)
+            catalog.put(change.item_id, change.sid, change.attributes)
         else:
             catalog.drop(change.item_id)
         catalog.version, mark = change.version, change.mark

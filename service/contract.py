@@ -23,12 +23,14 @@ TOKENIZER = "tokenizer.onnx"
 RECOMMENDER = "recommender.onnx"
 ITEMS = "items.jsonl.gz"
 
-# A count of items at one code is a uint16 cell, so a slot is smaller than that.
+# A slot travels as two bytes beside the codes, and none is left unused as a mark.
 NUM_SLOTS = 65_535
 # Codes travel as two bytes each in Redis' sorted set.
 MAX_CODES_PER_LEVEL = 65_536
-# Dense tables only: 2**27 leaf cells are 256 MiB of uint16.
-MAX_CELLS = 2**27
+# Above this the rows of the deepest level are pages, given out on demand (trie.SidTrie).
+MAX_DENSE_BYTES = 2**26
+# The index of the pages has 4 bytes for each parent prefix of the deepest level: 256 MiB at this.
+MAX_PARENTS = 2**26
 
 FILLER = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
 PADDING = -1  # a history position that holds no item has this in every level
@@ -54,14 +56,20 @@ class SidSpec(_Frozen):
     """How many codes each level has, outermost first: `levels=(64, 64, 32)`."""
 
     levels: tuple[int, ...] = Field(min_length=1, max_length=8)
+    paged: bool | None = Field(
+        default=None, description="whether the trie's deepest level is paged; null: where it is too large"
+    )
 
     @field_validator("levels")
     @classmethod
     def _levels_fit(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
         if any(not 1 <= codes <= MAX_CODES_PER_LEVEL for codes in levels):
             raise ValueError(f"each level needs 1 to {MAX_CODES_PER_LEVEL} codes, got {levels}")
-        if math.prod(levels) > MAX_CELLS:
-            raise ValueError(f"{levels} has {math.prod(levels)} cells; the dense trie holds {MAX_CELLS}")
+        if math.prod(levels[:-1]) > MAX_PARENTS:
+            raise ValueError(
+                f"{levels} has {math.prod(levels[:-1])} prefixes above the last level; the trie's index "
+                f"holds {MAX_PARENTS}. Use fewer or smaller levels"
+            )
         return levels
 
     @property
@@ -72,6 +80,22 @@ class SidSpec(_Frozen):
     def num_prefixes(self) -> tuple[int, ...]:
         """How many different prefixes each level has: K1, K1*K2, …"""
         return tuple(math.prod(self.levels[: level + 1]) for level in range(self.num_levels))
+
+    @property
+    def num_parents(self) -> tuple[int, ...]:
+        """How many different prefixes lead to each level: 1, K1, K1*K2, …"""
+        return (1, *self.num_prefixes[:-1])
+
+    @property
+    def row_bytes(self) -> tuple[int, ...]:
+        """Bytes of one trie row of each level: a bit for each code."""
+        return tuple(-(-num_codes // 8) for num_codes in self.levels)
+
+    @property
+    def is_paged(self) -> bool:
+        if self.paged is not None:
+            return self.paged
+        return self.num_parents[-1] * self.row_bytes[-1] > MAX_DENSE_BYTES
 
     def check(self, codes: Codes) -> None:
         """Raise ValueError unless `codes` has one code of each level, each within its level."""
@@ -141,31 +165,48 @@ def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) 
 def recommender_graph(spec: SidSpec) -> GraphSpec:
     """The recommender's tensors.
 
-    `history` holds codes, oldest first, with PADDING on the left. `counts_l` is the trie's table of level l.
-    `beams` carries nothing but its length, the width of the search; it is an input so that a request can
-    widen it.
+    `history` holds codes, oldest first, with PADDING on the left. `beams_l` carries nothing but its length,
+    the number of prefixes that survive level l; they are inputs so that a request can widen its search.
     """
-    tables = tuple(
-        TensorSpec(name=f"counts_{level + 1}", dtype=dtype, shape=(cells,))
-        for level, (cells, dtype) in enumerate(zip(spec.num_prefixes, table_dtypes(spec), strict=True))
+    beams = tuple(
+        TensorSpec(name=f"beams_{level}", dtype="int64", shape=(f"beam_{level}",))
+        for level in range(1, spec.num_levels + 1)
     )
+    last = f"beam_{spec.num_levels}"
     return GraphSpec(
         inputs=(
             TensorSpec(name="history", dtype="int64", shape=("batch", "position", spec.num_levels)),
-            TensorSpec(name="beams", dtype="int64", shape=("beam",)),
-            *tables,
+            *beams,
+            *trie_tables(spec),
         ),
         outputs=(
-            TensorSpec(name="codes", dtype="int64", shape=("batch", "beam", spec.num_levels)),
-            TensorSpec(name="scores", dtype="float32", shape=("batch", "beam")),
+            TensorSpec(name="codes", dtype="int64", shape=("batch", last, spec.num_levels)),
+            TensorSpec(name="scores", dtype="float32", shape=("batch", last)),
             TensorSpec(name="bound", dtype="float32", shape=("batch",)),
         ),
     )
 
 
-def table_dtypes(spec: SidSpec) -> tuple[str, ...]:
-    """The upper levels count everything below them; the leaf level is by far the largest and counts slots."""
-    return ("int32",) * (spec.num_levels - 1) + ("uint16",)
+def trie_tables(spec: SidSpec) -> tuple[TensorSpec, ...]:
+    """The tables of trie.SidTrie: `live_l` has one bit for each code of level l after each parent prefix."""
+    rows: list[int | str] = [*spec.num_parents]
+    index: tuple[TensorSpec, ...] = ()
+    if spec.is_paged:
+        index = (TensorSpec(name="page_of", dtype="int32", shape=(spec.num_parents[-1],)),)
+        rows[-1] = "page"
+    live = tuple(
+        TensorSpec(name=f"live_{level}", dtype="uint8", shape=(count, width))
+        for level, (count, width) in enumerate(zip(rows, spec.row_bytes, strict=True), start=1)
+    )
+    return (*live[:-1], *index, live[-1])
+
+
+def beam_widths(spec: SidSpec, num_beams: int) -> tuple[int, ...]:
+    """How many prefixes a search of `num_beams` keeps after each level: never more than there can be."""
+    widths: list[int] = []
+    for num_codes in spec.levels:
+        widths.append(min(num_beams, (widths[-1] if widths else 1) * num_codes))
+    return tuple(widths)
 
 
 class FileRecord(_Frozen):

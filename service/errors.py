@@ -101,6 +101,28 @@ class TooManyItems(ServiceError):
         super().__init__(f"{num_items} items in one request; the limit is {limit}. Send several requests.")
 
 
+class UnknownFilterField(ServiceError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "unknown-filter-field"
+
+    def __init__(self, field: str, declared: str) -> None:
+        known = f"Declared are {declared}" if declared else "No field is declared"
+        super().__init__(
+            f"No filter can ask for the field {field!r}. {known}; GLYPHREC_FILTER_FIELDS declares them, "
+            "as in brand:text,price:number."
+        )
+
+
+class InvalidFilter(ServiceError):
+    """What a filter may not ask; service/filters.py states the rules."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "invalid-filter"
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}.")
+
+
 class InvalidCursor(ServiceError):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-cursor"

@@ -5,11 +5,14 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from service.batching import BatchStats, MicroBatcher
 from service.catalog import Catalog, CatalogFollower
 from service.contract import Manifest
+from service.views import FilterViews
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SLOW = (*_FAST, 30.0, 60.0, 300.0)
@@ -41,6 +44,20 @@ class Stages:
         return ", ".join(f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in everything.items())
 
 
+class _ViewCounts(Collector):
+    """What the views count themselves, so that they need not know of metrics."""
+
+    views: FilterViews | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, count in (
+            ("hits", "Filters that were ready for the search.", self.views and self.views.num_hits),
+            ("misses", "Filters whose items were gathered first.", self.views and self.views.num_misses),
+            ("evictions", "Filters given up for others.", self.views and self.views.num_evictions),
+        ):
+            yield CounterMetricFamily(f"glyphrec_filter_view_{name}", text, value=count or 0)
+
+
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -65,7 +82,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "glyphrec_stage_seconds",
-            "Time of one stage of a flow: recommend (history, queue, decode, resolve), "
+            "Time of one stage of a flow: recommend (queue, decode, resolve), "
             "index (held, render, queue, tokenise, store, follow).",
             ("flow", "stage"),
             buckets=_SLOW,
@@ -97,7 +114,7 @@ class Metrics:
         )
         self.batch_seconds = Histogram(
             "glyphrec_batch_seconds",
-            "Time of one run of a graph.",
+            "Time of one batch: runs of the graph, and for recommendations the look-ups around them.",
             ("queue",),
             buckets=_FAST,
             registry=registry,
@@ -105,8 +122,9 @@ class Metrics:
 
         self.recommendations = Counter(
             "glyphrec_recommendations",
-            "Answered recommendations by source (model, popular) and by whether they are proven exact.",
-            ("source", "exact"),
+            "Answered recommendations by source (model, popular), whether they are proven exact, and whether "
+            "they were filtered.",
+            ("source", "exact", "filtered"),
             registry=registry,
         )
         self.widenings = Counter(
@@ -135,6 +153,14 @@ class Metrics:
             "Time since Redis was lost; 0 while in touch.",
             registry=registry,
         )
+        self.filter_views = Gauge(
+            "glyphrec_filter_views", "Filters whose items are kept ready for a search.", registry=registry
+        )
+        self.filter_view_bytes = Gauge(
+            "glyphrec_filter_view_bytes", "Memory of the tables of these filters.", registry=registry
+        )
+        self._view_counts = _ViewCounts()
+        registry.register(self._view_counts)
         self.ready = Gauge(
             "glyphrec_ready", "1 when requests are answered, 0 while starting.", registry=registry
         )
@@ -153,11 +179,17 @@ class Metrics:
         self.catalog_items.set_function(lambda: catalog.num_items)
         self.catalog_version.set_function(lambda: catalog.version)
         self.catalog_stale_seconds.set_function(lambda: follower.stale_for_s)
+        self.filter_views.set_function(lambda: catalog.views.num_views)
+        self.filter_view_bytes.set_function(lambda: catalog.views.num_bytes)
+        self._view_counts.views = catalog.views
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         method = method if method in _METHODS else "other"  # anything may come in, a label must not
         self.http_requests.labels(route, method, str(status)).inc()
         self.http_seconds.labels(route, method).observe(seconds)
+
+    def observe_recommendation(self, source: str, *, exact: bool, filtered: bool) -> None:
+        self.recommendations.labels(source, str(exact).lower(), str(filtered).lower()).inc()
 
     def observe_stages(self, flow: str, stages: Stages) -> None:
         for stage, seconds in stages.seconds.items():

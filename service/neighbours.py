@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from service.catalog import Catalog
 from service.contract import Sid
 
@@ -26,18 +24,13 @@ def neighbours(
     if own is None:
         return []
     found: list[Neighbour] = []
-    spec, leaves = catalog.spec, catalog.trie.tables[-1]
-    inner = range(0)  # full prefixes below the longer common prefix: they have been taken already
-    for shared_levels in range(spec.num_levels, 0, -1):
-        prefix = spec.prefixes(own.codes)[shared_levels - 1]
-        width = len(leaves) // spec.num_prefixes[shared_levels - 1]
-        outer = range(prefix * width, (prefix + 1) * width)
-        living = np.flatnonzero(leaves[outer.start : outer.stop]) + outer.start
+    nearer: set[int] = set()  # full prefixes below the longer common prefix: they have been taken already
+    for shared_levels in range(catalog.spec.num_levels, 0, -1):
+        living = set(catalog.trie.living(own.codes[:shared_levels]))
         ranked = sorted(
             (-popularity.get(other, 0.0), leaf, slot, other)
-            for leaf in living.tolist()
-            if leaf not in inner
-            for slot, other in enumerate(catalog.items_at(spec.codes_of(leaf)))
+            for leaf in living - nearer
+            for slot, other in enumerate(catalog.items_at(catalog.spec.codes_of(leaf)))
             if other != item_id
         )
         for *_, other in ranked[: limit - len(found)]:
@@ -45,5 +38,5 @@ def neighbours(
                 found.append(Neighbour(other, sid, shared_levels))
         if len(found) == limit:
             break
-        inner = outer
+        nearer = living
     return found

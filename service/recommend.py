@@ -1,17 +1,21 @@
 """The POST /recommend flow, in order: history -> codes -> beam search -> items. It needs no Redis.
 
-The search returns codes, best first, and a bound: no codes that it left out score above it. So a page whose
-last score is above the bound is provably the best page there is, and `exact` says so.
+A batch of searches runs while the catalogue stands still, from the look-up of the histories to the items of
+the pages, so a page is of one version of it. The search returns codes, best first, and a bound: no codes that
+it left out score above it. So a page whose last score is above the bound is provably the best there is, and
+`exact` says so.
 
-Items that share codes share the score and stand in the order of their slots. A page that the widest search
-cannot fill is filled up with popular items, whose score is None.
+Equal scores stand in trie order, and items that share codes, and so the score, in the order of their slots.
+What the widest search leaves short is filled up with popular items, whose score is None.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
+from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,25 +23,16 @@ from numpy.typing import NDArray
 
 from service.batching import MicroBatcher
 from service.catalog import Catalog
-from service.contract import FILLER, PADDING, Codes, Sid
+from service.contract import FILLER, PADDING, SidSpec, beam_widths
 from service.errors import TookTooLong
+from service.filters import DeclaredFields, Filter
 from service.metrics import Metrics, Stages
-from service.runtime import RecommenderSession
+from service.runtime import Beams, RecommenderSession
+from service.selection import Diversity, Ranked, Selection
+from service.trie import SidTrie
+from service.views import View
 
 History = NDArray[np.int64]  # [position, level], oldest first
-
-
-class Search(NamedTuple):
-    history: History
-    num_beams: int
-
-
-class Found(NamedTuple):
-    """One row of Beams: what one request's search found, without filler beams."""
-
-    codes: list[Codes]  # best first
-    scores: list[float]
-    bound: float  # at least the score of everything that was pruned
 
 
 @dataclass(frozen=True)
@@ -46,41 +41,116 @@ class Query:
     limit: int
     exclude_item_ids: frozenset[str] = frozenset()
     exclude_history: bool = True
+    filter: Filter | None = None
+    diversity: Diversity = Diversity()
     wants_exact: bool = False
+
+    @cached_property
+    def excluded(self) -> AbstractSet[str]:
+        return self.exclude_item_ids.union(self.history if self.exclude_history else ())
+
+
+class Search(NamedTuple):
+    """One try at a query."""
+
+    query: Query
+    num_beams: int
+    is_last: bool  # fill up a page that is short
 
 
 @dataclass(frozen=True)
-class Ranked:
-    item_id: str
-    sid: Sid
-    score: float | None  # None: a popular item, not scored by the model
+class Page:
+    """What one search found, all of it under one version of the catalogue."""
+
+    items: list[Ranked]
+    exact: bool
+    is_settled: bool  # a wider search would not serve the query better
+    source: Literal["model", "popular"]
+    unknown_item_ids: list[str]
+    matching_items: int | None  # living items that pass the filter; None without one
+    catalog_version: int
+    was_searched: bool  # False where there was nothing to find, or no history to tell by
+    decode_s: float = field(compare=False)  # of the graph, for the whole batch
 
 
 @dataclass(frozen=True)
 class Recommended:
-    items: list[Ranked]
-    exact: bool
-    source: Literal["model", "popular"]
+    page: Page
+    num_beams: int  # of the search that found it
+    widened: int  # how often the search was repeated with more
+    beam_limit_reached: bool  # and yet the page is short or, where that was asked for, not proven
+
+
+class Found(NamedTuple):
+    """One row of Beams: without filler beams, equal scores in trie order."""
+
+    prefixes: list[int]  # full ones, best first
+    scores: list[float]
+    bound: float  # at least the score of everything that was pruned
+
+
+class _Asked(NamedTuple):
+    """A search, and what this version of the catalogue makes of it."""
+
+    search: Search
+    history: History  # only known items, the newest
     unknown_item_ids: list[str]
-    catalog_version: int
+    excluded: AbstractSet[str]
+    view: View | None
+    trie: SidTrie  # of the view, or of the whole catalogue
+    num_candidates: int  # living items that pass the filter and are not excluded
 
 
-def search_in_batches(session: RecommenderSession, catalog: Catalog) -> Callable[[list[Search]], list[Found]]:
-    """What the recommender's batcher runs. Only searches of one width share a run."""
+def recommend_in_batches(
+    session: RecommenderSession, catalog: Catalog, *, history_length: int
+) -> Callable[[list[Search]], list[Page]]:
+    """What the recommender's batcher runs, holding `catalog.turns`."""
 
-    def run(searches: list[Search]) -> list[Found]:
-        tables = catalog.trie.tables
-        found: dict[int, Found] = {}
-        for num_beams in sorted({search.num_beams for search in searches}):
-            places = [i for i, search in enumerate(searches) if search.num_beams == num_beams]
-            beams = session.run(pad_left([searches[i].history for i in places]), tables, num_beams)
-            for row, place in enumerate(places):
-                living = beams.scores[row] > FILLER
-                codes = [tuple(each) for each in beams.codes[row][living].tolist()]
-                found[place] = Found(codes, beams.scores[row][living].tolist(), float(beams.bound[row]))
-        return [found[i] for i in range(len(searches))]
+    def run(searches: list[Search]) -> list[Page]:
+        asked = [_look_up(catalog, search, history_length) for search in searches]
+        started_at = perf_counter()
+        found = _search(session, catalog, asked)
+        decode_s = perf_counter() - started_at
+        return [_page(catalog, each, found.get(place), decode_s) for place, each in enumerate(asked)]
 
     return run
+
+
+def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
+    query = search.query
+    history = catalog.codes_of(query.history)[-history_length:]
+    unknown = [item_id for item_id in dict.fromkeys(query.history) if not catalog.has(item_id)]
+    view = None if query.filter is None else catalog.views.view_of(query.filter)
+    trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
+    num_excluded = sum(map(passes, query.excluded))
+    return _Asked(search, history, unknown, query.excluded, view, trie, len(trie) - num_excluded)
+
+
+def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]) -> dict[int, Found]:
+    """What was found, by place in `asked`, where there is anything to find and a history to tell by.
+
+    Searches share a run where they read the same tables and are equally wide.
+    """
+    runs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for place, each in enumerate(asked):
+        if len(each.history) and each.num_candidates:
+            widths = beam_widths(catalog.spec, each.search.num_beams)
+            runs.setdefault((id(each.trie), widths), []).append(place)
+    found: dict[int, Found] = {}
+    for (_, widths), places in runs.items():
+        histories = pad_left([asked[place].history for place in places])
+        beams = session.run(histories, asked[places[0]].trie.tables, widths)
+        for row, place in enumerate(places):
+            found[place] = _found(catalog.spec, beams, row)
+    return found
+
+
+def _found(spec: SidSpec, beams: Beams, row: int) -> Found:
+    living = beams.scores[row] > FILLER
+    scores = beams.scores[row][living]
+    prefixes = spec.prefixes_of(beams.codes[row][living])[-1]
+    order = np.lexsort((prefixes, -scores))
+    return Found(prefixes[order].tolist(), scores[order].tolist(), float(beams.bound[row]))
 
 
 def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
@@ -92,84 +162,126 @@ def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
     return padded
 
 
+def _page(catalog: Catalog, asked: _Asked, found: Found | None, decode_s: float) -> Page:
+    query = asked.search.query
+    selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
+    is_popular = not len(asked.history)
+    exact, is_settled = not is_popular, True
+    if found:
+        selection.offer(_ranked(catalog, asked, found))
+        is_full = len(selection.page) >= _room(asked) or found.bound <= FILLER
+        exact = _is_exact(selection.page, asked, found.bound, is_full=is_full)
+        is_settled = is_full and (exact or not query.wants_exact)
+    if is_popular or (asked.search.is_last and not is_settled):
+        selection.offer(_popular(catalog, asked.view))
+    return Page(
+        items=selection.page,
+        exact=exact,
+        is_settled=is_settled,
+        source="popular" if is_popular else "model",
+        unknown_item_ids=asked.unknown_item_ids,
+        matching_items=len(asked.trie) if asked.view is not None else None,
+        catalog_version=catalog.version,
+        was_searched=found is not None,
+        decode_s=decode_s,
+    )
+
+
+def _room(asked: _Asked) -> int:
+    """How many items a page can have at most, whatever is searched for."""
+    query = asked.search.query
+    room = min(query.limit, asked.num_candidates)
+    if query.diversity.max_per_first_code is not None:
+        room = min(room, query.diversity.max_per_first_code * len(asked.trie.children(0, 0)))
+    return room
+
+
+def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
+    """A full page is proven by its last score, any page by nothing being left that could be on it."""
+    if bound <= FILLER or len(page) == asked.num_candidates:
+        return True
+    last = page[-1].score if page else None
+    return is_full and last is not None and last > bound
+
+
+def _ranked(catalog: Catalog, asked: _Asked, found: Found) -> Iterator[Ranked]:
+    """The items of the beams that pass the filter, best first; those of the same codes by slot."""
+    for prefix, score in zip(found.prefixes, found.scores, strict=True):
+        items = catalog.items_of(prefix)
+        if asked.view is not None:  # looks no further than to the last one that passes
+            codes = catalog.spec.codes_of(prefix)
+            items = islice(filter(asked.view.passes, items), asked.view.trie.count(codes))
+        yield from _with_sids(catalog, items, score)
+
+
+def _popular(catalog: Catalog, view: View | None) -> Iterator[Ranked]:
+    return _with_sids(catalog, catalog.by_popularity(view), None)
+
+
+def _with_sids(catalog: Catalog, items: Iterable[str], score: float | None) -> Iterator[Ranked]:
+    for item_id in items:
+        sid = catalog.sid_of(item_id)
+        assert sid is not None, "the catalogue's maps agree"
+        yield Ranked(item_id, sid, score)
+
+
 class Recommender:
     def __init__(
         self,
-        catalog: Catalog,
-        batcher: MicroBatcher[Search, Found],
+        batcher: MicroBatcher[Search, Page],
         *,
-        history_length: int,
+        fields: DeclaredFields,
         num_beams: int,
         beam_limit: int,
         timeout_s: float,
         metrics: Metrics,
     ) -> None:
-        self._catalog = catalog
         self._batcher = batcher
-        self._history_length = history_length
+        self._fields = fields
         self._widths = widths(num_beams, beam_limit)
         self._timeout_s = timeout_s
         self._metrics = metrics
 
     async def recommend(self, query: Query, stages: Stages) -> Recommended:
-        """A page of items. Raises Overloaded, TookTooLong."""
+        """A page of items. Raises UnknownFilterField, InvalidFilter, Overloaded, TookTooLong."""
+        if query.filter is not None:
+            self._fields.check(query.filter)
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await self._recommend(query, stages)
         except TimeoutError:
             raise TookTooLong("The recommendation", self._timeout_s) from None
-        self._metrics.recommendations.labels(answer.source, str(answer.exact).lower()).inc()
-        self._metrics.unknown_items.inc(len(answer.unknown_item_ids))
+        self._metrics.observe_recommendation(
+            answer.page.source, exact=answer.page.exact, filtered=query.filter is not None
+        )
+        self._metrics.widenings.inc(answer.widened)
+        self._metrics.unknown_items.inc(len(answer.page.unknown_item_ids))
         self._metrics.observe_stages("recommend", stages)
         return answer
 
     async def _recommend(self, query: Query, stages: Stages) -> Recommended:
-        with stages.time("history"):
-            version = self._catalog.version
-            sids = {item_id: self._catalog.sid_of(item_id) for item_id in query.history}
-            unknown = [item_id for item_id, sid in sids.items() if sid is None]
-            known = [sid.codes for item_id in query.history if (sid := sids[item_id]) is not None]
-            excluded = query.exclude_item_ids | (set(query.history) if query.exclude_history else set())
-        if not known:
-            page = self._popular(query.limit, excluded)
-            return Recommended(page, False, "popular", unknown, version)
-
-        history = np.array(known[-self._history_length :], dtype=np.int64)  # [position, level]
-        page, exact = await self._search(history, query, excluded, stages)
-        if (
-            len(page) < query.limit and not exact
-        ):  # the beam limit hides living items: never a short page for that
-            shown = excluded | {each.item_id for each in page}
-            page += self._popular(query.limit - len(page), shown)
-        return Recommended(page, exact, "model", unknown, version)
-
-    async def _search(
-        self, history: History, query: Query, excluded: AbstractSet[str], stages: Stages
-    ) -> tuple[list[Ranked], bool]:
-        """The page and whether it is exact, from the narrowest search that fills the page or proves it."""
-        page: list[Ranked] = []
-        exact = False
-        enough = next(
-            (i for i, width in enumerate(self._widths) if width >= query.limit), len(self._widths) - 1
-        )
-        for step, num_beams in enumerate(self._widths[enough:]):
-            if step:
-                self._metrics.widenings.inc()
-            answer = await self._batcher.submit(Search(history, num_beams))
+        """From the narrowest search that fills the page, and proves it where that is asked for."""
+        wider = self._widths_for(query)
+        for widened, num_beams in enumerate(wider):
+            is_last = num_beams == wider[-1]
+            answer = await self._batcher.submit(Search(query, num_beams, is_last))
+            page = answer.result
             stages.add("queue", answer.queue_s)
-            stages.add("decode", answer.run_s)
-            with stages.time("resolve"):
-                page = list(islice(_resolve(answer.result, self._catalog, excluded), query.limit))
-                exact = _is_exact(page, query.limit, answer.result.bound)
-            if exact or (len(page) == query.limit and not query.wants_exact):
-                break
-        return page, exact
+            stages.add("decode", page.decode_s)
+            stages.add("resolve", answer.run_s - page.decode_s)
+            if page.is_settled or is_last:
+                return Recommended(page, num_beams, widened, beam_limit_reached=not page.is_settled)
+        raise AssertionError("there is a last width")
 
-    def _popular(self, limit: int, excluded: AbstractSet[str]) -> list[Ranked]:
-        sids = (
-            (item_id, self._catalog.sid_of(item_id)) for item_id in self._catalog.popular(limit, excluded)
-        )
-        return [Ranked(item_id, sid, None) for item_id, sid in sids if sid is not None]
+    def _widths_for(self, query: Query) -> tuple[int, ...]:
+        """The widths to try, narrowest first.
+
+        Excluded items take beams away, but how many shows only after a search. One doubling is spent on them
+        in advance, no more: most excluded items are not among the best, and a search too wide costs more
+        than one too narrow that is repeated.
+        """
+        needed = query.limit + min(query.limit, len(query.excluded))
+        return tuple(width for width in self._widths if width >= needed) or self._widths[-1:]
 
 
 def widths(num_beams: int, beam_limit: int) -> tuple[int, ...]:
@@ -178,20 +290,3 @@ def widths(num_beams: int, beam_limit: int) -> tuple[int, ...]:
     while found[-1] < beam_limit:
         found.append(min(2 * found[-1], beam_limit))
     return tuple(found)
-
-
-def _resolve(found: Found, catalog: Catalog, excluded: AbstractSet[str]) -> Iterator[Ranked]:
-    """The living items of the beams, best first; those of the same codes in the order of their slots."""
-    for codes, score in zip(found.codes, found.scores, strict=True):
-        for item_id in catalog.items_at(codes):
-            sid = catalog.sid_of(item_id)
-            if sid is not None and item_id not in excluded:
-                yield Ranked(item_id, sid, score)
-
-
-def _is_exact(page: Sequence[Ranked], limit: int, bound: float) -> bool:
-    """A full page is proven by its last score, a short one by nothing at all having been pruned."""
-    if len(page) < limit:
-        return bound <= FILLER
-    last = page[-1].score
-    return last is not None and last > bound

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from service.contract import Codes, Sid, SidSpec
 from service.errors import InvalidCursor
+from service.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Page(NamedTuple):
 class TrieEntry(NamedTuple):
     item_id: str
     sid: Sid
+    attributes: Attributes = NO_ATTRIBUTES
 
 
 class Position(NamedTuple):
@@ -84,13 +86,21 @@ class Change(NamedTuple):
     sid: Sid
     after: str  # mark of the change before this one
     mark: str
+    attributes: Attributes = NO_ATTRIBUTES  # of a put
 
 
 class RecordCodec:
-    """Reads and writes the values that lua/put.lua describes; counts those that it cannot read."""
+    """Reads and writes the values that lua/put.lua describes; counts those that it cannot read.
 
-    def __init__(self, spec: SidSpec) -> None:
+    Attributes in the log are a JSON list: the declared fields, categories, available, a value for each field.
+    So a replica that declares other fields, as while settings change, does not take them for its own.
+    """
+
+    def __init__(self, spec: SidSpec, fields: DeclaredFields) -> None:
         self._spec = spec
+        self._fields = fields
+        self._names = sorted(fields.kinds)
+        self._declared = _to_json(str(fields))
         self._codes = struct.Struct(f">{spec.num_levels}H")
         self._sid = struct.Struct(f">{spec.num_levels + 1}H")
         self.num_unreadable = 0
@@ -101,8 +111,13 @@ class RecordCodec:
 
     def pack_item(self, record: ItemRecord) -> bytes:
         # Sorted, so that the same fields in another order are the same item.
-        text = json.dumps(record.item, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        return self.pack_hash(record) + b" " + to_bytes(text)
+        return self.pack_hash(record) + b" " + _to_json(record.item)
+
+    def pack_attributes(self, record: ItemRecord) -> bytes:
+        found = self._fields.attributes_of(record.item)
+        values = [found.values.get(name) for name in self._names]
+        told = b",".join(map(_to_json, (found.categories, found.available, values)))
+        return b"[" + self._declared + b"," + told + b"]"
 
     def pack_hash(self, record: ItemRecord) -> bytes:
         packed = record.content_hash.encode("ascii")
@@ -154,22 +169,44 @@ class RecordCodec:
 
         return self._readable("the items", value, read)
 
-    def read_change(self, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
+    def read_attributes(self, value: bytes) -> Attributes | None:
+        """Those of an item."""
+        record = self.read_item("", value)
+        return self._fields.attributes_of(record.item) if record else None
+
+    def tells_attributes(self, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether this entry of the log has them, of the fields that are declared here."""
+        return fields.get(b"attrs", b"").startswith(b"[" + self._declared + b",")
+
+    def read_change(
+        self, entry_id: bytes, fields: Mapping[bytes, bytes], present: Mapping[bytes, Attributes]
+    ) -> Change:
+        """A change; `present` has the attributes of items whose entries do not tell them."""
         version = version_of(entry_id)
 
         def read() -> Change:
             op = _OPS[fields[b"op"]]
             sid = self.unpack_sid(fields[b"sid"])
             after, mark = fields[b"after"].decode(), fields[b"mark"].decode()
-            return Change(version, op, to_str(fields[b"id"]), sid, after, mark)
+            attributes = NO_ATTRIBUTES
+            if op == "put" and self.tells_attributes(fields):
+                attributes = self._unpack_attributes(fields[b"attrs"])
+            elif op == "put":
+                attributes = present.get(fields[b"id"], NO_ATTRIBUTES)
+            return Change(version, op, to_str(fields[b"id"]), sid, after, mark, attributes)
 
         found = self._readable("the log", entry_id, read)
         return found or Change(version, "unreadable", "", Sid((), 0), "", "")
 
+    def _unpack_attributes(self, raw: bytes) -> Attributes:
+        _, categories, available, values = json.loads(to_str(raw))
+        item = dict(zip(self._names, values, strict=True))
+        return self._fields.attributes_of({**item, "categories": categories, "available": available})
+
     def _readable(self, where: str, value: bytes, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (ValueError, KeyError, struct.error) as error:
+        except (ValueError, TypeError, KeyError, struct.error) as error:
             self.num_unreadable += 1
             log.warning("%s: a value that is not ours, skipped: %r (%s)", where, value[:80], error)
             return None
@@ -180,6 +217,10 @@ _OPS: dict[bytes, Literal["put", "drop"]] = {b"put": "put", b"drop": "drop"}
 
 def version_of(entry_id: bytes) -> int:
     return int(entry_id.split(b"-")[0])
+
+
+def _to_json(value: object) -> bytes:
+    return to_bytes(json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")))
 
 
 # JSON can spell a lone surrogate, which is no Unicode; it must come back as it was, not as an error.

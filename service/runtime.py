@@ -58,12 +58,43 @@ class RecommenderSession:
         self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
     ) -> None:
         self._session = _open(path, graph, threads, providers)
+        names = [tensor.name for tensor in graph.inputs]
+        self._beams = [name for name in names if name.startswith("beams_")]
+        self._tables = [tensor for tensor in graph.inputs if tensor.name not in {"history", *self._beams}]
 
-    def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], num_beams: int) -> Beams:
-        """history [batch, position, level], oldest first, PADDING on the left; `tables` of CountTrie."""
-        feeds = {"history": history, "beams": np.zeros(num_beams, dtype=np.int64)}
-        feeds |= {f"counts_{level}": table for level, table in enumerate(tables, start=1)}
+    def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]) -> Beams:
+        """history [batch, position, level], oldest first, PADDING on the left; `tables` of SidTrie; `widths`
+        of contract.beam_widths, one for each level.
+
+        Raises ContractMismatch where tables or widths are of another spec than the graph's.
+        """
+        feeds = self.feeds(history, tables, widths)
         return Beams(*self._session.run(["codes", "scores", "bound"], feeds))
+
+    def feeds(
+        self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]
+    ) -> dict[str, NDArray[Any]]:
+        """The graph's inputs for `run`, by name. Raises what that raises."""
+        for what, num_given, names in (
+            ("trie tables", len(tables), [tensor.name for tensor in self._tables]),
+            ("beam widths", len(widths), self._beams),
+        ):
+            if num_given != len(names):
+                raise ContractMismatch(
+                    f"{num_given} {what} were given; the graph takes {len(names)}: {', '.join(names)}. "
+                    "Build them with the bundle's SidSpec."
+                )
+        for tensor, table in zip(self._tables, tables, strict=True):
+            sizes = zip(tensor.shape, table.shape, strict=False)
+            fits = table.ndim == len(tensor.shape) and all(isinstance(p, str) or p == n for p, n in sizes)
+            if table.dtype != tensor.dtype or not fits:
+                raise ContractMismatch(
+                    f"trie table {tensor.name!r} is {table.dtype} {list(table.shape)}; the graph takes "
+                    f"{tensor.dtype} {list(tensor.shape)}. Build the trie with the bundle's SidSpec."
+                )
+        beams = {name: np.zeros(width, np.int64) for name, width in zip(self._beams, widths, strict=True)}
+        live = {tensor.name: table for tensor, table in zip(self._tables, tables, strict=True)}
+        return {"history": history, **beams, **live}
 
 
 def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:

@@ -13,12 +13,14 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator, mode
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import GlyphrecError
+from service.filters import DeclaredFields
 
 PREFIX = "GLYPHREC_"
 CLIENT_KEY = "GLYPHREC_KEY"  # the client commands' own, no setting of the service
 MIN_KEY_LENGTH = 16
 
 Keys = Annotated[tuple[str, ...], NoDecode]
+FilterFields = Annotated[DeclaredFields, NoDecode]
 
 
 class BadSettings(GlyphrecError):
@@ -82,6 +84,17 @@ class Settings(BaseSettings):
         description="strips in one run of the tokenizer; more gain nothing on a CPU and delay single items",
     )
     max_queued_strips: int = Field(4_096, ge=1, description="strips waiting before 429 is answered")
+    filter_fields: FilterFields = Field(
+        DeclaredFields(),
+        description="item fields that filters may name, and their kinds: "
+        "brand:text,price:number,refurbished:boolean; each costs 4 or 8 bytes an item, and a new value reads "
+        "the item again where the bundle's render.fields draw the field",
+    )
+    max_view_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="memory of all cached filter views; at three levels of 256 one takes 2 MiB, so 120 fit",
+    )
     recommend_timeout_s: float = Field(
         10, gt=0, description="seconds until a recommendation is given up with 503"
     )
@@ -117,6 +130,11 @@ class Settings(BaseSettings):
         if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
             raise ValueError("a key must be printable ASCII without spaces, as it travels in a header")
         return keys
+
+    @field_validator("filter_fields", mode="before")
+    @classmethod
+    def _declared(cls, fields: Any) -> Any:
+        return DeclaredFields.parse(fields) if isinstance(fields, str) else fields
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

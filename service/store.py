@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from service.contract import NUM_SLOTS, Codes, SidSpec
 from service.errors import GlyphrecError, ItemChanged, ServiceError, SidSpaceFull
+from service.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 from service.records import (
     Change,
     DropResult,
@@ -44,6 +45,7 @@ __all__ = [
     "connect",
 ]
 
+NO_FIELDS = DeclaredFields()
 TRIE_PAGE = 5_000  # members in one reply: some 100 KB
 OLDEST_REDIS = 7
 
@@ -60,11 +62,12 @@ class ItemStore:
         spec: SidSpec,
         log_length: int = 100_000,
         num_slots: int = NUM_SLOTS,
+        fields: DeclaredFields = NO_FIELDS,
     ) -> None:
         if not catalog or set("{}") & set(catalog):
             raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
         self._redis: Any = redis  # redis-py's own types differ between releases and between RESP 2 and 3
-        self._codec = RecordCodec(spec)
+        self._codec = RecordCodec(spec, fields)
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
@@ -91,23 +94,25 @@ class ItemStore:
         content is unchanged; where that is no longer true the answer is ItemChanged: read it and put
         it with codes. Raises StoreUnavailable where Redis took none; some may also have it as their answer.
         """
-        return await self._put_all(records, [self._codec.pack_item(record) for record, _ in records])
+        values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
+        return await self._put_all(records, values)
 
     async def assign(self, records: Sequence[tuple[ItemRecord, Codes]]) -> list[PutResult | ServiceError]:
         """Give codes to items that are in Redis already, as a new tokenizer does; the items stay as they are.
 
         ItemChanged where an item was posted anew or dropped since the caller read it.
         """
-        return await self._put_all(records, [self._codec.pack_hash(record) for record, _ in records])
+        # Without attributes: what the caller has read may be older than what is there.
+        return await self._put_all(records, [(self._codec.pack_hash(record), b"") for record, _ in records])
 
     async def _put_all(
-        self, records: Sequence[tuple[ItemRecord, Codes | None]], values: Sequence[bytes]
+        self, records: Sequence[tuple[ItemRecord, Codes | None]], values: Sequence[tuple[bytes, bytes]]
     ) -> list[PutResult | ServiceError]:
         calls: list[list[Any]] = []
-        for (record, codes), value in zip(records, values, strict=True):
+        for (record, codes), (value, attributes) in zip(records, values, strict=True):
             packed = b"" if codes is None else self._codec.pack_codes(codes)
             item_id = to_bytes(record.item_id)
-            calls.append([item_id, value, packed, self._num_slots, _new_mark(), self._log_length])
+            calls.append([item_id, value, packed, self._num_slots, _new_mark(), self._log_length, attributes])
         replies = await self._put.run(self._redis, self._keys, calls)
         return [
             self._read_put(record.item_id, codes, reply)
@@ -195,8 +200,24 @@ class ItemStore:
         """
         last: bytes | None = None
         while members := await self._members(last, TRIE_PAGE):
-            yield [entry for member in members if (entry := self._codec.read_member(member))]
+            entries = [entry for member in members if (entry := self._codec.read_member(member))]
+            present = await self._attributes_of([to_bytes(entry.item_id) for entry in entries])
+            yield [
+                entry._replace(attributes=present.get(to_bytes(entry.item_id), NO_ATTRIBUTES))
+                for entry in entries
+            ]
             last = members[-1]
+
+    async def _attributes_of(self, keys: Sequence[bytes]) -> dict[bytes, Attributes]:
+        """What filters ask of these items, as they are now; absent ones are left out."""
+        found: dict[bytes, Attributes] = {}
+        for part in chunks(keys, PIPELINE_LENGTH):  # so that reading them does not hold up the event loop
+            with redis_errors():
+                values = await self._redis.hmget(self._items, part)
+            for key, value in zip(part, values, strict=True):
+                if value is not None and (attributes := self._codec.read_attributes(value)):
+                    found[key] = attributes
+        return found
 
     async def _members(self, after: bytes | None, limit: int) -> list[bytes]:
         start = b"-" if after is None else b"(" + after
@@ -227,12 +248,21 @@ class ItemStore:
         return (await self.position()).version
 
     async def changes(self, after: int, block_ms: int | None = None, limit: int = 1_000) -> list[Change]:
-        """The oldest changes after a version, in order. None there: waits up to `block_ms` for the first."""
+        """The oldest changes after a version, in order. None there: waits up to `block_ms` for the first.
+
+        A put has the attributes of its version. Where the log does not tell them, as for codes that were
+        assigned or where the writer is an older release or declares other fields, it has those of now: never
+        older ones, and what made them newer follows in the log.
+        """
         if block_ms is not None and not 0 < block_ms < 1_000 * RESPONSE_TIMEOUT_S:
             raise ValueError(f"block_ms must be below the {RESPONSE_TIMEOUT_S:g} s that a reply may take")
         with redis_errors():
             streams = await self._redis.xread({self._log: f"{after}-0"}, count=limit, block=block_ms)
-        return [self._codec.read_change(*entry) for entry in streams[0][1]] if streams else []
+        entries = streams[0][1] if streams else []
+        puts = [fields for _, fields in entries if fields.get(b"op") == b"put" and b"id" in fields]
+        untold = {fields[b"id"] for fields in puts if not self._codec.tells_attributes(fields)}
+        present = await self._attributes_of(list(untold))
+        return [self._codec.read_change(entry_id, fields, present) for entry_id, fields in entries]
 
     async def unread_items(self) -> AsyncIterator[list[ItemRecord]]:
         """Items whose present text this tokenizer has not read, page by page; `assign` takes their codes."""

@@ -32,6 +32,7 @@ from service.contract import (
 from service.render import font_sha256, item_text, render_text
 
 SPEC = SidSpec(levels=(32, 4, 3))
+PAGED = SidSpec(levels=SPEC.levels, paged=True)
 HISTORY_LENGTH = 4
 BEAM_LIMIT = 64
 NEG_INF = -1e9
@@ -93,15 +94,18 @@ def items_without_text_twice(num_items: int, seed: int) -> list[KnownItem]:
 KNOWN_ITEMS = items_without_text_twice(30, 0)
 
 
-def write_known_bundle(folder: Path, items: Sequence[KnownItem]) -> Path:
+def write_known_bundle(
+    folder: Path, items: Sequence[KnownItem], spec: SidSpec = SPEC, beam_limit: int = BEAM_LIMIT
+) -> Path:
+    """`spec` is SPEC, or PAGED: the same codes in pages."""
     folder.mkdir(parents=True, exist_ok=True)
     render = render_spec()
     graphs = (
-        tokenizer_graph(SPEC, height=render.height_px, width=render.width_px, vector_dim=2),
-        recommender_graph(SPEC),
+        tokenizer_graph(spec, height=render.height_px, width=render.width_px, vector_dim=2),
+        recommender_graph(spec),
     )
     onnx.save(_tokenizer(graphs[0]), folder / TOKENIZER)
-    onnx.save(_recommender(graphs[1]), folder / RECOMMENDER)
+    onnx.save(_recommender(graphs[1], spec.is_paged), folder / RECOMMENDER)
     with gzip.open(folder / ITEMS, "wt", encoding="utf-8") as file:
         for each in items:
             line = each._asdict() | {"slot": 0}
@@ -111,7 +115,7 @@ def write_known_bundle(folder: Path, items: Sequence[KnownItem]) -> Path:
         created_at="2026-01-01T00:00:00Z",
         config="known",
         export_key="0" * 64,
-        sid=SPEC,
+        sid=spec,
         render=render,
         tokenizer_id="0123456789ab",
         recommender_id="ba9876543210",
@@ -120,7 +124,7 @@ def write_known_bundle(folder: Path, items: Sequence[KnownItem]) -> Path:
         recommender=graphs[1],
         generator="known",
         history_length=HISTORY_LENGTH,
-        beam_limit=BEAM_LIMIT,
+        beam_limit=beam_limit,
         data_fingerprint="none",
         data_name="known",
         num_items=len(items),
@@ -184,6 +188,20 @@ def _write_codes(g: _Graph, leaf: str, output: str, axis: int) -> None:
     g("Concat", parts[::-1], output, axis=-1)
 
 
+def _read_bits(g: _Graph, rows: str, level: int, output: str) -> None:
+    """Rows of a trie table [parent, byte] -> whether each prefix of the level lives [1, prefix]."""
+    num_codes = SPEC.levels[level]
+    g.constant(f"row_shape_{level}", [-1, 8 * SPEC.row_bytes[level]])
+    g.constant(f"row_end_{level}", [num_codes])
+    g.constant(f"flat_{level}", [1, SPEC.num_prefixes[level]])
+    g("Cast", rows, f"bytes_{level}", to=TensorProto.INT32)
+    g("Gather", ["bits_of_byte", f"bytes_{level}"], f"bits_{level}", axis=0)  # [parent, byte, bit]
+    g("Reshape", [f"bits_{level}", f"row_shape_{level}"], f"row_bits_{level}")
+    g("Slice", [f"row_bits_{level}", "zeros", f"row_end_{level}", "ones"], f"code_bits_{level}")
+    g("Reshape", [f"code_bits_{level}", f"flat_{level}"], f"flat_bits_{level}")
+    g("Cast", f"flat_bits_{level}", output, to=TensorProto.BOOL)
+
+
 def _tokenizer(spec: GraphSpec) -> onnx.ModelProto:
     g = _Graph()
     g("Gather", "strips first_strip", "first", axis=0)  # [item, height, width]
@@ -199,8 +217,10 @@ def _tokenizer(spec: GraphSpec) -> onnx.ModelProto:
     return g.model("known_tokenizer", spec)
 
 
-def _recommender(spec: GraphSpec) -> onnx.ModelProto:
+def _recommender(spec: GraphSpec, is_paged: bool) -> onnx.ModelProto:
     g = _Graph()
+    every_byte = np.arange(256, dtype=np.uint8)[:, None]
+    g.constant("bits_of_byte", np.unpackbits(every_byte, axis=1, bitorder="little"), np.int32)
     for name, value in {"zero": 0, "eleven": 11, "five": 5, "FIRST": FIRST, "REST": REST}.items():
         g.constant(name, value)
     for name, value in {"zeros": [0], "ones": [1], "minus_one": [-1], "max_int": [2**62]}.items():
@@ -234,15 +254,14 @@ def _recommender(spec: GraphSpec) -> onnx.ModelProto:
     g("Mul", "b3 eighth", "rest_scores")  # [batch, leaf]
 
     # k = beams + 1, and k fillers, so that there is always that much to choose from
-    g("Shape", "beams", "num_beams")
+    g("Shape", f"beams_{SPEC.num_levels}", "num_beams")
     g("Add", "num_beams ones", "k")
     g("Shape", "history", "batch_size", end=1)
     g("Concat", "batch_size k", "filler_shape", axis=0)
     g("Expand", "NEG_INF filler_shape", "fillers")  # [batch, k]
 
     # step 1: only the best first codes are followed
-    g("Greater", "counts_1 zero_32", "first_lives")
-    g.constant("zero_32", 0, np.int32)
+    _read_bits(g, "live_1", 0, "first_lives")
     g("Where", "first_lives first_scores NEG_INF", "first_masked")
     g("Concat", "first_masked fillers", "first_candidates", axis=1)
     g.nodes.append(
@@ -254,8 +273,8 @@ def _recommender(spec: GraphSpec) -> onnx.ModelProto:
     # step 2: the best leaves below them
     g.constant("split", [0, SPEC.levels[0], LEAVES_PER_FIRST])
     g.constant("flat", [0, NUM_LEAVES])
-    g("Cast", "counts_3", "leaf_counts", to=TensorProto.INT32)
-    g("Greater", "leaf_counts zero_32", "leaf_lives")
+    leaf_rows = g("Gather", "live_3 page_of", "leaf_rows", axis=0) if is_paged else "live_3"
+    _read_bits(g, leaf_rows, 2, "leaf_lives")
     g("Unsqueeze", "first_scores axis_2", "first_column")
     g("Reshape", "rest_scores split", "rest_split")
     g("Add", "rest_split first_column", "total_split")

@@ -8,19 +8,25 @@ output head tied to the embedding (and so scaled by width ** -0.5). Three things
 - TIGER's token for the user is left out: a live service meets users it was not trained on, and by the
   paper's own ablation it hardly matters.
 
+With `reads="items"` the encoder reads one vector for each item, the sum of its prefix embeddings, in place of
+one token for each code: a third of the tokens, and of the encoder's work.
+
 A history of nothing but padding reads as one padding token, however long it is: with every key masked alike,
 attention is uniform over equal tokens.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.configs import TigerConfig
 from model_export.generators.base import Generator
+from model_export.generators.seen_prefixes import item_vectors, seen_prefixes
 from service.contract import SidSpec
 
 MASKED = -1e9  # finite: a row with every key masked must not become nan
@@ -29,18 +35,28 @@ NUM_BUCKETS, MAX_DISTANCE = 32, 128  # T5's, of relative positions
 
 
 class Memory(NamedTuple):
-    """What one attention looks at: keys and values [..., head, token, dim]."""
+    """What one attention looks at: keys and values [batch, head, token, dim]."""
 
     keys: Tensor
     values: Tensor
 
 
-class TigerState(NamedTuple):
-    """Each tuple has one memory for each decoder layer."""
+class Past(NamedTuple):
+    """Keys and values of one decoder layer, one of each for every step so far [batch, beam, head * dim].
 
-    history: tuple[Memory, ...]  # [batch, head, token, dim]  of the encoder's states, shared by all beams
+    Few and small, they are multiplied one by one: as matrices they would be hundreds of products of a row.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+class TigerState(NamedTuple):
+    """Each tuple has one entry for each decoder layer."""
+
+    history: tuple[Memory, ...]  # of the encoder's states, shared by all beams
     history_bias: Tensor  # [batch, 1, 1, token]  MASKED at padding
-    past: tuple[Memory, ...]  # [batch, beam, head, step, dim]  of the codes so far; none before level 0
+    past: tuple[Past, ...]  # of the codes so far; none before level 0
 
 
 class RMSNorm(nn.Module):
@@ -69,6 +85,13 @@ class RelativeBias(nn.Module):
         distance = (key_place[None, :] - query_place[:, None]).clamp(-MAX_DISTANCE, MAX_DISTANCE)
         by_distance = self.buckets(self.bucket_of).T  # [head, distance]
         return by_distance[:, distance + MAX_DISTANCE]
+
+
+def rows_of(steps: Tensor, parent: Tensor) -> Tensor:
+    """steps [batch, beam, width], parent [batch, new beam] -> [batch, new beam, width], by whole rows."""
+    batch, num_beams, _ = steps.shape
+    first = torch.arange(batch, device=parent.device)[:, None] * num_beams
+    return F.embedding(first + parent, steps.flatten(0, 1))
 
 
 def bucket_of(distance: Tensor, *, bidirectional: bool) -> Tensor:
@@ -104,20 +127,33 @@ class Attention(nn.Module):
         nn.init.normal_(self.out.weight, std=inner**-0.5)
 
     def remember(self, x: Tensor) -> Memory:
-        """x [..., token, width]"""
+        """x [batch, token, width]"""
         return Memory(self._split(self.key(x)), self._split(self.value(x)))
 
     def forward(self, x: Tensor, memory: Memory, bias: Tensor) -> Tensor:
-        """x [..., query, width], bias [..., head, query, token] -> [..., query, width]"""
-        logits = (
-            self._split(self.query(x)) @ memory.keys.transpose(-1, -2) + bias
-        )  # [..., head, query, token]
-        mixed = self.dropout(logits.softmax(dim=-1)) @ memory.values  # [..., head, query, dim]
-        return self.out(mixed.transpose(-2, -3).flatten(-2))
+        """x [batch, query, width], bias [..., head, query, token] -> [batch, query, width]"""
+        logits = self._split(self.query(x)) @ memory.keys.transpose(-1, -2) + bias
+        mixed = self.dropout(logits.softmax(dim=-1)) @ memory.values  # [batch, head, query, dim]
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def advance(self, x: Tensor, past: Past, bias: Tensor) -> tuple[Tensor, Past]:
+        """The newest step of each beam x [batch, beam, width] looks at its past and itself, for serving.
+
+        bias [head, step] -> [batch, beam, width], and the past with this step.
+        """
+        past = Past((*past.keys, self.key(x)), (*past.values, self.value(x)))
+        query = self.query(x)
+        per_head = (self.num_heads, -1)
+        logits = torch.stack([(query * key).unflatten(-1, per_head).sum(-1) for key in past.keys], dim=-1)
+        weights = (logits + bias).softmax(dim=-1)  # [batch, beam, head, step]
+        mixed = torch.zeros(())
+        for step, value in enumerate(past.values):
+            mixed = mixed + weights[..., step, None] * value.unflatten(-1, per_head)
+        return self.out(mixed.flatten(2)), past
 
     def _split(self, x: Tensor) -> Tensor:
-        """[..., token, width] -> [..., head, token, dim]"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+        """[batch, token, width] -> [batch, head, token, dim]"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -143,18 +179,22 @@ class Layer(nn.Module):
         x = x + self.dropout(self.attend_self(normed, self.attend_self.remember(normed), bias))
         return self._feed_forward(x)
 
-    def decode(
-        self, x: Tensor, past: Memory | None, bias: Tensor, history: Memory, history_bias: Tensor
-    ) -> tuple[Tensor, Memory]:
-        """x [batch, beam, step, width] -> x, and the memory of these steps and all before them."""
+    def decode(self, x: Tensor, bias: Tensor, history: Memory, history_bias: Tensor) -> Tensor:
+        """All steps of one path at once, for training: x [batch, step, width], bias [head, step, step]"""
         normed = self.norm_self(x)
-        memory = self.attend_self.remember(normed)  # [batch, beam, head, step, dim]
-        if past is not None:
-            memory = Memory(*(torch.cat(pair, dim=3) for pair in zip(past, memory, strict=True)))
-        x = x + self.dropout(self.attend_self(normed, memory, bias))
-        queries = self.norm_cross(x).flatten(1, 2)  # [batch, beam * step, width]
-        x = x + self.dropout(self.attend_cross(queries, history, history_bias)).view(x.shape)
-        return self._feed_forward(x), memory
+        x = x + self.dropout(self.attend_self(normed, self.attend_self.remember(normed), bias))
+        return self._look_back(x, history, history_bias)
+
+    def advance(
+        self, x: Tensor, past: Past, bias: Tensor, history: Memory, history_bias: Tensor
+    ) -> tuple[Tensor, Past]:
+        """The newest step of each beam, for serving: x [batch, beam, width], bias [head, step]"""
+        mixed, past = self.attend_self.advance(self.norm_self(x), past, bias)
+        return self._look_back(x + mixed, history, history_bias), past
+
+    def _look_back(self, x: Tensor, history: Memory, history_bias: Tensor) -> Tensor:
+        x = x + self.dropout(self.attend_cross(self.norm_cross(x), history, history_bias))
+        return self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(F.relu(self.ffn_in(self.norm_ffn(x))))
@@ -164,9 +204,19 @@ class Layer(nn.Module):
 class TigerGenerator(Generator):
     learns_every_position = False
 
-    def __init__(self, *, config: TigerConfig, spec: SidSpec) -> None:
+    def __init__(
+        self, *, config: TigerConfig, spec: SidSpec, seen_codes: NDArray[np.integer[Any]] | None = None
+    ) -> None:
+        """`seen_codes` [item, level], of the items in the training sequences: where a history is read as one
+        vector an item.
+        """
         super().__init__()
         self.spec = spec
+        self.prefixes: nn.ModuleList | None = None
+        if config.reads == "items":
+            if seen_codes is None:
+                raise ValueError("reading items needs the codes of those in the training sequences")
+            self.prefixes = nn.ModuleList(seen_prefixes(spec, seen_codes, config.width))
         # Token of code c at level l: first_token[l] + c.
         self.first_token = tuple(1 + sum(spec.levels[:level]) for level in range(spec.num_levels))
         self.embed = nn.Embedding(1 + sum(spec.levels), config.width)
@@ -181,13 +231,11 @@ class TigerGenerator(Generator):
             nn.init.normal_(bias.buckets.weight, std=config.width**-0.5)
 
     def start(self, history: Tensor) -> TigerState:
-        first = torch.tensor(self.first_token, device=history.device)
-        is_code = (history >= 0).flatten(1)  # [batch, token]
-        tokens = torch.where(is_code, (history + first).flatten(1), PAD)
-        place = torch.arange(tokens.shape[1], device=history.device)
-        visible = is_code[:, None, None, :]  # [batch, 1, 1, token]
+        x, is_token = self._tokens(history)  # [batch, token, width], [batch, token]
+        place = torch.arange(x.shape[1], device=history.device)
+        visible = is_token[:, None, None, :]  # [batch, 1, 1, token]
         bias = torch.where(visible, self.bias(place, place), MASKED)  # [batch, head, token, token]
-        x = self.dropout(self.embed(tokens))
+        x = self.dropout(x)
         for layer in self.encoder:
             x = layer.encode(x, bias)
         x = self.dropout(self.encoder_norm(x))
@@ -199,38 +247,55 @@ class TigerGenerator(Generator):
             token = torch.full_like(prefix, PAD)
         else:
             token = self.first_token[level - 1] + prefix % self.spec.levels[level - 1]
-        h, state = self._decode(token[..., None], state, past=level)
-        return F.log_softmax(self._logits(level, h[:, :, 0]), dim=-1), state
+        place = torch.arange(level + 1, device=prefix.device)
+        bias = self.causal_bias(place[-1:], place)[:, 0]  # [head, step]
+        x = self.embed(token)  # [batch, beam, width]
+        pasts = []
+        for i, layer in enumerate(self.decoder):
+            before = state.past[i] if level else Past((), ())
+            x, past = layer.advance(x, before, bias, state.history[i], state.history_bias)
+            pasts.append(past)
+        log_probs = F.log_softmax(self._logits(level, self.decoder_norm(x)), dim=-1)
+        return log_probs, state._replace(past=tuple(pasts))
 
     def reorder(self, state: TigerState, parent: Tensor) -> TigerState:
-        row = torch.arange(parent.shape[0], device=parent.device)[:, None]
-        past = tuple(Memory(keys[row, parent], values[row, parent]) for keys, values in state.past)
-        return state._replace(past=past)
+        def chosen(steps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            # The first step is the same for all beams and stays as it is: [batch, 1, head * dim].
+            return (steps[0], *(rows_of(step, parent) for step in steps[1:]))
+
+        return state._replace(past=tuple(Past(*map(chosen, past)) for past in state.past))
 
     def loss(self, window: Tensor) -> Tensor:
         """Learns the last item of each window from those before it."""
         history, target = window[:, :-1], window[:, -1]  # [batch, level]
+        state = self.start(history)
         said = torch.tensor(self.first_token, device=window.device) + target
         tokens = F.pad(said[:, :-1], (1, 0), value=PAD)  # [batch, step]: the decoder is told what came before
-        h, _ = self._decode(tokens[:, None], self.start(history), past=0)
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        is_past = place[None, :] <= place[:, None]  # [step, step]
+        bias = torch.where(is_past, self.causal_bias(place, place), MASKED)  # [head, step, step]
+        x = self.dropout(self.embed(tokens))
+        for layer, history_memory in zip(self.decoder, state.history, strict=True):
+            x = layer.decode(x, bias, history_memory, state.history_bias)
+        h = self.dropout(self.decoder_norm(x))  # [batch, step, width]
         losses = [
-            F.cross_entropy(self._logits(level, h[:, 0, level]), target[:, level])
+            F.cross_entropy(self._logits(level, h[:, level]), target[:, level])
             for level in range(self.spec.num_levels)
         ]
         return torch.stack(losses).sum()
 
-    def _decode(self, tokens: Tensor, state: TigerState, *, past: int) -> tuple[Tensor, TigerState]:
-        """tokens [batch, beam, step], the first of which is at place `past` -> [batch, beam, step, width]"""
-        place = torch.arange(past + tokens.shape[2], device=tokens.device)
-        is_past = place[None, :] <= place[past:, None]  # [step, token]
-        bias = torch.where(is_past, self.causal_bias(place[past:], place), MASKED)  # [head, step, token]
-        x = self.dropout(self.embed(tokens))
-        memories = []
-        for i, layer in enumerate(self.decoder):
-            before = state.past[i] if past else None
-            x, memory = layer.decode(x, before, bias, state.history[i], state.history_bias)
-            memories.append(memory)
-        return self.dropout(self.decoder_norm(x)), state._replace(past=tuple(memories))
+    def _tokens(self, history: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder reads of codes [batch, position, level]: vectors [batch, token, width], and which
+        of them are no padding [batch, token].
+        """
+        padding = self.embed.weight[PAD]
+        is_item = history[..., 0] >= 0
+        if self.prefixes is not None:
+            vectors = item_vectors(self.prefixes, history)
+            return torch.where(is_item[..., None], vectors, padding), is_item
+        first = torch.tensor(self.first_token, device=history.device)
+        tokens = torch.where(history >= 0, history + first, PAD).flatten(1)
+        return self.embed(tokens), (history >= 0).flatten(1)
 
     def _logits(self, level: int, h: Tensor) -> Tensor:
         """[..., width] -> [..., code]"""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from model_export.configs import TreeConfig
 from model_export.generators.base import Generator
+from model_export.generators.seen_prefixes import ROOT, PrefixBonus, item_vectors, seen_prefixes
 from service.contract import SidSpec
 
 MASKED = -1e9  # finite: a row with every key masked must not become nan
@@ -27,34 +28,8 @@ MASKED = -1e9  # finite: a row with every key masked must not become nan
 
 class TreeState(NamedTuple):
     h: Tensor  # [batch, width]
-    bonus: tuple[
-        Tensor, ...
-    ]  # per level h · Q_l for every seen prefix [batch, row]; row 0 is 0, for the unseen
-
-
-class PrefixTable(nn.Module):
-    """One vector for each prefix seen in training, zero for all others."""
-
-    def __init__(self, *, seen: NDArray[np.int64], num_prefixes: int, width: int) -> None:
-        super().__init__()
-        row_of = np.zeros(num_prefixes, dtype=np.int32)
-        row_of[seen] = np.arange(1, len(seen) + 1)
-        self.register_buffer("row_of", torch.from_numpy(row_of))
-        self.vectors = nn.Embedding(len(seen) + 1, width, padding_idx=0)
-        nn.init.normal_(self.vectors.weight, std=0.02)
-        with torch.no_grad():
-            self.vectors.weight[0] = 0.0
-
-    def forward(self, prefix: Tensor) -> Tensor:
-        """[...] -> [..., width]"""
-        return self.vectors(self.rows(prefix))
-
-    def rows(self, prefix: Tensor) -> Tensor:
-        return self.row_of[prefix].long()
-
-    def rows_of_children(self, prefix: Tensor, num_codes: int) -> Tensor:
-        """The rows of all children of each prefix of the level above: [...] -> [..., code]"""
-        return self.row_of.view(-1, num_codes)[prefix].long()
+    bonus: tuple[Tensor | None, ...]  # per level, PrefixBonus.of_rows(h)
+    row: Tensor  # [batch, beam]  of the prefix above the last code, among the seen ones of its level
 
 
 class Block(nn.Module):
@@ -65,7 +40,9 @@ class Block(nn.Module):
         self.num_heads = config.num_heads
         self.max_positions = max_positions
         self.norm_attention = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
         self.out = nn.Linear(config.width, config.width)
         self.distance_bias = nn.Parameter(torch.zeros(config.num_heads, max_positions))
         self.norm_ffn = nn.LayerNorm(config.width)
@@ -76,20 +53,30 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, is_item: Tensor) -> Tensor:
-        """x [batch, position, width], is_item [batch, position] bool"""
-        batch, positions, width = x.shape
-        heads = self.qkv(self.norm_attention(x)).view(batch, positions, 3, self.num_heads, -1)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # [batch, head, position, dim]
+    def forward(self, x: Tensor, is_item: Tensor, *, last_only: bool) -> Tensor:
+        """x [batch, position, width], is_item [batch, position] bool -> the same, or of the last position
+        [batch, 1, width] where only that is asked for.
+        """
+        positions, width = x.shape[1:]
+        normed = self.norm_attention(x)
         place = torch.arange(positions, device=x.device)
-        distance = place[:, None] - place[None, :]  # [query, key]
+        asking = place
+        if last_only:
+            x, asking = x[:, -1:], place[-1:]
+        query = self._split(self.query(normed[:, -1:] if last_only else normed))  # [batch, head, query, dim]
+        key, value = self._split(self.key(normed)), self._split(self.value(normed))
+        distance = asking[:, None] - place[None, :]  # [query, key]
         bias = self.distance_bias[:, distance.clamp(0, self.max_positions - 1)]  # [head, query, key]
         visible = (distance >= 0) & is_item[:, None, None, :]  # [batch, 1, query, key]
         logits = query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5 + bias
         weights = torch.where(visible, logits, MASKED).softmax(dim=-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(batch, positions, width)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)  # [batch, query, width]
         x = x + self.dropout(self.out(mixed))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[batch, position, width] -> [batch, head, position, dim]"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TreeGenerator(Generator):
@@ -102,11 +89,8 @@ class TreeGenerator(Generator):
         super().__init__()
         self.spec = spec
         width = config.width
-        seen = [np.unique(prefix) for prefix in spec.prefixes_of(np.asarray(seen_codes))]
-        tables = zip(seen, spec.num_prefixes, strict=True)
-        self.embed = nn.ModuleList(PrefixTable(seen=s, num_prefixes=n, width=width) for s, n in tables)
-        tables = zip(seen, spec.num_prefixes, strict=True)
-        self.bonus = nn.ModuleList(PrefixTable(seen=s, num_prefixes=n, width=width) for s, n in tables)
+        self.prefixes = nn.ModuleList(seen_prefixes(spec, seen_codes, width))
+        self.bonus = nn.ModuleList(PrefixBonus(prefixes, width) for prefixes in self.prefixes)
         self.code = nn.ParameterList(
             nn.Parameter(torch.randn(num_codes, width) * width**-0.5) for num_codes in spec.levels
         )
@@ -119,18 +103,19 @@ class TreeGenerator(Generator):
         self.norm = nn.LayerNorm(width)
 
     def start(self, history: Tensor) -> TreeState:
-        h = self._read(history)[:, -1]
-        return TreeState(h, self._bonus_of(h))
+        h = self._read(history, last_only=True)[:, 0]
+        return TreeState(h, self._bonus_of(h), torch.full_like(history[:, :1, 0], ROOT))
 
     def step(self, level: int, state: TreeState, prefix: Tensor) -> tuple[Tensor, TreeState]:
-        h = state.h[:, None, :].expand(-1, prefix.shape[1], -1)  # [batch, beam, width]
-        rows = self.bonus[level].rows_of_children(prefix, self.spec.levels[level])  # [batch, beam, code]
-        bonus = state.bonus[level].gather(1, rows.flatten(1)).view(rows.shape)
-        logits = self._common(level, h, prefix) + bonus
-        return F.log_softmax(logits, dim=-1), state
+        row = state.row
+        if level > 0:
+            row = self.prefixes[level - 1].rows(row, prefix % self.spec.levels[level - 1])
+        bonus = self.bonus[level].of_children(state.h, state.bonus[level], row)
+        logits = self._common(level, state.h[:, None], row) + bonus
+        return F.log_softmax(logits, dim=-1), state._replace(row=row)
 
-    def reorder(self, state: TreeState, parent: Tensor) -> TreeState:  # noqa: ARG002  the state has no beams
-        return state
+    def reorder(self, state: TreeState, parent: Tensor) -> TreeState:
+        return state._replace(row=state.row.gather(1, parent))
 
     def loss(self, window: Tensor) -> Tensor:
         history, target = window[:, :-1], window[:, 1:]
@@ -138,36 +123,27 @@ class TreeGenerator(Generator):
         h, target = self._read(history)[is_pair], target[is_pair]  # [pair, width], [pair, level]
         bonus = self._bonus_of(h)
         total = h.new_zeros(())
-        prefix = torch.zeros_like(target[:, 0])
-        for level, num_codes in enumerate(self.spec.levels):
-            rows = self.bonus[level].rows_of_children(prefix, num_codes)  # [pair, code]
-            logits = self._common(level, h, prefix) + bonus[level].gather(1, rows)
-            total = total + F.cross_entropy(logits, target[:, level])
-            prefix = prefix * num_codes + target[:, level]
+        row = torch.full_like(target[:, :1], ROOT)  # [pair, 1]: each has one beam, the truth
+        for level, prefixes in enumerate(self.prefixes):
+            logits = self._common(level, h[:, None], row)
+            logits = logits + self.bonus[level].of_children(h, bonus[level], row)
+            code = target[:, level]
+            total = total + F.cross_entropy(logits[:, 0], code)
+            row = prefixes.rows(row, code[:, None])
         return total
 
-    def _read(self, history: Tensor) -> Tensor:
-        """Codes [batch, position, level] -> states [batch, position, width]"""
+    def _read(self, history: Tensor, *, last_only: bool = False) -> Tensor:
+        """Codes [batch, position, level] -> states [batch, position, width], or those of the last position"""
         is_item = history[..., 0] >= 0
-        codes = history.clamp(min=0)
-        prefix = torch.zeros_like(codes[..., 0])
-        x = None
-        for level, num_codes in enumerate(self.spec.levels):
-            prefix = prefix * num_codes + codes[..., level]
-            vector = self.embed[level](prefix)
-            x = vector if x is None else x + vector
-        x = self.dropout(x * is_item[..., None])
-        for block in self.blocks:
-            x = block(x, is_item)
-        return self.norm(x)
+        x = self.dropout(item_vectors(self.prefixes, history) * is_item[..., None])
+        for i, block in enumerate(self.blocks):
+            x = block(x, is_item, last_only=last_only and i == len(self.blocks) - 1)
+        return self.norm(x[:, -1:] if last_only else x)
 
-    def _bonus_of(self, h: Tensor) -> tuple[Tensor, ...]:
-        """[batch, width] -> per level [batch, row]. One product with every seen prefix, instead of a gather
-        of one vector for each code of each beam, most of which no item has.
-        """
-        return tuple(h @ table.vectors.weight.T for table in self.bonus)
+    def _bonus_of(self, h: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(bonus.of_rows(h) for bonus in self.bonus)
 
-    def _common(self, level: int, h: Tensor, prefix: Tensor) -> Tensor:
-        """What all prefixes share: h [..., width], prefix [...] -> [..., code]"""
-        mixed = h if level == 0 else h + self.embed[level - 1](prefix)
+    def _common(self, level: int, h: Tensor, row: Tensor) -> Tensor:
+        """What all prefixes share: h [batch, 1, width], row [batch, beam] -> [batch, beam, code]"""
+        mixed = h if level == 0 else h + self.prefixes[level - 1].embedding(row)
         return (h + self.mix[level](mixed)) @ self.code[level].T

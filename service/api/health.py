@@ -62,6 +62,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
         created_at=manifest.created_at,
         levels=list(manifest.sid.levels),
         history_length=manifest.history_length,
+        filter_fields=dict(settings.filter_fields.kinds),
         render=manifest.render.model_dump(),
         metrics=manifest.metrics,
         catalog=CatalogInfo(

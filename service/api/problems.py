@@ -17,6 +17,7 @@ from service.errors import InvalidItem, MissingKey, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
+_TAGS = ("batch", "bare", "<range>", "<value>")  # of the unions in schemas.py
 
 
 class ProblemResponse(Response):
@@ -131,5 +132,5 @@ def _problem(
 
 def _path(loc: Sequence[Any]) -> str:
     """`("body", "batch", "items", 3)` -> `items.3`: names as the client knows them."""
-    inner = [str(part) for part in loc if part not in ("batch", "bare")]
+    inner = [str(part) for part in loc if part not in _TAGS]
     return ".".join(inner[1:] if len(inner) > 1 else inner)[:200]

@@ -3,8 +3,17 @@
 from fastapi import APIRouter
 
 from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
-from service.api.schemas import Recommendation, RecommendRequest, RecommendResponse
+from service.api.schemas import (
+    FilterIn,
+    RangeIn,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    SearchInfo,
+)
+from service.filters import Equals, Filter, Range
 from service.recommend import Query
+from service.selection import Diversity
 
 router = APIRouter(tags=["recommend"])
 
@@ -14,22 +23,50 @@ async def recommend(
     body: RecommendRequest, parts: PartsDep, serving: ServingDep, stages: StagesDep
 ) -> RecommendResponse:
     """The next items after a history. Without any known item in it, the popular ones."""
+    asked = body.filter or FilterIn()
     query = Query(
         history=body.history,
         limit=body.limit,
-        exclude_item_ids=frozenset(body.exclude_item_ids),
+        exclude_item_ids=frozenset([*body.exclude_item_ids, *asked.exclude_item_ids]),
         exclude_history=body.exclude_history,
+        filter=_filter(asked),
+        diversity=Diversity(**body.diversity.model_dump()),
         wants_exact=body.guarantee == "exact",
     )
     answer = await parts.recommender.recommend(query, stages)
+    page = answer.page
+    searched = SearchInfo(
+        num_beams=answer.num_beams,
+        widened=answer.widened,
+        beam_limit_reached=answer.beam_limit_reached,
+    )
     return RecommendResponse(
         items=[
             Recommendation(item_id=each.item_id, score=each.score, semantic_id=str(each.sid))
-            for each in answer.items
+            for each in page.items
         ],
-        exact=answer.exact,
-        source=answer.source,
-        unknown_item_ids=answer.unknown_item_ids,
+        exact=page.exact,
+        search=searched if page.was_searched else None,
+        matching_items=page.matching_items,
+        source=page.source,
+        unknown_item_ids=page.unknown_item_ids,
         model_version=serving.manifest.recommender_id,
-        catalog_version=answer.catalog_version,
+        catalog_version=page.catalog_version,
     )
+
+
+def _filter(asked: FilterIn) -> Filter | None:
+    """None where nothing is asked."""
+    conditions = {
+        name: Range(**each.model_dump()) if isinstance(each, RangeIn) else Equals(each)
+        for name, each in asked.attributes.items()
+    }
+    found = Filter(
+        categories_any=frozenset(asked.categories_any),
+        categories_all=frozenset(asked.categories_all),
+        categories_none=frozenset(asked.categories_none),
+        attributes=tuple(conditions.items()),
+        available=asked.available,
+        item_ids=None if asked.item_ids is None else frozenset(asked.item_ids),
+    )
+    return None if found.is_empty else found

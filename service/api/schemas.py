@@ -8,6 +8,9 @@ from service.items import MAX_ID_CHARS
 
 MAX_HISTORY = 500
 MAX_EXCLUDED = 1_000
+MAX_ALLOWED = 10_000
+MAX_CATEGORIES = 100
+MAX_CONDITIONS = 20
 MAX_LIMIT = 100
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
@@ -40,7 +43,10 @@ class Problem(_Out):
 
 
 class Item(BaseModel):
-    """Any fields beside the id. `render.fields` of GET /info says in which order they are read."""
+    """Any fields beside the id. `render.fields` of GET /info says in which order they are read.
+
+    A new value of a field that is read, be it `available`, reads the item again and may move it.
+    """
 
     model_config = ConfigDict(
         extra="allow", json_schema_extra={"examples": [{"item_id": "a1", "title": "Oat milk"}]}
@@ -118,6 +124,62 @@ class SimilarResponse(_Out):
     catalog_version: int
 
 
+Category = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
+Categories = Annotated[list[Category], Field(max_length=MAX_CATEGORIES)]
+
+
+class RangeIn(_In):
+    """A number within all bounds that are given, of which there is at least one."""
+
+    gte: float | None = None
+    gt: float | None = None
+    lte: float | None = None
+    lt: float | None = None
+
+
+def _range_or_value(condition: Any) -> str:
+    return "<range>" if isinstance(condition, dict) else "<value>"
+
+
+Condition = Annotated[
+    Annotated[RangeIn, Tag("<range>")] | Annotated[str | bool | int | float, Tag("<value>")],
+    Discriminator(_range_or_value),
+]
+
+
+class FilterIn(_In):
+    """Items must meet all of it. What is left out, or an empty list of categories, asks nothing."""
+
+    categories_any: Categories = Field(default=[], description="has one of these")
+    categories_all: Categories = Field(default=[], description="has every one of these")
+    categories_none: Categories = Field(default=[], description="has none of these")
+    attributes: dict[str, Condition] = Field(
+        default={},
+        max_length=MAX_CONDITIONS,
+        description="declared fields, each with the value that it equals or the bounds of a number; GET "
+        "/info names the fields. An item without the field does not pass",
+    )
+    available: bool | None = Field(default=None, description="items count as available unless they say false")
+    item_ids: list[ItemId] | None = Field(
+        default=None, max_length=MAX_ALLOWED, description="the only ones that pass; an empty list allows none"
+    )
+    exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
+
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class DiversityIn(_In):
+    """Limits of how many items of one page may be alike; null sets none."""
+
+    max_per_first_code: AtLeastOne | None = Field(
+        default=None, description="items whose first code is the same"
+    )
+    max_per_category: AtLeastOne | None = Field(
+        default=None, description="items whose first category is the same; those without one are not limited"
+    )
+
+
 class RecommendRequest(_In):
     history: list[ItemId] = Field(
         max_length=MAX_HISTORY, description="item ids, oldest first; the newest known ones count"
@@ -129,6 +191,8 @@ class RecommendRequest(_In):
         default="none",
         description="exact: widen the search until the page is proven, or the bundle's beam limit",
     )
+    filter: FilterIn | None = None
+    diversity: DiversityIn = DiversityIn()
 
 
 class Recommendation(_Out):
@@ -139,11 +203,27 @@ class Recommendation(_Out):
     semantic_id: str
 
 
+class SearchInfo(_Out):
+    num_beams: int = Field(description="of the search that found the page")
+    widened: int = Field(description="how often the search was repeated with more beams")
+    beam_limit_reached: bool = Field(
+        description="the widest search left the page short, or unproven where a proof was asked for"
+    )
+
+
 class RecommendResponse(_Out):
     items: list[Recommendation] = Field(
         description="best first, items of the same codes in slot order; popular items fill up what is left"
     )
-    exact: bool = Field(description="the page is provably the model's best over the whole catalogue")
+    exact: bool = Field(
+        description="provably the model's best page of all items that pass the filter and are not excluded"
+    )
+    search: SearchInfo | None = Field(
+        description="null where none was needed: nothing passes, or no item of the history is known"
+    )
+    matching_items: int | None = Field(
+        description="living items that pass the filter, the excluded ones among them; null without a filter"
+    )
     source: Literal["model", "popular"] = Field(description="popular: no item of the history is known")
     unknown_item_ids: list[str]
     model_version: str
@@ -178,6 +258,7 @@ class InfoResponse(_Out):
     created_at: str
     levels: list[int]
     history_length: int
+    filter_fields: dict[str, str] = Field(description="what `filter.attributes` may name, with its kind")
     render: dict[str, Any]
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo

@@ -18,6 +18,6 @@ if held then
   local sid = string.sub(held, 1, -HASH_LENGTH - 1)
   redis.call('HDEL', codes_of, id)
   redis.call('ZREM', trie, sid .. id)
-  version = append(log, version, after, ARGV[2], ARGV[3], 'drop', id, sid)
+  version = append(log, version, after, ARGV[2], ARGV[3], 'drop', id, sid, '')
 end
 return {existed, version}

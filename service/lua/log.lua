@@ -3,6 +3,8 @@
 -- The log is a stream. Its ids are the catalogue's versions, 1-0, 2-0, 3-0, … without gaps, so a reader that
 -- misses a number knows that the log was trimmed. Each entry has a random `mark` and, in `after`, the mark of the
 -- entry before it, so a reader also notices when Redis lost its last changes and went on with others.
+-- Entries of a put have in `attrs` what filters ask about the item, as records.py spells it: as of this version,
+-- where a look-up would find a later one. There is none where the writer did not know the item as it was.
 
 -- Returns the log's version and mark: 0 and '' for a new log.
 local function last_change(log)
@@ -24,8 +26,12 @@ local function last_change(log)
 end
 
 -- Returns the new version. Trimming is approximate and leaves the newest entries.
-local function append(log, version, after, mark, log_length, op, item_id, sid)
-  redis.call('XADD', log, 'MAXLEN', '~', log_length, string.format('%.0f-0', version + 1),
-    'op', op, 'id', item_id, 'sid', sid, 'after', after, 'mark', mark)
+local function append(log, version, after, mark, log_length, op, item_id, sid, attrs)
+  local entry = {'op', op, 'id', item_id, 'sid', sid, 'after', after, 'mark', mark}
+  if attrs ~= '' then
+    entry[#entry + 1] = 'attrs'
+    entry[#entry + 1] = attrs
+  end
+  redis.call('XADD', log, 'MAXLEN', '~', log_length, string.format('%.0f-0', version + 1), unpack(entry))
   return version + 1
 end

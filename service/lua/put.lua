@@ -10,6 +10,7 @@
 -- ARGV[2] the value for KEYS[1]; or the content hash alone, to give codes to the item as it is there
 -- ARGV[3] the codes; or '' to keep the sid that is held
 -- ARGV[4] number of slots   ARGV[5] mark for the log   ARGV[6] how many changes the log keeps
+-- ARGV[7] attributes of the value for the log; or '' where ARGV[2] is a hash alone
 --
 -- Returns {status, sid, version}:
 --   unchanged  nothing was to do          created  a new item
@@ -68,6 +69,6 @@ if sid ~= held_sid then
   if held then redis.call('ZREM', trie, held_sid .. id) end
   redis.call('ZADD', trie, 0, sid .. id)
 end
-version = append(log, version, after, ARGV[5], ARGV[6], 'put', id, sid)
+version = append(log, version, after, ARGV[5], ARGV[6], 'put', id, sid, ARGV[7])
 if not held then return {'created', sid, version} end
 return {sid == held_sid and 'updated' or 'moved', sid, version}

@@ -1,8 +1,14 @@
-"""A known bundle and a client of a service that serves it."""
+"""A known bundle, its recommender, and a client of a service that serves it."""
 
 import pytest
 
-from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+from service.batching import MicroBatcher
+from service.contract import RECOMMENDER, load_bundle
+from service.filters import DeclaredFields
+from service.metrics import Metrics
+from service.recommend import Recommender, recommend_in_batches
+from service.runtime import RecommenderSession
+from tests.known_bundle import BEAM_LIMIT, HISTORY_LENGTH, KNOWN_ITEMS, write_known_bundle
 from tests.service.running import running
 
 
@@ -15,3 +21,38 @@ def bundle(tmp_path_factory):
 async def client(bundle, redis_url):
     async with running(bundle, redis_url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def session(bundle):
+    loaded = load_bundle(bundle)
+    return RecommenderSession(loaded.file(RECOMMENDER), loaded.manifest.recommender, threads=1)
+
+
+@pytest.fixture
+async def make_recommender(session):
+    batchers = []
+
+    def make(catalog, *, session=session, num_beams=4, beam_limit=BEAM_LIMIT, timeout_s=30.0, **batching):
+        options = {"max_batch_units": 1_000, "max_queued_units": 100_000} | batching
+        batcher = MicroBatcher(
+            recommend_in_batches(session, catalog, history_length=HISTORY_LENGTH),
+            name="test",
+            units=lambda search: search.num_beams,
+            turns=catalog.turns,
+            **options,
+        )
+        batcher.start()
+        batchers.append(batcher)
+        return Recommender(
+            batcher,
+            fields=DeclaredFields({"price": "number"}),
+            num_beams=num_beams,
+            beam_limit=beam_limit,
+            timeout_s=timeout_s,
+            metrics=Metrics(),
+        )
+
+    yield make
+    for batcher in batchers:
+        await batcher.stop()

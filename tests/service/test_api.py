@@ -1,14 +1,27 @@
 """HTTP in and out, over a whole service with a real Redis."""
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 
+from service.app import create_app
+from service.contract import MANIFEST
+from service.errors import ContractMismatch
 from service.redis_client import connect
-from tests.known_bundle import KNOWN_ITEMS, SPEC, KnownItem, known_codes, ranking, write_known_bundle
+from service.settings import Settings
+from tests.known_bundle import (
+    KNOWN_ITEMS,
+    PAGED,
+    SPEC,
+    KnownItem,
+    known_codes,
+    ranking,
+    write_known_bundle,
+)
 from tests.service.running import is_problem, running, starting, until_ready
 
 # --- the two flows ---
@@ -35,6 +48,8 @@ async def test_recommendations_are_the_ranking_of_the_model(client):
     assert [item["item_id"] for item in answer["items"]] == [each.item_id for each in best]
     assert [item["score"] for item in answer["items"]] == [scores[each.codes] for each in best]
     assert answer["exact"] is True
+    assert answer["search"] == {"num_beams": 50, "widened": 0, "beam_limit_reached": False}
+    assert answer["matching_items"] is None
     assert answer["source"] == "model"
     assert answer["model_version"] == "ba9876543210"
     assert answer["catalog_version"] == len(KNOWN_ITEMS)
@@ -79,6 +94,41 @@ async def test_unknown_histories_get_popular_items_and_are_reported(client):
     assert [item["item_id"] for item in answer["items"]] == [each.item_id for each in best]
     assert all(item["score"] is None for item in answer["items"])
     assert (answer["source"], answer["unknown_item_ids"]) == ("popular", ["nobody", "knows"])
+    assert (answer["search"], answer["exact"]) == (None, False)
+
+
+async def test_a_bundle_for_fewer_beams_than_asked_for_is_served_with_those_and_a_warning(
+    redis_url, tmp_path, caplog
+):
+    narrow = write_known_bundle(tmp_path, KNOWN_ITEMS, beam_limit=8)
+    async with running(narrow, redis_url, num_beams=50) as client:
+        assert "GLYPHREC_NUM_BEAMS is 50" in caplog.text
+        assert "at most 8 beams" in caplog.text
+        limits = (await client.get("/info")).json()["limits"]
+        assert (limits["num_beams"], limits["beam_limit"]) == (8, 8)
+        answer = (await client.post("/recommend", json={"history": ["item-0"], "limit": 20})).json()
+        assert len(answer["items"]) == 20
+        assert answer["search"] == {"num_beams": 8, "widened": 0, "beam_limit_reached": True}
+        assert answer["exact"] is False
+
+
+def test_a_graph_for_other_tables_than_the_manifests_spec_has_is_refused_at_start(tmp_path):
+    folder = write_known_bundle(tmp_path, KNOWN_ITEMS)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["sid"]["levels"] = [32, 4, 9]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    complaint = r"recommender.onnx: not for .*'live_3' is uint8 \[128, 2\]; the graph takes uint8 \[128, 1\]"
+    with pytest.raises(ContractMismatch, match=f"{complaint}.*Export again"):
+        create_app(Settings(bundle=folder))
+
+
+async def test_a_catalogue_in_pages_is_served_like_one_in_rows(client, redis_url, tmp_path):
+    paged = write_known_bundle(tmp_path, KNOWN_ITEMS, PAGED)
+    async with running(paged, redis_url) as other:
+        for item_id in ("item-0", "item-7", "item-20"):
+            body = {"history": [item_id], "limit": 100}
+            answers = [(await each.post("/recommend", json=body)).json() for each in (client, other)]
+            assert answers[0] == answers[1]
 
 
 async def test_patching_text_reads_the_item_anew_and_null_removes_a_field(client):
@@ -234,7 +284,7 @@ async def test_a_request_id_comes_back_where_it_is_fit_to(client):
 
 async def test_server_timing_gives_the_stages_of_both_flows(client):
     recommended = await client.post("/recommend", json={"history": ["item-0"]})
-    assert stages_of(recommended) == ["history", "queue", "decode", "resolve", "total"]
+    assert stages_of(recommended) == ["queue", "decode", "resolve", "total"]
     indexed = await client.post("/items", json={"item_id": "a", "title": "x"})
     assert stages_of(indexed) == ["held", "render", "queue", "tokenise", "store", "follow", "total"]
     assert stages_of(await client.get("/nowhere")) == ["total"]
@@ -258,7 +308,7 @@ async def test_metrics_count_requests_by_route_and_describe_the_replica(client):
         'glyphrec_http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
         'glyphrec_http_requests_total{method="other",route="/items",status="405"} 1.0',
         'glyphrec_stage_seconds_count{flow="recommend",stage="decode"} 3.0',
-        'glyphrec_recommendations_total{exact="true",source="model"} 3.0',
+        'glyphrec_recommendations_total{exact="true",filtered="false",source="model"} 3.0',
         f"glyphrec_catalog_items {len(KNOWN_ITEMS)}.0",
         f"glyphrec_catalog_version {len(KNOWN_ITEMS)}.0",
         "glyphrec_catalog_stale_seconds 0.0",

@@ -32,6 +32,24 @@ WRITE_KEY, READ_KEY = "a-key-that-may-write", "a-key-that-may-read-only"
         ({"history": [], "exclude_history": "yes"}, "exclude_history"),
         ({"history": [], "exclude_item_ids": {"a": 1}}, "exclude_item_ids"),
         ({"history": [], "guarantee": "perfect"}, "guarantee"),
+        ({"history": [], "filter": ["item-0"]}, "filter"),
+        ({"history": [], "filter": {"category": "a"}}, "filter.category"),
+        ({"history": [], "filter": {"categories_any": "a"}}, "filter.categories_any"),
+        ({"history": [], "filter": {"categories_all": [1]}}, "filter.categories_all.0"),
+        ({"history": [], "filter": {"categories_none": [""]}}, "filter.categories_none.0"),
+        ({"history": [], "filter": {"categories_any": ["a"] * 101}}, "filter.categories_any"),
+        ({"history": [], "filter": {"available": 1}}, "filter.available"),
+        ({"history": [], "filter": {"item_ids": "item-0"}}, "filter.item_ids"),
+        ({"history": [], "filter": {"item_ids": ["a"] * 10_001}}, "filter.item_ids"),
+        ({"history": [], "filter": {"exclude_item_ids": [""]}}, "filter.exclude_item_ids.0"),
+        ({"history": [], "filter": {"attributes": ["price"]}}, "filter.attributes"),
+        ({"history": [], "filter": {"attributes": {"price": {"min": 1}}}}, "filter.attributes.price.min"),
+        ({"history": [], "filter": {"attributes": {"price": {"lt": "1"}}}}, "filter.attributes.price.lt"),
+        ({"history": [], "filter": {"attributes": {str(i): 1 for i in range(21)}}}, "filter.attributes"),
+        ({"history": [], "diversity": 1}, "diversity"),
+        ({"history": [], "diversity": {"max_per_first_code": 0}}, "diversity.max_per_first_code"),
+        ({"history": [], "diversity": {"max_per_category": "1"}}, "diversity.max_per_category"),
+        ({"history": [], "diversity": {"max_per_brand": 1}}, "diversity.max_per_brand"),
         ({"history": [], "histroy": []}, "histroy"),
         ({"history": [], "\ud800": 1}, None),
         ([], "body"),
@@ -47,6 +65,28 @@ async def test_a_malformed_recommend_names_the_field(client, body, field):
     assert is_problem(response, 422, "invalid-request")
     if field is not None:
         assert field in [error["field"] for error in response.json()["errors"]]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "slug", "complaint"),
+    [
+        ({"colour": "red"}, "unknown-filter-field", "'colour'. Declared are brand:text, price:number"),
+        ({"categories": "a"}, "unknown-filter-field", "'categories'"),
+        ({"brand": 1}, "invalid-filter", "brand: is declared as text"),
+        ({"brand": {"gte": 1}}, "invalid-filter", "brand: is declared as text; only a number"),
+        ({"price": True}, "invalid-filter", "price: is declared as number"),
+        ({"price": {}}, "invalid-filter", "price: needs at least one of"),
+        ({"price": {"lt": None}}, "invalid-filter", "price: needs at least one of"),
+    ],
+)
+async def test_a_filter_that_asks_what_no_item_can_answer_is_refused_with_what_can_be_asked(
+    bundle, redis_url, attributes, slug, complaint
+):
+    async with running(bundle, redis_url, filter_fields="brand:text,price:number") as client:
+        body = {"history": ["item-0"], "filter": {"attributes": attributes}}
+        response = await client.post("/recommend", json=body)
+        assert is_problem(response, 422, slug)
+        assert complaint in response.json()["detail"]
 
 
 @pytest.mark.parametrize(

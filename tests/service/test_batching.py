@@ -131,6 +131,51 @@ async def test_a_job_whose_caller_went_away_is_not_run(make, device):
     assert batcher.queued_units == 0
 
 
+async def test_a_job_whose_deadline_passes_in_the_queue_is_not_run(make, device):
+    batcher = make()
+    tasks = await fill(batcher, device, [1])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await batcher.submit(2)
+    tasks.append(asyncio.create_task(batcher.submit(3)))
+    await asyncio.sleep(0)
+    device.gate.set()
+    await asyncio.gather(*tasks)
+    assert device.batches == [[0], [1, 3]]
+
+
+async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
+    """A batch runs under the lock, gives it up after each run, and takes along what came while it waited."""
+    turns = asyncio.Lock()
+    batcher = make(turns=turns)
+    tasks = await fill(batcher, device, [1])
+    assert turns.locked()
+    seen = []
+
+    async def edit():
+        async with turns:
+            assert batcher.running_units == 0
+            seen.append(list(device.batches))
+            tasks.append(asyncio.create_task(batcher.submit(2)))
+            await asyncio.sleep(0)
+
+    editing = asyncio.create_task(edit())
+    await asyncio.sleep(0)
+    device.gate.set()
+    await editing
+    await asyncio.gather(*tasks)
+    assert seen == [[[0]]], "the edit came before the second batch, as it asked before it"
+    assert device.batches == [[0], [1, 2]]
+    assert not turns.locked()
+
+
+async def test_a_failed_batch_gives_its_turn_up(make):
+    turns = asyncio.Lock()
+    with pytest.raises(ValueError, match="negative"):
+        await make(turns=turns).submit(-1)
+    assert not turns.locked()
+
+
 async def test_stopping_fails_those_who_wait_and_those_who_come_later(make, device):
     batcher = make()
     tasks = await fill(batcher, device, [1, 2])

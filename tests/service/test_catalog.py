@@ -16,12 +16,14 @@ from service import store as store_module
 from service.catalog import Catalog, CatalogFollower
 from service.contract import Codes, Sid
 from service.errors import StoreUnavailable
+from service.filters import Attributes, Filter, Range
 from service.redis_client import connect
 from service.redis_server import start_server
 from service.store import ItemStore, Position, TrieEntry
-from service.trie import CountTrie
+from service.trie import SidTrie
 from tests.service.catalogs import (
     CATALOG,
+    LOG,
     SPEC,
     TOKENIZER,
     put,
@@ -33,7 +35,6 @@ from tests.service.catalogs import (
 )
 
 BLOCK_MS = 50
-LOG = f"{{{CATALOG}}}:log:{TOKENIZER}"
 
 CODES = st.tuples(*(st.integers(0, num_codes - 1) for num_codes in SPEC.levels))
 EDITS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.one_of(st.none(), CODES)), max_size=40)
@@ -76,13 +77,20 @@ async def assert_level(catalog: Catalog, redis: Redis) -> None:
     sids = (await read_raw(redis)).sids
     assert {item_id: catalog.sid_of(item_id) for item_id in sids} == sids
     assert catalog.num_items == len(sids)
-    expected = CountTrie(SPEC)
+    expected = SidTrie(SPEC)
     for sid in sids.values():
         expected.insert(sid.codes)
     assert catalog.trie.digest() == expected.digest()
     for codes in {sid.codes for sid in sids.values()}:
         by_slot = sorted((sid.slot, item_id) for item_id, sid in sids.items() if sid.codes == codes)
         assert catalog.items_at(codes) == [item_id for _, item_id in by_slot]
+
+
+DEAREST = Filter(attributes=(("price", Range(gt=1)),))
+
+
+def attributes_at(codes: Codes) -> Attributes:
+    return Attributes((f"category {codes[1]}",), True, {"price": float(codes[0])})
 
 
 @given(edits=EDITS)
@@ -96,10 +104,13 @@ def test_a_catalogue_is_what_a_dictionary_would_be(edits: list[tuple[str, Codes 
         else:
             taken = {sid.slot for other, sid in model.items() if sid.codes == codes and other != item_id}
             slot = min(set(range(9)) - taken)
-            catalog.put(item_id, Sid(codes, slot))
+            catalog.put(item_id, Sid(codes, slot), attributes_at(codes))
             model[item_id] = Sid(codes, slot)
-    built = Catalog.from_entries(SPEC, [TrieEntry(*pair) for pair in model.items()])
-    for each in (catalog, built):
+    entries = [TrieEntry(item_id, sid, attributes_at(sid.codes)) for item_id, sid in model.items()]
+    built, adopted = Catalog.from_entries(SPEC, entries), Catalog(SPEC)
+    adopted.views.view_of(DEAREST)
+    adopted.adopt(Catalog.from_entries(SPEC, entries))
+    for each in (catalog, built, adopted):
         assert {item_id: each.sid_of(item_id) for item_id in "abcdefgh"} == {
             item_id: model.get(item_id) for item_id in "abcdefgh"
         }
@@ -107,7 +118,14 @@ def test_a_catalogue_is_what_a_dictionary_would_be(edits: list[tuple[str, Codes 
         for codes in {codes for _, codes in edits if codes}:
             at = sorted((sid.slot, item_id) for item_id, sid in model.items() if sid.codes == codes)
             assert each.items_at(codes) == [item_id for _, item_id in at]
-        assert each.popular(100) == sorted(model, key=lambda item_id: model[item_id])
+        assert list(each.by_popularity()) == sorted(model, key=lambda item_id: model[item_id])
+        dearest = each.views.view_of(DEAREST)
+        passing = {item_id for item_id, sid in model.items() if sid.codes[0] > 1}
+        assert {item_id for item_id in "abcdefgh" if dearest.passes(item_id)} == passing
+        assert set(each.by_popularity(dearest)) == passing
+        assert len(dearest.trie) == dearest.num_items == len(passing)
+        for item_id, sid in model.items():
+            assert each.views.attributes_of(item_id) == attributes_at(sid.codes)
     assert catalog.trie.digest() == built.trie.digest()
 
 
@@ -132,17 +150,14 @@ def test_popular_items_come_by_popularity_then_in_trie_order_and_are_alive() -> 
     catalog.put("and", Sid((2, 0, 0), 0))
     catalog.put("y", Sid((0, 0, 0), 1))
     catalog.drop("dead")
-    assert catalog.popular(10) == ["hit", "also", "and", "z", "y"]
-    assert catalog.popular(2) == ["hit", "also"]
-    assert catalog.popular(2, exclude={"hit", "z"}) == ["also", "and"]
-    assert catalog.popular(0) == []
+    assert list(catalog.by_popularity()) == ["hit", "also", "and", "z", "y"]
 
 
 def test_popularity_outlives_a_reload() -> None:
     catalog = Catalog(SPEC, popularity={"b": 2})
     entries = [TrieEntry("a", Sid((0, 0, 0), 0)), TrieEntry("b", Sid((1, 0, 0), 0))]
     catalog.adopt(Catalog.from_entries(SPEC, entries))
-    assert catalog.popular(2) == ["b", "a"]
+    assert list(catalog.by_popularity()) == ["b", "a"]
 
 
 async def test_what_was_there_before_is_loaded(store: ItemStore, redis: Redis) -> None:

@@ -12,6 +12,7 @@ from service.contract import (
     Manifest,
     RenderSpec,
     SidSpec,
+    beam_widths,
     load_bundle,
     recommender_graph,
     sha256_of,
@@ -31,10 +32,17 @@ def test_prefixes_and_codes_are_each_others_inverse_for_every_code():
         assert prefix.tolist() == [SPEC.prefixes(codes)[level] for codes in everything]
 
 
-@pytest.mark.parametrize("levels", [(), (0, 4), (70_000,), (65_536, 65_536)])
+@pytest.mark.parametrize("levels", [(), (0, 4), (70_000,), (65_536, 65_536, 2)])
 def test_levels_that_no_table_can_hold_are_refused(levels):
     with pytest.raises(ValidationError):
         SidSpec(levels=levels)
+
+
+def test_a_search_keeps_no_more_prefixes_than_a_level_can_have():
+    assert beam_widths(SPEC, 50) == (3, 15, 30)
+    assert beam_widths(SPEC, 10) == (3, 10, 10)
+    assert beam_widths(SPEC, 1) == (1, 1, 1)
+    assert beam_widths(SidSpec(levels=(1, 4)), 3) == (1, 3)
 
 
 @pytest.fixture

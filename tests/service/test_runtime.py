@@ -11,6 +11,7 @@ from service import runtime  # noqa: E402  after the skip
 from service.contract import GraphSpec, SidSpec, recommender_graph, tokenizer_graph  # noqa: E402  after the skip
 from service.errors import ContractMismatch, GlyphrecError  # noqa: E402  after the skip
 from service.runtime import RecommenderSession, Tokenizer  # noqa: E402  after the skip
+from service.trie import SidTrie  # noqa: E402  after the skip
 
 SID = SidSpec(levels=(4, 3))
 TOKENIZER = tokenizer_graph(SID, height=2, width=3, vector_dim=1)
@@ -66,31 +67,63 @@ def test_a_tokenizer_gives_each_item_the_codes_of_its_own_strips(tmp_path):
     assert tokenizer.run([strips_of((3, 1), 1)]).codes.tolist() == [[3, 1]]
 
 
-def test_a_recommender_gets_history_tables_and_width_and_answers_by_name(tmp_path):
-    """A graph that answers with the sums of its inputs shows that each arrived under its own name."""
+def summing_recommender(tmp_path):
+    """Answers with the sums of its inputs, which shows that each arrived under its own name."""
     graph = recommender_graph(SID)
     nodes = [
         helper.make_node("Shape", ["history"], ["batch"], start=0, end=1),
-        helper.make_node("Shape", ["beams"], ["beam"]),
+        helper.make_node("Shape", ["beams_2"], ["beam"]),
         helper.make_node("Concat", ["batch", "beam"], ["page"], axis=0),
         helper.make_node("Concat", ["batch", "beam", "levels"], ["code_page"], axis=0),
         helper.make_node("ReduceSum", ["history", "positions"], ["history_sum"], keepdims=1),
         helper.make_node("Expand", ["history_sum", "code_page"], ["codes"]),
-        helper.make_node("Cast", ["counts_1"], ["uppers"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["uppers"], ["upper_sum"], keepdims=1),
+        helper.make_node("Cast", ["live_1"], ["uppers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["uppers"], ["upper_sum"], keepdims=0),
         helper.make_node("Expand", ["upper_sum", "page"], ["scores"]),
-        helper.make_node("Cast", ["counts_2"], ["leaves"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["leaves"], ["leaf_sum"], keepdims=1),
+        helper.make_node("Cast", ["live_2"], ["leaves"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["leaves"], ["leaf_sum"], keepdims=0),
         helper.make_node("Expand", ["leaf_sum", "batch"], ["bound"]),
     ]
     positions = helper.make_tensor("positions", TensorProto.INT64, (1,), [1])
     levels = helper.make_tensor("levels", TensorProto.INT64, (1,), [SID.num_levels])
     path = write(tmp_path / "r.onnx", graph, nodes, [positions, levels])
-    tables = (np.array([1, 0, 2, 0], np.int32), np.full(12, 2, np.uint16))
-    beams = RecommenderSession(path, graph, threads=1).run(np.array([[[1, 2], [3, 0]]]), tables, 5)
+    return RecommenderSession(path, graph, threads=1)
+
+
+def test_a_recommender_gets_history_tables_and_width_and_answers_by_name(tmp_path):
+    tables = (np.array([[3]], np.uint8), np.full((4, 1), 6, np.uint8))
+    beams = summing_recommender(tmp_path).run(np.array([[[1, 2], [3, 0]]]), tables, (2, 5))
     assert beams.codes.tolist() == [[[4, 2]] * 5]
     assert beams.scores.tolist() == [[3.0] * 5]
     assert beams.bound.tolist() == [24.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (SidSpec(levels=(4, 9)), r"'live_2' is uint8 \[4, 2\]; the graph takes uint8 \[4, 1\]"),
+        (SidSpec(levels=(5, 3)), r"'live_2' is uint8 \[5, 1\]; the graph takes uint8 \[4, 1\]"),
+        (SidSpec(levels=(4, 3), paged=True), "3 trie tables were given; the graph takes 2: live_1, live_2"),
+        (SidSpec(levels=(4, 3, 2)), "3 trie tables were given; the graph takes 2"),
+    ],
+)
+def test_tables_of_another_spec_than_the_graphs_are_refused(tmp_path, spec, complaint):
+    session = summing_recommender(tmp_path)
+    with pytest.raises(ContractMismatch, match=f"{complaint}.*Build .* with the bundle's SidSpec"):
+        session.run(np.zeros((1, 1, 2), np.int64), SidTrie(spec).tables, (2, 5))
+
+
+def test_beam_widths_of_another_number_of_levels_are_refused(tmp_path):
+    session = summing_recommender(tmp_path)
+    with pytest.raises(ContractMismatch, match="3 beam widths were given.*takes 2: beams_1, beams_2"):
+        session.run(np.zeros((1, 1, 2), np.int64), SidTrie(SID).tables, (2, 5, 5))
+
+
+def test_a_table_of_another_type_is_refused(tmp_path):
+    session = summing_recommender(tmp_path)
+    tables = (np.ones((1, 1), np.int64), np.zeros((4, 1), np.uint8))
+    with pytest.raises(ContractMismatch, match=r"'live_1' is int64 \[1, 1\]"):
+        session.run(np.zeros((1, 1, 2), np.int64), tables, (2, 5))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import pytest
 
+from service.filters import DeclaredFields
 from service.settings import BadSettings, Settings, load_settings
 
 KEY = "a-key-of-some-length"
@@ -77,3 +78,16 @@ def test_a_value_out_of_range_names_its_variable():
 
 def test_every_setting_says_what_it_is():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_fields_for_filters_come_with_their_kinds(monkeypatch):
+    assert load_settings(bundle="b").filter_fields == DeclaredFields()
+    monkeypatch.setenv("GLYPHREC_FILTER_FIELDS", "brand:text, price:number")
+    assert load_settings(bundle="b").filter_fields.kinds == {"brand": "text", "price": "number"}
+
+
+@pytest.mark.parametrize("fields", ["brand", "brand:words", "a:text,a:text", "available:boolean"])
+def test_a_bad_declaration_of_fields_names_its_variable(monkeypatch, fields):
+    monkeypatch.setenv("GLYPHREC_FILTER_FIELDS", fields)
+    with pytest.raises(BadSettings, match="^GLYPHREC_FILTER_FIELDS: '"):
+        load_settings(bundle="b")

@@ -23,6 +23,8 @@ from service.redis_server import RedisServer, start_server
 from service.store import ItemStore, PutResult
 from tests.service.catalogs import (
     CATALOG,
+    ITEMS,
+    LOG,
     TOKENIZER,
     assert_in_step,
     put,
@@ -31,9 +33,6 @@ from tests.service.catalogs import (
     record,
     store_on,
 )
-
-LOG = f"{{{CATALOG}}}:log:{TOKENIZER}"
-ITEMS = f"{{{CATALOG}}}:items"
 
 
 @pytest.fixture

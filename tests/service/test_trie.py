@@ -1,32 +1,82 @@
+"""The trie against a plain Counter, in rows and in pages."""
+
 import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract import NUM_SLOTS, SidSpec
-from service.trie import CountTrie
+from service.contract import NUM_SLOTS, SidSpec, trie_tables
+from service.trie import PAGES_PER_STEP, SidTrie
 
-SPEC = SidSpec(levels=(3, 4, 2))
-ALL_CODES = list(itertools.product(*(range(k) for k in SPEC.levels)))
-codes_lists = st.lists(st.sampled_from(ALL_CODES), max_size=40)
+SPECS = [
+    SidSpec(levels=levels, paged=paged)
+    for levels in [(3, 4, 2), (2, 9, 11), (1, 3, 2), (3, 1, 9), (2, 3, 1), (10,), (1,)]
+    for paged in (False, True)
+]
+LARGE = SidSpec(levels=(256, 256, 256, 256))
 
-
-def assert_holds(trie: CountTrie, items: Counter) -> None:
-    """Every cell of every level against a plain count."""
-    for length in range(1, SPEC.num_levels + 1):
-        for prefix in itertools.product(*(range(k) for k in SPEC.levels[:length])):
-            expected = sum(n for codes, n in items.items() if codes[:length] == prefix)
-            assert trie.count(prefix) == expected
-    assert len(trie) == trie.count(()) == items.total()
+specs = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.levels}{'p' * spec.is_paged}")
 
 
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from(ALL_CODES)), max_size=60))
-def test_tables_count_what_was_inserted_and_not_deleted(edits):
-    trie, items = CountTrie(SPEC), Counter()
-    for is_insert, codes in edits:
+def all_codes(spec):
+    return list(itertools.product(*(range(num_codes) for num_codes in spec.levels)))
+
+
+def some_codes(spec):
+    """Few different ones, so that they meet."""
+    return st.sampled_from(all_codes(spec)[::3])
+
+
+def bulk(spec, codes):
+    return SidTrie.from_codes(spec, np.array(list(codes), dtype=np.int64).reshape(-1, spec.num_levels))
+
+
+def living_by_bits(trie):
+    """The living prefixes of each level, read from the tables as the graph reads them."""
+    found = []
+    *_, leaves = tables = list(trie.tables)
+    if trie.spec.is_paged:
+        page_of = tables.pop(-2)
+        assert not leaves[0].any(), "page 0 is nobody's"
+        tables[-1] = leaves[page_of]
+    for table, num_codes in zip(tables, trie.spec.levels, strict=True):
+        bits = np.unpackbits(table, axis=1, bitorder="little")
+        assert not bits[:, num_codes:].any(), "no code beyond the level's"
+        found.append(set(np.flatnonzero(bits[:, :num_codes]).tolist()))
+    return found
+
+
+def assert_holds(trie, items):
+    """Everything that can be asked of a trie, against a count of its items."""
+    spec = trie.spec
+    living = [codes for codes in all_codes(spec) if items[codes]]
+    assert living_by_bits(trie) == [
+        {spec.prefixes(codes)[level] for codes in living} for level in range(spec.num_levels)
+    ]
+    assert all(trie.count(codes) == items[codes] for codes in all_codes(spec))
+    assert len(trie) == items.total()
+    for length in range(spec.num_levels + 1):
+        for start in itertools.product(*(range(num_codes) for num_codes in spec.levels[:length])):
+            below = [codes for codes in living if codes[:length] == start]
+            assert list(trie.living(start)) == [spec.prefixes(codes)[-1] for codes in below]
+            if length < spec.num_levels:
+                parent = np.ravel_multi_index(start, spec.levels[:length]) if start else 0
+                assert trie.children(length, parent).tolist() == sorted({codes[length] for codes in below})
+    for table, promised in zip(trie.tables, trie_tables(spec), strict=True):
+        assert table.dtype == promised.dtype
+        sizes = zip(promised.shape, table.shape, strict=True)
+        assert all(isinstance(size, str) or size == found for size, found in sizes)
+
+
+@specs
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_tables_hold_what_was_inserted_and_not_deleted(spec, data):
+    trie, items = SidTrie(spec), Counter()
+    for is_insert, codes in data.draw(st.lists(st.tuples(st.booleans(), some_codes(spec)), max_size=60)):
         if is_insert:
             trie.insert(codes)
             items[codes] += 1
@@ -37,61 +87,94 @@ def test_tables_count_what_was_inserted_and_not_deleted(edits):
             with pytest.raises(KeyError):
                 trie.delete(codes)
     assert_holds(trie, items)
+    assert trie.digest() == bulk(spec, items.elements()).digest()
 
 
-@given(codes_lists)
-def test_bulk_build_equals_one_insert_at_a_time(codes):
-    one_by_one = CountTrie(SPEC)
-    for item in codes:
-        one_by_one.insert(item)
-    bulk = CountTrie.from_codes(SPEC, np.array(codes, dtype=np.int64).reshape(-1, SPEC.num_levels))
-    for ours, theirs in zip(bulk.tables, one_by_one.tables, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-        assert ours.dtype == theirs.dtype
+@specs
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_built_at_once_or_one_by_one_in_any_order_it_is_the_same_and_can_be_edited(spec, data):
+    codes = data.draw(st.lists(some_codes(spec), max_size=40))
+    at_once, one_by_one = bulk(spec, codes), SidTrie(spec)
+    for each in data.draw(st.permutations(codes)):
+        one_by_one.insert(each)
+    assert_holds(at_once, Counter(codes))
+    assert at_once.digest() == one_by_one.digest()
+    for trie in (at_once, one_by_one):
+        trie.insert(all_codes(spec)[0])
+    assert at_once.digest() == one_by_one.digest() != bulk(spec, codes).digest()
+    for each in [*codes, all_codes(spec)[0]]:
+        at_once.delete(each)
+    assert_holds(at_once, Counter())
+    assert at_once.digest() == SidTrie(spec).digest()
 
 
-@given(codes_lists, st.randoms())
-def test_digest_depends_on_contents_alone(codes, random):
-    first, second = CountTrie(SPEC), CountTrie(SPEC)
-    for item in codes:
-        first.insert(item)
-    random.shuffle(codes)
-    for item in codes:
-        second.insert(item)
-    assert first.digest() == second.digest()
-    second.insert(ALL_CODES[0])
-    assert first.digest() != second.digest()
+def test_two_items_at_one_code_are_another_digest_than_one():
+    spec = SPECS[0]
+    assert bulk(spec, [(1, 1, 1)]).digest() != bulk(spec, [(1, 1, 1)] * 2).digest()
 
 
-def test_a_prefix_seen_alive_has_a_living_item_below_it_at_every_moment_of_an_edit():
-    """Record the order of the writes themselves: another thread may look between any two."""
-    trie, seen = CountTrie(SPEC), []
+def test_a_catalogue_too_large_for_rows_is_paged_by_itself_and_grows_without_moving():
+    assert LARGE.is_paged
+    assert not SidSpec(levels=(256, 256, 256)).is_paged
+    trie = SidTrie(LARGE)
+    rng = np.random.default_rng(0)
+    codes = np.unique(rng.integers(0, 256, size=(PAGES_PER_STEP + 500, 4)), axis=0)
+    first_tables = trie.tables
+    assert first_tables[-1].shape == (PAGES_PER_STEP, 32)
+    for each in codes.tolist():
+        trie.insert(tuple(each))
+    assert trie.tables[-1].shape == (2 * PAGES_PER_STEP, 32), "the graph sees pages in steps"
+    assert np.shares_memory(trie.tables[-1], first_tables[-1]), "nothing is copied"
+    assert trie.num_bytes < 2**27
+    assert list(trie.living()) == sorted(LARGE.prefixes_of(codes)[-1].tolist())
+    assert trie.digest() == SidTrie.from_codes(LARGE, codes).digest()
+    for each in codes.tolist():
+        assert trie.count(tuple(each)) == 1
+        trie.delete(tuple(each))
+    assert list(trie.living()) == []
+    assert not any(table.any() for table in trie.tables)
 
-    class Watched(np.ndarray):
-        def __setitem__(self, key, value):
-            super().__setitem__(key, value)
-            seen.append([bool(table[0] > 0) for table in trie.tables])
 
-    trie.tables = tuple(table.view(Watched) for table in trie.tables)
-    trie.insert((0, 0, 0))
-    trie.delete((0, 0, 0))
-    assert len(seen) == 2 * SPEC.num_levels
-    for alive in seen:  # root level first: once alive, everything below is alive too
-        assert alive == sorted(alive)
+def test_pages_of_the_dead_are_used_again():
+    trie = SidTrie(LARGE)
+    for step in range(3 * PAGES_PER_STEP):
+        codes = (step % 256, step // 256, step % 7, 9)
+        trie.insert(codes)
+        assert list(trie.living()) == [LARGE.prefixes(codes)[-1]]
+        trie.delete(codes)
+    assert len(trie.tables[-1]) == PAGES_PER_STEP
 
 
-def test_codes_outside_the_levels_are_refused():
-    trie = CountTrie(SPEC)
-    for codes in ((3, 0, 0), (0, 0), (0, 0, 0, 0), (-1, 0, 0)):
-        with pytest.raises(ValueError, match="do not fit"):
-            trie.insert(codes)
+def test_a_view_of_the_tables_taken_before_an_edit_shows_the_edit():
+    """The tables are the live arrays, so that an edit costs the graph nothing."""
+    for spec in SPECS[:2]:
+        trie = SidTrie(spec)
+        tables = trie.tables
+        trie.insert((2, 3, 1))
+        assert all(table.any() for table in tables)
+
+
+@specs
+def test_codes_outside_the_levels_are_refused(spec):
+    trie = SidTrie(spec)
+    inside = tuple(num_codes - 1 for num_codes in spec.levels)
+    for codes in ((*inside[:-1], spec.levels[-1]), inside[:-1], (*inside, 0), (-1, *inside[1:])):
+        for edit in (trie.insert, trie.delete, trie.count):
+            with pytest.raises(ValueError, match="do not fit"):
+                edit(codes)
     assert len(trie) == 0
 
 
-def test_a_full_code_refuses_one_more_and_stays_whole():
-    trie = CountTrie.from_codes(SPEC, np.tile([[1, 1, 1]], (NUM_SLOTS, 1)))
+@pytest.mark.parametrize("spec", SPECS[:2])
+def test_a_full_code_refuses_one_more_and_stays_whole(spec):
+    full = np.tile([[1, 1, 1]], (NUM_SLOTS, 1))
+    trie = SidTrie.from_codes(spec, full)
     with pytest.raises(OverflowError, match=str(NUM_SLOTS)):
         trie.insert((1, 1, 1))
-    assert trie.count((1, 1, 1)) == trie.count((1,)) == NUM_SLOTS
+    assert trie.count((1, 1, 1)) == len(trie) == NUM_SLOTS
+    assert trie.digest() == SidTrie.from_codes(spec, full).digest()
+    trie.delete((1, 1, 1))
+    trie.insert((1, 1, 1))
     with pytest.raises(ValueError, match="share one code"):
-        CountTrie.from_codes(SPEC, np.tile([[1, 1, 1]], (NUM_SLOTS + 1, 1)))
+        SidTrie.from_codes(spec, np.tile([[1, 1, 1]], (NUM_SLOTS + 1, 1)))

@@ -1,0 +1,136 @@
+"""The prefixes that occur in training, numbered level by level, and the vectors that each has of its own.
+
+Rows 1..n of a level are its seen prefixes in trie order, so the children of one parent lie in consecutive
+rows; row 0 stands for every prefix never seen, and its vectors are zero. What a parent's children are is
+kept in one of two ways. Where they are most of what there is, a table says the row of every code, and
+something about all rows is one product. Where they are few among many rows, the children of a parent are
+gathered and nothing else is touched: the deep levels of large catalogues. Either is fixed by the training
+data, never by the catalogue that is served.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from service.contract import SidSpec
+
+# A product touches every row, a gather the children of some fifty beams, each at the cost of ten rows.
+ROWS_PER_GATHERED_CHILD = 500
+UNSEEN, ROOT = 0, 1  # rows of the level above the first
+
+
+class SeenPrefixes(nn.Module):
+    """One level's rows and their embeddings."""
+
+    def __init__(
+        self, *, seen: NDArray[np.int64], parents: NDArray[np.int64], num_codes: int, width: int
+    ) -> None:
+        """`seen`: this level's prefixes, ascending and each once. `parents`: those of the level above."""
+        super().__init__()
+        self.num_codes, self.num_rows = num_codes, len(seen)
+        parent_row = 1 + np.searchsorted(parents, seen // num_codes)  # [seen]
+        code = seen % num_codes
+        num_children = np.bincount(parent_row, minlength=len(parents) + 1)  # [parent row]
+        self.max_children = int(num_children.max(initial=1))
+        self.is_sparse = len(seen) > ROWS_PER_GATHERED_CHILD * self.max_children
+        if self.is_sparse:
+            self._keep("num_children", num_children)  # [parent row]
+            self._keep("first_child", np.cumsum([1, *num_children[:-1]]))  # [parent row]
+            # So that a window of max_children fits behind every first child.
+            self._keep("code_of", np.concatenate([[0], code, np.zeros(self.max_children)]))  # [row]
+        else:
+            row_of = np.zeros((len(parents) + 1, num_codes))
+            row_of[parent_row, code] = np.arange(1, len(seen) + 1)
+            self._keep("row_of", row_of)  # [parent row, code]
+        self.embedding = vectors_of(len(seen), width)
+
+    def rows(self, parent_row: Tensor, code: Tensor) -> Tensor:
+        """The row of the prefix that `code` makes of its parent: [...] and [...] -> [...]"""
+        if not self.is_sparse:
+            return _take(self.row_of.view(-1), parent_row * self.num_codes + code)
+        rows, is_child = self.window(parent_row)  # [..., child]
+        return torch.where(is_child & (_take(self.code_of, rows) == code[..., None]), rows, UNSEEN).sum(-1)
+
+    def window(self, parent_row: Tensor) -> tuple[Tensor, Tensor]:
+        """[...] -> rows [..., child] from the first child on, and which are children. Sparse levels only."""
+        place = torch.arange(self.max_children, device=parent_row.device)
+        rows = _take(self.first_child, parent_row)[..., None] + place
+        return rows, place < _take(self.num_children, parent_row)[..., None]
+
+    def _keep(self, name: str, values: NDArray[Any]) -> None:
+        self.register_buffer(name, torch.from_numpy(values.astype(np.int32)))
+
+
+class PrefixBonus(nn.Module):
+    """What the newest state adds to the score of each seen prefix: one vector each, zero for others."""
+
+    def __init__(self, prefixes: SeenPrefixes, width: int) -> None:
+        super().__init__()
+        self.prefixes = [prefixes]  # in a list, as its weights are another module's
+        self.vectors = vectors_of(prefixes.num_rows + prefixes.max_children * prefixes.is_sparse, width)
+
+    def of_rows(self, h: Tensor) -> Tensor | None:
+        """h [batch, width] -> [batch, row], for `of_children`; None where nothing is known beforehand."""
+        return None if self.prefixes[0].is_sparse else h @ self.vectors.weight.T
+
+    def of_children(self, h: Tensor, of_rows: Tensor | None, parent_row: Tensor) -> Tensor:
+        """h [batch, width], of_rows(h), parents [batch, beam] -> h · Q[p, c] [batch, beam, code]"""
+        (prefixes,) = self.prefixes
+        if of_rows is not None:
+            rows = F.embedding(parent_row, prefixes.row_of).long()  # [batch, beam, code]
+            return of_rows.gather(1, rows.flatten(1)).view(rows.shape)
+        rows, is_child = prefixes.window(parent_row)  # [batch, beam, child]
+        vectors = self.vectors(rows).flatten(1, 2)  # [batch, beam * child, width]
+        bonus = (vectors @ h[..., None]).view(rows.shape) * is_child
+        zeros = h.new_zeros(*parent_row.shape, prefixes.num_codes)
+        return zeros.scatter_add(2, _take(prefixes.code_of, rows), bonus)
+
+
+def seen_prefixes(spec: SidSpec, codes: NDArray[np.integer[Any]], width: int) -> list[SeenPrefixes]:
+    """One for each level, of the codes [item, level] that occur in the training sequences."""
+    seen = [np.unique(prefix) for prefix in spec.prefixes_of(np.asarray(codes))]
+    root = np.zeros(1, dtype=np.int64)
+    return [
+        SeenPrefixes(seen=own, parents=parents, num_codes=num_codes, width=width)
+        for own, parents, num_codes in zip(seen, [root, *seen], spec.levels, strict=False)
+    ]
+
+
+def item_vectors(prefixes: nn.ModuleList, history: Tensor) -> Tensor:
+    """The sum of an item's prefix embeddings: codes [batch, position, level] -> [batch, position, width]
+
+    Of c1, c1c2, c1c2c3, …: prefix-ngram, arXiv 2504.02137 §3. An item never seen shares what its prefixes
+    learnt.
+    Where a history has PADDING the vector means nothing.
+    """
+    codes = history.clamp(min=0)
+    row = torch.full_like(codes[..., 0], ROOT)
+    total = None
+    for level, own in enumerate(prefixes):
+        row = own.rows(row, codes[..., level])
+        vector = own.embedding(row)
+        total = vector if total is None else total + vector
+    return total
+
+
+def _take(table: Tensor, place: Tensor) -> Tensor:
+    """table [n] at each place [...]. An embedding becomes a Gather, an index a slower GatherND."""
+    return F.embedding(place, table[:, None])[..., 0].long()
+
+
+def vectors_of(num_rows: int, width: int) -> nn.Embedding:
+    """Vectors of rows 1..num_rows; that of UNSEEN is zero and stays so, also where a product touches all rows.
+
+    Learnt, it would say that what was never seen was never a target, and no new item would ever be found.
+    """
+    vectors = nn.Embedding(num_rows + 1, width, padding_idx=UNSEEN)
+    nn.init.normal_(vectors.weight, std=0.02)
+    with torch.no_grad():
+        vectors.weight[UNSEEN] = 0.0
+    unseen = torch.tensor([UNSEEN])
+    vectors.weight.register_hook(lambda gradient: gradient.index_fill(0, unseen.to(gradient.device), 0.0))
+    return vectors

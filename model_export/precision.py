@@ -1,0 +1,95 @@
+"""Other precisions of a recommender graph, for the export to choose from.
+
+int8: each product with a weight matrix becomes one of 8-bit integers (VNNI on today's CPUs). A weight has a
+scale for each of its outputs, an activation one scale that is measured at export on real histories. Scales
+of the moment (dynamic quantisation) are as fast, but then a score would depend on the other requests of its
+batch, and `exact` would mean nothing. What is no weight stays float32: attention, softmax, scores.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+Feeds = dict[str, Any]  # the inputs of one run
+
+MOST_SCALES = 4096
+
+
+class _Feeds(CalibrationDataReader):
+    def __init__(self, runs: Iterable[Feeds]) -> None:
+        self._runs = iter(runs)
+
+    def get_next(self) -> Feeds | None:
+        return next(self._runs, None)
+
+
+def write_int8(source: Path, target: Path, runs: Sequence[Feeds]) -> None:
+    """Write the graph `source` to `target` with its weight products in int8, their inputs scaled to `runs`.
+
+    A weight with very many outputs (`tree`'s prefixes) has one scale in all: thousands of them cost more than
+    they improve.
+    """
+    model = onnx.load(source)
+    fold_transposes(model)
+    sizes = {weight.name: weight.dims for weight in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in sizes]
+    wide = {node.name for node in products if sizes[node.input[1]][-1] > MOST_SCALES}
+    with tempfile.TemporaryDirectory() as name, _quiet():
+        path = Path(name) / "float32.onnx"
+        onnx.save(model, path)
+        for nodes, per_channel in (({node.name for node in products} - wide, True), (wide, False)):
+            if nodes:
+                quantized = path.with_name(f"{per_channel}.onnx")
+                _quantize(path, quantized, runs, sorted(nodes), per_channel=per_channel)
+                path = quantized
+        shutil.copyfile(path, target)
+
+
+def _quantize(
+    source: Path, target: Path, runs: Iterable[Feeds], nodes: list[str], *, per_channel: bool
+) -> None:
+    quantize_static(
+        source,
+        target,
+        _Feeds(runs),
+        quant_format=QuantFormat.QDQ,
+        nodes_to_quantize=nodes,
+        per_channel=per_channel,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "QDQKeepRemovableActivations": True},
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the quantiser advises a preprocessing that our graphs do not need
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def fold_transposes(model: onnx.ModelProto) -> None:
+    """Transpose weights once, in the file, in place of a Transpose node between a weight and its products."""
+    graph = model.graph
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]:
+        values = numpy_helper.to_array(weights[node.input[0]])
+        order = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        folded = values.transpose(order.get("perm"))
+        graph.initializer.append(numpy_helper.from_array(folded.copy(), node.output[0]))
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for weight in [weight for weight in graph.initializer if weight.name not in used]:
+        graph.initializer.remove(weight)

@@ -1,0 +1,217 @@
+"""What a request may ask of its items, and what of an item it can ask about. Pure.
+
+`Filter.passes` is the meaning of a filter, item by item; views.py gives the same answer for all at once.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+from service.errors import InvalidFilter, UnknownFilterField
+
+FieldKind = Literal["text", "number", "boolean"]
+Value = str | float | bool
+
+KINDS: tuple[FieldKind, ...] = get_args(FieldKind)
+RESERVED = ("item_id", "categories", "available")  # every filter has these in a place of their own
+
+
+class Attributes(NamedTuple):
+    """All that filters know of an item."""
+
+    categories: tuple[str, ...]  # as posted, without repeats; the first is the one that diversity counts
+    available: bool
+    values: Mapping[str, Value]  # of declared fields that the item has
+
+
+NO_ATTRIBUTES = Attributes((), True, MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Equals:
+    value: Value
+    kind: FieldKind = field(init=False)  # or true would equal 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", kind_of(self.value))
+        if self.kind == "number":
+            object.__setattr__(self, "value", _as_float(self.value))
+
+    def holds(self, value: Value) -> bool:
+        return kind_of(value) == self.kind and value == self.value
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number within all bounds that are given."""
+
+    gte: float | None = None
+    gt: float | None = None
+    lte: float | None = None
+    lt: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, bound in self.bounds.items():
+            object.__setattr__(self, name, _as_float(bound))
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        given = {"gte": self.gte, "gt": self.gt, "lte": self.lte, "lt": self.lt}
+        return {name: bound for name, bound in given.items() if bound is not None}
+
+    def holds(self, value: Value) -> bool:
+        return (
+            not isinstance(value, (str, bool))
+            and (self.gte is None or value >= self.gte)
+            and (self.gt is None or value > self.gt)
+            and (self.lte is None or value <= self.lte)
+            and (self.lt is None or value < self.lt)
+        )
+
+
+Condition = Equals | Range
+
+
+@dataclass(frozen=True)
+class Filter:
+    """An item passes where all of this holds. Filters that ask the same in another order are equal."""
+
+    categories_any: frozenset[str] = frozenset()  # has one of them; empty asks nothing, as in the next two
+    categories_all: frozenset[str] = frozenset()
+    categories_none: frozenset[str] = frozenset()
+    attributes: tuple[tuple[str, Condition], ...] = ()  # an item without the field does not pass
+    available: bool | None = None
+    item_ids: frozenset[str] | None = None  # the only ones that pass; empty lets nothing pass
+
+    def __post_init__(self) -> None:
+        in_order = sorted(set(self.attributes), key=repr)
+        object.__setattr__(self, "attributes", tuple(in_order))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything passes."""
+        return self == _EMPTY
+
+    def passes(self, item_id: str, attributes: Attributes) -> bool:
+        if self.item_ids is not None and item_id not in self.item_ids:
+            return False
+        if self.available is not None and attributes.available != self.available:
+            return False
+        has = attributes.categories
+        if self.categories_any and self.categories_any.isdisjoint(has):
+            return False
+        if not (self.categories_all.issubset(has) and self.categories_none.isdisjoint(has)):
+            return False
+        values = attributes.values
+        return all(name in values and condition.holds(values[name]) for name, condition in self.attributes)
+
+
+_EMPTY = Filter()
+
+
+@dataclass(frozen=True)
+class DeclaredFields:
+    """The fields of an item that filters may name, with their kinds."""
+
+    kinds: Mapping[str, FieldKind] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "DeclaredFields":
+        """Read "brand:text,price:number". Raises ValueError."""
+        kinds: dict[str, FieldKind] = {}
+        for part in filter(None, map(str.strip, text.split(","))):
+            name, _, kind = (word.strip() for word in part.partition(":"))
+            known = next((each for each in KINDS if each == kind), None)
+            if not name or known is None:
+                raise ValueError(
+                    f"{part!r} is not a field and its kind; write it as in brand:text, {_A_KIND}"
+                )
+            if name in RESERVED:
+                raise ValueError(f"{name!r} needs no declaration; every filter knows {', '.join(RESERVED)}")
+            if name in kinds:
+                raise ValueError(f"{name!r} is declared twice")
+            kinds[name] = known
+        return cls(kinds)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}:{kind}" for name, kind in sorted(self.kinds.items()))
+
+    def attributes_of(self, item: Mapping[str, Any]) -> Attributes:
+        """What filters know of an item as it was posted.
+
+        `categories` is a text or a list of texts, nested or not. `available` counts as true unless it is
+        false. A number may be spelled as text ("149.99"). Values of another kind count as absent.
+        """
+        values = {}
+        for name, kind in self.kinds.items():
+            value = _read(kind, item.get(name))
+            if value is not None:
+                values[name] = value
+        categories = tuple(dict.fromkeys(_texts(item.get("categories"))))
+        return Attributes(categories, item.get("available") is not False, values)
+
+    def check(self, asked: Filter) -> None:
+        """Raise UnknownFilterField or InvalidFilter where the filter asks what no item can answer."""
+        for name, condition in asked.attributes:
+            kind = self.kinds.get(name)
+            if kind is None:
+                raise UnknownFilterField(name, str(self).replace(",", ", "))
+            if isinstance(condition, Equals):
+                if condition.kind != kind:
+                    raise InvalidFilter(
+                        name, f"is declared as {kind}, so it cannot equal {condition.value!r}"
+                    )
+                numbers = [condition.value] if kind == "number" else []
+            elif kind != "number":
+                raise InvalidFilter(name, f"is declared as {kind}; only a number can be in a range")
+            else:
+                numbers = list(condition.bounds.values())
+                if not numbers:
+                    raise InvalidFilter(name, "needs at least one of gte, gt, lte and lt")
+            if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+                raise InvalidFilter(name, "is compared with a number that is not finite")
+
+
+_A_KIND = f"where the kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+
+
+def kind_of(value: Value) -> FieldKind:
+    if isinstance(value, bool):
+        return "boolean"
+    return "text" if isinstance(value, str) else "number"
+
+
+def _read(kind: FieldKind, raw: object) -> Value | None:
+    if kind == "number":
+        return _number(raw)
+    wanted = str if kind == "text" else bool
+    return raw if isinstance(raw, wanted) else None
+
+
+def _number(raw: object) -> float | None:
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str):
+        return None
+    if isinstance(raw, str) and "_" in raw:  # which Python would read over
+        return None
+    try:
+        number = _as_float(raw)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _as_float(raw: int | float | str) -> float:
+    try:
+        return float(raw)
+    except OverflowError:
+        return math.inf
+
+
+def _texts(raw: object) -> Iterator[str]:
+    if isinstance(raw, str):
+        yield raw
+    elif isinstance(raw, list):
+        for each in raw:
+            yield from _texts(each)
