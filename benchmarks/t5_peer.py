@@ -54,6 +54,7 @@ def as_t5(generator: TigerGenerator, *, levelwise: bool = False) -> Any:
         d_ff=layer.ffn_in.out_features,
         num_layers=len(generator.decoder),
         num_heads=layer.attend_self.num_heads,
+        dropout_rate=layer.dropout.p,
         attn_implementation="eager",
         eos_token_id=None,  # every sequence has as many codes as there are levels
         pad_token_id=0,

@@ -107,6 +107,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     history_length: int = 20
     beam_limit: int = 400
+    precision: Literal["float32", "int8"] = "float32"  # of the recommender; int8 where its answers agree
 
 
 def base() -> RunConfig:
@@ -138,7 +139,7 @@ def demo() -> RunConfig:
 
 def tiger_base() -> RunConfig:
     """The papers' backbone at the papers' size, T5 4+4, d=128: for a GPU or a patient CPU."""
-    return replace(base(), name="tiger-base", generator=TigerConfig())
+    return replace(base(), name="tiger-base", generator=TigerConfig(), precision="int8")
 
 
 def tiny() -> RunConfig:
@@ -156,6 +157,7 @@ def tiny() -> RunConfig:
             max_steps=150, batch_positions=512, warmup_steps=10, max_validation_users=200
         ),
         history_length=10,
+        precision="int8",
     )
 
 

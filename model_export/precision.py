@@ -7,20 +7,26 @@ batch, and `exact` would mean nothing. What is no weight stays float32: attentio
 """
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 Feeds = dict[str, Any]  # the inputs of one run
 
 MOST_SCALES = 4096
+PAGE = 10
+LEAST_OVERLAP = 0.9
 
 
 class _Feeds(CalibrationDataReader):
@@ -29,6 +35,38 @@ class _Feeds(CalibrationDataReader):
 
     def get_next(self) -> Feeds | None:
         return next(self._runs, None)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a graph's pages are those of the float32 graph, on histories that neither was trained on."""
+
+    overlap_at_10: float  # mean share of the page that both have
+    recall_at_10: float  # of this graph; the target is the next item
+    recall_at_10_float32: float
+    standard_error: float  # of the difference of the two recalls, users paired
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pages are nearly the same, and what they find is not less by two standard errors."""
+        loss = self.recall_at_10_float32 - self.recall_at_10
+        return self.overlap_at_10 >= LEAST_OVERLAP and loss <= 2 * self.standard_error
+
+
+def agreement(pages: NDArray[np.int32], float32: NDArray[np.int32], targets: NDArray[np.int32]) -> Agreement:
+    """pages and float32 [user, PAGE] of items, -1 where there were fewer; targets [user]"""
+    shared = [
+        len(set(ours[ours >= 0]) & set(theirs[theirs >= 0])) / max(1, int((theirs >= 0).sum()))
+        for ours, theirs in zip(pages, float32, strict=True)
+    ]
+    hits, hits_float32 = ((found == targets[:, None]).any(axis=1) for found in (pages, float32))
+    difference = hits.astype(float) - hits_float32
+    return Agreement(
+        overlap_at_10=float(np.mean(shared)),
+        recall_at_10=float(hits.mean()),
+        recall_at_10_float32=float(hits_float32.mean()),
+        standard_error=float(difference.std()) / math.sqrt(len(targets)),
+    )
 
 
 def write_int8(source: Path, target: Path, runs: Sequence[Feeds]) -> None:

@@ -72,7 +72,7 @@ def train_generator(
     )
     total_steps = min(config.max_epochs * steps_per_epoch, config.max_steps)
     every = max(1, int(config.validate_every_epochs * steps_per_epoch))
-    users = _some_users(split.validation, config.max_validation_users, seed)
+    users = some_users(split.validation, config.max_validation_users, seed)
     started = time.monotonic() - run.curve.seconds
     losses: list[float] = []
     bar = tqdm(
@@ -204,7 +204,7 @@ def _schedule(step: int, total_steps: int, warmup_steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
 
 
-def _some_users(targets: Targets, limit: int, seed: int) -> Targets:
+def some_users(targets: Targets, limit: int, seed: int) -> Targets:
     if len(targets.users) <= limit:
         return targets
     chosen = np.sort(np.random.default_rng(seed).choice(len(targets.users), size=limit, replace=False))

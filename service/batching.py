@@ -99,12 +99,17 @@ class MicroBatcher(Generic[Job, Result]):
             wait_s = (self.queued_units + self.running_units) * self._s_per_unit
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
-    async def submit(self, job: Job) -> Answer[Result]:
-        """Run the job in some batch. Raises Overloaded at once where the queue is full."""
+    async def submit(self, job: Job, *, goes_on: bool = False) -> Answer[Result]:
+        """Run the job in some batch. Raises Overloaded at once where the queue is full.
+
+        Not where it `goes_on` with what the queue has taken and run before: to turn that away halfway would
+        waste the first half, and as it waits in the queue new work stays out.
+        """
         if self._worker is None:
             raise StoppedServing
         units = self._units(job)
-        self.check_room(units)
+        if not goes_on:
+            self.check_room(units)
         waiting: _Waiting[Job, Result] = _Waiting(job, units, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self.queued_units += units

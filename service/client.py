@@ -42,6 +42,9 @@ def add_recommend(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="items to show (default 10)")
     parser.add_argument("--exact", action="store_true", help="widen the search until the page is proven")
+    parser.add_argument(
+        "--filter", metavar="JSON", help="""as POST /recommend takes it: '{"categories_any": ["Pens"]}'"""
+    )
     parser.add_argument("--json", action="store_true", help="print the answer as it came")
     _add_connection(parser)
     parser.set_defaults(run=run_recommend)
@@ -76,10 +79,15 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_recommend(args: argparse.Namespace) -> int:
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
+    if args.filter is not None:
+        body["filter"] = _json(args.filter, "--filter")
     with _connect(args) as client:
         answer = _ask(client, "POST", "/recommend", json=body)
         if args.json:
             print(json.dumps(answer, ensure_ascii=False, indent=2))
+            return 0
+        if answer["matching_items"] == 0:
+            print("no item passes the filter")
             return 0
         if answer["unknown_item_ids"]:
             print(f"unknown: {', '.join(answer['unknown_item_ids'])}")
@@ -121,6 +129,15 @@ def read_items(path: Path) -> Iterator[Any]:
         raise GlyphrecError(f"{path}: not UTF-8 text ({error.reason})") from error
     except (OSError, EOFError) as error:
         raise GlyphrecError(f"{path}: cannot be read ({error})") from error
+
+
+def _json(text: str, option: str) -> Any:
+    try:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # which Python reads, but JSON does not have
+        return value
+    except ValueError as error:
+        raise GlyphrecError(f"{option} {text}: not JSON ({error})") from None
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:

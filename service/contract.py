@@ -244,6 +244,9 @@ class Manifest(_Frozen):
     tokenizer: GraphSpec
     recommender: GraphSpec
     generator: str
+    precision: Literal["float32", "int8"] = Field(
+        default="float32", description="of the recommender's weight products"
+    )
     history_length: int = Field(ge=1)
     beam_limit: int = Field(ge=1)
     data_fingerprint: str

@@ -264,7 +264,7 @@ class Recommender:
         wider = self._widths_for(query)
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
-            answer = await self._batcher.submit(Search(query, num_beams, is_last))
+            answer = await self._batcher.submit(Search(query, num_beams, is_last), goes_on=widened > 0)
             page = answer.result
             stages.add("queue", answer.queue_s)
             stages.add("decode", page.decode_s)

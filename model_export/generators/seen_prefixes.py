@@ -123,7 +123,7 @@ def _take(table: Tensor, place: Tensor) -> Tensor:
 
 
 def vectors_of(num_rows: int, width: int) -> nn.Embedding:
-    """Vectors of rows 1..num_rows; that of UNSEEN is zero and stays so, also where a product touches all rows.
+    """Vectors of rows 1..num_rows; that of UNSEEN is zero and stays so, also where a product touches all.
 
     Learnt, it would say that what was never seen was never a target, and no new item would ever be found.
     """

@@ -269,6 +269,17 @@ def test_gathered_children_are_the_product_over_all_rows():
         torch.testing.assert_close(gradient[: len(weight)], weight.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["tree", "tree, sparse", "tiger, items"])
+def test_prefixes_never_seen_learn_nothing(kind):
+    """Or the model would learn that they are never the target, and no new item would be found."""
+    generator = make_generator(kind, SPECS["odd"], trained=True)
+    vectors = [module for module in generator.modules() if isinstance(module, torch.nn.Embedding)]
+    vectors = [each for each in vectors if each.padding_idx == 0]
+    assert vectors
+    assert all((each.weight[0] == 0).all() for each in vectors)
+    assert all((each.weight[1:] != 0).any() for each in vectors)
+
+
 def test_padding_on_the_left_changes_nothing(case):
     spec, rng = case.generator.spec, np.random.default_rng(6)
     trie = SidTrie.from_codes(spec, rng.integers(0, spec.levels, size=(30, spec.num_levels)))

@@ -1,7 +1,5 @@
 """`tiger` against transformers' T5 with the same weights, and what beams and padding must not change."""
 
-import re
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.t5_peer import as_t5
 from model_export.configs import TigerConfig
 from model_export.generators.tiger import TigerGenerator
 from model_export.recommender import random_histories
@@ -17,24 +16,6 @@ from service.contract import PADDING, SidSpec
 
 SPEC = SidSpec(levels=(5, 3, 7))
 CONFIG = TigerConfig(width=12, num_layers=2, num_heads=3, head_dim=4, ffn_dim=20, dropout=0.2)
-T5_NAMES = (  # of transformers -> ours
-    (r"^(shared|lm_head|(en|de)coder\.embed_tokens)", "embed"),
-    (r"encoder.block.0.layer.0.SelfAttention.relative_attention_bias", "bias.buckets"),
-    (r"decoder.block.0.layer.0.SelfAttention.relative_attention_bias", "causal_bias.buckets"),
-    (r"coder.final_layer_norm", "coder_norm"),
-    (r"\.block\.", "."),
-    (r"layer.\d.DenseReluDense.wi", "ffn_in"),
-    (r"layer.\d.DenseReluDense.wo", "ffn_out"),
-    (r"layer.0.SelfAttention", "attend_self"),
-    (r"layer.1.EncDecAttention", "attend_cross"),
-    (r"\.q\.", ".query."),
-    (r"\.k\.", ".key."),
-    (r"\.v\.", ".value."),
-    (r"\.o\.", ".out."),
-    (r"layer.0.layer_norm", "norm_self"),
-    (r"(decoder.\d+.)layer.1.layer_norm", r"\1norm_cross"),
-    (r"layer.\d.layer_norm", "norm_ffn"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +31,7 @@ def generator() -> TigerGenerator:
 
 @pytest.fixture(scope="module")
 def t5(generator) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # only while importing: transformers warns of its own dependencies
-        from transformers import T5Config, T5ForConditionalGeneration
-    config = T5Config(
-        vocab_size=1 + sum(SPEC.levels),
-        d_model=CONFIG.width,
-        d_kv=CONFIG.head_dim,
-        d_ff=CONFIG.ffn_dim,
-        num_layers=CONFIG.num_layers,
-        num_heads=CONFIG.num_heads,
-        dropout_rate=CONFIG.dropout,
-        attn_implementation="eager",
-    )
-    t5, ours, used = T5ForConditionalGeneration(config), generator.state_dict(), {}
-    for name in t5.state_dict():
-        our_name = name
-        for pattern, replacement in T5_NAMES:
-            our_name = re.sub(pattern, replacement, our_name)
-        used[name] = our_name
-    t5.load_state_dict({name: ours[our_name] for name, our_name in used.items()})
-    assert set(used.values()) == set(ours), "every weight has its place in T5"
-    return t5.eval()
+    return as_t5(generator)
 
 
 def log_probs_of_t5(t5: Any, history: Tensor, codes: Tensor) -> list[Tensor]:

@@ -107,6 +107,17 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_return(make, device
     assert (await batcher.submit(4)).result == 8
 
 
+async def test_a_full_queue_takes_what_goes_on_with_work_it_has_taken(make, device):
+    batcher = make(max_queued_units=2)
+    tasks = await fill(batcher, device, [1, 2])
+    tasks.append(asyncio.create_task(batcher.submit(3, goes_on=True)))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await batcher.submit(4)
+    device.gate.set()
+    assert [answer.result for answer in await asyncio.gather(*tasks)] == [0, 2, 4, 6]
+
+
 async def test_an_empty_queue_takes_a_job_larger_than_its_bound(make):
     assert (await make(units=lambda _job: 1000).submit(5)).result == 10
 

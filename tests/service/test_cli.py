@@ -167,6 +167,32 @@ def test_recommend_prints_items_with_their_scores_and_words(served, capsys):
     assert json.loads(capsys.readouterr().out)["source"] == "model"
 
 
+def test_recommend_takes_a_filter_as_the_api_does(served, capsys):
+    asked = {"item_ids": ["item-3", "item-4", "item-0"]}
+    assert main(["recommend", "item-0", "--exact", "--filter", json.dumps(asked), "--url", served]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "next items, exact"
+    assert {line.split()[2] for line in lines[1:]} == {"item-3", "item-4"}
+    assert main(["recommend", "item-0", "--filter", '{"item_ids": []}', "--url", served]) == 0
+    assert capsys.readouterr().out == "no item passes the filter\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("{", "--filter {: not JSON"),
+        ('{"attributes": {"price": NaN}}', "not JSON"),
+        ('{"colour": "red"}', "filter.colour"),
+        ('{"attributes": {"colour": "red"}}', "colour"),
+    ],
+)
+def test_a_filter_that_cannot_be_asked_is_refused_in_one_line(served, capsys, asked, words):
+    assert main(["recommend", "item-0", "--filter", asked, "--url", served]) == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert shown.count("\n") == 1
+
+
 def test_a_refused_request_is_one_line(served, capsys):
     assert main(["recommend", "item-0", "--limit", "0", "--url", served]) == 2
     assert capsys.readouterr().err.count("\n") == 1

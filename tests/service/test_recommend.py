@@ -181,6 +181,16 @@ async def test_a_full_queue_is_said_at_once_and_a_slow_search_is_given_up(make_r
         await page_of(make_recommender(catalog, timeout_s=1e-9), Query(["item-0"], 1))
 
 
+async def test_a_search_that_was_let_in_may_widen_though_the_queue_is_full(make_recommender):
+    items = items_without_text_twice(100, 15)
+    options = {"num_beams": 1, "beam_limit": 400, "max_batch_units": 1, "max_queued_units": 8}
+    recommender = make_recommender(catalog_of(items), **options)
+    queries = [Query([each.item_id], 1, exclude_history=False, wants_exact=True) for each in items[:8]]
+    answers = await asyncio.gather(*(recommender.recommend(query, Stages()) for query in queries))
+    assert all(answer.page.exact for answer in answers)
+    assert any(answer.widened for answer in answers)
+
+
 async def test_the_stages_of_a_request_are_timed(make_recommender):
     stages = Stages()
     await make_recommender(catalog_of(items_without_text_twice(20, 9))).recommend(

@@ -1,0 +1,462 @@
+"""The constraint step by itself and inside a request, beside the two usual tries: dictionaries and STATIC's CSR.
+
+    python benchmarks/trie.py [--quick]
+
+A step is the masks of one search: of its 1 + 50 + 50 living prefixes at three levels of 256, batch 1, one thread.
+Catalogues and systems take turns in random order, so that a busy moment of the machine hits all of them; times are
+medians. All systems must allow the same codes. Ours and CSR run the same way: written in PyTorch, exported by the
+same exporter, tables as inputs of the graph; CSR also runs in eager PyTorch, and the quicker of its two is compared.
+
+The share of a request is measured twice: as time of the step by itself over time of the request, and as the mask's
+nodes in ONNX Runtime's profile of the request's graph, where the rest of the model has just used the caches. The
+larger of the two is the figure.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from t5_peer import DictTrie
+from torch import Tensor, nn
+from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, median_ms, random_codes, spec
+
+from model_export.beam_search import NEG_INF, TrieMask
+from model_export.onnx_graphs import to_onnx
+from service.contract import SidSpec, beam_widths
+from service.runtime import RecommenderSession
+from service.trie import SidTrie
+
+SIZES = (1_000, 10_000, NUM_ITEMS, 1_000_000, 10_000_000)
+PAGED = SidSpec(levels=(256, 256, 256, 256), paged=True)
+OURS, CSR, CSR_EAGER, PYTHON = "ours", "CSR", "CSR, eager PyTorch", "Python dict"
+INT_BYTES = 32  # of a key of a dictionary
+
+FIXED = -1  # no dimension
+
+Feed = dict[str, NDArray[Any]]
+
+
+class Runs(NamedTuple):
+    call: Callable[[Any], Any]
+    arguments: list[Any]  # of each search
+
+
+class Edits(NamedTuple):
+    insert_us: NDArray[np.float64]
+    delete_us: NDArray[np.float64]
+
+    @property
+    def both_us(self) -> float:
+        """Median of an item put in and taken out again: what an item costs whose text changes."""
+        return float(np.median(self.insert_us + self.delete_us))
+
+
+class TrieStep(nn.Module):
+    """Our masks of all levels."""
+
+    def __init__(self, spec: SidSpec) -> None:
+        super().__init__()
+        self.mask = TrieMask(spec)
+
+    def forward(self, prefixes: list[Tensor], tables: list[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(self.mask(level, prefix, tables) for level, prefix in enumerate(prefixes))
+
+
+class CsrTrie:
+    """Tables laid out as STATIC's (arXiv 2602.22647): two dense levels, below them rows of (code, next state)."""
+
+    def __init__(self, spec: SidSpec, codes: NDArray[np.int64]) -> None:
+        """codes [item, level], at least three levels"""
+        nodes = [np.unique(spec.prefixes_of(codes)[-1])]  # for each level its living prefixes, ascending
+        for num_codes in reversed(spec.levels[1:]):
+            parent = nodes[0] // num_codes
+            nodes.insert(0, parent[np.diff(parent, prepend=-1) != 0])
+        self.num_codes, self.nodes = spec.levels, nodes
+        # State 0 is nobody's; behind it come the prefixes of the second level, then those of the third, …
+        self.first_state = [0, *np.cumsum([1, *(len(level) for level in nodes[1:])])]
+        start, dense = np.zeros(spec.levels[0], bool), np.zeros(spec.levels[:2], bool)
+        dense_states = np.zeros(spec.levels[0] * spec.levels[1], np.int32)
+        start[nodes[0]], dense.reshape(-1)[nodes[1]] = True, True
+        dense_states[nodes[1]] = self.states_of(1, nodes[1])
+        children, edges = [np.zeros(1, np.int64)], []
+        for level in range(2, spec.num_levels):
+            parent, code = np.divmod(nodes[level], spec.levels[level])
+            children.append(np.bincount(np.searchsorted(nodes[level - 1], parent)))
+            edges.append(np.stack([code, self.states_of(level, nodes[level])], axis=1).astype(np.int32))
+        self.max_branch = [int(count.max()) for count in children[1:]]
+        row_ptr = np.cumsum([0, *np.concatenate(children)], dtype=np.int32)  # [state + 1]
+        edges.append(
+            np.zeros((max(self.max_branch), 2), np.int32)
+        )  # so that the last row can be read too far
+        self.tables = (start, dense, dense_states, row_ptr, np.concatenate(edges))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(table.nbytes for table in self.tables)
+
+    def states_of(self, level: int, prefix: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of living prefixes of the second level or a deeper one."""
+        return self.first_state[level] + np.searchsorted(self.nodes[level], prefix)
+
+    def inputs(self, prefixes: list[NDArray[np.int64]]) -> list[NDArray[Any]]:
+        """What CsrStep takes. Deeper states come with the candidates, so they are found off the clock."""
+        deep = [self.states_of(level - 1, prefixes[level]) for level in range(3, len(prefixes))]
+        return [*prefixes[:3], *deep, *self.tables, *(np.zeros(width, np.int64) for width in self.max_branch)]
+
+
+class CsrStep(nn.Module):
+    """Masks of all levels from a CsrTrie: each state's row is read up to the largest branching of its level."""
+
+    def __init__(self, spec: SidSpec) -> None:
+        super().__init__()
+        self.levels = spec.levels
+
+    def forward(
+        self, states: list[Tensor], tables: list[Tensor], branches: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """states [1, beam] of each level: prefixes in the first three. branches: only their lengths count."""
+        start, dense, dense_states, row_ptr, edges = tables
+        dead = torch.tensor(NEG_INF)
+        masks = [
+            torch.where(start, 0.0, dead)[None, None],
+            torch.where(dense.index_select(0, states[1][0]), 0.0, dead)[None],
+        ]
+        for level in range(2, len(states)):
+            state, num_codes = states[level][0], self.levels[level]
+            if level == 2:
+                state = dense_states.index_select(0, state)
+            first = row_ptr.index_select(0, state)  # [beam]
+            place = torch.arange(branches[level - 2].shape[0], dtype=torch.int32)  # [branch]
+            is_child = place < (row_ptr.index_select(0, state + 1) - first)[:, None]  # [beam, branch]
+            rows = (first[:, None] + place).flatten()
+            code = edges.index_select(0, rows).view(*is_child.shape, 2)[..., 0].long()
+            code = torch.where(is_child, code, num_codes)
+            mask = torch.full((state.shape[0], num_codes + 1), NEG_INF).scatter(1, code, 0.0)
+            masks.append(mask[None, :, :num_codes])
+        return tuple(masks)
+
+
+def dict_masks(trie: DictTrie, vocabulary: int, sentences: list[Tensor]) -> list[Tensor]:
+    """As transformers' PrefixConstrainedLogitsProcessor does; sentences [beam, token] of each level."""
+    masks = []
+    for tokens in sentences:
+        mask = torch.full((len(tokens), vocabulary), NEG_INF)
+        for beam, sentence in enumerate(tokens):
+            mask[beam, trie.allowed(sentence.tolist())] = 0.0
+        masks.append(mask)
+    return masks
+
+
+def dict_delete(trie: DictTrie, codes: list[int]) -> None:
+    path = [trie.root]
+    tokens = [first + code for first, code in zip(trie.first, codes, strict=True)]
+    for token in tokens:
+        path.append(path[-1][token])
+    for node, token in zip(reversed(path[:-1]), reversed(tokens), strict=True):
+        del node[token]
+        if node:
+            break
+
+
+def dict_bytes(node: dict[int, Any]) -> int:
+    return sys.getsizeof(node) + sum(INT_BYTES + dict_bytes(child) for child in node.values())
+
+
+class Graph:
+    """A step in ONNX Runtime, exported with the sizes of a small catalogue and run with any."""
+
+    def __init__(
+        self, step: nn.Module, small: tuple[list[NDArray[Any]], ...], varies: tuple[list[int], ...]
+    ) -> None:
+        """varies: of each input in `small` the dimension that may differ, FIXED for none."""
+        self.inputs = [f"in_{n}" for n in range(sum(map(len, small)))]
+        dynamic = tuple(
+            [{dim: torch.export.Dim.DYNAMIC} if dim != FIXED else {} for dim in group] for group in varies
+        )
+        args = tuple([torch.from_numpy(array) for array in group] for group in small)
+        outputs = [f"mask_{n}" for n in range(len(small[0]))]
+        model = to_onnx(step, args, inputs=self.inputs, outputs=outputs, dynamic_shapes=dynamic)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, feed: Feed) -> list[NDArray[np.float32]]:
+        return self.session.run(None, feed)
+
+    def feed(self, arrays: list[NDArray[Any]]) -> Feed:
+        return dict(zip(self.inputs, arrays, strict=True))
+
+
+def step_graphs(of: SidSpec) -> dict[str, Graph]:
+    codes = random_codes(100, seed=0, of=of)
+    # Beams of different numbers, or the exporter takes them for one.
+    prefixes = [parents_of(of, codes[: 2 + level], level) for level in range(of.num_levels)]
+    tables, csr = list(SidTrie.from_codes(of, codes).tables), CsrTrie(of, np.repeat(codes, 2, axis=0))
+    beams = [1] * of.num_levels
+    state_inputs = csr.inputs(prefixes)
+    states, csr_tables = state_inputs[: of.num_levels], list(csr.tables)
+    branches = [np.zeros(3 + level, np.int64) for level in range(of.num_levels - 2)]
+    rows = [FIXED] * (len(tables) - 1) + [0 if of.is_paged else FIXED]
+    return {
+        OURS: Graph(TrieStep(of), (prefixes, tables), (beams, rows)),
+        CSR: Graph(
+            CsrStep(of),
+            (states, csr_tables, branches),
+            (beams, [FIXED, FIXED, FIXED, 0, 0], [0] * len(branches)),
+        ),
+    }
+
+
+def parents_of(of: SidSpec, codes: NDArray[np.int64], level: int) -> NDArray[np.int64]:
+    """The prefixes that `level` follows, of codes [beam, level] -> [1, beam]; one at the root."""
+    return of.prefixes_of(codes)[level - 1][None] if level else np.zeros((1, len(codes)), np.int64)
+
+
+class Catalogue:
+    """One set of items in the three tries, and what each cost."""
+
+    def __init__(self, of: SidSpec, num_items: int) -> None:
+        self.spec, self.num_items = of, num_items
+        self.codes = random_codes(num_items, seed=0, of=of)
+        self.build_s: dict[str, float] = {}
+        self.sid_trie = self._timed(OURS, lambda: SidTrie.from_codes(of, self.codes))
+        self.csr = self._timed(CSR, lambda: CsrTrie(of, self.codes))
+        self.dict_trie = self._timed(PYTHON, lambda: DictTrie(of, self.codes))
+        self.num_bytes = {
+            OURS: self.sid_trie.num_bytes,
+            CSR: self.csr.num_bytes,
+            PYTHON: dict_bytes(self.dict_trie.root),
+        }
+
+    @property
+    def name(self) -> str:
+        return f"{self.num_items:,}" + (" in 4 paged levels" if self.spec == PAGED else "")
+
+    def searches(self, count: int, seed: int) -> Iterator[list[NDArray[np.int64]]]:
+        """The prefixes [1, beam] that each level of a search follows: of random living items."""
+        rng = np.random.default_rng(seed)
+        for _ in range(count):
+            chosen = self.codes[rng.integers(0, self.num_items, BEAMS)]
+            widths = (1, *beam_widths(self.spec, BEAMS)[:-1])
+            yield [parents_of(self.spec, chosen[:width], level) for level, width in enumerate(widths)]
+
+    def runs(self, graphs: dict[str, Graph], searches: list[list[NDArray[np.int64]]]) -> dict[str, Runs]:
+        """For each system a function, and its argument for each search."""
+        step, tables = CsrStep(self.spec), list(self.sid_trie.tables)
+        vocabulary, depth = 1 + sum(self.spec.levels), self.spec.num_levels
+        csr = [self.csr.inputs(prefixes) for prefixes in searches]
+        eager = [[torch.from_numpy(array) for array in arrays] for arrays in csr]
+        return {
+            OURS: Runs(graphs[OURS].run, [graphs[OURS].feed([*prefixes, *tables]) for prefixes in searches]),
+            CSR: Runs(graphs[CSR].run, [graphs[CSR].feed(arrays) for arrays in csr]),
+            CSR_EAGER: Runs(lambda x: step(x[:depth], x[depth : depth + 5], x[depth + 5 :]), eager),
+            PYTHON: Runs(
+                lambda sentences: dict_masks(self.dict_trie, vocabulary, sentences),
+                [self._sentences(prefixes) for prefixes in searches],
+            ),
+        }
+
+    def check(self, runs: dict[str, Runs], count: int) -> None:
+        """Raise AssertionError unless all systems allow the same codes in the first `count` searches."""
+        for n in range(count):
+            allowed = {system: self._allowed(run.call(run.arguments[n])) for system, run in runs.items()}
+            for system, levels in allowed.items():
+                if not all(map(np.array_equal, levels, allowed[OURS])):
+                    raise AssertionError(f"{self.name}: {system} allows other codes than ours")
+
+    def edits_us(self, system: str, count: int) -> Edits:
+        """Microseconds of each of `count` inserts of new codes, and of deleting them again."""
+        insert, delete = {
+            OURS: (self.sid_trie.insert, self.sid_trie.delete),
+            PYTHON: (self.dict_trie.insert, lambda codes: dict_delete(self.dict_trie, codes)),
+        }[system]
+        drawn = map(tuple, random_codes(4 * count + 100, seed=1, of=self.spec).tolist())
+        new = [codes for codes in dict.fromkeys(drawn) if not self.sid_trie.count(codes)][:count]
+        return Edits(each_us(insert, new), each_us(delete, new))
+
+    def _timed(self, system: str, build: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        built = build()
+        self.build_s[system] = time.perf_counter() - started
+        return built
+
+    def _sentences(self, prefixes: list[NDArray[np.int64]]) -> list[Tensor]:
+        """Tokens [beam, token] as `generate` hands them over, at each level."""
+        found = []
+        for level, prefix in enumerate(prefixes):
+            rest, tokens = prefix[0], []
+            for above in reversed(range(level)):
+                rest, code = np.divmod(rest, self.spec.levels[above])
+                tokens.append(self.dict_trie.first[above] + code)
+            found.append(torch.from_numpy(np.array(tokens[::-1], np.int64).reshape(level, -1).T.copy()))
+        found[0] = torch.zeros((1, 0), dtype=torch.int64)
+        return found
+
+    def _allowed(self, masks: list[Any]) -> list[NDArray[np.bool_]]:
+        """Masks of any system -> [beam, code] of each level"""
+        found = []
+        for level, (mask, num_codes) in enumerate(zip(masks, self.spec.levels, strict=True)):
+            is_live = np.asarray(mask).reshape(-1, np.shape(mask)[-1]) == 0.0
+            first = self.dict_trie.first[level] if is_live.shape[1] > num_codes else 0
+            found.append(is_live[:, first : first + num_codes])
+        return found
+
+
+def each_us(call: Callable[[Any], Any], arguments: list[Any]) -> NDArray[np.float64]:
+    took = []
+    for argument in arguments:
+        started = time.perf_counter()
+        call(argument)
+        took.append(time.perf_counter() - started)
+    return 1e6 * np.array(took)
+
+
+def steps_us(runs: list[dict[str, Runs]], rounds: int) -> list[dict[str, float]]:
+    """Median microseconds of a step of each system on each catalogue; all take turns in random order."""
+    took: list[dict[str, list[float]]] = [{system: [] for system in of} for of in runs]
+    rng = np.random.default_rng(2)
+    for n in range(rounds + 3):
+        for system in runs[0]:
+            for place in rng.permutation(len(runs)):
+                run = runs[place][system]
+                us = each_us(run.call, [run.arguments[n % len(run.arguments)]])
+                if n >= 3:  # the first ones warm up
+                    took[place][system].append(us[0])
+    return [{system: float(np.median(values)) for system, values in of.items()} for of in took]
+
+
+def mask_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that turn the trie's tables into a mask, and of the Adds that put it on the scores."""
+    made = {tensor.name for tensor in model.graph.input if tensor.name.startswith(("live_", "page_of"))}
+    found, adds = {}, set()
+    for node in model.graph.node:  # in order of execution
+        if made & set(node.input):
+            if node.op_type == "Add":
+                adds.add(node.name)
+            else:
+                found[node.name] = node
+                made |= set(node.output)
+    for node in reversed(model.graph.node):  # and what only these read, as the shapes of their reshapes
+        readers = [other for other in model.graph.node if set(node.output) & set(other.input)]
+        if readers and all(reader.name in found for reader in readers):
+            found[node.name] = node
+    return adds | set(found)
+
+
+def share_in_profile(path: Path, feed: Feed, repeats: int) -> float:
+    """Of the time in kernels of a whole request."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling = True
+    options.profile_file_prefix = str(path.with_suffix(""))
+    options.optimized_model_filepath = str(
+        path.with_suffix(".optimized.onnx")
+    )  # whose names the profile uses
+    options.log_severity_level = 3  # it warns that such a file is for this machine only
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    nodes = mask_nodes(onnx.load(options.optimized_model_filepath, load_external_data=False))
+    for _ in range(repeats):
+        session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    kernels = [event for event in events if event["name"].endswith("_kernel_time")]
+    of_mask = [event for event in kernels if event["name"].removesuffix("_kernel_time") in nodes]
+    if len({event["name"] for event in of_mask}) != len(nodes):
+        raise AssertionError(f"{path.name}: the profile lacks nodes of the mask")
+    return sum(event["dur"] for event in of_mask) / sum(event["dur"] for event in kernels)
+
+
+def share_of_request(kind: str, trie: SidTrie, step_us: float, repeats: int) -> float:
+    codes = random_codes(NUM_ITEMS, seed=0)
+    history = codes[np.random.default_rng(3).integers(0, NUM_ITEMS, (1, HISTORY))]
+    with tempfile.TemporaryDirectory() as folder:
+        path, graph = export_cached(kind, Path(folder))
+        session = RecommenderSession(path, graph, threads=1)
+        widths = beam_widths(spec(), BEAMS)
+        request_ms = median_ms(lambda: session.run(history, trie.tables, widths), repeats)
+        profiled = share_in_profile(path, session.feeds(history, trie.tables, widths), repeats)
+    alone = step_us / 1000 / request_ms
+    print(
+        f"{kind:6} request {request_ms:8.3f} ms; the step by itself is {alone:.1%} of it, in its profile {profiled:.1%}"
+    )
+    return max(alone, profiled)
+
+
+def show(catalogues: list[Catalogue], steps: list[dict[str, float]], edits: list[dict[str, Edits]]) -> None:
+    print(
+        f"{'items':27} {'system':18} step us  build s   index MB    insert us p50  p99    delete us p50  p99"
+    )
+    for of, us, edit in zip(catalogues, steps, edits, strict=True):
+        for system, step_us in us.items():
+            line = f"{of.name:27} {system:18} {step_us:7.1f}"
+            if system in of.build_s:
+                line += f" {of.build_s[system]:8.3f} {of.num_bytes[system] / 1e6:10.2f}"
+            for took in edit.get(system, ()):
+                p50, p99 = np.percentile(took, [50, 99])
+                line += f" {p50:16.1f} {p99:4.0f}"
+            print(line)
+
+
+def summary(
+    catalogues: list[Catalogue], steps: list[dict[str, float]], edits: list[dict[str, Edits]]
+) -> dict[str, float]:
+    dense = [place for place, of in enumerate(catalogues) if of.spec == spec()]
+    ours = [steps[place][OURS] for place in dense]
+    at = next(place for place in dense if catalogues[place].num_items == NUM_ITEMS)
+    largest = dense[-1]
+    last = {100_000: "100k", 10_000_000: "10m"}[catalogues[largest].num_items]
+    return {
+        f"flatness_1k_to_{last}": max(ours) / min(ours),
+        "speedup_vs_csr": min(steps[at][CSR], steps[at][CSR_EAGER]) / steps[at][OURS],
+        "speedup_vs_python": steps[at][PYTHON] / steps[at][OURS],
+        f"edit_us_{last}": edits[largest][OURS].both_us,
+        f"index_bytes_{last}": catalogues[largest].num_bytes[OURS],
+        f"csr_bytes_{last}": catalogues[largest].num_bytes[CSR],
+        f"dict_bytes_{last}": catalogues[largest].num_bytes[PYTHON],
+        f"csr_rebuild_s_{last}": catalogues[largest].build_s[CSR],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few repeats, at most 100,000 items, no request")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    rounds, num_searches, num_edits = (20, 16, 100) if quick else (1500, 1024, 2000)
+    sizes = [size for size in SIZES if size <= NUM_ITEMS] if quick else SIZES
+    catalogues = [Catalogue(spec(), size) for size in sizes]
+    catalogues.append(Catalogue(PAGED, NUM_ITEMS if quick else 1_000_000))
+    gc.freeze()  # the dictionaries: no collection shall walk them while others are timed
+    graphs = {of: step_graphs(of) for of in (spec(), PAGED)}
+    runs = [of.runs(graphs[of.spec], list(of.searches(num_searches, seed=4))) for of in catalogues]
+    for of, systems in zip(catalogues, runs, strict=True):
+        of.check(systems, count=16)
+    print("all systems allow the same codes")
+    steps = steps_us(runs, rounds)
+    edits = [{system: of.edits_us(system, num_edits) for system in (OURS, PYTHON)} for of in catalogues]
+    show(catalogues, steps, edits)
+    figures = summary(catalogues, steps, edits)
+    if not quick:
+        at = sizes.index(NUM_ITEMS)
+        for name, kind in (("share_of_request", "tiger"), ("share_of_tree_request", "tree")):
+            figures[name] = share_of_request(kind, catalogues[at].sid_trie, steps[at][OURS], repeats=200)
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
