@@ -1,15 +1,19 @@
-"""The constraint step by itself and inside a request, beside the two usual tries: dictionaries and STATIC's CSR.
+"""The constraint step by itself and inside a request, beside the usual tries: dictionaries and STATIC's CSR.
 
     python benchmarks/trie.py [--quick]
 
-A step is the masks of one search: of its 1 + 50 + 50 living prefixes at three levels of 256, batch 1, one thread.
-Catalogues and systems take turns in random order, so that a busy moment of the machine hits all of them; times are
-medians. All systems must allow the same codes. Ours and CSR run the same way: written in PyTorch, exported by the
-same exporter, tables as inputs of the graph; CSR also runs in eager PyTorch, and the quicker of its two is compared.
+A step is the masks of one search: of its 1 + 50 + 50 living prefixes at three levels of 256, batch 1, one
+thread. Catalogues and systems take turns in random order, so that a busy moment of the machine hits all of
+them; times are medians. All systems must allow the same codes. Ours and CSR run the same way: written in
+PyTorch, exported by the same exporter, tables as inputs of the graph. CSR also runs in eager PyTorch, and the
+quicker of its two is compared.
 
-The share of a request is measured twice: as time of the step by itself over time of the request, and as the mask's
-nodes in ONNX Runtime's profile of the request's graph, where the rest of the model has just used the caches. The
-larger of the two is the figure.
+Index bytes of ours are the graph's tables and the counts that make deleting safe where items share codes; the
+other two keep no counts. CSR has no edits: its build is its edit.
+
+The share of a request is measured twice: as time of the step by itself over time of the request, and as the
+mask's nodes in ONNX Runtime's profile of the request's graph, where the rest of the model has just used the
+caches. The larger of the two is the figure.
 """
 
 import argparse
@@ -18,7 +22,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +78,7 @@ class TrieStep(nn.Module):
 
 
 class CsrTrie:
-    """Tables laid out as STATIC's (arXiv 2602.22647): two dense levels, below them rows of (code, next state)."""
+    """Laid out as STATIC (arXiv 2602.22647): two dense levels, below them rows of (code, next state)."""
 
     def __init__(self, spec: SidSpec, codes: NDArray[np.int64]) -> None:
         """codes [item, level], at least three levels"""
@@ -116,7 +120,7 @@ class CsrTrie:
 
 
 class CsrStep(nn.Module):
-    """Masks of all levels from a CsrTrie: each state's row is read up to the largest branching of its level."""
+    """Masks of all levels from a CsrTrie: rows are read up to the largest branching of their level."""
 
     def __init__(self, spec: SidSpec) -> None:
         super().__init__()
@@ -203,7 +207,7 @@ class Graph:
 def step_graphs(of: SidSpec) -> dict[str, Graph]:
     codes = random_codes(100, seed=0, of=of)
     # Beams of different numbers, or the exporter takes them for one.
-    prefixes = [parents_of(of, codes[: 2 + level], level) for level in range(of.num_levels)]
+    prefixes = parents_of(of, codes, range(2, 2 + of.num_levels))
     tables, csr = list(SidTrie.from_codes(of, codes).tables), CsrTrie(of, np.repeat(codes, 2, axis=0))
     beams = [1] * of.num_levels
     state_inputs = csr.inputs(prefixes)
@@ -220,9 +224,10 @@ def step_graphs(of: SidSpec) -> dict[str, Graph]:
     }
 
 
-def parents_of(of: SidSpec, codes: NDArray[np.int64], level: int) -> NDArray[np.int64]:
-    """The prefixes that `level` follows, of codes [beam, level] -> [1, beam]; one at the root."""
-    return of.prefixes_of(codes)[level - 1][None] if level else np.zeros((1, len(codes)), np.int64)
+def parents_of(of: SidSpec, codes: NDArray[np.int64], widths: Sequence[int]) -> list[NDArray[np.int64]]:
+    """The prefixes [1, beam] that each level follows, of the first of codes [beam, level]."""
+    above = (np.zeros(len(codes), np.int64), *of.prefixes_of(codes)[:-1])
+    return [prefix[None, :width] for prefix, width in zip(above, widths, strict=True)]
 
 
 class Catalogue:
@@ -230,6 +235,7 @@ class Catalogue:
 
     def __init__(self, of: SidSpec, num_items: int) -> None:
         self.spec, self.num_items = of, num_items
+        self.widths = (1, *beam_widths(of, BEAMS)[:-1])  # how many prefixes each level follows
         self.codes = random_codes(num_items, seed=0, of=of)
         self.build_s: dict[str, float] = {}
         self.sid_trie = self._timed(OURS, lambda: SidTrie.from_codes(of, self.codes))
@@ -245,27 +251,27 @@ class Catalogue:
     def name(self) -> str:
         return f"{self.num_items:,}" + (" in 4 paged levels" if self.spec == PAGED else "")
 
-    def searches(self, count: int, seed: int) -> Iterator[list[NDArray[np.int64]]]:
-        """The prefixes [1, beam] that each level of a search follows: of random living items."""
+    def searches(self, count: int, seed: int) -> list[NDArray[np.int64]]:
+        """Codes [beam, level] of random living items, whose prefixes a search follows."""
         rng = np.random.default_rng(seed)
-        for _ in range(count):
-            chosen = self.codes[rng.integers(0, self.num_items, BEAMS)]
-            widths = (1, *beam_widths(self.spec, BEAMS)[:-1])
-            yield [parents_of(self.spec, chosen[:width], level) for level, width in enumerate(widths)]
+        return [self.codes[rng.integers(0, self.num_items, BEAMS)] for _ in range(count)]
 
-    def runs(self, graphs: dict[str, Graph], searches: list[list[NDArray[np.int64]]]) -> dict[str, Runs]:
+    def runs(self, graphs: dict[str, Graph], searches: list[NDArray[np.int64]]) -> dict[str, Runs]:
         """For each system a function, and its argument for each search."""
         step, tables = CsrStep(self.spec), list(self.sid_trie.tables)
         vocabulary, depth = 1 + sum(self.spec.levels), self.spec.num_levels
-        csr = [self.csr.inputs(prefixes) for prefixes in searches]
+        prefixes = [parents_of(self.spec, chosen, self.widths) for chosen in searches]
+        csr = [self.csr.inputs(of_search) for of_search in prefixes]
         eager = [[torch.from_numpy(array) for array in arrays] for arrays in csr]
         return {
-            OURS: Runs(graphs[OURS].run, [graphs[OURS].feed([*prefixes, *tables]) for prefixes in searches]),
+            OURS: Runs(
+                graphs[OURS].run, [graphs[OURS].feed([*of_search, *tables]) for of_search in prefixes]
+            ),
             CSR: Runs(graphs[CSR].run, [graphs[CSR].feed(arrays) for arrays in csr]),
             CSR_EAGER: Runs(lambda x: step(x[:depth], x[depth : depth + 5], x[depth + 5 :]), eager),
             PYTHON: Runs(
                 lambda sentences: dict_masks(self.dict_trie, vocabulary, sentences),
-                [self._sentences(prefixes) for prefixes in searches],
+                [self._sentences(chosen) for chosen in searches],
             ),
         }
 
@@ -293,17 +299,10 @@ class Catalogue:
         self.build_s[system] = time.perf_counter() - started
         return built
 
-    def _sentences(self, prefixes: list[NDArray[np.int64]]) -> list[Tensor]:
+    def _sentences(self, chosen: NDArray[np.int64]) -> list[Tensor]:
         """Tokens [beam, token] as `generate` hands them over, at each level."""
-        found = []
-        for level, prefix in enumerate(prefixes):
-            rest, tokens = prefix[0], []
-            for above in reversed(range(level)):
-                rest, code = np.divmod(rest, self.spec.levels[above])
-                tokens.append(self.dict_trie.first[above] + code)
-            found.append(torch.from_numpy(np.array(tokens[::-1], np.int64).reshape(level, -1).T.copy()))
-        found[0] = torch.zeros((1, 0), dtype=torch.int64)
-        return found
+        tokens = torch.from_numpy(chosen + self.dict_trie.first)
+        return [tokens[:width, :level].contiguous() for level, width in enumerate(self.widths)]
 
     def _allowed(self, masks: list[Any]) -> list[NDArray[np.bool_]]:
         """Masks of any system -> [beam, code] of each level"""
@@ -339,7 +338,7 @@ def steps_us(runs: list[dict[str, Runs]], rounds: int) -> list[dict[str, float]]
 
 
 def mask_nodes(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes that turn the trie's tables into a mask, and of the Adds that put it on the scores."""
+    """Names of the nodes that make a mask of the trie's tables, and of the Adds that put it on the scores."""
     made = {tensor.name for tensor in model.graph.input if tensor.name.startswith(("live_", "page_of"))}
     found, adds = {}, set()
     for node in model.graph.node:  # in order of execution
@@ -389,7 +388,8 @@ def share_of_request(kind: str, trie: SidTrie, step_us: float, repeats: int) -> 
         profiled = share_in_profile(path, session.feeds(history, trie.tables, widths), repeats)
     alone = step_us / 1000 / request_ms
     print(
-        f"{kind:6} request {request_ms:8.3f} ms; the step by itself is {alone:.1%} of it, in its profile {profiled:.1%}"
+        f"{kind:6} request {request_ms:8.3f} ms; the step by itself is {alone:.1%} of it, "
+        f"in its profile {profiled:.1%}"
     )
     return max(alone, profiled)
 
@@ -423,6 +423,7 @@ def summary(
         "speedup_vs_python": steps[at][PYTHON] / steps[at][OURS],
         f"edit_us_{last}": edits[largest][OURS].both_us,
         f"index_bytes_{last}": catalogues[largest].num_bytes[OURS],
+        f"index_bytes_in_graph_{last}": sum(t.nbytes for t in catalogues[largest].sid_trie.tables),
         f"csr_bytes_{last}": catalogues[largest].num_bytes[CSR],
         f"dict_bytes_{last}": catalogues[largest].num_bytes[PYTHON],
         f"csr_rebuild_s_{last}": catalogues[largest].build_s[CSR],
@@ -442,7 +443,7 @@ def main() -> int:
     catalogues.append(Catalogue(PAGED, NUM_ITEMS if quick else 1_000_000))
     gc.freeze()  # the dictionaries: no collection shall walk them while others are timed
     graphs = {of: step_graphs(of) for of in (spec(), PAGED)}
-    runs = [of.runs(graphs[of.spec], list(of.searches(num_searches, seed=4))) for of in catalogues]
+    runs = [of.runs(graphs[of.spec], of.searches(num_searches, seed=4)) for of in catalogues]
     for of, systems in zip(catalogues, runs, strict=True):
         of.check(systems, count=16)
     print("all systems allow the same codes")
