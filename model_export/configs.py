@@ -113,7 +113,10 @@ class RunConfig:
 def base() -> RunConfig:
     """Full size with the default generator."""
     return RunConfig(
-        name="base", sid=SidSpec(levels=(64, 64, 32)), generator=TreeConfig(width=128, ffn_dim=512)
+        name="base",
+        sid=SidSpec(levels=(64, 64, 32)),
+        generator=TreeConfig(width=128, ffn_dim=512),
+        precision="int8",
     )
 
 
@@ -133,13 +136,14 @@ def demo() -> RunConfig:
             validate_every_epochs=2.0,
             max_validation_users=1000,
         ),
+        precision="float32",  # at width 64 int8 saves little
         history_length=200,  # what a household has bought before is no longer new to it
     )
 
 
 def tiger_base() -> RunConfig:
     """The papers' backbone at the papers' size, T5 4+4, d=128: for a GPU or a patient CPU."""
-    return replace(base(), name="tiger-base", generator=TigerConfig(), precision="int8")
+    return replace(base(), name="tiger-base", generator=TigerConfig())
 
 
 def tiny() -> RunConfig:
@@ -157,7 +161,6 @@ def tiny() -> RunConfig:
             max_steps=150, batch_positions=512, warmup_steps=10, max_validation_users=200
         ),
         history_length=10,
-        precision="int8",
     )
 
 

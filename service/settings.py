@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     max_view_bytes: int = Field(
         256 * 2**20,
         ge=0,
-        description="memory of all cached filter views; at three levels of 256 one takes 2 MiB, so 120 fit",
+        description="memory of all cached filter views, 128 at most; one takes 2 MiB at three levels of 256, "
+        "but 66 MiB at four, where this should be raised to hold the filters that are in use",
     )
     recommend_timeout_s: float = Field(
         10, gt=0, description="seconds until a recommendation is given up with 503"

@@ -26,6 +26,8 @@ from service.trie import SidTrie
 
 NOWHERE = -1  # the leaf of a place that no item has
 EDITS_PER_CHECK = 1_000  # of the memory limit
+# An edit looks at every view. Where tables are small, the memory limit alone would let thousands live.
+MAX_VIEWS = 128
 VIEW_BYTES = 1_000  # of the objects around a view
 ID_BYTES = 120  # of one id in an allow list
 
@@ -186,7 +188,7 @@ class FilterViews:
     def _evict(self) -> None:
         """Forget views until the rest fits; never the one that was asked for last."""
         num_bytes = self.num_bytes
-        while num_bytes > self._max_bytes and len(self._views) > 1:
+        while len(self._views) > 1 and (num_bytes > self._max_bytes or len(self._views) > MAX_VIEWS):
             num_bytes -= self._views.pop(next(iter(self._views))).num_bytes
             self.num_evictions += 1
 

@@ -148,6 +148,17 @@ def test_filters_that_differ_are_different() -> None:
     assert [each.is_empty for each in different] == [True] + [False] * (len(different) - 1)
 
 
+def test_values_of_different_kinds_are_never_equal() -> None:
+    alike: list[str | float | bool] = [True, 1.0, "1", "True", False, 0.0]
+    for mine in alike:
+        passing = [
+            each
+            for each in alike
+            if Filter(attributes=(("f", Equals(mine)),)).passes("a", attributes(f=each))
+        ]
+        assert [(type(each), each) for each in passing] == [(type(mine), mine)]
+
+
 @given(number=st.one_of(st.integers(-3, 3), st.floats(allow_nan=False), st.just(2**53 + 1)))
 def test_a_number_equals_itself_as_it_would_be_stored(number: float) -> None:
     stored = FIELDS.attributes_of({"price": number})
