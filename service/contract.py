@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.errors import ContractMismatch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the recommender reads rows of bits, and a width for each level
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
@@ -232,7 +232,7 @@ class RenderSpec(_Frozen):
 class Manifest(_Frozen):
     """manifest.json. Everything the service needs to know before it opens a graph."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     export_key: str = Field(description="equal for equal data, configuration and code")
     created_at: str
     config: str

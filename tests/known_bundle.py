@@ -111,7 +111,7 @@ def write_known_bundle(
             line = each._asdict() | {"slot": 0}
             file.write(json.dumps(line) + "\n")
     manifest = Manifest(
-        format_version=1,
+        format_version=2,
         created_at="2026-01-01T00:00:00Z",
         config="known",
         export_key="0" * 64,

@@ -117,7 +117,7 @@ def test_a_manifest_that_is_not_json_is_refused(bundle):
 
 def test_an_unknown_format_version_is_refused(bundle):
     rewrite(bundle, format_version=99)
-    with pytest.raises(ContractMismatch, match="format version 99, this service reads 1"):
+    with pytest.raises(ContractMismatch, match=f"format version 99, this service reads {FORMAT_VERSION}"):
         load_bundle(bundle)
 
 
