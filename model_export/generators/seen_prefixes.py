@@ -1,7 +1,7 @@
 """The prefixes that occur in training, numbered level by level, and the vectors that each has of its own.
 
 Rows 1..n of a level are its seen prefixes in trie order, so the children of one parent lie in consecutive
-rows; row 0 stands for every prefix never seen, and its vectors are zero. What a parent's children are is
+rows; row 0 stands for every prefix never seen, and its embedding is zero. What a parent's children are is
 kept in one of two ways. Where they are most of what there is, a table says the row of every code, and
 something about all rows is one product. Where they are few among many rows, the children of a parent are
 gathered and nothing else is touched: the deep levels of large catalogues. Either is fixed by the training
@@ -66,7 +66,7 @@ class SeenPrefixes(nn.Module):
 
 
 class PrefixBonus(nn.Module):
-    """What the newest state adds to the score of each seen prefix: one vector each, zero for others."""
+    """What the newest state adds to a prefix's score: one vector each, and one for all never seen."""
 
     def __init__(self, prefixes: SeenPrefixes, width: int) -> None:
         super().__init__()
@@ -85,9 +85,10 @@ class PrefixBonus(nn.Module):
             return of_rows.gather(1, rows.flatten(1)).view(rows.shape)
         rows, is_child = prefixes.window(parent_row)  # [batch, beam, child]
         vectors = self.vectors(rows).flatten(1, 2)  # [batch, beam * child, width]
-        bonus = (vectors @ h[..., None]).view(rows.shape) * is_child
-        zeros = h.new_zeros(*parent_row.shape, prefixes.num_codes)
-        return zeros.scatter_add(2, _take(prefixes.code_of, rows), bonus)
+        of_unseen = (h @ self.vectors.weight[UNSEEN])[:, None, None]  # [batch, 1, 1]
+        more = ((vectors @ h[..., None]).view(rows.shape) - of_unseen) * is_child
+        bonus = of_unseen.expand(-1, parent_row.shape[1], prefixes.num_codes)
+        return bonus.scatter_add(2, _take(prefixes.code_of, rows), more)
 
 
 def seen_prefixes(spec: SidSpec, codes: NDArray[np.integer[Any]], width: int) -> list[SeenPrefixes]:
@@ -123,14 +124,9 @@ def _take(table: Tensor, place: Tensor) -> Tensor:
 
 
 def vectors_of(num_rows: int, width: int) -> nn.Embedding:
-    """Vectors of rows 1..num_rows; that of UNSEEN is zero and stays so, also where a product touches all.
-
-    Learnt, it would say that what was never seen was never a target, and no new item would ever be found.
-    """
+    """Vectors of rows 1..num_rows, and that of UNSEEN, which is zero at first and no look-up trains."""
     vectors = nn.Embedding(num_rows + 1, width, padding_idx=UNSEEN)
     nn.init.normal_(vectors.weight, std=0.02)
     with torch.no_grad():
         vectors.weight[UNSEEN] = 0.0
-    unseen = torch.tensor([UNSEEN])
-    vectors.weight.register_hook(lambda gradient: gradient.index_fill(0, unseen.to(gradient.device), 0.0))
     return vectors

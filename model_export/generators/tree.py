@@ -6,7 +6,7 @@ level l scores
 
     logit(c | p) = W_l[c] · (h + MLP_l(h + E[p])) + h · Q_l[p, c]
 
-where p is the prefix so far and Q_l holds one vector per prefix seen in training and zero for others.
+where p is the prefix so far and Q_l holds one vector per prefix seen in training and one for all others.
 Decoding has no attention and no cache, and every position of every sequence trains at once.
 """
 

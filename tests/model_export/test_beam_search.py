@@ -270,14 +270,12 @@ def test_gathered_children_are_the_product_over_all_rows():
 
 
 @pytest.mark.parametrize("kind", ["tree", "tree, sparse", "tiger, items"])
-def test_prefixes_never_seen_learn_nothing(kind):
-    """Or the model would learn that they are never the target, and no new item would be found."""
+def test_an_item_never_seen_has_the_vectors_of_its_known_prefixes_alone(kind):
+    """Those of its unknown prefixes are zero, whatever was trained."""
     generator = make_generator(kind, SPECS["odd"], trained=True)
-    vectors = [module for module in generator.modules() if isinstance(module, torch.nn.Embedding)]
-    vectors = [each for each in vectors if each.padding_idx == 0]
-    assert vectors
-    assert all((each.weight[0] == 0).all() for each in vectors)
-    assert all((each.weight[1:] != 0).any() for each in vectors)
+    for prefixes in generator.prefixes:
+        assert (prefixes.embedding.weight[0] == 0).all()
+        assert (prefixes.embedding.weight[1:] != 0).any()
 
 
 def test_padding_on_the_left_changes_nothing(case):
