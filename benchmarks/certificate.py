@@ -56,30 +56,34 @@ def main() -> int:
         last = beams.scores[0, min(PAGE, beams.scores.shape[1]) - 1]
         return bool(last > beams.bound[0] or beams.bound[0] < FILLER)
 
-    def measure(kept: tuple[int, ...]) -> tuple[float, float]:
-        """The share of users with proof, and milliseconds of a request."""
+    def measure(kept: tuple[int, ...]) -> tuple[float, NDArray[np.float64]]:
+        """The share of users with proof, and milliseconds of each request."""
         proven, took = [], []
         for history in histories:
             started = time.perf_counter()
             proven.append(search(history, kept))
             took.append(time.perf_counter() - started)
-        return float(np.mean(proven)), 1000 * float(np.median(took))
+        return float(np.mean(proven)), 1000 * np.array(took)
 
     print(
         f"{dataset.name}: {len(histories)} of {len(test.users)} test users, {len(dataset.items)} items, "
         f"levels {manifest.sid.levels}, {manifest.generator} in {manifest.precision}"
     )
     figures: dict[str, float] = {}
+    plain_ms = float("nan")
     print(f"{'kept after each level':24} proven   ms p50")
     for num_beams in (each for each in BEAMS if each <= manifest.beam_limit):
         full = beam_widths(manifest.sid, num_beams)
-        figures[f"exact_at_{num_beams}"], figures[f"ms_at_{num_beams}"] = measure(full)
+        figures[f"exact_at_{num_beams}"], ms = measure(full)
+        figures[f"ms_at_{num_beams}"] = float(np.median(ms))
+        if num_beams == START:
+            plain_ms = float(np.mean(ms))
         print(f"{full!s:24} {figures[f'exact_at_{num_beams}']:6.1%} {figures[f'ms_at_{num_beams}']:8.3f}")
     for first in (10, 25):
         narrow = (min(first, manifest.sid.levels[0]), *beam_widths(manifest.sid, START)[1:])
         share, ms = measure(narrow)
         figures[f"exact_at_{first}_then_{START}"] = share
-        print(f"{narrow!s:24} {share:6.1%} {ms:8.3f}")
+        print(f"{narrow!s:24} {share:6.1%} {np.median(ms):8.3f}")
 
     proven, searches, took = [], [], []
     for history in histories:
@@ -96,12 +100,12 @@ def main() -> int:
         "guaranteed_exact": float(np.mean(proven)),
         "guaranteed_searches": float(np.mean(searches)),
         "guaranteed_ms_mean": 1000 * float(np.mean(took)),
-        "guaranteed_cost_ratio": 1000 * float(np.mean(took)) / figures[f"ms_at_{START}"],
+        "guaranteed_cost_ratio": 1000 * float(np.mean(took)) / plain_ms,
     }
     print(
         f"guarantee exact, {START} beams up to {manifest.beam_limit}: {figures['guaranteed_exact']:.1%} "
         f"proven after {figures['guaranteed_searches']:.2f} searches, "
-        f"{figures['guaranteed_cost_ratio']:.2f} times the time of one at {START}"
+        f"{figures['guaranteed_cost_ratio']:.2f} times the mean time of one at {START}"
     )
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
     return 0
