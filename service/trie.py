@@ -100,10 +100,10 @@ class SidTrie:
         else:
             self._claim_page(leaf // self.spec.levels[-1])
             for level in reversed(range(self.spec.num_levels)):
-                flat, byte, bit = self._place(level, prefixes[level])
-                if flat[byte] & bit:
+                row, byte, bit = self._place(level, prefixes[level])
+                if row[byte] & bit:
                     break  # so its parents live already
-                flat[byte] |= bit
+                row[byte] |= bit
         self._num_items += 1
 
     def delete(self, codes: Codes) -> None:
@@ -120,8 +120,8 @@ class SidTrie:
                 del self._shared[leaf]
             return
         for level in reversed(range(self.spec.num_levels)):
-            flat, byte, bit = self._place(level, prefixes[level])
-            flat[byte] ^= bit
+            row, byte, bit = self._place(level, prefixes[level])
+            row[byte] ^= bit
             parent = prefixes[level] // self.spec.levels[level]
             if self._row(level, parent).any():
                 break  # so its parents live on
