@@ -35,6 +35,8 @@ MAX_PARENTS = 2**26
 FILLER = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
 PADDING = -1  # a history position that holds no item has this in every level
 
+LINE_PX = (8, 64)  # lowest and highest line of text
+
 Codes = tuple[int, ...]
 
 
@@ -217,8 +219,9 @@ class FileRecord(_Frozen):
 class RenderSpec(_Frozen):
     """How an item's text becomes strips of pixels; only service/render.py reads it."""
 
-    height_px: int = Field(default=16, ge=8, le=64)
+    height_px: int = Field(default=16, ge=8, le=4096, description="of a strip, with all of its lines")
     width_px: int = Field(default=216, ge=32, le=2048)
+    lines_per_strip: int = Field(default=1, ge=1, le=256, description="more than one makes a strip a page")
     max_strips: int = Field(default=5, ge=1, le=64)
     squeeze: float = Field(default=0.6, gt=0.2, le=1.0, description="horizontal scale of the letters")
     font: str = Field(default="DejaVuSans.ttf", description="a file of service/fonts")
@@ -227,6 +230,20 @@ class RenderSpec(_Frozen):
         default=("title", "brand", "categories", "*", "description"),
         description="the order of an item's fields; * stands for all others, by name",
     )
+
+    @property
+    def line_px(self) -> int:
+        return self.height_px // self.lines_per_strip
+
+    @model_validator(mode="after")
+    def _lines_fit(self) -> Self:
+        low, high = LINE_PX
+        if self.height_px % self.lines_per_strip or not low <= self.line_px <= high:
+            raise ValueError(
+                f"{self.lines_per_strip} lines do not share height_px={self.height_px} in whole pixels, "
+                f"{low} to {high} each. Choose height_px as lines_per_strip times the height of a line"
+            )
+        return self
 
 
 class Manifest(_Frozen):

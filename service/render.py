@@ -1,5 +1,7 @@
 """An item's text becomes strips of pixels: lines of squeezed letters, black on white, all of one size.
 
+A strip is one line, or a page of several lines for encoders that read pages.
+
 Pure: the same text and recipe give the same bytes, in training and in serving. Pillow's basic layout is used
 although it neither shapes nor reorders scripts, because it behaves the same in every Pillow build;
 right-to-left text is therefore drawn in logical order.
@@ -68,9 +70,12 @@ def render_text(text: str, spec: RenderSpec) -> Rendered:
     face = _face(spec)
     drawable, missing = face.spell(_clean(text))
     lines = _wrap(drawable, face)
-    kept = [line for _, line in zip(range(spec.max_strips), lines, strict=False)] or [""]
+    kept = [line for _, line in zip(range(spec.max_strips * spec.lines_per_strip), lines, strict=False)]
     truncated = next(lines, None) is not None
-    return Rendered(np.stack([face.draw(line) for line in kept]), truncated, missing)
+    num_strips = max(1, math.ceil(len(kept) / spec.lines_per_strip))
+    kept += [""] * (num_strips * spec.lines_per_strip - len(kept))  # the rest of the last page
+    drawn = np.stack([face.draw(line) for line in kept])  # [line, line height, width]
+    return Rendered(drawn.reshape(num_strips, spec.height_px, spec.width_px), truncated, missing)
 
 
 def font_sha256(spec: RenderSpec) -> str:
@@ -228,7 +233,7 @@ def _face(spec: RenderSpec) -> _Face:
             f"{path}: sha256 is {found[:12]}, the bundle's recipe says {spec.font_sha256[:12]}. "
             "Pixels would differ from those it was trained on: install the release that exported it."
         )
-    return _cached_face(path, spec.height_px, spec.width_px, spec.squeeze)
+    return _cached_face(path, spec.line_px, spec.width_px, spec.squeeze)
 
 
 def _font_path(name: str) -> Path:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from service.contract import RenderSpec
 from service.errors import ContractMismatch
@@ -193,6 +194,31 @@ def test_endlessly_nested_values_do_not_overflow_the_stack():
 def test_a_recipe_decides_the_strips_size(height_px):
     spec = RenderSpec(height_px=height_px, width_px=300, squeeze=0.8)
     assert render_text("drill", spec).strips.shape == (1, height_px, 300)
+
+
+@pytest.mark.parametrize("num_words", [0, 1, 20, 60])
+def test_a_page_holds_the_lines_of_as_many_strips_and_white_below_them(num_words):
+    text = " ".join(LONG.split()[:num_words])
+    lines = render_text(text, RenderSpec(max_strips=64)).strips  # [line, line height, width]
+    pages = render_text(text, RenderSpec(height_px=48, lines_per_strip=3, max_strips=32)).strips
+    assert pages.shape == (max(1, -(-len(lines) // 3)), 48, SPEC.width_px)
+    drawn = pages.reshape(-1, SPEC.height_px, SPEC.width_px)
+    np.testing.assert_array_equal(drawn[: len(lines)], lines)
+    assert (drawn[len(lines) :] == 255).all()
+
+
+def test_a_text_is_truncated_where_the_last_page_is_full():
+    spec = RenderSpec(height_px=32, lines_per_strip=2, max_strips=2)
+    four_lines = render_text(LONG, RenderSpec(max_strips=4)).strips
+    rendered = render_text(LONG, spec)
+    assert rendered.truncated
+    np.testing.assert_array_equal(rendered.strips.reshape(four_lines.shape), four_lines)
+
+
+@pytest.mark.parametrize(("height_px", "lines"), [(50, 3), (16, 4), (65, 1), (640, 2)])
+def test_lines_that_do_not_share_a_page_in_readable_heights_are_refused(height_px, lines):
+    with pytest.raises(ValidationError, match=f"{lines} lines do not share height_px={height_px}"):
+        RenderSpec(height_px=height_px, lines_per_strip=lines)
 
 
 def test_another_font_file_than_the_recipes_is_refused():
