@@ -75,6 +75,18 @@ class TigerConfig:
     head_dim: int = 64
     ffn_dim: int = 1024
     dropout: float = 0.1
+    temperature: float = 1.0  # of the training loss alone: below 1 the nearest wrong codes weigh more
+
+
+@dataclass(frozen=True)
+class SasRecConfig:
+    """generators/sasrec.py: a causal transformer over items without codes (SASRec, arXiv 1808.09781)."""
+
+    width: int = 64
+    num_layers: int = 2
+    num_heads: int = 1
+    ffn_dim: int = 64
+    dropout: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ output head tied to the embedding (and so scaled by width ** -0.5). Three things
 With `reads="items"` the encoder reads one vector for each item, the sum of its prefix embeddings, in place of
 one token for each code: a third of the tokens, and of the encoder's work.
 
+With `temperature` τ the training loss is cross-entropy on logits / τ (LETTER, CIKM 2024): below 1 the codes
+that come nearest to the truth weigh more. Scores stay those of the plain logits, as in the authors' code.
+
 A history of nothing but padding reads as one padding token, however long it is: with every key masked alike,
 attention is uniform over equal tokens.
 """
@@ -212,6 +215,7 @@ class TigerGenerator(Generator):
         """
         super().__init__()
         self.spec = spec
+        self.temperature = config.temperature
         self.prefixes: nn.ModuleList | None = None
         if config.reads == "items":
             if seen_codes is None:
@@ -279,7 +283,7 @@ class TigerGenerator(Generator):
             x = layer.decode(x, bias, history_memory, state.history_bias)
         h = self.dropout(self.decoder_norm(x))  # [batch, step, width]
         losses = [
-            F.cross_entropy(self._logits(level, h[:, level]), target[:, level])
+            F.cross_entropy(self._logits(level, h[:, level]) / self.temperature, target[:, level])
             for level in range(self.spec.num_levels)
         ]
         return torch.stack(losses).sum()

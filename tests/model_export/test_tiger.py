@@ -1,5 +1,6 @@
 """`tiger` against transformers' T5 with the same weights, and what beams and padding must not change."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.t5_peer import as_t5
-from model_export.configs import TigerConfig
+from model_export.configs import TigerConfig, TrainingConfig
+from model_export.data.splits import Split, Targets
 from model_export.generators.tiger import TigerGenerator
 from model_export.recommender import random_histories
+from model_export.training import train_generator, validate
 from service.contract import PADDING, SidSpec
 
 SPEC = SidSpec(levels=(5, 3, 7))
@@ -152,6 +155,26 @@ def test_the_order_of_a_history_matters(generator):
     ).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.8, 2.0])
+def test_temperature_divides_the_logits_of_the_loss_and_no_score(generator, temperature):
+    """A score gives logits up to a constant, which no softmax notices."""
+    warm = TigerGenerator(config=replace(CONFIG, temperature=temperature), spec=SPEC)
+    warm.load_state_dict(generator.state_dict())
+    warm.eval()
+    window = torch.cat([random_history(11, 5, 4), random_codes(12, 5, 1)], dim=1)
+    target, expected = window[:, -1], torch.zeros(())
+    with torch.no_grad():
+        state, prefix = warm.start(window[:, :-1]), torch.zeros(5, 1, dtype=torch.int64)
+        plain = generator.start(window[:, :-1])
+        for level, num_codes in enumerate(SPEC.levels):
+            log_probs, state = warm.step(level, state, prefix)  # [batch, 1, code]
+            unchanged, plain = generator.step(level, plain, prefix)
+            assert torch.equal(log_probs, unchanged)
+            expected = expected + F.cross_entropy(log_probs[:, 0] / temperature, target[:, level])
+            prefix = prefix * num_codes + target[:, level, None]
+        torch.testing.assert_close(warm.loss(window), expected)
+
+
 def test_training_learns_to_repeat_the_newest_item():
     """From fresh weights: the initial scale is one that learns, and the target is found from the history."""
     torch.manual_seed(1)
@@ -166,3 +189,31 @@ def test_training_learns_to_repeat_the_newest_item():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2 * np.log(SPEC.num_prefixes[-1])
+
+
+@pytest.mark.parametrize("reads", ["codes", "items"])
+def test_codes_with_a_number_within_their_group_train_and_decode(reads, tmp_path):
+    """TIGER's own way with collisions, a last level that only counts. Everybody walks in circles, past items
+    that differ in nothing else.
+    """
+    spec = SidSpec(levels=(2, 2, 2, 4))
+    items = np.arange(12)
+    codes = np.stack([items % 2, items // 2 % 2, np.zeros_like(items), items // 4], axis=1)
+    torch.manual_seed(0)
+    config = TigerConfig(reads, width=16, num_layers=1, num_heads=2, head_dim=8, ffn_dim=32, dropout=0.0)
+    generator = TigerGenerator(config=config, spec=spec, seen_codes=codes)
+    walks = [((items[:9] + start) % 12).astype(np.int32) for start in items]
+    everybody = Targets(items, [walk[:-1] for walk in walks], np.array([walk[-1] for walk in walks]))
+    training = TrainingConfig(
+        max_epochs=60, batch_positions=128, learning_rate=1e-2, warmup_steps=5, validate_every_epochs=20
+    )
+    train_generator(
+        generator,
+        codes=codes,
+        split=Split([walk[:-1] for walk in walks], everybody, everybody),
+        config=training,
+        history_length=4,
+        seed=0,
+        checkpoint=tmp_path / "run.checkpoint",
+    )
+    assert validate(generator, codes, everybody, history_length=4) > 0.99
