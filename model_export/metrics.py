@@ -1,6 +1,7 @@
 """How good rankings and codes are. Item-level: what counts is the item, never its codes (methods: CCE).
 
-Every figure is a mean over users, and a user whose target is missing counts as 0.
+Every figure is a mean over users, and a user whose target is missing counts as 0. `hits_at` and `gains_at`
+are what each user adds to recall and NDCG, for statistics.py.
 """
 
 from typing import Any, NamedTuple
@@ -15,13 +16,23 @@ Ints = NDArray[np.integer[Any]]
 
 def recall_at(ranked: Ints, targets: Ints, k: int) -> float:
     """The share of users whose target [user] is among the first `k` of ranked [user, rank]."""
-    return _mean(target_ranks(ranked, targets, k) < k)
+    return _mean(hits_at(ranked, targets, k))
 
 
 def ndcg_at(ranked: Ints, targets: Ints, k: int) -> float:
     """1 / log2(rank + 1) of the target, rank from 1; one target, so the ideal is 1."""
+    return _mean(gains_at(ranked, targets, k))
+
+
+def hits_at(ranked: Ints, targets: Ints, k: int) -> NDArray[np.float64]:
+    """Of each user 1 where the target is among the first `k`, else 0. [user]"""
+    return (target_ranks(ranked, targets, k) < k).astype(np.float64)
+
+
+def gains_at(ranked: Ints, targets: Ints, k: int) -> NDArray[np.float64]:
+    """Of each user what `ndcg_at` averages. [user]"""
     rank = target_ranks(ranked, targets, k)
-    return _mean(np.where(rank < k, 1 / np.log2(rank + 2), 0))
+    return np.where(rank < k, 1 / np.log2(rank + 2), 0.0)
 
 
 def mrr(ranked: Ints, targets: Ints) -> float:
