@@ -20,6 +20,15 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class HubEncoderConfig:
+    """A frozen encoder of a `transformers` checkpoint (encoders/hub.py)."""
+
+    kind: Literal["donut", "trocr", "deepseek-ocr-2"]
+    checkpoint: str  # a folder, or a name on the model hub
+    strips_per_run: int = 4  # read at once; of full pages, DeepSeek-OCR-2 wants some gigabytes for each
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The head trained on co-purchase pairs of the training part (encoders/head.py)."""
 

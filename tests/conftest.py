@@ -2,9 +2,11 @@
 
 import os
 
-# Before torch and tqdm are imported: small tensors are slower on several threads, and nobody watches bars.
+# Before torch, tqdm and transformers are imported: small tensors are slower on several threads, nobody
+# watches bars, and no test asks a model hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
