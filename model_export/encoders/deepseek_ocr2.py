@@ -1,9 +1,8 @@
 """DeepSeek-OCR-2's encoder (deepseek-community/DeepSeek-OCR-2): SAM's patches, asked by learnt queries.
 
 A picture larger than a tile is seen twice, as a whole and in tiles; its frame is the mean of all tokens.
-At its full size, with random weights: 453 million weights, a graph of 1.83 GB, 41 s for a page of 480 x 640 on
+At full size, with random weights: 453 million of them, a graph of 1.83 GB, 41 s for a page of 480 x 640 on
 one CPU core in PyTorch; the export of the body takes five minutes and 18 GB of memory.
-
 """
 
 from copy import deepcopy
