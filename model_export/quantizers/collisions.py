@@ -1,21 +1,31 @@
-"""Items that share all codes get codes of their own, at the least cost (zero-collision reassignment).
+"""What becomes of items that share all codes.
 
-Only the last code changes, so an item stays below its prefix. Below one prefix this is an assignment problem,
-items to codes, solved exactly: first the fewest items moved, then the least squared distance between what an
-item still needs at the last level and the codeword that it gets. Where n items share a prefix and the last
-level has only K < n codes they cannot all differ: there each code takes at most ceil(n / K) of them, under
-the same two rules. Such groups are reported, and slots tell their items apart.
+*Zero-collision reassignment* gives them codes of their own at the least cost. Only the last code changes, so
+an item stays below its prefix. Below one prefix this is an assignment problem, items to codes, solved
+exactly: first the fewest items moved, then the least squared distance between what an item still needs at the
+last level and the codeword that it gets. Where n items share a prefix and the last level has only K < n codes
+they cannot all differ: there each code takes at most ceil(n / K) of them, under the same two rules. Such
+groups are reported, and slots tell their items apart.
+
+The others are what papers do: *Sinkhorn* spreads the items of each shared code over the last level again and
+again (LC-Rec), a *suffix* numbers them in one more level (TIGER).
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from model_export.quantizers.sinkhorn import sinkhorn_assign
 from service.contract import SidSpec
+
+SINKHORN_ROUNDS = 30
+
+Treatment = Literal["none", "sinkhorn", "zcr", "suffix"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class CollisionReport:
         )
         if self.num_overfull_groups:
             text += (
-                f", up to {self.max_group_after} the same: {self.num_overfull_items:,} items lie below "
+                f", up to {self.max_group_after} the same; {self.num_overfull_items:,} items lie below "
                 f"{self.num_overfull_groups} prefixes that have more items than codes"
             )
         return text
@@ -55,8 +65,44 @@ class CollisionReport:
 
 @dataclass(frozen=True)
 class Reassigned:
+    spec: SidSpec  # of the codes: a suffix is one level more
     codes: NDArray[np.int64]  # [item, level]
     report: CollisionReport
+
+
+class _LastLevel(NamedTuple):
+    needed: NDArray[np.float64]  # [item, latent]  what the codes before leave over
+    codebook: NDArray[np.float64]  # [code, latent]
+
+    def distances(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Squared distances of items [item] to the codewords [item, code]."""
+        return np.square(self.needed[items, None, :] - self.codebook).sum(axis=-1)
+
+    def error(self, codes: NDArray[np.int64]) -> float:
+        """Squared distances of all items to the codewords of codes [item, level], summed."""
+        return float(np.square(self.needed - self.codebook[codes[:, -1]]).sum())
+
+
+def treat_collisions(
+    how: Treatment,
+    codes: NDArray[np.int64],
+    latents: NDArray[np.float32],
+    codebooks: Sequence[NDArray[np.float32]],
+    item_ids: Sequence[str],
+) -> Reassigned:
+    """Treat the collisions of codes [item, level] of latents [item, latent] with codebooks [code, latent].
+
+    Ties are settled by the order of the item ids, so items in another order get the same codes. Only a suffix
+    goes by the order of the items, as slots do.
+    """
+    if how == "zcr":
+        return reassign_collisions(codes, latents, codebooks, item_ids)
+    spec = _spec_of(codebooks)
+    if how == "suffix":
+        return _append_suffix(codes, spec)
+    last = _last_level(codes, latents, codebooks)
+    new_codes = _spread_by_sinkhorn(codes, spec, last) if how == "sinkhorn" else codes
+    return Reassigned(spec, new_codes, _report(codes, new_codes, spec, last))
 
 
 def reassign_collisions(
@@ -65,48 +111,13 @@ def reassign_collisions(
     codebooks: Sequence[NDArray[np.float32]],
     item_ids: Sequence[str],
 ) -> Reassigned:
-    """Resolve collisions of codes [item, level] of latents [item, latent] with codebooks [code, latent].
-
-    Equal costs are settled by the order of the item ids, so items in another order get the same codes.
-    """
-    spec = SidSpec(levels=tuple(len(codebook) for codebook in codebooks))
-    num_codes = spec.levels[-1]
-    needed = latents.astype(np.float64)  # [item, latent]
-    for level, codebook in enumerate(codebooks[:-1]):
-        needed = needed - codebook[codes[:, level]]
-    last = codebooks[-1].astype(np.float64)  # [code, latent]
-
+    """Zero-collision reassignment, as `treat_collisions`."""
+    spec, last = _spec_of(codebooks), _last_level(codes, latents, codebooks)
+    by_id = np.array(sorted(range(len(item_ids)), key=item_ids.__getitem__), dtype=np.int64)
     new_codes = codes.copy()
-    num_overfull_groups = num_overfull_items = 0
-    distance_increase = 0.0
-    groups = _crowded_groups(codes, spec, _by_id(item_ids))
-    for group in groups:
-        if len(group) > num_codes:
-            num_overfull_groups += 1
-            num_overfull_items += len(group)
-        distance = np.square(needed[group, None, :] - last).sum(axis=-1)  # [member, code]
-        old = codes[group, -1]  # [member]
-        new = _match(distance, old)
-        member = np.arange(len(group))
-        distance_increase += float((distance[member, new] - distance[member, old]).sum())
-        new_codes[group, -1] = new
-
-    before, after = _sizes(codes, spec), _sizes(new_codes, spec)
-    report = CollisionReport(
-        num_items=len(codes),
-        num_groups=len(groups),
-        num_reassigned=int((new_codes != codes).any(axis=1).sum()),
-        num_overfull_groups=num_overfull_groups,
-        num_overfull_items=num_overfull_items,
-        max_group_before=int(before.max(initial=0)),
-        max_group_after=int(after.max(initial=0)),
-        rate_before=_share_rate(before),
-        rate_after=_share_rate(after),
-        missing_rate_before=_missing_rate(before),
-        missing_rate_after=_missing_rate(after),
-        distance_increase=distance_increase,
-    )
-    return Reassigned(new_codes, report)
+    for group in _crowded_groups(codes, spec, by_id):
+        new_codes[group, -1] = _match(last.distances(group), codes[group, -1])
+    return Reassigned(spec, new_codes, _report(codes, new_codes, spec, last))
 
 
 def assign_slots(codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -135,21 +146,90 @@ def _match(distance: NDArray[np.float64], old: NDArray[np.int64]) -> NDArray[np.
     return linear_sum_assignment(cost)[1] % num_codes
 
 
-def _by_id(item_ids: Sequence[str]) -> NDArray[np.int64]:
-    """Item indices [item] in the order of their ids."""
-    return np.array(sorted(range(len(item_ids)), key=item_ids.__getitem__), dtype=np.int64)
+def _spread_by_sinkhorn(codes: NDArray[np.int64], spec: SidSpec, last: _LastLevel) -> NDArray[np.int64]:
+    """New last codes for all items of each shared code, until none is shared or nothing changes.
+
+    An item that comes upon others this way is sent one code further the next time, or they would go round.
+    """
+    new_codes = codes.copy()
+    for attempt in range(SINKHORN_ROUNDS):
+        before = new_codes.copy()
+        for group in _groups_of(spec.prefixes_of(before)[-1]):
+            if len(group) > 1:
+                new_codes[group, -1] = sinkhorn_assign(last.distances(group), nth=attempt)
+        if (new_codes == before).all():
+            break
+    return new_codes
+
+
+def _append_suffix(codes: NDArray[np.int64], spec: SidSpec) -> Reassigned:
+    """Number the items of the same codes, in one more level."""
+    suffix = assign_slots(codes)  # [item]
+    longer = SidSpec(levels=(*spec.levels, max(2, int(suffix.max(initial=0)) + 1)))
+    new_codes = np.column_stack([codes, suffix])  # [item, level]
+    report = _compare(_sizes(codes, spec), _sizes(new_codes, longer))
+    return Reassigned(longer, new_codes, replace(report, num_groups=len(_crowded_groups(codes, spec))))
+
+
+def _report(
+    codes: NDArray[np.int64], new_codes: NDArray[np.int64], spec: SidSpec, last: _LastLevel
+) -> CollisionReport:
+    groups = _crowded_groups(codes, spec)
+    overfull = [len(group) for group in groups if len(group) > spec.levels[-1]]
+    return replace(
+        _compare(_sizes(codes, spec), _sizes(new_codes, spec)),
+        num_groups=len(groups),
+        num_reassigned=int((new_codes != codes).any(axis=1).sum()),
+        num_overfull_groups=len(overfull),
+        num_overfull_items=sum(overfull),
+        distance_increase=last.error(new_codes) - last.error(codes),
+    )
+
+
+def _compare(before: NDArray[np.int64], after: NDArray[np.int64]) -> CollisionReport:
+    """The report of a treatment that moves nothing, from the items of each of the codes in use."""
+    return CollisionReport(
+        num_items=int(before.sum()),
+        num_groups=0,
+        num_reassigned=0,
+        num_overfull_groups=0,
+        num_overfull_items=0,
+        max_group_before=int(before.max(initial=0)),
+        max_group_after=int(after.max(initial=0)),
+        rate_before=_share_rate(before),
+        rate_after=_share_rate(after),
+        missing_rate_before=_missing_rate(before),
+        missing_rate_after=_missing_rate(after),
+        distance_increase=0.0,
+    )
+
+
+def _spec_of(codebooks: Sequence[NDArray[np.float32]]) -> SidSpec:
+    return SidSpec(levels=tuple(len(codebook) for codebook in codebooks))
+
+
+def _last_level(
+    codes: NDArray[np.int64], latents: NDArray[np.float32], codebooks: Sequence[NDArray[np.float32]]
+) -> _LastLevel:
+    needed = latents.astype(np.float64)  # [item, latent]
+    for level, codebook in enumerate(codebooks[:-1]):
+        needed = needed - codebook[codes[:, level]]
+    return _LastLevel(needed, codebooks[-1].astype(np.float64))
+
+
+def _groups_of(key: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> list[NDArray[np.int64]]:
+    """The items of each key [item], within a group in `order` [item] or as they come."""
+    order = np.arange(len(key)) if order is None else order
+    order = order[np.argsort(key[order], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
 
 
 def _crowded_groups(
-    codes: NDArray[np.int64], spec: SidSpec, by_id: NDArray[np.int64]
+    codes: NDArray[np.int64], spec: SidSpec, order: NDArray[np.int64] | None = None
 ) -> list[NDArray[np.int64]]:
-    """The items below each prefix of all but the last code where any two have the last one in common too,
-    in the order `by_id` [item].
-    """
+    """The items below each prefix of all but the last code where any two have the last one in common too."""
     full = spec.prefixes_of(codes)[-1]  # [item]
-    prefix = full // spec.levels[-1]
-    order = by_id[np.argsort(prefix[by_id], kind="stable")]
-    groups = np.split(order, np.flatnonzero(np.diff(prefix[order])) + 1)
+    groups = _groups_of(full // spec.levels[-1], order)
     return [group for group in groups if len(np.unique(full[group])) < len(group)]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model_export.configs import QuantizerConfig
-from model_export.quantizers.collisions import assign_slots, reassign_collisions
+from model_export.quantizers.collisions import assign_slots, reassign_collisions, treat_collisions
 from model_export.quantizers.rq_vae import train_rq_vae
 from service.contract import SidSpec
 
@@ -185,3 +185,81 @@ def test_codes_and_slot_together_are_unique_and_slots_have_no_gaps(seed):
     for row in np.unique(codes, axis=0):
         found = slots[(codes == row).all(1)]
         assert sorted(found) == list(range(len(found)))
+
+
+def treated(how, codes, latents, codebooks, item_ids=None):
+    return treat_collisions(how, codes, latents, codebooks, ids(len(codes)) if item_ids is None else item_ids)
+
+
+def test_untreated_codes_stay_and_are_reported():
+    codes, latents, codebooks = crowded(0, num_items=40, levels=(2, 32))
+    found = treated("none", codes, latents, codebooks)
+    assert (found.codes == codes).all()
+    assert found.report.rate_after == found.report.rate_before > 0
+    assert found.report.num_reassigned == found.report.distance_increase == 0
+    assert found.report.num_groups == separate(codes, latents, codebooks)[1].num_groups > 0
+
+
+def test_a_suffix_numbers_the_items_of_the_same_codes():
+    codes = np.array([[1, 2], [0, 0], [1, 2], [2, 1], [1, 2], [0, 0]])
+    codebooks = [np.zeros((3, 1)), np.zeros((3, 1))]
+    found = treated("suffix", codes, np.zeros((6, 1)), codebooks)
+    assert found.codes.tolist() == [[1, 2, 0], [0, 0, 0], [1, 2, 1], [2, 1, 0], [1, 2, 2], [0, 0, 1]]
+    assert found.spec.levels == (3, 3, 3)
+    assert (found.report.rate_before, found.report.rate_after) == (5 / 6, 0.0)
+    assert (found.report.max_group_before, found.report.max_group_after) == (3, 1)
+    assert (found.report.num_groups, found.report.num_reassigned) == (2, 0)
+
+
+def test_a_suffix_has_two_codes_at_least():
+    found = treated("suffix", np.array([[0], [1]]), np.zeros((2, 1)), [np.zeros((2, 1))])
+    assert found.spec.levels == (2, 2)
+    assert found.codes.tolist() == [[0, 0], [1, 0]]
+
+
+def test_sinkhorn_gives_a_shared_code_to_the_item_with_more_to_lose():
+    codebooks = [np.zeros((1, 1)), np.array([[0.0], [1.0]])]
+    latents = np.array([[0.1], [0.4]])
+    found = treated("sinkhorn", np.array([[0, 0], [0, 0]]), latents, codebooks)
+    assert found.codes.tolist() == [[0, 0], [0, 1]]
+    assert found.report.num_reassigned == 1
+    assert found.report.distance_increase == pytest.approx(0.6**2 - 0.4**2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sinkhorn_parts_most_items_and_changes_only_the_last_level(seed):
+    codes, latents, codebooks = crowded(seed, num_items=60, levels=(3, 2, 32))
+    found = treated("sinkhorn", codes, latents, codebooks)
+    assert (found.codes[:, :-1] == codes[:, :-1]).all()
+    assert found.report.rate_after < found.report.rate_before / 2
+    assert found.report.missing_rate_after == pytest.approx(1 - num_distinct(found.codes) / 60)
+    assert found.report.num_reassigned == (found.codes != codes).any(axis=1).sum()
+
+
+def test_sinkhorn_leaves_codes_that_are_different_already():
+    codes, latents, codebooks = crowded(0, num_items=40, levels=(2, 32))
+    apart, _ = separate(codes, latents, codebooks)
+    assert (treated("sinkhorn", apart, latents, codebooks).codes == apart).all()
+
+
+def test_sinkhorn_cannot_part_identical_items_and_ends():
+    codebooks = [np.array([[0.0], [1.0], [2.0]])]
+    found = treated("sinkhorn", np.zeros((3, 1), dtype=np.int64), np.zeros((3, 1)), codebooks)
+    assert num_distinct(found.codes) == 1
+    assert found.report.rate_after == 1.0
+
+
+@pytest.mark.parametrize("how", ["none", "sinkhorn", "zcr"])
+def test_a_treatment_does_not_depend_on_the_order_of_items(how):
+    codes, latents, codebooks = crowded(1, num_items=50, levels=(2, 3, 16))
+    order = np.random.default_rng(1).permutation(50)
+    there = treated(how, codes, latents, codebooks).codes
+    shuffled = [ids(50)[item] for item in order]
+    assert (treated(how, codes[order], latents[order], codebooks, shuffled).codes == there[order]).all()
+
+
+@pytest.mark.parametrize("how", ["none", "sinkhorn", "zcr", "suffix"])
+def test_no_items_are_no_work_for_any_treatment(how):
+    found = treated(how, np.zeros((0, 2), dtype=np.int64), np.zeros((0, 1)), [np.zeros((2, 1))] * 2)
+    assert len(found.codes) == 0
+    assert found.report.rate_after == 0.0
