@@ -60,6 +60,26 @@ class QuantizerConfig:
 
 
 @dataclass(frozen=True)
+class RqKMeansConfig:
+    """Residual k-means (quantizers/rq_kmeans.py)."""
+
+    balanced: bool = False  # every code of a level gets the same number of items
+    num_starts: int = 4  # of k-means at each level; the best is kept
+    balanced_rounds: int = 30  # at most, of moving the centroids under balance
+
+
+@dataclass(frozen=True)
+class LetterConfig:
+    """LETTER, methods.md §2.3: an RQ-VAE that also hears of purchases and of how codes are spread."""
+
+    rq_vae: QuantizerConfig = field(default_factory=QuantizerConfig)
+    alpha: float = 0.02  # weight of the alignment with collaborative vectors
+    beta: float = 1e-4  # weight of the diversity of codewords
+    num_groups: int = 10  # of codewords that are drawn together
+    regroup_every_epochs: int = 5
+
+
+@dataclass(frozen=True)
 class TreeConfig:
     """generators/tree.py: a causal transformer over items, one position each."""
 

@@ -38,9 +38,11 @@ from model_export.generators.base import Generator
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
 from model_export.precision import Agreement
-from model_export.quantizers import collisions, rq_vae
+from model_export.quantizers import base as quantizer_base
+from model_export.quantizers import collisions, rq_vae, sinkhorn
+from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, assign_slots, reassign_collisions
-from model_export.quantizers.rq_vae import QuantizerReport, RqVae, train_rq_vae
+from model_export.quantizers.rq_vae import train_rq_vae
 from model_export.recommender import check_recommender, export_recommender
 from model_export.report import Example, write_report
 from model_export.tokenizer import check_tokenizer, export_tokenizer
@@ -81,7 +83,7 @@ class Tokenized:
     features: NDArray[np.float32]  # [item, feature]
     pooling: Pooling
     head: ItemHead
-    quantizer: RqVae
+    quantizer: ResidualQuantizer
     quantizer_report: QuantizerReport
     codes: NDArray[np.int64]  # [item, level], after reassignment
     slots: NDArray[np.int64]  # [item]
@@ -179,7 +181,7 @@ def _tokenize(
     vectors = head.vectors(features)
 
     say("[4/7] train the RQ-VAE")
-    inputs = (*inputs, config.quantizer, config.sid, rq_vae)
+    inputs = (*inputs, config.quantizer, config.sid, rq_vae, quantizer_base)
     quantizer, report = _stage(
         cache, "rq-vae", inputs, lambda: train_rq_vae(vectors, config.sid, config.quantizer, seed=seed)
     )
@@ -192,13 +194,13 @@ def _tokenize(
 
 @torch.no_grad()
 def _codes(
-    quantizer: RqVae, vectors: NDArray[np.float32], item_ids: Sequence[str]
+    quantizer: ResidualQuantizer, vectors: NDArray[np.float32], item_ids: Sequence[str]
 ) -> tuple[NDArray[np.int64], CollisionReport]:
     """Codes [item, level] with collisions reassigned at the last level."""
-    latents = quantizer.latents(torch.from_numpy(vectors))  # [item, latent]
+    data = torch.from_numpy(vectors)  # [item, dim]
     reassigned = reassign_collisions(
-        quantizer.quantize(latents).codes.numpy(),
-        latents.numpy(),
+        quantizer.encode(data).numpy(),
+        quantizer.latents(data).numpy(),
         [codebook.numpy() for codebook in quantizer.codebooks],
         item_ids,
     )
@@ -473,6 +475,7 @@ def _report_drawing(rendered: Sequence[render.Rendered], say: Say) -> None:
 
 # A change to any of these makes another bundle.
 CODE = (
-    pp_ocr, visual_words, head_module, rq_vae, collisions, seen_prefixes, tree, tiger, generator_base,
-    beam_search, training, ranking, recommender, precision, tokenizer, evaluate, contract, render,
+    pp_ocr, visual_words, head_module, quantizer_base, rq_vae, collisions, sinkhorn, seen_prefixes, tree,
+    tiger, generator_base, beam_search, training, ranking, recommender, precision, tokenizer, evaluate,
+    contract, render,
 )  # fmt: skip

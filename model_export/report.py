@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.evaluate import table
+from model_export.quantizers.base import EpochStats
 from model_export.quantizers.collisions import CollisionReport
-from model_export.quantizers.rq_vae import EpochStats
 from model_export.training import Curve
 
 

@@ -1,0 +1,33 @@
+"""The quantiser that a configuration asks for."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.configs import LetterConfig, QuantizerConfig, RqKMeansConfig
+from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
+from model_export.quantizers.letter import train_letter
+from model_export.quantizers.rq_kmeans import train_rq_kmeans
+from model_export.quantizers.rq_vae import train_rq_vae
+from service.contract import SidSpec
+
+AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig
+
+TRAIN = {
+    QuantizerConfig: train_rq_vae,
+    RqKMeansConfig: train_rq_kmeans,
+    LetterConfig: train_letter,
+}
+
+
+def train_quantizer(
+    vectors: NDArray[np.float32],
+    spec: SidSpec,
+    config: AnyQuantizerConfig,
+    *,
+    seed: int,
+    collaborative: NDArray[np.float32] | None = None,
+    progress: bool = True,
+) -> tuple[ResidualQuantizer, QuantizerReport]:
+    """Fit to vectors [item, dim]; collaborative vectors [item, any] are for LETTER, which needs them."""
+    train = TRAIN[type(config)]
+    return train(vectors, spec, config, seed=seed, collaborative=collaborative, progress=progress)

@@ -1,0 +1,90 @@
+"""RQ-k-means: the k-means centroids of the vectors, then of what those left over, and so on.
+
+The latents are the vectors as they come, unit vectors from the head: standardising each dimension, as RQ-VAE
+has to, would weigh directions anew that the head has weighed by what people buy.
+
+Balanced, every code of a level gets the same number of items. The prices that see to it (balanced.py) are
+part of `encode`, so new items are encoded as the catalogue was.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model_export.configs import RqKMeansConfig
+from model_export.quantizers.balanced import balanced_kmeans
+from model_export.quantizers.base import (
+    QuantizerReport,
+    ResidualQuantizer,
+    encode_all,
+    kmeans_centroids,
+    measure,
+    nearest,
+)
+from service.contract import SidSpec
+
+
+class RqKMeans(ResidualQuantizer):
+    """Codebooks and prices; a code's price is added to its squared distance."""
+
+    def __init__(self, *, vector_dim: int, spec: SidSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.codebooks = nn.ParameterList(nn.Parameter(torch.zeros(k, vector_dim)) for k in spec.levels)
+        self.prices = nn.ParameterList(nn.Parameter(torch.zeros(k)) for k in spec.levels)  # level l: [code]
+
+    def latents(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        residual, codes = self.latents(vectors), []
+        for codebook, price in zip(self.codebooks, self.prices, strict=True):
+            code = nearest(residual, codebook, price)  # [item]
+            residual = residual - codebook[code]
+            codes.append(code)
+        return torch.stack(codes, dim=-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.total(codes)
+
+
+@torch.no_grad()
+def train_rq_kmeans(
+    vectors: NDArray[np.float32],
+    spec: SidSpec,
+    config: RqKMeansConfig,
+    *,
+    seed: int,
+    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantisers train by one signature
+    progress: bool = True,
+) -> tuple[RqKMeans, QuantizerReport]:
+    """Fit codebooks to vectors [item, dim], level by level. Deterministic for a seed on a machine."""
+    if len(vectors) == 0:
+        raise ValueError("there are no vectors to fit RQ-k-means to")
+    data = torch.as_tensor(vectors, dtype=torch.float32)  # [item, dim]
+    model = RqKMeans(vector_dim=data.shape[1], spec=spec).eval().requires_grad_(False)
+    residual = model.latents(data)  # [item, latent]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for level in tqdm(range(spec.num_levels), desc="fit RQ-k-means", unit="level", disable=not progress):
+            _fit_level(model, level, residual, config, seed)
+            codebook = model.codebooks[level]
+            residual = residual - codebook[nearest(residual, codebook, model.prices[level])]
+    unexplained, variance = residual.square().mean(), (data - data.mean(dim=0)).square().mean()
+    stats = measure(1, float(unexplained), encode_all(model, data), spec)
+    return model, QuantizerReport((stats,), float(1 - unexplained / variance) if variance > 0 else 1.0)
+
+
+def _fit_level(model: RqKMeans, level: int, residual: Tensor, config: RqKMeansConfig, seed: int) -> None:
+    num_codes = model.spec.levels[level]
+    centroids = kmeans_centroids(residual, num_codes, seed=seed, num_starts=config.num_starts)
+    # Of fewer different items than codes each has a code of its own, and there is nothing to balance.
+    if config.balanced and len(torch.unique(residual, dim=0)) > num_codes:
+        found = balanced_kmeans(
+            residual.numpy(), centroids.numpy(), max_rounds=config.balanced_rounds, seed=seed
+        )
+        centroids = torch.from_numpy(found.centroids)
+        model.prices[level].copy_(torch.from_numpy(found.price))
+    model.codebooks[level].copy_(centroids)

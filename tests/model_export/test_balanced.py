@@ -1,0 +1,98 @@
+"""Balanced division against an assignment solver, and the prices that repeat it."""
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from model_export.quantizers.balanced import balanced_kmeans, divide, squared_distances
+
+
+def least_total(distance, sizes) -> float:
+    """By an assignment of items to as many places in each cluster as it has."""
+    places = np.repeat(distance, sizes, axis=1)
+    return float(places[linear_sum_assignment(places)].sum())
+
+
+def total_of(distance, cluster) -> float:
+    return float(distance[np.arange(len(distance)), cluster].sum())
+
+
+def skewed(seed: int, *, num_items: int, dim: int = 4):
+    """Many items in one place, few in others."""
+    rng = np.random.default_rng(seed)
+    centres = 3 * rng.normal(size=(8, dim))
+    share = 0.5 ** np.arange(8)
+    points = centres[rng.choice(8, num_items, p=share / share.sum())] + rng.normal(size=(num_items, dim))
+    return points.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("num_items", [40, 43])
+def test_a_division_is_even_and_of_least_total_distance(seed, num_items):
+    distance = np.random.default_rng(seed).exponential(size=(num_items, 8)) + np.arange(8)
+    division = divide(distance)
+    sizes = np.bincount(division.cluster, minlength=8)
+    assert sizes.max() - sizes.min() == (0 if num_items == 40 else 1)
+    assert total_of(distance, division.cluster) == pytest.approx(least_total(distance, sizes))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("num_items", [40, 43])
+def test_prices_repeat_the_division_with_something_to_spare(seed, num_items):
+    distance = np.random.default_rng(seed).exponential(size=(num_items, 8)) + np.arange(8)
+    division = divide(distance)
+    asked = np.sort(distance + division.price, axis=1)
+    assert ((distance + division.price).argmin(axis=1) == division.cluster).all()
+    assert (asked[:, 1] - asked[:, 0]).min() > 1e-9
+    assert division.price.min() == 0.0
+
+
+def test_a_known_division_and_its_prices():
+    # All want the first cluster; the two that lose least by leaving it leave.
+    distance = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 4.0]])
+    division = divide(distance)
+    assert division.cluster.tolist() == [1, 1, 0, 0]
+    assert division.price.tolist() == [2.5, 0.0]  # half way between the losses of 2 and 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wrong_guess_at_prices_leads_to_the_same_division(seed):
+    rng = np.random.default_rng(seed)
+    distance = rng.random((60, 6))
+    guess = 10 * rng.random(6)
+    assert (divide(distance, guess).cluster == divide(distance).cluster).all()
+
+
+def test_items_alike_are_divided_but_no_price_can_tell_them_apart():
+    distance = np.zeros((6, 3))
+    division = divide(distance)
+    assert np.bincount(division.cluster).tolist() == [2, 2, 2]
+    assert len(set((distance + division.price).argmin(axis=1))) == 1
+
+
+def test_fewer_items_than_clusters_are_refused():
+    with pytest.raises(ValueError, match="2 items cannot fill 3 clusters"):
+        divide(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("num_items", [640, 650, 5000])
+def test_balanced_k_means_keeps_sizes_even_where_items_crowd(seed, num_items):
+    points = skewed(seed, num_items=num_items)
+    start = points[np.random.default_rng(seed).choice(num_items, 16, replace=False)]
+    found = balanced_kmeans(points, start, max_rounds=20, seed=seed)
+    crowded = np.bincount(squared_distances(points, start).argmin(axis=1), minlength=16)
+    sizes = np.bincount(found.cluster, minlength=16)
+    assert crowded.max() > 1.5 * num_items / 16
+    assert sizes.max() - sizes.min() == (num_items % 16 > 0)
+    asked = squared_distances(points, found.centroids) + found.price
+    assert (asked.argmin(axis=1) != found.cluster).mean() <= 0.001, "but for rounding"
+
+
+def test_balanced_k_means_finds_clusters_that_are_balanced_already():
+    rng = np.random.default_rng(0)
+    centres = 10 * rng.normal(size=(6, 3)).astype(np.float32)
+    points = (np.repeat(centres, 20, axis=0) + 0.1 * rng.normal(size=(120, 3))).astype(np.float32)
+    found = balanced_kmeans(points, points[::20] + 0.05, max_rounds=20, seed=0)
+    assert (found.cluster == np.repeat(np.arange(6), 20)).all()
+    np.testing.assert_allclose(found.centroids, points.reshape(6, 20, 3).mean(axis=1), atol=1e-5)
