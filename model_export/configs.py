@@ -11,6 +11,7 @@ from service.contract import RenderSpec, SidSpec
 class EncoderConfig:
     """Frozen OCR encoder and the visual words pooled from its frames (encoders/)."""
 
+    body: Literal["pp-ocr", "compact"] = "pp-ocr"
     projection_dim: int = 32  # a spike frame is projected to this before windows are made
     window: int = 4  # consecutive spikes in one visual word
     num_words: int = 4096  # k-means centroids of windows

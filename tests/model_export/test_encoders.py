@@ -8,7 +8,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from model_export.configs import EncoderConfig, HeadConfig
-from model_export.encoders import pp_ocr
+from model_export.encoders import ctc, pp_ocr
 from model_export.encoders.base import Reading
 from model_export.encoders.head import ItemHead, close_pairs, train_head
 from model_export.encoders.pp_ocr import PpOcr, model_file
@@ -105,7 +105,7 @@ def test_reading_does_not_depend_on_what_is_read_beside(encoder, reading, texts)
 
 
 def test_an_interrupted_reading_goes_on_where_it_stopped(encoder, reading, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(pp_ocr, "ITEMS_PER_PART", 25)
+    monkeypatch.setattr(ctc, "ITEMS_PER_PART", 25)
     strips = [render_text(text, SPEC).strips for text in texts]
     first = encoder.read(strips, tmp_path)
     (tmp_path / "items_00000050.npz").unlink()

@@ -1,0 +1,69 @@
+"""Which encoder a configuration means. Another one is its file and its line here."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from model_export import onnx_graphs
+from model_export.configs import EncoderConfig, HubEncoderConfig
+from model_export.encoders import (
+    compact,
+    ctc,
+    deepseek_ocr2,
+    donut,
+    hub,
+    mean_pooling,
+    pixels,
+    pp_ocr,
+    trocr,
+    visual_words,
+)
+from model_export.encoders.base import Encoder
+from service.contract import RenderSpec
+
+
+class Choice(NamedTuple):
+    make: Callable[[RenderSpec, Any, int], Encoder]  # of recipe, configuration and seed
+    files: Callable[[Any], list[Path]]  # of the configuration; their content is that of the weights
+    module: ModuleType  # where it is written
+
+
+def make_encoder(render: RenderSpec, config: EncoderConfig | HubEncoderConfig, seed: int) -> Encoder:
+    return _choice(config).make(render, config, seed)
+
+
+def encoder_files(config: EncoderConfig | HubEncoderConfig) -> list[Path]:
+    """What the weights are read from, for the key of a stage."""
+    return _choice(config).files(config)
+
+
+def modules_of(config: EncoderConfig | HubEncoderConfig) -> tuple[ModuleType, ...]:
+    """The code that reads and pools, for the key of a stage."""
+    return _choice(config).module, *SHARED[type(config)]
+
+
+def _hub(kind: type[hub.HubEncoder], module: ModuleType) -> Choice:
+    return Choice(lambda render, config, _: kind(render, config), _checkpoint_files, module)
+
+
+def _checkpoint_files(config: HubEncoderConfig) -> list[Path]:
+    """All files of a folder; none of a checkpoint on the model hub, which its name stands for."""
+    return sorted(path for path in Path(config.checkpoint).rglob("*") if path.is_file())
+
+
+def _choice(config: EncoderConfig | HubEncoderConfig) -> Choice:
+    return CHOICES[config.body if isinstance(config, EncoderConfig) else config.kind]
+
+
+SHARED = {
+    EncoderConfig: (ctc, visual_words, onnx_graphs),
+    HubEncoderConfig: (hub, pixels, mean_pooling, onnx_graphs),
+}
+CHOICES = {
+    "pp-ocr": Choice(pp_ocr.PpOcr, lambda _: [pp_ocr.model_file()], pp_ocr),
+    "compact": Choice(compact.CompactReader, lambda _: [compact.weights_file()], compact),
+    "donut": _hub(donut.Donut, donut),
+    "trocr": _hub(trocr.TrOcr, trocr),
+    "deepseek-ocr-2": _hub(deepseek_ocr2.DeepseekOcr2, deepseek_ocr2),
+}

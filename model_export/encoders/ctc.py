@@ -1,0 +1,176 @@
+"""What recognisers trained with CTC share: they give a letter or a blank for every frame of a line.
+
+A *spike* is a frame in which the recogniser sees a letter that the frame before did not show. Only spikes are
+kept of what was read, and a linear gate, fitted to the classifier that tells, takes its place in the graph.
+"""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from model_export.configs import EncoderConfig
+from model_export.encoders.base import Encoder, Reading
+from model_export.encoders.visual_words import VisualWords, fit_visual_words, inked_frames
+from service.contract import RenderSpec
+from service.errors import GlyphrecError
+
+BLANK = 0
+STRIPS_PER_RUN = 8
+ITEMS_PER_PART = 256
+GATE_STRIPS = 300
+
+
+class CtcEncoder(Encoder):
+    """Reads strips drawn by one recipe, a line each."""
+
+    def __init__(self, render: RenderSpec, config: EncoderConfig, seed: int) -> None:
+        if render.lines_per_strip > 1:
+            raise GlyphrecError(
+                f"{type(self).__name__} reads strips of one line, and the recipe draws "
+                f"{render.lines_per_strip} lines on each. Set lines_per_strip=1, or take an encoder of pages."
+            )
+        self._render, self._config, self._seed = render, config, seed
+
+    @property
+    @abstractmethod
+    def alphabet(self) -> Sequence[str]:
+        """The letter of each class; the first is the blank."""
+
+    @abstractmethod
+    def classifier(self) -> onnx.ModelProto:
+        """The body with one more output, `letters` [strip, frame]: places in `alphabet`."""
+
+    def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
+        gate = self._gate(strips, parts)
+        found = []
+        num_strips = sum(map(len, strips))
+        with tqdm(total=num_strips, desc="Reading items", unit="strip", mininterval=1.0) as progress:
+            for start in range(0, len(strips), ITEMS_PER_PART):
+                path = parts / f"items_{start:08d}.npz" if parts else None
+                items = strips[start : start + ITEMS_PER_PART]
+                if path and path.is_file():
+                    found.append(Reading.load(path))
+                    progress.update(sum(map(len, items)))
+                    continue
+                found.append(self.read_items(items, gate, progress))
+                if path:
+                    found[-1].save(path)
+        return Reading.join(found)
+
+    def fit(self, reading: Reading) -> VisualWords:
+        return fit_visual_words(reading, self._config, self._seed)
+
+    def transcribe(self, strips: NDArray[np.uint8]) -> list[str]:
+        """Read strips aloud, by CTC's rule. A check on the rendering, not part of the encoder."""
+        runs = _run(self._classifier_session, ["letters"], strips)
+        return [spelled(row, self.alphabet) for (letters,) in runs for row in letters]
+
+    def read_items(
+        self, items: Sequence[NDArray[np.uint8]], gate: NDArray[np.float32], progress: tqdm | None = None
+    ) -> Reading:
+        """Read items, strips [strip, height, width] each, by a gate that is known."""
+        strips = np.concatenate(list(items))
+        kept, counts = [], []
+        for (frames,) in _run(self._body_session, ["frames"], strips, progress):  # [strip, frame, dim]
+            is_spike = frames @ gate[:-1] + gate[-1] > 0  # [strip, frame]
+            is_spike &= _inked(strips[len(counts) : len(counts) + len(frames)], frames.shape[1])
+            kept.append(frames[is_spike].astype(np.float16))
+            counts.extend(is_spike.sum(axis=1))
+        last_strip = np.cumsum([len(item) for item in items])
+        first_frame = np.concatenate([[0], np.cumsum(counts)[last_strip - 1]]).astype(np.int64)
+        return Reading(np.concatenate(kept), first_frame, gate)
+
+    @cached_property
+    def _body_session(self) -> onnxruntime.InferenceSession:
+        return _session(self.body())
+
+    @cached_property
+    def _classifier_session(self) -> onnxruntime.InferenceSession:
+        return _session(self.classifier())
+
+    def _gate(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None) -> NDArray[np.float32]:
+        """Weights and bias [dim + 1] that tell a spike by its own frame."""
+        path = parts / "gate.npy" if parts else None
+        if path and path.is_file():
+            return np.load(path)
+        flat = np.concatenate(list(strips))  # [strip, height, width]
+        rng = np.random.default_rng(self._seed)
+        sample = flat[np.sort(rng.choice(len(flat), min(GATE_STRIPS, len(flat)), replace=False))]
+        with tqdm(total=len(sample), desc="Fitting the gate", unit="strip", mininterval=1.0) as progress:
+            runs = list(_run(self._classifier_session, ["frames", "letters"], sample, progress))
+        frames = np.concatenate([frames for frames, _ in runs])  # [strip, frame, dim]
+        is_spike = np.stack([spikes(row) for _, letters in runs for row in letters])  # [strip, frame]
+        known = _inked(sample, frames.shape[1])
+        detector = LogisticRegression(max_iter=1000).fit(frames[known], is_spike[known])
+        gate = np.concatenate([detector.coef_[0], detector.intercept_]).astype(np.float32)
+        if path:
+            np.save(path, gate)
+        return gate
+
+
+def spikes(letters: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which frames of one strip [frame] begin a letter."""
+    before = np.concatenate([[BLANK], letters[:-1]])
+    return (letters != BLANK) & (letters != before)
+
+
+def spelled(letters: NDArray[np.int64], alphabet: Sequence[str]) -> str:
+    """What the classes of one strip's frames [frame] say."""
+    return "".join(alphabet[letter] for letter in letters[spikes(letters)])
+
+
+def character_accuracy(expected: Sequence[str], found: Sequence[str]) -> float:
+    """One minus the edits that turn `found` into `expected`, for each character expected."""
+    edits = sum(_edits(*pair) for pair in zip(expected, found, strict=True))
+    return 1 - edits / max(1, sum(map(len, expected)))
+
+
+def _edits(expected: str, found: str) -> int:
+    """Levenshtein's distance."""
+    row = list(range(len(found) + 1))
+    for place, letter in enumerate(expected, start=1):
+        diagonal, row[0] = row[0], place
+        for column, other in enumerate(found, start=1):
+            change = diagonal + (letter != other)
+            diagonal = row[column]
+            row[column] = min(change, row[column] + 1, row[column - 1] + 1)
+    return row[-1]
+
+
+def _inked(strips: NDArray[np.uint8], num_frames: int) -> NDArray[np.bool_]:
+    return inked_frames(torch.from_numpy(strips), num_frames).numpy()  # [strip, frame]
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # runs side by side scale better than threads within a run
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _run(
+    session: onnxruntime.InferenceSession,
+    outputs: list[str],
+    strips: NDArray[np.uint8],
+    progress: tqdm | None = None,
+) -> Iterator[list[NDArray]]:
+    """The outputs of strip after strip, a few strips at a time on every core."""
+    batches = [strips[start : start + STRIPS_PER_RUN] for start in range(0, len(strips), STRIPS_PER_RUN)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = pool.map(lambda batch: session.run(outputs, {"strips": batch}), batches)
+        for batch, found in zip(batches, runs, strict=True):
+            if progress is not None:
+                progress.update(len(batch))
+            yield found
