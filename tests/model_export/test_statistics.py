@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from model_export.statistics import interval, paired_difference, spread_over_seeds
+from model_export.statistics import interval, intervals, paired_difference, spread_over_seeds
 
 
 def test_the_interval_of_many_users_is_the_normal_one():
@@ -46,6 +46,13 @@ def test_a_constant_gain_is_found_without_doubt():
     b = 100 * np.random.default_rng(4).random((1, 300))
     found = paired_difference(np.repeat(b, 3, axis=0) + 0.1, b)
     assert found == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_figures_side_by_side_are_what_each_is_alone():
+    a, b = np.random.default_rng(8).random((2, 1, 300))
+    found = intervals(np.concatenate([a, b, a - b]))
+    alone = [interval(a), interval(b), paired_difference(a, b)]
+    assert np.array(found) == pytest.approx(np.array(alone), abs=1e-12)
 
 
 def test_a_difference_within_noise_has_zero_inside():

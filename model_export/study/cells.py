@@ -1,0 +1,140 @@
+"""A cell of the study, computed once and kept in the repository: one JSON file for dataset, name and seed, so
+that a fresh clone resumes where others stopped.
+
+A file holds what each user got, not only means, as intervals and paired differences need it. A row of ranks
+is the base64 of the zlib-compressed bytes, one byte a user; everything else is plain JSON with keys in a
+fixed order.
+"""
+
+import base64
+import binascii
+import json
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import GlyphrecError
+
+PAGE = 10
+NO_USERS = np.zeros(0, dtype=np.uint8)
+NAME = re.compile(r"[\w@.+=-]+")
+
+Ranks = NDArray[np.uint8]  # [user] place of the target among the first PAGE, from 0; PAGE where it is not
+
+
+class DamagedCell(GlyphrecError):
+    """A cell's file cannot be read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: is damaged ({reason}). Delete it, and `glyphrec study` computes it again.")
+
+
+@dataclass(frozen=True, eq=False)
+class CellResult:
+    """What one configuration with one seed gave on one dataset.
+
+    `key` is of data and configuration and decides whether a stored cell is still the asked one. `made_with`
+    is of the code that computed it: where that has changed since, the study says so and keeps the cell.
+    A cell that ranks nothing, as those of robustness, has empty ranks.
+    """
+
+    dataset: str
+    name: str  # as in "default", "sasrec", "tiger_text"
+    label: str  # the name in words
+    groups: tuple[str, ...]  # the tables it stands in
+    seed: int
+    key: str
+    made_with: str
+    ranks_excluded: Ranks = field(default_factory=NO_USERS.copy)  # items of the history left out
+    ranks_included: Ranks = field(default_factory=NO_USERS.copy)
+    code_ranks: Ranks | None = None  # of the target's codes among the beams, only for reference
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (self.dataset, self.name):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a file: letters, digits and _@.+=- can")
+        for ranks in (self.ranks_excluded, self.ranks_included, self.code_ranks):
+            if ranks is not None and (ranks.dtype != np.uint8 or ranks.ndim != 1 or (ranks > PAGE).any()):
+                raise ValueError(f"ranks are uint8 [user] up to {PAGE}, got {ranks.dtype} {ranks.shape}")
+        if len(self.ranks_excluded) != len(self.ranks_included):
+            raise ValueError(f"{len(self.ranks_excluded)} users beside {len(self.ranks_included)}")
+
+
+def path_of(folder: Path, dataset: str, name: str, seed: int) -> Path:
+    return folder / dataset / f"{name}-{seed}.json"
+
+
+def save(folder: Path, result: CellResult) -> Path:
+    """Write the cell whole or not at all; returns where it lies."""
+    path = path_of(folder, result.dataset, result.name, result.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "dataset": result.dataset,
+        "name": result.name,
+        "label": result.label,
+        "groups": list(result.groups),
+        "seed": result.seed,
+        "key": result.key,
+        "made_with": result.made_with,
+        "figures": {name: float(value) for name, value in sorted(result.figures.items())},
+        "ranks_excluded": _packed(result.ranks_excluded),
+        "ranks_included": _packed(result.ranks_included),
+        "code_ranks": None if result.code_ranks is None else _packed(result.code_ranks),
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def load(folder: Path, dataset: str, name: str, seed: int) -> CellResult | None:
+    """The stored cell, or None where there is none yet. Raises DamagedCell where its file cannot be read."""
+    path = path_of(folder, dataset, name, seed)
+    return _read(path) if path.exists() else None
+
+
+def load_all(folder: Path) -> list[CellResult]:
+    """Every stored cell, by dataset, name and seed."""
+    found = [_read(path) for path in folder.glob("*/*.json")]
+    return sorted(found, key=lambda cell: (cell.dataset, cell.name, cell.seed))
+
+
+def _read(path: Path) -> CellResult:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        codes = content["code_ranks"]
+        result = CellResult(
+            dataset=content["dataset"],
+            name=content["name"],
+            label=content["label"],
+            groups=tuple(content["groups"]),
+            seed=int(content["seed"]),
+            key=content["key"],
+            made_with=content["made_with"],
+            ranks_excluded=_unpacked(content["ranks_excluded"]),
+            ranks_included=_unpacked(content["ranks_included"]),
+            code_ranks=None if codes is None else _unpacked(codes),
+            figures={name: float(value) for name, value in content["figures"].items()},
+        )
+    except KeyError as error:
+        raise DamagedCell(path, f"it lacks {error}") from error
+    except (ValueError, TypeError, AttributeError, binascii.Error, zlib.error) as error:
+        raise DamagedCell(path, str(error)) from error
+    if path != path_of(path.parents[1], result.dataset, result.name, result.seed):
+        raise DamagedCell(path, f"it holds {result.dataset}/{result.name}-{result.seed}")
+    return result
+
+
+def _packed(ranks: Ranks) -> str:
+    return base64.b64encode(zlib.compress(ranks.tobytes(), 9)).decode()
+
+
+def _unpacked(text: Any) -> Ranks:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype=np.uint8)

@@ -1,0 +1,147 @@
+"""From the cells of a study to its numbers, the content of study.json; study.md only writes them in tables.
+
+Quality is over all test users and the seeds of a cell: `item_hit@10` beside `…_low` and `…_high`, the 95 %
+interval over users, and `…_seed_sd`, the spread over seeds where there are several. Figures with the history
+left in the ranking end in `_history_included`, before those. `code_hit@10` and `code_ndcg@10` count codes
+and are for reference only. Every other figure of a cell is its mean over seeds.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.statistics import Interval, intervals, spread_over_seeds
+from model_export.study.cells import PAGE, CellResult
+
+CUTOFFS = (5, 10)
+RULES = {"": "ranks_excluded", "_history_included": "ranks_included"}
+OURS = "default"
+DIFFERENCES = "differences"  # in place of a cell's name
+DIGITS = 6
+
+Values = NDArray[np.float64]  # [seed, user]
+Figures = dict[str, float]
+
+
+def gains(ranks: NDArray[np.uint8], k: int) -> NDArray[np.float64]:
+    """What a target at each rank adds to NDCG@k."""
+    table = np.where(np.arange(PAGE + 1) < k, 1 / np.log2(np.arange(PAGE + 1) + 2), 0.0)  # [rank]
+    table[PAGE] = 0.0
+    return table[ranks]
+
+
+def hits(ranks: NDArray[np.uint8], k: int) -> NDArray[np.float64]:
+    """What a target at each rank adds to Hit@k."""
+    return (ranks < k).astype(np.float64)
+
+
+METRICS = {"hit": hits, "ndcg": gains}
+
+
+def study_json(results: Sequence[CellResult]) -> dict[str, Any]:
+    """dataset -> cell -> metric -> number, and dataset -> "differences" -> cell -> metric: the default minus
+    each other cell, absolute and relative to that cell's mean.
+    """
+    datasets: dict[str, dict[str, list[CellResult]]] = {}
+    for result in results:
+        datasets.setdefault(result.dataset, {}).setdefault(result.name, []).append(result)
+    return {dataset: _of_dataset(cells) for dataset, cells in datasets.items()}
+
+
+def values_of(cells: Sequence[CellResult], metric: str, k: int, ranks: str = "ranks_excluded") -> Values:
+    """What each user of each seed adds to the metric, from the cells of one name."""
+    return METRICS[metric](np.stack([getattr(cell, ranks) for cell in cells]), k)
+
+
+class SegmentFigures(NamedTuple):
+    """Hit@10 of the users whose target is of one kind."""
+
+    num_users: int
+    ours: Interval
+    theirs: Interval
+    difference: Interval  # ours minus theirs, paired
+
+
+def of_segment(
+    ours: Sequence[CellResult], theirs: Sequence[CellResult], mask: NDArray[np.bool_]
+) -> SegmentFigures | None:
+    """Two cells, each by its seeds, over the users of `mask` [user]; None where there is no such user."""
+    if not mask.any():
+        return None
+    a, b = (values_of(cells, "hit", 10)[:, mask].mean(axis=0) for cells in (ours, theirs))
+    return SegmentFigures(int(mask.sum()), *intervals(np.stack([a, b, a - b])))
+
+
+def _of_dataset(cells: dict[str, list[CellResult]]) -> dict[str, Any]:
+    """All intervals of a dataset come from the same draws of its users."""
+    quality = {  # (cell, figure) -> values
+        (name, f"item_{metric}@{k}{suffix}"): values_of(seeds, metric, k, ranks)
+        for name, seeds in cells.items()
+        if has_users(seeds)
+        for (suffix, ranks), metric, k in product(RULES.items(), METRICS, CUTOFFS)
+    }
+    rows = {key: values.mean(axis=0) for key, values in quality.items()}
+    pairs = {
+        (name, metric): rows[OURS, metric] - rows[name, metric]
+        for name, metric in product(cells, ("item_hit@10", "item_ndcg@10"))
+        if name != OURS and (name, metric) in rows and (OURS, metric) in rows
+    }
+    found: dict[str, Any] = {name: _costs(seeds) for name, seeds in cells.items()}
+    if not rows:
+        return found
+    computed = iter(intervals(np.stack([*rows.values(), *pairs.values()])))
+    for (name, metric), values in quality.items():
+        spread = spread_over_seeds(values)
+        found[name] |= _written(metric, next(computed)) | (
+            {} if spread is None else {f"{metric}_seed_sd": _rate(spread)}
+        )
+    differences: dict[str, Figures] = {}
+    for name, metric in pairs:
+        interval = next(computed)
+        relative = _relative(interval.mean, float(rows[name, metric].mean()))
+        differences.setdefault(name, {}).update(
+            _written(metric, interval) | ({} if relative is None else {f"{metric}_relative": _rate(relative)})
+        )
+    return found | ({DIFFERENCES: differences} if differences else {})
+
+
+def _costs(seeds: Sequence[CellResult]) -> Figures:
+    """All that needs no interval."""
+    found: Figures = {"num_seeds": len(seeds)}
+    with_codes = [cell.code_ranks for cell in seeds if cell.code_ranks is not None and len(cell.code_ranks)]
+    if with_codes:
+        ranks = np.stack(with_codes)
+        found |= {f"code_{name}@10": _rounded(of_rank(ranks, 10).mean()) for name, of_rank in METRICS.items()}
+    for name in sorted({name for cell in seeds for name in cell.figures}):
+        found[name] = _rounded(np.mean([cell.figures[name] for cell in seeds if name in cell.figures]))
+    return found
+
+
+def has_users(seeds: Sequence[CellResult]) -> bool:
+    """Whether the cell ranks items, so that there is a quality to speak of."""
+    return all(len(cell.ranks_excluded) for cell in seeds)
+
+
+def _written(metric: str, interval: Interval) -> Figures:
+    return {
+        metric: _rate(interval.mean),
+        f"{metric}_low": _rate(interval.low),
+        f"{metric}_high": _rate(interval.high),
+    }
+
+
+def _relative(change: float, base: float) -> float | None:
+    return change / base if base else None
+
+
+def _rounded(value: Any) -> float:
+    """So that the last bits of a sum, which differ between machines, change no file."""
+    return float(f"{float(value):.{DIGITS}g}")
+
+
+def _rate(value: float) -> float:
+    """The same for what may be 0 but for its last bits."""
+    return round(value, DIGITS) + 0.0  # no minus zero
