@@ -1,4 +1,4 @@
-"""Which encoder a configuration means. Another one is its file and its line here."""
+"""Which encoder a configuration means. Another one is a file of its own and one line here, in CHOICES."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -55,13 +55,13 @@ def pretrain(
     num_held_out: int = 64,
     num_strips: int | None = None,
 ) -> dict[str, float]:
-    """Train for `minutes` or `max_steps`, and write the best weights to `out`.
+    """Train for `minutes` or `max_steps`, and keep the best weights in `out`.
 
-    Returns the character accuracy of these weights at each size, on strips that no training sees.
+    Returns the character accuracy at each size in the end, on strips that no training sees.
     """
     torch.manual_seed(seed)
     network = CompactNet()
-    network.look = network.look.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    network.look = network.look.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     optimizer = _optimizer(network)
     checkpoint = out.with_suffix(".checkpoint")
     progress = _resume(checkpoint, network, optimizer)
@@ -69,11 +69,10 @@ def pretrain(
     # A stream of its own from each start, so that going on does not repeat what was seen.
     source = SyntheticStrips(seed + progress.step)
     plan = Random(seed + progress.step)
-    limit_s = minutes * 60
+    limit_s, before_s = minutes * 60, progress.elapsed_s
     found: dict[str, float] = {}
     with tqdm(initial=progress.step, total=max_steps, unit="step", mininterval=2.0) as bar:
         begun = saved = time.monotonic()
-        before_s = progress.elapsed_s
         while progress.elapsed_s < limit_s and (max_steps is None or progress.step < max_steps):
             done = progress.elapsed_s / limit_s
             if max_steps is not None:

@@ -45,7 +45,9 @@ QUALITIES = _listed(
 )
 SMALL = _listed(
     """
-    and for with of in the to by a on or from per no. w/ size type model series each your is this all at
+    and for with of in the to by a on or from per no. w/ size type model series each your is this all at it
+    its it's if will fill still until one
+    our other use used use: includes items only off out over
     """
 )
 SHELVES = _listed(
@@ -66,7 +68,7 @@ NAMES = _listed(
 UNITS = _listed(
     """
     mm cm m in in. ft oz fl oz lb lbs kg g mg ml mL L qt gal pt V W A mA mAh Hz GHz MHz kW ct pc pcs pk GB
-    TB MB °C °F µm µL % " ' mil psi rpm dB lm K yd sq ft AWG Ga ea doz x
+    TB MB °C °F µm µL % " ' '' ” ’ mil psi rpm dB lm K yd sq ft AWG Ga ea doz x
     """
 )
 FRACTIONS = _listed(
@@ -94,6 +96,10 @@ CODAS = (
     + [""] * 12
 )
 ACCENTS = {"a": "áàâäãå", "c": "ç", "e": "éèêë", "i": "íìîï", "n": "ñ", "o": "óòôöõø", "u": "úùûü", "y": "ýÿ"}
+JOINTS = (", ", " - ", " – ", " / ", " & ", "; ", " + ", " | ", "/", ",", "-")
+ENDS, END_SHARES = ("", ",", ".", ":", ";", "!", "?"), (80, 8, 6, 2, 2, 1, 1)  # of a word in a sentence
+NARROW = "iiilllIjtfr1.,:;'|!()[]-"
+ALIKE = "O0oQD1lI|5S8B2Z6Gg9uvVU"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What no class of its own stands for.
 STRANGE = "αβγδλσφжщяфд№⌀☆★✓◆"
@@ -108,7 +114,7 @@ class ProductTexts:
     def next(self) -> str:
         """A text of fields, joined as service.render.item_text joins them."""
         random = self._random
-        parts = [self._title()]
+        parts = [self._title() + random.choice(("", "", "", ".", "!"))]
         if random.random() < 0.5:
             parts.append(self._word())
         if random.random() < 0.5:
@@ -123,35 +129,35 @@ class ProductTexts:
         random = self._random
         words = [self._piece()]
         for _ in range(random.randint(1, 8)):
-            joint = (
-                " "
-                if random.random() < 0.75
-                else random.choice((", ", " - ", " / ", " & ", "; ", " + ", "/"))
-            )
+            joint = " " if random.random() < 0.7 else random.choice(JOINTS)
             piece = self._piece()
             words += [joint, f"({piece})" if random.random() < 0.06 else piece]
         return "".join(words)
 
     def _sentence(self) -> str:
-        words = [
-            self._random.choice(SMALL) if self._random.random() < 0.3 else self._piece() for _ in range(9)
-        ]
-        return " ".join(words).capitalize() + self._random.choice((".", "!", "?", ":", "..."))
+        random = self._random
+        words = []
+        for _ in range(random.randint(4, 16)):
+            piece = random.choice(SMALL) if random.random() < 0.3 else self._piece()
+            words.append(piece + random.choices(ENDS, END_SHARES)[0])
+        return " ".join(words) + "."
 
     def _piece(self) -> str:
         kinds: tuple[Callable[[], str], ...] = (
             self._word, self._part_number, self._dimension, self._measure, self._pack, self._price,
-            self._noise,
+            self._noise, self._narrow,
         )  # fmt: skip
-        return self._random.choices(kinds, (60, 8, 7, 10, 5, 4, 6))[0]()
+        return self._random.choices(kinds, (58, 8, 7, 10, 5, 4, 5, 3))[0]()
 
     def _word(self) -> str:
         random = self._random
-        match random.choices(("noun", "quality", "syllables", "letters"), (30, 22, 36, 12))[0]:
+        match random.choices(("noun", "quality", "small", "syllables", "letters"), (28, 20, 6, 36, 10))[0]:
             case "noun":
                 word = random.choice(NOUNS) + ("s" if random.random() < 0.2 else "")
             case "quality":
                 word = random.choice(QUALITIES)
+            case "small":
+                word = random.choice(SMALL)
             case "syllables":
                 word = "".join(
                     random.choice(ONSETS) + random.choice(NUCLEI) + random.choice(CODAS)
@@ -237,3 +243,8 @@ class ProductTexts:
         printable = "".join(map(chr, range(0x21, 0x7F)))
         source = random.choices((printable, letters), (60, 40))[0]
         return "".join(random.choice(source) for _ in range(random.randint(1, 7)))
+
+    def _narrow(self) -> str:
+        """Characters so narrow that a frame hardly separates them, and such that are hard to tell apart."""
+        source = self._random.choices((NARROW, ALIKE), (70, 30))[0]
+        return "".join(self._random.choice(source) for _ in range(self._random.randint(2, 7)))

@@ -4,15 +4,18 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
-from model_export.configs import EncoderConfig, HubEncoderConfig
+from model_export.configs import EncoderConfig, HeadConfig, HubEncoderConfig
 from model_export.encoders import choose, compact
 from model_export.encoders.compact import ALPHABET, CompactNet, CompactReader, load_weights, weights_file
 from model_export.encoders.ctc import character_accuracy, spelled
+from model_export.encoders.head import ItemHead
 from model_export.encoders.pp_ocr import PpOcr
 from model_export.encoders.pretrain_compact import pretrain
 from model_export.encoders.synthetic import SyntheticStrips
-from service.contract import RenderSpec
+from model_export.tokenizer import check_tokenizer, export_tokenizer
+from service.contract import RenderSpec, SidSpec
 from service.errors import GlyphrecError
 from service.render import render_text
 
@@ -28,6 +31,17 @@ LINES = (
     "Lab & Test > Beakers > 600 mL",
     "illicit fillings, all 1lb 11oz",
 )
+
+
+class Nearest(nn.Module):
+    """A quantiser of one level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook = nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+
+    def encode(self, vectors: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(vectors, self.codebook).argmin(dim=1)[:, None]  # [item, level]
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +118,19 @@ def test_frames_do_not_depend_on_what_is_read_beside(encoder):
         np.testing.assert_allclose(together[place], alone, atol=1e-4)
 
 
-def test_it_reads_a_catalogue_and_finds_its_letters(encoder):
+def test_it_reads_a_catalogue_and_the_whole_tokenizer_is_one_graph(encoder, tmp_path):
     texts = [f"{line}; {other}" for line in LINES for other in LINES]
-    reading = encoder.read([render_text(text, SPEC).strips for text in texts])
+    items = [render_text(text, SPEC).strips for text in texts]
+    reading = encoder.read(items)
     np.testing.assert_allclose(np.diff(reading.first_frame), [len(text) for text in texts], rtol=0.15)
-    features = encoder.fit(reading).pool(reading)
-    assert features.shape[0] == len(texts)
-    assert np.isfinite(features).all()
+    pooling = encoder.fit(reading)
+    assert np.isfinite(pooling.pool(reading)).all()
+    config = HeadConfig(vector_dim=8, hidden_dim=16)
+    head = ItemHead(feature_dim=pooling.feature_dim, config=config).eval()
+    parts = (encoder.body(), pooling, head, Nearest())
+    path = tmp_path / "tokenizer.onnx"
+    graph = export_tokenizer(path, *parts, sid=SidSpec(levels=(8,)), render=SPEC)
+    assert check_tokenizer(path, *parts, graph=graph, items=items) < 1e-4
 
 
 @pytest.mark.parametrize("kind", [CompactReader, PpOcr])
