@@ -1,0 +1,66 @@
+"""Codes of texts that are not in the catalogue, as a service would give them.
+
+They are the quantiser's own. Treating collisions moves items of a catalogue, never one that comes later.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model_export.configs import MiniLmConfig, RunConfig
+from model_export.encoders.choose import make_encoder
+from model_export.encoders.minilm import MiniLm
+from model_export.stages import Coded, Read
+from model_export.tokenizer import export_tokenizer
+from service.contract import TOKENIZER
+from service.render import render_text
+from service.runtime import Tokenizer
+
+TEXTS_PER_RUN = 32
+
+Coder = Callable[[Sequence[str]], NDArray[np.int64]]  # texts -> codes [text, level]
+
+
+def coder(read: Read, coded: Coded, config: RunConfig) -> Coder:
+    """What gives any text its codes. For pictures it is the graph that an export writes."""
+    return _of_texts(coded) if isinstance(config.encoder, MiniLmConfig) else _of_pictures(read, coded, config)
+
+
+def _of_texts(coded: Coded) -> Coder:
+    encoder = MiniLm()
+
+    @torch.no_grad()
+    def codes_of(texts: Sequence[str]) -> NDArray[np.int64]:
+        vectors = coded.head.vectors(encoder.features(texts))  # [text, dim]
+        return coded.quantizer.encode(torch.from_numpy(vectors)).numpy()
+
+    return codes_of
+
+
+def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:
+    assert read.pooling is not None
+    assert not isinstance(config.encoder, MiniLmConfig)
+    body = make_encoder(config.render, config.encoder, config.seed).body()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / TOKENIZER
+        graph = export_tokenizer(
+            path, body, read.pooling, coded.head, coded.quantizer, sid=config.sid, render=config.render
+        )
+        tokenizer = Tokenizer(path, graph, threads=os.cpu_count() or 1)
+
+    def codes_of(texts: Sequence[str]) -> NDArray[np.int64]:
+        rows = [np.zeros((0, config.sid.num_levels), dtype=np.int64)]
+        with tqdm(total=len(texts), desc="Reading pictures", unit="text", mininterval=1.0) as progress:
+            for start in range(0, len(texts), TEXTS_PER_RUN):
+                part = texts[start : start + TEXTS_PER_RUN]
+                rows.append(tokenizer.run([render_text(text, config.render).strips for text in part]).codes)
+                progress.update(len(part))
+        return np.concatenate(rows)
+
+    return codes_of

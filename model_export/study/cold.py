@@ -1,0 +1,290 @@
+"""Cold items (question 5): some items are taken out of all training and come when everything is trained.
+
+    catalogue ─ remove ─▶ train on the rest ─▶ the cold items come ─▶ how often do their users see them?
+
+Pictures are measured where it counts: a bundle is exported, a service runs it, the cold items are posted and
+recommendations asked for over HTTP. No service can run a text encoder, so text goes through the same steps
+offline. The controls go offline on both sides.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from model_export import stages
+from model_export.cache import StageCache
+from model_export.configs import MiniLmConfig, RunConfig
+from model_export.data.dataset import DataError, Dataset, Item, make_dataset
+from model_export.data.splits import MIN_ITEMS_TO_EVALUATE, Split, Targets, leave_one_out
+from model_export.evaluate import BATCH, codes_for
+from model_export.export import export
+from model_export.local_service import local_service
+from model_export.metrics import hits_at
+from model_export.near_copies import shared_levels
+from model_export.ranking import ItemsOfCodes, Search, rank_items, search_by
+from model_export.stages import Say
+from model_export.study.coding import coder
+from model_export.study.ranks import eager_search
+from service.contract import RECOMMENDER, Bundle, SidSpec
+from service.errors import GlyphrecError
+from service.redis_server import start_server
+from service.render import item_text
+from service.runtime import RecommenderSession
+
+CUTOFFS = (10, 50, 100)
+PAGE = CUTOFFS[-1]  # the most that a service answers with
+ITEMS_PER_POST = 32  # read as one piece, so that items of the same codes get their slots in this order
+MAX_HISTORY, MAX_EXCLUDED = 500, 1_000  # that a service takes
+
+Codes = NDArray[np.int64]  # [item, level]
+Ranked = NDArray[np.int32]  # [user, PAGE], -1 where nothing was found
+
+
+class Removed(NamedTuple):
+    """Items are numbered anew: first those of `dataset`, then the cold ones in their order here."""
+
+    dataset: Dataset  # without the cold items: all that may be trained on
+    items: list[Item]  # the cold ones
+    cold: Targets  # test users whose target is cold; their histories may hold other cold items
+    warm: Targets  # the other test users, as far as their targets are not trained on
+
+    @property
+    def item_ids(self) -> list[str]:
+        return [*self.dataset.item_ids, *(item["item_id"] for item in self.items)]
+
+
+class Model(NamedTuple):
+    """What training without the cold items left."""
+
+    spec: SidSpec
+    codes: Codes  # of the items of Removed.dataset
+    search: Callable[[ItemsOfCodes], Search]
+
+
+class Outcome(NamedTuple):
+    """What became of the cold items."""
+
+    model: Model
+    codes: Codes  # of the cold items, as they were given when they came
+    ranked: Ranked  # for the users of Removed.cold
+
+
+def cold(
+    dataset: Dataset,
+    split: Split,
+    config: RunConfig,
+    cache_folder: Path,
+    say: Say,
+    *,
+    share: float = 0.05,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How often users whose target is cold find it among the first CUTOFFS items, their history left out; the
+    same with random codes, by chance, and of warm targets; and how near the codes are to those of the nearest
+    trained relative. Errors are standard errors.
+    """
+    removed = remove(dataset, split, share=share, seed=seed)
+    say(f"      {removed.dataset.name}; they are the target of {len(removed.cold)} users")
+    with stages.deterministic():
+        if isinstance(config.encoder, MiniLmConfig):
+            outcome = offline(removed, config, StageCache(cache_folder), say)
+        else:
+            outcome = served(removed, config, cache_folder, say)
+        model, targets = outcome.model, removed.cold.targets
+        rng = np.random.default_rng(seed)
+        random_codes = rng.integers(0, model.spec.levels, size=outcome.codes.shape)
+        at_random = rank(model, random_codes, removed.cold, config)
+        warm = rank(model, outcome.codes, removed.warm, config)
+    return (
+        {"cold_num_items": float(len(removed.items)), "cold_num_targets": float(len(targets))}
+        | _hits("cold_hit@{}", outcome.ranked, targets)
+        | _hits("cold_hit@{}_random_codes", at_random, targets)
+        | {f"cold_hit@{k}_chance": _chance(removed, k) for k in CUTOFFS}
+        | {"warm_num_targets": float(len(removed.warm))}
+        | _hits("warm_hit@{}", warm, removed.warm.targets)
+        | _relatives(removed, outcome, config)
+    )
+
+
+def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Removed:
+    """Take `share` of the items out of catalogue and sequences, drawn among those that are a test target.
+
+    A cold user's sequence ends before its cold target, so what is trained on is part of the user's history. A
+    warm user may be left with so few items that all of them are trained on, the target too: such users are
+    not among `warm`. Raises DataError where nobody can be tested.
+    """
+    candidates = np.unique(split.test.targets)
+    if not len(candidates):
+        raise DataError(f"{dataset.name}: no user has {MIN_ITEMS_TO_EVALUATE} items, so none can be tested.")
+    count = min(max(1, round(share * dataset.num_items)), len(candidates))
+    chosen = np.sort(np.random.default_rng(seed).choice(candidates, size=count, replace=False))
+    is_cold = np.zeros(dataset.num_items, dtype=bool)
+    is_cold[chosen] = True
+    kept = np.flatnonzero(~is_cold)
+    number = np.empty(dataset.num_items, dtype=np.int32)  # [old number]
+    number[np.concatenate([kept, chosen])] = np.arange(dataset.num_items)
+    remaining = [number[sequence[~is_cold[sequence]]] for sequence in dataset.sequences]
+    reduced = make_dataset(
+        f"{dataset.name} without {count} cold items",
+        [dataset.items[item] for item in kept],
+        zip(dataset.user_ids, remaining, strict=True),
+        dataset.exclusions | {"cold items": count},
+    )
+
+    test = split.test
+    is_of_cold = is_cold[test.targets]  # [target]
+    is_left_out = np.array([len(remaining[user]) >= MIN_ITEMS_TO_EVALUATE for user in test.users], dtype=bool)
+
+    def those(rows: NDArray[np.bool_]) -> Targets:
+        histories = [number[test.histories[row]] for row in np.flatnonzero(rows)]
+        return Targets(test.users[rows], histories, number[test.targets[rows]])
+
+    cold_items = [dataset.items[item] for item in chosen]
+    return Removed(reduced, cold_items, those(is_of_cold), those(~is_of_cold & is_left_out))
+
+
+def served(removed: Removed, config: RunConfig, cache_folder: Path, say: Say) -> Outcome:
+    """Export a bundle, start a service with it, post the cold items, ask for recommendations."""
+    bundle = export(
+        removed.dataset, cache_folder / "cold", config, cache_folder=cache_folder, say=say, named_by_key=True
+    )
+    session = RecommenderSession(
+        bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=os.cpu_count() or 1
+    )
+    model = Model(bundle.manifest.sid, codes_for(bundle, removed.dataset), partial(search_by, session))
+    say("      post the cold items to a service and ask it for recommendations")
+    return Outcome(model, *_ask_service(bundle, removed))
+
+
+def offline(removed: Removed, config: RunConfig, cache: StageCache, say: Say) -> Outcome:
+    """The same steps without bundle and service."""
+    split = leave_one_out(removed.dataset)
+    read = stages.read(removed.dataset.items, config, cache, say)
+    coded = stages.code(read.features, removed.dataset.item_ids, split, config, cache)
+    if coded.spec != config.sid:
+        raise GlyphrecError(
+            f"configuration {config.name}: a suffix numbers the items of one catalogue, so a new item could "
+            "have none. Treat collisions in another way."
+        )
+    generator = stages.generate(
+        coded.codes, coded.spec, split, config, cache, vectors=coded.vectors
+    ).generator
+    generator.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = Model(coded.spec, coded.codes, partial(eager_search, generator))
+    codes = coder(read, coded, config)(_texts(removed.items, config))
+    return Outcome(model, codes, rank(model, codes, removed.cold, config))
+
+
+def rank(model: Model, cold_codes: Codes, users: Targets, config: RunConfig) -> Ranked:
+    """Pages for `users` by the model, with the cold items living at these codes; as a service finds them."""
+    catalogue = ItemsOfCodes.build(model.spec, np.concatenate([model.codes, cold_codes]))
+    return rank_items(
+        model.search(catalogue),
+        catalogue,
+        users.histories,
+        k=PAGE,
+        history_length=config.history_length,
+        num_beams=min(2 * PAGE, config.beam_limit),  # where a service starts for a page of this length
+        beam_limit=config.beam_limit,
+        batch_size=BATCH,
+        progress="test users",
+    )
+
+
+def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
+    """Codes of the cold items and pages of the cold users, as a service on a Redis of its own answers them.
+
+    What it fills a page up with, popular items beyond what its search found, does not count.
+    """
+    ids = removed.item_ids
+    number = {item_id: place for place, item_id in enumerate(ids)}
+    ranked = np.full((len(removed.cold), PAGE), -1, dtype=np.int32)
+    codes: list[list[int]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_server() as redis,
+        local_service(bundle.path, redis_url=redis.url, log=Path(folder) / "service.log") as service,
+    ):
+        for start in range(0, len(removed.items), ITEMS_PER_POST):
+            posted = {"items": removed.items[start : start + ITEMS_PER_POST]}
+            for result in _post(service.client, "/items", posted):
+                if result["error"]:
+                    raise GlyphrecError(f"the service refused a cold item: {result['error']['detail']}")
+                codes.append(result["codes"])
+        for row, history in enumerate(removed.cold.histories):
+            older = dict.fromkeys(ids[item] for item in history[:-MAX_HISTORY][::-1])
+            asked = {
+                "history": [ids[item] for item in history[-MAX_HISTORY:]],
+                "exclude_item_ids": list(older)[:MAX_EXCLUDED],
+                "limit": PAGE,
+            }
+            page = _post(service.client, "/recommend", asked)
+            found = [number[each["item_id"]] for each in page if each["score"] is not None]
+            ranked[row, : len(found)] = found
+    return np.array(codes, dtype=np.int64), ranked
+
+
+def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    response = client.post(route, json=body)
+    if response.is_error:
+        raise GlyphrecError(f"POST {route}: {response.status_code} {response.text}")
+    items: list[dict[str, Any]] = response.json()["items"]
+    return items
+
+
+def _hits(name: str, ranked: Ranked, targets: NDArray[np.int32]) -> dict[str, float]:
+    """The share of users whose target is among the first of each of CUTOFFS, and its standard error.
+
+    Users with the same target share its luck, so the targets are what is drawn, and not the users.
+    """
+    figures: dict[str, float] = {}
+    for k in CUTOFFS:
+        hit = hits_at(ranked, targets, k)  # [user]
+        rate = float(hit.mean()) if len(hit) else 0.0
+        surplus = np.bincount(targets, weights=hit - rate)  # [target]
+        figures[name.format(k)] = rate
+        figures[f"{name.format(k)}_se"] = float(np.sqrt(np.square(surplus).sum())) / max(1, len(hit))
+    return figures
+
+
+def _chance(removed: Removed, k: int) -> float:
+    """Hits of random pages without the history. A target that is in the history is in no page."""
+    num_items, cold = len(removed.item_ids), removed.cold
+    num_left = np.array([num_items - len(np.unique(history)) for history in cold.histories])  # [user]
+    can_be_found = [
+        target not in set(h.tolist()) for h, target in zip(cold.histories, cold.targets, strict=True)
+    ]
+    return float(np.mean(can_be_found * np.minimum(1.0, k / np.maximum(1, num_left))))
+
+
+def _relatives(removed: Removed, outcome: Outcome, config: RunConfig) -> dict[str, float]:
+    """How many cold items share codes with the trained item of the most similar letters, and with a random
+    one.
+    """
+    trained, came = _texts(removed.dataset.items, config), _texts(removed.items, config)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32).fit(trained)
+    cosine = letters.transform(came) @ letters.transform(trained).T  # [cold item, item]
+    codes = outcome.model.codes
+    near = shared_levels(outcome.codes, codes[cosine.toarray().argmax(axis=1)])  # [cold item]
+    anything = np.concatenate(
+        [shared_levels(np.broadcast_to(row, codes.shape), codes) for row in outcome.codes]
+    )
+    return {
+        "cold_shares_first_code": float((near >= 1).mean()),
+        "cold_shares_two_codes": float((near >= 2).mean()),
+        "cold_shares_first_code_chance": float((anything >= 1).mean()),
+        "cold_shares_two_codes_chance": float((anything >= 2).mean()),
+    }
+
+
+def _texts(items: list[Item], config: RunConfig) -> list[str]:
+    return [item_text(item, config.render) for item in items]
