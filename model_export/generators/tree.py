@@ -8,6 +8,10 @@ level l scores
 
 where p is the prefix so far and Q_l holds one vector per prefix seen in training and one for all others.
 Decoding has no attention and no cache, and every position of every sequence trains at once.
+
+E and Q need not begin as noise. Given the vectors that the codes were made of, a prefix begins on both sides
+as the mean of its items' vectors, so an untrained model already ranks items by how near they are to the
+history's, and rare items, which training hardly touches, keep that place. Nothing of it is left in the graph.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +24,13 @@ from torch.nn import functional as F
 
 from model_export.configs import TreeConfig
 from model_export.generators.base import Generator
-from model_export.generators.seen_prefixes import ROOT, PrefixBonus, item_vectors, seen_prefixes
+from model_export.generators.seen_prefixes import (
+    ROOT,
+    PrefixBonus,
+    item_vectors,
+    prefix_means,
+    seen_prefixes,
+)
 from service.contract import SidSpec
 
 MASKED = -1e9  # finite: a row with every key masked must not become nan
@@ -83,14 +93,25 @@ class TreeGenerator(Generator):
     learns_every_position = True
 
     def __init__(
-        self, *, config: TreeConfig, spec: SidSpec, history_length: int, seen_codes: NDArray[np.integer[Any]]
+        self,
+        *,
+        config: TreeConfig,
+        spec: SidSpec,
+        history_length: int,
+        seen_codes: NDArray[np.integer[Any]],
+        seen_vectors: NDArray[np.float32] | None = None,
     ) -> None:
-        """`seen_codes` [item, level]: the codes of the items that occur in the training sequences."""
+        """`seen_codes` [item, level]: the codes of the items that occur in the training sequences.
+        `seen_vectors` [item, dim]: what their prefixes begin with, where the configuration says so.
+        """
         super().__init__()
         self.spec = spec
         width = config.width
         self.prefixes = nn.ModuleList(seen_prefixes(spec, seen_codes, width))
-        self.bonus = nn.ModuleList(PrefixBonus(prefixes, width) for prefixes in self.prefixes)
+        self.has_bonus = config.has_bonus
+        self.bonus = nn.ModuleList(
+            PrefixBonus(prefixes, width) for prefixes in self.prefixes if config.has_bonus
+        )
         self.code = nn.ParameterList(
             nn.Parameter(torch.randn(num_codes, width) * width**-0.5) for num_codes in spec.levels
         )
@@ -101,6 +122,19 @@ class TreeGenerator(Generator):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, history_length) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
+        if config.start_scale and seen_vectors is not None:
+            self._start_from(seen_codes, config.start_scale * principal_axes(seen_vectors, width))
+
+    @torch.no_grad()
+    def _start_from(self, codes: NDArray[np.integer[Any]], vectors: NDArray[np.float32]) -> None:
+        """codes [item, level], vectors [item, width]"""
+        found = prefix_means(
+            self.prefixes, torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(vectors)
+        )
+        for level, (prefixes, means) in enumerate(zip(self.prefixes, found, strict=True)):
+            prefixes.embedding.weight += means
+            if self.has_bonus:
+                self.bonus[level].start_from(means)
 
     def start(self, history: Tensor) -> TreeState:
         h = self._read(history, last_only=True)[:, 0]
@@ -110,8 +144,9 @@ class TreeGenerator(Generator):
         row = state.row
         if level > 0:
             row = self.prefixes[level - 1].rows(row, prefix % self.spec.levels[level - 1])
-        bonus = self.bonus[level].of_children(state.h, state.bonus[level], row)
-        logits = self._common(level, state.h[:, None], row) + bonus
+        logits = self._common(level, state.h[:, None], row)
+        if self.has_bonus:
+            logits = logits + self.bonus[level].of_children(state.h, state.bonus[level], row)
         return F.log_softmax(logits, dim=-1), state._replace(row=row)
 
     def reorder(self, state: TreeState, parent: Tensor) -> TreeState:
@@ -121,15 +156,15 @@ class TreeGenerator(Generator):
         history, target = window[:, :-1], window[:, 1:]
         is_pair = (history[..., 0] >= 0) & (target[..., 0] >= 0)  # [batch, position]
         h, target = self._read(history)[is_pair], target[is_pair]  # [pair, width], [pair, level]
-        bonus = self._bonus_of(h)
         total = h.new_zeros(())
-        row = torch.full_like(target[:, :1], ROOT)  # [pair, 1]: each has one beam, the truth
+        row = torch.full_like(target[:, 0], ROOT)  # [pair], the prefix above the truth
         for level, prefixes in enumerate(self.prefixes):
-            logits = self._common(level, h[:, None], row)
-            logits = logits + self.bonus[level].of_children(h, bonus[level], row)
+            logits = self._common(level, h[:, None], row[:, None])[:, 0]  # [pair, code]
+            if self.has_bonus:
+                logits = logits + self.bonus[level].of_own_children(h, row)
             code = target[:, level]
-            total = total + F.cross_entropy(logits[:, 0], code)
-            row = prefixes.rows(row, code[:, None])
+            total = total + F.cross_entropy(logits, code)
+            row = prefixes.rows(row, code)
         return total
 
     def _read(self, history: Tensor, *, last_only: bool = False) -> Tensor:
@@ -147,3 +182,14 @@ class TreeGenerator(Generator):
         """What all prefixes share: h [batch, 1, width], row [batch, beam] -> [batch, beam, code]"""
         mixed = h if level == 0 else h + self.prefixes[level - 1].embedding(row)
         return (h + self.mix[level](mixed)) @ self.code[level].T
+
+
+def principal_axes(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """vectors [item, dim] -> [item, width]: their widest directions, each row of length 1; zeros where dim or
+    the number of items is less.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)  # [axis, dim]
+    found = np.zeros((len(vectors), width), np.float32)
+    found[:, : len(axes[:width])] = centred @ axes[:width].T
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)

@@ -39,7 +39,9 @@ def make_generator(kind: str, spec: SidSpec, *, trained: bool = False) -> Genera
     rng = np.random.default_rng(3)
     seen = rng.integers(0, spec.levels, size=(20, spec.num_levels))
     if kind.startswith("tree"):
-        config = TreeConfig(width=8, num_layers=2, num_heads=2, ffn_dim=16, dropout=0.0)
+        config = TreeConfig(
+            width=8, num_layers=2, num_heads=2, ffn_dim=16, dropout=0.0, has_bonus="no bonus" not in kind
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(seen_prefixes, "ROWS_PER_GATHERED_CHILD", 0 if "sparse" in kind else 1000)
             generator: Generator = TreeGenerator(
@@ -87,6 +89,7 @@ class Case(NamedTuple):
         *(("tiger", name, "float32") for name in SPECS),
         ("tree, sparse", "odd", "float32"),
         ("tree, sparse", "paged", "float32"),
+        ("tree, no bonus", "odd", "float32"),
         ("tiger, items", "odd", "float32"),
         ("tree", "odd", "int8"),
         ("tiger", "paged", "int8"),

@@ -1,0 +1,107 @@
+"""`tree`: what it begins with, and how training scores against how searching does."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model_export.configs import TreeConfig
+from model_export.generators import seen_prefixes
+from model_export.generators.tree import TreeGenerator, principal_axes
+from service.contract import SidSpec
+
+SPEC = SidSpec(levels=(5, 3, 7))
+NUM_ITEMS = 40
+DIM = 6
+
+
+def distinct_codes(rng: np.random.Generator) -> NDArray[np.int64]:
+    """[item, level]"""
+    places = rng.choice(np.prod(SPEC.levels), NUM_ITEMS, replace=False)
+    return np.stack(np.unravel_index(places, SPEC.levels), axis=1).astype(np.int64)
+
+
+def make(codes: NDArray[np.int64], vectors: NDArray[np.float32] | None, **changes: object) -> TreeGenerator:
+    torch.manual_seed(0)
+    config = TreeConfig(width=16, num_layers=1, num_heads=2, ffn_dim=16, dropout=0.0, **changes)
+    return TreeGenerator(
+        config=config, spec=SPEC, history_length=4, seen_codes=codes, seen_vectors=vectors
+    ).eval()
+
+
+def scores_of_items(generator: TreeGenerator, codes: NDArray[np.int64], history: list[int]) -> torch.Tensor:
+    """The log-probability of each item after a history of items: [item]"""
+    state = generator.start(torch.from_numpy(codes[history])[None])
+    every = torch.from_numpy(codes)
+    prefix = torch.zeros(1, 1, dtype=torch.int64)
+    total = torch.zeros(len(codes))
+    for item in range(len(codes)):
+        state_of_item, prefix = state, torch.zeros(1, 1, dtype=torch.int64)
+        for level, num_codes in enumerate(SPEC.levels):
+            log_probs, state_of_item = generator.step(level, state_of_item, prefix)
+            total[item] += log_probs[0, 0, every[item, level]]
+            prefix = prefix * num_codes + every[item, level]
+    return total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows_per_child", [0, 1000], ids=["sparse", "dense"])
+@pytest.mark.parametrize("has_bonus", [True, False])
+def test_the_loss_is_what_searching_scores(monkeypatch, rows_per_child, has_bonus):
+    monkeypatch.setattr(seen_prefixes, "ROWS_PER_GATHERED_CHILD", rows_per_child)
+    rng = np.random.default_rng(1)
+    codes = distinct_codes(rng)
+    generator = make(codes[:30], rng.normal(size=(30, DIM)).astype(np.float32), has_bonus=has_bonus)
+    for weight in generator.parameters():
+        weight.mul_(3.0)
+    windows = [[3, 5, 35], [7, 2, 11]]  # 35 was not seen
+    expected = [
+        -scores_of_items(generator, codes, window[:position])[window[position]]
+        for window in windows
+        for position in (1, 2)
+    ]
+    loss = generator.loss(torch.from_numpy(codes[np.array(windows)]))
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_prefixes_never_seen_learn_together():
+    rng = np.random.default_rng(2)
+    codes = distinct_codes(rng)
+    generator = make(codes[:30], None)
+    generator.loss(torch.from_numpy(codes[[[3, 35, 5]]])).backward()
+    gradient = generator.bonus[-1].vectors.weight.grad  # [row, width]
+    assert gradient[seen_prefixes.UNSEEN].abs().sum() > 0
+
+
+@torch.no_grad()
+def test_an_untrained_model_ranks_items_by_how_near_they_are_to_the_history():
+    """Items in four bunches; after one item, its bunch comes first far more often than by chance."""
+    rng = np.random.default_rng(3)
+    codes = distinct_codes(rng)
+    bunch = np.arange(NUM_ITEMS) % 4
+    vectors = (np.eye(DIM)[bunch] + 0.1 * rng.normal(size=(NUM_ITEMS, DIM))).astype(np.float32)
+
+    def share_of_own_bunch(generator: TreeGenerator) -> float:
+        found = []
+        for item in range(0, NUM_ITEMS, 4):
+            scores = scores_of_items(generator, codes, [item])
+            scores[item] = -np.inf
+            found.append((bunch[scores.topk(5).indices.numpy()] == bunch[item]).mean())
+        return float(np.mean(found))
+
+    assert share_of_own_bunch(make(codes, vectors, start_scale=3.0)) > 0.9
+    assert share_of_own_bunch(make(codes, vectors, start_scale=0.0)) < 0.5
+    assert share_of_own_bunch(make(codes, None, start_scale=3.0)) < 0.5
+
+
+def test_principal_axes_keep_angles_where_they_fit_and_the_widest_directions_where_not():
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(NUM_ITEMS, DIM)).astype(np.float32) * [9, 7, 5, 0.1, 0.1, 0.1]
+    centred = vectors - vectors.mean(axis=0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    whole = principal_axes(vectors, 16)
+    np.testing.assert_allclose(whole @ whole.T, unit @ unit.T, atol=1e-4)
+    assert not whole[:, DIM:].any()
+    narrow = principal_axes(vectors, 3)
+    np.testing.assert_allclose(np.linalg.norm(narrow, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(narrow @ narrow.T, unit @ unit.T, atol=0.1)
