@@ -11,7 +11,7 @@ from service.contract import RenderSpec, SidSpec
 class EncoderConfig:
     """Frozen OCR encoder and the visual words pooled from its frames (encoders/)."""
 
-    body: Literal["pp-ocr", "compact"] = "pp-ocr"
+    body: Literal["compact", "pp-ocr"] = "compact"
     projection_dim: int = 32  # a spike frame is projected to this before windows are made
     window: int = 4  # consecutive spikes in one visual word
     num_words: int = 4096  # k-means centroids of windows
@@ -30,6 +30,13 @@ class HubEncoderConfig:
 
 
 @dataclass(frozen=True)
+class MiniLmConfig:
+    """all-MiniLM-L6-v2 on the text itself (encoders/minilm.py): what pictures are compared with. No service
+    can run it.
+    """
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The head trained on co-purchase pairs of the training part (encoders/head.py)."""
 
@@ -37,7 +44,7 @@ class HeadConfig:
     hidden_dim: int = 512
     window: int = 3  # items at most this far apart in a sequence are a pair
     num_epochs: int = 8
-    max_steps: int = 3000
+    max_steps: int = 3000  # 0: no training, a projection to the principal axes
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -89,6 +96,8 @@ class TreeConfig:
     num_heads: int = 2
     ffn_dim: int = 256
     dropout: float = 0.3
+    has_bonus: bool = True  # each prefix seen in training has a vector of its own that scores it
+    start_scale: float = 1.0  # length of the item vectors that prefixes begin as the means of; 0: noise
 
 
 @dataclass(frozen=True)
@@ -140,12 +149,13 @@ class TrainingConfig:
 class RunConfig:
     name: str
     sid: SidSpec
-    generator: TreeConfig | TigerConfig
+    generator: TreeConfig | TigerConfig | SasRecConfig
     seed: int = 0
     render: RenderSpec = field(default_factory=RenderSpec)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig | HubEncoderConfig | MiniLmConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
+    collisions: Literal["none", "sinkhorn", "zcr", "suffix"] = "zcr"
     training: TrainingConfig = field(default_factory=TrainingConfig)
     history_length: int = 20
     beam_limit: int = 400
@@ -157,7 +167,8 @@ def base() -> RunConfig:
     return RunConfig(
         name="base",
         sid=SidSpec(levels=(64, 64, 32)),
-        generator=TreeConfig(width=128, ffn_dim=512),
+        generator=TreeConfig(width=128, ffn_dim=512, dropout=0.5),
+        training=TrainingConfig(max_epochs=40, learning_rate=2e-3, validate_every_epochs=2.0, patience=4),
         precision="int8",
     )
 
@@ -185,7 +196,19 @@ def demo() -> RunConfig:
 
 def tiger_base() -> RunConfig:
     """The papers' backbone at the papers' size, T5 4+4, d=128: for a GPU or a patient CPU."""
-    return replace(base(), name="tiger-base", generator=TigerConfig())
+    return replace(base(), name="tiger-base", generator=TigerConfig(), training=TrainingConfig())
+
+
+def pp_ocr_base() -> RunConfig:
+    """`base` read by PP-OCRv6 in place of the compact reader: for text that the latter was not taught, at ten
+    times the cost.
+    """
+    return replace(base(), name="pp-ocr-base", encoder=EncoderConfig(body="pp-ocr"))
+
+
+def sasrec_training() -> TrainingConfig:
+    """What SASRec turned out to want (docs/log.md)."""
+    return TrainingConfig(learning_rate=3e-3, patience=8)
 
 
 def tiny() -> RunConfig:
@@ -211,4 +234,5 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "demo": demo,
     "base": base,
     "tiger-base": tiger_base,
+    "pp-ocr-base": pp_ocr_base,
 }

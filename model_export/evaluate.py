@@ -21,7 +21,7 @@ from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
 from model_export.metrics import collisions, ndcg_at, recall_at
 from model_export.near_copies import near_copy, shared_levels
-from model_export.ranking import Found, ItemsOfCodes, left_padded, rank_items
+from model_export.ranking import ItemsOfCodes, left_padded, rank_items, search_by
 from service.contract import FILLER, ITEMS, RECOMMENDER, TOKENIZER, Bundle, beam_widths
 from service.render import item_text, render_text
 from service.runtime import RecommenderSession, Tokenizer
@@ -80,14 +80,10 @@ def evaluate_model(
     tables = catalogue.trie.tables
     certified = []
 
-    def search(history: NDArray[np.int64], num_beams: int) -> Found:
-        beams = session.run(history, tables, beam_widths(manifest.sid, num_beams))
-        return Found(beams.codes, beams.scores)
-
     figures = {"test_users": float(len(test.users)), "items": float(len(dataset.items))}
     for name, exclude in (("", True), ("history_included_", False)):
         ranked = rank_items(
-            search,
+            search_by(session, catalogue),
             catalogue,
             test.histories,
             k=PAGE,

@@ -1,52 +1,36 @@
 """The pipeline from data to bundle, top to bottom.
 
-    items ─ draw ─ read (OCR) ─ pool ─ head ─ RQ-VAE ─ codes ─ collisions ─ generator ─ graphs ─ checks ─
-    bundle
+    items ─ stages.py: draw, read, pool, head, quantise, generate ─ graphs ─ checks ─ evaluation ─ bundle
 
-Each stage is kept under a key of its inputs, its configuration and its code, so an interrupted or changed run
-repeats only what must be. Only `split.train` goes into anything that is fitted; validation users decide when
-the generator stops; test users are met first by `evaluate`, on the exported graphs.
+Only `split.train` goes into anything that is fitted; validation users decide when the generator stops; test
+users are met first by `evaluate`, on the exported graphs.
 """
 
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from model_export import beam_search, evaluate, precision, ranking, recommender, tokenizer, training
+from model_export import evaluate, precision, ranking, recommender, stages, tokenizer, training
 from model_export.cache import StageCache, key_of
-from model_export.configs import RunConfig, TreeConfig
+from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
-from model_export.encoders import head as head_module
-from model_export.encoders import pp_ocr, visual_words
-from model_export.encoders.base import Pooling, Reading
-from model_export.encoders.head import ItemHead, train_head
-from model_export.encoders.pp_ocr import PpOcr
-from model_export.generators import base as generator_base
-from model_export.generators import seen_prefixes, tiger, tree
+from model_export.encoders import choose as choose_encoder
+from model_export.encoders.base import Pooling
+from model_export.encoders.choose import make_encoder
 from model_export.generators.base import Generator
-from model_export.generators.tiger import TigerGenerator
-from model_export.generators.tree import TreeGenerator
 from model_export.precision import Agreement
-from model_export.quantizers import base as quantizer_base
-from model_export.quantizers import collisions, rq_vae, sinkhorn
-from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
-from model_export.quantizers.collisions import CollisionReport, assign_slots, reassign_collisions
-from model_export.quantizers.rq_vae import train_rq_vae
+from model_export.quantizers.collisions import assign_slots
 from model_export.recommender import check_recommender, export_recommender
 from model_export.report import Example, write_report
+from model_export.stages import Coded, Say, Strips
 from model_export.tokenizer import check_tokenizer, export_tokenizer
-from model_export.training import Curve, train_generator
 from service import contract, render
 from service.contract import (
     FORMAT_VERSION,
@@ -63,7 +47,7 @@ from service.contract import (
     sha256_of,
 )
 from service.errors import GlyphrecError
-from service.render import item_text, render_text
+from service.render import item_text
 from service.runtime import RecommenderSession
 from service.trie import SidTrie
 
@@ -72,22 +56,15 @@ NUM_CALIBRATION_RUNS = 64  # histories that set the scales of int8
 NUM_EXAMPLES = 5
 NUM_DRAWN = 12
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Tokenized:
     """The catalogue with its codes, and all that made them."""
 
-    strips: list[NDArray[np.uint8]]  # of each item [strip, height, width]
-    features: NDArray[np.float32]  # [item, feature]
+    strips: Strips
     pooling: Pooling
-    head: ItemHead
-    quantizer: ResidualQuantizer
-    quantizer_report: QuantizerReport
-    codes: NDArray[np.int64]  # [item, level], after reassignment
+    coded: Coded
     slots: NDArray[np.int64]  # [item]
-    collisions: CollisionReport
 
 
 def export(
@@ -102,10 +79,14 @@ def export(
     """Train and write a bundle to `out`, or to a folder of its own below `out` where `named_by_key`.
 
     A bundle of exactly this data, configuration and code is kept as it is. Raises GlyphrecError where `out`
-    holds anything else.
+    holds anything else, or where a service could not run the configuration.
     """
+    _check_servable(config)
     config = _with_font_hash(config)
-    key = key_of(FORMAT_VERSION, dataset.fingerprint, config, *CODE)
+    key = key_of(
+        FORMAT_VERSION, dataset.fingerprint, config, *choose_encoder.encoder_files(config.encoder),
+        *stages.modules_of(config), *CODE,
+    )  # fmt: skip
     if named_by_key:
         out = out / f"{config.name}-{key}"
     if (kept := _kept_bundle(out, key)) is not None:
@@ -120,137 +101,39 @@ def export(
         )
     say(f"{dataset.summary()}\nconfiguration {config.name}, seed {config.seed}")
 
-    with _deterministic():
-        tokenized = _tokenize(dataset.items, split.train, config, cache, say)
-        generator, curve = _train_generator(tokenized.codes, split, config, cache, say)
+    with stages.deterministic():
+        say("[1/5] draw the items, read them, pool what was read")
+        read = stages.read(dataset.items, config, cache, say)
+        assert read.pooling is not None
+        say("[2/5] train the head and the quantiser")
+        coded = stages.code(read.features, dataset.item_ids, split, config, cache)
+        say(f"      {coded.collisions.summary()}")
+        say(f"[3/5] train the {generator_name(config)} generator")
+        generator, curve = stages.generate(
+            coded.codes, coded.spec, split, config, cache, vectors=coded.vectors
+        )
+    strips = stages.draw(dataset.items, config)
+    tokenized = Tokenized(strips, read.pooling, coded, assign_slots(coded.codes))
 
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     bundle = _write_graphs(partial, key, dataset, split, tokenized, generator, config, say)
-    say("[7/7] evaluate the exported graphs")
+    say("[5/5] evaluate the exported graphs")
     figures = evaluate.evaluate(bundle, dataset)
     write_report(
         partial / "report",
         title=f"{dataset.name}, configuration {config.name}",
         figures=figures,
-        collisions=tokenized.collisions,
-        quantizer=tokenized.quantizer_report.history,
+        collisions=coded.collisions,
+        quantizer=coded.quantizer_report.history,
         curve=curve,
-        page=tokenized.strips[:NUM_DRAWN],
-        examples=_examples(bundle, dataset, split, tokenized.codes),
+        page=strips[:NUM_DRAWN],
+        examples=_examples(bundle, dataset, split, coded.codes),
     )
     _seal(bundle, figures)
     partial.rename(out)
     return load_bundle(out)
-
-
-def _tokenize(
-    items: Sequence[dict[str, Any]],
-    train: list[NDArray[np.int32]],
-    config: RunConfig,
-    cache: StageCache,
-    say: Say,
-) -> Tokenized:
-    """Everything up to codes. `train` holds the training parts of the sequences and nothing else."""
-    spec, seed = config.render, config.seed
-    texts = [item_text(item, spec) for item in items]
-    say(f"[1/7] draw {len(texts):,} items and read them")
-    rendered = [render_text(text, spec) for text in texts]
-    _report_drawing(rendered, say)
-    strips = [drawn.strips for drawn in rendered]
-    encoder = PpOcr(spec, config.encoder, seed)
-
-    inputs: tuple[Any, ...] = (texts, spec, seed, pp_ocr.model_file(), render, pp_ocr)
-    path = cache.path("reading", ".npz", *inputs)
-    if not path.exists():
-        parts = cache.path("reading", ".parts", *inputs)
-        parts.mkdir(exist_ok=True)
-        encoder.read(strips, parts).save(path)
-        shutil.rmtree(parts)
-    reading = Reading.load(path)
-
-    say("[2/7] pool what was read into visual words")
-    inputs = (*inputs, config.encoder, visual_words)
-    pooling: Pooling = _stage(cache, "pooling", inputs, lambda: encoder.fit(reading))
-    features: NDArray[np.float32] = _stage(cache, "features", inputs, lambda: pooling.pool(reading))
-
-    say("[3/7] train the head on what was bought close together")
-    inputs = (*inputs, config.head, train, head_module)
-    head: ItemHead = _stage(cache, "head", inputs, lambda: train_head(features, train, config.head, seed))
-    vectors = head.vectors(features)
-
-    say("[4/7] train the RQ-VAE")
-    inputs = (*inputs, config.quantizer, config.sid, rq_vae, quantizer_base)
-    quantizer, report = _stage(
-        cache, "rq-vae", inputs, lambda: train_rq_vae(vectors, config.sid, config.quantizer, seed=seed)
-    )
-    item_ids = [item["item_id"] for item in items]
-    codes, collided = _codes(quantizer, vectors, item_ids)
-    say(f"      {collided.summary()}")
-    slots = assign_slots(codes)
-    return Tokenized(strips, features, pooling, head, quantizer, report, codes, slots, collided)
-
-
-@torch.no_grad()
-def _codes(
-    quantizer: ResidualQuantizer, vectors: NDArray[np.float32], item_ids: Sequence[str]
-) -> tuple[NDArray[np.int64], CollisionReport]:
-    """Codes [item, level] with collisions reassigned at the last level."""
-    data = torch.from_numpy(vectors)  # [item, dim]
-    reassigned = reassign_collisions(
-        quantizer.encode(data).numpy(),
-        quantizer.latents(data).numpy(),
-        [codebook.numpy() for codebook in quantizer.codebooks],
-        item_ids,
-    )
-    return reassigned.codes, reassigned.report
-
-
-def _train_generator(
-    codes: NDArray[np.int64], split: Split, config: RunConfig, cache: StageCache, say: Say
-) -> tuple[Generator, Curve]:
-    say(f"[5/7] train the {generator_name(config)} generator")
-    torch.manual_seed(config.seed)
-    generator = make_generator(config, codes, split.train)
-    inputs = (
-        codes, split.train, split.validation.targets, config.sid, config.generator, config.training,
-        config.history_length, config.seed, training, ranking, beam_search, generator_base,
-        seen_prefixes, tree, tiger,
-    )  # fmt: skip
-    path = cache.path("generator", ".pt", *inputs)
-    if not path.exists():
-        curve = train_generator(
-            generator,
-            codes=codes,
-            split=split,
-            config=config.training,
-            history_length=config.history_length,
-            seed=config.seed,
-            checkpoint=cache.path("generator", ".checkpoint", *inputs),
-        )
-        cache.make(path, lambda target: torch.save((generator.state_dict(), curve), target))
-        cache.path("generator", ".checkpoint", *inputs).unlink(missing_ok=True)
-    weights, curve = torch.load(path, weights_only=False)  # this user's own cache
-    generator.load_state_dict(weights)
-    return generator.eval(), curve
-
-
-def make_generator(config: RunConfig, codes: NDArray[np.int64], train: list[NDArray[np.int32]]) -> Generator:
-    """An untrained generator of the configuration. Seed torch before."""
-    seen_codes = codes[np.unique(np.concatenate(train))]
-    if isinstance(config.generator, TreeConfig):
-        return TreeGenerator(
-            config=config.generator,
-            spec=config.sid,
-            history_length=config.history_length,
-            seen_codes=seen_codes,
-        )
-    return TigerGenerator(config=config.generator, spec=config.sid, seen_codes=seen_codes)
-
-
-def generator_name(config: RunConfig) -> str:
-    return "tree" if isinstance(config.generator, TreeConfig) else "tiger"
 
 
 def _write_graphs(
@@ -264,9 +147,10 @@ def _write_graphs(
     say: Say,
 ) -> Bundle:
     """Write both graphs and the items, and hold the graphs to the models they came from."""
-    say("[6/7] export the two graphs and check them")
-    body = PpOcr(config.render, config.encoder, config.seed).body()
-    parts = (body, tokenized.pooling, tokenized.head, tokenized.quantizer)
+    say("[4/5] export the two graphs and check them")
+    coded = tokenized.coded
+    body = make_encoder(config.render, config.encoder, config.seed).body()
+    parts = (body, tokenized.pooling, coded.head, coded.quantizer)
     tokenizer_graph = export_tokenizer(folder / TOKENIZER, *parts, sid=config.sid, render=config.render)
     rng = np.random.default_rng(config.seed)
     sample = rng.choice(len(dataset.items), min(NUM_CHECKED_ITEMS, len(dataset.items)), replace=False)
@@ -282,7 +166,7 @@ def _write_graphs(
     checks |= check_recommender(
         folder / RECOMMENDER,
         generator,
-        SidTrie.from_codes(config.sid, tokenized.codes),
+        SidTrie.from_codes(config.sid, coded.codes),
         history_length=config.history_length,
         beam_limit=config.beam_limit,
         seed=config.seed,
@@ -290,7 +174,7 @@ def _write_graphs(
     say("      " + ", ".join(f"{name} {value:.2g}" for name, value in checks.items()))
     chosen = "float32"
     if config.precision == "int8":
-        found = _try_int8(folder / RECOMMENDER, recommender_graph, tokenized.codes, split, config)
+        found = _try_int8(folder / RECOMMENDER, recommender_graph, coded.codes, split, config)
         chosen = "int8" if found.holds else "float32"
         checks |= {f"int8_{name}": value for name, value in asdict(found).items()}
         say(
@@ -333,12 +217,8 @@ def _try_int8(
     tables, num_beams = catalogue.trie.tables, min(evaluate.NUM_BEAMS, config.beam_limit)
 
     def pages(session: RecommenderSession) -> NDArray[np.int32]:
-        def search(history: NDArray[np.int64], num_beams: int) -> ranking.Found:
-            beams = session.run(history, tables, beam_widths(config.sid, num_beams))
-            return ranking.Found(beams.codes, beams.scores)
-
         return ranking.rank_items(
-            search,
+            ranking.search_by(session, catalogue),
             catalogue,
             users.histories,
             k=precision.PAGE,
@@ -370,7 +250,7 @@ def _write_items(path: Path, dataset: Dataset, split: Split, tokenized: Tokenize
         for place, item in enumerate(dataset.items):
             row = {
                 "item_id": item["item_id"],
-                "codes": tokenized.codes[place].tolist(),
+                "codes": tokenized.coded.codes[place].tolist(),
                 "slot": int(tokenized.slots[place]),
                 "popularity": int(popularity[place]),
                 "item": item,
@@ -386,12 +266,8 @@ def _examples(bundle: Bundle, dataset: Dataset, split: Split, codes: NDArray[np.
         len(test.users), size=min(NUM_EXAMPLES, len(test.users)), replace=False
     )
 
-    def search(history: NDArray[np.int64], num_beams: int) -> ranking.Found:
-        beams = session.run(history, catalogue.trie.tables, beam_widths(manifest.sid, num_beams))
-        return ranking.Found(beams.codes, beams.scores)
-
     ranked = ranking.rank_items(
-        search,
+        ranking.search_by(session, catalogue),
         catalogue,
         [test.histories[user] for user in users],
         k=5,
@@ -443,39 +319,26 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
     return replace(config, render=config.render.model_copy(update={"font_sha256": font_sha256}))
 
 
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """A seed gives the same bundle again. Otherwise threads add up gradients in whatever order they end."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # a GPU lacks some; it warns and goes on
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+def generator_name(config: RunConfig) -> str:
+    return "tree" if isinstance(config.generator, TreeConfig) else "tiger"
 
 
-def _stage(cache: StageCache, name: str, inputs: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    """What `make` returns, from the cache where these inputs were seen before."""
-    path = cache.path(name, ".pt", *inputs)
-    if not path.exists():
-        value = make()
-        cache.make(path, lambda target: torch.save(value, target))
-    return torch.load(path, weights_only=False)  # this user's own cache
+def _check_servable(config: RunConfig) -> None:
+    """Some configurations exist for comparison only."""
+    if isinstance(config.encoder, MiniLmConfig):
+        reason = "its encoder reads text, and a service draws pictures"
+    elif isinstance(config.generator, SasRecConfig):
+        reason = "its generator knows no Semantic IDs"
+    elif config.collisions == "suffix":
+        reason = "a suffix numbers the items of one catalogue, so a new item could have none"
+    else:
+        return
+    raise GlyphrecError(
+        f"configuration {config.name}: {reason}. It can be studied (glyphrec study) but not exported."
+    )
 
 
-def _report_drawing(rendered: Sequence[render.Rendered], say: Say) -> None:
-    num_strips = sum(len(drawn.strips) for drawn in rendered)
-    truncated = sum(drawn.truncated for drawn in rendered)
-    missing = sorted(set("".join(drawn.missing for drawn in rendered)))
-    say(f"      {num_strips:,} strips; {truncated:,} items too long, cut at the end")
-    if missing:
-        shown = " ".join(f"{char} (U+{ord(char):04X})" for char in missing[:10])
-        say(f"      {len(missing)} characters the font lacks, drawn as their code points: {shown}")
-
-
-# A change to any of these makes another bundle.
+# A change to any of these makes another bundle, beside the modules of the configuration's stages.
 CODE = (
-    pp_ocr, visual_words, head_module, quantizer_base, rq_vae, collisions, sinkhorn, seen_prefixes, tree,
-    tiger, generator_base, beam_search, training, ranking, recommender, precision, tokenizer, evaluate,
-    contract, render,
+    recommender, precision, tokenizer, evaluate, contract, render, stages,
 )  # fmt: skip

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from service.contract import FILLER, PADDING, SidSpec
+from service.contract import FILLER, PADDING, SidSpec, beam_widths
+from service.runtime import RecommenderSession
 from service.trie import SidTrie
 
 
@@ -40,6 +41,17 @@ class ItemsOfCodes:
     def items_at(self, prefix: int) -> NDArray[np.int64]:
         first, last = np.searchsorted(self.prefixes, [prefix, prefix + 1])
         return self.order[first:last]
+
+
+def search_by(session: RecommenderSession, catalogue: ItemsOfCodes) -> Search:
+    """A search by an exported graph."""
+
+    def search(history: NDArray[np.int64], num_beams: int) -> Found:
+        widths = beam_widths(catalogue.spec, num_beams)
+        beams = session.run(history, catalogue.trie.tables, widths)
+        return Found(beams.codes, beams.scores)
+
+    return search
 
 
 def rank_items(

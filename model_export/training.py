@@ -35,6 +35,7 @@ class Curve:
     train_loss: list[float] = field(default_factory=list)
     validation_ndcg_at_10: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    core_seconds: float = 0.0  # of all cores together, which other work on the machine leaves as it is
     stopped: str = ""
 
 
@@ -74,6 +75,7 @@ def train_generator(
     every = max(1, int(config.validate_every_epochs * steps_per_epoch))
     users = some_users(split.validation, config.max_validation_users, seed)
     started = time.monotonic() - run.curve.seconds
+    started_core = time.process_time() - run.curve.core_seconds
     losses: list[float] = []
     bar = tqdm(
         total=total_steps,
@@ -96,6 +98,7 @@ def train_generator(
             run.step += 1
             bar.update()
             run.curve.seconds = time.monotonic() - started
+            run.curve.core_seconds = time.process_time() - started_core
             out_of_time = run.curve.seconds > config.time_limit_s
             if run.step % every == 0 or run.step >= total_steps or out_of_time:
                 ndcg = validate(generator, codes, users, history_length=history_length)

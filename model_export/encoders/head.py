@@ -54,7 +54,7 @@ def train_head(
 ) -> ItemHead:
     """Fit a head to `sequences` of items, oldest first, of the training part only.
 
-    Without any pair to learn from, the head is what it starts as: a projection of the features.
+    Without any pair or step to learn from, the head is what it starts as: a projection of the features.
     """
     inputs = torch.from_numpy(features)
     pairs = torch.from_numpy(close_pairs(sequences, config.window))  # [pair, 2]
@@ -62,7 +62,7 @@ def train_head(
         torch.manual_seed(seed)
         head = ItemHead(feature_dim=features.shape[1], config=config)
         _start_from_principal_axes(head, inputs)
-        if len(pairs):
+        if len(pairs) and config.max_steps:
             _train(head, inputs, pairs, config)
     return head.eval()
 

@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from model_export import stages
 from model_export.cache import StageCache
 from model_export.configs import TigerConfig, tiny
 from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import write_dataset
 from model_export.evaluate import evaluate_model, read_catalogue, table
-from model_export.export import _tokenize, _train_generator, export
+from model_export.export import export
 from service.contract import ITEMS, load_bundle
 from service.errors import GlyphrecError
 
@@ -150,13 +151,17 @@ def test_targets_touch_neither_encoder_nor_quantiser_nor_generator(tiny_export, 
     changed = with_other_last_items(tiny_export.dataset, 2)
     assert changed.fingerprint != tiny_export.dataset.fingerprint
     split = leave_one_out(changed)
-    tokenized = _tokenize(changed.items, split.train, config, cache, quiet)
-    np.testing.assert_array_equal(tokenized.codes, codes)
+    read = stages.read(changed.items, config, cache, quiet)
+    coded = stages.code(read.features, changed.item_ids, split, config, cache)
+    np.testing.assert_array_equal(coded.codes, codes)
 
     split = leave_one_out(with_other_last_items(tiny_export.dataset, 1))
-    ours, _ = _train_generator(codes, split, config, cache, quiet)
-    theirs, _ = _train_generator(
-        codes, leave_one_out(tiny_export.dataset), config, StageCache(tiny_export.cache), quiet
+    ours, theirs = (
+        stages.generate(codes, coded.spec, split, config, folder, vectors=coded.vectors).generator
+        for split, folder in (
+            (split, cache),
+            (leave_one_out(tiny_export.dataset), StageCache(tiny_export.cache)),
+        )
     )
     for name, weight in theirs.state_dict().items():
         np.testing.assert_array_equal(ours.state_dict()[name], weight, err_msg=name)
