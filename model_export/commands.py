@@ -52,7 +52,11 @@ def add_export(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="the bundle's folder; must not hold another bundle"
     )
-    parser.add_argument("--config", default="base", help="tiny, demo, base (default) or tiger-base")
+    parser.add_argument(
+        "--config",
+        default="base",
+        help="tiny, demo, base (default), pp-ocr-base or tiger-base",
+    )
     parser.add_argument("--seed", type=int, default=None, help="other than the configuration's own, 0")
     parser.add_argument(
         "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
@@ -98,6 +102,45 @@ def _evaluate(args: argparse.Namespace) -> int:
     say(table(figures))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return 0
+
+
+def add_study(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "study", help="compare encoders, quantisers, generators and baselines; write the report"
+    )
+    parser.add_argument("--data", action="append", required=True, help=f"{DATA_HELP}. Once for each data set")
+    parser.add_argument(
+        "--plan", default="full", help="full (default) or tiny, from model_export/study/plan.py"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells by name; all by default")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("docs"),
+        help="folder of study.md; its study/cells keeps what is done",
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="write the report of the cells that are done, run none"
+    )
+    parser.set_defaults(run=_study)
+
+
+def _study(args: argparse.Namespace) -> int:
+    from model_export.study.command import study
+
+    study(
+        args.data,
+        plan_name=args.plan,
+        only=args.only,
+        out=args.out,
+        cache_folder=args.cache,
+        report_only=args.report_only,
+        say=say,
+    )
     return 0
 
 

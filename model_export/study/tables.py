@@ -44,7 +44,7 @@ COLUMNS: tuple[tuple[str, Format, str], ...] = (
     ("pixels an item", whole, "pixels_per_item"),
     ("read right", percent, "reading_accuracy"),
     ("ms to encode an item", brief, "encode_ms_per_item"),
-    ("training, s", whole, "train_seconds"),
+    ("training, core s", whole, "train_seconds"),
     ("parameters", whole, "num_parameters"),
     ("ms a request", brief, "ms_per_request"),
     ("validation NDCG@10", rate, "validation_ndcg@10"),

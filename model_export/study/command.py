@@ -1,0 +1,67 @@
+"""`glyphrec study`: run what is missing of a plan, then write the report of all that is done."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.configs import base
+from model_export.data.dataset import Dataset
+from model_export.data.splits import leave_one_out
+from model_export.data.tables import read_dataset
+from model_export.segments import segments_of
+from model_export.stages import Say
+from model_export.study.plan import PLANS, Plan
+from model_export.study.run import kept_results, run_study, works_of
+from model_export.study.write import read_notes, write_study
+from service.errors import GlyphrecError
+from service.render import item_text
+
+
+def study(
+    data: Sequence[str],
+    *,
+    plan_name: str,
+    only: Sequence[str],
+    out: Path,
+    cache_folder: Path,
+    report_only: bool,
+    say: Say,
+) -> None:
+    """Raises GlyphrecError for a plan or a cell of another name."""
+    if plan_name not in PLANS:
+        raise GlyphrecError(f"there is no plan {plan_name!r}. Take one of {', '.join(PLANS)}.")
+    plan = PLANS[plan_name]()
+    if unknown := set(only) - {cell.name for cell in plan.cells}:
+        raise GlyphrecError(
+            f"plan {plan_name} has no cell {sorted(unknown)[0]!r}. "
+            f"Its cells: {', '.join(cell.name for cell in plan.cells)}."
+        )
+    datasets = {dataset.name: dataset for dataset in map(read_dataset, data)}
+    store = out / "study" / "cells"
+    if not report_only:
+        run_study(plan.only(only), datasets, store=store, cache_folder=cache_folder, say=say)
+    report(plan, datasets, out, say)
+
+
+def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> None:
+    """Of every cell of the plan that is done, whoever ran it."""
+    works = works_of(plan, datasets)
+    results = kept_results(works, out / "study" / "cells")
+    write_study(
+        results,
+        out,
+        notes=read_notes(out),
+        segments={name: segments_of_targets(dataset) for name, dataset in datasets.items()},
+        code_now={work.cell.name: work.made_with for work in works},
+    )
+    say(f"{len(results)} of {len(works)} cells are done; the report is {out / 'study.md'}")
+
+
+def segments_of_targets(dataset: Dataset) -> dict[str, NDArray[np.bool_]]:
+    """Which test users have a target of each kind of items: [user]"""
+    split = leave_one_out(dataset)
+    texts = [item_text(item, base().render) for item in dataset.items]
+    kinds = segments_of(texts, split.train)._asdict()
+    return {name.replace("_", " "): mask[split.test.targets] for name, mask in kinds.items()}

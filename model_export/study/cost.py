@@ -1,0 +1,94 @@
+"""What a configuration costs: pixels, time to read one item, time of one request. On one core, medians."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from model_export import stages
+from model_export.configs import MiniLmConfig, RunConfig
+from model_export.data.dataset import Dataset
+from model_export.data.splits import Split
+from model_export.encoders.choose import make_encoder
+from model_export.encoders.minilm import MiniLm
+from model_export.evaluate import NUM_BEAMS
+from model_export.generators.base import Generator
+from model_export.ranking import ItemsOfCodes, left_padded
+from model_export.recommender import export_recommender
+from service.contract import beam_widths
+from service.render import item_text
+from service.runtime import RecommenderSession
+
+NUM_ITEMS = 24
+NUM_REQUESTS = 64
+
+
+def of_reading(dataset: Dataset, config: RunConfig) -> dict[str, float]:
+    """Pixels of an item, and the encoder's time for one item at a time; pooling and head are little beside
+    it.
+    """
+    chosen = np.random.default_rng(0).choice(
+        dataset.num_items, min(NUM_ITEMS, dataset.num_items), replace=False
+    )
+    items = [dataset.items[place] for place in chosen]
+    if isinstance(config.encoder, MiniLmConfig):
+        encoder = MiniLm()
+        texts = [item_text(item, config.render) for item in items]
+        with _one_torch_thread():
+            return {
+                "encode_ms_per_item": _median_ms([lambda t=text: encoder.features([t]) for text in texts])
+            }
+    strips = stages.draw(items, config)
+    body = make_encoder(config.render, config.encoder, config.seed).body()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        body.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    runs = [lambda s=drawn: session.run(["frames"], {"strips": s}) for drawn in strips]
+    return {
+        "pixels_per_item": float(np.mean([drawn.size for drawn in strips])),
+        "encode_ms_per_item": _median_ms(runs),
+    }
+
+
+def ms_per_request(generator: Generator, codes: NDArray[np.int64], split: Split, config: RunConfig) -> float:
+    """One request at a time through the exported graph, 50 beams."""
+    catalogue = ItemsOfCodes.build(generator.spec, codes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recommender.onnx"
+        generator.cpu()
+        graph = export_recommender(
+            path, generator, history_length=config.history_length, beam_limit=config.beam_limit
+        )
+        session = RecommenderSession(path, graph, threads=1)
+    widths = beam_widths(generator.spec, min(NUM_BEAMS, config.beam_limit))
+    windows = [
+        catalogue.codes[left_padded([history[-config.history_length :]])]
+        for history in split.test.histories[:NUM_REQUESTS]
+    ]
+    return _median_ms([lambda w=window: session.run(w, catalogue.trie.tables, widths) for window in windows])
+
+
+def _median_ms(runs: list[Callable[[], object]]) -> float:
+    runs[0]()  # warm
+    times = []
+    for run in runs:
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times) * 1e3)
+
+
+class _one_torch_thread:
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)

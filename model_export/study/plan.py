@@ -1,0 +1,237 @@
+"""What the study runs: cells, each with its name, its tables, and a configuration or a counting baseline.
+
+Adding a cell is one line here. A cell is run on every data set for as many seeds as it asks for; what it
+shares with others (a reading, a head, codes) is kept by the stages' cache.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from model_export.configs import (
+    EncoderConfig,
+    LetterConfig,
+    MiniLmConfig,
+    QuantizerConfig,
+    RqKMeansConfig,
+    RunConfig,
+    SasRecConfig,
+    TigerConfig,
+    TrainingConfig,
+    TreeConfig,
+    base,
+    sasrec_training,
+    tiny,
+)
+from service.contract import RenderSpec
+
+Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn"]
+Question = Literal["robustness", "cold"]  # measured on a trained tokenizer, not a ranking of test users
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str
+    label: str
+    groups: tuple[str, ...]
+    config: RunConfig
+    counting: Counting | None = None  # a baseline that counts; item_knn takes the configuration's vectors
+    question: Question | None = None
+    shuffled: bool = False  # items swap their codes at random, a control
+    num_seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    cells: tuple[Cell, ...]
+
+    def only(self, names: list[str]) -> "Plan":
+        """The cells of these names; all of them where none is named."""
+        return replace(self, cells=tuple(cell for cell in self.cells if not names or cell.name in names))
+
+
+# From generous to unreadable: height of a strip in pixels and squeeze of its letters.
+RESOLUTIONS = (
+    (32, 1.0),
+    (24, 1.0),
+    (24, 0.6),
+    (16, 1.0),
+    (16, 0.6),
+    (12, 0.6),
+    (12, 0.4),
+    (8, 0.6),
+    (8, 0.4),
+    (8, 0.25),
+)
+
+
+def recipe(height_px: int, squeeze: float, default: RenderSpec) -> RenderSpec:
+    """`default` at another resolution, with about as many letters on a strip."""
+    scale = height_px * squeeze / (default.height_px * default.squeeze)
+    width_px = max(32, round(default.width_px * scale))
+    return default.model_copy(update={"height_px": height_px, "squeeze": squeeze, "width_px": width_px})
+
+
+def full() -> Plan:
+    """All of docs/study.md. TIGER is smaller than its paper's, so that two cores can train it."""
+    return Plan(
+        "full",
+        cells_of(
+            base(),
+            tiger=TigerConfig(width=96, num_layers=2, num_heads=4, head_dim=24, ffn_dim=384),
+            tiger_training=TrainingConfig(
+                max_epochs=40, learning_rate=2e-3, validate_every_epochs=2.0, patience=4
+            ),
+            num_seeds=3,
+            resolutions=RESOLUTIONS,
+        ),
+    )
+
+
+def tiny_plan() -> Plan:
+    """Every kind of cell within a test's patience."""
+    config = replace(tiny(), training=replace(tiny().training, max_steps=40))
+    small = TigerConfig(width=16, num_layers=1, num_heads=2, head_dim=8, ffn_dim=32)
+    cells = cells_of(
+        config, tiger=small, tiger_training=config.training, num_seeds=1, resolutions=RESOLUTIONS[-1:]
+    )
+    return Plan("tiny", (replace(cells[0], num_seeds=2), *cells[1:]))
+
+
+PLANS: dict[str, Callable[[], Plan]] = {"full": full, "tiny": tiny_plan}
+
+
+def cells_of(
+    default: RunConfig,
+    *,
+    tiger: TigerConfig,
+    tiger_training: TrainingConfig,
+    num_seeds: int,
+    resolutions: Sequence[tuple[int, float]],
+) -> tuple[Cell, ...]:
+    """Every kind of cell, around one default configuration."""
+    tree, reader = default.generator, default.encoder
+    assert isinstance(tree, TreeConfig)
+    assert isinstance(reader, EncoderConfig)
+    untrained = replace(default.head, max_steps=0)
+    text = replace(default, encoder=MiniLmConfig())
+    with_tiger = replace(default, generator=tiger, training=tiger_training)
+    tiger_text = replace(with_tiger, encoder=MiniLmConfig(), head=untrained, collisions="suffix")
+    plain_tree = replace(tree, start_scale=0.0, has_bonus=False)
+
+    def other(**changes: Any) -> RunConfig:
+        return replace(default, **changes)
+
+    cells = [
+        Cell(
+            "default",
+            "glyphrec, the default",
+            ("headline", "encoders", "quantizers", "generators", "ablation"),
+            default,
+            num_seeds=num_seeds,
+        ),
+        Cell("text", "the same on MiniLM text", ("headline", "encoders"), text, num_seeds=num_seeds),
+        Cell(
+            "sasrec",
+            "SASRec, full cross-entropy, tuned",
+            ("headline",),
+            sasrec(default),
+            num_seeds=num_seeds,
+        ),
+        Cell(
+            "tiger_text",
+            "TIGER on MiniLM text, RQ-VAE, suffix",
+            ("headline", "ablation"),
+            replace(tiger_text, quantizer=QuantizerConfig()),
+            num_seeds=num_seeds,
+        ),
+        Cell(
+            "tiger_text_rq_kmeans",
+            "TIGER on MiniLM text, RQ-k-means, suffix",
+            ("headline",),
+            replace(tiger_text, quantizer=RqKMeansConfig()),
+        ),
+        *counting_cells(default),
+        # Question 1: pictures or text, as they come and after the catalogue's training.
+        Cell("frozen", "compact reader, no head", ("encoders",), other(head=untrained)),
+        Cell("text_frozen", "MiniLM, no head", ("encoders",), replace(text, head=untrained)),
+        Cell("pp_ocr", "PP-OCRv6, head", ("encoders",), other(encoder=replace(reader, body="pp-ocr"))),
+        Cell(
+            "pp_ocr_frozen",
+            "PP-OCRv6, no head",
+            ("encoders",),
+            other(encoder=replace(reader, body="pp-ocr"), head=untrained),
+        ),
+        Cell("shuffled", "the default's codes, dealt out at random", ("encoders",), default, shuffled=True),
+        # Question 6: what each part buys.
+        Cell("tiger_codes", "TIGER on the default's codes", ("ablation", "generators"), with_tiger),
+        Cell(
+            "tiger_items",
+            "the same, a vector for each history item",
+            ("generators",),
+            replace(with_tiger, generator=replace(tiger, reads="items")),
+        ),
+        Cell(
+            "tiger_temperature",
+            "TIGER, temperature 0.7",
+            ("generators",),
+            replace(with_tiger, generator=replace(tiger, temperature=0.7)),
+        ),
+        Cell(
+            "tree_plain",
+            "tree, no vectors per prefix",
+            ("ablation", "generators"),
+            other(generator=plain_tree),
+        ),
+        Cell(
+            "tree_noise",
+            "tree, vectors per prefix that begin as noise",
+            ("ablation", "generators"),
+            other(generator=replace(tree, start_scale=0.0)),
+        ),
+        # Quantisers and collisions.
+        Cell("rq_vae", "RQ-VAE", ("quantizers",), other(quantizer=QuantizerConfig())),
+        Cell("rq_kmeans", "RQ-k-means", ("quantizers",), other(quantizer=RqKMeansConfig())),
+        Cell(
+            "rq_kmeans_balanced",
+            "RQ-k-means, balanced",
+            ("quantizers",),
+            other(quantizer=RqKMeansConfig(balanced=True)),
+        ),
+        Cell("letter", "LETTER", ("quantizers",), other(quantizer=LetterConfig())),
+        Cell("collisions_left", "collisions left", ("quantizers",), other(collisions="none")),
+        Cell("sinkhorn", "collisions spread by Sinkhorn", ("quantizers",), other(collisions="sinkhorn")),
+        # Questions 4 and 5.
+        Cell("robustness", "the default", ("robustness",), default, question="robustness"),
+        Cell("robustness_text", "the same on MiniLM text", ("robustness",), text, question="robustness"),
+        Cell("cold", "the default", ("cold",), default, question="cold"),
+        Cell("cold_text", "the same on MiniLM text", ("cold",), text, question="cold"),
+    ]
+    # Question 2.
+    for height_px, squeeze in resolutions:
+        render = recipe(height_px, squeeze, default.render)
+        cells.append(
+            Cell(
+                f"resolution_{height_px}px_{squeeze:g}",
+                f"{height_px} px high, letters {squeeze:g} wide",
+                ("resolution",),
+                other(render=render),
+            )
+        )
+    return tuple(cells)
+
+
+def counting_cells(default: RunConfig) -> list[Cell]:
+    labels: dict[Counting, str] = {
+        "popularity": "popularity",
+        "markov": "first-order Markov, then popularity",
+        "markov_popular_ties": "the same, equal counts by popularity",
+        "item_knn": "nearest items by the default's vectors",
+    }
+    return [Cell(name, label, ("headline",), default, counting=name) for name, label in labels.items()]
+
+
+def sasrec(default: RunConfig) -> RunConfig:
+    """The baseline as it was tuned (docs/log.md)."""
+    return replace(default, generator=SasRecConfig(), training=sasrec_training(), history_length=20)

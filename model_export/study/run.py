@@ -1,0 +1,198 @@
+"""Runs the cells that are missing, the most telling first, and keeps each as soon as it is done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model_export import baselines, metrics, stages
+from model_export.baselines import Markov, Neighbours, Popularity
+from model_export.cache import StageCache, key_of
+from model_export.configs import SasRecConfig
+from model_export.data.dataset import Dataset
+from model_export.data.splits import Split, leave_one_out
+from model_export.generators.sasrec import codes_of_items
+from model_export.metrics import codebook_use, collisions, target_ranks
+from model_export.stages import Say
+from model_export.study import cells, cold, cost, ranks, robustness
+from model_export.study.cells import CellResult
+from model_export.study.plan import Cell, Plan
+from model_export.study.ranks import K, Ranks
+from service.contract import SidSpec
+
+NO_RANKS = np.zeros(0, np.uint8)
+
+
+class Work:
+    """One cell with one seed on one data set."""
+
+    def __init__(self, cell: Cell, dataset: Dataset, seed: int) -> None:
+        self.cell, self.dataset = cell, dataset
+        self.config = replace(cell.config, seed=seed)
+
+    @property
+    def key(self) -> str:
+        """Of what the figures depend on: where it differs, the cell is run anew."""
+        cell, config = self.cell, self.config
+        codes = (
+            config.encoder, config.render, config.head, config.quantizer, config.sid, config.collisions,
+        )  # fmt: skip
+        generator = (config.generator, config.training, config.history_length, config.beam_limit, config.seed)
+        if isinstance(config.generator, SasRecConfig):
+            parts: tuple[Any, ...] = generator
+        elif cell.counting == "item_knn":
+            parts = (*codes[:3], config.seed)
+        elif cell.counting:
+            parts = ()
+        else:
+            parts = (*codes, *generator)
+        return key_of(self.dataset.fingerprint, cell.counting, cell.question, cell.shuffled, *parts)
+
+    @property
+    def made_with(self) -> str:
+        """Of the code behind the figures: where it differs from today's, the report says so."""
+        return key_of(*code_of(self.cell), *stages.modules_of(self.config))
+
+
+def code_of(cell: Cell) -> tuple[ModuleType, ...]:
+    match cell.question:
+        case "robustness":
+            return (robustness,)
+        case "cold":
+            return (cold,)
+    return (ranks, metrics, baselines)
+
+
+def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:
+    """The first seed of everything before the second of anything."""
+    most = max((cell.num_seeds for cell in plan.cells), default=0)
+    return [
+        Work(cell, dataset, seed)
+        for seed in range(most)
+        for cell in plan.cells
+        for dataset in datasets.values()
+        if seed < cell.num_seeds
+    ]
+
+
+def run_study(
+    plan: Plan, datasets: Mapping[str, Dataset], *, store: Path, cache_folder: Path, say: Say
+) -> None:
+    """Fill `store` with the results of the whole plan."""
+    works = works_of(plan, datasets)
+    splits = {name: leave_one_out(dataset) for name, dataset in datasets.items()}
+    missing = [work for work in works if kept_result(work, store) is None]
+    say(f"{len(works)} cells, {len(works) - len(missing)} of them done before")
+    for work in tqdm(missing, desc="cells", unit="cell"):
+        say(f"{work.dataset.name}, {work.cell.label} ({work.cell.name}), seed {work.config.seed}")
+        cells.save(store, run_cell(work, splits[work.dataset.name], cache_folder, say))
+
+
+def kept_result(work: Work, store: Path) -> CellResult | None:
+    """What was found before, by today's configuration and data. Label and groups are the plan's."""
+    kept = cells.load(store, work.dataset.name, work.cell.name, work.config.seed)
+    if kept is None or kept.key != work.key:
+        return None
+    return replace(kept, label=work.cell.label, groups=work.cell.groups)
+
+
+def kept_results(works: Sequence[Work], store: Path) -> list[CellResult]:
+    found = (kept_result(work, store) for work in works)
+    return [result for result in found if result is not None]
+
+
+def run_cell(work: Work, split: Split, cache_folder: Path, say: Say) -> CellResult:
+    cell, dataset, config = work.cell, work.dataset, work.config
+    cache = StageCache(cache_folder)
+    found = Ranks(NO_RANKS, NO_RANKS, None)
+    with stages.deterministic():
+        if cell.question == "robustness":
+            figures = robustness.robustness(dataset, split, config, cache, say)
+        elif cell.question == "cold":
+            figures = cold.cold(dataset, split, config, cache_folder, say)
+        elif cell.counting:
+            found, figures = _count(work, split, cache, say)
+        else:
+            found, figures = _train(work, split, cache, say)
+    return CellResult(
+        dataset=dataset.name,
+        name=cell.name,
+        label=cell.label,
+        groups=cell.groups,
+        seed=config.seed,
+        key=work.key,
+        made_with=work.made_with,
+        ranks_excluded=found.excluded,
+        ranks_included=found.included,
+        code_ranks=found.codes,
+        figures=figures,
+    )
+
+
+def _count(work: Work, split: Split, cache: StageCache, say: Say) -> tuple[Ranks, dict[str, float]]:
+    dataset, config = work.dataset, work.config
+    figures: dict[str, float] = {}
+    match work.cell.counting:
+        case "popularity":
+            baseline: Popularity | Markov | Neighbours = Popularity()
+        case "markov":
+            baseline = Markov()
+        case "markov_popular_ties":
+            baseline = Markov(ties="popularity")
+        case _:
+            read = stages.read(dataset.items, config, cache, say)
+            _, vectors = stages.vectors_of(read.features, split.train, config.head, cache, seed=config.seed)
+            baseline = Neighbours.tuned(vectors, split.train, split.validation)
+            figures["decay"] = baseline.decay
+    baseline.fit(split.train, dataset.num_items)
+    ranks_of = [
+        target_ranks(
+            baseline.rank(split.test.histories, K, exclude_history=exclude), split.test.targets, K
+        ).astype(np.uint8)
+        for exclude in (True, False)
+    ]
+    return Ranks(ranks_of[0], ranks_of[1], None), figures
+
+
+def _train(work: Work, split: Split, cache: StageCache, say: Say) -> tuple[Ranks, dict[str, float]]:
+    cell, dataset, config = work.cell, work.dataset, work.config
+    figures: dict[str, float] = {}
+    vectors = None
+    if isinstance(config.generator, SasRecConfig):
+        codes, spec = codes_of_items(dataset.num_items), SidSpec(levels=(dataset.num_items,))
+    else:
+        read = stages.read(dataset.items, config, cache, say)
+        coded = stages.code(read.features, dataset.item_ids, split, config, cache)
+        codes, spec, vectors = coded.codes, coded.spec, coded.vectors
+        if cell.shuffled:
+            codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
+        figures |= _figures_of_codes(codes, spec)
+        if config.seed == 0:
+            figures |= cost.of_reading(dataset, config)
+    generated = stages.generate(codes, spec, split, config, cache, vectors=vectors)
+    generator, curve = generated
+    figures["train_seconds"] = curve.core_seconds
+    figures["num_parameters"] = float(sum(weights.numel() for weights in generator.parameters()))
+    figures["validation_ndcg@10"] = max(curve.validation_ndcg_at_10)
+    if config.seed == 0 and not isinstance(config.generator, SasRecConfig):
+        figures["ms_per_request"] = cost.ms_per_request(generator, codes, split, config)
+    found = ranks.rank_targets(generator, codes, split.test, config)
+    return found, figures
+
+
+def _figures_of_codes(codes: NDArray[np.int64], spec: SidSpec) -> dict[str, float]:
+    found = collisions(codes)
+    figures = {
+        "collision_rate": found.shared_rate,
+        "missing_rate": found.missing_rate,
+        "largest_group": float(found.largest_group),
+    }
+    for level, use in enumerate(codebook_use(codes, spec.levels), start=1):
+        figures[f"use_level_{level}"] = use.num_used / use.num_codes
+        figures[f"entropy_bits_level_{level}"] = use.entropy_bits
+    return figures
