@@ -32,8 +32,8 @@ def rank_targets(generator: Generator, codes: NDArray[np.int64], users: Targets,
     """Ranks of the users' targets among all items; codes [item, level]."""
     generator.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     catalogue = ItemsOfCodes.build(generator.spec, codes)
-    search = eager_search(generator, catalogue)
-    ranked = [
+    search = remembered(eager_search(generator, catalogue))
+    excluded, included = (
         rank_items(
             search,
             catalogue,
@@ -47,9 +47,25 @@ def rank_targets(generator: Generator, codes: NDArray[np.int64], users: Targets,
             progress="test users",
         )
         for exclude in (True, False)
-    ]
-    of_items = [target_ranks(items, users.targets, K).astype(np.uint8) for items in ranked]
-    return Ranks(of_items[0], of_items[1], _code_ranks(search, catalogue, users, config))
+    )
+    return Ranks(
+        target_ranks(excluded, users.targets, K).astype(np.uint8),
+        target_ranks(included, users.targets, K).astype(np.uint8),
+        _code_ranks(search, catalogue, users, config),
+    )
+
+
+def remembered(search: Search) -> Search:
+    """Each history is searched once, however it is then counted."""
+    known: dict[tuple[bytes, int], Found] = {}
+
+    def run(history: NDArray[np.int64], num_beams: int) -> Found:
+        key = (history.tobytes(), num_beams)
+        if key not in known:
+            known[key] = search(history, num_beams)
+        return known[key]
+
+    return run
 
 
 def eager_search(generator: Generator, catalogue: ItemsOfCodes) -> Search:
@@ -72,7 +88,7 @@ def _code_ranks(
     for first in range(0, len(users.histories), BATCH):
         part = slice(first, first + BATCH)
         window = left_padded([history[-config.history_length :] for history in users.histories[part]])
-        codes, scores = search(catalogue.codes[window], NUM_BEAMS)
+        codes, scores = search(catalogue.codes[window], min(NUM_BEAMS, config.beam_limit))
         same = (codes[:, :K] == catalogue.codes[users.targets[part]][:, None]).all(axis=-1)  # [user, beam]
         same &= scores[:, :K] > FILLER
         found.append(np.where(same.any(axis=1), same.argmax(axis=1), K).astype(np.uint8))
