@@ -97,6 +97,9 @@ class TreeConfig:
     ffn_dim: int = 256
     dropout: float = 0.3
     has_bonus: bool = True  # each prefix seen in training has a vector of its own that scores it
+    hidden_share: float = (
+        0.1  # of the items, drawn anew each step, count as never seen, so that new ones can come
+    )
     start_scale: float = 1.0  # length of the item vectors that prefixes begin as the means of; 0: noise
 
 

@@ -13,9 +13,9 @@ State = Any  # a NamedTuple of tensors, first dimension batch; each generator ha
 class Generator(nn.Module, ABC):
     """Reads a history and scores, level by level, the next code given the codes so far.
 
-    Scores are log-probabilities normalised over *all* codes of the level, dead or alive. So an item's score
-    does not depend on the filter or on what else is in the catalogue, and never rises along a path: the
-    score of a prefix bounds all of its completions.
+    Scores are log-probabilities over the codes of the level, dead or alive. So an item's score does not depend
+    on the filter or on what else is in the catalogue, and never rises along a path: the score of a prefix
+    bounds all of its completions.
     """
 
     spec: SidSpec

@@ -62,12 +62,20 @@ class SeenPrefixes(nn.Module):
         rows = _take(self.first_child, parent_row)[..., None] + place
         return rows, place < _take(self.num_children, parent_row)[..., None]
 
+    def rows_below(self, parent_row: Tensor) -> Tensor:
+        """The row of each code below a parent: [...] -> [..., code], UNSEEN where training had none."""
+        if not self.is_sparse:
+            return F.embedding(parent_row, self.row_of).long()
+        rows, is_child = self.window(parent_row)  # [..., child]
+        none = rows.new_zeros(1).expand(*parent_row.shape, self.num_codes)
+        return none.scatter_add(-1, _take(self.code_of, rows), rows * is_child)
+
     def _keep(self, name: str, values: NDArray[Any]) -> None:
         self.register_buffer(name, torch.from_numpy(values.astype(np.int32)))
 
 
 class PrefixBonus(nn.Module):
-    """What the newest state adds to a prefix's score: one vector each, and one for all never seen."""
+    """What the newest state adds to the score of a prefix seen in training: one vector each."""
 
     def __init__(self, prefixes: SeenPrefixes, width: int) -> None:
         super().__init__()
@@ -78,31 +86,29 @@ class PrefixBonus(nn.Module):
         """h [batch, width] -> [batch, row], for `of_children`; None where nothing is known beforehand."""
         return None if self.prefixes[0].is_sparse else h @ self.vectors.weight.T
 
-    def of_children(self, h: Tensor, of_rows: Tensor | None, parent_row: Tensor) -> Tensor:
-        """h [batch, width], of_rows(h), parents [batch, beam] -> h · Q[p, c] [batch, beam, code]"""
+    def of_children(self, h: Tensor, of_rows: Tensor | None, parent_row: Tensor, rows: Tensor) -> Tensor:
+        """h [batch, width], of_rows(h), parents [batch, beam] and their children's rows [batch, beam, code]
+        -> h · Q[p, c] [batch, beam, code], which means nothing where a child was not seen.
+        """
         (prefixes,) = self.prefixes
         if of_rows is not None:
-            rows = F.embedding(parent_row, prefixes.row_of).long()  # [batch, beam, code]
             return of_rows.gather(1, rows.flatten(1)).view(rows.shape)
         rows, is_child = prefixes.window(parent_row)  # [batch, beam, child]
         vectors = self.vectors(rows).flatten(1, 2)  # [batch, beam * child, width]
-        of_unseen = (h @ self.vectors.weight[UNSEEN])[:, None, None]  # [batch, 1, 1]
-        more = ((vectors @ h[..., None]).view(rows.shape) - of_unseen) * is_child
-        bonus = of_unseen.expand(-1, parent_row.shape[1], prefixes.num_codes)
-        return bonus.scatter_add(2, _take(prefixes.code_of, rows), more)
+        bonus = (vectors @ h[..., None]).view(rows.shape) * is_child
+        none = bonus.new_zeros(1).expand(*parent_row.shape, prefixes.num_codes)
+        return none.scatter_add(2, _take(prefixes.code_of, rows), bonus)
 
-    def of_own_children(self, h: Tensor, parent_row: Tensor) -> Tensor:
-        """h [pair, width], a parent each [pair] -> h · Q[p, c] [pair, code].
+    def of_own_children(self, h: Tensor, parent_row: Tensor, rows: Tensor) -> Tensor:
+        """The same for a parent each: h [pair, width], parents [pair], rows [pair, code] -> [pair, code].
 
         In training each state asks below one prefix, the truth, and gathering its children costs a tenth of a
         product with all rows.
         """
         (prefixes,) = self.prefixes
         if prefixes.is_sparse or prefixes.has_one_parent:
-            return self.of_children(h, self.of_rows(h), parent_row[:, None])[:, 0]
-        rows = F.embedding(parent_row, prefixes.row_of).long()  # [pair, code]
-        vectors = F.embedding(rows, self.vectors.weight)  # [pair, code, width]; UNSEEN learns here too
-        return (vectors @ h[..., None])[..., 0]
+            return self.of_children(h, self.of_rows(h), parent_row[:, None], rows[:, None])[:, 0]
+        return (self.vectors(rows) @ h[..., None])[..., 0]
 
     @torch.no_grad()
     def start_from(self, means: Tensor) -> None:
@@ -136,11 +142,11 @@ def prefix_means(prefixes: nn.ModuleList, codes: Tensor, vectors: Tensor) -> lis
     return means
 
 
-def item_vectors(prefixes: nn.ModuleList, history: Tensor) -> Tensor:
+def item_vectors(prefixes: nn.ModuleList, history: Tensor, hidden: Tensor | None = None) -> Tensor:
     """The sum of an item's prefix embeddings: codes [batch, position, level] -> [batch, position, width]
 
     Of c1, c1c2, c1c2c3, …: prefix-ngram, arXiv 2504.02137 §3. An item never seen shares what its prefixes
-    learnt.
+    learnt. Rows of the last level that are `hidden` [row] count as never seen.
     Where a history has PADDING the vector means nothing.
     """
     codes = history.clamp(min=0)
@@ -148,6 +154,8 @@ def item_vectors(prefixes: nn.ModuleList, history: Tensor) -> Tensor:
     total = None
     for level, own in enumerate(prefixes):
         row = own.rows(row, codes[..., level])
+        if hidden is not None and level == len(prefixes) - 1:
+            row = row.masked_fill(hidden[row], UNSEEN)
         vector = own.embedding(row)
         total = vector if total is None else total + vector
     return total

@@ -6,8 +6,13 @@ level l scores
 
     logit(c | p) = W_l[c] · (h + MLP_l(h + E[p])) + h · Q_l[p, c]
 
-where p is the prefix so far and Q_l holds one vector per prefix seen in training and one for all others.
-Decoding has no attention and no cache, and every position of every sequence trains at once.
+where p is the prefix so far and Q_l holds one vector per prefix seen in training. Decoding has no attention
+and no cache, and every position of every sequence trains at once.
+
+Codes that training never saw below p would learn nothing but never to come, and new items could never be
+recommended. So they do not compete: the seen children of p and one more choice, "a new one", share the
+probability, and every code unseen there is given all of the latter's. It is what `hidden` makes learnable:
+in each step of training some items, chosen at random, count as never seen.
 
 E and Q need not begin as noise. Given the vectors that the codes were made of, a prefix begins on both sides
 as the mean of its items' vectors, so an untrained model already ranks items by how near they are to the
@@ -26,6 +31,7 @@ from model_export.configs import TreeConfig
 from model_export.generators.base import Generator
 from model_export.generators.seen_prefixes import (
     ROOT,
+    UNSEEN,
     PrefixBonus,
     item_vectors,
     prefix_means,
@@ -108,13 +114,13 @@ class TreeGenerator(Generator):
         self.spec = spec
         width = config.width
         self.prefixes = nn.ModuleList(seen_prefixes(spec, seen_codes, width))
-        self.has_bonus = config.has_bonus
+        self.has_bonus, self.hidden_share = config.has_bonus, config.hidden_share
         self.bonus = nn.ModuleList(
             PrefixBonus(prefixes, width) for prefixes in self.prefixes if config.has_bonus
         )
         self.code = nn.ParameterList(
-            nn.Parameter(torch.randn(num_codes, width) * width**-0.5) for num_codes in spec.levels
-        )
+            nn.Parameter(torch.randn(num_codes + 1, width) * width**-0.5) for num_codes in spec.levels
+        )  # the last is "a new one"
         self.mix = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
             for _ in spec.levels
@@ -144,10 +150,12 @@ class TreeGenerator(Generator):
         row = state.row
         if level > 0:
             row = self.prefixes[level - 1].rows(row, prefix % self.spec.levels[level - 1])
-        logits = self._common(level, state.h[:, None], row)
+        rows = self.prefixes[level].rows_below(row)  # [batch, beam, code]
+        bonus = None
         if self.has_bonus:
-            logits = logits + self.bonus[level].of_children(state.h, state.bonus[level], row)
-        return F.log_softmax(logits, dim=-1), state._replace(row=row)
+            bonus = self.bonus[level].of_children(state.h, state.bonus[level], row, rows)
+        log_probs = self._log_probs(level, state.h[:, None], row, bonus, rows != UNSEEN)
+        return log_probs, state._replace(row=row)
 
     def reorder(self, state: TreeState, parent: Tensor) -> TreeState:
         return state._replace(row=state.row.gather(1, parent))
@@ -155,22 +163,31 @@ class TreeGenerator(Generator):
     def loss(self, window: Tensor) -> Tensor:
         history, target = window[:, :-1], window[:, 1:]
         is_pair = (history[..., 0] >= 0) & (target[..., 0] >= 0)  # [batch, position]
-        h, target = self._read(history)[is_pair], target[is_pair]  # [pair, width], [pair, level]
+        hidden = self._hide()
+        h, target = self._read(history, hidden)[is_pair], target[is_pair]  # [pair, width], [pair, level]
         total = h.new_zeros(())
         row = torch.full_like(target[:, 0], ROOT)  # [pair], the prefix above the truth
         for level, prefixes in enumerate(self.prefixes):
-            logits = self._common(level, h[:, None], row[:, None])[:, 0]  # [pair, code]
-            if self.has_bonus:
-                logits = logits + self.bonus[level].of_own_children(h, row)
+            rows = prefixes.rows_below(row)  # [pair, code]
+            bonus = self.bonus[level].of_own_children(h, row, rows) if self.has_bonus else None
+            is_seen = rows != UNSEEN
+            if level == len(self.prefixes) - 1:
+                is_seen = is_seen & ~hidden[rows]
+            log_probs = self._log_probs(level, h, row, bonus, is_seen)
             code = target[:, level]
-            total = total + F.cross_entropy(logits, code)
+            total = total + F.nll_loss(log_probs, code)
             row = prefixes.rows(row, code)
         return total
 
-    def _read(self, history: Tensor, *, last_only: bool = False) -> Tensor:
+    def _hide(self) -> Tensor:
+        """Which rows of the last level count as never seen in this step of training: [row]"""
+        draw = torch.rand(self.prefixes[-1].num_rows + 1, device=self.norm.weight.device)
+        return draw < (self.hidden_share if self.training else 0.0)
+
+    def _read(self, history: Tensor, hidden: Tensor | None = None, *, last_only: bool = False) -> Tensor:
         """Codes [batch, position, level] -> states [batch, position, width], or those of the last position"""
         is_item = history[..., 0] >= 0
-        x = self.dropout(item_vectors(self.prefixes, history) * is_item[..., None])
+        x = self.dropout(item_vectors(self.prefixes, history, hidden) * is_item[..., None])
         for i, block in enumerate(self.blocks):
             x = block(x, is_item, last_only=last_only and i == len(self.blocks) - 1)
         return self.norm(x[:, -1:] if last_only else x)
@@ -178,10 +195,19 @@ class TreeGenerator(Generator):
     def _bonus_of(self, h: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(bonus.of_rows(h) for bonus in self.bonus)
 
-    def _common(self, level: int, h: Tensor, row: Tensor) -> Tensor:
-        """What all prefixes share: h [batch, 1, width], row [batch, beam] -> [batch, beam, code]"""
+    def _log_probs(self, level: int, h: Tensor, row: Tensor, bonus: Tensor | None, is_seen: Tensor) -> Tensor:
+        """h [..., width] and the row [...] of the prefix above -> log-probabilities [..., code].
+
+        bonus and is_seen [..., code] are of that prefix's children.
+        """
         mixed = h if level == 0 else h + self.prefixes[level - 1].embedding(row)
-        return (h + self.mix[level](mixed)) @ self.code[level].T
+        logits = (h + self.mix[level](mixed)) @ self.code[level].T  # [..., code + 1]
+        logits, new = logits[..., :-1], logits[..., -1:]
+        if bonus is not None:
+            logits = logits + bonus
+        logits = torch.where(is_seen, logits, MASKED)
+        total = torch.cat([logits, new], dim=-1).logsumexp(dim=-1, keepdim=True)
+        return torch.where(is_seen, logits, new) - total
 
 
 def principal_axes(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:

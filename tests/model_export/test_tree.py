@@ -64,13 +64,49 @@ def test_the_loss_is_what_searching_scores(monkeypatch, rows_per_child, has_bonu
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_prefixes_never_seen_learn_together():
-    rng = np.random.default_rng(2)
-    codes = distinct_codes(rng)
+@torch.no_grad()
+@pytest.mark.parametrize("rows_per_child", [0, 1000], ids=["sparse", "dense"])
+def test_the_seen_children_of_a_prefix_and_a_new_one_share_its_probability(monkeypatch, rows_per_child):
+    monkeypatch.setattr(seen_prefixes, "ROWS_PER_GATHERED_CHILD", rows_per_child)
+    codes = distinct_codes(np.random.default_rng(2))
     generator = make(codes[:30], None)
-    generator.loss(torch.from_numpy(codes[[[3, 35, 5]]])).backward()
-    gradient = generator.bonus[-1].vectors.weight.grad  # [row, width]
-    assert gradient[seen_prefixes.UNSEEN].abs().sum() > 0
+    state = generator.start(torch.from_numpy(codes[None, [3, 5]]))
+    beams = torch.zeros(1, 1, dtype=torch.int64)
+    for level, num_codes in enumerate(SPEC.levels):
+        log_probs, state = generator.step(level, state, beams)
+        for prefix, probs in zip(beams[0].tolist(), log_probs[0].exp(), strict=True):
+            seen = {
+                int(p) % num_codes for p in SPEC.prefixes_of(codes[:30])[level] if p // num_codes == prefix
+            }
+            is_seen = torch.tensor([code in seen for code in range(num_codes)])
+            new = probs[~is_seen]
+            assert not len(new) or torch.allclose(new, new[0])
+            of_new = new[0] if len(new) else 1 - probs.sum()
+            assert float(probs[is_seen].sum() + of_new) == pytest.approx(1.0, abs=1e-5)
+            assert of_new > 0
+        beams = (beams[..., None] * num_codes + torch.arange(num_codes)).flatten(1)
+        parent = torch.arange(log_probs.shape[1]).repeat_interleave(num_codes)[None]
+        state = generator.reorder(state, parent)
+
+
+def test_hiding_items_is_what_makes_new_ones_likely():
+    """After the same training, with and without: an unseen code below a well-known prefix."""
+    rng = np.random.default_rng(5)
+    codes = distinct_codes(rng)
+    windows = torch.from_numpy(codes[rng.integers(0, 30, size=(64, 4))])
+
+    def probability_of_new(hidden_share: float) -> float:
+        generator = make(codes[:30], None, hidden_share=hidden_share).train()
+        optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            generator.loss(windows).backward()
+            optimizer.step()
+        with torch.no_grad():
+            scores = scores_of_items(generator.eval(), codes, [3, 5])
+        return float(scores[30:].exp().mean() / scores[:30].exp().mean())
+
+    assert probability_of_new(0.2) > 3 * probability_of_new(0.0)
 
 
 @torch.no_grad()
