@@ -77,7 +77,7 @@ def drawn(lines, spec: RenderSpec) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("size", "least"), [((16, 0.6), 0.985), ((24, 1.0), 0.985), ((12, 0.6), 0.97), ((8, 0.6), 0.87)]
+    ("size", "least"), [((16, 0.6), 0.995), ((24, 1.0), 0.995), ((12, 0.6), 0.99), ((8, 0.6), 0.975)]
 )
 def test_text_that_no_training_saw_is_read(network, size, least):
     batch = SyntheticStrips(UNSEEN_SEED).batch(64, SPEC.width_px, size=size)
@@ -86,13 +86,15 @@ def test_text_that_no_training_saw_is_read(network, size, least):
 
 def test_numerals_and_units_are_read_letter_by_letter(encoder):
     read = encoder.transcribe(drawn(LINES, SPEC))
-    assert character_accuracy(LINES, read) >= 0.97
+    assert read[:-1] == list(LINES[:-1])
+    # Of two narrow letters that are alike one may be lost: they need a blank frame between.
+    assert character_accuracy(LINES[-1:], read[-1:]) >= 0.96
 
 
 @pytest.mark.parametrize(("height_px", "width_px"), [(12, 162), (20, 270), (24, 325), (32, 432), (50, 700)])
 def test_strips_of_other_heights_are_read(network, height_px, width_px):
     strips = drawn(LINES, RenderSpec(height_px=height_px, width_px=width_px))
-    assert character_accuracy(LINES, read_aloud(network, strips)) >= 0.95
+    assert character_accuracy(LINES, read_aloud(network, strips)) >= 0.98
 
 
 @pytest.mark.parametrize("spec", [SPEC, RenderSpec(height_px=35, width_px=171)])
