@@ -95,11 +95,9 @@ class TreeConfig:
     num_layers: int = 2
     num_heads: int = 2
     ffn_dim: int = 256
-    dropout: float = 0.3
+    dropout: float = 0.5
     has_bonus: bool = True  # each prefix seen in training has a vector of its own that scores it
-    hidden_share: float = (
-        0.1  # of the items, drawn anew each step, count as never seen, so that new ones can come
-    )
+    hidden_share: float = 0.05  # of the items, other ones each step, count as never seen: new ones can come
     start_scale: float = 1.0  # length of the item vectors that prefixes begin as the means of; 0: noise
 
 
@@ -170,7 +168,7 @@ def base() -> RunConfig:
     return RunConfig(
         name="base",
         sid=SidSpec(levels=(64, 64, 32)),
-        generator=TreeConfig(width=128, ffn_dim=512, dropout=0.5),
+        generator=TreeConfig(),
         training=TrainingConfig(max_epochs=40, learning_rate=2e-3, validate_every_epochs=2.0, patience=4),
         precision="int8",
     )
@@ -181,7 +179,6 @@ def demo() -> RunConfig:
     return replace(
         base(),
         name="demo",
-        render=RenderSpec(max_strips=3),
         head=HeadConfig(max_steps=400),
         generator=TreeConfig(dropout=0.2),
         training=TrainingConfig(

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,16 +16,18 @@ from model_export.configs import MiniLmConfig, RunConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split
 from model_export.encoders.choose import make_encoder
+from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.minilm import MiniLm
 from model_export.evaluate import NUM_BEAMS
 from model_export.generators.base import Generator
 from model_export.ranking import ItemsOfCodes, left_padded
 from model_export.recommender import export_recommender
-from service.contract import beam_widths
-from service.render import item_text
+from service.contract import RenderSpec, beam_widths
+from service.render import item_text, render_text
 from service.runtime import RecommenderSession
 
 NUM_ITEMS = 24
+READ_LETTERS = 150
 NUM_REQUESTS = 64
 
 
@@ -44,17 +47,32 @@ def of_reading(dataset: Dataset, config: RunConfig) -> dict[str, float]:
                 "encode_ms_per_item": _median_ms([lambda t=text: encoder.features([t]) for text in texts])
             }
     strips = stages.draw(items, config)
-    body = make_encoder(config.render, config.encoder, config.seed).body()
+    encoder = make_encoder(config.render, config.encoder, config.seed)
+    body = encoder.body()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         body.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     runs = [lambda s=drawn: session.run(["frames"], {"strips": s}) for drawn in strips]
-    return {
+    figures = {
         "pixels_per_item": float(np.mean([drawn.size for drawn in strips])),
         "encode_ms_per_item": _median_ms(runs),
     }
+    if isinstance(encoder, CtcEncoder):
+        figures["reading_accuracy"] = _reading_accuracy(encoder, items, config.render)
+    return figures
+
+
+def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: RenderSpec) -> float:
+    """Of the letters at the start of the items' texts, as many as surely fit."""
+    texts = [" ".join(item_text(item, render)[:READ_LETTERS].split()) for item in items]
+    drawn = [render_text(text, render) for text in texts]
+    whole = [place for place, found in enumerate(drawn) if not (found.truncated or found.missing)]
+    return character_accuracy(
+        [texts[place] for place in whole],
+        [" ".join(encoder.transcribe(drawn[place].strips)) for place in whole],
+    )
 
 
 def ms_per_request(generator: Generator, codes: NDArray[np.int64], split: Split, config: RunConfig) -> float:

@@ -127,7 +127,7 @@ def cells_of(
         Cell(
             "default",
             "glyphrec, the default",
-            ("headline", "encoders", "quantizers", "generators", "ablation"),
+            ("headline", "encoders", "quantizers", "generators", "ablation", "resolution"),
             default,
             num_seeds=num_seeds,
         ),
@@ -135,7 +135,7 @@ def cells_of(
         Cell(
             "sasrec",
             "SASRec, full cross-entropy, tuned",
-            ("headline",),
+            ("headline", "tuning"),
             sasrec(default),
             num_seeds=num_seeds,
         ),
@@ -144,7 +144,6 @@ def cells_of(
             "TIGER on MiniLM text, RQ-VAE, suffix",
             ("headline", "ablation"),
             replace(tiger_text, quantizer=QuantizerConfig()),
-            num_seeds=num_seeds,
         ),
         Cell(
             "tiger_text_rq_kmeans",
@@ -153,6 +152,7 @@ def cells_of(
             replace(tiger_text, quantizer=RqKMeansConfig()),
         ),
         *counting_cells(default),
+        *sasrec_variants(default),
         # Question 1: pictures or text, as they come and after the catalogue's training.
         Cell("frozen", "compact reader, no head", ("encoders",), other(head=untrained)),
         Cell("text_frozen", "MiniLM, no head", ("encoders",), replace(text, head=untrained)),
@@ -191,7 +191,6 @@ def cells_of(
             other(generator=replace(tree, start_scale=0.0)),
         ),
         # Quantisers and collisions.
-        Cell("rq_vae", "RQ-VAE", ("quantizers",), other(quantizer=QuantizerConfig())),
         Cell("rq_kmeans", "RQ-k-means", ("quantizers",), other(quantizer=RqKMeansConfig())),
         Cell(
             "rq_kmeans_balanced",
@@ -210,6 +209,8 @@ def cells_of(
     ]
     # Question 2.
     for height_px, squeeze in resolutions:
+        if (height_px, squeeze) == (default.render.height_px, default.render.squeeze):
+            continue  # that is the default itself
         render = recipe(height_px, squeeze, default.render)
         cells.append(
             Cell(
@@ -230,6 +231,22 @@ def counting_cells(default: RunConfig) -> list[Cell]:
         "item_knn": "nearest items by the default's vectors",
     }
     return [Cell(name, label, ("headline",), default, counting=name) for name, label in labels.items()]
+
+
+def sasrec_variants(default: RunConfig) -> list[Cell]:
+    """The baseline's tuning, one change at a time."""
+    tuned = sasrec(default)
+    model = SasRecConfig()
+    changes: dict[str, tuple[str, dict[str, Any]]] = {
+        "sasrec_slow": ("learning rate 1e-3", {"training": replace(tuned.training, learning_rate=1e-3)}),
+        "sasrec_dropout_3": ("dropout 0.3", {"generator": replace(model, dropout=0.3)}),
+        "sasrec_wide": ("width 128", {"generator": replace(model, width=128, ffn_dim=128)}),
+        "sasrec_long": ("history of 50", {"history_length": 50}),
+    }
+    return [
+        Cell(name, f"SASRec, {label}", ("tuning",), replace(tuned, **changed))
+        for name, (label, changed) in changes.items()
+    ]
 
 
 def sasrec(default: RunConfig) -> RunConfig:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export import baselines, metrics, stages
+from model_export import baselines, metrics, perturb, ranking, stages, tokenizer, units
 from model_export.baselines import Markov, Neighbours, Popularity
 from model_export.cache import StageCache, key_of
 from model_export.configs import SasRecConfig
@@ -19,7 +19,7 @@ from model_export.data.splits import Split, leave_one_out
 from model_export.generators.sasrec import codes_of_items
 from model_export.metrics import codebook_use, collisions, target_ranks
 from model_export.stages import Say
-from model_export.study import cells, cold, cost, ranks, robustness
+from model_export.study import cells, coding, cold, cost, ranks, robustness
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
@@ -62,10 +62,10 @@ class Work:
 def code_of(cell: Cell) -> tuple[ModuleType, ...]:
     match cell.question:
         case "robustness":
-            return (robustness,)
+            return robustness, coding, perturb, units
         case "cold":
-            return (cold,)
-    return (ranks, metrics, baselines)
+            return cold, coding, ranking, tokenizer
+    return ranks, metrics, baselines
 
 
 def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:
