@@ -89,6 +89,13 @@ def full() -> Plan:
     )
 
 
+# Cells that run no code which the others of the plan do not.
+LIKE_OTHERS = {
+    "tiger_text_rq_kmeans", "markov_popular_ties", "sasrec_slow", "sasrec_dropout_3", "sasrec_wide",
+    "sasrec_long", "text_frozen", "pp_ocr_frozen", "tiger_codes", "tree_noise",
+}  # fmt: skip
+
+
 def tiny_plan() -> Plan:
     """Every kind of cell within a test's patience."""
     config = replace(tiny(), training=replace(tiny().training, max_steps=40))
@@ -96,7 +103,8 @@ def tiny_plan() -> Plan:
     cells = cells_of(
         config, tiger=small, tiger_training=config.training, num_seeds=1, resolutions=RESOLUTIONS[-1:]
     )
-    return Plan("tiny", (replace(cells[0], num_seeds=2), *cells[1:]))
+    cells = (replace(cells[0], num_seeds=2), *cells[1:])
+    return Plan("tiny", tuple(cell for cell in cells if cell.name not in LIKE_OTHERS))
 
 
 PLANS: dict[str, Callable[[], Plan]] = {"full": full, "tiny": tiny_plan}

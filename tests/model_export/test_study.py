@@ -17,7 +17,7 @@ from model_export.study.run import Work, works_of
 from service.errors import GlyphrecError
 from service.render import render_text
 
-NUM_USERS = 250
+NUM_USERS = 150
 
 
 class Studied(NamedTuple):
