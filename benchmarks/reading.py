@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from model_export.configs import EncoderConfig
+from model_export.configs import CompactConfig, PpOcrConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.compact import LATIN, SYMBOLS
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
@@ -31,7 +31,7 @@ from model_export.encoders.synthetic_text import ProductTexts
 from service.contract import RenderSpec
 from service.render import item_text, render_text
 
-BODIES = ("pp-ocr", "compact")  # the baseline first
+BODIES = {"pp-ocr": PpOcrConfig(), "compact": CompactConfig()}  # the baseline first
 SPEC = RenderSpec(max_strips=16)  # the default, with room for 256 characters of any width
 CHARACTERS = 256
 ITEMS_PER_RUN = 4
@@ -53,7 +53,7 @@ def main() -> int:
     num_strips = np.mean([len(item) for item in items])
     print(f"{num_items} items of {CHARACTERS} characters, {num_strips:.1f} strips each, one thread")
 
-    encoders = {body: make_encoder(SPEC, EncoderConfig(body=body), seed=0) for body in BODIES}
+    encoders = {body: make_encoder(SPEC, config, seed=0) for body, config in BODIES.items()}
     graphs = {body: encoder.body().SerializeToString() for body, encoder in encoders.items()}
     sessions = {body: one_thread(graph) for body, graph in graphs.items()}
     figures = {f"{body}_graph_mb": len(graph) / 1e6 for body, graph in graphs.items()}

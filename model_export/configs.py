@@ -8,10 +8,17 @@ from service.contract import RenderSpec, SidSpec
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """Frozen OCR encoder and the visual words pooled from its frames (encoders/)."""
+class CompactConfig:
+    """Our own small reader, and the letter grams pooled from its frames (encoders/compact.py)."""
 
-    body: Literal["compact", "pp-ocr"] = "compact"
+    num_grams: int = 16_384  # hashed runs of letters that are kept
+    feature_dim: int = 320  # SVD of the TF-IDF table
+
+
+@dataclass(frozen=True)
+class PpOcrConfig:
+    """Frozen PP-OCRv6 and the visual words pooled from its frames (encoders/pp_ocr.py)."""
+
     projection_dim: int = 32  # a spike frame is projected to this before windows are made
     window: int = 4  # consecutive spikes in one visual word
     num_words: int = 4096  # k-means centroids of windows
@@ -153,7 +160,9 @@ class RunConfig:
     generator: TreeConfig | TigerConfig | SasRecConfig
     seed: int = 0
     render: RenderSpec = field(default_factory=RenderSpec)
-    encoder: EncoderConfig | HubEncoderConfig | MiniLmConfig = field(default_factory=EncoderConfig)
+    encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | MiniLmConfig = field(
+        default_factory=CompactConfig
+    )
     head: HeadConfig = field(default_factory=HeadConfig)
     quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
     collisions: Literal["none", "sinkhorn", "zcr", "suffix"] = "zcr"
@@ -203,7 +212,7 @@ def pp_ocr_base() -> RunConfig:
     """`base` read by PP-OCRv6 in place of the compact reader: for text that the latter was not taught, at ten
     times the cost.
     """
-    return replace(base(), name="pp-ocr-base", encoder=EncoderConfig(body="pp-ocr"))
+    return replace(base(), name="pp-ocr-base", encoder=PpOcrConfig())
 
 
 def sasrec_training() -> TrainingConfig:
@@ -218,7 +227,7 @@ def tiny() -> RunConfig:
         name="tiny",
         sid=SidSpec(levels=(16, 16, 8)),
         render=RenderSpec(max_strips=1),
-        encoder=EncoderConfig(projection_dim=16, num_words=128, word_dim=32, max_fit_items=200),
+        encoder=CompactConfig(num_grams=1024, feature_dim=32),
         head=HeadConfig(vector_dim=32, hidden_dim=64, max_steps=60, batch_size=64),
         quantizer=QuantizerConfig(hidden_dims=(64,), latent_dim=16, num_epochs=60, settle_epochs=20),
         generator=TreeConfig(width=32, num_layers=1, ffn_dim=64),

@@ -6,13 +6,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from model_export import onnx_graphs
-from model_export.configs import EncoderConfig, HubEncoderConfig
+from model_export.configs import CompactConfig, HubEncoderConfig, PpOcrConfig
 from model_export.encoders import (
     compact,
     ctc,
     deepseek_ocr2,
     donut,
     hub,
+    letter_grams,
     mean_pooling,
     pixels,
     pp_ocr,
@@ -22,6 +23,8 @@ from model_export.encoders import (
 from model_export.encoders.base import Encoder
 from service.contract import RenderSpec
 
+AnyEncoderConfig = CompactConfig | PpOcrConfig | HubEncoderConfig
+
 
 class Choice(NamedTuple):
     make: Callable[[RenderSpec, Any, int], Encoder]  # of recipe, configuration and seed
@@ -29,16 +32,16 @@ class Choice(NamedTuple):
     module: ModuleType  # where it is written
 
 
-def make_encoder(render: RenderSpec, config: EncoderConfig | HubEncoderConfig, seed: int) -> Encoder:
+def make_encoder(render: RenderSpec, config: AnyEncoderConfig, seed: int) -> Encoder:
     return _choice(config).make(render, config, seed)
 
 
-def encoder_files(config: EncoderConfig | HubEncoderConfig) -> list[Path]:
+def encoder_files(config: AnyEncoderConfig) -> list[Path]:
     """What the weights are read from, for the key of a stage."""
     return _choice(config).files(config)
 
 
-def modules_of(config: EncoderConfig | HubEncoderConfig) -> tuple[ModuleType, ...]:
+def modules_of(config: AnyEncoderConfig) -> tuple[ModuleType, ...]:
     """The code that reads and pools, for the key of a stage."""
     return _choice(config).module, *SHARED[type(config)]
 
@@ -52,17 +55,18 @@ def _checkpoint_files(config: HubEncoderConfig) -> list[Path]:
     return sorted(path for path in Path(config.checkpoint).rglob("*") if path.is_file())
 
 
-def _choice(config: EncoderConfig | HubEncoderConfig) -> Choice:
-    return CHOICES[config.body if isinstance(config, EncoderConfig) else config.kind]
+def _choice(config: AnyEncoderConfig) -> Choice:
+    return CHOICES[config.kind if isinstance(config, HubEncoderConfig) else type(config)]
 
 
 SHARED = {
-    EncoderConfig: (ctc, visual_words, onnx_graphs),
+    CompactConfig: (ctc, letter_grams, visual_words, onnx_graphs),
+    PpOcrConfig: (ctc, visual_words, onnx_graphs),
     HubEncoderConfig: (hub, pixels, mean_pooling, onnx_graphs),
 }
 CHOICES = {
-    "pp-ocr": Choice(pp_ocr.PpOcr, lambda _: [pp_ocr.model_file()], pp_ocr),
-    "compact": Choice(compact.CompactReader, lambda _: [compact.weights_file()], compact),
+    PpOcrConfig: Choice(pp_ocr.PpOcr, lambda _: [pp_ocr.model_file()], pp_ocr),
+    CompactConfig: Choice(compact.CompactReader, lambda _: [compact.weights_file()], compact),
     "donut": _hub(donut.Donut, donut),
     "trocr": _hub(trocr.TrOcr, trocr),
     "deepseek-ocr-2": _hub(deepseek_ocr2.DeepseekOcr2, deepseek_ocr2),

@@ -4,16 +4,21 @@ It is a fraction of PP-OCR's size, because it reads what service/render.py draws
 trained once, on endless synthetic strips (synthetic.py, pretrain_compact.py), and its weights are beside it.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from model_export.encoders.ctc import CtcEncoder
+from model_export.encoders.base import Reading
+from model_export.encoders.ctc import CtcEncoder, run_strips, spikes
+from model_export.encoders.letter_grams import LetterGrams, fit_letter_grams
 from model_export.onnx_graphs import to_onnx
 from service.errors import GlyphrecError
 
@@ -38,6 +43,8 @@ ALPHABET = ["", *map(chr, range(0x20, 0x7F)), *LATIN, *SYMBOLS, OTHER]
 
 
 class CompactReader(CtcEncoder):
+    """Its classifier is small and stays in the graph, so what it reads is spelt, and pooled as letters."""
+
     alphabet = ALPHABET
 
     def body(self) -> onnx.ModelProto:
@@ -45,6 +52,27 @@ class CompactReader(CtcEncoder):
 
     def classifier(self) -> onnx.ModelProto:
         return self._to_onnx(_Classifier(load_weights(weights_file())), ["frames", "letters"])
+
+    def fit(self, reading: Reading) -> LetterGrams:
+        classifier = load_weights(weights_file()).letters
+        return fit_letter_grams(reading, classifier, ALPHABET, self._config, self._seed)
+
+    def _gate(
+        self,
+        strips: Sequence[NDArray[np.uint8]],  # noqa: ARG002  the letters tell, and nothing is fitted
+        parts: Path | None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        return np.zeros(FRAME_DIM + 1, np.float32)
+
+    def _spike_frames(
+        self,
+        strips: NDArray[np.uint8],
+        gate: NDArray[np.float32],  # noqa: ARG002
+        progress: tqdm | None,
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        outputs = ["frames", "letters"]
+        for frames, letters in run_strips(self.classifier_session, outputs, strips, progress):
+            yield frames, np.stack([spikes(row) for row in letters])
 
     def _to_onnx(self, network: nn.Module, outputs: list[str]) -> onnx.ModelProto:
         traced = torch.zeros(TRACED_STRIPS, self._render.height_px, self._render.width_px, dtype=torch.uint8)

@@ -1,7 +1,7 @@
 """What recognisers trained with CTC share: they give a letter or a blank for every frame of a line.
 
 A *spike* is a frame in which the recogniser sees a letter that the frame before did not show. Only spikes are
-kept of what was read, and a linear gate, fitted to the classifier that tells, takes its place in the graph.
+kept of what was read.
 """
 
 import os
@@ -10,31 +10,30 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from model_export.configs import EncoderConfig
 from model_export.encoders.base import Encoder, Reading
-from model_export.encoders.visual_words import VisualWords, fit_visual_words, inked_frames
+from model_export.encoders.visual_words import inked_frames
 from service.contract import RenderSpec
 from service.errors import GlyphrecError
 
 BLANK = 0
 STRIPS_PER_RUN = 8
 ITEMS_PER_PART = 256
-GATE_STRIPS = 300
 
 
 class CtcEncoder(Encoder):
     """Reads strips drawn by one recipe, a line each."""
 
-    def __init__(self, render: RenderSpec, config: EncoderConfig, seed: int) -> None:
+    def __init__(self, render: RenderSpec, config: Any, seed: int) -> None:
+        """`config`: the subclass's own."""
         if render.lines_per_strip > 1:
             raise GlyphrecError(
                 f"{type(self).__name__} reads strips of one line, and the recipe draws "
@@ -68,12 +67,9 @@ class CtcEncoder(Encoder):
                     found[-1].save(path)
         return Reading.join(found)
 
-    def fit(self, reading: Reading) -> VisualWords:
-        return fit_visual_words(reading, self._config, self._seed)
-
     def transcribe(self, strips: NDArray[np.uint8]) -> list[str]:
         """Read strips aloud, by CTC's rule. A check on the rendering, not part of the encoder."""
-        runs = _run(self._classifier_session, ["letters"], strips)
+        runs = run_strips(self.classifier_session, ["letters"], strips)
         return [spelled(row, self.alphabet) for (letters,) in runs for row in letters]
 
     def read_items(
@@ -82,9 +78,8 @@ class CtcEncoder(Encoder):
         """Read items, strips [strip, height, width] each, by a gate that is known."""
         strips = np.concatenate(list(items))
         kept, counts = [], []
-        for (frames,) in _run(self._body_session, ["frames"], strips, progress):  # [strip, frame, dim]
-            is_spike = frames @ gate[:-1] + gate[-1] > 0  # [strip, frame]
-            is_spike &= _inked(strips[len(counts) : len(counts) + len(frames)], frames.shape[1])
+        for frames, is_spike in self._spike_frames(strips, gate, progress):
+            is_spike &= inked(strips[len(counts) : len(counts) + len(frames)], frames.shape[1])
             kept.append(frames[is_spike].astype(np.float16))
             counts.extend(is_spike.sum(axis=1))
         last_strip = np.cumsum([len(item) for item in items])
@@ -92,31 +87,22 @@ class CtcEncoder(Encoder):
         return Reading(np.concatenate(kept), first_frame, gate)
 
     @cached_property
-    def _body_session(self) -> onnxruntime.InferenceSession:
-        return _session(self.body())
+    def body_session(self) -> onnxruntime.InferenceSession:
+        return session_of(self.body())
 
     @cached_property
-    def _classifier_session(self) -> onnxruntime.InferenceSession:
-        return _session(self.classifier())
+    def classifier_session(self) -> onnxruntime.InferenceSession:
+        return session_of(self.classifier())
 
+    @abstractmethod
     def _gate(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None) -> NDArray[np.float32]:
-        """Weights and bias [dim + 1] that tell a spike by its own frame."""
-        path = parts / "gate.npy" if parts else None
-        if path and path.is_file():
-            return np.load(path)
-        flat = np.concatenate(list(strips))  # [strip, height, width]
-        rng = np.random.default_rng(self._seed)
-        sample = flat[np.sort(rng.choice(len(flat), min(GATE_STRIPS, len(flat)), replace=False))]
-        with tqdm(total=len(sample), desc="Fitting the gate", unit="strip", mininterval=1.0) as progress:
-            runs = list(_run(self._classifier_session, ["frames", "letters"], sample, progress))
-        frames = np.concatenate([frames for frames, _ in runs])  # [strip, frame, dim]
-        is_spike = np.stack([spikes(row) for _, letters in runs for row in letters])  # [strip, frame]
-        known = _inked(sample, frames.shape[1])
-        detector = LogisticRegression(max_iter=1000).fit(frames[known], is_spike[known])
-        gate = np.concatenate([detector.coef_[0], detector.intercept_]).astype(np.float32)
-        if path:
-            np.save(path, gate)
-        return gate
+        """Weights and bias [dim + 1] that tell a spike by its own frame; zeros where the letters are read."""
+
+    @abstractmethod
+    def _spike_frames(
+        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: tqdm | None
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        """Some strips at a time: their frames [strip, frame, dim], and which are spikes [strip, frame]."""
 
 
 def spikes(letters: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -148,11 +134,11 @@ def _edits(expected: str, found: str) -> int:
     return row[-1]
 
 
-def _inked(strips: NDArray[np.uint8], num_frames: int) -> NDArray[np.bool_]:
+def inked(strips: NDArray[np.uint8], num_frames: int) -> NDArray[np.bool_]:
     return inked_frames(torch.from_numpy(strips), num_frames).numpy()  # [strip, frame]
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # runs side by side scale better than threads within a run
     return onnxruntime.InferenceSession(
@@ -160,7 +146,7 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     )
 
 
-def _run(
+def run_strips(
     session: onnxruntime.InferenceSession,
     outputs: list[str],
     strips: NDArray[np.uint8],

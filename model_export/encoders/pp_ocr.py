@@ -1,18 +1,25 @@
 """PP-OCRv6's recogniser (PaddleOCR, Apache-2.0) as the encoder's body, cut before its CTC classifier.
 
-That classifier is nearly half of all weights (120 x 18,710); the gate takes its place.
+That classifier is nearly half of all weights (120 x 18,710). A linear gate, fitted to which frames it finds
+to be spikes, takes its place, and visual words tell the frames apart.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.utils import Extractor
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
 
-from model_export.encoders.ctc import CtcEncoder
+from model_export.encoders.base import Reading
+from model_export.encoders.ctc import CtcEncoder, inked, run_strips, spikes
+from model_export.encoders.visual_words import VisualWords, fit_visual_words
 from service.contract import RenderSpec
 from service.errors import GlyphrecError
 
@@ -24,6 +31,7 @@ NECK = "p2o.pd_op.transpose.8.0"  # [strip, frame, 120]
 LOGITS = "p2o.pd_op.add.79.0"  # [strip, frame, letter]
 HEIGHT_PX = 48
 PX_PER_FRAME = 8
+GATE_STRIPS = 300
 
 OPSET = 18
 IR_VERSION = 10
@@ -58,6 +66,34 @@ class PpOcr(CtcEncoder):
         """As the model's file lists it, after the blank; a space is the last."""
         properties = {entry.key: entry.value for entry in onnx.load(model_file()).metadata_props}
         return ["", *properties["character"].split("\n"), " "]
+
+    def fit(self, reading: Reading) -> VisualWords:
+        return fit_visual_words(reading, self._config, self._seed)
+
+    def _gate(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None) -> NDArray[np.float32]:
+        """Weights and bias [dim + 1] that tell a spike by its own frame."""
+        path = parts / "gate.npy" if parts else None
+        if path and path.is_file():
+            return np.load(path)
+        flat = np.concatenate(list(strips))  # [strip, height, width]
+        rng = np.random.default_rng(self._seed)
+        sample = flat[np.sort(rng.choice(len(flat), min(GATE_STRIPS, len(flat)), replace=False))]
+        with tqdm(total=len(sample), desc="Fitting the gate", unit="strip", mininterval=1.0) as progress:
+            runs = list(run_strips(self.classifier_session, ["frames", "letters"], sample, progress))
+        frames = np.concatenate([frames for frames, _ in runs])  # [strip, frame, dim]
+        is_spike = np.stack([spikes(row) for _, letters in runs for row in letters])  # [strip, frame]
+        known = inked(sample, frames.shape[1])
+        detector = LogisticRegression(max_iter=1000).fit(frames[known], is_spike[known])
+        gate = np.concatenate([detector.coef_[0], detector.intercept_]).astype(np.float32)
+        if path:
+            np.save(path, gate)
+        return gate
+
+    def _spike_frames(
+        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: tqdm | None
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        for (frames,) in run_strips(self.body_session, ["frames"], strips, progress):
+            yield frames, frames @ gate[:-1] + gate[-1] > 0
 
 
 def _cut(outputs: list[str]) -> onnx.ModelProto:

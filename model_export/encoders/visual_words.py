@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from model_export.configs import EncoderConfig
+from model_export.configs import PpOcrConfig
 from model_export.encoders.base import Pooling, Reading
 from service.errors import GlyphrecError
 
@@ -40,7 +40,7 @@ def inked_frames(strips: Tensor, num_frames: int) -> Tensor:
 
 
 class VisualWords(Pooling):
-    """The fitted pooling. Dimensions are those of EncoderConfig."""
+    """The fitted pooling. Dimensions are those of PpOcrConfig."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ def spike_stats(frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor
     return torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)
 
 
-def fit_visual_words(reading: Reading, config: EncoderConfig, seed: int) -> VisualWords:
+def fit_visual_words(reading: Reading, config: PpOcrConfig, seed: int) -> VisualWords:
     """Fit every part to a catalogue, one after another. A small catalogue gets fewer words and dimensions."""
     rng = np.random.default_rng(seed)
     kept = np.sort(rng.permutation(reading.num_items)[: config.max_fit_items])

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from model_export.configs import (
-    EncoderConfig,
     LetterConfig,
     MiniLmConfig,
+    PpOcrConfig,
     QuantizerConfig,
     RqKMeansConfig,
     RunConfig,
@@ -119,9 +119,8 @@ def cells_of(
     resolutions: Sequence[tuple[int, float]],
 ) -> tuple[Cell, ...]:
     """Every kind of cell, around one default configuration."""
-    tree, reader = default.generator, default.encoder
+    tree = default.generator
     assert isinstance(tree, TreeConfig)
-    assert isinstance(reader, EncoderConfig)
     untrained = replace(default.head, max_steps=0)
     text = replace(default, encoder=MiniLmConfig())
     with_tiger = replace(default, generator=tiger, training=tiger_training)
@@ -164,12 +163,12 @@ def cells_of(
         # Question 1: pictures or text, as they come and after the catalogue's training.
         Cell("frozen", "compact reader, no head", ("encoders",), other(head=untrained)),
         Cell("text_frozen", "MiniLM, no head", ("encoders",), replace(text, head=untrained)),
-        Cell("pp_ocr", "PP-OCRv6, head", ("encoders",), other(encoder=replace(reader, body="pp-ocr"))),
+        Cell("pp_ocr", "PP-OCRv6, head", ("encoders",), other(encoder=PpOcrConfig())),
         Cell(
             "pp_ocr_frozen",
             "PP-OCRv6, no head",
             ("encoders",),
-            other(encoder=replace(reader, body="pp-ocr"), head=untrained),
+            other(encoder=PpOcrConfig(), head=untrained),
         ),
         Cell("shuffled", "the default's codes, dealt out at random", ("encoders",), default, shuffled=True),
         # Question 6: what each part buys.

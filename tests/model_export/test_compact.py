@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_export.configs import EncoderConfig, HeadConfig, HubEncoderConfig
+from model_export.configs import CompactConfig, HeadConfig, HubEncoderConfig, PpOcrConfig
 from model_export.encoders import choose, compact
 from model_export.encoders.compact import ALPHABET, CompactNet, CompactReader, load_weights, weights_file
 from model_export.encoders.ctc import character_accuracy, spelled
@@ -21,7 +21,7 @@ from service.errors import GlyphrecError
 from service.render import render_text
 
 SPEC = RenderSpec()
-CONFIG = EncoderConfig(body="compact", projection_dim=16, num_words=256, word_dim=24, stats_dim=8)
+CONFIG = CompactConfig(num_grams=512, feature_dim=24)
 UNSEEN_SEED = 424_242
 # Lines of one strip each, of the kind that text tokenizers shatter.
 LINES = (
@@ -187,8 +187,7 @@ def test_a_training_goes_on_from_its_checkpoint_and_leaves_weights_that_load(tmp
 
 def test_the_configuration_chooses_the_encoder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    for body, kind in (("compact", CompactReader), ("pp-ocr", PpOcr)):
-        config = EncoderConfig(body=body)
+    for config, kind in ((CompactConfig(), CompactReader), (PpOcrConfig(), PpOcr)):
         assert type(choose.make_encoder(SPEC, config, 0)) is kind
         assert all(path.is_file() for path in choose.encoder_files(config))
     for name in ("donut", "trocr", "deepseek-ocr-2"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from model_export.configs import EncoderConfig, HeadConfig
+from model_export.configs import HeadConfig, PpOcrConfig
 from model_export.encoders import ctc, pp_ocr
 from model_export.encoders.base import Reading
 from model_export.encoders.head import ItemHead, close_pairs, train_head
@@ -25,7 +25,7 @@ from service.errors import GlyphrecError
 from service.render import render_text
 
 SPEC = RenderSpec(max_strips=2)
-CONFIG = EncoderConfig(projection_dim=16, num_words=256, word_dim=24, stats_dim=8)
+CONFIG = PpOcrConfig(projection_dim=16, num_words=256, word_dim=24, stats_dim=8)
 KINDS = ("steel bolt", "copper pipe", "wood screw", "paint brush", "duct tape", "glass jar")
 EXTRAS = (
     "12 mm",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from model_export.configs import EncoderConfig, HeadConfig, MiniLmConfig, base
+from model_export.configs import CompactConfig, HeadConfig, MiniLmConfig, base
 from model_export.data.dataset import make_dataset
 from model_export.data.tables import write_dataset
 from model_export.study import cells
@@ -129,4 +129,4 @@ def test_all_resolutions_draw_the_same_letters_on_a_strip():
 
 
 def test_the_default_reads_with_the_compact_reader():
-    assert base().encoder == EncoderConfig(body="compact")
+    assert base().encoder == CompactConfig()

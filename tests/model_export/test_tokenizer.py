@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.configs import EncoderConfig, HeadConfig
+from model_export.configs import HeadConfig, PpOcrConfig
 from model_export.encoders.head import ItemHead, train_head
 from model_export.encoders.pp_ocr import PpOcr
 from model_export.encoders.visual_words import VisualWords
@@ -65,7 +65,7 @@ def case(tmp_path_factory) -> Case:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     items = [render_text(random_text(rng), SPEC).strips for _ in range(24)]
-    config = EncoderConfig(projection_dim=8, num_words=64, word_dim=12, stats_dim=6)
+    config = PpOcrConfig(projection_dim=8, num_words=64, word_dim=12, stats_dim=6)
     encoder = PpOcr(SPEC, config, seed=0)
     reading = encoder.read(items)
     pooling, body = encoder.fit(reading), encoder.body()

@@ -1,0 +1,146 @@
+"""Letter grams: which short runs of letters an item shows, read from frames that a linear layer can spell.
+
+A recogniser's frame is spelt by its own classifier. Of the letters read, capitals, accents and the many
+dashes and quotes are folded together, so that FRZN and frzn are one; every run of three or four is hashed
+into a bucket; an item is the TF-IDF of its buckets, reduced by an SVD. What a recogniser misreads it mostly
+misreads alike.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, vstack
+from sklearn.decomposition import TruncatedSVD
+from sklearn.preprocessing import normalize
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model_export.configs import CompactConfig
+from model_export.encoders.base import ITEMS_PER_CHUNK, Pooling, Reading
+from model_export.encoders.ctc import BLANK
+from model_export.encoders.visual_words import MIN_SPREAD, inked_frames
+from service.errors import GlyphrecError
+
+LENGTHS = (3, 4)  # of the runs, in letters
+NUM_BUCKETS = 1_048_573  # a prime; enough that hardly any two grams of a catalogue share one
+BASE = 257  # more than there are symbols
+MIN_ITEMS = 3  # that show a gram, or it tells nothing about others; fewer in a catalogue of few items
+ALIKE = str.maketrans("–—‘’“”•×", "--''\"\"*x")
+
+
+def symbols_of(alphabet: Sequence[str]) -> NDArray[np.int64]:
+    """The symbol of each class [letter]: one for letters that differ in case, accent or typography alone."""
+    folded = [_folded(letter) for letter in alphabet]
+    numbers = {letter: number for number, letter in enumerate(dict.fromkeys(folded))}
+    return np.array([numbers[letter] for letter in folded], dtype=np.int64)
+
+
+def _folded(letter: str) -> str:
+    plain = unicodedata.normalize("NFKD", letter.translate(ALIKE)).casefold()
+    return "".join(part for part in plain if not unicodedata.combining(part)) or letter
+
+
+class LetterGrams(Pooling):
+    """The fitted pooling. Dimensions are those of CompactConfig."""
+
+    def __init__(
+        self,
+        *,
+        classifier: nn.Linear,  # frames [..., dim] -> letters [..., letter]
+        symbol_of: NDArray[np.int64],  # [letter]
+        row_of: NDArray[np.int64],  # [bucket]  0: not kept
+        idf: NDArray[np.float32],  # [gram]
+        basis: NDArray[np.float32],  # [gram, feature]
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("symbol_of", torch.from_numpy(symbol_of))
+        self.register_buffer("row_of", torch.from_numpy(row_of.astype(np.int32)))
+        self.register_buffer("idf", torch.from_numpy(idf))
+        self.register_buffer("basis", torch.from_numpy(np.ascontiguousarray(basis, dtype=np.float32)))
+        self.num_grams, self.feature_dim = basis.shape
+
+    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
+        letters = self.classifier(frames).argmax(dim=-1)  # [strip, frame]
+        before = F.pad(letters, (1, 0), value=BLANK)[:, :-1]
+        is_spike = (letters != BLANK) & (letters != before) & inked_frames(strips, frames.shape[1])
+        strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
+        # A Reading stores float16; rounding here as well makes the graph see what the grams were fitted to.
+        spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
+        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
+        return self.features(spikes, item, first_strip.shape[0])
+
+    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+        weights = self.counts(frames, item, num_items).log1p() * self.idf  # [item, gram]
+        return F.normalize(F.normalize(weights, dim=1) @ self.basis, dim=1)  # [item, feature]
+
+    def counts(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+        """How often each item shows each gram: [item, gram]"""
+        symbols = self.symbol_of[self.classifier(frames).argmax(dim=-1)]  # [spike]
+        num_columns = self.num_grams + 1  # the first is for what is not kept
+        total = torch.zeros(num_items * num_columns)
+        for length in LENGTHS:
+            bucket, is_whole = buckets(symbols, item, length)  # [spike] each
+            cell = item * num_columns + self.row_of[bucket].long() * is_whole
+            total = total.index_add(0, cell, torch.ones_like(cell, dtype=torch.float32))
+        return total.view(num_items, num_columns)[:, 1:]
+
+
+def buckets(symbols: Tensor, item: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Of the run that each spike [spike] opens, its bucket, and whether it ends within the same item."""
+    num_spikes = symbols.shape[0]
+    here = torch.arange(num_spikes, device=symbols.device)
+    code = torch.full_like(symbols, length)
+    is_whole = torch.ones_like(symbols, dtype=torch.bool)
+    for step in range(length):
+        there = (here + step).clamp(max=num_spikes - 1)  # [spike]
+        is_whole = is_whole & (here + step < num_spikes) & (item[there] == item)
+        code = code * BASE + symbols[there]
+    return code % NUM_BUCKETS, is_whole
+
+
+def fit_letter_grams(
+    reading: Reading, classifier: nn.Linear, alphabet: Sequence[str], config: CompactConfig, seed: int
+) -> LetterGrams:
+    """Keep the grams that most items show, and the widest axes of their TF-IDF. Few items get fewer."""
+    if not len(reading.frames):
+        raise GlyphrecError("The OCR encoder saw no letters in the items' text. Give the items titles.")
+    symbol_of = symbols_of(alphabet)
+    counts = vstack(_sparse_counts(reading, classifier, symbol_of)).tocsr()  # [item, bucket]
+    num_items = reading.num_items
+    items_with = np.bincount(counts.indices, minlength=NUM_BUCKETS)  # [bucket]
+    enough = items_with >= min(MIN_ITEMS, max(1, num_items // 20))
+    kept = np.argsort(-items_with, kind="stable")[: config.num_grams]
+    kept = np.sort(kept[enough[kept]])  # [gram]
+    row_of = np.zeros(NUM_BUCKETS, np.int64)
+    row_of[kept] = np.arange(1, len(kept) + 1)
+    idf = (np.log((1 + num_items) / (1 + items_with[kept])) + 1).astype(np.float32)
+    weights = normalize(counts[:, kept].log1p().multiply(idf).tocsr())  # [item, gram]
+    dim = max(1, min(config.feature_dim, num_items - 1, len(kept) - 1))
+    svd = TruncatedSVD(dim, random_state=seed).fit(weights)
+    # Whitened: otherwise the grams that nearly all items share outweigh those that tell them apart.
+    scale = svd.singular_values_.clip(min=MIN_SPREAD * svd.singular_values_[0])
+    basis = svd.components_.T * (svd.singular_values_[0] / scale)
+    return LetterGrams(classifier=classifier, symbol_of=symbol_of, row_of=row_of, idf=idf, basis=basis)
+
+
+@torch.no_grad()
+def _sparse_counts(reading: Reading, classifier: nn.Linear, symbol_of: NDArray[np.int64]) -> list[csr_matrix]:
+    """Counts of all buckets, part by part of the catalogue: [item, bucket] each"""
+    found = []
+    for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
+        part = reading.of_items(start, min(start + ITEMS_PER_CHUNK, reading.num_items))
+        frames = torch.from_numpy(part.frames.astype(np.float32))
+        item = torch.from_numpy(part.item_of_frame())
+        symbols = torch.from_numpy(symbol_of[classifier(frames).argmax(dim=-1).numpy()])  # [spike]
+        runs = [buckets(symbols, item, length) for length in LENGTHS]
+        rows = torch.cat([item[is_whole] for _, is_whole in runs]).numpy()
+        columns = torch.cat([bucket[is_whole] for bucket, is_whole in runs]).numpy()
+        shape = (part.num_items, NUM_BUCKETS)
+        counted = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+        counted.sum_duplicates()
+        found.append(counted)
+    return found
