@@ -89,7 +89,7 @@ def further(groups: Collection[str]) -> list[Section]:
 REPRODUCE = """Every number here comes from
 
 ```
-glyphrec study
+glyphrec study --data DIR/scientific --data DIR/office
 ```
 
 It computes the cells that are not stored yet, resumes where it was stopped, and writes this page, the plots

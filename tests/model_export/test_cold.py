@@ -15,7 +15,7 @@ from model_export.study.cold import CUTOFFS, Outcome, Removed, cold, rank, remov
 SHARE = 0.15  # more than the study's, so that chance has something to be measured by
 
 
-CONFIG = replace(tiny(), encoder=replace(tiny().encoder, body="compact"))  # reads fastest
+CONFIG = tiny()
 
 
 def nothing(_: str) -> None:
