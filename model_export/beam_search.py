@@ -60,7 +60,7 @@ class BeamSearch(nn.Module):
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
-        self.mask = TrieMask(generator.spec)
+        self.mask = TrieMask(generator.spec).to(next(generator.parameters()).device)
 
     def forward(self, history: Tensor, beams: list[Tensor], tables: list[Tensor]) -> Beams:
         """

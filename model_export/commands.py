@@ -113,7 +113,9 @@ def add_study(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--plan", default="full", help="full (default) or tiny, from model_export/study/plan.py"
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells by name; all by default")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="CELL", help="cells by name; all by default"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -125,6 +127,9 @@ def add_study(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--report-only", action="store_true", help="write the report of the cells that are done, run none"
+    )
+    parser.add_argument(
+        "--costs", action="store_true", help="then measure what every cell costs, all anew on this machine"
     )
     parser.set_defaults(run=_study)
 
@@ -139,6 +144,7 @@ def _study(args: argparse.Namespace) -> int:
         out=args.out,
         cache_folder=args.cache,
         report_only=args.report_only,
+        costs=args.costs,
         say=say,
     )
     return 0

@@ -36,6 +36,7 @@ class Curve:
     validation_ndcg_at_10: list[float] = field(default_factory=list)
     seconds: float = 0.0
     core_seconds: float = 0.0  # of all cores together, which other work on the machine leaves as it is
+    device: str = "cpu"
     stopped: str = ""
 
 
@@ -66,6 +67,7 @@ def train_generator(
     )
     run = _Run(generator, optimizer, rng, checkpoint)
     run.resume(device)
+    run.curve.device = device.type
 
     length = history_length + 1
     steps_per_epoch = max(

@@ -13,7 +13,8 @@ from model_export.data.tables import read_dataset
 from model_export.segments import segments_of
 from model_export.stages import Say
 from model_export.study.plan import PLANS, Plan
-from model_export.study.run import kept_results, run_study, works_of
+from model_export.study.costs import measure_costs, with_costs
+from model_export.study.run import kept_result, kept_results, run_study, works_of
 from model_export.study.write import read_notes, write_study
 from service.errors import GlyphrecError
 from service.render import item_text
@@ -26,7 +27,8 @@ def study(
     only: Sequence[str],
     out: Path,
     cache_folder: Path,
-    report_only: bool,
+    report_only: bool = False,
+    costs: bool = False,
     say: Say,
 ) -> None:
     """Raises GlyphrecError for a plan or a cell of another name."""
@@ -42,16 +44,20 @@ def study(
     store = out / "study" / "cells"
     if not report_only:
         run_study(plan.only(only), datasets, store=store, cache_folder=cache_folder, say=say)
+    if costs:
+        works = [work for work in works_of(plan, datasets) if kept_result(work, store) is not None]
+        measure_costs(works, folder=store.parent, cache_folder=cache_folder)
     report(plan, datasets, out, say)
 
 
 def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> None:
     """Of every cell of the plan that is done, whoever ran it."""
     works = works_of(plan, datasets)
-    results = kept_results(works, out / "study" / "cells")
+    results, machine = with_costs(kept_results(works, out / "study" / "cells"), out / "study")
     write_study(
         results,
         out,
+        cost_machine=machine,
         notes=read_notes(out),
         segments={name: segments_of_targets(dataset) for name, dataset in datasets.items()},
         code_now={work.cell.name: work.made_with for work in works},

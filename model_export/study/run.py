@@ -19,14 +19,13 @@ from model_export.data.splits import Split, leave_one_out
 from model_export.generators.sasrec import codes_of_items
 from model_export.metrics import codebook_use, collisions, target_ranks
 from model_export.stages import Say
-from model_export.study import cells, coding, cold, cost, ranks, robustness
+from model_export.study import cells, coding, cold, ranks, robustness
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
 from service.contract import SidSpec
 
 NO_RANKS = np.zeros(0, np.uint8)
-ASKED_FOR_SPEED = {"ablation", "generators"}  # elsewhere the graph is the default's
 
 
 class Work:
@@ -173,15 +172,14 @@ def _train(work: Work, split: Split, cache: StageCache, say: Say) -> tuple[Ranks
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
         figures |= _figures_of_codes(codes, spec)
-        if config.seed == 0:
-            figures |= cost.of_reading(dataset, config)
     generated = stages.generate(codes, spec, split, config, cache, vectors=vectors)
     generator, curve = generated
-    figures["train_seconds"] = curve.core_seconds
+    if curve.device == "cuda":
+        figures["train_gpu_seconds"] = curve.seconds
+    else:
+        figures["train_seconds"] = curve.core_seconds
     figures["num_parameters"] = float(sum(weights.numel() for weights in generator.parameters()))
     figures["validation_ndcg@10"] = max(curve.validation_ndcg_at_10)
-    if config.seed == 0 and ASKED_FOR_SPEED & set(cell.groups):
-        figures["ms_per_request"] = cost.ms_per_request(generator, codes, split, config)
     found = ranks.rank_targets(generator, codes, split.test, config)
     return found, figures
 

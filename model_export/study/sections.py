@@ -113,6 +113,10 @@ alone: part of every next-item figure, here and in print, is an artefact of it. 
 honest variant shuffles the purchases of one day; here these ties cannot be found, so they cannot be
 shuffled. Figures from sets that were prepared in another way are not comparable with these."""
 
+COSTS = """Milliseconds to encode an item and milliseconds a request are medians on one core, all from one
+run of `glyphrec study … --costs` on one machine ({machine}). Training time is that of whichever machine ran
+the cell: core seconds where it had no GPU, seconds where it had one."""
+
 DATA_NOTES = {
     "scientific": "In `scientific`, 24 items have a broken title, 24 share their whole text with another, "
     "123 have no description, and 73 test targets never occur in training: for a model that learns items by "

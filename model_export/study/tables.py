@@ -45,6 +45,7 @@ COLUMNS: tuple[tuple[str, Format, str], ...] = (
     ("read right", percent, "reading_accuracy"),
     ("ms to encode an item", brief, "encode_ms_per_item"),
     ("training, core s", whole, "train_seconds"),
+    ("training, s on a GPU", whole, "train_gpu_seconds"),
     ("parameters", whole, "num_parameters"),
     ("ms a request", brief, "ms_per_request"),
     ("validation NDCG@10", rate, "validation_ndcg@10"),

@@ -44,6 +44,7 @@ def write_study(
     notes: Mapping[str, str] | None = None,
     segments: Mapping[str, SegmentMasks] | None = None,
     code_now: Mapping[str, str] | None = None,
+    cost_machine: str | None = None,
 ) -> None:
     """Write study.md, study.json and study/*.svg into `folder`; tables keep the order of `results`.
 
@@ -63,6 +64,8 @@ def write_study(
     parts = ["# The study", *study.note("summary"), "## How to reproduce it", sections.REPRODUCE]
     parts += ["## What is measured", sections.METHOD]
     parts += [text for dataset, text in sections.DATA_NOTES.items() if dataset in study.figures]
+    if cost_machine:
+        parts.append(sections.COSTS.format(machine=cost_machine))
     parts += study.note("method")
     for section in shown:
         parts += [f"## {section.title}", *([section.intro] if section.intro else [])]
@@ -164,7 +167,7 @@ class _Study:
                     plots.Step(
                         label=cell.label,
                         ndcg=_interval(figures, "item_ndcg@10"),
-                        train_seconds=figures.get("train_seconds"),
+                        train_seconds=figures.get("train_gpu_seconds", figures.get("train_seconds")),
                         ms_per_request=figures.get("ms_per_request"),
                     )
                     for cell, figures in self._with_figures(dataset, rows)

@@ -1,0 +1,74 @@
+"""What every cell costs, in one file beside the cells.
+
+Cells may come from machines of any kind, and times of two machines cannot be compared. So all costs are
+measured together, in one run on one machine.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from model_export.cache import StageCache, key_of
+from model_export.configs import SasRecConfig
+from model_export.data.dataset import Dataset
+from model_export.data.splits import leave_one_out
+from model_export.study import cost
+from model_export.study.cells import CellResult
+from model_export.study.run import Work
+
+FILE = "costs.json"
+ASKED_FOR_SPEED = {"ablation", "generators"}  # elsewhere the graph is the default's
+
+
+def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) -> None:
+    """Measure what the first seed of each of `works` costs, and write all of it to `folder`/costs.json."""
+    known: dict[str, Mapping[str, float]] = {}  # many cells read alike
+    cells: dict[str, dict[str, object]] = {}
+    cache = StageCache(cache_folder)
+    for work in tqdm([work for work in works if work.config.seed == 0], desc="costs", unit="cell"):
+        cell, dataset, config = work.cell, work.dataset, work.config
+        if cell.counting or cell.question or isinstance(config.generator, SasRecConfig):
+            continue
+        key = key_of(dataset.fingerprint, config.encoder, config.render)
+        if key not in known:
+            known[key] = cost.of_reading(dataset, config)
+        figures = dict(known[key])
+        if ASKED_FOR_SPEED & set(cell.groups):
+            figures |= cost.of_request(dataset, leave_one_out(dataset), config, cache)
+        cells.setdefault(dataset.name, {})[cell.name] = {"key": work.key, "figures": figures}
+    text = json.dumps({"machine": _machine(), "cells": cells}, indent=1, sort_keys=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def with_costs(results: Sequence[CellResult], folder: Path) -> tuple[list[CellResult], str | None]:
+    """The results and what they cost, so far as it was measured for just these; and on which machine."""
+    path = folder / FILE
+    if not path.exists():
+        return list(results), None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found = []
+    for result in results:
+        costs = content["cells"].get(result.dataset, {}).get(result.name)
+        is_first = result.seed == 0 and costs is not None and costs["key"] == result.key
+        found.append(replace(result, figures=result.figures | costs["figures"]) if is_first else result)
+    return found, content["machine"]
+
+
+def _machine() -> str:
+    """In words, as for a reader: the processor and how many cores there were."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in _lines(Path("/proc/cpuinfo"))
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
