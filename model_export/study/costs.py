@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from model_export.cache import StageCache, key_of
 from model_export.configs import SasRecConfig
-from model_export.data.dataset import Dataset
 from model_export.data.splits import leave_one_out
 from model_export.study import cost
 from model_export.study.cells import CellResult

@@ -74,8 +74,8 @@ def recipe(height_px: int, squeeze: float, default: RenderSpec) -> RenderSpec:
 
 
 def full() -> Plan:
-    """All of docs/study.md. TIGER is smaller than its paper's, so that two cores can train it, but for one cell
-    that wants a GPU.
+    """All of docs/study.md. TIGER is smaller than its paper's, so that two cores can train it, save in the
+    cell named after the paper, which wants a GPU.
     """
     return Plan(
         "full",
@@ -93,8 +93,8 @@ def full() -> Plan:
 
 # Cells that run no code which the others of the plan do not.
 LIKE_OTHERS = {
-    "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_slow", "sasrec_dropout_3", "sasrec_wide",
-    "sasrec_long", "text_frozen", "pp_ocr_frozen", "tiger_codes", "tree_noise",
+    "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_slow", "sasrec_dropout_3",
+    "sasrec_wide", "sasrec_long", "text_frozen", "pp_ocr_frozen", "tiger_codes", "tree_noise",
 }  # fmt: skip
 
 
