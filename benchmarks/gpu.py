@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from work_shapes import BEAMS, HISTORY, NUM_ITEMS, Kind, export_cached, median_ms, random_codes, spec
 
 from service.contract import GraphSpec, beam_widths
-from service.runtime import RecommenderSession
+from service.runtime import PROVIDER_OPTIONS, RecommenderSession
 from service.trie import SidTrie
 
 BATCHES = (1, 64, 256)
@@ -40,7 +40,8 @@ class Resident:
 
     def __init__(self, path: Path, provider: str, feeds: Feeds, num_beams: int, *, replayed: bool) -> None:
         device = "cuda" if provider.startswith("CUDA") else "cpu"
-        chosen: Any = (provider, {"enable_cuda_graph": "1"}) if replayed else provider
+        graph = {"enable_cuda_graph": "1"} if replayed and device == "cuda" else {}
+        chosen = (provider, PROVIDER_OPTIONS.get(provider, {}) | graph)
         self.session = onnxruntime.InferenceSession(str(path), _options(), providers=[chosen])
         self.feeds = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0) for name, value in feeds.items()
@@ -102,7 +103,7 @@ def measure(
     on_cpu = RecommenderSession(path, graph, threads=0, providers=[CPU])
     figures: dict[str, Any] = {"placement": placement(path, provider, on_cpu, codes, trie)}
     print(f"{kind}: nodes run by {figures['placement']}")
-    plain = onnxruntime.InferenceSession(str(path), _options(), providers=[provider, CPU])
+    plain = onnxruntime.InferenceSession(str(path), _options(), providers=_providers(provider))
     for batch in BATCHES:
         rng = np.random.default_rng(batch)
         history = codes[rng.integers(0, NUM_ITEMS, size=(batch, HISTORY))]
@@ -143,7 +144,7 @@ def placement(
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "run")
-        profiled = onnxruntime.InferenceSession(str(path), options, providers=[provider, CPU])
+        profiled = onnxruntime.InferenceSession(str(path), options, providers=_providers(provider))
         profiled.run(OUTPUTS, session.feeds(codes[:HISTORY][None], trie.tables, beam_widths(spec(), BEAMS)))
         events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
     kernels = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
@@ -172,6 +173,11 @@ def edit_is_seen(
     except Exception as error:  # as above
         print("edit while replayed: refused:", str(error).splitlines()[0][:300])
         return None
+
+
+def _providers(provider: str) -> list[tuple[str, dict[str, str]]]:
+    """As the service has them."""
+    return [(name, PROVIDER_OPTIONS.get(name, {})) for name in dict.fromkeys([provider, CPU])]
 
 
 def _options() -> Any:

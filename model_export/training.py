@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from model_export.beam_search import BeamSearch, search_eagerly
@@ -65,7 +66,8 @@ def train_generator(
     optimizer = torch.optim.AdamW(
         generator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    run = _Run(generator, optimizer, rng, checkpoint)
+    averaged = averaged_over_steps(generator, config.averaging) if config.averaging else None
+    run = _Run(generator, averaged, optimizer, rng, checkpoint)
     run.resume(device)
     run.curve.device = device.type
 
@@ -96,6 +98,8 @@ def train_generator(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
             optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(generator)
             losses.append(float(loss.detach()))
             run.step += 1
             bar.update()
@@ -103,7 +107,7 @@ def train_generator(
             run.curve.core_seconds = time.process_time() - started_core
             out_of_time = run.curve.seconds > config.time_limit_s
             if run.step % every == 0 or run.step >= total_steps or out_of_time:
-                ndcg = validate(generator, codes, users, history_length=history_length)
+                ndcg = validate(run.candidate, codes, users, history_length=history_length)
                 run.validated(ndcg, float(np.mean(losses)))
                 losses = []
                 bar.set_postfix(
@@ -122,6 +126,18 @@ def train_generator(
     generator.load_state_dict(run.best_weights)
     generator.to("cpu").eval()
     return run.curve
+
+
+def averaged_over_steps(generator: Generator, decay: float) -> AveragedModel:
+    """A copy that follows `generator` at a distance: its weights are an exponential mean over the last steps,
+    some 1 / (1 - decay) of them, and over fewer in the beginning.
+    """
+
+    def average(mean: torch.Tensor, now: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+        count = float(steps)
+        return mean.lerp(now, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return AveragedModel(generator, avg_fn=average)
 
 
 @torch.no_grad()
@@ -155,12 +171,27 @@ class _Run:
     """What a resumed run must know, and the file that keeps it."""
 
     def __init__(
-        self, generator: Generator, optimizer: torch.optim.Optimizer, rng: np.random.Generator, path: Path
+        self,
+        generator: Generator,
+        averaged: AveragedModel | None,
+        optimizer: torch.optim.Optimizer,
+        rng: np.random.Generator,
+        path: Path,
     ) -> None:
-        self.generator, self.optimizer, self.rng, self.path = generator, optimizer, rng, path
+        self.generator, self.averaged = generator, averaged
+        self.optimizer, self.rng, self.path = optimizer, rng, path
         self.step, self.best, self.without_gain = 0, -1.0, 0
         self.best_weights = generator.state_dict()
         self.curve = Curve()
+
+    @property
+    def candidate(self) -> Generator:
+        """What is validated, and kept where it is best: the averaged weights where there are such."""
+        if self.averaged is None:
+            return self.generator
+        candidate = self.averaged.module
+        assert isinstance(candidate, Generator)
+        return candidate
 
     def validated(self, ndcg: float, train_loss: float) -> None:
         self.curve.step.append(self.step)
@@ -168,7 +199,7 @@ class _Run:
         self.curve.validation_ndcg_at_10.append(ndcg)
         if ndcg > self.best:
             self.best, self.without_gain = ndcg, 0
-            self.best_weights = {name: value.clone() for name, value in self.generator.state_dict().items()}
+            self.best_weights = {name: value.clone() for name, value in self.candidate.state_dict().items()}
         else:
             self.without_gain += 1
 
@@ -179,6 +210,7 @@ class _Run:
             "without_gain": self.without_gain,
             "best_weights": self.best_weights,
             "weights": self.generator.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.bit_generator.state,
             "torch_rng": torch.get_rng_state(),
@@ -193,6 +225,8 @@ class _Run:
             return
         state = torch.load(self.path, map_location=device, weights_only=True)
         self.generator.load_state_dict(state["weights"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch_rng"].cpu())

@@ -1,5 +1,6 @@
 """ONNX Runtime behind two classes: arrays in, arrays out, each session checked as it loads."""
 
+import logging
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,9 @@ from service.errors import ContractMismatch, GlyphrecError
 
 # Where the better ones come first. TensorRT is left out: it builds for minutes on first use.
 PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# TF32 keeps ten bits of a product's factors: scores are off by thousandths, often more than lies between two
+# items.
+PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 _ORT_TYPES = {
@@ -22,6 +26,8 @@ _ORT_TYPES = {
     "uint16": "tensor(uint16)",
     "uint8": "tensor(uint8)",
 }
+
+log = logging.getLogger(__name__)
 
 
 class Tokens(NamedTuple):
@@ -106,11 +112,20 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    with_options = [(name, PROVIDER_OPTIONS.get(name, {})) for name in wanted]
     try:
-        session = runtime.InferenceSession(str(path), options, providers=wanted)
+        session = runtime.InferenceSession(str(path), options, providers=with_options)
     except Exception as error:  # ONNX Runtime's own classes share no base below Exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ContractMismatch(f"{path}: ONNX Runtime cannot load it ({reason}). Export again.") from error
+    if wanted[0] not in session.get_providers():  # ONNX Runtime goes on with the next one
+        log.warning(
+            "%s runs on %s: %s could not start. Its lines above say why; mostly there is no GPU, or a library "
+            "of CUDA or cuDNN is missing.",
+            path.name,
+            session.get_providers()[0],
+            wanted[0],
+        )
     _check(path, "input", graph.inputs, session.get_inputs())
     _check(path, "output", graph.outputs, session.get_outputs())
     return session
@@ -157,6 +172,8 @@ def _runtime() -> Any:
         )
     import onnxruntime
 
+    if installed == ["onnxruntime-gpu"]:
+        onnxruntime.preload_dlls()  # those of CUDA from pip's nvidia packages, where there are such
     return onnxruntime
 
 

@@ -2,6 +2,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 onnx = pytest.importorskip("onnx", reason="the graphs of these tests are built with the export extra")
@@ -162,6 +163,19 @@ def test_a_provider_that_is_not_there_is_named(tmp_path):
     path = first_pixel_tokenizer(tmp_path / "t.onnx")
     with pytest.raises(GlyphrecError, match=r"has no NoSuchProvider; it has .*CPUExecutionProvider"):
         Tokenizer(path, TOKENIZER, threads=1, providers=["NoSuchProvider"])
+
+
+def test_a_provider_that_cannot_start_is_told_of(tmp_path, monkeypatch, caplog):
+    """The GPU wheel on a machine without a GPU: ONNX Runtime goes on with the CPU."""
+    path = first_pixel_tokenizer(tmp_path / "t.onnx")
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.PREFERRED_PROVIDERS))
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *given, providers: real(*given, providers=providers[1:])
+    )
+    tokenizer = Tokenizer(path, TOKENIZER, threads=1)
+    assert "t.onnx runs on CPUExecutionProvider: CUDAExecutionProvider could not start" in caplog.text
+    assert tokenizer.run([np.zeros((1, 2, 3), np.uint8)]).codes.shape == (1, 2)
 
 
 @pytest.mark.parametrize(
