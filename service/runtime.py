@@ -120,8 +120,8 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
         raise ContractMismatch(f"{path}: ONNX Runtime cannot load it ({reason}). Export again.") from error
     if wanted[0] not in session.get_providers():  # ONNX Runtime goes on with the next one
         log.warning(
-            "%s runs on %s: %s could not start. Its lines above say why; mostly there is no GPU, or a library "
-            "of CUDA or cuDNN is missing.",
+            "%s runs on %s: %s could not start. Its lines above say why; mostly there is no GPU, or a "
+            "library of CUDA or cuDNN is missing.",
             path.name,
             session.get_providers()[0],
             wanted[0],
