@@ -106,6 +106,8 @@ class TreeConfig:
     has_bonus: bool = True  # each prefix seen in training has a vector of its own that scores it
     hidden_share: float = 0.05  # of the items, other ones each step, count as never seen: new ones can come
     start_scale: float = 1.0  # length of the item vectors that prefixes begin as the means of; 0: noise
+    likeness: float = 12.0  # of the cosine with what a history is about, beside what is learnt; 0: none
+    recency: float = 0.5  # what each step into the past counts of the one before, in that
 
 
 @dataclass(frozen=True)

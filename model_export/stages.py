@@ -37,7 +37,7 @@ from model_export.encoders import minilm
 from model_export.encoders.base import Pooling, Reading
 from model_export.encoders.head import ItemHead, train_head
 from model_export.generators import base as generator_base
-from model_export.generators import sasrec, seen_prefixes, tiger, tree
+from model_export.generators import likeness, sasrec, seen_prefixes, tiger, tree
 from model_export.generators.base import Generator
 from model_export.generators.sasrec import SasRecGenerator, codes_of_items
 from model_export.generators.tiger import TigerGenerator
@@ -219,7 +219,7 @@ def generate(
 
 
 GENERATOR_MODULES = {
-    TreeConfig: (tree, seen_prefixes),
+    TreeConfig: (tree, likeness, seen_prefixes),
     TigerConfig: (tiger, seen_prefixes),
     SasRecConfig: (sasrec,),
 }

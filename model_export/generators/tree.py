@@ -16,7 +16,12 @@ in each step of training some items, chosen at random, count as never seen.
 
 E and Q need not begin as noise. Given the vectors that the codes were made of, a prefix begins on both sides
 as the mean of its items' vectors, so an untrained model already ranks items by how near they are to the
-history's, and rare items, which training hardly touches, keep that place. Nothing of it is left in the graph.
+history's, and rare items, which training hardly touches, keep that place.
+
+Training moves them away from it all the same, and what it learns of rare items is mostly noise. So a search
+also asks a second opinion (likeness.py) and adds the two log-probabilities: a product of experts, of which
+training sees only the first. Trained together they would make the same mistakes (docs/log.md). Both are never
+positive, so what a beam proves stays proven.
 """
 
 from typing import Any, NamedTuple
@@ -29,6 +34,7 @@ from torch.nn import functional as F
 
 from model_export.configs import TreeConfig
 from model_export.generators.base import Generator
+from model_export.generators.likeness import About, Likeness, shared_with_a_new_one
 from model_export.generators.seen_prefixes import (
     ROOT,
     UNSEEN,
@@ -45,6 +51,7 @@ MASKED = -1e9  # finite: a row with every key masked must not become nan
 class TreeState(NamedTuple):
     h: Tensor  # [batch, width]
     bonus: tuple[Tensor | None, ...]  # per level, PrefixBonus.of_rows(h)
+    about: About | None  # the history, for Likeness
     row: Tensor  # [batch, beam]  of the prefix above the last code, among the seen ones of its level
 
 
@@ -130,6 +137,9 @@ class TreeGenerator(Generator):
         self.norm = nn.LayerNorm(width)
         if config.start_scale and seen_vectors is not None:
             self._start_from(seen_codes, config.start_scale * principal_axes(seen_vectors, width))
+        self.likeness = None
+        if config.likeness and seen_vectors is not None:
+            self.likeness = Likeness(config, self.prefixes, seen_codes, seen_vectors, history_length)
 
     @torch.no_grad()
     def _start_from(self, codes: NDArray[np.integer[Any]], vectors: NDArray[np.float32]) -> None:
@@ -144,7 +154,8 @@ class TreeGenerator(Generator):
 
     def start(self, history: Tensor) -> TreeState:
         h = self._read(history, last_only=True)[:, 0]
-        return TreeState(h, self._bonus_of(h), torch.full_like(history[:, :1, 0], ROOT))
+        about = None if self.likeness is None else self.likeness.start(history)
+        return TreeState(h, self._bonus_of(h), about, torch.full_like(history[:, :1, 0], ROOT))
 
     def step(self, level: int, state: TreeState, prefix: Tensor) -> tuple[Tensor, TreeState]:
         row = state.row
@@ -155,6 +166,8 @@ class TreeGenerator(Generator):
         if self.has_bonus:
             bonus = self.bonus[level].of_children(state.h, state.bonus[level], row, rows)
         log_probs = self._log_probs(level, state.h[:, None], row, bonus, rows != UNSEEN)
+        if self.likeness is not None and state.about is not None:
+            log_probs = log_probs + self.likeness.log_probs(level, state.about, row, rows)
         return log_probs, state._replace(row=row)
 
     def reorder(self, state: TreeState, parent: Tensor) -> TreeState:
@@ -205,9 +218,7 @@ class TreeGenerator(Generator):
         logits, new = logits[..., :-1], logits[..., -1:]
         if bonus is not None:
             logits = logits + bonus
-        logits = torch.where(is_seen, logits, MASKED)
-        total = torch.cat([logits, new], dim=-1).logsumexp(dim=-1, keepdim=True)
-        return torch.where(is_seen, logits, new) - total
+        return shared_with_a_new_one(logits, new, is_seen)
 
 
 def principal_axes(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:

@@ -93,8 +93,9 @@ def full() -> Plan:
 
 # Cells that run no code which the others of the plan do not.
 LIKE_OTHERS = {
-    "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_slow", "sasrec_dropout_3",
-    "sasrec_wide", "sasrec_long", "text_frozen", "pp_ocr_frozen", "tiger_codes", "tree_noise",
+    "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
+    "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
+    "tree_noise",
 }  # fmt: skip
 
 
@@ -125,22 +126,24 @@ def cells_of(
     assert isinstance(tree, TreeConfig)
     untrained = replace(default.head, max_steps=0)
     text = replace(default, encoder=MiniLmConfig())
+    # What the default learns, without likeness beside it: parts of it are compared at this one.
+    learnt = replace(default, generator=replace(tree, likeness=0.0))
     with_tiger = replace(default, generator=tiger, training=tiger_training)
     tiger_text = replace(with_tiger, encoder=MiniLmConfig(), head=untrained, collisions="suffix")
-    plain_tree = replace(tree, start_scale=0.0, has_bonus=False)
+    plain_tree = replace(tree, likeness=0.0, start_scale=0.0, has_bonus=False)
 
     def other(**changes: Any) -> RunConfig:
-        return replace(default, **changes)
+        return replace(learnt, **changes)
 
     cells = [
         Cell(
             "default",
             "glyphrec, the default",
-            ("headline", "encoders", "quantizers", "generators", "ablation", "resolution"),
+            ("headline", "ablation"),
             default,
             num_seeds=num_seeds,
         ),
-        Cell("text", "the same on MiniLM text", ("headline", "encoders"), text, num_seeds=num_seeds),
+        Cell("text", "the same on MiniLM text", ("headline",), text, num_seeds=num_seeds),
         Cell(
             "sasrec",
             "SASRec, full cross-entropy, tuned",
@@ -167,10 +170,17 @@ def cells_of(
             replace(tiger_text, generator=TigerConfig(), training=TrainingConfig(validate_every_epochs=2.0)),
         ),
         *counting_cells(default),
-        *sasrec_variants(default),
+        *sasrec_variants(default, num_seeds),
         # Question 1: pictures or text, as they come and after the catalogue's training.
         Cell("frozen", "compact reader, no head", ("encoders",), other(head=untrained)),
-        Cell("text_frozen", "MiniLM, no head", ("encoders",), replace(text, head=untrained)),
+        Cell(
+            "learnt_text",
+            "MiniLM on text, head",
+            ("encoders",),
+            other(encoder=MiniLmConfig()),
+            num_seeds=num_seeds,
+        ),
+        Cell("text_frozen", "MiniLM, no head", ("encoders",), other(encoder=MiniLmConfig(), head=untrained)),
         Cell("pp_ocr", "PP-OCRv6, head", ("encoders",), other(encoder=PpOcrConfig())),
         Cell(
             "pp_ocr_frozen",
@@ -178,7 +188,7 @@ def cells_of(
             ("encoders",),
             other(encoder=PpOcrConfig(), head=untrained),
         ),
-        Cell("shuffled", "the default's codes, dealt out at random", ("encoders",), default, shuffled=True),
+        Cell("shuffled", "the same codes, dealt out at random", ("encoders",), learnt, shuffled=True),
         # Question 6: what each part buys.
         Cell("tiger_codes", "TIGER on the default's codes", ("ablation", "generators"), with_tiger),
         Cell(
@@ -194,6 +204,13 @@ def cells_of(
             replace(with_tiger, generator=replace(tiger, temperature=0.7)),
         ),
         Cell(
+            "learnt",
+            "tree, vectors per prefix that begin as content",
+            ("encoders", "ablation", "generators", "quantizers", "resolution"),
+            learnt,
+            num_seeds=num_seeds,
+        ),
+        Cell(
             "tree_plain",
             "tree, no vectors per prefix",
             ("ablation", "generators"),
@@ -203,7 +220,7 @@ def cells_of(
             "tree_noise",
             "tree, vectors per prefix that begin as noise",
             ("ablation", "generators"),
-            other(generator=replace(tree, start_scale=0.0)),
+            other(generator=replace(tree, likeness=0.0, start_scale=0.0)),
         ),
         # Quantisers and collisions.
         Cell("rq_kmeans", "RQ-k-means", ("quantizers",), other(quantizer=RqKMeansConfig())),
@@ -248,22 +265,26 @@ def counting_cells(default: RunConfig) -> list[Cell]:
     return [Cell(name, label, ("headline",), default, counting=name) for name, label in labels.items()]
 
 
-def sasrec_variants(default: RunConfig) -> list[Cell]:
+def sasrec_variants(default: RunConfig, num_seeds: int) -> list[Cell]:
     """The baseline's tuning, one change at a time."""
     tuned = sasrec(default)
     model = SasRecConfig()
     changes: dict[str, tuple[str, dict[str, Any]]] = {
         "sasrec_slow": ("learning rate 1e-3", {"training": replace(tuned.training, learning_rate=1e-3)}),
         "sasrec_dropout_3": ("dropout 0.3", {"generator": replace(model, dropout=0.3)}),
-        "sasrec_wide": ("width 128", {"generator": replace(model, width=128, ffn_dim=128)}),
         "sasrec_long": ("history of 50", {"history_length": 50}),
     }
+    narrow = replace(tuned, generator=model)
     return [
-        Cell(name, f"SASRec, {label}", ("tuning",), replace(tuned, **changed))
-        for name, (label, changed) in changes.items()
+        Cell("sasrec_64", "SASRec, width 64", ("tuning",), narrow, num_seeds=num_seeds),
+        *(
+            Cell(name, f"SASRec, width 64, {label}", ("tuning",), replace(narrow, **changed))
+            for name, (label, changed) in changes.items()
+        ),
     ]
 
 
 def sasrec(default: RunConfig) -> RunConfig:
     """The baseline as it was tuned (docs/log.md)."""
-    return replace(default, generator=SasRecConfig(), training=sasrec_training(), history_length=20)
+    wide = SasRecConfig(width=128, ffn_dim=128)
+    return replace(default, generator=wide, training=sasrec_training(), history_length=20)

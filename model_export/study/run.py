@@ -45,6 +45,8 @@ class Work:
         generator = (config.generator, config.training, config.history_length, config.beam_limit, config.seed)
         if isinstance(config.generator, SasRecConfig):
             parts: tuple[Any, ...] = generator
+        elif cell.question == "robustness":
+            parts = (*codes, config.seed)
         elif cell.counting == "item_knn":
             parts = (*codes[:3], config.seed)
         elif cell.counting:

@@ -19,7 +19,8 @@ from model_export.study.cells import PAGE, CellResult
 CUTOFFS = (5, 10)
 RULES = {"": "ranks_excluded", "_history_included": "ranks_included"}
 OURS = "default"
-DIFFERENCES = "differences"  # in place of a cell's name
+# What other cells are compared with, and where the differences stand, in place of a cell's name.
+REFERENCES = {OURS: "differences", "learnt": "differences_of_learnt"}
 DIGITS = 6
 
 Values = NDArray[np.float64]  # [seed, user]
@@ -43,7 +44,7 @@ METRICS = {"hit": hits, "ndcg": gains}
 
 def study_json(results: Sequence[CellResult]) -> dict[str, Any]:
     """dataset -> cell -> metric -> number, and dataset -> "differences" -> cell -> metric: the default minus
-    each other cell, absolute and relative to that cell's mean.
+    each other cell, absolute and relative to that cell's mean; "differences_of_learnt" likewise.
     """
     datasets: dict[str, dict[str, list[CellResult]]] = {}
     for result in results:
@@ -85,9 +86,9 @@ def _of_dataset(cells: dict[str, list[CellResult]]) -> dict[str, Any]:
     }
     rows = {key: values.mean(axis=0) for key, values in quality.items()}
     pairs = {
-        (name, metric): rows[OURS, metric] - rows[name, metric]
-        for name, metric in product(cells, ("item_hit@10", "item_ndcg@10"))
-        if name != OURS and (name, metric) in rows and (OURS, metric) in rows
+        (reference, name, metric): rows[reference, metric] - rows[name, metric]
+        for reference, name, metric in product(REFERENCES, cells, ("item_hit@10", "item_ndcg@10"))
+        if name != reference and (name, metric) in rows and (reference, metric) in rows
     }
     found: dict[str, Any] = {name: _costs(seeds) for name, seeds in cells.items()}
     if not rows:
@@ -98,14 +99,14 @@ def _of_dataset(cells: dict[str, list[CellResult]]) -> dict[str, Any]:
         found[name] |= _written(metric, next(computed)) | (
             {} if spread is None else {f"{metric}_seed_sd": _rate(spread)}
         )
-    differences: dict[str, Figures] = {}
-    for name, metric in pairs:
+    differences: dict[str, dict[str, Figures]] = {}
+    for reference, name, metric in pairs:
         interval = next(computed)
         relative = _relative(interval.mean, float(rows[name, metric].mean()))
-        differences.setdefault(name, {}).update(
+        differences.setdefault(REFERENCES[reference], {}).setdefault(name, {}).update(
             _written(metric, interval) | ({} if relative is None else {f"{metric}_relative": _rate(relative)})
         )
-    return found | ({DIFFERENCES: differences} if differences else {})
+    return found | differences
 
 
 def _costs(seeds: Sequence[CellResult]) -> Figures:

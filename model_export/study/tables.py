@@ -107,15 +107,15 @@ def costs(
     return markdown(["", *(heading for heading, _, _ in shown)], rows)
 
 
-def differences(cells: Sequence[CellResult], found: Mapping[str, Figures]) -> str | None:
-    """The default minus each other cell."""
+def differences(cells: Sequence[CellResult], found: Mapping[str, Figures], reference: str) -> str | None:
+    """The reference minus each other cell."""
     rows = [
         [f"minus {cell.label} `{cell.name}`"]
         + [_difference(found[cell.name], name) for name in ("item_hit@10", "item_ndcg@10")]
         for cell in cells
         if cell.name in found
     ]
-    return markdown(["`default`", "Hit@10", "NDCG@10"], rows) if rows else None
+    return markdown([f"`{reference}`", "Hit@10", "NDCG@10"], rows) if rows else None
 
 
 def segments(found: Mapping[str, SegmentFigures | None]) -> str:

@@ -16,8 +16,8 @@ from model_export.study import plots, sections, tables
 from model_export.study.cells import CellResult
 from model_export.study.sections import Section
 from model_export.study.summary import (
-    DIFFERENCES,
     OURS,
+    REFERENCES,
     SegmentFigures,
     has_users,
     of_segment,
@@ -133,7 +133,7 @@ class _Study:
         ranked = [cell for cell in cells if "item_hit@10" in figures[cell.name]]
         written = [
             tables.quality(ranked, figures, self.outdated) if ranked else None,
-            tables.differences(ranked, figures.get(DIFFERENCES, {})),
+            tables.differences(ranked, figures.get(REFERENCES[section.reference], {}), section.reference),
             tables.costs(cells, figures, self.outdated),
             tables.costs(cells, figures, self.outdated, tables.COLD) if section is sections.COLD else None,
         ]
@@ -145,7 +145,7 @@ class _Study:
             known = {
                 dataset: [
                     plots.Resolution(
-                        is_ours=cell.name == OURS,
+                        is_ours=cell.name == section.reference,
                         pixels=figures["pixels_per_item"],
                         ndcg=_interval(figures, "item_ndcg@10"),
                         reading_accuracy=figures.get("reading_accuracy"),
@@ -178,7 +178,7 @@ class _Study:
             return [_picture(path, "NDCG@10 of each step, beside what it costs")]
         rows = {
             dataset: [
-                plots.Dot(cell.label, _interval(figures, "item_ndcg@10"), cell.name == OURS)
+                plots.Dot(cell.label, _interval(figures, "item_ndcg@10"), cell.name == section.reference)
                 for cell, figures in self._with_figures(dataset, kept)
             ]
             for dataset, kept in cells.items()

@@ -23,7 +23,9 @@ def distinct_codes(rng: np.random.Generator) -> NDArray[np.int64]:
 
 def make(codes: NDArray[np.int64], vectors: NDArray[np.float32] | None, **changes: object) -> TreeGenerator:
     torch.manual_seed(0)
-    config = TreeConfig(width=16, num_layers=1, num_heads=2, ffn_dim=16, dropout=0.0, **changes)
+    config = TreeConfig(
+        width=16, num_layers=1, num_heads=2, ffn_dim=16, dropout=0.0, **{"likeness": 0.0} | changes
+    )
     return TreeGenerator(
         config=config, spec=SPEC, history_length=4, seen_codes=codes, seen_vectors=vectors
     ).eval()
@@ -128,6 +130,63 @@ def test_an_untrained_model_ranks_items_by_how_near_they_are_to_the_history():
     assert share_of_own_bunch(make(codes, vectors, start_scale=3.0)) > 0.9
     assert share_of_own_bunch(make(codes, vectors, start_scale=0.0)) < 0.5
     assert share_of_own_bunch(make(codes, None, start_scale=3.0)) < 0.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows_per_child", [0, 1000], ids=["sparse", "dense"])
+def test_likeness_is_added_to_what_is_learnt(monkeypatch, rows_per_child):
+    """Against a computation of its own, for items that training saw and those that it did not."""
+    monkeypatch.setattr(seen_prefixes, "ROWS_PER_GATHERED_CHILD", rows_per_child)
+    rng = np.random.default_rng(4)
+    codes, num_seen = distinct_codes(rng), 30
+    vectors = rng.normal(size=(num_seen, DIM)).astype(np.float32)
+    plain = make(codes[:num_seen], vectors)
+    both = make(codes[:num_seen], vectors, likeness=5.0, recency=0.5)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def below(prefix: tuple[int, ...]) -> NDArray[np.bool_]:
+        return (codes[:num_seen, : len(prefix)] == prefix).all(axis=1)  # [seen item]
+
+    def middle(prefix: tuple[int, ...]) -> NDArray[np.float32]:
+        return unit[below(prefix)].mean(axis=0) if below(prefix).any() else np.zeros(DIM, np.float32)
+
+    def content(item: int) -> NDArray[np.float32]:
+        """Of the deepest prefix that was seen."""
+        return next(
+            middle(tuple(codes[item, :n])) for n in (3, 2, 1, 0) if below(tuple(codes[item, :n])).any()
+        )
+
+    def likeness(history: list[int], item: int) -> float:
+        query = 5.0 * sum(0.5**steps * content(other) for steps, other in enumerate(reversed(history)))
+        total = 0.0
+        for level in range(3):
+            parent = tuple(codes[item, :level])
+            seen = {int(code) for code in codes[:num_seen][below(parent), level]}
+            logits = {
+                code: np.log(below((*parent, code)).sum()) + query @ middle((*parent, code)) for code in seen
+            }
+            logits["new"] = query @ middle(parent)
+            code = int(codes[item, level])
+            total += logits.get(code, logits["new"]) - np.logaddexp.reduce(list(logits.values()))
+        return total
+
+    for history in ([2], [5, 17, 9], [35, 3]):
+        expected = scores_of_items(plain, codes, history) + torch.tensor(
+            [likeness(history, item) for item in range(NUM_ITEMS)], dtype=torch.float32
+        )
+        torch.testing.assert_close(scores_of_items(both, codes, history), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_training_does_not_see_likeness():
+    rng = np.random.default_rng(5)
+    codes = distinct_codes(rng)
+    vectors = rng.normal(size=(NUM_ITEMS, DIM)).astype(np.float32)
+    window = torch.from_numpy(codes[[[1, 2, 3], [4, 5, 6]]])
+    assert make(codes, vectors).loss(window) == make(codes, vectors, likeness=5.0).loss(window)
+    assert not any(
+        weight.requires_grad for weight in make(codes, vectors, likeness=5.0).likeness.parameters()
+    )
 
 
 def test_principal_axes_keep_angles_where_they_fit_and_the_widest_directions_where_not():

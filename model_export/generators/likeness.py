@@ -1,0 +1,90 @@
+"""A second opinion beside what `tree` learns: items come by how near their content is to the history's.
+
+Nothing here is trained. It is what the study calls item_knn, spread over the levels of the codes.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_export.configs import TreeConfig
+from model_export.generators.seen_prefixes import ROOT, UNSEEN, PrefixBonus, prefix_means
+
+MASKED = -1e9  # finite: a row with every code masked must not become nan
+
+
+class About(NamedTuple):
+    """What a history is about."""
+
+    query: Tensor  # [batch, dim + 1]  the last is 1, for the logarithm of how many items a prefix has
+    of_rows: tuple[Tensor | None, ...]  # per level, PrefixBonus.of_rows(query)
+
+
+class Likeness(nn.Module):
+    """Below a prefix, the likeness of a child is the softmax of log n + q · m over the seen ones and "a new
+    one", with m the mean of the unit vectors of the child's n items, of the prefix's own items for the new
+    one, and q the sum of the history's vectors, each step into the past counting `recency` of the one before.
+    """
+
+    def __init__(
+        self,
+        config: TreeConfig,
+        prefixes: nn.ModuleList,
+        codes: NDArray[np.integer[Any]],
+        vectors: NDArray[np.float32],
+        history_length: int,
+    ) -> None:
+        """codes [item, level] and vectors [item, dim] of seen items."""
+        super().__init__()
+        self.prefixes = [prefixes]  # in a list, as its weights are another module's
+        unit = torch.from_numpy(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6))
+        weight = config.likeness * config.recency ** torch.arange(history_length - 1, -1, -1.0)
+        self.register_buffer("weight", weight)  # [position], of the oldest first
+        self.register_buffer("middle", unit.mean(dim=0))  # [dim]
+        self.contents = nn.ModuleList(
+            PrefixBonus(own, vectors.shape[1] + 1).requires_grad_(False) for own in prefixes
+        )
+        row = torch.full((len(codes),), ROOT)
+        means = prefix_means(prefixes, torch.from_numpy(codes.astype(np.int64)), unit)
+        for level, (own, children) in enumerate(zip(prefixes, self.contents, strict=True)):
+            row = own.rows(row, torch.from_numpy(codes[:, level].astype(np.int64)))
+            count = torch.bincount(row, minlength=own.num_rows + 1).clamp(min=1)
+            children.vectors.weight.zero_()
+            children.start_from(torch.cat([means[level], count.log()[:, None]], dim=1))
+
+    def start(self, history: Tensor) -> About:
+        """history: codes [batch, position, level]"""
+        codes = history.clamp(min=0)
+        row = torch.full_like(codes[..., 0], ROOT)
+        vectors = self.middle.expand(*row.shape, -1)
+        for level, own in enumerate(self.prefixes[0]):  # of an item never seen, the deepest prefix that was
+            row = own.rows(row, codes[..., level])
+            found = self.contents[level].vectors(row)[..., :-1]
+            vectors = torch.where((row != UNSEEN)[..., None], found, vectors)
+        weight = self.weight[-history.shape[1] :] * (history[..., 0] >= 0)  # [batch, position]
+        query = (weight[:, None] @ vectors)[:, 0]
+        query = torch.cat([query, torch.ones_like(query[:, :1])], dim=1)
+        return About(query, tuple(children.of_rows(query) for children in self.contents))
+
+    def log_probs(self, level: int, about: About, row: Tensor, rows: Tensor) -> Tensor:
+        """Of the children of the prefixes `row` [batch, beam], whose rows are [batch, beam, code]."""
+        logits = self.contents[level].of_children(about.query, about.of_rows[level], row, rows)
+        query = about.query[:, :-1]
+        if level == 0:
+            new = (query @ self.middle)[:, None]
+        else:
+            own = self.contents[level - 1].vectors(row)[..., :-1]  # [batch, beam, dim]
+            new = (own @ query[..., None])[..., 0]
+        return shared_with_a_new_one(logits, new[..., None], rows != UNSEEN)
+
+
+def shared_with_a_new_one(logits: Tensor, new: Tensor, is_seen: Tensor) -> Tensor:
+    """Logits [..., code], of which only the seen compete, and that of "a new one" [..., 1]
+    -> log-probabilities [..., code]; a code never seen has all of the new one's.
+    """
+    logits = torch.where(is_seen, logits, MASKED)
+    total = torch.cat([logits, new], dim=-1).logsumexp(dim=-1, keepdim=True)
+    return torch.where(is_seen, logits, new) - total
