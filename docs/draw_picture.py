@@ -59,7 +59,7 @@ def main() -> None:
         _draw_item(axes, catalogue[place].item, spec)
         sid = "-".join(map(str, (*catalogue[place].codes, catalogue[place].slot)))
         axes.set_title(
-            f"{sid}   log-probability {score:.2f}",
+            f"{sid}   score {score:.2f}",
             fontsize=8,
             loc="left",
             pad=2,

@@ -81,7 +81,7 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
         for item_id in history[-SHOWN_HISTORY:]:
             echo(f"      {words[item_id]}")
         exact = "proven to be the model's exact best" if answer["exact"] else "best found by the beam"
-        echo(f"  recommended next, by log-probability ({exact}):")
+        echo(f"  recommended next, by score ({exact}):")
         for item in answer["items"]:
             mark = "  ← bought next" if item["item_id"] == dataset.item_ids[test.targets[user]] else ""
             score = "popular" if item["score"] is None else f"{item['score']:7.2f}"

@@ -198,7 +198,8 @@ class RecommendRequest(_In):
 class Recommendation(_Out):
     item_id: str
     score: float | None = Field(
-        description="log-probability; items that share codes share it; null for popular items"
+        description="a sum of log-probabilities, never positive, of which only the order means something; "
+        "items that share codes share it; null for popular items"
     )
     semantic_id: str
 
