@@ -1,4 +1,4 @@
-"""The catalogue in Redis, which is the truth. With redis_client.py the only module that speaks to Redis.
+"""The catalogue in Redis, which is the truth. Only this, redis_client.py and fsck.py speak to Redis.
 
 A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
 changes nothing. Keys and values are described in lua/put.lua. Needs Redis 7, or Valkey.
@@ -19,6 +19,7 @@ from service.records import (
     DropResult,
     Held,
     ItemRecord,
+    Keys,
     Page,
     Position,
     PutResult,
@@ -64,21 +65,14 @@ class ItemStore:
         num_slots: int = NUM_SLOTS,
         fields: DeclaredFields = NO_FIELDS,
     ) -> None:
-        if not catalog or set("{}") & set(catalog):
-            raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
         self._redis: Any = redis  # redis-py's own types differ between releases and between RESP 2 and 3
         self._codec = RecordCodec(spec, fields)
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
-        # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
-        tag = f"{{{catalog}}}"
-        self._items = f"{tag}:items"
-        self._codes = f"{tag}:codes:{tokenizer_id}"
-        self._trie = f"{tag}:trie:{tokenizer_id}"
-        self._log = f"{tag}:log:{tokenizer_id}"
-        self._active = f"{tag}:active"
-        self._keys = (self._items, self._codes, self._trie, self._log)
+        keys = Keys.of(catalog, tokenizer_id)
+        self._items, self._codes, self._trie, self._log, self._active = keys
+        self._keys = keys.changed
         self._put = Script("put")
         self._drop = Script("drop")
 
