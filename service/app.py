@@ -195,6 +195,10 @@ class Service:
         readiness, manifest = self.serving.readiness, self._bundle.manifest
         readiness.phase = "looking for Redis"
         await parts.store.check_server()
+        persistence = await parts.store.persistence()
+        self.serving.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
+        for warning in persistence.warnings():
+            log.warning(warning)
         active = await parts.store.active()
         if active is None and self._settings.seed_catalog:
             readiness.phase = "putting the bundle's items into the new catalogue"

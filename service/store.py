@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from service.contract import NUM_SLOTS, Codes, SidSpec
 from service.errors import GlyphrecError, ItemChanged, ServiceError, SidSpaceFull
 from service.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.persistence import Persistence, read_persistence
 from service.records import (
     Change,
     DropResult,
@@ -310,19 +311,9 @@ class ItemStore:
         if int(version.split(".")[0]) < OLDEST_REDIS:
             raise GlyphrecError(f"Redis {version} is too old: use Redis {OLDEST_REDIS} or later, or Valkey.")
 
-    async def persistence(self) -> dict[str, str | int | bool]:
-        """Whether acknowledged items outlive the server: for readiness, metrics and warnings."""
-        with redis_errors():
-            persistence = await self._redis.info("persistence")
-            memory = await self._redis.info("memory")
-        return {
-            "append_only": bool(persistence.get("aof_enabled")),
-            "last_append_ok": persistence.get("aof_last_write_status") == "ok",
-            "last_snapshot_ok": persistence.get("rdb_last_bgsave_status") == "ok",
-            "eviction": str(memory.get("maxmemory_policy", "unknown")),  # other than noeviction loses items
-            "used_memory_bytes": int(memory.get("used_memory", 0)),
-            "max_memory_bytes": int(memory.get("maxmemory", 0)),  # 0: no limit
-        }
+    async def persistence(self) -> Persistence:
+        """Whether acknowledged items outlive the server: for /info, metrics and warnings."""
+        return await read_persistence(self._redis)
 
 
 def _new_mark() -> str:

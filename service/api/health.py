@@ -48,7 +48,9 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
     manifest, settings = serving.manifest, serving.settings
     redis: dict[str, Any]
     try:
-        redis = await parts.store.persistence()
+        persistence = await parts.store.persistence()
+        redis = persistence.as_json()
+        serving.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
     except StoreUnavailable:
         redis = {}
     catalog = parts.catalog
