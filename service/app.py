@@ -169,6 +169,7 @@ class Service:
             tokenizer_id=manifest.tokenizer_id,
             spec=manifest.sid,
             fields=settings.filter_fields,
+            log_length=settings.log_length,
         )
         follower = CatalogFollower(self._catalog, store)
         indexer = Indexer(

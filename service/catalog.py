@@ -11,6 +11,7 @@ import random
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from operator import itemgetter
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from service.contract import Codes, Sid, SidSpec
 from service.errors import StoreFault, StoreUnavailable
-from service.filters import NO_ATTRIBUTES, Attributes
+from service.filters import NO_ATTRIBUTES, Attributes, Value
 from service.store import Change, ItemStore, TrieEntry
 from service.trie import SidTrie
 from service.views import FilterViews, View
@@ -55,6 +56,7 @@ class Catalog:
         self.version = 0  # of the log: every change up to here is in
         self._sid_of: dict[str, int] = {}
         self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
+        self._digest = 0  # the sum of all items' hashes, so that an edit costs as little as the item
         counts = popularity or {}
         ranking = sorted(counts, key=lambda item_id: (-counts[item_id], item_id))
         self._rank_of = {item_id: rank for rank, item_id in enumerate(ranking)}  # in its order
@@ -73,17 +75,23 @@ class Catalog:
         catalog.views.load(
             (item_id, sid >> SLOT_BITS, attributes_of[item_id]) for item_id, sid in sid_of.items()
         )
+        catalog._digest = sum(_hash(item_id, sid, attributes_of[item_id]) for item_id, sid in sid_of.items())
         return catalog
 
     def adopt(self, other: "Catalog") -> None:
         """Take over the contents of `other`, not to be used afterwards. Readers see all or nothing."""
         self._sid_of, self._items_of = other._sid_of, other._items_of
-        self.trie, self.version = other.trie, other.version
+        self.trie, self.version, self._digest = other.trie, other.version, other._digest
         self.views.adopt(other.views)
 
     @property
     def num_items(self) -> int:
         return len(self._sid_of)
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal items, SIDs and attributes, whatever was before: what two replicas compare."""
+        return f"{self._digest % 2**64:016x}"
 
     def has(self, item_id: str) -> bool:
         return item_id in self._sid_of
@@ -114,9 +122,11 @@ class Catalog:
     def put(self, item_id: str, sid: Sid, attributes: Attributes = NO_ATTRIBUTES) -> None:
         """Give the item this sid and these attributes, in place of what it had. O(levels). Safe to repeat."""
         packed, held = self._pack(sid), self._sid_of.get(item_id)
+        before = 0 if held is None else self._hash_of(item_id, held)
         if packed != held:
             self._place(item_id, sid, packed, held)
         self.views.put(item_id, packed >> SLOT_BITS, attributes)
+        self._digest += self._hash_of(item_id, packed) - before
 
     def _place(self, item_id: str, sid: Sid, packed: int, held: int | None) -> None:
         self.trie.insert(sid.codes)  # first, as it fails where the code is full
@@ -129,6 +139,7 @@ class Catalog:
         """Take the item away. An absent one changes nothing."""
         held = self._sid_of.get(item_id)
         if held is not None:
+            self._digest -= self._hash_of(item_id, held)
             self._remove(item_id, held)
             del self._sid_of[item_id]
             self.views.drop(item_id)
@@ -160,8 +171,23 @@ class Catalog:
         if not items:
             del self._items_of[prefix]
 
+    def _hash_of(self, item_id: str, packed: int) -> int:
+        return _hash(item_id, packed, self.views.attributes_of(item_id))
+
     def _pack(self, sid: Sid) -> int:
         return self.spec.prefixes(sid.codes)[-1] << SLOT_BITS | sid.slot
+
+
+def _hash(item_id: str, packed_sid: int, attributes: Attributes) -> int:
+    """64 bits of one item and all that a search or a filter knows of it."""
+    values = [(name, _canonical(value)) for name, value in sorted(attributes.values.items())]
+    told = repr((item_id, packed_sid, attributes.categories, attributes.available, values))
+    return int.from_bytes(blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _canonical(value: Value) -> Value:
+    """Equal values are spelled alike, -0.0 and 0 too."""
+    return value if isinstance(value, str | bool) else value + 0.0
 
 
 class _LogBroken(Exception):

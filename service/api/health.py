@@ -71,7 +71,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
             name=settings.catalog,
             items=catalog.num_items,
             version=catalog.version,
-            digest=catalog.trie.digest(),
+            digest=catalog.digest,
             stale_for_s=parts.follower.stale_for_s,
         ),
         limits=LimitsInfo(
