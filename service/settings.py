@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     log_length: int = Field(
         100_000,
         ge=1,
-        description="changes that Redis keeps for replicas to follow; one further behind loads the catalogue anew",
+        description="changes that Redis keeps for replicas to follow; one further behind loads everything",
     )
     seed_catalog: bool = Field(True, description="put the bundle's items into a catalogue that is new")
 
