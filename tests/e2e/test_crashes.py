@@ -8,14 +8,9 @@ import pytest
 from model_export.local_service import LocalService, free_port, local_service
 from service.redis_server import RedisServer, start_server
 from tests.e2e.traffic import Traffic, fsck, until
-from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS
 
 NUM_KILLS = 4
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_known_bundle(tmp_path_factory.mktemp("known"), KNOWN_ITEMS)
 
 
 @pytest.fixture

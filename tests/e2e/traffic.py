@@ -19,7 +19,7 @@ RETRY_S = 0.02
 class Traffic:
     """Each writer has ids of its own and sends what was not acknowledged again, until it is.
 
-    So at the end every id is in one known state: `acknowledged` has its semantic id, or None for a deleted one.
+    So at the end every id is in one known state: `acknowledged` has its semantic id, or None once deleted.
     """
 
     def __init__(self, urls: Sequence[str], *, num_writers: int = 3, seed: int = 0) -> None:
