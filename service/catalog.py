@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from service.contract import Codes, Sid, SidSpec
 from service.errors import StoreFault, StoreUnavailable
 from service.filters import NO_ATTRIBUTES, Attributes, Value
-from service.store import Change, ItemStore, TrieEntry
+from service.store import Change, ItemStore, Position, TrieEntry
 from service.trie import SidTrie
 from service.views import FilterViews, View
 
@@ -214,6 +214,7 @@ class CatalogFollower:
         self._needs_load = True
         self._is_level = False
         self._level_at: float | None = None
+        self.lost: StoreUnavailable | None = None  # why Redis is out of reach; None while it answers
         self._moved = asyncio.Condition()
 
     @property
@@ -265,6 +266,7 @@ class CatalogFollower:
                 log.warning("cannot go on from version %d (%s); loading again", self.catalog.version, error)
                 self._needs_load, self._is_level = True, False
             except (StoreUnavailable, StoreFault) as error:
+                self.lost = error if isinstance(error, StoreUnavailable) else None
                 if self._is_level:
                     log.warning("lost Redis at version %d, serving on: %s", self.catalog.version, error)
                 self._is_level = False
@@ -285,7 +287,7 @@ class CatalogFollower:
 
     async def _read_all(self) -> tuple[Catalog, str]:
         """A fresh catalogue and its mark."""
-        version, mark = await self._store.position()  # before the first page: what changes later is replayed
+        version, mark = await self._position()  # before the first page: what changes later is replayed
         entries: list[TrieEntry] = []
         async for page in self._store.snapshot():
             entries += page
@@ -297,6 +299,7 @@ class CatalogFollower:
 
     async def _follow(self) -> None:
         changes = await self._store.changes(self.catalog.version, self._block_ms)
+        self.lost = None
         for start in range(0, len(changes), CHANGES_PER_TURN):
             async with self.catalog.turns:
                 part = changes[start : start + CHANGES_PER_TURN]
@@ -307,13 +310,18 @@ class CatalogFollower:
 
     async def _check_position(self) -> None:
         """A flushed or restored Redis gives no changes to read; its position shows that it is another one."""
-        version, mark = await self._store.position()
+        version, mark = await self._position()
         if version < self.catalog.version:
             raise _LogBroken(f"the log is at version {version}")
         if version == self.catalog.version and mark != self._mark:
             raise _LogBroken("the log has another change of this version")
         if version == self.catalog.version:
             await self._now_level()
+
+    async def _position(self) -> Position:
+        position = await self._store.position()
+        self.lost = None
+        return position
 
     async def _now_level(self) -> None:
         self._is_level, self._level_at = True, self._clock()

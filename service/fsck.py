@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from service.contract import NUM_SLOTS, SidSpec, load_bundle
 from service.errors import GlyphrecError, ServiceError
 from service.filters import DeclaredFields
 from service.records import HASH_LENGTH, Keys, RecordCodec, to_str, version_of
-from service.redis_client import PIPELINE_LENGTH, Script, chunks, connect, redis_errors
+from service.redis_client import PIPELINE_LENGTH, Script, chunks, connect_to_any, redis_errors
 
 PAGE = 1_000  # members or changes in one reply
 MAX_LISTED = 1_000  # findings of a report, beyond which they are only counted
@@ -104,7 +104,7 @@ async def run(args: argparse.Namespace) -> Report:
         raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
     manifest = load_bundle(Path(args.bundle)).manifest if args.bundle and not args.levels else None
     spec = manifest.sid if manifest else _spec(args.levels)
-    redis = connect(args.redis_url)
+    redis = await connect_to_any(args.redis_url)
     try:
         tokenizer_id = args.tokenizer_id or (manifest and manifest.tokenizer_id)
         tokenizer_id = tokenizer_id or await served_tokenizer(redis, args.catalog)
@@ -155,7 +155,7 @@ def _spec(levels: str | None) -> SidSpec:
         raise GlyphrecError(f"--levels {levels!r}: not understood. Give them as in 64,64,32.") from error
 
 
-async def served_tokenizer(redis: Redis, catalog: str) -> str | None:
+async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | None:
     """The tokenizer that the catalogue is served with; None for a new catalogue. Raises StoreUnavailable."""
     with redis_errors():
         value: Any = await redis.get(Keys.of(catalog, "").active)
@@ -163,7 +163,7 @@ async def served_tokenizer(redis: Redis, catalog: str) -> str | None:
 
 
 async def check(
-    redis: Redis, *, catalog: str, tokenizer_id: str, spec: SidSpec, repair: bool = False
+    redis: Redis | RedisCluster, *, catalog: str, tokenizer_id: str, spec: SidSpec, repair: bool = False
 ) -> Report:
     """Check all invariants of a catalogue as one tokenizer reads it.
 
@@ -183,7 +183,9 @@ async def check(
 
 
 class _Checker:
-    def __init__(self, redis: Redis, keys: Keys, spec: SidSpec, report: Report, repair: bool) -> None:
+    def __init__(
+        self, redis: Redis | RedisCluster, keys: Keys, spec: SidSpec, report: Report, repair: bool
+    ) -> None:
         self._redis: Any = redis
         self._keys = keys
         self._codec = RecordCodec(spec, DeclaredFields())

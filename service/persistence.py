@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from redis.asyncio import RedisCluster
 from redis.exceptions import ResponseError
 
 from service.redis_client import redis_errors
@@ -71,13 +72,15 @@ class Persistence:
         return {**vars(self), "loss_window_s": seconds, "loss_window": window.sentence}
 
 
-async def read_persistence(redis: Any) -> Persistence:
-    """Ask Redis. Raises StoreUnavailable."""
+async def read_persistence(redis: Any, key: str) -> Persistence:
+    """Ask Redis, of a cluster the node that has this key. Raises StoreUnavailable."""
+    node = redis.get_node_from_key(key) if isinstance(redis, RedisCluster) else None
+    options = {"target_nodes": node} if node else {}
     with redis_errors():
-        persistence = await redis.info("persistence")
-        memory = await redis.info("memory")
+        persistence = await redis.info("persistence", **options)
+        memory = await redis.info("memory", **options)
         try:
-            config = await redis.config_get("appendfsync")
+            config = await redis.config_get("appendfsync", **options)
         except ResponseError:  # who runs Redis for others often keeps CONFIG to himself
             config = {}
     return Persistence(

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ResponseError
 
 from service.contract import NUM_SLOTS, Codes, SidSpec
@@ -57,7 +57,7 @@ class ItemStore:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Redis | RedisCluster,
         *,
         catalog: str,
         tokenizer_id: str,
@@ -313,7 +313,7 @@ class ItemStore:
 
     async def persistence(self) -> Persistence:
         """Whether acknowledged items outlive the server: for /info, metrics and warnings."""
-        return await read_persistence(self._redis)
+        return await read_persistence(self._redis, self._items)
 
 
 def _new_mark() -> str:
