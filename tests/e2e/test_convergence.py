@@ -16,8 +16,8 @@ import pytest
 
 from model_export.local_service import LocalService, local_service
 from service.redis_server import RedisServer, start_server
-from tests.e2e.proxy import Proxy
 from tests.e2e.traffic import Traffic, fsck, until
+from tests.proxy import Proxy
 
 SHORT_LOG = 200  # changes, of which a request makes two or so
 MORE_THAN_THE_LOG = 300  # requests

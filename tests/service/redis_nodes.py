@@ -17,9 +17,17 @@ START_TIMEOUT_S = 20
 
 @asynccontextmanager
 async def node(
-    folder: Path, port: int, *options: str, binary: Path | None = None, client: Redis | None = None
+    folder: Path,
+    port: int,
+    *options: str,
+    binary: Path | None = None,
+    client: Redis | None = None,
+    waits: bool = True,
 ) -> AsyncIterator[Redis]:
-    """A running server and a client of it; `client` where it takes more than the port to speak to it."""
+    """A running server and a client of it; `client` where it takes more than the port to speak to it.
+
+    `waits` until it answers, which one that loads does not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(str(binary or find_server_binary()), "--port", str(port), "--bind", "127.0.0.1"),
@@ -36,7 +44,8 @@ async def node(
             return False
 
     try:
-        await until_true(answers, START_TIMEOUT_S)
+        if waits:
+            await until_true(answers, START_TIMEOUT_S)
         yield client
     finally:
         await client.aclose()

@@ -7,10 +7,10 @@ from typing import Self
 
 
 class Proxy:
-    """Listens on a TCP port of this machine and passes everything on to a unix socket."""
+    """Listens on a TCP port of this machine and passes everything on to a unix socket or another port."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, target: str | int) -> None:
+        self.target = target
         self._listener: socket.socket | None = None
         self._port = 0
         self._pairs: set[socket.socket] = set()
@@ -56,9 +56,10 @@ class Proxy:
                 client, _ = listener.accept()
             except OSError:
                 return
-            server = socket.socket(socket.AF_UNIX)
+            is_port = isinstance(self.target, int)
+            server = socket.socket(socket.AF_INET if is_port else socket.AF_UNIX)
             try:
-                server.connect(self._target)
+                server.connect(("127.0.0.1", self.target) if is_port else self.target)
             except OSError:
                 client.close()
                 continue
