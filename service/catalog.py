@@ -75,7 +75,9 @@ class Catalog:
         catalog.views.load(
             (item_id, sid >> SLOT_BITS, attributes_of[item_id]) for item_id, sid in sid_of.items()
         )
-        catalog._digest = sum(_hash(item_id, sid, attributes_of[item_id]) for item_id, sid in sid_of.items())
+        catalog._digest = sum(
+            hash_of_item(item_id, sid, attributes_of[item_id]) for item_id, sid in sid_of.items()
+        )
         return catalog
 
     def adopt(self, other: "Catalog") -> None:
@@ -172,13 +174,13 @@ class Catalog:
             del self._items_of[prefix]
 
     def _hash_of(self, item_id: str, packed: int) -> int:
-        return _hash(item_id, packed, self.views.attributes_of(item_id))
+        return hash_of_item(item_id, packed, self.views.attributes_of(item_id))
 
     def _pack(self, sid: Sid) -> int:
         return self.spec.prefixes(sid.codes)[-1] << SLOT_BITS | sid.slot
 
 
-def _hash(item_id: str, packed_sid: int, attributes: Attributes) -> int:
+def hash_of_item(item_id: str, packed_sid: int, attributes: Attributes) -> int:
     """64 bits of one item and all that a search or a filter knows of it."""
     values = [(name, _canonical(value)) for name, value in sorted(attributes.values.items())]
     told = repr((item_id, packed_sid, attributes.categories, attributes.available, values))

@@ -278,14 +278,12 @@ class _Checker:
             members = [(self._sid_in(page[i]) or b"") + i for i in ids]
             with redis_errors():
                 scores = await self._redis.zmscore(self._keys.trie, members) if ids else []
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for item_id in ids:
-                        pipe.hexists(self._keys.items, item_id)
-                    exist = await pipe.execute()
+                # Whole values, as there is no one call that asks of many fields whether they exist.
+                items = await self._redis.hmget(self._keys.items, ids) if ids else []
             yield [
                 _Suspect(item_id)
-                for item_id, score, exists in zip(ids, scores, exist, strict=True)
-                if score is None or not exists
+                for item_id, score, item in zip(ids, scores, items, strict=True)
+                if score is None or item is None
             ]
 
     async def _suspects_in_items(self) -> AsyncIterator[list[_Suspect]]:
