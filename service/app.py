@@ -8,11 +8,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import numpy as np
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from service.api import health, items, recommend
 from service.api.dependencies import Parts, Readiness, Serving
@@ -28,14 +29,17 @@ from service.errors import ContractMismatch, GlyphrecError
 from service.indexing import Indexer, Strips, tokenise_in_batches
 from service.metrics import Metrics
 from service.recommend import Page, Recommender, Search, recommend_in_batches
+from service.redis_client import connect_to_any
 from service.redis_server import redis_url_or_server
 from service.render import render_text
 from service.runtime import RecommenderSession, Tokenizer
 from service.seeding import BundledItem, read_items, read_the_unread, seed
 from service.settings import Settings
-from service.store import ItemStore, connect
+from service.store import ItemStore
 
 log = logging.getLogger("glyphrec")
+
+T = TypeVar("T")
 
 FIRST_RETRY_S = 0.2
 MAX_RETRY_S = 5.0
@@ -142,7 +146,7 @@ class Service:
     async def _keep(self, url: str) -> None:
         """Find Redis, load the catalogue, answer requests, follow the log; until cancelled."""
         readiness, metrics = self.serving.readiness, self.serving.metrics
-        redis = connect(url)
+        redis = await self._persist(lambda: connect_to_any(url))
         try:
             parts = self._wire(redis)
             await self._persist(lambda: self._open(parts))
@@ -161,7 +165,7 @@ class Service:
             metrics.ready.set(0)
             await redis.aclose()
 
-    def _wire(self, redis: Redis) -> Parts:
+    def _wire(self, redis: Redis | RedisCluster) -> Parts:
         settings, manifest, metrics = self._settings, self._bundle.manifest, self.serving.metrics
         store = ItemStore(
             redis,
@@ -169,6 +173,7 @@ class Service:
             tokenizer_id=manifest.tokenizer_id,
             spec=manifest.sid,
             fields=settings.filter_fields,
+            log_length=settings.log_length,
         )
         follower = CatalogFollower(self._catalog, store)
         indexer = Indexer(
@@ -195,6 +200,10 @@ class Service:
         readiness, manifest = self.serving.readiness, self._bundle.manifest
         readiness.phase = "looking for Redis"
         await parts.store.check_server()
+        persistence = await parts.store.persistence()
+        self.serving.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
+        for warning in persistence.warnings():
+            log.warning(warning)
         active = await parts.store.active()
         if active is None and self._settings.seed_catalog:
             readiness.phase = "putting the bundle's items into the new catalogue"
@@ -220,13 +229,12 @@ class Service:
         await read_the_unread(parts.store, parts.indexer, self._items, self._bundle.manifest.render)
         await parts.store.activate()
 
-    async def _persist(self, attempt: Callable[[], Awaitable[None]]) -> None:
+    async def _persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until it works. The log says what stands in the way, and readiness too during the start."""
         retry_s = FIRST_RETRY_S
         while True:
             try:
-                await attempt()
-                return
+                return await attempt()
             except GlyphrecError as error:
                 log.warning("%s Trying again in %.1f s.", error, retry_s)
                 if self.serving.readiness.parts is None:

@@ -11,6 +11,7 @@ import random
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from operator import itemgetter
 
 import numpy as np
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 from service.contract import Codes, Sid, SidSpec
 from service.errors import StoreFault, StoreUnavailable
-from service.filters import NO_ATTRIBUTES, Attributes
-from service.store import Change, ItemStore, TrieEntry
+from service.filters import NO_ATTRIBUTES, Attributes, Value
+from service.store import Change, ItemStore, Position, TrieEntry
 from service.trie import SidTrie
 from service.views import FilterViews, View
 
@@ -55,6 +56,7 @@ class Catalog:
         self.version = 0  # of the log: every change up to here is in
         self._sid_of: dict[str, int] = {}
         self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
+        self._digest = 0  # the sum of all items' hashes, so that an edit costs as little as the item
         counts = popularity or {}
         ranking = sorted(counts, key=lambda item_id: (-counts[item_id], item_id))
         self._rank_of = {item_id: rank for rank, item_id in enumerate(ranking)}  # in its order
@@ -73,17 +75,25 @@ class Catalog:
         catalog.views.load(
             (item_id, sid >> SLOT_BITS, attributes_of[item_id]) for item_id, sid in sid_of.items()
         )
+        catalog._digest = sum(
+            hash_of_item(item_id, sid, attributes_of[item_id]) for item_id, sid in sid_of.items()
+        )
         return catalog
 
     def adopt(self, other: "Catalog") -> None:
         """Take over the contents of `other`, not to be used afterwards. Readers see all or nothing."""
         self._sid_of, self._items_of = other._sid_of, other._items_of
-        self.trie, self.version = other.trie, other.version
+        self.trie, self.version, self._digest = other.trie, other.version, other._digest
         self.views.adopt(other.views)
 
     @property
     def num_items(self) -> int:
         return len(self._sid_of)
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal items, SIDs and attributes, whatever was before: what two replicas compare."""
+        return f"{self._digest % 2**64:016x}"
 
     def has(self, item_id: str) -> bool:
         return item_id in self._sid_of
@@ -114,9 +124,11 @@ class Catalog:
     def put(self, item_id: str, sid: Sid, attributes: Attributes = NO_ATTRIBUTES) -> None:
         """Give the item this sid and these attributes, in place of what it had. O(levels). Safe to repeat."""
         packed, held = self._pack(sid), self._sid_of.get(item_id)
+        before = 0 if held is None else self._hash_of(item_id, held)
         if packed != held:
             self._place(item_id, sid, packed, held)
         self.views.put(item_id, packed >> SLOT_BITS, attributes)
+        self._digest += self._hash_of(item_id, packed) - before
 
     def _place(self, item_id: str, sid: Sid, packed: int, held: int | None) -> None:
         self.trie.insert(sid.codes)  # first, as it fails where the code is full
@@ -129,6 +141,7 @@ class Catalog:
         """Take the item away. An absent one changes nothing."""
         held = self._sid_of.get(item_id)
         if held is not None:
+            self._digest -= self._hash_of(item_id, held)
             self._remove(item_id, held)
             del self._sid_of[item_id]
             self.views.drop(item_id)
@@ -160,8 +173,23 @@ class Catalog:
         if not items:
             del self._items_of[prefix]
 
+    def _hash_of(self, item_id: str, packed: int) -> int:
+        return hash_of_item(item_id, packed, self.views.attributes_of(item_id))
+
     def _pack(self, sid: Sid) -> int:
         return self.spec.prefixes(sid.codes)[-1] << SLOT_BITS | sid.slot
+
+
+def hash_of_item(item_id: str, packed_sid: int, attributes: Attributes) -> int:
+    """64 bits of one item and all that a search or a filter knows of it."""
+    values = [(name, _canonical(value)) for name, value in sorted(attributes.values.items())]
+    told = repr((item_id, packed_sid, attributes.categories, attributes.available, values))
+    return int.from_bytes(blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _canonical(value: Value) -> Value:
+    """Equal values are spelled alike, -0.0 and 0 too."""
+    return value if isinstance(value, str | bool) else value + 0.0
 
 
 class _LogBroken(Exception):
@@ -188,6 +216,7 @@ class CatalogFollower:
         self._needs_load = True
         self._is_level = False
         self._level_at: float | None = None
+        self.lost: StoreUnavailable | None = None  # why Redis is out of reach; None while it answers
         self._moved = asyncio.Condition()
 
     @property
@@ -239,6 +268,7 @@ class CatalogFollower:
                 log.warning("cannot go on from version %d (%s); loading again", self.catalog.version, error)
                 self._needs_load, self._is_level = True, False
             except (StoreUnavailable, StoreFault) as error:
+                self.lost = error if isinstance(error, StoreUnavailable) else None
                 if self._is_level:
                     log.warning("lost Redis at version %d, serving on: %s", self.catalog.version, error)
                 self._is_level = False
@@ -259,7 +289,7 @@ class CatalogFollower:
 
     async def _read_all(self) -> tuple[Catalog, str]:
         """A fresh catalogue and its mark."""
-        version, mark = await self._store.position()  # before the first page: what changes later is replayed
+        version, mark = await self._position()  # before the first page: what changes later is replayed
         entries: list[TrieEntry] = []
         async for page in self._store.snapshot():
             entries += page
@@ -271,6 +301,7 @@ class CatalogFollower:
 
     async def _follow(self) -> None:
         changes = await self._store.changes(self.catalog.version, self._block_ms)
+        self.lost = None
         for start in range(0, len(changes), CHANGES_PER_TURN):
             async with self.catalog.turns:
                 part = changes[start : start + CHANGES_PER_TURN]
@@ -281,13 +312,18 @@ class CatalogFollower:
 
     async def _check_position(self) -> None:
         """A flushed or restored Redis gives no changes to read; its position shows that it is another one."""
-        version, mark = await self._store.position()
+        version, mark = await self._position()
         if version < self.catalog.version:
             raise _LogBroken(f"the log is at version {version}")
         if version == self.catalog.version and mark != self._mark:
             raise _LogBroken("the log has another change of this version")
         if version == self.catalog.version:
             await self._now_level()
+
+    async def _position(self) -> Position:
+        position = await self._store.position()
+        self.lost = None
+        return position
 
     async def _now_level(self) -> None:
         self._is_level, self._level_at = True, self._clock()

@@ -153,6 +153,12 @@ class Metrics:
             "Time since Redis was lost; 0 while in touch.",
             registry=registry,
         )
+        self.redis_loss_window_seconds = Gauge(
+            "glyphrec_redis_loss_window_seconds",
+            "Newest acknowledged changes that a failure of Redis' machine may lose, as of the start or last "
+            "/info; +Inf without an append-only file, NaN where Redis does not tell.",
+            registry=registry,
+        )
         self.filter_views = Gauge(
             "glyphrec_filter_views", "Filters whose items are kept ready for a search.", registry=registry
         )

@@ -24,6 +24,30 @@ T = TypeVar("T")
 Status = Literal["created", "moved", "updated", "unchanged"]
 
 
+class Keys(NamedTuple):
+    """Names of a catalogue's keys, as lua/put.lua takes them, and the one that all tokenizers share."""
+
+    items: str
+    codes: str
+    trie: str
+    log: str
+    active: str
+
+    @classmethod
+    def of(cls, catalog: str, tokenizer_id: str) -> "Keys":
+        if not catalog or set("{}") & set(catalog):
+            raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
+        # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
+        tag = f"{{{catalog}}}"
+        codes, trie, log = (f"{tag}:{kind}:{tokenizer_id}" for kind in ("codes", "trie", "log"))
+        return cls(f"{tag}:items", codes, trie, log, f"{tag}:active")
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Those that a script changes together."""
+        return self[:4]
+
+
 @dataclass(frozen=True)
 class ItemRecord:
     item_id: str

@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    ConnectionError,
     MasterDownError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 RESPONSE_TIMEOUT_S = 2.0  # of one reply; a blocking read must ask for less
 NUM_CONNECTIONS = 32  # more callers than that wait for one
+CLUSTER_CONNECTIONS = 512  # to each node; more callers than that are refused, as its pool cannot wait
 PIPELINE_LENGTH = 250  # calls in one round trip; packing them holds up the event loop for some ms
 LUA = Path(__file__).parent / "lua"
 
@@ -52,7 +55,7 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
 
 
 def connect(url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S) -> Redis:
-    """A client with a timeout on every reply and one retry of a lost connection. Close it with aclose()."""
+    """A client of one server, with a timeout on every reply. Close it with aclose()."""
     try:
         pool = BlockingConnectionPool.from_url(
             url,
@@ -61,7 +64,7 @@ def connect(url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S) -> Redi
             timeout=response_timeout_s,
             socket_timeout=response_timeout_s,
             socket_connect_timeout=response_timeout_s,
-            retry=Retry(NoBackoff(), 1),
+            retry=_one_retry(),
             client_name="glyphrec",
         )
     except ValueError as error:
@@ -71,12 +74,35 @@ def connect(url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S) -> Redi
     return Redis.from_pool(pool)
 
 
+async def connect_to_any(url: str) -> Redis | RedisCluster:
+    """A client of the server, or of its cluster where it says that it has one. Raises StoreUnavailable."""
+    redis = connect(url)
+    try:
+        with redis_errors():
+            cluster = await redis.info("cluster")
+    except BaseException:
+        await redis.aclose()
+        raise
+    if not cluster.get("cluster_enabled"):
+        return redis
+    await redis.aclose()
+    return RedisCluster.from_url(
+        url,
+        protocol=2,
+        max_connections=CLUSTER_CONNECTIONS,
+        socket_timeout=RESPONSE_TIMEOUT_S,
+        socket_connect_timeout=RESPONSE_TIMEOUT_S,
+        retry=_one_retry(),
+        client_name="glyphrec",
+    )
+
+
 @contextmanager
 def redis_errors() -> Iterator[None]:
     """What redis-py raises becomes an error that a client may see; Redis' own words go to the log only."""
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as error:
+    except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
         raise translate(error) from error
 
 
@@ -87,7 +113,16 @@ def translate(error: Exception) -> ServiceError:
             return StoreUnavailable(reason)
     if isinstance(error, ResponseError):
         return StoreFault()
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StoreUnavailable(
+            "Redis' certificate is not trusted: name its authority with ?ssl_ca_certs=… in REDIS_URL."
+        )
     return StoreUnavailable("Redis does not answer.")
+
+
+def _one_retry() -> Retry:
+    """A lost connection is made anew at once; what took too long is not asked twice, to answer in time."""
+    return Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
 
 
 class Script:
@@ -98,7 +133,9 @@ class Script:
         self._source = "\n".join(parts)
         self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(self, redis: Redis, keys: Sequence[str], calls: Sequence[Sequence[Any]]) -> list[Any]:
+    async def run(
+        self, redis: Redis | RedisCluster, keys: Sequence[str], calls: Sequence[Sequence[Any]]
+    ) -> list[Any]:
         """Run once for each of `calls`. A reply is what the script returned, or a ServiceError.
 
         Raises StoreUnavailable where Redis took none of them.
@@ -115,7 +152,7 @@ class Script:
         return replies
 
     async def _run_chunk(
-        self, redis: Redis, keys: Sequence[str], calls: Sequence[Sequence[Any]]
+        self, redis: Redis | RedisCluster, keys: Sequence[str], calls: Sequence[Sequence[Any]]
     ) -> list[Any]:
         replies = await self._evalsha(redis, keys, calls)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -127,7 +164,9 @@ class Script:
                 replies[i] = reply
         return [translate(reply) if isinstance(reply, RedisError) else reply for reply in replies]
 
-    async def _evalsha(self, redis: Redis, keys: Sequence[str], calls: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _evalsha(
+        self, redis: Redis | RedisCluster, keys: Sequence[str], calls: Sequence[Sequence[Any]]
+    ) -> list[Any]:
         with redis_errors():
             async with redis.pipeline(transaction=False) as pipe:
                 for args in calls:

@@ -64,6 +64,11 @@ class RedisServer:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def kill(self) -> None:
+        """As a crash would: without a last word. What it kept in a folder stays there."""
+        self._process.kill()
+        self._process.wait()
+
     def __enter__(self) -> Self:
         return self
 
@@ -98,11 +103,14 @@ def find_server_binary() -> Path:
     )
 
 
-def start_server(data_dir: Path | None = None, *, binary: Path | None = None) -> RedisServer:
+def start_server(
+    data_dir: Path | None = None, *, binary: Path | None = None, fsync: str = "everysec"
+) -> RedisServer:
     """Start a server and wait until it answers.
 
-    With `data_dir` it keeps its data there, appending every change and syncing once a second, and refuses to
-    start where another server has the folder. Without one it keeps nothing: for tests.
+    With `data_dir` it keeps its data there, appending every change and syncing it as `fsync` says (always,
+    everysec, no), and refuses to start where another server has the folder. Without one it keeps nothing: for
+    tests.
 
     Call it from the main thread: the kernel ends the server when the thread that started it ends.
     """
@@ -126,7 +134,7 @@ def start_server(data_dir: Path | None = None, *, binary: Path | None = None) ->
     if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH:
         own = Path(tempfile.mkdtemp(prefix="glyphrec-redis-"))
         socket_path = own / "redis.sock"
-    return _start(binary, data_dir, socket_path, ["--appendonly", "yes", "--appendfsync", "everysec"], own)
+    return _start(binary, data_dir, socket_path, ["--appendonly", "yes", "--appendfsync", fsync], own)
 
 
 def _start(

@@ -49,6 +49,11 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9._:-]{1,64}$",
         description="name of the catalogue: replicas with the same name and Redis serve the same items",
     )
+    log_length: int = Field(
+        100_000,
+        ge=1,
+        description="changes that Redis keeps for replicas to follow; one further behind loads everything",
+    )
     seed_catalog: bool = Field(True, description="put the bundle's items into a catalogue that is new")
 
     api_keys: Keys = Field((), repr=False, description="keys that may read and write, separated by commas")

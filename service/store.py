@@ -1,4 +1,4 @@
-"""The catalogue in Redis, which is the truth. With redis_client.py the only module that speaks to Redis.
+"""The catalogue in Redis, which is the truth. Only this, redis_client.py and fsck.py speak to Redis.
 
 A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
 changes nothing. Keys and values are described in lua/put.lua. Needs Redis 7, or Valkey.
@@ -8,17 +8,19 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ResponseError
 
 from service.contract import NUM_SLOTS, Codes, SidSpec
 from service.errors import GlyphrecError, ItemChanged, ServiceError, SidSpaceFull
 from service.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.persistence import Persistence, read_persistence
 from service.records import (
     Change,
     DropResult,
     Held,
     ItemRecord,
+    Keys,
     Page,
     Position,
     PutResult,
@@ -55,7 +57,7 @@ class ItemStore:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Redis | RedisCluster,
         *,
         catalog: str,
         tokenizer_id: str,
@@ -64,21 +66,14 @@ class ItemStore:
         num_slots: int = NUM_SLOTS,
         fields: DeclaredFields = NO_FIELDS,
     ) -> None:
-        if not catalog or set("{}") & set(catalog):
-            raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
         self._redis: Any = redis  # redis-py's own types differ between releases and between RESP 2 and 3
         self._codec = RecordCodec(spec, fields)
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
-        # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
-        tag = f"{{{catalog}}}"
-        self._items = f"{tag}:items"
-        self._codes = f"{tag}:codes:{tokenizer_id}"
-        self._trie = f"{tag}:trie:{tokenizer_id}"
-        self._log = f"{tag}:log:{tokenizer_id}"
-        self._active = f"{tag}:active"
-        self._keys = (self._items, self._codes, self._trie, self._log)
+        keys = Keys.of(catalog, tokenizer_id)
+        self._items, self._codes, self._trie, self._log, self._active = keys
+        self._keys = keys.changed
         self._put = Script("put")
         self._drop = Script("drop")
 
@@ -316,19 +311,9 @@ class ItemStore:
         if int(version.split(".")[0]) < OLDEST_REDIS:
             raise GlyphrecError(f"Redis {version} is too old: use Redis {OLDEST_REDIS} or later, or Valkey.")
 
-    async def persistence(self) -> dict[str, str | int | bool]:
-        """Whether acknowledged items outlive the server: for readiness, metrics and warnings."""
-        with redis_errors():
-            persistence = await self._redis.info("persistence")
-            memory = await self._redis.info("memory")
-        return {
-            "append_only": bool(persistence.get("aof_enabled")),
-            "last_append_ok": persistence.get("aof_last_write_status") == "ok",
-            "last_snapshot_ok": persistence.get("rdb_last_bgsave_status") == "ok",
-            "eviction": str(memory.get("maxmemory_policy", "unknown")),  # other than noeviction loses items
-            "used_memory_bytes": int(memory.get("used_memory", 0)),
-            "max_memory_bytes": int(memory.get("maxmemory", 0)),  # 0: no limit
-        }
+    async def persistence(self) -> Persistence:
+        """Whether acknowledged items outlive the server: for /info, metrics and warnings."""
+        return await read_persistence(self._redis, self._items)
 
 
 def _new_mark() -> str:

@@ -76,6 +76,13 @@ def require_json(request: Request) -> None:
         raise NotJson(content_type[:100])
 
 
+def require_redis(parts: Annotated[Parts, Depends(get_parts)]) -> None:
+    """Refuse at once what needs Redis while it is known to be away, rather than wait for it too."""
+    if parts.follower.lost is not None:
+        raise parts.follower.lost.with_traceback(None)
+
+
 PartsDep = Annotated[Parts, Depends(get_parts)]
 StagesDep = Annotated[Stages, Depends(get_stages)]
 JSON_ONLY = Depends(require_json)
+NEEDS_REDIS = Depends(require_redis)

@@ -1,5 +1,6 @@
 """Is it alive, is it ready, what does it serve, and how is it doing."""
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,11 +47,12 @@ async def ready(serving: ServingDep, response: Response) -> Ready:
 async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
     """What is served: the models, the catalogue, the limits."""
     manifest, settings = serving.manifest, serving.settings
-    redis: dict[str, Any]
-    try:
-        redis = await parts.store.persistence()
-    except StoreUnavailable:
-        redis = {}
+    redis: dict[str, Any] = {}
+    if parts.follower.lost is None:
+        with suppress(StoreUnavailable):
+            persistence = await parts.store.persistence()
+            redis = persistence.as_json()
+            serving.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
     catalog = parts.catalog
     return InfoResponse(
         service_version=service_version(),
@@ -69,7 +71,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
             name=settings.catalog,
             items=catalog.num_items,
             version=catalog.version,
-            digest=catalog.trie.digest(),
+            digest=catalog.digest,
             stale_for_s=parts.follower.stale_for_s,
         ),
         limits=LimitsInfo(

@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
-from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
+from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, PartsDep, ServingDep, StagesDep
 from service.api.problems import problem_of
 from service.api.schemas import (
     Deleted,
@@ -37,7 +37,7 @@ ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 
-@router.post("/items", dependencies=[JSON_ONLY])
+@router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS])
 async def put_items(
     body: ItemsBody, request: Request, parts: PartsDep, serving: ServingDep, stages: StagesDep
 ) -> ItemsResponse:
@@ -55,7 +55,7 @@ async def put_items(
     return ItemsResponse(items=results, catalog_version=indexed.version)
 
 
-@router.get("/items")
+@router.get("/items", dependencies=[NEEDS_REDIS])
 async def list_items(
     parts: PartsDep,
     cursor: Annotated[
@@ -89,7 +89,7 @@ async def similar_items(
     )
 
 
-@router.get("/items/{item_id:path}/image", response_class=Response)
+@router.get("/items/{item_id:path}/image", response_class=Response, dependencies=[NEEDS_REDIS])
 async def item_image(item_id: ItemIdPath, parts: PartsDep, serving: ServingDep) -> Response:
     """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
     stored = await _find(parts, item_id)
@@ -100,12 +100,12 @@ async def item_image(item_id: ItemIdPath, parts: PartsDep, serving: ServingDep) 
     return Response(png.getvalue(), media_type="image/png")
 
 
-@router.get("/items/{item_id:path}")
+@router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS])
 async def get_item(item_id: ItemIdPath, parts: PartsDep) -> StoredItemOut:
     return _stored(await _find(parts, item_id))
 
 
-@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY])
+@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS])
 async def patch_item(
     item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, stages: StagesDep
 ) -> PatchedItem:
@@ -132,7 +132,7 @@ async def patch_item(
     )
 
 
-@router.delete("/items/{item_id:path}")
+@router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS])
 async def delete_item(item_id: ItemIdPath, parts: PartsDep) -> Deleted:
     """Take an item away; the next search on this replica does not know it any more."""
     version = await parts.indexer.drop(check_item_id(item_id))

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -85,3 +85,9 @@ async def until(happened: Callable[[], bool], timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
         while not happened():
             await asyncio.sleep(0.002)
+
+
+async def until_true(holds: Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not await holds():
+            await asyncio.sleep(0.01)

@@ -127,6 +127,38 @@ def test_a_catalogue_is_what_a_dictionary_would_be(edits: list[tuple[str, Codes 
         for item_id, sid in model.items():
             assert each.views.attributes_of(item_id) == attributes_at(sid.codes)
     assert catalog.trie.digest() == built.trie.digest()
+    assert catalog.digest == built.digest == adopted.digest
+
+
+def test_the_digest_tells_items_slots_and_attributes_apart_and_forgets_the_past() -> None:
+    def digest(*edits: tuple[str, int, Attributes | None]) -> str:
+        """Of puts at one code, and of drops where there are no attributes."""
+        catalog = Catalog(SPEC)
+        for item_id, slot, attributes in edits:
+            if attributes is None:
+                catalog.drop(item_id)
+            else:
+                catalog.put(item_id, Sid((1, 2, 3), slot), attributes)
+        return catalog.digest
+
+    plain, dear = Attributes(("pens",), True, {}), Attributes(("pens",), True, {"price": 5.0})
+    catalogues = [
+        [],
+        [("a", 0, plain)],
+        [("b", 0, plain)],
+        [("a", 1, plain)],
+        [("a", 0, dear)],
+        [("a", 0, plain._replace(available=False))],
+        [("a", 0, plain._replace(categories=("ink",)))],
+        [("a", 0, plain._replace(values={"price": "5.0"}))],
+        [("a", 0, plain), ("b", 1, plain)],
+        [("a", 1, plain), ("b", 0, plain)],
+    ]
+    assert len({digest(*each) for each in catalogues}) == len(catalogues)
+    assert digest(("b", 1, dear), ("a", 0, dear), ("a", 0, plain), ("b", 1, plain)) == digest(*catalogues[8])
+    assert digest(("a", 0, dear), ("a", 0, None), ("a", 0, None)) == digest()
+    zero, minus_zero = plain._replace(values={"price": 0.0}), plain._replace(values={"price": -0.0})
+    assert digest(("a", 0, zero)) == digest(("a", 0, minus_zero), ("a", 0, zero))
 
 
 def test_of_an_item_that_was_read_twice_the_last_place_counts() -> None:

@@ -123,7 +123,7 @@ async def test_a_redis_that_cannot_write_to_its_disk_says_so(own_redis: Redis, t
     (tmp_path / "redis" / "dump.rdb").mkdir()  # where a snapshot should go
     await own_redis.bgsave()
     async with asyncio.timeout(10):
-        while (await store.persistence())["last_snapshot_ok"]:
+        while (await store.persistence()).last_snapshot_ok:
             await asyncio.sleep(0.01)
     with pytest.raises(StoreUnavailable, match="cannot write to its disk"):
         await store.put([(record("a"), (1, 2, 3))])
@@ -235,6 +235,43 @@ async def test_the_server_is_new_enough_and_says_how_it_keeps_data(own_redis: Re
     store = store_on(own_redis)
     await store.check_server()
     kept = await store.persistence()
-    assert kept["append_only"] is True
-    assert kept["last_append_ok"] is True
-    assert kept["eviction"] == "noeviction"
+    assert kept.append_only
+    assert kept.last_append_ok
+    assert kept.eviction == "noeviction"
+    assert not list(kept.warnings())
+
+
+@pytest.mark.parametrize(
+    ("append_only", "fsync", "seconds", "words"),
+    [
+        ("yes", "always", 0, "None"),
+        ("yes", "everysec", 2, "about one second"),
+        ("yes", "no", 30, "30 seconds"),
+        ("no", "always", None, "since the last snapshot"),
+    ],
+)
+async def test_the_loss_window_is_that_of_the_policy_in_force(
+    own_redis: Redis, append_only: str, fsync: str, seconds: float | None, words: str
+) -> None:
+    await own_redis.config_set("appendonly", append_only)
+    await own_redis.config_set("appendfsync", fsync)
+    kept = await store_on(own_redis).persistence()
+    shown = kept.as_json()
+    assert (shown["append_only"], shown["append_fsync"]) == (append_only == "yes", fsync)
+    assert shown["loss_window_s"] == seconds
+    assert words in shown["loss_window"]
+    assert bool(list(kept.warnings())) == (append_only == "no")
+
+
+async def test_a_redis_that_may_not_be_asked_for_its_policy_says_unknown(
+    own_redis: Redis, own_server: RedisServer
+) -> None:
+    await own_redis.config_set("maxmemory-policy", "allkeys-lru")
+    await own_redis.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-config")
+    client = connect(own_server.url.replace("unix://", "unix://app:secret@"))
+    kept = await store_on(client).persistence()
+    assert kept.append_fsync == "unknown"
+    assert kept.as_json()["loss_window_s"] is None
+    assert "does not tell" in kept.loss_window.sentence
+    assert [warning for warning in kept.warnings() if "allkeys-lru" in warning]
+    await client.aclose()
