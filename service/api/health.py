@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from service.api.admin import change_info
 from service.api.dependencies import PartsDep, ServingDep
 from service.api.schemas import MAX_HISTORY, MAX_LIMIT, CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
 from service.errors import StoreUnavailable
@@ -45,7 +46,7 @@ async def ready(serving: ServingDep, response: Response) -> Ready:
 @router.get("/info")
 async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
     """What is served: the models, the catalogue, the limits."""
-    manifest, settings = serving.manifest, serving.settings
+    manifest, settings = parts.manifest, serving.settings
     redis: dict[str, Any]
     try:
         redis = await parts.store.persistence()
@@ -54,6 +55,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
     catalog = parts.catalog
     return InfoResponse(
         service_version=service_version(),
+        bundle=parts.loaded.name,
         tokenizer_id=manifest.tokenizer_id,
         recommender_id=manifest.recommender_id,
         generator=manifest.generator,
@@ -81,6 +83,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
             num_beams=min(settings.num_beams, manifest.beam_limit),
             beam_limit=manifest.beam_limit,
         ),
+        change=change_info(serving.rollout),
         redis=redis,
     )
 

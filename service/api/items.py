@@ -90,10 +90,10 @@ async def similar_items(
 
 
 @router.get("/items/{item_id:path}/image", response_class=Response)
-async def item_image(item_id: ItemIdPath, parts: PartsDep, serving: ServingDep) -> Response:
+async def item_image(item_id: ItemIdPath, parts: PartsDep) -> Response:
     """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
     stored = await _find(parts, item_id)
-    render = serving.manifest.render
+    render = parts.manifest.render
     strips = render_text(item_text(stored.item, render), render).strips  # [strip, height, width]
     png = BytesIO()
     Image.fromarray(np.concatenate(list(strips))).save(png, format="PNG")

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
+from service.api.dependencies import JSON_ONLY, PartsDep, StagesDep
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -19,9 +19,7 @@ router = APIRouter(tags=["recommend"])
 
 
 @router.post("/recommend", dependencies=[JSON_ONLY])
-async def recommend(
-    body: RecommendRequest, parts: PartsDep, serving: ServingDep, stages: StagesDep
-) -> RecommendResponse:
+async def recommend(body: RecommendRequest, parts: PartsDep, stages: StagesDep) -> RecommendResponse:
     """The next items after a history. Without any known item in it, the popular ones."""
     asked = body.filter or FilterIn()
     query = Query(
@@ -50,7 +48,7 @@ async def recommend(
         matching_items=page.matching_items,
         source=page.source,
         unknown_item_ids=page.unknown_item_ids,
-        model_version=serving.manifest.recommender_id,
+        model_version=parts.manifest.recommender_id,
         catalog_version=page.catalog_version,
     )
 
