@@ -107,10 +107,11 @@ def write_known_bundle(
     *,
     reader: int = 0,
     recommender_id: str = "ba9876543210",
+    fields: tuple[str, ...] = RenderSpec().fields,
 ) -> Path:
     """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    render = render_spec()
+    render = render_spec().model_copy(update={"fields": fields})
     graphs = (
         tokenizer_graph(spec, height=render.height_px, width=render.width_px, vector_dim=2),
         recommender_graph(spec),

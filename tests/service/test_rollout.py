@@ -1,11 +1,14 @@
 """A model is changed while a whole service answers, over a real Redis. Other readers are other tokenizers."""
 
 import asyncio
+import json
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import pytest
 
 from service.contract import RECOMMENDER
+from service.filters import DeclaredFields
 from service.redis_client import connect
 from tests.known_bundle import KNOWN_ITEMS, known_codes, ranking, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import assert_in_step, read_raw
@@ -20,10 +23,12 @@ OLD, NEW = tokenizer_id_of(0), tokenizer_id_of(1)
 def bundles(tmp_path_factory):
     """old and new have different tokenizers; retrained has old's, and another recommender's name."""
     folder = tmp_path_factory.mktemp("bundles")
-    write_known_bundle(folder / "old", KNOWN_ITEMS)
-    write_known_bundle(folder / "new", KNOWN_ITEMS[:10], reader=1)
-    write_known_bundle(folder / "retrained", KNOWN_ITEMS, recommender_id="00000000beef", beam_limit=32)
-    damaged = write_known_bundle(folder / "damaged", KNOWN_ITEMS, reader=2)
+    # Only titles are read, so that other fields can change without a new SID.
+    write = partial(write_known_bundle, fields=("title",))
+    write(folder / "old", KNOWN_ITEMS)
+    write(folder / "new", KNOWN_ITEMS[:10], reader=1)
+    write(folder / "retrained", KNOWN_ITEMS, recommender_id="00000000beef", beam_limit=32)
+    damaged = write(folder / "damaged", KNOWN_ITEMS, reader=2)
     graph = bytearray((damaged / RECOMMENDER).read_bytes())
     graph[len(graph) // 2] ^= 1
     (damaged / RECOMMENDER).write_bytes(graph)
@@ -39,7 +44,7 @@ async def replica(bundles, redis_url, name="old", **settings):
 
 @pytest.fixture
 async def client(bundles, redis_url):
-    async with replica(bundles, redis_url) as client:
+    async with replica(bundles, redis_url, filter_fields=DeclaredFields({"price": "number"})) as client:
         yield client
 
 
@@ -226,13 +231,70 @@ async def test_what_is_put_changed_and_deleted_during_the_change_is_so_after_it(
             found = await client.get(f"/items/{item_id}")
             if item_id in alive:
                 assert found.json()["item"] == last[item_id]
-                assert tuple(found.json()["codes"]) == known_codes(last[item_id], reader=1)
+                assert tuple(found.json()["codes"]) == known_codes(
+                    {"title": last[item_id]["title"]}, reader=1
+                )
             else:
                 assert found.status_code == 404
         among = {"filter": {"item_ids": sorted(last), "available": True}}
         assert set(await recommended(client, **among)) == available
         among["filter"]["available"] = False
         assert set(await recommended(client, **among)) == alive - available
+
+
+@asynccontextmanager
+async def held_up_while_joining(client, redis):
+    """A change that waits for a replica that lives and does not get ready."""
+
+    async def report():
+        slow = {"replica_id": "slow", "tokenizer_id": OLD, "in_use": [OLD], "prepared": OLD, "trouble": ""}
+        while True:
+            value = json.dumps({"at": (await redis.time())[0], "report": slow})
+            await redis.hset("{glyphrec}:replicas", "slow", value)
+            await asyncio.sleep(0.2)
+
+    reporting = asyncio.create_task(report())
+    assert (await change(client, "new")).status_code == 202
+    async with asyncio.timeout(TIMEOUT_S):
+        while not any(
+            each["is_prepared"]
+            for each in (await client.get("/admin/bundles", headers=ADMIN)).json()["change"]["replicas"]
+        ):
+            await asyncio.sleep(0.02)
+    yield
+    reporting.cancel()
+    await asyncio.gather(reporting, return_exceptions=True)
+    await redis.hdel("{glyphrec}:replicas", "slow")
+
+
+async def test_while_replicas_join_what_is_acknowledged_is_under_both_tokenizers(client, redis):
+    async with held_up_while_joining(client, redis):
+        for n in range(20):
+            await post(client, f"both-{n}", f"Posted while joining {n}")
+            assert await redis.hexists(f"{{glyphrec}}:codes:{NEW}", f"both-{n}")
+            assert await redis.hexists(f"{{glyphrec}}:codes:{OLD}", f"both-{n}")
+        for n in range(0, 20, 2):
+            assert (await client.delete(f"/items/both-{n}")).status_code == 200
+            assert not await redis.hexists(f"{{glyphrec}}:codes:{NEW}", f"both-{n}")
+        for each in KNOWN_ITEMS[:20]:
+            await post(client, each.item_id, each.item["title"], price=7)
+        assert (await info(client))["tokenizer_id"] == OLD
+        assert (await change(client, "new")).status_code == 202
+        told = (await client.get("/admin/bundles", headers=ADMIN)).json()["change"]
+        assert told["phase"] == "joining"
+        assert sorted(each["is_prepared"] for each in told["replicas"]) == [False, True]
+    await until_serving(client, NEW)
+    assert_in_step(await read_raw(redis, "glyphrec", NEW))
+    found = await recommended(client, history=[], filter={"attributes": {"price": 7}})
+    assert set(found) == {each.item_id for each in KNOWN_ITEMS[:20]}
+
+
+async def test_a_replica_that_never_gets_ready_does_not_hold_the_others_for_ever(bundles, redis_url, redis):
+    async with (
+        replica(bundles, redis_url, join_timeout_s=1) as client,
+        held_up_while_joining(client, redis),
+    ):
+        await until_serving(client, NEW)
 
 
 async def test_the_catalogue_is_read_slowly_with_progress_and_a_second_change_has_to_wait(bundles, redis_url):
@@ -270,6 +332,7 @@ async def test_going_back_is_the_same_call_and_knows_what_was_posted_since(pair)
         assert tuple((await client.get("/items/item-20")).json()["codes"]) == KNOWN_ITEMS[20].codes
         assert (await client.get("/items/item-5")).status_code == 404
         assert "since" in await recommended(client)
+        assert "item-5" not in await recommended(client)
         assert "item-6" not in await recommended(client, filter={"available": True})
 
 
@@ -299,7 +362,7 @@ def keys_of(tokenizer_id):
 async def test_a_replica_without_the_bundle_stays_behind_loudly_and_its_items_reach_the_others(
     bundles, redis_url, tmp_path
 ):
-    write_known_bundle(tmp_path / "old", KNOWN_ITEMS)
+    write_known_bundle(tmp_path / "old", KNOWN_ITEMS, fields=("title",))
     async with replica(bundles, redis_url) as first, replica(tmp_path, redis_url) as poor:
         assert (await change(first, "new")).status_code == 202
         await until_serving(first, NEW)
