@@ -79,7 +79,18 @@ class TookTooLong(ServiceError):
     retry_after_s = 1
 
     def __init__(self, what: str, timeout_s: float) -> None:
-        super().__init__(f"{what} was not done within {timeout_s:g} s. Send the request again.")
+        super().__init__(f"{what} was not done within {timeout_s:.3g} s. Send the request again.")
+
+
+class BadTimeout(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    slug = "bad-timeout"
+
+    def __init__(self, given: str, limit_s: int) -> None:
+        super().__init__(
+            f"X-Request-Timeout is {given[:40]!r}. Give seconds above 0 and up to {limit_s}, as in 0.5, "
+            "or leave it out."
+        )
 
 
 class InvalidItem(ServiceError):

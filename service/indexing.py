@@ -6,6 +6,7 @@ An id that comes twice in one request is stored as it comes last, and both place
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -90,16 +91,21 @@ class Indexer:
         # Of the model that is to replace this one, or has: what is acknowledged here is in its catalogue too.
         self.successor: Indexer | None = None
 
-    async def index(self, items: Sequence[object], stages: Stages) -> Indexed:
+    async def index(self, items: Sequence[object], stages: Stages, deadline: float = math.inf) -> Indexed:
         """Store the items and give each its SID; the next search on this replica knows them.
+
+        By the deadline of the event loop's clock or the timeout, whichever is first; what was stored before
+        it stays, and can be sent again.
 
         Raises Overloaded, StoreUnavailable or TookTooLong where nothing at all was stored because of it.
         """
+        started_at = asyncio.get_running_loop().time()
+        deadline = min(deadline, started_at + self._timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                indexed = await self._index(items, stages)
+            async with asyncio.timeout_at(deadline):
+                indexed = await self._index(items, stages, deadline)
         except TimeoutError:
-            raise TookTooLong("Reading these items", self._timeout_s) from None
+            raise TookTooLong("Reading these items", deadline - started_at) from None
         for outcome in indexed.outcomes:
             self._metrics.indexed_items.labels(outcome.status).inc()
         self._metrics.observe_stages("index", stages)
@@ -161,7 +167,7 @@ class Indexer:
         if full is not None:
             raise full
 
-    async def _index(self, items: Sequence[object], stages: Stages) -> Indexed:
+    async def _index(self, items: Sequence[object], stages: Stages, deadline: float) -> Indexed:
         checked = await asyncio.to_thread(lambda: [self._check(item) for item in items])
         latest = {each.record.item_id: each for each in checked if isinstance(each, Reading)}
         with stages.time("held"):
@@ -172,13 +178,15 @@ class Indexer:
             same = item_id in held and held[item_id].content_hash == reading.record.content_hash
             (known if same else new).append(reading)
         if new:
-            self._batcher.check_room()
+            self._batcher.check_room(deadline=deadline)
 
         outcomes, versions = await self._keep(known, stages) if known else ({}, [])
         # Somebody changed these between our two looks: they are read like any new item.
         new += [latest[i] for i, outcome in outcomes.items() if isinstance(outcome.error, ItemChanged)]
         chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
-        for found, version in await _bounded([self._read_and_put(chunk, stages) for chunk in chunks]):
+        for found, version in await _bounded(
+            [self._read_and_put(chunk, stages, deadline) for chunk in chunks]
+        ):
             outcomes |= found
             versions += version
 
@@ -211,13 +219,13 @@ class Indexer:
         return _outcomes(readings, results)
 
     async def _read_and_put(
-        self, readings: Sequence[Reading], stages: Stages
+        self, readings: Sequence[Reading], stages: Stages, deadline: float
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Draw, tokenise and store one chunk."""
         with stages.time("render"):
             drawn = await self._draw([reading.text for reading in readings])
         answers = await asyncio.gather(
-            *(self._batcher.submit(each.strips) for each in drawn), return_exceptions=True
+            *(self._batcher.submit(each.strips, deadline=deadline) for each in drawn), return_exceptions=True
         )
         failed: dict[str, Outcome] = {}
         readable, pictures, records = [], [], []

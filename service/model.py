@@ -50,6 +50,7 @@ class Model:
             name="recommender",
             max_batch_units=settings.max_batch_beams,
             max_queued_units=settings.max_queued_beams,
+            max_wait_s=settings.max_wait_ms / 1_000,
             units=lambda search: search.num_beams,
             observe=lambda stats: metrics.observe_batch("recommender", stats),
             turns=self.catalog.turns,
@@ -151,6 +152,7 @@ class Readiness:
     """What answers requests now. `parts` is None until the start is done, and after the end."""
 
     phase: str = "starting"
+    is_stopping: bool = False  # asked to end: to be sent no more requests, though it still answers
     parts: Model | None = None
 
 

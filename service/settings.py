@@ -105,6 +105,12 @@ class Settings(BaseSettings):
         ge=1,
         description="beams waiting before 429 is answered; 512 requests of 50 beams are about a second",
     )
+    max_wait_ms: float = Field(
+        50,
+        gt=0,
+        description="milliseconds that a recommendation may have to wait, reckoned from what searches took "
+        "lately, before 429 is answered",
+    )
     max_batch_strips: int = Field(
         32,
         ge=1,
@@ -139,6 +145,12 @@ class Settings(BaseSettings):
     max_items_per_request: int = Field(1_000, ge=1, le=10_000, description="items in one POST /items")
     max_item_chars: int = Field(
         20_000, ge=1, description="characters of one item, all fields; far more than its picture can show"
+    )
+    stop_delay_s: float = Field(
+        1,
+        ge=0,
+        description="seconds between SIGTERM, when readiness turns off, and the end of new connections; as "
+        "long as a load balancer needs to notice",
     )
     shutdown_timeout_s: int = Field(10, ge=1, description="seconds that requests in flight have at shutdown")
     access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")

@@ -51,6 +51,11 @@ async def get_stages(request: Request) -> Stages:
     return stages
 
 
+async def get_deadline(request: Request) -> float:
+    deadline: float = request.state.deadline
+    return deadline
+
+
 async def require_json(request: Request) -> None:
     """A body must be called JSON: browsers send some other types across sites without asking."""
     content_type = request.headers.get("content-type", "")
@@ -61,5 +66,6 @@ async def require_json(request: Request) -> None:
 
 PartsDep = Annotated[Model, Depends(get_parts)]
 RolloutDep = Annotated[Rollout, Depends(get_rollout)]
+DeadlineDep = Annotated[float, Depends(get_deadline)]
 StagesDep = Annotated[Stages, Depends(get_stages)]
 JSON_ONLY = Depends(require_json)

@@ -30,12 +30,13 @@ async def ready(serving: ServingDep, response: Response) -> Ready:
     A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
     """
     parts = serving.readiness.parts
-    if parts is None:
+    is_stopping = serving.readiness.is_stopping
+    if parts is None or is_stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     return Ready(
-        status="ready" if parts else "starting",
-        phase=serving.readiness.phase,
+        status="stopping" if is_stopping else "ready" if parts else "starting",
+        phase="answering what still comes" if is_stopping else serving.readiness.phase,
         stale=parts.follower.is_stale if parts else False,
         stale_for_s=parts.follower.stale_for_s if parts else 0.0,
         catalog_items=parts.catalog.num_items if parts else 0,

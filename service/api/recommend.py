@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.api.dependencies import JSON_ONLY, PartsDep, StagesDep
+from service.api.dependencies import JSON_ONLY, DeadlineDep, PartsDep, StagesDep
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -19,7 +19,9 @@ router = APIRouter(tags=["recommend"])
 
 
 @router.post("/recommend", dependencies=[JSON_ONLY])
-async def recommend(body: RecommendRequest, parts: PartsDep, stages: StagesDep) -> RecommendResponse:
+async def recommend(
+    body: RecommendRequest, parts: PartsDep, stages: StagesDep, deadline: DeadlineDep
+) -> RecommendResponse:
     """The next items after a history. Without any known item in it, the popular ones."""
     asked = body.filter or FilterIn()
     query = Query(
@@ -31,7 +33,7 @@ async def recommend(body: RecommendRequest, parts: PartsDep, stages: StagesDep) 
         diversity=Diversity(**body.diversity.model_dump()),
         wants_exact=body.guarantee == "exact",
     )
-    answer = await parts.recommender.recommend(query, stages)
+    answer = await parts.recommender.recommend(query, stages, deadline)
     page = answer.page
     searched = SearchInfo(
         num_beams=answer.num_beams,

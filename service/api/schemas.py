@@ -313,7 +313,7 @@ class Live(_Out):
 
 
 class Ready(_Out):
-    status: Literal["ready", "starting"]
+    status: Literal["ready", "starting", "stopping"]
     phase: str = Field(description="what the start is doing, or that it is done")
     stale: bool = Field(description="Redis is out of reach: recommendations go on, changes are refused")
     stale_for_s: float
