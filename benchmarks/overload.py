@@ -30,7 +30,7 @@ from model_export.local_service import LocalService, local_service
 from service.contract import ITEMS, load_bundle
 
 HISTORY = 20
-CLOSED_CALLERS = 64
+CLOSED_CALLERS = 16
 PAUSE_S = 0.05  # of a caller that was refused, while the capacity is measured
 ACCEPTED, REFUSED = 200, (429, 503)
 

@@ -107,8 +107,9 @@ class MicroBatcher(Generic[Job, Result]):
         num_units = self.queued_units + units
         num_batches = math.ceil(num_units / self._max_batch_units) - 1 + (self.running_units > 0)
         wait_s = num_batches * self._batch_s  # until its own batch begins
-        longest_s = min(self._max_wait_s, deadline - asyncio.get_running_loop().time())
-        if num_units > self._max_queued_units or wait_s > longest_s:
+        is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch takes what it can hold
+        is_late |= wait_s > deadline - asyncio.get_running_loop().time()
+        if is_late or num_units > self._max_queued_units:
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
     async def submit(self, job: Job, *, goes_on: bool = False, deadline: float = math.inf) -> Answer[Result]:

@@ -108,8 +108,8 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(
         50,
         gt=0,
-        description="milliseconds that a recommendation may have to wait, reckoned from what searches took "
-        "lately, before 429 is answered",
+        description="milliseconds that a recommendation may have to wait, reckoned from what batches took "
+        "lately, before 429 is answered; the next batch takes what it can hold, however long it waits",
     )
     max_batch_strips: int = Field(
         32,

@@ -15,7 +15,7 @@ NUM_CALLERS = 8
 
 @pytest.fixture
 def delay_s():
-    return "2"
+    return "4"
 
 
 @pytest.fixture
@@ -46,7 +46,11 @@ class Callers:
     def _watch(self):
         with httpx.Client(base_url=self._url, timeout=30) as client:
             while self.is_ready:
-                self.is_ready = client.get("/health/ready").status_code == 200
+                try:
+                    self.is_ready = client.get("/health/ready").status_code == 200
+                except httpx.HTTPError as error:
+                    self.outcomes.append(repr(error))
+                    self.is_ready = False
                 time.sleep(0.02)
 
     def _call(self, name):
@@ -78,7 +82,8 @@ def test_sigterm_under_load_turns_readiness_off_answers_all_that_was_taken_and_e
 
     long_request = threading.Thread(target=post_many)
     long_request.start()
-    time.sleep(0.1)
+    while service.client.get("/items/long-0").status_code != 200:  # it is being answered
+        assert long_request.is_alive()
     callers.was_signalled = True
     service.process.send_signal(signal.SIGTERM)
     for thread in (*callers.threads, long_request):
