@@ -6,43 +6,30 @@ is elsewhere and may be late, so it is found in the background; until then only 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
-import numpy as np
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from redis.asyncio import Redis, RedisCluster
 
-from service.api import health, items, recommend
-from service.api.dependencies import Parts, Readiness, Serving
+from service.api import admin, health, items, recommend
+from service.api.dependencies import Serving
 from service.api.envelope import Envelope
 from service.api.health import service_version
 from service.api.problems import add_problem_handlers
 from service.api.schemas import Problem
 from service.api.security import Guard
-from service.batching import MicroBatcher
-from service.catalog import Catalog, CatalogFollower
-from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Codes, beam_widths, load_bundle
-from service.errors import ContractMismatch, GlyphrecError
-from service.indexing import Indexer, Strips, tokenise_in_batches
+from service.bundles import LoadedBundle, load
 from service.metrics import Metrics
-from service.recommend import Page, Recommender, Search, recommend_in_batches
+from service.model import Model, Readiness, end, persist
+from service.opening import Opening
 from service.redis_client import connect_to_any
 from service.redis_server import redis_url_or_server
-from service.render import render_text
-from service.runtime import RecommenderSession, Tokenizer
-from service.seeding import BundledItem, read_items, read_the_unread, seed
+from service.rollout import Rollout, new_replica_id
+from service.rollout_store import RolloutStore
 from service.settings import Settings
-from service.store import ItemStore
 
 log = logging.getLogger("glyphrec")
-
-T = TypeVar("T")
-
-FIRST_RETRY_S = 0.2
-MAX_RETRY_S = 5.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -61,12 +48,14 @@ def create_app(settings: Settings) -> FastAPI:
         },
     )
     app.state.serving = service.serving
-    for module in (recommend, items, health):
+    for module in (recommend, items, health, admin):
         app.include_router(module.router)
     add_problem_handlers(app)
     app.add_middleware(
         Envelope,
-        guard=Guard(api_keys=settings.api_keys, read_keys=settings.read_keys),
+        guard=Guard(api_keys=settings.api_keys, read_keys=settings.read_keys, admin_keys=settings.admin_keys),
+        admit=service.admit,
+        is_stopping=lambda: service.serving.readiness.is_stopping,
         metrics=service.serving.metrics,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
@@ -76,168 +65,58 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class Service:
-    """One process and its device: two graphs, each with a batcher; a catalogue that follows Redis."""
+    """One process and its device: a model that answers, and what replaces it when that is asked for."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._bundle = bundle = load_bundle(settings.bundle)
-        manifest = bundle.manifest
-        render_text("", manifest.render)  # refuses another font than the export's
-        self._items: list[BundledItem] = read_items(bundle.file(ITEMS), manifest.sid)
-        self._popularity = {each.item_id: each.popularity for each in self._items}
-        self._catalog = Catalog(manifest.sid, self._popularity, max_view_bytes=settings.max_view_bytes)
-        tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads)
-        self._session = RecommenderSession(
-            bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads
-        )
-        try:
-            self._search_once()
-        except ContractMismatch as error:
-            raise ContractMismatch(
-                f"{bundle.file(RECOMMENDER)}: not for the manifest's levels {manifest.sid.levels}: {error} "
-                "Export again."
-            ) from error
-        if settings.num_beams > manifest.beam_limit:
-            log.warning(
-                "GLYPHREC_NUM_BEAMS is %d, but the bundle was exported for at most %d beams, so searches "
-                "have %d. Export with a larger beam_limit, or set GLYPHREC_NUM_BEAMS to %d.",
-                *(settings.num_beams, manifest.beam_limit, manifest.beam_limit, manifest.beam_limit),
-            )
-        metrics = Metrics()
-        metrics.describe_model(manifest)
-        self._strips: MicroBatcher[Strips, Codes] = MicroBatcher(
-            tokenise_in_batches(tokenizer),
-            name="tokenizer",
-            max_batch_units=settings.max_batch_strips,
-            max_queued_units=settings.max_queued_strips,
-            units=len,
-            observe=lambda stats: metrics.observe_batch("tokenizer", stats),
-        )
-        self._searches: MicroBatcher[Search, Page] = MicroBatcher(
-            recommend_in_batches(self._session, self._catalog, history_length=manifest.history_length),
-            name="recommender",
-            max_batch_units=settings.max_batch_beams,
-            max_queued_units=settings.max_queued_beams,
-            units=lambda search: search.num_beams,
-            observe=lambda stats: metrics.observe_batch("recommender", stats),
-            turns=self._catalog.turns,
-        )
-        for batcher, name in ((self._strips, "tokenizer"), (self._searches, "recommender")):
-            metrics.watch_queue(name, batcher)
-        self.serving = Serving(settings, manifest, metrics, Readiness())
+        self._configured = load(settings.bundle, settings)
+        self.serving = Serving(settings, Metrics(), Readiness())
+
+    def admit(self, method: str, path: str) -> None:
+        """Raise Overloaded for what would be turned away later: before its body is read it costs little."""
+        parts = self.serving.readiness.parts
+        if parts is not None and (method, path) == ("POST", "/recommend"):
+            parts.searches.check_room(parts.loaded.num_beams)
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        with redis_url_or_server(self._settings.redis_url, self._settings.data_dir) as url:
-            self._strips.start()
-            self._searches.start()
-            keeper = asyncio.create_task(self._keep(url), name="catalogue")
-            try:
-                yield
-            finally:
-                while (
-                    not keeper.done()
-                ):  # before Python 3.12 asyncio.wait_for, in redis-py, may swallow a cancellation
-                    keeper.cancel()
-                    await asyncio.wait([keeper], timeout=1)
-                await self._strips.stop()
-                await self._searches.stop()
+        settings = self._settings
+        with redis_url_or_server(settings.redis_url, settings.data_dir) as url:
+            async with AsyncExitStack() as ends:
+                keeper = asyncio.create_task(self._keep(url, ends), name="keeper")
+                try:
+                    yield
+                finally:
+                    await end(keeper)
 
-    async def _keep(self, url: str) -> None:
-        """Find Redis, load the catalogue, answer requests, follow the log; until cancelled."""
-        readiness, metrics = self.serving.readiness, self.serving.metrics
-        redis = await self._persist(lambda: connect_to_any(url))
+    async def _keep(self, url: str, ends: AsyncExitStack) -> None:
+        """Find Redis, load the catalogue, answer requests, go over to other models; until cancelled.
+
+        `ends` learns what must be closed after that.
+        """
+        settings, serving, readiness = self._settings, self.serving, self.serving.readiness
         try:
-            parts = self._wire(redis)
-            await self._persist(lambda: self._open(parts))
-            metrics.watch_catalog(parts.catalog, parts.follower)
-            readiness.parts, readiness.phase = parts, "ready"
-            metrics.ready.set(1)
-            log.info("ready: %d items, version %d", parts.catalog.num_items, parts.catalog.version)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(parts.follower.run())
-                group.create_task(self._persist(lambda: self._finish(parts)))
+            redis = await persist(lambda: connect_to_any(url), readiness.say)
+            ends.push_async_callback(redis.aclose)
+            changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
+
+            def make(loaded: LoadedBundle) -> Model:
+                return Model(loaded, redis, settings, serving.metrics)
+
+            opening = Opening(self._configured, changes, make, settings, serving.metrics, readiness)
+            ends.push_async_callback(opening.stop)
+            rollout = Rollout(changes, make, settings, serving.metrics, readiness)
+            ends.push_async_callback(rollout.stop)
+            model = await opening.open()
+            await rollout.begin(model)
+            readiness.phase, serving.rollout = "ready", rollout
+            serving.metrics.ready.set(1)
+            log.info("ready: %d items, version %d", model.catalog.num_items, model.catalog.version)
+            rollout.also(opening.finish(model))
+            await rollout.run()
         except Exception:  # outermost loop: a replica that no longer follows must not call itself ready
             log.exception("the catalogue is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"
         finally:
-            readiness.parts = None
-            metrics.ready.set(0)
-            await redis.aclose()
-
-    def _wire(self, redis: Redis | RedisCluster) -> Parts:
-        settings, manifest, metrics = self._settings, self._bundle.manifest, self.serving.metrics
-        store = ItemStore(
-            redis,
-            catalog=settings.catalog,
-            tokenizer_id=manifest.tokenizer_id,
-            spec=manifest.sid,
-            fields=settings.filter_fields,
-            log_length=settings.log_length,
-        )
-        follower = CatalogFollower(self._catalog, store)
-        indexer = Indexer(
-            store,
-            follower,
-            self._strips,
-            render=manifest.render,
-            max_item_chars=settings.max_item_chars,
-            timeout_s=settings.index_timeout_s,
-            metrics=metrics,
-        )
-        recommender = Recommender(
-            self._searches,
-            fields=settings.filter_fields,
-            num_beams=settings.num_beams,
-            beam_limit=manifest.beam_limit,
-            timeout_s=settings.recommend_timeout_s,
-            metrics=metrics,
-        )
-        return Parts(store, follower, indexer, recommender, self._popularity)
-
-    async def _open(self, parts: Parts) -> None:
-        """Everything that must be done before the first request. May be repeated."""
-        readiness, manifest = self.serving.readiness, self._bundle.manifest
-        readiness.phase = "looking for Redis"
-        await parts.store.check_server()
-        persistence = await parts.store.persistence()
-        self.serving.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
-        for warning in persistence.warnings():
-            log.warning(warning)
-        active = await parts.store.active()
-        if active is None and self._settings.seed_catalog:
-            readiness.phase = "putting the bundle's items into the new catalogue"
-            await seed(parts.store, self._items, manifest.render)
-        elif active != manifest.tokenizer_id:
-            readiness.phase = "giving the bundle's codes to the items of the catalogue"
-            await read_the_unread(parts.store, None, self._items, manifest.render)
-        readiness.phase = "loading the catalogue"
-        await parts.follower.load()
-        readiness.phase = "warming up"
-        async with self._catalog.turns:
-            await asyncio.to_thread(self._search_once)
-        await self._strips.submit(render_text("warm-up", manifest.render).strips)
-
-    def _search_once(self) -> None:
-        manifest = self._bundle.manifest
-        history = np.zeros((1, 1, manifest.sid.num_levels), dtype=np.int64)
-        widths = beam_widths(manifest.sid, min(self._settings.num_beams, manifest.beam_limit))
-        self._session.run(history, self._catalog.trie.tables, widths)
-
-    async def _finish(self, parts: Parts) -> None:
-        """What may be done while requests are answered: read what is unread, then be the tokenizer in use."""
-        await read_the_unread(parts.store, parts.indexer, self._items, self._bundle.manifest.render)
-        await parts.store.activate()
-
-    async def _persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until it works. The log says what stands in the way, and readiness too during the start."""
-        retry_s = FIRST_RETRY_S
-        while True:
-            try:
-                return await attempt()
-            except GlyphrecError as error:
-                log.warning("%s Trying again in %.1f s.", error, retry_s)
-                if self.serving.readiness.parts is None:
-                    self.serving.readiness.phase = str(error)
-            await asyncio.sleep(retry_s)
-            retry_s = min(2 * retry_s, MAX_RETRY_S)
+            readiness.parts, serving.rollout = None, None
+            serving.metrics.ready.set(0)

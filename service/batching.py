@@ -4,7 +4,8 @@ No wait is added: a job that finds the device idle runs at once and alone. All o
 loop, except `run` in the batcher's one thread, so nothing here needs a lock. `turns` is for what `run` reads:
 it is held while a batch runs, so whoever writes under it waits, and a batch sees no half of a change.
 
-A job whose caller has given up, as every caller does when its timeout passes, is not run.
+A job whose caller has given up, or whose deadline has passed, is not run. Whoever would wait too long is
+turned away before anything is queued: by the work in the queue, by the time that it takes, by the deadline.
 """
 
 import asyncio
@@ -42,6 +43,7 @@ class _Waiting(Generic[Job, Result]):
     job: Job
     units: int
     future: "asyncio.Future[Answer[Result]]"
+    deadline: float  # of the event loop's clock
     submitted_at: float = field(default_factory=perf_counter)
 
 
@@ -58,6 +60,7 @@ class MicroBatcher(Generic[Job, Result]):
         name: str,
         max_batch_units: int,
         max_queued_units: int,
+        max_wait_s: float = math.inf,
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
         turns: asyncio.Lock | None = None,
@@ -66,6 +69,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._name = name
         self._max_batch_units = max_batch_units
         self._max_queued_units = max_queued_units
+        self._max_wait_s = max_wait_s
         self._units = units
         self._observe = observe
         self._turns: AbstractAsyncContextManager[object] = turns or nullcontext()
@@ -73,7 +77,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._s_per_unit = 0.0  # moving average; what Retry-After is reckoned from
+        self._batch_s = 0.0  # moving average of what a batch takes
         self.queued_units = 0
         self.running_units = 0
 
@@ -93,24 +97,35 @@ class MicroBatcher(Generic[Job, Result]):
         self.queued_units = 0
         await asyncio.to_thread(thread.shutdown)
 
-    def check_room(self, units: int = 1) -> None:
-        """Raise Overloaded where `units` more do not fit. An empty queue takes a job of any size."""
-        if self._queue and self.queued_units + units > self._max_queued_units:
-            wait_s = (self.queued_units + self.running_units) * self._s_per_unit
+    def check_room(self, units: int = 1, deadline: float = math.inf) -> None:
+        """Raise Overloaded where `units` more do not fit, or would wait too long.
+
+        An empty queue takes a job of any size.
+        """
+        if not self._queue:
+            return
+        num_units = self.queued_units + units
+        num_batches = math.ceil(num_units / self._max_batch_units) - 1 + (self.running_units > 0)
+        wait_s = num_batches * self._batch_s  # until its own batch begins
+        is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch takes what it can hold
+        is_late |= wait_s > deadline - asyncio.get_running_loop().time()
+        if is_late or num_units > self._max_queued_units:
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
-    async def submit(self, job: Job, *, goes_on: bool = False) -> Answer[Result]:
+    async def submit(self, job: Job, *, goes_on: bool = False, deadline: float = math.inf) -> Answer[Result]:
         """Run the job in some batch. Raises Overloaded at once where the queue is full.
 
         Not where it `goes_on` with what the queue has taken and run before: to turn that away halfway would
-        waste the first half, and as it waits in the queue new work stays out.
+        waste the first half, and as it waits in the queue new work stays out. Raises TimeoutError where its
+        batch would begin after the deadline, of the event loop's clock.
         """
         if self._worker is None:
             raise StoppedServing
         units = self._units(job)
         if not goes_on:
-            self.check_room(units)
-        waiting: _Waiting[Job, Result] = _Waiting(job, units, asyncio.get_running_loop().create_future())
+            self.check_room(units, deadline)
+        future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(job, units, future, deadline)
         self._queue.append(waiting)
         self.queued_units += units
         self._arrived.set()
@@ -147,11 +162,14 @@ class MicroBatcher(Generic[Job, Result]):
                 waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
 
     def _take(self) -> list[_Waiting[Job, Result]]:
-        """As many of the oldest jobs as one batch holds, without those whose caller has gone away."""
+        """As many of the oldest jobs as one batch holds, without those that nobody waits for any more."""
+        now = asyncio.get_running_loop().time()
         batch: list[_Waiting[Job, Result]] = []
         units = 0
         while self._queue:
             waiting = self._queue[0]
+            if now > waiting.deadline:  # a busy event loop may be late to tell its caller
+                _fail([waiting], TimeoutError())
             gone = waiting.future.done()
             if not gone and batch and units + waiting.units > self._max_batch_units:
                 break
@@ -165,8 +183,9 @@ class MicroBatcher(Generic[Job, Result]):
         return batch
 
     def _note(self, stats: BatchStats) -> None:
-        s_per_unit = stats.run_s / max(1, stats.num_units)
-        self._s_per_unit = 0.8 * self._s_per_unit + 0.2 * s_per_unit if self._s_per_unit else s_per_unit
+        # One batch that was held up by something else is not to turn work away: it counts twice at most.
+        run_s = min(stats.run_s, 2 * self._batch_s) if self._batch_s else stats.run_s
+        self._batch_s = 0.8 * self._batch_s + 0.2 * run_s if self._batch_s else run_s
         self._observe(stats)
 
 

@@ -82,6 +82,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
     from service.app import create_app
     from service.redis_server import redis_url_or_server
+    from service.server import GracefulServer
     from service.settings import load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -92,9 +93,10 @@ def run_serve(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Before the event loop: what is wrong with this machine is one line then, not a failed start of uvicorn.
     with redis_url_or_server(settings.redis_url, settings.data_dir) as redis_url:
-        server = uvicorn.Server(
+        app = create_app(settings.model_copy(update={"redis_url": redis_url}))
+        server = GracefulServer(
             uvicorn.Config(
-                create_app(settings.model_copy(update={"redis_url": redis_url})),
+                app,
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
@@ -104,7 +106,9 @@ def run_serve(args: argparse.Namespace) -> int:
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
-            )
+            ),
+            readiness=app.state.serving.readiness,
+            stop_delay_s=settings.stop_delay_s,
         )
         server.run()
     return 0 if server.started else EXIT_FAILURE

@@ -79,7 +79,18 @@ class TookTooLong(ServiceError):
     retry_after_s = 1
 
     def __init__(self, what: str, timeout_s: float) -> None:
-        super().__init__(f"{what} was not done within {timeout_s:g} s. Send the request again.")
+        super().__init__(f"{what} was not done within {timeout_s:.3g} s. Send the request again.")
+
+
+class BadTimeout(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    slug = "bad-timeout"
+
+    def __init__(self, given: str, limit_s: int) -> None:
+        super().__init__(
+            f"X-Request-Timeout is {given[:40]!r}. Give seconds above 0 and up to {limit_s}, as in 0.5, "
+            "or leave it out."
+        )
 
 
 class InvalidItem(ServiceError):
@@ -174,6 +185,56 @@ class ReadOnlyKey(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalogue.")
+
+
+class AdminKeyNeeded(ServiceError):
+    status = HTTPStatus.FORBIDDEN
+    slug = "admin-key-needed"
+
+    def __init__(self) -> None:
+        super().__init__("Only a key of GLYPHREC_ADMIN_KEYS may do this.")
+
+
+class NoBundlesFolder(ServiceError):
+    status = HTTPStatus.CONFLICT
+    slug = "no-bundles-folder"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This replica has no folder of bundles. Set GLYPHREC_BUNDLES_DIR to one and start it again."
+        )
+
+
+class BundleNotFound(ServiceError):
+    status = HTTPStatus.NOT_FOUND
+    slug = "bundle-not-found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"GLYPHREC_BUNDLES_DIR of this replica has no folder {name!r}. Copy the bundle there."
+        )
+
+
+class BundleRefused(ServiceError):
+    """The bundle failed its checks; what was served before is served on."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "bundle-refused"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"The bundle {name!r} was refused, and nothing was changed: {reason}")
+
+
+class ChangeUnderWay(ServiceError):
+    status = HTTPStatus.CONFLICT
+    slug = "change-under-way"
+    retry_after_s = 5
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another change of the model is under way. GET /admin/bundles tells how far it is; "
+            "send this again when it is done."
+        )
 
 
 class StoreUnavailable(ServiceError):

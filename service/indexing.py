@@ -5,6 +5,8 @@ An id that comes twice in one request is stored as it comes last, and both place
 """
 
 import asyncio
+import logging
+import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -15,13 +17,15 @@ from numpy.typing import NDArray
 from service.batching import MicroBatcher
 from service.catalog import CatalogFollower
 from service.contract import Codes, RenderSpec, Sid
-from service.errors import InvalidItem, ItemChanged, ServiceError, TookTooLong
+from service.errors import InvalidItem, ItemChanged, ServiceError, SidSpaceFull, TookTooLong
 from service.items import Item, check_item
 from service.metrics import Metrics, Stages
 from service.records import ItemRecord, PutResult
 from service.render import Rendered, content_hash, item_text, render_text
 from service.runtime import Tokenizer
 from service.store import ItemStore
+
+log = logging.getLogger(__name__)
 
 Strips = NDArray[np.uint8]  # [strip, height, width]
 T = TypeVar("T")
@@ -84,17 +88,24 @@ class Indexer:
         self._max_item_chars = max_item_chars
         self._timeout_s = timeout_s
         self._metrics = metrics
+        # Of the model that is to replace this one, or has: what is acknowledged here is in its catalogue too.
+        self.successor: Indexer | None = None
 
-    async def index(self, items: Sequence[object], stages: Stages) -> Indexed:
+    async def index(self, items: Sequence[object], stages: Stages, deadline: float = math.inf) -> Indexed:
         """Store the items and give each its SID; the next search on this replica knows them.
+
+        By the deadline of the event loop's clock or the timeout, whichever is first; what was stored before
+        it stays, and can be sent again.
 
         Raises Overloaded, StoreUnavailable or TookTooLong where nothing at all was stored because of it.
         """
+        started_at = asyncio.get_running_loop().time()
+        deadline = min(deadline, started_at + self._timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                indexed = await self._index(items, stages)
+            async with asyncio.timeout_at(deadline):
+                indexed = await self._index(items, stages, deadline)
         except TimeoutError:
-            raise TookTooLong("Reading these items", self._timeout_s) from None
+            raise TookTooLong("Reading these items", deadline - started_at) from None
         for outcome in indexed.outcomes:
             self._metrics.indexed_items.labels(outcome.status).inc()
         self._metrics.observe_stages("index", stages)
@@ -104,17 +115,59 @@ class Indexer:
         """The codes of items that are stored already: what a new tokenizer asks for."""
         texts = [item_text(record.item, self._render) for record in records]
         drawn = await self._draw(texts)
-        return [(await self._batcher.submit(each.strips)).result for each in drawn]
+        answers = await asyncio.gather(*(self._batcher.submit(each.strips, goes_on=True) for each in drawn))
+        return [answer.result for answer in answers]
 
     async def drop(self, item_id: str) -> int | None:
         """Take an item away -> the catalogue's version without it; None where there was none."""
         dropped = (await self._store.drop([item_id]))[0]
         if not dropped.existed:
             return None
+        await self._hand_on([item_id])
         await self._follower.wait_for(dropped.version, FOLLOW_TIMEOUT_S)
         return dropped.version
 
-    async def _index(self, items: Sequence[object], stages: Stages) -> Indexed:
+    async def take_over(self, item_ids: Sequence[str]) -> None:
+        """Bring these items to what they are now, as they were put or dropped under another tokenizer.
+
+        Safe to repeat. The next search of this model knows them, where it follows its log already. Raises
+        ServiceError; SidSpaceFull after all others are done.
+        """
+        version = 0
+        full: SidSpaceFull | None = None
+        records = await self._store.records(item_ids)
+        present = {record.item_id for record in records}
+        for dropped in await self._store.forget([each for each in item_ids if each not in present]):
+            version = max(version, dropped.version)
+        for last_try in (False, True):
+            held = await self._store.held([record.item_id for record in records])
+            unread = [
+                each
+                for each in records
+                if each.item_id not in held or held[each.item_id].content_hash != each.content_hash
+            ]
+            codes: dict[str, Codes | None] = dict.fromkeys(held)
+            codes |= zip((each.item_id for each in unread), await self.read(unread), strict=True)
+            results = await self._store.assign([(each, codes[each.item_id]) for each in records], tell=True)
+            changed = []
+            for record, result in zip(records, results, strict=True):
+                if isinstance(result, PutResult):
+                    version = max(version, result.version)
+                elif isinstance(result, ItemChanged) and not last_try:
+                    changed.append(record.item_id)
+                elif isinstance(result, SidSpaceFull):
+                    full = result
+                elif not isinstance(result, ItemChanged):  # whoever changed it again takes care of it
+                    raise result
+            records = await self._store.records(changed)
+        if self._follower.is_loaded:
+            await self._follower.wait_for(version, FOLLOW_TIMEOUT_S)
+        if self.successor is not None:
+            await self.successor.take_over(item_ids)
+        if full is not None:
+            raise full
+
+    async def _index(self, items: Sequence[object], stages: Stages, deadline: float) -> Indexed:
         checked = await asyncio.to_thread(lambda: [self._check(item) for item in items])
         latest = {each.record.item_id: each for each in checked if isinstance(each, Reading)}
         with stages.time("held"):
@@ -125,13 +178,15 @@ class Indexer:
             same = item_id in held and held[item_id].content_hash == reading.record.content_hash
             (known if same else new).append(reading)
         if new:
-            self._batcher.check_room()
+            self._batcher.check_room(deadline=deadline)
 
         outcomes, versions = await self._keep(known, stages) if known else ({}, [])
         # Somebody changed these between our two looks: they are read like any new item.
         new += [latest[i] for i, outcome in outcomes.items() if isinstance(outcome.error, ItemChanged)]
         chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
-        for found, version in await _bounded([self._read_and_put(chunk, stages) for chunk in chunks]):
+        for found, version in await _bounded(
+            [self._read_and_put(chunk, stages, deadline) for chunk in chunks]
+        ):
             outcomes |= found
             versions += version
 
@@ -160,17 +215,17 @@ class Indexer:
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Store items whose text is known; they keep their SIDs."""
         with stages.time("store"):
-            results = await self._store.put([(reading.record, None) for reading in readings])
+            results = await self._put([(reading.record, None) for reading in readings])
         return _outcomes(readings, results)
 
     async def _read_and_put(
-        self, readings: Sequence[Reading], stages: Stages
+        self, readings: Sequence[Reading], stages: Stages, deadline: float
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Draw, tokenise and store one chunk."""
         with stages.time("render"):
             drawn = await self._draw([reading.text for reading in readings])
         answers = await asyncio.gather(
-            *(self._batcher.submit(each.strips) for each in drawn), return_exceptions=True
+            *(self._batcher.submit(each.strips, deadline=deadline) for each in drawn), return_exceptions=True
         )
         failed: dict[str, Outcome] = {}
         readable, pictures, records = [], [], []
@@ -192,11 +247,30 @@ class Indexer:
             return failed, []
         try:
             with stages.time("store"):
-                results: Sequence[PutResult | ServiceError] = await self._store.put(records)
+                results: Sequence[PutResult | ServiceError] = await self._put(records)
         except ServiceError as error:  # of this chunk; others may have got through
             results = [error] * len(records)
         outcomes, versions = _outcomes(readable, results, pictures)
         return failed | outcomes, versions
+
+    async def _put(
+        self, records: Sequence[tuple[ItemRecord, Codes | None]]
+    ) -> Sequence[PutResult | ServiceError]:
+        results = await self._store.put(records)
+        await self._hand_on([result.item_id for result in results if isinstance(result, PutResult)])
+        return results
+
+    async def _hand_on(self, item_ids: Sequence[str]) -> None:
+        """To be called after the change is in Redis: who becomes the successor later finds it in the log."""
+        successor = self.successor
+        if successor is None or not item_ids:
+            return
+        try:
+            await successor.take_over(item_ids)
+        except ServiceError as error:
+            if self.successor is successor and not isinstance(error, SidSpaceFull):
+                raise
+            log.warning("not under the tokenizer that is to come: %s", error)
 
     async def _draw(self, texts: Sequence[str]) -> list[Rendered]:
         return await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])

@@ -170,6 +170,17 @@ class Metrics:
         self.ready = Gauge(
             "glyphrec_ready", "1 when requests are answered, 0 while starting.", registry=registry
         )
+        self.behind = Gauge(
+            "glyphrec_behind",
+            "1 when this replica serves another tokenizer than the active one.",
+            registry=registry,
+        )
+        self.rollout_items = Gauge(
+            "glyphrec_rollout_items", "Items that the tokenizer to come must read.", registry=registry
+        )
+        self.rollout_read_items = Gauge(
+            "glyphrec_rollout_read_items", "Items that it has read.", registry=registry
+        )
         self.model_info = Gauge(
             "glyphrec_model_info",
             "Always 1; its labels name what is served.",
@@ -207,6 +218,7 @@ class Metrics:
         self.batch_seconds.labels(queue).observe(stats.run_s)
 
     def describe_model(self, manifest: Manifest) -> None:
+        self.model_info.clear()
         self.model_info.labels(
             manifest.tokenizer_id,
             manifest.recommender_id,

@@ -10,6 +10,7 @@ What the widest search leaves short is filled up with popular items, whose score
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -242,15 +243,20 @@ class Recommender:
         self._timeout_s = timeout_s
         self._metrics = metrics
 
-    async def recommend(self, query: Query, stages: Stages) -> Recommended:
-        """A page of items. Raises UnknownFilterField, InvalidFilter, Overloaded, TookTooLong."""
+    async def recommend(self, query: Query, stages: Stages, deadline: float = math.inf) -> Recommended:
+        """A page of items, by the deadline of the event loop's clock or the timeout, whichever is first.
+
+        Raises UnknownFilterField, InvalidFilter, Overloaded, TookTooLong.
+        """
         if query.filter is not None:
             self._fields.check(query.filter)
+        started_at = asyncio.get_running_loop().time()
+        deadline = min(deadline, started_at + self._timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await self._recommend(query, stages)
+            async with asyncio.timeout_at(deadline):
+                answer = await self._recommend(query, stages, deadline)
         except TimeoutError:
-            raise TookTooLong("The recommendation", self._timeout_s) from None
+            raise TookTooLong("The recommendation", deadline - started_at) from None
         self._metrics.observe_recommendation(
             answer.page.source, exact=answer.page.exact, filtered=query.filter is not None
         )
@@ -259,12 +265,13 @@ class Recommender:
         self._metrics.observe_stages("recommend", stages)
         return answer
 
-    async def _recommend(self, query: Query, stages: Stages) -> Recommended:
+    async def _recommend(self, query: Query, stages: Stages, deadline: float) -> Recommended:
         """From the narrowest search that fills the page, and proves it where that is asked for."""
         wider = self._widths_for(query)
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
-            answer = await self._batcher.submit(Search(query, num_beams, is_last), goes_on=widened > 0)
+            search = Search(query, num_beams, is_last)
+            answer = await self._batcher.submit(search, goes_on=widened > 0, deadline=deadline)
             page = answer.result
             stages.add("queue", answer.queue_s)
             stages.add("decode", page.decode_s)

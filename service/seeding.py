@@ -3,8 +3,9 @@
 import gzip
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from service.contract import Codes, RenderSpec, SidSpec
@@ -16,7 +17,14 @@ from service.store import ItemStore
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1_000
+SEED_CHUNK = 1_000
+CHUNK = 32  # items read before `pace` may hold the next ones up
+
+Pace = Callable[[float], Awaitable[None]]  # takes the seconds that were spent
+
+
+async def _at_once(_spent_s: float) -> None:
+    pass
 
 
 class BundledItem(NamedTuple):
@@ -55,30 +63,46 @@ async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpe
 
 
 async def read_the_unread(
-    store: ItemStore, indexer: Indexer | None, items: Sequence[BundledItem], render: RenderSpec
+    store: ItemStore,
+    indexer: Indexer | None,
+    items: Sequence[BundledItem],
+    render: RenderSpec,
+    pace: Pace = _at_once,
 ) -> int:
     """Give codes to the items of Redis that this tokenizer has not read -> how many remain unread.
 
     Content that the bundle knows takes the codes of the export; anything else is drawn and read by the
-    `indexer`, or left for later where there is none.
+    `indexer`, or left for later where there is none. `pace` is awaited after each few items.
     """
     num_read = num_left = 0
     known: dict[str, Codes] | None = None
-    async for records in store.unread_items():
+    async for page in store.unread_items():
         if known is None:  # only now: most starts find nothing unread
             known = {content_hash(item_text(each.item, render)): each.codes for each in items}
-        codes = {each.item_id: known[each.content_hash] for each in records if each.content_hash in known}
-        others = [each for each in records if each.item_id not in codes]
-        if indexer is not None and others:
-            codes |= zip((each.item_id for each in others), await indexer.read(others), strict=True)
-        else:
-            num_left += len(others)
-        taken = [(each, codes[each.item_id]) for each in records if each.item_id in codes]
-        _raise_first(await store.assign(taken))
-        num_read += len(taken)
+        for start in range(0, len(page), CHUNK):
+            started_at = perf_counter()
+            records = page[start : start + CHUNK]
+            codes = _known_codes(records, known, render)
+            others = [each for each in records if each.item_id not in codes]
+            if indexer is not None and others:
+                codes |= zip((each.item_id for each in others), await indexer.read(others), strict=True)
+            else:
+                num_left += len(others)
+            taken = [(each, codes[each.item_id]) for each in records if each.item_id in codes]
+            _raise_first(await store.assign(taken))
+            num_read += len(taken)
+            await pace(perf_counter() - started_at)
     if num_read:
         log.info("gave codes to %d items that this tokenizer had not read", num_read)
     return num_left
+
+
+def _known_codes(
+    records: Sequence[ItemRecord], known: Mapping[str, Codes], render: RenderSpec
+) -> dict[str, Codes]:
+    """By this tokenizer's own hash of the text: another one's may be of other fields."""
+    hashes = {each.item_id: content_hash(item_text(each.item, render)) for each in records}
+    return {item_id: known[text] for item_id, text in hashes.items() if text in known}
 
 
 def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
@@ -93,5 +117,5 @@ def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:
 
 
 def _chunks(items: Sequence[BundledItem]) -> Iterator[Sequence[BundledItem]]:
-    for start in range(0, len(items), CHUNK):
-        yield items[start : start + CHUNK]
+    for start in range(0, len(items), SEED_CHUNK):
+        yield items[start : start + SEED_CHUNK]

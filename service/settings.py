@@ -31,6 +31,30 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
 
     bundle: Path = Field(description="folder that `glyphrec export --out` wrote")
+    bundles_dir: Path | None = Field(
+        None, description="folder of bundles that POST /admin/bundles may name; unset: none may be named"
+    )
+    take_over: bool = Field(
+        False,
+        description="start with `bundle` also where POST /admin/bundles has made another tokenizer the one "
+        "that all replicas serve, and make it that",
+    )
+    reread_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="share of the time that reading the catalogue for a new tokenizer may work; it also "
+        "waits for items being posted",
+    )
+    join_timeout_s: float = Field(
+        600, gt=0, description="seconds that a change of the tokenizer waits for replicas to load the bundle"
+    )
+    keep_old_codes_s: int = Field(
+        7 * 86_400,
+        ge=0,
+        description="seconds until the codes of a tokenizer that is no longer served are deleted; going "
+        "back to it later reads the catalogue again",
+    )
     host: str = Field(
         "127.0.0.1", description="address to listen on; only this machine unless asked otherwise"
     )
@@ -58,6 +82,9 @@ class Settings(BaseSettings):
 
     api_keys: Keys = Field((), repr=False, description="keys that may read and write, separated by commas")
     read_keys: Keys = Field((), repr=False, description="keys that may only read, separated by commas")
+    admin_keys: Keys = Field(
+        (), repr=False, description="keys that may do everything, /admin/ too; without any nobody may do that"
+    )
     allow_anonymous: bool = Field(
         False, description="serve without keys also beyond loopback, where a proxy in front asks for them"
     )
@@ -82,6 +109,12 @@ class Settings(BaseSettings):
         25_600,
         ge=1,
         description="beams waiting before 429 is answered; 512 requests of 50 beams are about a second",
+    )
+    max_wait_ms: float = Field(
+        50,
+        gt=0,
+        description="milliseconds that a recommendation may have to wait, reckoned from what batches took "
+        "lately, before 429 is answered; the next batch takes what it can hold, however long it waits",
     )
     max_batch_strips: int = Field(
         32,
@@ -118,17 +151,23 @@ class Settings(BaseSettings):
     max_item_chars: int = Field(
         20_000, ge=1, description="characters of one item, all fields; far more than its picture can show"
     )
+    stop_delay_s: float = Field(
+        1,
+        ge=0,
+        description="seconds between SIGTERM, when readiness turns off, and the end of new connections; as "
+        "long as a load balancer needs to notice",
+    )
     shutdown_timeout_s: int = Field(10, ge=1, description="seconds that requests in flight have at shutdown")
     access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")
 
-    @field_validator("api_keys", "read_keys", mode="before")
+    @field_validator("api_keys", "read_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, keys: Any) -> Any:
         if isinstance(keys, str):
             keys = [key.strip() for key in keys.split(",") if key.strip()]
         return tuple(keys)
 
-    @field_validator("api_keys", "read_keys")
+    @field_validator("api_keys", "read_keys", "admin_keys")
     @classmethod
     def _long_enough(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         if any(len(key) < MIN_KEY_LENGTH for key in keys):
@@ -146,6 +185,8 @@ class Settings(BaseSettings):
     def _guarded(self) -> Self:
         if set(self.api_keys) & set(self.read_keys):
             raise ValueError("a key is in both api_keys and read_keys; leave it in one of them")
+        if set(self.admin_keys) & {*self.api_keys, *self.read_keys}:
+            raise ValueError("a key of admin_keys is also in api_keys or read_keys; leave it in one of them")
         guarded = bool(self.api_keys or self.read_keys)
         if not (guarded or self.allow_anonymous or _is_loopback(self.host)):
             raise ValueError(

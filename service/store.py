@@ -1,4 +1,5 @@
-"""The catalogue in Redis, which is the truth. Only this, redis_client.py and fsck.py speak to Redis.
+"""The catalogue in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
+rollout_store.py and fsck.py speak to Redis.
 
 A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
 changes nothing. Keys and values are described in lua/put.lua. Needs Redis 7, or Valkey.
@@ -92,22 +93,41 @@ class ItemStore:
         values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
         return await self._put_all(records, values)
 
-    async def assign(self, records: Sequence[tuple[ItemRecord, Codes]]) -> list[PutResult | ServiceError]:
+    async def assign(
+        self, records: Sequence[tuple[ItemRecord, Codes | None]], *, tell: bool = False
+    ) -> list[PutResult | ServiceError]:
         """Give codes to items that are in Redis already, as a new tokenizer does; the items stay as they are.
 
-        ItemChanged where an item was posted anew or dropped since the caller read it.
+        ItemChanged where an item was posted anew or dropped since the caller read it. `tell` logs also an
+        item that has its codes, as its attributes may have changed under another tokenizer.
         """
         # Without attributes: what the caller has read may be older than what is there.
-        return await self._put_all(records, [(self._codec.pack_hash(record), b"") for record, _ in records])
+        values = [(self._codec.pack_hash(record), b"") for record, _ in records]
+        return await self._put_all(records, values, tell=tell)
 
     async def _put_all(
-        self, records: Sequence[tuple[ItemRecord, Codes | None]], values: Sequence[tuple[bytes, bytes]]
+        self,
+        records: Sequence[tuple[ItemRecord, Codes | None]],
+        values: Sequence[tuple[bytes, bytes]],
+        *,
+        tell: bool = False,
     ) -> list[PutResult | ServiceError]:
         calls: list[list[Any]] = []
         for (record, codes), (value, attributes) in zip(records, values, strict=True):
             packed = b"" if codes is None else self._codec.pack_codes(codes)
             item_id = to_bytes(record.item_id)
-            calls.append([item_id, value, packed, self._num_slots, _new_mark(), self._log_length, attributes])
+            calls.append(
+                [
+                    item_id,
+                    value,
+                    packed,
+                    self._num_slots,
+                    _new_mark(),
+                    self._log_length,
+                    attributes,
+                    int(tell),
+                ]
+            )
         replies = await self._put.run(self._redis, self._keys, calls)
         return [
             self._read_put(record.item_id, codes, reply)
@@ -127,6 +147,10 @@ class ItemStore:
     async def drop(self, item_ids: Sequence[str]) -> list[DropResult]:
         """Take items away, in order; an absent one changes nothing. Raises the first error."""
         return await self._drop_all(item_ids, spare_items=False)
+
+    async def forget(self, item_ids: Sequence[str]) -> list[DropResult]:
+        """Take away the codes of items that no longer exist: another tokenizer's writer dropped them."""
+        return await self._drop_all(item_ids, spare_items=True)
 
     async def _drop_all(self, item_ids: Sequence[str], *, spare_items: bool) -> list[DropResult]:
         calls = [[to_bytes(i), _new_mark(), self._log_length, int(spare_items)] for i in item_ids]
@@ -278,17 +302,30 @@ class ItemStore:
             if cursor == 0:
                 return
 
-    async def activate(self) -> None:
-        """Make this tokenizer the one that is served, less the items that were dropped under another one."""
+    async def records(self, item_ids: Sequence[str]) -> list[ItemRecord]:
+        """Those of these items that exist, whichever tokenizers have read them."""
+        found: list[ItemRecord] = []
+        for ids in chunks(item_ids, PIPELINE_LENGTH):
+            with redis_errors():
+                values = await self._redis.hmget(self._items, [to_bytes(i) for i in ids])
+            read = (self._codec.read_item(i, v) for i, v in zip(ids, values, strict=True) if v is not None)
+            found += [record for record in read if record]
+        return found
+
+    async def forget_dropped(self) -> None:
+        """Take away all codes whose items were dropped under another tokenizer."""
         cursor = 0
         while True:
             with redis_errors():
                 cursor, codes = await self._redis.hscan(self._codes, cursor, count=PIPELINE_LENGTH)
                 items = await self._redis.hmget(self._items, list(codes)) if codes else []
-            gone = [to_str(item_id) for item_id, item in zip(codes, items, strict=True) if item is None]
-            await self._drop_all(gone, spare_items=True)
+            await self.forget([to_str(i) for i, item in zip(codes, items, strict=True) if item is None])
             if cursor == 0:
-                break
+                return
+
+    async def activate(self) -> None:
+        """Make this tokenizer the one that is served, less the items that were dropped under another one."""
+        await self.forget_dropped()
         with redis_errors():
             await self._redis.set(self._active, self._tokenizer_id)
 

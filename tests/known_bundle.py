@@ -1,7 +1,8 @@
 """A tiny real bundle whose answers can be worked out by hand: both graphs are ONNX with fixed arithmetic.
 
-The tokenizer's codes are the sum of an item's first strip, written in the base of the levels. The recommender
-is a beam search over two steps, the first code and then the rest, so it loses items as real ones do.
+The tokenizer's codes are the sum of an item's first strip, written in the base of the levels; another
+`reader` adds 101 times its number. The recommender is a beam search over two steps, the first code and then
+the rest, so it loses items as real ones do.
 """
 
 import gzip
@@ -56,11 +57,11 @@ def render_spec() -> RenderSpec:
     return spec.model_copy(update={"font_sha256": font_sha256(spec)})
 
 
-def known_codes(item: dict) -> Codes:
+def known_codes(item: dict, reader: int = 0) -> Codes:
     """What the tokenizer reads."""
     render = render_spec()
     first_strip = render_text(item_text(item, render), render).strips[0]
-    return SPEC.codes_of(int(first_strip.sum(dtype=np.int64)) % NUM_LEAVES)
+    return SPEC.codes_of((int(first_strip.sum(dtype=np.int64)) + 101 * reader) % NUM_LEAVES)
 
 
 def known_score(history: Sequence[Codes], codes: Codes) -> float:
@@ -94,17 +95,28 @@ def items_without_text_twice(num_items: int, seed: int) -> list[KnownItem]:
 KNOWN_ITEMS = items_without_text_twice(30, 0)
 
 
+def tokenizer_id_of(reader: int) -> str:
+    return f"{0x0123456789AB + reader:012x}"
+
+
 def write_known_bundle(
-    folder: Path, items: Sequence[KnownItem], spec: SidSpec = SPEC, beam_limit: int = BEAM_LIMIT
+    folder: Path,
+    items: Sequence[KnownItem],
+    spec: SidSpec = SPEC,
+    beam_limit: int = BEAM_LIMIT,
+    *,
+    reader: int = 0,
+    recommender_id: str = "ba9876543210",
+    fields: tuple[str, ...] = RenderSpec().fields,
 ) -> Path:
-    """`spec` is SPEC, or PAGED: the same codes in pages."""
+    """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    render = render_spec()
+    render = render_spec().model_copy(update={"fields": fields})
     graphs = (
         tokenizer_graph(spec, height=render.height_px, width=render.width_px, vector_dim=2),
         recommender_graph(spec),
     )
-    onnx.save(_tokenizer(graphs[0]), folder / TOKENIZER)
+    onnx.save(_tokenizer(graphs[0], reader), folder / TOKENIZER)
     onnx.save(_recommender(graphs[1], spec.is_paged), folder / RECOMMENDER)
     with gzip.open(folder / ITEMS, "wt", encoding="utf-8") as file:
         for each in items:
@@ -117,9 +129,9 @@ def write_known_bundle(
         export_key="0" * 64,
         sid=spec,
         render=render,
-        tokenizer_id="0123456789ab",
-        recommender_id="ba9876543210",
-        trained_for_tokenizer_id="0123456789ab",
+        tokenizer_id=tokenizer_id_of(reader),
+        recommender_id=recommender_id,
+        trained_for_tokenizer_id=tokenizer_id_of(reader),
         tokenizer=graphs[0],
         recommender=graphs[1],
         generator="known",
@@ -202,14 +214,16 @@ def _read_bits(g: _Graph, rows: str, level: int, output: str) -> None:
     g("Cast", f"flat_bits_{level}", output, to=TensorProto.BOOL)
 
 
-def _tokenizer(spec: GraphSpec) -> onnx.ModelProto:
+def _tokenizer(spec: GraphSpec, reader: int) -> onnx.ModelProto:
     g = _Graph()
     g("Gather", "strips first_strip", "first", axis=0)  # [item, height, width]
     g("Cast", "first", "pixels", to=TensorProto.INT64)
     g.constant("height_and_width", [1, 2])
     g("ReduceSum", "pixels height_and_width", "sum", keepdims=0)  # [item]
     g.constant("num_leaves", NUM_LEAVES)
-    g("Mod", "sum num_leaves", "leaf")
+    g.constant("shift", 101 * reader)
+    g("Add", "sum shift", "shifted")
+    g("Mod", "shifted num_leaves", "leaf")
     _write_codes(g, "leaf", "codes", 1)
     g("Cast", "sum", "sum_as_float", to=TensorProto.FLOAT)
     g("Unsqueeze", "sum_as_float last_axis", "column")

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 import re
+from collections.abc import Callable
 from time import perf_counter
 from uuid import uuid4
 
@@ -11,12 +13,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import RefusedBody, internal_problem, problem_response
 from service.api.security import Guard
-from service.errors import BodyTooLarge, BodyTooSlow, ServiceError
+from service.errors import BadTimeout, BodyTooLarge, BodyTooSlow, ServiceError
 from service.metrics import Metrics, Stages
 
 log = logging.getLogger("glyphrec")
 access_log = logging.getLogger("glyphrec.access")
 
+MAX_TIMEOUT_S = 3_600
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # safe in a header and in a log line
 
 
@@ -28,6 +33,8 @@ class Envelope:
         app: ASGIApp,
         *,
         guard: Guard,
+        admit: Callable[[str, str], None],
+        is_stopping: Callable[[], bool],
         metrics: Metrics,
         max_body_bytes: int,
         body_timeout_s: float,
@@ -35,6 +42,8 @@ class Envelope:
     ) -> None:
         self._app = app
         self._guard = guard
+        self._admit = admit
+        self._is_stopping = is_stopping
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
@@ -49,7 +58,8 @@ class Envelope:
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid4().hex
         stages = Stages()
-        scope.setdefault("state", {}).update(request_id=request_id, stages=stages)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, stages=stages)
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -58,6 +68,8 @@ class Envelope:
                 status = message["status"]
                 answer_headers = MutableHeaders(scope=message)
                 answer_headers["X-Request-ID"] = request_id
+                if self._is_stopping():  # the client's next request is to find another replica
+                    answer_headers["Connection"] = "close"
                 answer_headers["Server-Timing"] = stages.header(perf_counter() - started_at)
             await send(message)
 
@@ -65,6 +77,8 @@ class Envelope:
             try:
                 self._guard.check(scope["method"], scope["path"], headers)
                 self._check_length(headers)
+                state["deadline"] = _deadline(headers)
+                self._admit(scope["method"], scope["path"])
                 await self._app(scope, self._bounded(receive), send_with_headers)
             except ServiceError as error:
                 answer = problem_response(error, instance=scope["path"], request_id=request_id)
@@ -112,3 +126,14 @@ class Envelope:
             access_log.info(
                 "%s %s %d %.1f ms %s", scope["method"], scope["path"], status, 1000 * seconds, request_id
             )
+
+
+def _deadline(headers: Headers) -> float:
+    """When the client gives up, by the event loop's clock; infinite where it does not say."""
+    given = headers.get("x-request-timeout")
+    if given is None:
+        return math.inf
+    timeout_s = float(given) if _SECONDS.fullmatch(given) else 0.0
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise BadTimeout(given, MAX_TIMEOUT_S)
+    return asyncio.get_running_loop().time() + timeout_s

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from service.api.admin import change_info
 from service.api.dependencies import PartsDep, ServingDep
 from service.api.schemas import MAX_HISTORY, MAX_LIMIT, CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
 from service.errors import StoreUnavailable
@@ -30,12 +31,13 @@ async def ready(serving: ServingDep, response: Response) -> Ready:
     A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
     """
     parts = serving.readiness.parts
-    if parts is None:
+    is_stopping = serving.readiness.is_stopping
+    if parts is None or is_stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     return Ready(
-        status="ready" if parts else "starting",
-        phase=serving.readiness.phase,
+        status="stopping" if is_stopping else "ready" if parts else "starting",
+        phase="answering what still comes" if is_stopping else serving.readiness.phase,
         stale=parts.follower.is_stale if parts else False,
         stale_for_s=parts.follower.stale_for_s if parts else 0.0,
         catalog_items=parts.catalog.num_items if parts else 0,
@@ -46,7 +48,7 @@ async def ready(serving: ServingDep, response: Response) -> Ready:
 @router.get("/info")
 async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
     """What is served: the models, the catalogue, the limits."""
-    manifest, settings = serving.manifest, serving.settings
+    manifest, settings = parts.manifest, serving.settings
     redis: dict[str, Any] = {}
     if parts.follower.lost is None:
         with suppress(StoreUnavailable):
@@ -56,6 +58,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
     catalog = parts.catalog
     return InfoResponse(
         service_version=service_version(),
+        bundle=parts.loaded.name,
         tokenizer_id=manifest.tokenizer_id,
         recommender_id=manifest.recommender_id,
         generator=manifest.generator,
@@ -83,6 +86,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
             num_beams=min(settings.num_beams, manifest.beam_limit),
             beam_limit=manifest.beam_limit,
         ),
+        change=change_info(serving.rollout),
         redis=redis,
     )
 

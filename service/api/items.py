@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
-from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, PartsDep, ServingDep, StagesDep
+from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, DeadlineDep, PartsDep, ServingDep, StagesDep
 from service.api.problems import problem_of
 from service.api.schemas import (
     Deleted,
@@ -39,7 +39,12 @@ Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 @router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS])
 async def put_items(
-    body: ItemsBody, request: Request, parts: PartsDep, serving: ServingDep, stages: StagesDep
+    body: ItemsBody,
+    request: Request,
+    parts: PartsDep,
+    serving: ServingDep,
+    stages: StagesDep,
+    deadline: DeadlineDep,
 ) -> ItemsResponse:
     """Add or replace items. Each has an outcome of its own, in order; a bad one harms no other.
 
@@ -48,7 +53,7 @@ async def put_items(
     items = body.items if isinstance(body, ItemsRequest) else [body]
     if len(items) > serving.settings.max_items_per_request:
         raise TooManyItems(len(items), serving.settings.max_items_per_request)
-    indexed = await parts.indexer.index(items, stages)
+    indexed = await parts.indexer.index(items, stages, deadline)
     if not isinstance(body, ItemsRequest) and (error := indexed.outcomes[0].error):
         raise error
     results = [_result(outcome, request) for outcome in indexed.outcomes]
@@ -90,10 +95,10 @@ async def similar_items(
 
 
 @router.get("/items/{item_id:path}/image", response_class=Response, dependencies=[NEEDS_REDIS])
-async def item_image(item_id: ItemIdPath, parts: PartsDep, serving: ServingDep) -> Response:
+async def item_image(item_id: ItemIdPath, parts: PartsDep) -> Response:
     """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
     stored = await _find(parts, item_id)
-    render = serving.manifest.render
+    render = parts.manifest.render
     strips = render_text(item_text(stored.item, render), render).strips  # [strip, height, width]
     png = BytesIO()
     Image.fromarray(np.concatenate(list(strips))).save(png, format="PNG")
@@ -107,7 +112,7 @@ async def get_item(item_id: ItemIdPath, parts: PartsDep) -> StoredItemOut:
 
 @router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS])
 async def patch_item(
-    item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, stages: StagesDep
+    item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, stages: StagesDep, deadline: DeadlineDep
 ) -> PatchedItem:
     """Replace some fields; null removes one. The item is read anew only where its text changed.
 
@@ -117,7 +122,7 @@ async def patch_item(
         raise InvalidItem("item_id", "cannot be changed. DELETE the item and POST it under its new id")
     stored = await _find(parts, item_id)
     merged = merge(stored.item, {**body, "item_id": item_id})
-    indexed = await parts.indexer.index([merged], stages)
+    indexed = await parts.indexer.index([merged], stages, deadline)
     outcome = indexed.outcomes[0]
     if outcome.error is not None:
         raise outcome.error

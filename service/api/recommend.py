@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
+from service.api.dependencies import JSON_ONLY, DeadlineDep, PartsDep, StagesDep
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -20,7 +20,7 @@ router = APIRouter(tags=["recommend"])
 
 @router.post("/recommend", dependencies=[JSON_ONLY])
 async def recommend(
-    body: RecommendRequest, parts: PartsDep, serving: ServingDep, stages: StagesDep
+    body: RecommendRequest, parts: PartsDep, stages: StagesDep, deadline: DeadlineDep
 ) -> RecommendResponse:
     """The next items after a history. Without any known item in it, the popular ones."""
     asked = body.filter or FilterIn()
@@ -33,7 +33,7 @@ async def recommend(
         diversity=Diversity(**body.diversity.model_dump()),
         wants_exact=body.guarantee == "exact",
     )
-    answer = await parts.recommender.recommend(query, stages)
+    answer = await parts.recommender.recommend(query, stages, deadline)
     page = answer.page
     searched = SearchInfo(
         num_beams=answer.num_beams,
@@ -50,7 +50,7 @@ async def recommend(
         matching_items=page.matching_items,
         source=page.source,
         unknown_item_ids=page.unknown_item_ids,
-        model_version=serving.manifest.recommender_id,
+        model_version=parts.manifest.recommender_id,
         catalog_version=page.catalog_version,
     )
 

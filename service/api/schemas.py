@@ -249,8 +249,47 @@ class LimitsInfo(_Out):
     beam_limit: int
 
 
+class BundleRequest(_In):
+    bundle: str = Field(
+        pattern=r"^[\w+@=-][\w.+@=-]{0,127}$", description="name of a folder under GLYPHREC_BUNDLES_DIR"
+    )
+
+
+class ServedBundle(_Out):
+    bundle: str
+    tokenizer_id: str
+    recommender_id: str
+
+
+class ReplicaInfo(_Out):
+    replica: str
+    tokenizer_id: str = Field(description="that it serves")
+    is_prepared: bool = Field(description="it can switch to the new tokenizer, or has")
+    trouble: str = Field(description="why it stays behind; empty where it does not")
+
+
+class ChangeInfo(_Out):
+    """The last change to another tokenizer."""
+
+    bundle: str
+    tokenizer_id: str
+    phase: str = Field(
+        description="reading: the catalogue is read anew; joining: the replicas load it; switched; failed"
+    )
+    reason: str = Field(description="why it failed; else empty")
+    read_items: int
+    items: int
+    replicas: list[ReplicaInfo]
+
+
+class BundlesResponse(_Out):
+    serving: ServedBundle = Field(description="on this replica")
+    change: ChangeInfo | None
+
+
 class InfoResponse(_Out):
     service_version: str
+    bundle: str
     tokenizer_id: str
     recommender_id: str
     generator: str
@@ -264,6 +303,7 @@ class InfoResponse(_Out):
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo
     limits: LimitsInfo
+    change: ChangeInfo | None
     redis: dict[str, Any] = Field(
         description="how safe an acknowledged item is; empty while Redis is out of reach"
     )
@@ -274,7 +314,7 @@ class Live(_Out):
 
 
 class Ready(_Out):
-    status: Literal["ready", "starting"]
+    status: Literal["ready", "starting", "stopping"]
     phase: str = Field(description="what the start is doing, or that it is done")
     stale: bool = Field(description="Redis is out of reach: recommendations go on, changes are refused")
     stale_for_s: float

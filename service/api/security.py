@@ -5,7 +5,7 @@ from hashlib import sha256
 
 from starlette.datastructures import Headers
 
-from service.errors import MissingKey, ReadOnlyKey
+from service.errors import AdminKeyNeeded, MissingKey, ReadOnlyKey
 
 # Probes and scrapers carry no keys, and the API's own description holds no secrets.
 _OPEN = frozenset({"/metrics", "/livez", "/readyz", "/healthz", "/docs", "/openapi.json"})
@@ -17,13 +17,21 @@ _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 class Guard:
     """Keys are kept as hashes, so that comparing takes the same time whatever was given."""
 
-    def __init__(self, *, api_keys: tuple[str, ...], read_keys: tuple[str, ...]) -> None:
+    def __init__(
+        self, *, api_keys: tuple[str, ...], read_keys: tuple[str, ...], admin_keys: tuple[str, ...] = ()
+    ) -> None:
         self._may_write = [(_hash(key), True) for key in api_keys] + [
             (_hash(key), False) for key in read_keys
         ]
+        self._admins = [_hash(key) for key in admin_keys]
 
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raise MissingKey or ReadOnlyKey unless the request may go on. Without any key set, all may."""
+        is_admin = sum(hmac.compare_digest(key, _hash(_given_key(headers))) for key in self._admins) > 0
+        if is_admin:
+            return
+        if path.startswith("/admin/"):
+            raise AdminKeyNeeded
         if not self._may_write or path in _OPEN or path.startswith(_OPEN_UNDER):
             return
         given = _hash(_given_key(headers))

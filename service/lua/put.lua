@@ -11,6 +11,7 @@
 -- ARGV[3] the codes; or '' to keep the sid that is held
 -- ARGV[4] number of slots   ARGV[5] mark for the log   ARGV[6] how many changes the log keeps
 -- ARGV[7] attributes of the value for the log; or '' where ARGV[2] is a hash alone
+-- ARGV[8] '1' to log also what is unchanged: another tokenizer's writer may have changed the item before
 --
 -- Returns {status, sid, version}:
 --   unchanged  nothing was to do          created  a new item
@@ -50,7 +51,7 @@ end
 local held_sid = held and string.sub(held, 1, -HASH_LENGTH - 1)
 local sid
 if held and string.sub(held, -HASH_LENGTH) == hash then
-  if item == value then return {'unchanged', held_sid, version} end
+  if item == value and ARGV[8] ~= '1' then return {'unchanged', held_sid, version} end
   sid = held_sid
 elseif codes == '' then
   return {'changed', '', version}

@@ -421,6 +421,58 @@ async def test_overload_is_answered_with_when_to_come_back(bundle, redis_url):
             assert int(answer.headers["retry-after"]) >= 1
 
 
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "1e3", "soon", "", "3601", "1.5.2", "٣"])
+async def test_a_timeout_that_is_no_number_of_seconds_is_refused(client, timeout):
+    headers = {"X-Request-Timeout": timeout.encode()}
+    for answer in (
+        await client.post("/recommend", json={"history": []}, headers=headers),
+        await client.get("/info", headers=headers),
+    ):
+        assert is_problem(answer, 400, "bad-timeout")
+
+
+async def test_a_request_that_has_no_time_left_is_answered_at_once_and_its_work_is_not_done(
+    bundle, redis_url
+):
+    async with starting(bundle, redis_url) as (app, client):
+        await until_ready(app)
+        parts = app.state.serving.readiness.parts
+        in_time = {"X-Request-Timeout": "10"}
+        answer = await client.post("/recommend", json={"history": ["item-0"]}, headers=in_time)
+        assert answer.status_code == 200
+        async with parts.catalog.turns:  # no batch begins
+            too_short = {"X-Request-Timeout": "0.05"}
+            answer = await client.post("/recommend", json={"history": ["item-0"]}, headers=too_short)
+            assert is_problem(answer, 503, "took-too-long")
+            assert "within 0.0" in answer.json()["detail"]
+            assert int(answer.headers["retry-after"]) >= 1
+        await client.post("/recommend", json={"history": ["item-0"]})
+        batches = (await client.get("/metrics")).text
+        assert 'glyphrec_batch_jobs_sum{queue="recommender"} 2.0' in batches, "the first and the last"
+        assert parts.searches.queued_units == 0
+
+
+async def test_a_batch_of_items_meets_the_bound_that_single_ones_meet(bundle, redis_url):
+    """Of twenty at once few get through, as one request or as twenty."""
+    num_taken = {}
+    for way in ("batch", "singles"):
+        async with starting(bundle, redis_url, max_queued_strips=4, max_batch_strips=1) as (app, client):
+            await until_ready(app)
+            items = [{"item_id": f"{way}-{n}", "title": f"{way} {n}"} for n in range(20)]
+            if way == "batch":
+                results = (await client.post("/items", json={"items": items})).json()["items"]
+                problems = [each["error"] for each in results]
+            else:
+                answers = await asyncio.gather(*(client.post("/items", json=each) for each in items))
+                problems = [None if each.status_code == 200 else each.json() for each in answers]
+            refused = [problem for problem in problems if problem]
+            assert {problem["type"] for problem in refused} == {"urn:glyphrec:problem:overloaded"}
+            assert {problem["status"] for problem in refused} == {429}
+            num_taken[way] = len(items) - len(refused)
+    assert 1 <= num_taken["batch"] <= 10
+    assert num_taken["singles"] >= 1
+
+
 async def test_the_documentation_page_needs_no_key_and_loads_nothing_from_elsewhere(bundle, redis_url):
     async with running(bundle, redis_url, api_keys=("a-key-of-sixteen-letters",)) as client:
         page = (await client.get("/docs")).text

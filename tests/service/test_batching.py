@@ -211,3 +211,41 @@ async def test_every_batch_is_reported_with_its_size(make):
     seen: list[BatchStats] = []
     await make(units=lambda job: job, observe=seen.append).submit(3)
     assert [(stats.num_jobs, stats.num_units) for stats in seen] == [(1, 3)]
+
+
+async def test_who_would_wait_longer_than_the_bound_or_the_deadline_is_turned_away_at_once(make, device):
+    """By the time that batches took so far; the work that was taken before is done."""
+    batcher = make(max_queued_units=1_000, max_wait_s=0.5)
+    device.gate.clear()
+    slow = asyncio.create_task(batcher.submit(0))
+    await device.enters()
+    await asyncio.sleep(0.2)  # a batch takes 0.2 s at least
+    device.gate.set()
+    await slow
+    tasks = await fill(batcher, device, [1])
+    soon = asyncio.get_running_loop().time() + 0.1
+    with pytest.raises(Overloaded):
+        await batcher.submit(2, deadline=soon)
+    while not tasks[-1].done():
+        try:
+            batcher.check_room()
+        except Overloaded:
+            break
+        tasks.append(asyncio.create_task(batcher.submit(3)))
+        await asyncio.sleep(0)
+    assert 2 < len(tasks) <= 9, "one that runs and two batches behind it: a third would wait for 0.6 s"
+    device.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_job_whose_deadline_passes_while_the_loop_is_busy_is_not_run(make, device):
+    batcher = make()
+    tasks = await fill(batcher, device, [1])
+    deadline = asyncio.get_running_loop().time() + 0.02
+    late = asyncio.create_task(batcher.submit(2, deadline=deadline))
+    await asyncio.sleep(0.03)
+    device.gate.set()
+    with pytest.raises(TimeoutError):
+        await late
+    await asyncio.gather(*tasks)
+    assert device.batches == [[0], [1]]

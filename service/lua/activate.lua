@@ -1,0 +1,16 @@
+-- Switch every replica to the tokenizer of the change that this replica leads. Safe to repeat.
+--
+-- KEYS as in announce.lua
+-- ARGV[1] replica   ARGV[2] tokenizer   ARGV[3] seconds that the keys of the one before are kept
+--
+-- Returns 1, or 0 where this replica no longer leads that change; then nothing was done.
+if redis.call('GET', KEYS[3]) ~= ARGV[1] then return 0 end
+if redis.call('HGET', KEYS[2], 'tokenizer') ~= ARGV[2] then return 0 end
+local previous = redis.call('GET', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('HSET', KEYS[2], 'phase', 'switched')
+redis.call('ZREM', KEYS[4], ARGV[2])
+if previous and previous ~= ARGV[2] then
+  redis.call('ZADD', KEYS[4], redis.call('TIME')[1] + ARGV[3], previous)
+end
+return 1
