@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_problem_handlers(app)
     app.add_middleware(
         Envelope,
-        guard=Guard(api_keys=settings.api_keys, read_keys=settings.read_keys),
+        guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
         metrics=service.serving.metrics,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,

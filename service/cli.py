@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import GlyphrecError
+from service.keys import hash_of, new_key
 
 COMMANDS = "glyphrec.commands"
 EXTRA = "export"  # brings what the registered commands import
@@ -47,6 +48,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_serve(subparsers)
+    add_key(subparsers)
     if list(argv[:1]) == ["serve"]:
         return parser
     from service.client import add_import, add_recommend
@@ -106,6 +108,22 @@ def run_serve(args: argparse.Namespace) -> int:
         )
         server.run()
     return 0 if server.started else EXIT_FAILURE
+
+
+def add_key(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "key",
+        help="make a new API key and its hash",
+        description="The client gets the key; the service gets the hash, in GLYPHREC_READ_KEYS, "
+        "GLYPHREC_API_KEYS (which may also write) or GLYPHREC_ADMIN_KEYS.",
+    )
+    parser.set_defaults(run=run_key)
+
+
+def run_key(_args: argparse.Namespace) -> None:
+    """Print two lines. Nothing keeps the key."""
+    key = new_key()
+    print(f"key:  {key}\nhash: {hash_of(key)}")
 
 
 def _add_registered(subparsers: Subparsers, command: EntryPoint) -> None:

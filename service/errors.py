@@ -176,6 +176,25 @@ class ReadOnlyKey(ServiceError):
         super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalogue.")
 
 
+class AdminKeyNeeded(ServiceError):
+    status = HTTPStatus.FORBIDDEN
+    slug = "admin-key-needed"
+
+    def __init__(self) -> None:
+        super().__init__("What is under /admin/ needs a key of GLYPHREC_ADMIN_KEYS, and this is none.")
+
+
+class NoAdminKey(ServiceError):
+    status = HTTPStatus.FORBIDDEN
+    slug = "no-admin-key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "What is under /admin/ is closed while the service has no admin key, also on loopback. "
+            "Set GLYPHREC_ADMIN_KEYS to one or more; `glyphrec key` makes one."
+        )
+
+
 class StoreUnavailable(ServiceError):
     """Redis cannot take the call now; the same call may succeed in a moment."""
 
