@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def run_serve(args: argparse.Namespace) -> int:
     """One process, one event loop, until SIGINT or SIGTERM; requests in flight are answered first."""
     import uvicorn
 
+    from service.api.connection import BoundedHttp
     from service.app import create_app
     from service.redis_server import redis_url_or_server
     from service.settings import load_settings
@@ -98,7 +100,8 @@ def run_serve(args: argparse.Namespace) -> int:
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http="httptools",
+                # uvicorn asks for a class and only calls it
+                http=partial(BoundedHttp, head_timeout_s=settings.head_timeout_s),  # type: ignore[arg-type]
                 lifespan="on",
                 log_config=None,
                 access_log=False,

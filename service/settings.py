@@ -115,7 +115,14 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         8 * 2**20, ge=1_024, description="bytes of a request body; 1,000 items of 8 KiB each"
     )
-    body_timeout_s: float = Field(30, gt=0, description="seconds to wait for the next part of a request body")
+    head_timeout_s: float = Field(
+        10, gt=0, description="seconds that a connection has to say what it wants, until it is closed"
+    )
+    body_timeout_s: float = Field(
+        30,
+        gt=0,
+        description="seconds to wait for the next part of a request body, or to catch up with 4 KiB/s",
+    )
     max_items_per_request: int = Field(1_000, ge=1, le=10_000, description="items in one POST /items")
     max_item_chars: int = Field(
         20_000, ge=1, description="characters of one item, all fields; far more than its picture can show"

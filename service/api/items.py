@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
 from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
+from service.api.json_body import JsonRoute
 from service.api.problems import problem_of
 from service.api.schemas import (
     Deleted,
@@ -31,7 +32,7 @@ from service.neighbours import neighbours
 from service.records import StoredItem
 from service.render import item_text, render_text
 
-router = APIRouter(tags=["items"])
+router = APIRouter(tags=["items"], route_class=JsonRoute)
 
 ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
 Limit = Annotated[int, Query(ge=1, le=1_000)]

@@ -75,10 +75,6 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = error.errors()
     instance, request_id = request.scope["path"], request.state.request_id
-    if details and details[0]["type"] == "json_invalid":
-        place, reason = details[0]["loc"][-1], details[0]["ctx"]["error"]
-        detail = f"The body is not JSON: {reason} at character {place}."
-        return ProblemResponse(_problem("invalid-json", HTTPStatus.BAD_REQUEST, detail, instance, request_id))
     field_errors = [
         FieldError(field=_path(each["loc"]), message=each["msg"]) for each in details[:MAX_FIELD_ERRORS]
     ]
@@ -104,8 +100,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
                 "method-not-allowed",
                 f"{instance} does not take {request.method}; it takes {allowed}.",
             )
-        case HTTPStatus.BAD_REQUEST:
-            slug, detail = "invalid-json", "The body is not JSON in UTF-8, or is nested too deep to read."
         case _:
             slug, detail = status.phrase.lower().replace(" ", "-"), f"{status.phrase}."
     return ProblemResponse(_problem(slug, status, detail, instance, request_id), error.headers)

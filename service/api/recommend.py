@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
+from service.api.json_body import JsonRoute
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -15,7 +16,7 @@ from service.filters import Equals, Filter, Range
 from service.recommend import Query
 from service.selection import Diversity
 
-router = APIRouter(tags=["recommend"])
+router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
 
 @router.post("/recommend", dependencies=[JSON_ONLY])
