@@ -17,7 +17,8 @@ RUN apt-get update \
 # hadolint ignore=DL3006  # one of the two stages above, whose tags are fixed
 FROM base-${VARIANT} AS base
 ENV PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1
 
 FROM base AS build
 ARG VARIANT

@@ -18,6 +18,8 @@ STAMP := .venv/.installed
 export PYTHON TORCH_INDEX EXTRAS
 # Threads that wait for each other sleep instead of spinning: on a busy machine that is several times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Or ONNX Runtime reports to its maker what it runs.
+export ORT_DISABLE_TELEMETRY := 1
 
 # An environment that was moved with its folder no longer works; install.sh makes it anew.
 $(shell grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(STAMP))

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand -> exit status: 0 done, 1 in part, 2 not at all, and why in one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the registered commands; runtime.py says why
     args = build_parser(argv).parse_args(argv)
     run: Callable[[argparse.Namespace], int | None] = args.run
     try:

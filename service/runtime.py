@@ -1,6 +1,7 @@
 """ONNX Runtime behind two classes: arrays in, arrays out, each session checked as it loads."""
 
 import logging
+import os
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -170,6 +171,8 @@ def _runtime() -> Any:
         raise GlyphrecError(
             "ONNX Runtime is not installed. Run `pip install 'glyphrec[cpu]'`, or [gpu] for CUDA."
         )
+    # Unless told otherwise before its import it keeps a database in the home folder and reports to its maker.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     if installed == ["onnxruntime-gpu"]:
