@@ -30,7 +30,7 @@ from service.metrics import Metrics
 from service.recommend import Page, Recommender, Search, recommend_in_batches
 from service.redis_server import redis_url_or_server
 from service.render import render_text
-from service.runtime import RecommenderSession, Tokenizer
+from service.runtime import RecommenderSession, Tokenizer, tried
 from service.seeding import BundledItem, read_items, read_the_unread, seed
 from service.settings import Settings
 from service.store import ItemStore, connect
@@ -78,21 +78,20 @@ class Service:
         self._settings = settings
         self._bundle = bundle = load_bundle(settings.bundle)
         manifest = bundle.manifest
-        render_text("", manifest.render)  # refuses another font than the export's
-        self._items: list[BundledItem] = read_items(bundle.file(ITEMS), manifest.sid)
+        strips = render_text("warm-up", manifest.render).strips  # refuses another font than the export's
+        self._items: list[BundledItem] = read_items(bundle.file(ITEMS), manifest.sid, manifest.num_items)
         self._popularity = {each.item_id: each.popularity for each in self._items}
         self._catalog = Catalog(manifest.sid, self._popularity, max_view_bytes=settings.max_view_bytes)
         tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads)
+        tokens = tried(bundle.file(TOKENIZER), lambda: tokenizer.run([strips]))
+        try:
+            manifest.sid.check(tuple(tokens.codes[0].tolist()))
+        except ValueError as error:
+            raise ContractMismatch(f"{bundle.file(TOKENIZER)}: {error}. Export again.") from error
         self._session = RecommenderSession(
             bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads
         )
-        try:
-            self._search_once()
-        except ContractMismatch as error:
-            raise ContractMismatch(
-                f"{bundle.file(RECOMMENDER)}: not for the manifest's levels {manifest.sid.levels}: {error} "
-                "Export again."
-            ) from error
+        tried(bundle.file(RECOMMENDER), self._search_once)
         if settings.num_beams > manifest.beam_limit:
             log.warning(
                 "GLYPHREC_NUM_BEAMS is %d, but the bundle was exported for at most %d beams, so searches "
