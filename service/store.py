@@ -26,7 +26,6 @@ from service.records import (
     StoredItem,
     TrieEntry,
     to_bytes,
-    to_str,
     version_of,
 )
 from service.redis_client import PIPELINE_LENGTH, RESPONSE_TIMEOUT_S, Script, chunks, connect, redis_errors
@@ -270,8 +269,11 @@ class ItemStore:
         while True:
             with redis_errors():
                 cursor, values = await self._redis.hscan(self._items, cursor, count=PIPELINE_LENGTH)
-            found = (self._codec.read_item(to_str(key), value) for key, value in values.items())
-            records = [record for record in found if record]
+            records = [
+                record
+                for key, value in values.items()
+                if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
+            ]
             held = await self.held([record.item_id for record in records])
             unread = [
                 record
@@ -290,8 +292,8 @@ class ItemStore:
             with redis_errors():
                 cursor, codes = await self._redis.hscan(self._codes, cursor, count=PIPELINE_LENGTH)
                 items = await self._redis.hmget(self._items, list(codes)) if codes else []
-            gone = [to_str(item_id) for item_id, item in zip(codes, items, strict=True) if item is None]
-            await self._drop_all(gone, spare_items=True)
+            gone = [item_id for item_id, item in zip(codes, items, strict=True) if item is None]
+            await self._drop_all([i for i in map(self._codec.read_id, gone) if i], spare_items=True)
             if cursor == 0:
                 break
         with redis_errors():
@@ -301,7 +303,7 @@ class ItemStore:
         """The tokenizer that is served, or None for a new catalogue."""
         with redis_errors():
             value = await self._redis.get(self._active)
-        return None if value is None else to_str(value)
+        return None if value is None else value.decode(errors="replace")
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless Redis answers."""
