@@ -18,8 +18,7 @@ from service.api import health, items, recommend
 from service.api.dependencies import Parts, Readiness, Serving
 from service.api.envelope import Envelope
 from service.api.health import service_version
-from service.api.problems import add_problem_handlers
-from service.api.schemas import Problem
+from service.api.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.api.security import Guard
 from service.batching import MicroBatcher
 from service.catalog import Catalog, CatalogFollower
@@ -52,9 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
         static_url="/docs/assets",
-        responses={
-            "default": {"model": Problem, "description": "Refused or failed, as application/problem+json."}
-        },
+        responses=OF_ANY_ROUTE,
     )
     app.state.serving = service.serving
     for module in (recommend, items, health):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
 from service.api.json_body import JsonRoute
-from service.api.problems import problem_of
+from service.api.problems import OF_A_PUT, OF_AN_ITEM, problem_of
 from service.api.schemas import (
     Deleted,
     ItemPage,
@@ -35,10 +35,11 @@ from service.render import item_text, render_text
 router = APIRouter(tags=["items"], route_class=JsonRoute)
 
 ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
+PNG = {"type": "string", "format": "binary"}
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 
-@router.post("/items", dependencies=[JSON_ONLY])
+@router.post("/items", dependencies=[JSON_ONLY], responses=OF_A_PUT)
 async def put_items(
     body: ItemsBody, request: Request, parts: PartsDep, serving: ServingDep, stages: StagesDep
 ) -> ItemsResponse:
@@ -60,7 +61,8 @@ async def put_items(
 async def list_items(
     parts: PartsDep,
     cursor: Annotated[
-        str | None, Query(max_length=2_000, description="`next_cursor` of the page before")
+        str | None,
+        Query(max_length=2_000, pattern=r"^[A-Za-z0-9_-]+$", description="`next_cursor` of the page before"),
     ] = None,
     limit: Limit = 100,
 ) -> ItemPage:
@@ -69,7 +71,7 @@ async def list_items(
     return ItemPage(items=[_stored(item) for item in page.items], next_cursor=page.next_cursor)
 
 
-@router.get("/items/{item_id:path}/similar")
+@router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM)
 async def similar_items(
     item_id: ItemIdPath, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=100)] = 10
 ) -> SimilarResponse:
@@ -90,7 +92,11 @@ async def similar_items(
     )
 
 
-@router.get("/items/{item_id:path}/image", response_class=Response)
+@router.get(
+    "/items/{item_id:path}/image",
+    response_class=Response,
+    responses=OF_AN_ITEM | {200: {"description": "OK", "content": {"image/png": {"schema": PNG}}}},
+)
 async def item_image(item_id: ItemIdPath, parts: PartsDep, serving: ServingDep) -> Response:
     """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
     stored = await _find(parts, item_id)
@@ -101,12 +107,12 @@ async def item_image(item_id: ItemIdPath, parts: PartsDep, serving: ServingDep) 
     return Response(png.getvalue(), media_type="image/png")
 
 
-@router.get("/items/{item_id:path}")
+@router.get("/items/{item_id:path}", responses=OF_AN_ITEM)
 async def get_item(item_id: ItemIdPath, parts: PartsDep) -> StoredItemOut:
     return _stored(await _find(parts, item_id))
 
 
-@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY])
+@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY], responses=OF_AN_ITEM | OF_A_PUT)
 async def patch_item(
     item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, stages: StagesDep
 ) -> PatchedItem:
@@ -133,7 +139,7 @@ async def patch_item(
     )
 
 
-@router.delete("/items/{item_id:path}")
+@router.delete("/items/{item_id:path}", responses=OF_AN_ITEM)
 async def delete_item(item_id: ItemIdPath, parts: PartsDep) -> Deleted:
     """Take an item away; the next search on this replica does not know it any more."""
     version = await parts.indexer.drop(check_item_id(item_id))

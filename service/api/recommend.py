@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from service.api.dependencies import JSON_ONLY, PartsDep, ServingDep, StagesDep
 from service.api.json_body import JsonRoute
+from service.api.problems import OF_A_BODY, OF_A_QUEUE
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -19,7 +20,7 @@ from service.selection import Diversity
 router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
 
-@router.post("/recommend", dependencies=[JSON_ONLY])
+@router.post("/recommend", dependencies=[JSON_ONLY], responses=OF_A_BODY | OF_A_QUEUE)
 async def recommend(
     body: RecommendRequest, parts: PartsDep, serving: ServingDep, stages: StagesDep
 ) -> RecommendResponse:
