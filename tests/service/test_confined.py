@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -27,7 +27,7 @@ exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
 """
 FAILING = """
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 import uvicorn
 from service.app import create_app
@@ -52,6 +52,20 @@ async def fail_while_answering():
 
 uvicorn.run(app, port=int(sys.argv[3]), http="httptools", log_level="critical")
 """
+
+
+@contextmanager
+def ending(process):
+    """Whatever the test finds, its process does not outlive it."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 def can_confine() -> bool:
@@ -109,13 +123,12 @@ def test_with_a_redis_of_its_own_elsewhere_it_writes_no_file(bundle, redis_url, 
         TMPDIR=str(scratch),
         PYTHONPYCACHEPREFIX=str(tmp_path / "compiled"),  # which Python would also go without
     )
-    url = f"http://127.0.0.1:{port}"
-    wait_until_ready(url, process)
-    assert httpx.post(f"{url}/items", json={"item_id": "new", "title": "Brand new"}).status_code == 200
-    assert writable_files_of(process.pid) == []
-    assert remote_connections_of(process.pid) == []
-    process.terminate()
-    process.communicate(timeout=30)
+    with ending(process):
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process)
+        assert httpx.post(f"{url}/items", json={"item_id": "new", "title": "Brand new"}).status_code == 200
+        assert writable_files_of(process.pid) == []
+        assert remote_connections_of(process.pid) == []
     assert {path for path in written_under(tmp_path) - before if "compiled" not in path.parts} == set()
 
 
@@ -164,8 +177,8 @@ def test_a_failure_inside_a_real_process_shows_neither_paths_nor_traces(bundle, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    url = f"http://127.0.0.1:{port}"
-    try:
+    with ending(process):
+        url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)
         for path in ("/open", "/encode"):
             response = httpx.get(url + path)
@@ -179,9 +192,6 @@ def test_a_failure_inside_a_real_process_shows_neither_paths_nor_traces(bundle, 
         with pytest.raises(httpx.RemoteProtocolError):  # half an answer is out
             httpx.get(f"{url}/late")
         assert httpx.get(f"{url}/health/ready").status_code == 200
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
 
 
 # --- by reading the source ---

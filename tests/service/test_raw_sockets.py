@@ -91,21 +91,21 @@ def served(bundle, tmp_path_factory):
         GLYPHREC_BODY_TIMEOUT_S=str(BODY_TIMEOUT_S),
         GLYPHREC_MAX_BODY_BYTES="100000",
     )
-    drained: list[str] = []
-    reader = threading.Thread(target=lambda: drained.extend(process.stderr), daemon=True)
-    wait_until_ready(f"http://127.0.0.1:{port}", process)
-    reader.start()  # so that a full pipe stops nobody
-    served = Served(port, process.pid)
-    assert served.is_well()
-    yield served
-    assert served.is_well()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    reader.join(10)
-    process.stdout.close()
-    process.stderr.close()
-    told = "".join(drained)
-    assert "Traceback" not in told, told[told.index("Traceback") - 500 :][:4_000]
+    told: list[str] = []
+    reader = threading.Thread(target=lambda: told.extend(process.stderr), daemon=True)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process)
+        reader.start()  # so that a full pipe stops nobody
+        yield Served(port, process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        reader.join(10)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert "Traceback" not in "".join(told), "".join(told)[-4_000:]
 
 
 @pytest.fixture(autouse=True)
