@@ -17,16 +17,21 @@ RUN apt-get update \
 # hadolint ignore=DL3006  # one of the two stages above, whose tags are fixed
 FROM base-${VARIANT} AS base
 ENV PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1
 
 FROM base AS build
 ARG VARIANT
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
+COPY deploy/requirements-cpu.txt deploy/requirements-gpu.txt ./
+# Nothing comes in whose hash is not in the lock, what builds our own wheel included; `make lock` writes it.
+RUN python3 -m venv /opt/glyphrec \
+    && /opt/glyphrec/bin/pip install --no-cache-dir --require-hashes --requirement "requirements-${VARIANT}.txt"
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY service service
 COPY model_export model_export
-RUN python3 -m venv /opt/glyphrec \
-    && /opt/glyphrec/bin/pip install --no-cache-dir --constraint constraints.txt ".[${VARIANT}]"
+RUN /opt/glyphrec/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/glyphrec/bin/pip uninstall --yes setuptools
 
 FROM base AS serve
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin glyphrec

@@ -10,14 +10,17 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench clean
+.PHONY: help install demo serve test check bench fuzz lock sbom audit clean
 
-EXTRAS := cpu,embedded,export,study,dev
+EXTRAS := cpu,embedded,export,study,dev,supply
+LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PYTHON TORCH_INDEX EXTRAS
 # Threads that wait for each other sleep instead of spinning: on a busy machine that is several times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Or ONNX Runtime reports to its maker what it runs.
+export ORT_DISABLE_TELEMETRY := 1
 
 # An environment that was moved with its folder no longer works; install.sh makes it anew.
 $(shell grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(STAMP))
@@ -45,6 +48,28 @@ check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose f
 
 bench: $(STAMP)  ## first timings of the service; the last line is JSON
 	@exec $(BIN)/python benchmarks/first.py $(ARGS)
+
+fuzz: $(STAMP)  ## 10,000 requests made up from the API's own description; the last line is JSON
+	@exec $(BIN)/python benchmarks/fuzz.py $(ARGS)
+
+lock: $(STAMP)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
+	@for variant in cpu gpu; do
+	  echo setuptools | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml - \
+	    --extra $$variant --constraint constraints.txt --python-version 3.12 --python-platform linux \
+	    --generate-hashes --no-annotate --quiet --output-file deploy/requirements-$$variant.txt
+	done
+
+sbom: $(STAMP)  ## write build/sbom-*.json: what is in the image, as CycloneDX
+	@mkdir -p build
+	for lock in $(LOCKS); do
+	  name=$${lock#deploy/requirements-}
+	  $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	    --output-file build/sbom-$${name%.txt}.json $$lock
+	  echo "build/sbom-$${name%.txt}.json"
+	done
+
+audit: $(STAMP)  ## ask the public list of known vulnerabilities about the image's packages; needs the network
+	@for lock in $(LOCKS); do $(BIN)/pip-audit --disable-pip --require-hashes --requirement $$lock $(ARGS); done
 
 serve: $(STAMP)  ## serve a bundle: the demo's, or make serve BUNDLE=folder
 	@manifest=$$(ls -t .glyphrec/demo/bundles/*/manifest.json 2>/dev/null | head -n 1 || true)

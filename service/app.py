@@ -16,8 +16,7 @@ from service.api import admin, health, items, recommend
 from service.api.dependencies import Serving
 from service.api.envelope import Envelope
 from service.api.health import service_version
-from service.api.problems import add_problem_handlers
-from service.api.schemas import Problem
+from service.api.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.api.security import Guard
 from service.bundles import LoadedBundle, load
 from service.metrics import Metrics
@@ -43,9 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
         static_url="/docs/assets",
-        responses={
-            "default": {"model": Problem, "description": "Refused or failed, as application/problem+json."}
-        },
+        responses=OF_ANY_ROUTE,
     )
     app.state.serving = service.serving
     for module in (recommend, items, health, admin):
@@ -53,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_problem_handlers(app)
     app.add_middleware(
         Envelope,
-        guard=Guard(api_keys=settings.api_keys, read_keys=settings.read_keys, admin_keys=settings.admin_keys),
+        guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
         admit=service.admit,
         is_stopping=lambda: service.serving.readiness.is_stopping,
         metrics=service.serving.metrics,

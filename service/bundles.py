@@ -21,7 +21,7 @@ from service.contract import (
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
 from service.indexing import Strips
 from service.render import render_text
-from service.runtime import RecommenderSession, Tokenizer
+from service.runtime import RecommenderSession, Tokenizer, tried
 from service.seeding import BundledItem, read_items
 from service.settings import Settings
 from service.trie import SidTrie
@@ -61,18 +61,12 @@ def load(path: Path, settings: Settings) -> LoadedBundle:
     strips = render_text(WARM_UP, manifest.render).strips  # refuses another font than the export's
     loaded = LoadedBundle(
         bundle=bundle,
-        items=read_items(bundle.file(ITEMS), manifest.sid),
+        items=read_items(bundle.file(ITEMS), manifest.sid, manifest.num_items),
         tokenizer=Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads),
         session=RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads),
         num_beams=min(settings.num_beams, manifest.beam_limit),
     )
-    try:
-        loaded.search_once(SidTrie(manifest.sid))
-    except ContractMismatch as error:
-        raise ContractMismatch(
-            f"{bundle.file(RECOMMENDER)}: not for the manifest's levels {manifest.sid.levels}: {error} "
-            "Export again."
-        ) from error
+    tried(bundle.file(RECOMMENDER), lambda: loaded.search_once(SidTrie(manifest.sid)))
     _tokenise_once(loaded.tokenizer, strips, manifest.sid, bundle.file(TOKENIZER))
     if settings.num_beams > manifest.beam_limit:
         log.warning(
@@ -84,9 +78,9 @@ def load(path: Path, settings: Settings) -> LoadedBundle:
 
 
 def _tokenise_once(tokenizer: Tokenizer, strips: Strips, spec: SidSpec, path: Path) -> None:
-    codes = tuple(tokenizer.run([strips]).codes[0].tolist())
+    tokens = tried(path, lambda: tokenizer.run([strips]))
     try:
-        spec.check(codes)
+        spec.check(tuple(tokens.codes[0].tolist()))
     except ValueError as error:
         raise ContractMismatch(f"{path}: {error}. Export again.") from error
 

@@ -235,6 +235,11 @@ class CatalogFollower:
             return 0.0
         return math.inf if self._level_at is None else self._clock() - self._level_at
 
+    @property
+    def num_unreadable(self) -> int:
+        """How many values of Redis were skipped since the start, as somebody else has written them."""
+        return self._store.num_unreadable
+
     async def load(self) -> None:
         """Read the whole catalogue into fresh tables and swap them in. Raises StoreUnavailable."""
         start = self._clock()

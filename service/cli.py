@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from service.errors import GlyphrecError
+from service.keys import hash_of, new_key
 
 COMMANDS = "glyphrec.commands"
 EXTRA = "export"  # brings what the registered commands import
@@ -24,6 +26,7 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand -> exit status: 0 done, 1 in part, 2 not at all, and why in one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the registered commands; runtime.py says why
     args = build_parser(argv).parse_args(argv)
     run: Callable[[argparse.Namespace], int | None] = args.run
     try:
@@ -48,6 +51,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_serve(subparsers)
+    add_key(subparsers)
     if list(argv[:1]) == ["serve"]:
         return parser
     from service.client import add_import, add_recommend
@@ -80,6 +84,7 @@ def run_serve(args: argparse.Namespace) -> int:
     """One process, one event loop, until SIGINT or SIGTERM; requests in flight are answered first."""
     import uvicorn
 
+    from service.api.connection import BoundedHttp
     from service.app import create_app
     from service.redis_server import redis_url_or_server
     from service.server import GracefulServer
@@ -100,7 +105,8 @@ def run_serve(args: argparse.Namespace) -> int:
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http="httptools",
+                # uvicorn asks for a class and only calls it
+                http=partial(BoundedHttp, head_timeout_s=settings.head_timeout_s),  # type: ignore[arg-type]
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -157,6 +163,22 @@ def run_fsck(args: argparse.Namespace) -> int:
     else:
         print("\n".join(fsck.lines(report)))
     return 0 if report.is_clean else 1
+
+
+def add_key(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "key",
+        help="make a new API key and its hash",
+        description="The client gets the key; the service gets the hash, in GLYPHREC_READ_KEYS, "
+        "GLYPHREC_API_KEYS (which may also write) or GLYPHREC_ADMIN_KEYS.",
+    )
+    parser.set_defaults(run=run_key)
+
+
+def run_key(_args: argparse.Namespace) -> None:
+    """Print two lines. Nothing keeps the key."""
+    key = new_key()
+    print(f"key:  {key}\nhash: {hash_of(key)}")
 
 
 def _environment(*names: str) -> str | None:

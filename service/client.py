@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def run_import(args: argparse.Namespace) -> int:
 def run_recommend(args: argparse.Namespace) -> int:
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
-        body["filter"] = _json(args.filter, "--filter")
+        body["filter"] = _json(args.filter, f"--filter {args.filter}")
     with _connect(args) as client:
         answer = _ask(client, "POST", "/recommend", json=body)
         if args.json:
@@ -121,23 +122,21 @@ def read_items(path: Path) -> Iterator[Any]:
         ):
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise GlyphrecError(f"{path}:{number}: not JSON ({error})") from error
+                    yield _json(line, f"{path}:{number}")
     except UnicodeDecodeError as error:
         raise GlyphrecError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise GlyphrecError(f"{path}: cannot be read ({error})") from error
 
 
-def _json(text: str, option: str) -> Any:
+def _json(text: str, where: str) -> Any:
+    """The value. Raises GlyphrecError also for what Python reads but no request can carry."""
     try:
         value = json.loads(text)
-        json.dumps(value, allow_nan=False)  # which Python reads, but JSON does not have
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # NaN, half a surrogate pair
         return value
-    except ValueError as error:
-        raise GlyphrecError(f"{option} {text}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise GlyphrecError(f"{where}: not JSON ({error})") from None
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,11 @@ MAX_DENSE_BYTES = 2**26
 MAX_PARENTS = 2**26
 
 FILLER = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
+# What a manifest may ask for at most, so that a damaged one asks for no memory that nobody has.
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_HISTORY_LENGTH = 10_000
+MAX_BEAM_LIMIT = 100_000
+
 PADDING = -1  # a history position that holds no item has this in every level
 
 LINE_PX = (8, 64)  # lowest and highest line of text
@@ -264,11 +269,11 @@ class Manifest(_Frozen):
     precision: Literal["float32", "int8"] = Field(
         default="float32", description="of the recommender's weight products"
     )
-    history_length: int = Field(ge=1)
-    beam_limit: int = Field(ge=1)
+    history_length: int = Field(ge=1, le=MAX_HISTORY_LENGTH)
+    beam_limit: int = Field(ge=1, le=MAX_BEAM_LIMIT)
     data_fingerprint: str
     data_name: str
-    num_items: int
+    num_items: int = Field(ge=0)
     metrics: dict[str, float]
     files: dict[str, FileRecord]
 
@@ -279,6 +284,21 @@ class Manifest(_Frozen):
                 f"the recommender was trained for tokenizer {self.trained_for_tokenizer_id}, "
                 f"but the bundle holds {self.tokenizer_id}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_of_this_spec(self) -> Self:
+        dims = [
+            tensor.shape[-1] for tensor in self.tokenizer.outputs if tensor.name == "vector" and tensor.shape
+        ]
+        dim = dims[0] if dims and isinstance(dims[0], int) else 0
+        height, width = self.render.height_px, self.render.width_px
+        if self.tokenizer != tokenizer_graph(self.sid, height=height, width=width, vector_dim=dim):
+            raise ValueError(
+                f"tokenizer: its tensors are not those of levels {self.sid.levels} and this render"
+            )
+        if self.recommender != recommender_graph(self.sid):
+            raise ValueError(f"recommender: its tensors are not those of levels {self.sid.levels}")
         return self
 
 
@@ -299,14 +319,7 @@ def sha256_of(path: Path) -> str:
 def load_bundle(path: Path) -> Bundle:
     """Read and verify a bundle. Raises ContractMismatch with the file at fault and the remedy."""
     manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
-        raise ContractMismatch(
-            f"{manifest_path}: not found. Give the folder that `glyphrec export --out` wrote."
-        )
-    try:
-        raw = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ContractMismatch(f"{manifest_path}: not JSON ({error}). Export again.") from error
+    raw = _read_json(manifest_path)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise ContractMismatch(
@@ -327,18 +340,47 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest)
 
 
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise ContractMismatch(f"{path}: over {MAX_MANIFEST_BYTES} bytes, so it is none. Export again.")
+        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise ContractMismatch(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number there")
+
+
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a NUL, a loop of links: nothing there has that name
+        inside = False
+    if not inside:
         raise ContractMismatch(f"{folder / MANIFEST}: {name!r} lies outside the bundle. Export again.")
-    if not path.is_file():
-        raise ContractMismatch(f"{path}: missing. Copy the whole bundle, or export again.")
-    if path.stat().st_size != record.num_bytes:
+    try:
+        if not path.is_file():
+            raise ContractMismatch(f"{path}: missing. Copy the whole bundle, or export again.")
+        num_bytes, found = path.stat().st_size, ""
+        if num_bytes == record.num_bytes:
+            found = sha256_of(path)
+    except OSError as error:
         raise ContractMismatch(
-            f"{path}: {path.stat().st_size} bytes, manifest says {record.num_bytes}. "
-            "Copy it again, or export again."
+            f"{path}: cannot be read ({error.strerror}). Copy the whole bundle."
+        ) from error
+    if num_bytes != record.num_bytes:
+        raise ContractMismatch(
+            f"{path}: {num_bytes} bytes, manifest says {record.num_bytes}. Copy it again, or export again."
         )
-    found = sha256_of(path)
     if found != record.sha256:
         raise ContractMismatch(
             f"{path}: sha256 is {found[:12]}, manifest says {record.sha256[:12]}. "

@@ -159,7 +159,45 @@ class BodyTooSlow(ServiceError):
     slug = "body-too-slow"
 
     def __init__(self, timeout_s: float) -> None:
-        super().__init__(f"No part of the body came for {timeout_s:g} s. Send the request again.")
+        super().__init__(
+            f"The body stopped for {timeout_s:g} s, or came too slowly for longer. Send the request again."
+        )
+
+
+class TargetTooLong(ServiceError):
+    status = HTTPStatus.REQUEST_URI_TOO_LONG
+    slug = "target-too-long"
+
+    def __init__(self, limit_bytes: int, limit_parameters: int) -> None:
+        super().__init__(
+            f"Path and query may have {limit_bytes} bytes and {limit_parameters} parameters. Send fewer."
+        )
+
+
+class HeadTooLarge(ServiceError):
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    slug = "head-too-large"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request has too many headers, or too long ones. Send fewer; no route needs many."
+        )
+
+
+class NotHttp(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    slug = "not-http"
+
+    def __init__(self) -> None:
+        super().__init__("This is no HTTP/1.1 request. Send one that RFC 9112 allows.")
+
+
+class InvalidJson(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    slug = "invalid-json"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The body is not JSON: {reason}.")
 
 
 class NotJson(ServiceError):
@@ -192,7 +230,18 @@ class AdminKeyNeeded(ServiceError):
     slug = "admin-key-needed"
 
     def __init__(self) -> None:
-        super().__init__("Only a key of GLYPHREC_ADMIN_KEYS may do this.")
+        super().__init__("What is under /admin/ needs a key of GLYPHREC_ADMIN_KEYS, and this is none.")
+
+
+class NoAdminKey(ServiceError):
+    status = HTTPStatus.FORBIDDEN
+    slug = "no-admin-key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "What is under /admin/ is closed while the service has no admin key, also on loopback. "
+            "Set GLYPHREC_ADMIN_KEYS to one or more; `glyphrec key` makes one."
+        )
 
 
 class NoBundlesFolder(ServiceError):

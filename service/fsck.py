@@ -293,10 +293,10 @@ class _Checker:
             self._report.num_unread += len(unread)
             if self._report.is_served:  # else the service reads them before it is
                 yield [_Suspect(item_id) for item_id in unread]
-            for item_id in [i for i, value in page.items() if not self._codec.read_item("", value)]:
+            for item_id in [i for i, value in page.items() if not self._codec.read_item(to_str(i), value)]:
                 with redis_errors():
                     now = await self._redis.hget(self._keys.items, item_id)
-                if now is not None and not self._codec.read_item("", now):
+                if now is not None and not self._codec.read_item(to_str(item_id), now):
                     self._report.add(Finding("unreadable_item", to_str(item_id), False))
 
     async def _suspects_in_log(self) -> list[_Suspect]:

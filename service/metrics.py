@@ -159,6 +159,11 @@ class Metrics:
             "/info; +Inf without an append-only file, NaN where Redis does not tell.",
             registry=registry,
         )
+        self.unreadable_values = Gauge(
+            "glyphrec_unreadable_values",
+            "Values of Redis that were skipped since the start, as they are not ours.",
+            registry=registry,
+        )
         self.filter_views = Gauge(
             "glyphrec_filter_views", "Filters whose items are kept ready for a search.", registry=registry
         )
@@ -196,6 +201,7 @@ class Metrics:
         self.catalog_items.set_function(lambda: catalog.num_items)
         self.catalog_version.set_function(lambda: catalog.version)
         self.catalog_stale_seconds.set_function(lambda: follower.stale_for_s)
+        self.unreadable_values.set_function(lambda: follower.num_unreadable)
         self.filter_views.set_function(lambda: catalog.views.num_views)
         self.filter_view_bytes.set_function(lambda: catalog.views.num_bytes)
         self._view_counts.views = catalog.views

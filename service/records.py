@@ -10,7 +10,7 @@ import operator
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 from service.contract import Codes, Sid, SidSpec
 from service.errors import InvalidCursor
@@ -173,10 +173,13 @@ class RecordCodec:
         return member
 
     def read_member(self, member: bytes) -> TrieEntry | None:
-        size = self._sid.size
-        return self._readable(
-            "the trie", member, lambda: TrieEntry(to_str(member[size:]), self.unpack_sid(member[:size]))
-        )
+        def read() -> TrieEntry:
+            item_id, sid = to_str(member[self._sid.size :]), self.unpack_sid(member[: self._sid.size])
+            if not item_id:
+                raise ValueError("no item id")
+            return TrieEntry(item_id, sid)
+
+        return self._readable("the trie", member, read)
 
     def read_held(self, value: bytes) -> Held | None:
         def read() -> Held:
@@ -184,19 +187,22 @@ class RecordCodec:
 
         return self._readable("the codes", value, read)
 
+    def read_id(self, raw: bytes) -> str | None:
+        """An item id that is a field of a hash."""
+        return self._readable("an item id", raw, lambda: to_str(raw))
+
     def read_item(self, item_id: str, value: bytes) -> ItemRecord | None:
         def read() -> ItemRecord:
-            item = json.loads(to_str(value[HASH_LENGTH:]))
-            if not isinstance(item, dict):
-                raise ValueError("not a JSON object")
+            item = _item(value)
+            if item["item_id"] != item_id:
+                raise ValueError("another item's id")
             return ItemRecord(item_id, value[:HASH_LENGTH].decode("ascii"), item)
 
         return self._readable("the items", value, read)
 
     def read_attributes(self, value: bytes) -> Attributes | None:
         """Those of an item."""
-        record = self.read_item("", value)
-        return self._fields.attributes_of(record.item) if record else None
+        return self._readable("the items", value, lambda: self._fields.attributes_of(_item(value)))
 
     def tells_attributes(self, fields: Mapping[bytes, bytes]) -> bool:
         """Whether this entry of the log has them, of the fields that are declared here."""
@@ -230,7 +236,7 @@ class RecordCodec:
     def _readable(self, where: str, value: bytes, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (ValueError, TypeError, KeyError, struct.error) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, struct.error) as error:
             self.num_unreadable += 1
             log.warning("%s: a value that is not ours, skipped: %r (%s)", where, value[:80], error)
             return None
@@ -247,10 +253,28 @@ def _to_json(value: object) -> bytes:
     return to_bytes(json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")))
 
 
-# JSON can spell a lone surrogate, which is no Unicode; it must come back as it was, not as an error.
+def _item(value: bytes) -> dict[str, Any]:
+    """Raises ValueError, KeyError or RecursionError where the value is no item that an answer can hold."""
+    text = to_str(value[HASH_LENGTH:])
+    item = json.loads(text, parse_constant=_refuse)
+    if not isinstance(item, dict):
+        raise ValueError("not a JSON object")
+    if not isinstance(item["item_id"], str):
+        raise ValueError("its item_id is no text")
+    if "\\u" in text:  # we escape control characters only, but others may have spelt half a surrogate pair
+        json.dumps(item, ensure_ascii=False).encode()
+    return item
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def to_bytes(text: str) -> bytes:
+    # What half a surrogate pair names does not exist here, and asking for it is no fault.
     return text.encode("utf-8", "surrogatepass")
 
 
 def to_str(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
+    """Raises ValueError where this is no Unicode, half a surrogate pair included: no answer could hold it."""
+    return raw.decode("utf-8")

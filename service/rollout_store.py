@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis, RedisCluster
 
 from service.errors import ServiceError
-from service.records import Keys, to_str, version_of
+from service.records import Keys, version_of
 from service.redis_client import Script, redis_errors
 
 LEASE_MS = 5_000  # a leader that was not heard of for so long is taken for dead
@@ -85,15 +85,15 @@ class RolloutStore:
             with redis_errors():
                 await self._redis.hdel(self._replicas, *dead)
         return Seen(
-            active=None if active is None else to_str(active),
-            announced=_announced({to_str(k): to_str(v) for k, v in _pairs(announced)}) if announced else None,
-            leader=None if leader is None else to_str(leader),
+            active=None if active is None else _text(active),
+            announced=_announced({_text(k): _text(v) for k, v in _pairs(announced)}) if announced else None,
+            leader=None if leader is None else _text(leader),
             replicas=[
                 Report(**{**each["report"], "in_use": tuple(each["report"]["in_use"])})
                 for each in reports.values()
                 if now - each["at"] <= REPORT_LIFE_S
             ],
-            retired={to_str(tokenizer_id): float(at) <= now for tokenizer_id, at in _pairs(retired)},
+            retired={_text(tokenizer_id): float(at) <= now for tokenizer_id, at in _pairs(retired)},
         )
 
     async def report(self, report: Report) -> None:
@@ -134,7 +134,7 @@ class RolloutStore:
             return None
         if version_of(entries[0][0]) != after + 1:
             raise LogGap
-        ids = [to_str(fields[b"id"]) for _, fields in entries if b"id" in fields]
+        ids = [_text(fields[b"id"]) for _, fields in entries if b"id" in fields]
         return Touched(list(dict.fromkeys(reversed(ids)))[::-1], version_of(entries[-1][0]))
 
     async def log_version(self, tokenizer_id: str) -> int:
@@ -158,6 +158,11 @@ class RolloutStore:
 def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
     """Fields and values, as Lua returns a hash or scored members."""
     return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _text(raw: bytes) -> str:
+    """What others may have written too becomes text, whatever it is."""
+    return raw.decode(errors="replace")
 
 
 def _announced(fields: dict[str, str]) -> Announced:

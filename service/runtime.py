@@ -1,16 +1,18 @@
 """ONNX Runtime behind two classes: arrays in, arrays out, each session checked as it loads."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import GraphSpec, TensorSpec
 from service.errors import ContractMismatch, GlyphrecError
+from service.onnx_file import external_tensors
 
 # Where the better ones come first. TensorRT is left out: it builds for minutes on first use.
 PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -26,6 +28,8 @@ _ORT_TYPES = {
     "uint16": "tensor(uint16)",
     "uint8": "tensor(uint8)",
 }
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +113,7 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
     wanted = list(providers) if providers else [name for name in PREFERRED_PROVIDERS if name in available]
     if unknown := [name for name in wanted if name not in available]:
         raise GlyphrecError(f"ONNX Runtime here has no {', '.join(unknown)}; it has {', '.join(available)}.")
+    _refuse_external_data(path)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -116,8 +121,9 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
     try:
         session = runtime.InferenceSession(str(path), options, providers=with_options)
     except Exception as error:  # ONNX Runtime's own classes share no base below Exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ContractMismatch(f"{path}: ONNX Runtime cannot load it ({reason}). Export again.") from error
+        raise ContractMismatch(
+            f"{path}: ONNX Runtime cannot load it ({_reason(error)}). Export again."
+        ) from error
     if wanted[0] not in session.get_providers():  # ONNX Runtime goes on with the next one
         log.warning(
             "%s runs on %s: %s could not start. Its lines above say why; mostly there is no GPU, or a "
@@ -129,6 +135,34 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
     _check(path, "input", graph.inputs, session.get_inputs())
     _check(path, "output", graph.outputs, session.get_outputs())
     return session
+
+
+def _refuse_external_data(path: Path) -> None:
+    try:
+        elsewhere = external_tensors(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ContractMismatch(f"{path}: not an ONNX file ({error}). Export again.") from error
+    except OSError as error:
+        raise ContractMismatch(f"{path}: cannot be read ({error.strerror}). Copy it again.") from error
+    if elsewhere:
+        raise ContractMismatch(
+            f"{path}: keeps {len(elsewhere)} tensors in other files, {elsewhere[0]!r} first, which nothing "
+            "verifies. Export again, with all data inside."
+        )
+
+
+def tried(path: Path, run: Callable[[], T]) -> T:
+    """What the graph of this file gives, the first time it runs. Raises ContractMismatch where it fails."""
+    try:
+        return run()
+    except ContractMismatch:
+        raise
+    except Exception as error:  # ONNX Runtime's own classes share no base below Exception
+        raise ContractMismatch(f"{path}: loads but does not run ({_reason(error)}). Export again.") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _check(path: Path, kind: str, promised: Sequence[TensorSpec], found: Sequence[Any]) -> None:
@@ -170,6 +204,8 @@ def _runtime() -> Any:
         raise GlyphrecError(
             "ONNX Runtime is not installed. Run `pip install 'glyphrec[cpu]'`, or [gpu] for CUDA."
         )
+    # Unless told otherwise before its import it keeps a database in the home folder and reports to its maker.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     if installed == ["onnxruntime-gpu"]:

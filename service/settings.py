@@ -14,12 +14,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import GlyphrecError
 from service.filters import DeclaredFields
+from service.keys import hashed
 
 PREFIX = "GLYPHREC_"
 CLIENT_KEY = "GLYPHREC_KEY"  # the client commands' own, no setting of the service
-MIN_KEY_LENGTH = 16
 
-Keys = Annotated[tuple[str, ...], NoDecode]
+Keys = Annotated[tuple[str, ...], NoDecode]  # as hashes (keys.py), however they were given
 FilterFields = Annotated[DeclaredFields, NoDecode]
 
 
@@ -80,10 +80,14 @@ class Settings(BaseSettings):
     )
     seed_catalog: bool = Field(True, description="put the bundle's items into a catalogue that is new")
 
-    api_keys: Keys = Field((), repr=False, description="keys that may read and write, separated by commas")
-    read_keys: Keys = Field((), repr=False, description="keys that may only read, separated by commas")
+    read_keys: Keys = Field(
+        (), repr=False, description="keys that may read: several, plain or as `sha256:…`, separated by commas"
+    )
+    api_keys: Keys = Field((), repr=False, description="keys that may read and write, given as `read_keys`")
     admin_keys: Keys = Field(
-        (), repr=False, description="keys that may do everything, /admin/ too; without any nobody may do that"
+        (),
+        repr=False,
+        description="keys that may do everything, also under /admin/, which nobody may without",
     )
     allow_anonymous: bool = Field(
         False, description="serve without keys also beyond loopback, where a proxy in front asks for them"
@@ -146,7 +150,14 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         8 * 2**20, ge=1_024, description="bytes of a request body; 1,000 items of 8 KiB each"
     )
-    body_timeout_s: float = Field(30, gt=0, description="seconds to wait for the next part of a request body")
+    head_timeout_s: float = Field(
+        10, gt=0, description="seconds that a connection has to say what it wants, until it is closed"
+    )
+    body_timeout_s: float = Field(
+        30,
+        gt=0,
+        description="seconds to wait for the next part of a request body, or to catch up with 4 KiB/s",
+    )
     max_items_per_request: int = Field(1_000, ge=1, le=10_000, description="items in one POST /items")
     max_item_chars: int = Field(
         20_000, ge=1, description="characters of one item, all fields; far more than its picture can show"
@@ -160,21 +171,17 @@ class Settings(BaseSettings):
     shutdown_timeout_s: int = Field(10, ge=1, description="seconds that requests in flight have at shutdown")
     access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")
 
-    @field_validator("api_keys", "read_keys", "admin_keys", mode="before")
+    @field_validator("read_keys", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, keys: Any) -> Any:
         if isinstance(keys, str):
             keys = [key.strip() for key in keys.split(",") if key.strip()]
         return tuple(keys)
 
-    @field_validator("api_keys", "read_keys", "admin_keys")
+    @field_validator("read_keys", "api_keys", "admin_keys")
     @classmethod
-    def _long_enough(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if any(len(key) < MIN_KEY_LENGTH for key in keys):
-            raise ValueError(f"a key needs {MIN_KEY_LENGTH} characters or more, or it can be guessed")
-        if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
-            raise ValueError("a key must be printable ASCII without spaces, as it travels in a header")
-        return keys
+    def _hashed(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(hashed, keys))
 
     @field_validator("filter_fields", mode="before")
     @classmethod
@@ -183,11 +190,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if set(self.api_keys) & set(self.read_keys):
-            raise ValueError("a key is in both api_keys and read_keys; leave it in one of them")
-        if set(self.admin_keys) & {*self.api_keys, *self.read_keys}:
-            raise ValueError("a key of admin_keys is also in api_keys or read_keys; leave it in one of them")
-        guarded = bool(self.api_keys or self.read_keys)
+        keys = [*self.read_keys, *self.api_keys, *self.admin_keys]
+        if len(keys) != len(set(keys)):
+            raise ValueError("a key is given twice among read_keys, api_keys and admin_keys; leave it in one")
+        guarded = bool(keys)
         if not (guarded or self.allow_anonymous or _is_loopback(self.host)):
             raise ValueError(
                 f"host {self.host} is open to others and no key is set. Set {PREFIX}API_KEYS, "

@@ -29,7 +29,6 @@ from service.records import (
     StoredItem,
     TrieEntry,
     to_bytes,
-    to_str,
     version_of,
 )
 from service.redis_client import PIPELINE_LENGTH, RESPONSE_TIMEOUT_S, Script, chunks, connect, redis_errors
@@ -289,8 +288,11 @@ class ItemStore:
         while True:
             with redis_errors():
                 cursor, values = await self._redis.hscan(self._items, cursor, count=PIPELINE_LENGTH)
-            found = (self._codec.read_item(to_str(key), value) for key, value in values.items())
-            records = [record for record in found if record]
+            records = [
+                record
+                for key, value in values.items()
+                if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
+            ]
             held = await self.held([record.item_id for record in records])
             unread = [
                 record
@@ -319,7 +321,8 @@ class ItemStore:
             with redis_errors():
                 cursor, codes = await self._redis.hscan(self._codes, cursor, count=PIPELINE_LENGTH)
                 items = await self._redis.hmget(self._items, list(codes)) if codes else []
-            await self.forget([to_str(i) for i, item in zip(codes, items, strict=True) if item is None])
+            gone = [item_id for item_id, item in zip(codes, items, strict=True) if item is None]
+            await self.forget([item_id for item_id in map(self._codec.read_id, gone) if item_id])
             if cursor == 0:
                 return
 
@@ -333,7 +336,7 @@ class ItemStore:
         """The tokenizer that is served, or None for a new catalogue."""
         with redis_errors():
             value = await self._redis.get(self._active)
-        return None if value is None else to_str(value)
+        return None if value is None else value.decode(errors="replace")
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless Redis answers."""

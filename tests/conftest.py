@@ -3,10 +3,11 @@
 import os
 
 # Before torch, tqdm and transformers are imported: small tensors are slower on several threads, nobody
-# watches bars, and no test asks a model hub.
+# watches bars, and no test asks a model hub or reports to ONNX Runtime's maker.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

@@ -176,6 +176,16 @@ def test_the_image_does_not_run_as_root() -> None:
     assert re.search(r"^USER [1-9]\d*$", last_stage, flags=re.MULTILINE)
 
 
+def test_compose_gives_the_service_no_way_to_write_or_to_gain_rights(compose: dict[str, Any]) -> None:
+    service = compose["services"]["glyphrec"]
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"cap_add", "privileged", "user"} & service.keys()
+    assert all(mount.endswith(":ro") for mount in service["volumes"])
+
+
 @promtool
 def test_prometheus_accepts_its_configuration() -> None:
     subprocess.run(["promtool", "check", "config", PROMETHEUS], check=True, capture_output=True)

@@ -5,15 +5,19 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 
 from service.api.dependencies import JSON_ONLY, PartsDep, RolloutDep, ServingDep
+from service.api.json_body import JsonRoute
+from service.api.problems import OF_A_BODY, problems
 from service.api.schemas import BundleRequest, BundlesResponse, ChangeInfo, ReplicaInfo, ServedBundle
 from service.errors import NotReady
 from service.model import Model
 from service.rollout import Rollout
 
-router = APIRouter(prefix="/admin", tags=["admin"])
+router = APIRouter(prefix="/admin", tags=["admin"], route_class=JsonRoute)
+
+OF_A_CHANGE = OF_A_BODY | problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
-@router.post("/bundles", dependencies=[JSON_ONLY], responses={202: {"model": BundlesResponse}})
+@router.post("/bundles", dependencies=[JSON_ONLY], responses=OF_A_CHANGE | {202: {"model": BundlesResponse}})
 async def change_bundle(
     body: BundleRequest, rollout: RolloutDep, serving: ServingDep, response: Response
 ) -> BundlesResponse:

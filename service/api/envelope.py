@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from time import perf_counter
+from urllib.parse import quote
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,12 +14,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import RefusedBody, internal_problem, problem_response
 from service.api.security import Guard
-from service.errors import BadTimeout, BodyTooLarge, BodyTooSlow, ServiceError
+from service.errors import (
+    BadTimeout,
+    BodyTooLarge,
+    BodyTooSlow,
+    HeadTooLarge,
+    ServiceError,
+    TargetTooLong,
+)
 from service.metrics import Metrics, Stages
 
 log = logging.getLogger("glyphrec")
 access_log = logging.getLogger("glyphrec.access")
 
+MAX_TARGET_BYTES = 8 * 2**10  # the longest cursor, or id of 256 characters, percent-encoded fits
+MAX_PARAMETERS = 50
+MAX_HEAD_BYTES = 32 * 2**10  # of all headers
+MAX_HEADERS = 100
+# Slower than any modem; without it a byte a time would hold a request for years.
+MIN_BODY_BYTES_PER_S = 4 * 2**10
 MAX_TIMEOUT_S = 3_600
 
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
@@ -75,6 +89,7 @@ class Envelope:
 
         with self._metrics.http_in_flight.track_inprogress():
             try:
+                _check_head(scope)
                 self._guard.check(scope["method"], scope["path"], headers)
                 self._check_length(headers)
                 state["deadline"] = _deadline(headers)
@@ -84,7 +99,7 @@ class Envelope:
                 answer = problem_response(error, instance=scope["path"], request_id=request_id)
                 await answer(scope, receive, send_with_headers)
             except Exception:  # outermost loop: a client gets an answer whatever happened
-                log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+                log.exception("request %s failed: %s %s", request_id, scope["method"], quote(scope["path"]))
                 if status:
                     raise  # half an answer is out; only closing the connection can say so
                 answer = internal_problem(instance=scope["path"], request_id=request_id)
@@ -101,13 +116,16 @@ class Envelope:
     def _bounded(self, receive: Receive) -> Receive:
         """`receive` that refuses a body which is longer than it said, or that stops coming."""
         num_bytes, more = 0, True
+        started_at = asyncio.get_running_loop().time()
 
         async def bounded() -> Message:
             nonlocal num_bytes, more
             if not more:  # what comes now is the end of the connection, which may take its time
                 return await receive()
+            slowest = started_at + num_bytes / MIN_BODY_BYTES_PER_S
+            waits_since = min(asyncio.get_running_loop().time(), slowest)
             try:
-                async with asyncio.timeout(self._body_timeout_s):
+                async with asyncio.timeout_at(waits_since + self._body_timeout_s):
                     message = await receive()
             except TimeoutError:
                 raise RefusedBody(BodyTooSlow(self._body_timeout_s)) from None
@@ -123,9 +141,21 @@ class Envelope:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.observe_http(route, scope["method"], status, seconds)
         if self._log_requests:
-            access_log.info(
-                "%s %s %d %.1f ms %s", scope["method"], scope["path"], status, 1000 * seconds, request_id
-            )
+            path = quote(scope["path"])  # it may hold the end of a line
+            access_log.info("%s %s %d %.1f ms %s", scope["method"], path, status, 1000 * seconds, request_id)
+
+
+def _check_head(scope: Scope) -> None:
+    """Before anything is read from it. Raises TargetTooLong or HeadTooLarge."""
+    query: bytes = scope["query_string"]
+    if (
+        len(scope.get("raw_path") or scope["path"]) + len(query) > MAX_TARGET_BYTES
+        or query.count(b"&") >= MAX_PARAMETERS
+    ):
+        raise TargetTooLong(MAX_TARGET_BYTES, MAX_PARAMETERS)
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
+        raise HeadTooLarge
 
 
 def _deadline(headers: Headers) -> float:

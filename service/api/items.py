@@ -11,7 +11,8 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, DeadlineDep, PartsDep, ServingDep, StagesDep
-from service.api.problems import problem_of
+from service.api.json_body import JsonRoute
+from service.api.problems import OF_A_PUT, OF_AN_ITEM, problem_of
 from service.api.schemas import (
     Deleted,
     ItemPage,
@@ -31,13 +32,14 @@ from service.neighbours import neighbours
 from service.records import StoredItem
 from service.render import item_text, render_text
 
-router = APIRouter(tags=["items"])
+router = APIRouter(tags=["items"], route_class=JsonRoute)
 
 ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
+PNG = {"type": "string", "format": "binary"}
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 
-@router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS])
+@router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_A_PUT)
 async def put_items(
     body: ItemsBody,
     request: Request,
@@ -64,7 +66,8 @@ async def put_items(
 async def list_items(
     parts: PartsDep,
     cursor: Annotated[
-        str | None, Query(max_length=2_000, description="`next_cursor` of the page before")
+        str | None,
+        Query(max_length=2_000, pattern=r"^[A-Za-z0-9_-]+$", description="`next_cursor` of the page before"),
     ] = None,
     limit: Limit = 100,
 ) -> ItemPage:
@@ -73,7 +76,7 @@ async def list_items(
     return ItemPage(items=[_stored(item) for item in page.items], next_cursor=page.next_cursor)
 
 
-@router.get("/items/{item_id:path}/similar")
+@router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM)
 async def similar_items(
     item_id: ItemIdPath, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=100)] = 10
 ) -> SimilarResponse:
@@ -94,7 +97,12 @@ async def similar_items(
     )
 
 
-@router.get("/items/{item_id:path}/image", response_class=Response, dependencies=[NEEDS_REDIS])
+@router.get(
+    "/items/{item_id:path}/image",
+    response_class=Response,
+    dependencies=[NEEDS_REDIS],
+    responses=OF_AN_ITEM | {200: {"description": "OK", "content": {"image/png": {"schema": PNG}}}},
+)
 async def item_image(item_id: ItemIdPath, parts: PartsDep) -> Response:
     """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
     stored = await _find(parts, item_id)
@@ -105,12 +113,12 @@ async def item_image(item_id: ItemIdPath, parts: PartsDep) -> Response:
     return Response(png.getvalue(), media_type="image/png")
 
 
-@router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS])
+@router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
 async def get_item(item_id: ItemIdPath, parts: PartsDep) -> StoredItemOut:
     return _stored(await _find(parts, item_id))
 
 
-@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS])
+@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_PUT)
 async def patch_item(
     item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, stages: StagesDep, deadline: DeadlineDep
 ) -> PatchedItem:
@@ -137,7 +145,7 @@ async def patch_item(
     )
 
 
-@router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS])
+@router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
 async def delete_item(item_id: ItemIdPath, parts: PartsDep) -> Deleted:
     """Take an item away; the next search on this replica does not know it any more."""
     version = await parts.indexer.drop(check_item_id(item_id))

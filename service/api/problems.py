@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from service.api.schemas import FieldError, Problem
 from service.errors import InvalidItem, MissingKey, ServiceError
@@ -18,6 +19,30 @@ from service.errors import InvalidItem, MissingKey, ServiceError
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
 _TAGS = ("batch", "bare", "<range>", "<value>")  # of the unions in schemas.py
+
+
+def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """For `responses=` of a route: what it may refuse with."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+    return {int(status): {"description": status.phrase, "content": content} for status in statuses}
+
+
+# Whatever the route: who asks, how much, and what became of the service.
+OF_ANY_ROUTE = problems(
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+OF_A_BODY = problems(HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+OF_A_QUEUE = problems(HTTPStatus.TOO_MANY_REQUESTS)
+OF_AN_ITEM = problems(HTTPStatus.NOT_FOUND)
+OF_A_PUT = OF_A_BODY | OF_A_QUEUE | problems(HTTPStatus.CONFLICT, HTTPStatus.INSUFFICIENT_STORAGE)
 
 
 class ProblemResponse(Response):
@@ -75,10 +100,6 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = error.errors()
     instance, request_id = request.scope["path"], request.state.request_id
-    if details and details[0]["type"] == "json_invalid":
-        place, reason = details[0]["loc"][-1], details[0]["ctx"]["error"]
-        detail = f"The body is not JSON: {reason} at character {place}."
-        return ProblemResponse(_problem("invalid-json", HTTPStatus.BAD_REQUEST, detail, instance, request_id))
     field_errors = [
         FieldError(field=_path(each["loc"]), message=each["msg"]) for each in details[:MAX_FIELD_ERRORS]
     ]
@@ -92,6 +113,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     instance, request_id = request.scope["path"], request.state.request_id
+    headers = error.headers
     if isinstance(error, RefusedBody):
         return problem_response(error.error, instance=instance, request_id=request_id)
     status = HTTPStatus(error.status_code)
@@ -99,16 +121,25 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case HTTPStatus.NOT_FOUND:
             slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists them all."
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "other methods")
+            allowed = ", ".join(sorted(_methods_of(request)))
+            headers = {"Allow": allowed}
             slug, detail = (
                 "method-not-allowed",
                 f"{instance} does not take {request.method}; it takes {allowed}.",
             )
-        case HTTPStatus.BAD_REQUEST:
-            slug, detail = "invalid-json", "The body is not JSON in UTF-8, or is nested too deep to read."
         case _:
             slug, detail = status.phrase.lower().replace(" ", "-"), f"{status.phrase}."
-    return ProblemResponse(_problem(slug, status, detail, instance, request_id), error.headers)
+    return ProblemResponse(_problem(slug, status, detail, instance, request_id), headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """All that this path takes: Starlette tells those of the first route only."""
+    found: set[str] = set()
+    for route in request.app.router.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return found
 
 
 def _problem(

@@ -3,6 +3,8 @@
 from fastapi import APIRouter
 
 from service.api.dependencies import JSON_ONLY, DeadlineDep, PartsDep, StagesDep
+from service.api.json_body import JsonRoute
+from service.api.problems import OF_A_BODY, OF_A_QUEUE
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -15,10 +17,10 @@ from service.filters import Equals, Filter, Range
 from service.recommend import Query
 from service.selection import Diversity
 
-router = APIRouter(tags=["recommend"])
+router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
 
-@router.post("/recommend", dependencies=[JSON_ONLY])
+@router.post("/recommend", dependencies=[JSON_ONLY], responses=OF_A_BODY | OF_A_QUEUE)
 async def recommend(
     body: RecommendRequest, parts: PartsDep, stages: StagesDep, deadline: DeadlineDep
 ) -> RecommendResponse:

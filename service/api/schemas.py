@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+)
 
 from service.items import MAX_ID_CHARS
 
@@ -13,6 +22,14 @@ MAX_CATEGORIES = 100
 MAX_CONDITIONS = 20
 MAX_LIMIT = 100
 
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number, so 10.0 is as whole as 10."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Bounds stand before it, or the schema does not tell them.
+WHOLE = BeforeValidator(_whole)
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
 
 
@@ -57,7 +74,14 @@ class Item(BaseModel):
 
 class ItemsRequest(_In):
     # Every item is checked on its own, so that a bad one does not fail its neighbours.
-    items: list[Any] = Field(min_length=1, json_schema_extra={"items": Item.model_json_schema()})
+    items: list[Any] = Field(
+        min_length=1,
+        json_schema_extra={
+            "items": {
+                "anyOf": [Item.model_json_schema(), {"description": "or anything: it fails, and alone"}]
+            }
+        },
+    )
 
 
 def _bare_or_batch(body: Any) -> str:
@@ -166,7 +190,7 @@ class FilterIn(_In):
     exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
 
 
-AtLeastOne = Annotated[int, Field(ge=1)]
+AtLeastOne = Annotated[int, Field(ge=1), WHOLE]
 
 
 class DiversityIn(_In):
@@ -184,7 +208,7 @@ class RecommendRequest(_In):
     history: list[ItemId] = Field(
         max_length=MAX_HISTORY, description="item ids, oldest first; the newest known ones count"
     )
-    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), WHOLE] = 10
     exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
     exclude_history: bool = Field(default=True, description="never recommend what the history holds")
     guarantee: Literal["none", "exact"] = Field(

@@ -1,50 +1,71 @@
-"""Who may do what: a read-write key everything, a read-only key everything that changes nothing."""
+"""Who may do what: keys have a scope, and each scope may all that the ones before it may."""
 
-import hmac
-from hashlib import sha256
+from collections.abc import Sequence
+from enum import IntEnum
 
 from starlette.datastructures import Headers
 
-from service.errors import AdminKeyNeeded, MissingKey, ReadOnlyKey
+from service.errors import AdminKeyNeeded, MissingKey, NoAdminKey, ReadOnlyKey
+from service.keys import holds
+
+
+class Scope(IntEnum):
+    """What a request needs, and what a key gives."""
+
+    OPEN = 0  # no key
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
 
 # Probes and scrapers carry no keys, and the API's own description holds no secrets.
 _OPEN = frozenset({"/metrics", "/livez", "/readyz", "/healthz", "/docs", "/openapi.json"})
 _OPEN_UNDER = ("/health/", "/docs/")
+_ADMIN, _ADMIN_UNDER = "/admin", "/admin/"
 _READING_POSTS = frozenset({"/recommend"})
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
-    """Keys are kept as hashes, so that comparing takes the same time whatever was given."""
+    """Knows the hashes of all keys (keys.py), and no key."""
 
     def __init__(
-        self, *, api_keys: tuple[str, ...], read_keys: tuple[str, ...], admin_keys: tuple[str, ...] = ()
+        self, *, read_keys: Sequence[str] = (), api_keys: Sequence[str] = (), admin_keys: Sequence[str] = ()
     ) -> None:
-        self._may_write = [(_hash(key), True) for key in api_keys] + [
-            (_hash(key), False) for key in read_keys
-        ]
-        self._admins = [_hash(key) for key in admin_keys]
+        self._keys = {Scope.READ: read_keys, Scope.WRITE: api_keys, Scope.ADMIN: admin_keys}
+        self._is_set = any(self._keys.values())
 
     def check(self, method: str, path: str, headers: Headers) -> None:
-        """Raise MissingKey or ReadOnlyKey unless the request may go on. Without any key set, all may."""
-        is_admin = sum(hmac.compare_digest(key, _hash(_given_key(headers))) for key in self._admins) > 0
-        if is_admin:
+        """Raise MissingKey, ReadOnlyKey, AdminKeyNeeded or NoAdminKey unless the request may go on.
+
+        Without any key set, all may do all, except what needs an admin: that nobody may then.
+        """
+        needed = scope_needed(method, path)
+        if needed is Scope.OPEN:
             return
-        if path.startswith("/admin/"):
-            raise AdminKeyNeeded
-        if not self._may_write or path in _OPEN or path.startswith(_OPEN_UNDER):
-            return
-        given = _hash(_given_key(headers))
-        known = may_write = False
-        for key, writes in self._may_write:  # all of them: the time tells nothing about which
-            same = hmac.compare_digest(key, given)
-            known |= same
-            may_write |= same and writes
-        if not known:
+        given = self._scope_given(headers)
+        if self._is_set and given is Scope.OPEN:
             raise MissingKey
-        reads_only = method in _READING_METHODS or (method == "POST" and path in _READING_POSTS)
-        if not (reads_only or may_write):
-            raise ReadOnlyKey
+        if needed is Scope.ADMIN and not self._keys[Scope.ADMIN]:
+            raise NoAdminKey
+        if self._is_set and given < needed:
+            raise AdminKeyNeeded if needed is Scope.ADMIN else ReadOnlyKey
+
+    def _scope_given(self, headers: Headers) -> Scope:
+        key = _given_key(headers)
+        held = [scope for scope, hashes in self._keys.items() if holds(hashes, key)]
+        return max(held, default=Scope.OPEN)
+
+
+def scope_needed(method: str, path: str) -> Scope:
+    """Of a path as the router sees it: decoded once, nothing else made of it."""
+    if path in _OPEN or path.startswith(_OPEN_UNDER):
+        return Scope.OPEN
+    if path == _ADMIN or path.startswith(_ADMIN_UNDER):
+        return Scope.ADMIN
+    if method in _READING_METHODS or (method == "POST" and path in _READING_POSTS):
+        return Scope.READ
+    return Scope.WRITE
 
 
 def _given_key(headers: Headers) -> str:
@@ -53,7 +74,3 @@ def _given_key(headers: Headers) -> str:
         return key
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def _hash(key: str) -> bytes:
-    return sha256(key.encode()).digest()

@@ -36,7 +36,9 @@ def start(bundles, redis_url, tmp_path, monkeypatch):
 
         def start(name):
             service = local_service(bundles / "old", redis_url=redis_url, log=tmp_path / f"{name}.log")
-            return stack.enter_context(service)
+            service = stack.enter_context(service)
+            service.client.headers.update(ADMIN)
+            return service
 
         yield start
 
@@ -63,7 +65,7 @@ class Load:
             thread.join()
 
     def _run(self, name, job, url):
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, headers=ADMIN, timeout=30) as client:
             number = 0
             while not self._is_over.is_set():
                 number += 1
@@ -98,11 +100,11 @@ class Load:
 
 
 def change(service, name):
-    return service.client.post("/admin/bundles", json={"bundle": name}, headers=ADMIN)
+    return service.client.post("/admin/bundles", json={"bundle": name})
 
 
 def told(service):
-    return service.client.get("/admin/bundles", headers=ADMIN).json()
+    return service.client.get("/admin/bundles").json()
 
 
 def until(claim):

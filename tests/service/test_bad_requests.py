@@ -8,8 +8,6 @@ import pytest
 from tests.known_bundle import KNOWN_ITEMS
 from tests.service.running import is_problem, running
 
-WRITE_KEY, READ_KEY = "a-key-that-may-write", "a-key-that-may-read-only"
-
 
 @pytest.mark.parametrize(
     ("body", "field"),
@@ -220,7 +218,8 @@ async def test_a_body_that_stops_coming_is_given_up(bundle, redis_url):
         ("GET", "/items?limit=0", 422, "invalid-request"),
         ("GET", "/items?limit=abc", 422, "invalid-request"),
         ("GET", "/items?cursor=nonsense", 422, "invalid-cursor"),
-        ("GET", "/items?cursor=%00", 422, "invalid-cursor"),
+        ("GET", "/items?cursor=%00", 422, "invalid-request"),
+        ("GET", "/items?cursor=", 422, "invalid-request"),
         ("GET", "/items/%00", 422, "invalid-item"),
         ("DELETE", "/items/%00", 422, "invalid-item"),
         ("GET", f"/items/{'x' * 257}", 422, "invalid-request"),
@@ -235,40 +234,3 @@ async def test_after_all_bad_requests_the_service_is_well(client):
         await client.post("/items", content=body, headers={"Content-Type": "application/json"})
     assert (await client.get("/health/ready")).status_code == 200
     assert (await client.post("/recommend", json={"history": ["item-0"]})).status_code == 200
-
-
-# --- keys ---
-
-
-def by_key(key):
-    return {"X-API-Key": key}
-
-
-async def test_keys_decide_who_may_read_and_write(bundle, redis_url):
-    item = {"item_id": "a", "title": "x"}
-    async with running(bundle, redis_url, api_keys=(WRITE_KEY,), read_keys=(READ_KEY,)) as client:
-        for headers in ({}, by_key("wrong"), by_key(""), {"Authorization": "Basic " + WRITE_KEY}):
-            for method, path in (
-                ("GET", "/info"),
-                ("POST", "/recommend"),
-                ("POST", "/items"),
-                ("GET", "/nowhere"),
-            ):
-                response = await client.request(method, path, json={"history": []}, headers=headers)
-                assert is_problem(response, 401, "missing-key")
-                assert response.headers["www-authenticate"].startswith("Bearer")
-        for headers in (
-            by_key(READ_KEY),
-            {"Authorization": f"Bearer {READ_KEY}"},
-            {"Authorization": f"bearer {READ_KEY}"},
-        ):
-            assert (await client.get("/info", headers=headers)).status_code == 200
-            assert (await client.post("/recommend", json={"history": []}, headers=headers)).status_code == 200
-            for method, path in (("POST", "/items"), ("DELETE", "/items/item-0"), ("PATCH", "/items/item-0")):
-                response = await client.request(method, path, json=item, headers=headers)
-                assert is_problem(response, 403, "read-only-key")
-        for headers in (by_key(WRITE_KEY), {"Authorization": f"Bearer {WRITE_KEY}"}):
-            assert (await client.get("/info", headers=headers)).status_code == 200
-            assert (await client.post("/items", json=item, headers=headers)).status_code == 200
-        for path in ("/health/live", "/health/ready", "/livez", "/readyz", "/healthz", "/metrics", "/docs"):
-            assert (await client.get(path)).status_code == 200

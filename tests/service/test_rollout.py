@@ -39,6 +39,7 @@ def bundles(tmp_path_factory):
 async def replica(bundles, redis_url, name="old", **settings):
     given = {"bundles_dir": bundles, "admin_keys": (ADMIN["X-API-Key"],)} | settings
     async with running(bundles / name, redis_url, **given) as client:
+        client.headers.update(ADMIN)
         yield client
 
 
@@ -55,7 +56,7 @@ async def pair(bundles, redis_url):
 
 
 async def change(client, name):
-    return await client.post("/admin/bundles", json={"bundle": name}, headers=ADMIN)
+    return await client.post("/admin/bundles", json={"bundle": name})
 
 
 async def info(client):
@@ -87,14 +88,18 @@ async def recommended(client, **body):
 async def test_only_an_admin_key_may_change_the_bundle_and_without_any_nobody(bundles, redis_url):
     body = {"bundle": "new"}
     async with replica(bundles, redis_url, api_keys=("a-key-that-may-write",)) as client:
-        for headers in ({}, {"X-API-Key": "a-key-that-may-write"}, {"X-API-Key": "x" * 20}):
-            assert is_problem(
-                await client.post("/admin/bundles", json=body, headers=headers), 403, "admin-key-needed"
-            )
-            assert is_problem(await client.get("/admin/bundles", headers=headers), 403, "admin-key-needed")
-        assert (await client.get("/admin/bundles", headers=ADMIN)).status_code == 200
+        for key, status, slug in (
+            ("a-key-that-may-write", 403, "admin-key-needed"),
+            ("x" * 20, 401, "missing-key"),
+            ("", 401, "missing-key"),
+        ):
+            client.headers["X-API-Key"] = key
+            assert is_problem(await client.post("/admin/bundles", json=body), status, slug)
+            assert is_problem(await client.get("/admin/bundles"), status, slug)
+        client.headers.update(ADMIN)
+        assert (await client.get("/admin/bundles")).status_code == 200
     async with replica(bundles, redis_url, admin_keys=()) as client:
-        assert is_problem(await client.post("/admin/bundles", json=body), 403, "admin-key-needed")
+        assert is_problem(await client.post("/admin/bundles", json=body), 403, "no-admin-key")
 
 
 @pytest.mark.parametrize(
@@ -257,8 +262,7 @@ async def held_up_while_joining(client, redis):
     assert (await change(client, "new")).status_code == 202
     async with asyncio.timeout(TIMEOUT_S):
         while not any(
-            each["is_prepared"]
-            for each in (await client.get("/admin/bundles", headers=ADMIN)).json()["change"]["replicas"]
+            each["is_prepared"] for each in (await client.get("/admin/bundles")).json()["change"]["replicas"]
         ):
             await asyncio.sleep(0.02)
     yield
@@ -280,7 +284,7 @@ async def test_while_replicas_join_what_is_acknowledged_is_under_both_tokenizers
             await post(client, each.item_id, each.item["title"], price=7)
         assert (await info(client))["tokenizer_id"] == OLD
         assert (await change(client, "new")).status_code == 202
-        told = (await client.get("/admin/bundles", headers=ADMIN)).json()["change"]
+        told = (await client.get("/admin/bundles")).json()["change"]
         assert told["phase"] == "joining"
         assert sorted(each["is_prepared"] for each in told["replicas"]) == [False, True]
     await until_serving(client, NEW)
@@ -305,7 +309,7 @@ async def test_the_catalogue_is_read_slowly_with_progress_and_a_second_change_ha
         seen = set()
         async with asyncio.timeout(TIMEOUT_S):
             while len(seen) < 3:
-                told = (await client.get("/admin/bundles", headers=ADMIN)).json()["change"]
+                told = (await client.get("/admin/bundles")).json()["change"]
                 assert told["phase"] == "reading"
                 assert told["items"] == len(KNOWN_ITEMS) + len(items)
                 seen.add(told["read_items"])

@@ -1,6 +1,7 @@
 import pytest
 
 from service.filters import DeclaredFields
+from service.keys import hash_of
 from service.settings import BadSettings, Settings, load_settings
 
 KEY = "a-key-of-some-length"
@@ -43,7 +44,8 @@ def test_it_refuses_to_listen_to_others_without_keys(host):
     with pytest.raises(BadSettings, match="GLYPHREC_API_KEYS"):
         load_settings(bundle="b", host=host)
     assert load_settings(bundle="b", host=host, allow_anonymous=True).host == host
-    assert load_settings(bundle="b", host=host, read_keys=(KEY,)).host == host
+    for keys in ("read_keys", "api_keys", "admin_keys"):
+        assert load_settings(bundle="b", host=host, **{keys: (KEY,)}).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -51,24 +53,34 @@ def test_loopback_needs_no_key(host):
     assert load_settings(bundle="b", host=host).host == host
 
 
-def test_keys_come_separated_by_commas_and_are_never_shown(monkeypatch):
-    monkeypatch.setenv("GLYPHREC_API_KEYS", f" {KEY}-1, {KEY}-2 ,")
+@pytest.mark.parametrize("variable", ["READ_KEYS", "API_KEYS", "ADMIN_KEYS"])
+def test_keys_come_separated_by_commas_plain_or_hashed_and_are_kept_as_hashes(monkeypatch, variable):
+    monkeypatch.setenv(f"GLYPHREC_{variable}", f" {KEY}-1, {hash_of(KEY + '-2')} ,")
     settings = load_settings(bundle="b", redis_url="redis://:secret@host")
-    assert settings.api_keys == (f"{KEY}-1", f"{KEY}-2")
-    assert KEY not in repr(settings)
+    assert getattr(settings, variable.lower()) == (hash_of(f"{KEY}-1"), hash_of(f"{KEY}-2"))
+    assert KEY not in str(settings.model_dump())
+    assert "sha256" not in repr(settings)
     assert "secret" not in repr(settings)
 
 
-@pytest.mark.parametrize("key", ["short", "spaces are not allowed", "ключ-из-букв-не-ASCII"])
-def test_a_key_that_is_weak_or_cannot_travel_is_refused_and_not_echoed(key):
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("short", "spaces are not allowed", "ключ-из-букв-не-ASCII"),
+        *("sha256:" + "0" * 63, "sha256:" + "0" * 65, "sha256:" + "G" * 64, "sha256:" + "A" * 64),
+    ],
+)
+def test_a_key_that_is_weak_or_cannot_travel_or_is_no_hash_is_refused_and_not_echoed(key):
     with pytest.raises(BadSettings) as refused:
         load_settings(bundle="b", api_keys=(key,))
     assert key not in str(refused.value)
 
 
-def test_one_key_cannot_have_both_scopes():
-    with pytest.raises(BadSettings, match="both"):
+def test_one_key_cannot_have_two_scopes_however_it_is_spelt():
+    with pytest.raises(BadSettings, match="twice"):
         load_settings(bundle="b", api_keys=(KEY,), read_keys=(KEY,))
+    with pytest.raises(BadSettings, match="twice"):
+        load_settings(bundle="b", api_keys=(KEY,), admin_keys=(hash_of(KEY),))
 
 
 def test_a_value_out_of_range_names_its_variable():

@@ -1,0 +1,80 @@
+"""The one thing of an ONNX file that ONNX Runtime does not refuse and we do: data kept in another file. Pure.
+
+ONNX Runtime follows such a path as long as it stays in the folder, and nobody has verified what lies there.
+The onnx package is not installed where we serve, so this walks protobuf's wire format, onnx.proto beside it.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Field number -> kind of message, of all fields that lead to a tensor.
+_MESSAGES = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class _Field(NamedTuple):
+    number: int
+    value: int | memoryview
+
+
+def external_tensors(model: bytes) -> list[str]:
+    """The names of tensors whose data are elsewhere. Raises ValueError where this is no protobuf."""
+    return list(_external(memoryview(model), "model"))
+
+
+def _external(message: memoryview, kind: str) -> Iterator[str]:
+    if kind == "tensor":
+        values = {each.number: each.value for each in _fields(message)}
+        if _EXTERNAL_DATA in values or values.get(_DATA_LOCATION):
+            name = values.get(_TENSOR_NAME, b"")
+            yield "unnamed" if isinstance(name, int) else bytes(name).decode(errors="replace")
+        return
+    inner = _MESSAGES[kind]
+    for each in _fields(message):
+        if each.number in inner and isinstance(each.value, memoryview):
+            yield from _external(each.value, inner[each.number])
+
+
+def _fields(message: memoryview) -> Iterator[_Field]:
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, place = _varint(message, place)
+            yield _Field(number, value)
+            continue
+        if wire == _BYTES:
+            length, place = _varint(message, place)
+        elif wire in (_FIXED64, _FIXED32):
+            length = 8 if wire == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if place + length > len(message):
+            raise ValueError("cut off")
+        yield _Field(number, message[place : place + length])
+        place += length
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """The number, and the place after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if place == len(message):
+            raise ValueError("cut off")
+        byte = message[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+    raise ValueError("a number of more than ten bytes")
