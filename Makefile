@@ -22,8 +22,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Or ONNX Runtime reports to its maker what it runs.
 export ORT_DISABLE_TELEMETRY := 1
 
-# An environment that was moved with its folder no longer works; install.sh makes it anew.
-$(shell grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(STAMP))
+# An environment that was moved with its folder no longer works; install.sh makes it anew, but touches no linked one.
+$(shell [ -L .venv ] || grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(STAMP))
 
 help:
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18

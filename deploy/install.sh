@@ -52,6 +52,10 @@ install() {
   if [[ -t 1 ]]; then printf '\r\033[K'; fi
 }
 
+if [[ -L .venv ]]; then
+  echo ".venv is a link to $(readlink .venv), which belongs to another folder. Remove the link: rm .venv" >&2
+  exit 1
+fi
 if ! venv_works; then
   python=$(find_python)
   check_venv_module "$python"

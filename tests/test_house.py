@@ -202,6 +202,19 @@ def test_install_names_the_package_that_a_debian_without_venv_lacks(elsewhere: P
     assert "apt install python3.12-venv" in done.stderr
 
 
+def test_install_leaves_the_environment_alone_that_a_link_leads_to(elsewhere: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs/.venv"
+    theirs.mkdir(parents=True)
+    for name in (".installed", "pyvenv.cfg"):
+        (theirs / name).touch()
+    os.utime(theirs / ".installed", (0, 0))
+    (elsewhere / ".venv").symlink_to(theirs)
+    done = make(elsewhere, "install")
+    assert done.returncode != 0
+    assert "rm .venv" in done.stderr
+    assert sorted(path.name for path in theirs.iterdir()) == [".installed", "pyvenv.cfg"]
+
+
 def test_install_says_where_there_is_no_such_python(elsewhere: Path) -> None:
     done = make(elsewhere, "install", "PYTHON=no-such-python")
     assert done.returncode != 0
