@@ -188,14 +188,14 @@ def base() -> RunConfig:
 
 def demo() -> RunConfig:
     """Minutes on two CPU cores: what `make demo` trains. What a household buys next depends little on what it
-    is like and much on how popular it is: prefixes that begin as content only hold a short training back.
+    is like and much on how popular it is: content only holds a short training back.
     """
     return replace(
         base(),
         name="demo",
         head=HeadConfig(max_steps=400),
         quantizer=RqKMeansConfig(balanced=True),  # RQ-VAE lets popular items, all near each other, collide
-        generator=TreeConfig(dropout=0.2, start_scale=0.0),
+        generator=TreeConfig(dropout=0.2, start_scale=0.0, likeness=0.0),
         training=TrainingConfig(
             max_epochs=40,
             max_steps=1000,

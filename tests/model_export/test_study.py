@@ -12,6 +12,7 @@ from model_export.data.dataset import make_dataset
 from model_export.data.tables import write_dataset
 from model_export.study import cells
 from model_export.study.command import study
+from model_export.study.costs import with_costs
 from model_export.study.plan import PLANS, RESOLUTIONS, Cell, recipe
 from model_export.study.run import Work, works_of
 from service.errors import GlyphrecError
@@ -26,7 +27,7 @@ class Studied(NamedTuple):
     cache: Path
     said: list[str]
 
-    def again(self, only: list[str] | None = None, plan: str = "tiny") -> list[str]:
+    def again(self, only: list[str] | None = None, plan: str = "tiny", *, costs: bool = False) -> list[str]:
         said: list[str] = []
         study(
             [str(self.data)],
@@ -34,7 +35,7 @@ class Studied(NamedTuple):
             only=only or [],
             out=self.out,
             cache_folder=self.cache,
-            report_only=False,
+            costs=costs,
             say=said.append,
         )
         return said
@@ -46,7 +47,7 @@ def studied(small_dataset, tmp_path_factory) -> Studied:
     histories = zip(small_dataset.user_ids[:NUM_USERS], small_dataset.sequences[:NUM_USERS], strict=True)
     write_dataset(make_dataset("groceries", small_dataset.items, list(histories), {}), folder / "groceries")
     found = Studied(folder / "groceries", folder / "docs", folder / "cache", [])
-    found.said.extend(found.again())
+    found.said.extend(found.again(costs=True))
     return found
 
 
@@ -59,8 +60,11 @@ def test_every_cell_of_the_plan_is_run_and_told(studied):
     assert figures["default"]["num_seeds"] == 2
     assert 0 <= figures["default"]["item_hit@10"] <= 1
     assert figures["default"]["pixels_per_item"] > 0
+    assert figures["default"]["ms_per_request"] > 0
+    assert figures["text"]["encode_ms_per_item"] > 0
     assert figures["tiger_text"]["use_level_4"] > 0, "a suffix is a level more"
     text = (studied.out / "study.md").read_text()
+    assert "all from one\nrun of `glyphrec study … --costs` on one machine" in text
     for cell in plan.cells:
         assert cell.label in text, cell.name
 
@@ -71,6 +75,18 @@ def test_a_second_run_computes_nothing_and_writes_the_same(studied):
     count = len(cells.load_all(studied.out / "study" / "cells"))
     assert f"{count} cells, {count} of them done before" in said
     assert (studied.out / "study.md").read_bytes() == before
+
+
+def test_costs_are_told_only_of_what_they_were_measured_for(studied):
+    results = cells.load_all(studied.out / "study" / "cells")
+    default = next(result for result in results if (result.name, result.seed) == ("default", 0))
+    second = next(result for result in results if (result.name, result.seed) == ("default", 1))
+    changed = replace(default, key="0" * 16)
+    found, machine = with_costs([default, second, changed], studied.out / "study")
+    assert machine.endswith("cores")
+    assert "ms_per_request" in found[0].figures
+    assert "ms_per_request" not in found[1].figures, "costs are of the first seed"
+    assert "ms_per_request" not in found[2].figures
 
 
 def test_a_cell_of_another_configuration_is_not_taken_for_this_one(studied):
