@@ -18,7 +18,7 @@ from service.fsck import check
 from service.records import Keys
 from service.redis_client import connect_to_any
 from service.redis_server import find_server_binary
-from tests.known_bundle import KNOWN_ITEMS
+from tests.known_bundle import KNOWN_ITEMS, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import CATALOG, SPEC, TOKENIZER, put, record, store_on, until, until_true
 from tests.service.redis_nodes import node
 from tests.service.running import running, starting
@@ -115,6 +115,29 @@ async def test_a_service_on_any_node_of_a_cluster_does_all_that_one_on_a_single_
     assert await asyncio.to_thread(main, command) == 0, capsys.readouterr().out
     held = [await client.dbsize() for _, client in nodes]
     assert sorted(held)[:2] == [0, 0]  # all keys of a catalogue are on one node
+
+
+async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
+    nodes: list[tuple[int, Redis]], tmp_path: Path
+) -> None:
+    write_known_bundle(tmp_path / "old", KNOWN_ITEMS)
+    write_known_bundle(tmp_path / "new", KNOWN_ITEMS[:10], reader=1)
+    url, key = f"redis://127.0.0.1:{nodes[0][0]}", "an-admin-key-of-this-test"
+    settings = {"bundles_dir": tmp_path, "admin_keys": (key,), "keep_old_codes_s": 0}
+    async with running(tmp_path / "old", url, **settings) as client:
+        client.headers["X-API-Key"] = key
+        begun = await client.post("/admin/bundles", json={"bundle": "new"})
+        assert begun.status_code == 202, begun.text
+
+        async def is_done() -> bool:
+            info = (await client.get("/info")).json()
+            keys = [key for _, each in nodes for key in await each.keys()]
+            has_old = Keys.of("glyphrec", tokenizer_id_of(0)).codes.encode() in keys
+            return info["tokenizer_id"] == tokenizer_id_of(1) and not has_old
+
+        await until_true(is_done, 30)
+        listed = (await client.get("/items", params={"limit": 1_000})).json()["items"]
+        assert len(listed) == len(KNOWN_ITEMS)
 
 
 async def test_a_catalogue_that_moves_to_another_node_is_followed(nodes: list[tuple[int, Redis]]) -> None:
