@@ -104,6 +104,11 @@ def redis_errors() -> Iterator[None]:
         yield
     except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
         raise translate(error) from error
+    except AttributeError as error:
+        # Before Python 3.12 the cluster's client may write to a connection that another task has just closed.
+        if error.name != "writelines":
+            raise
+        raise translate(error) from error
 
 
 def translate(error: Exception) -> ServiceError:
