@@ -141,9 +141,14 @@ class Rollout:
     # --- what a replica does by itself ---
 
     async def begin(self, model: Model) -> None:
-        """Serve `model`. The other replicas know of this one before its first request."""
+        """Serve `model`. The other replicas know of this one before its first request, unless Redis takes no
+        writes: then no model can change either, and `run` tells them as soon as it does.
+        """
         self._model = model
-        await persist(self.look, _log_only)
+        try:
+            await self.look()
+        except ServiceError as error:
+            log.warning("the other replicas do not know of this one yet: %s", error)
         self._readiness.parts = self._serving
         self._serving.show()
 
@@ -153,11 +158,15 @@ class Rollout:
 
     async def run(self) -> None:
         """Look twice a second at what was announced, and do this replica's part; until cancelled."""
+        trouble = ""
         while True:
             try:
                 await self.look()
+                trouble = ""
             except ServiceError as error:
-                log.warning("cannot see whether the model is to change: %s", error)
+                if str(error) != trouble:
+                    log.warning("cannot see whether the model is to change: %s", error)
+                trouble = str(error)
             self._serving.check()
             await asyncio.sleep(POLL_S)
 

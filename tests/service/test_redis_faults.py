@@ -162,6 +162,18 @@ async def test_read_only_reads_go_on_and_writes_are_refused(bundle: Path, tmp_pa
         await fault.takes_writes_again()
 
 
+@pytest.mark.parametrize("fault", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
+async def test_a_replica_that_starts_while_redis_takes_no_writes_recommends(
+    bundle: Path, tmp_path: Path, fault: tuple[str, ...]
+) -> None:
+    async with served(bundle, tmp_path) as first:
+        await first.redis.execute_command(*fault)
+        async with running(bundle, f"redis://127.0.0.1:{first.port}") as client:
+            second = first._replace(client=client)
+            await second.recommends()
+            assert (await client.get("/items/kept")).status_code == 200
+
+
 async def test_loading_is_as_away_and_says_so(bundle: Path, tmp_path: Path) -> None:
     async with served(bundle, tmp_path) as fault:
         await fault.redis.execute_command("DEBUG", "POPULATE", "2000", "filler", "1000")
