@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from service.app import Service
+from service import bundles
 from service.contract import ITEMS, MANIFEST, RECOMMENDER, TOKENIZER, FileRecord, load_bundle, sha256_of
 from service.errors import ContractMismatch, GlyphrecError
 from service.onnx_file import external_tensors
@@ -32,9 +32,9 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
-def load(folder: Path) -> Service:
+def load(folder: Path) -> bundles.LoadedBundle:
     """All that is checked before a service exists."""
-    return Service(Settings(bundle=folder, threads=1))
+    return bundles.load(folder, Settings(bundle=folder, threads=1))
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -230,7 +230,7 @@ def test_what_is_no_folder_with_a_manifest_is_refused(copy, folder):
 def test_a_link_that_the_manifest_does_not_list_is_never_followed(copy):
     (copy / "extra").symlink_to("/proc/self/mem")
     (copy / "more").symlink_to("/nowhere")
-    assert load(copy).serving.manifest.num_items == len(KNOWN_ITEMS)
+    assert load(copy).manifest.num_items == len(KNOWN_ITEMS)
 
 
 # --- graphs ---
