@@ -23,7 +23,12 @@ from model_export.local_service import local_service  # noqa: E402  the path is 
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle  # noqa: E402
 
 CASES_PER_EXAMPLE = 13  # what one more example of each route and phase adds, at least
-SETTINGS = {"GLYPHREC_FILTER_FIELDS": "price:number,brand:text,used:boolean"}
+KEY = "an-admin-key-that-may-all"
+SETTINGS = {
+    "GLYPHREC_FILTER_FIELDS": "price:number,brand:text,used:boolean",
+    "GLYPHREC_ADMIN_KEYS": KEY,
+    "GLYPHREC_BUNDLES_DIR": ".",
+}
 
 
 class Fuzzed(NamedTuple):
@@ -42,6 +47,7 @@ def fuzz(url: str, folder: Path, *, cases: int, seed: int, timeout_s: float) -> 
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "tests/fuzzing.toml")]
     command += ["run", f"{url}/openapi.json", "--max-examples", str(examples)]  # all checks by default
     command += ["--seed", str(seed), "--no-color", "--suppress-health-check", "all"]
+    command += ["--header", f"X-API-Key: {KEY}"]
     command += ["--generation-database", "none", "--continue-on-failure"]
     started = time.perf_counter()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
