@@ -115,4 +115,4 @@ def test_ctrl_c_does_not_wait_for_load_balancers(service):
     service.process.send_signal(signal.SIGINT)
     started = time.monotonic()
     service.process.wait(30)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15, "the delay is 20"
