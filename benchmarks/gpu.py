@@ -1,6 +1,6 @@
 """The graph on a GPU: where its nodes run, whether it answers as on the CPU, how fast.
 
-    python benchmarks/gpu.py [--provider CPUExecutionProvider]
+    python benchmarks/gpu.py [--tf32] [--provider CPUExecutionProvider]
 
 Needs `glyphrec[gpu]`. Shapes as in decode.py: history 20 items, three levels of 256, 50 beams, 100,000
 random-code items, random weights, float32. Three ways to call it, in turns: `plain` hands numpy arrays to the
@@ -71,6 +71,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--provider", default="CUDAExecutionProvider")
+    parser.add_argument("--tf32", action="store_true", help="let products round as the service does not")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--graphs", type=Path, help="where exported graphs are kept for the next run")
     arguments = parser.parse_args()
@@ -78,6 +79,8 @@ def main() -> int:
         onnxruntime.preload_dlls()
     if arguments.provider not in onnxruntime.get_available_providers():
         raise SystemExit(f"ONNX Runtime here has no {arguments.provider}: pip install 'glyphrec[gpu]'.")
+    if arguments.tf32:
+        PROVIDER_OPTIONS["CUDAExecutionProvider"]["use_tf32"] = "1"
     codes = random_codes(NUM_ITEMS, seed=0)
     trie = SidTrie.from_codes(spec(), codes)
     figures: dict[str, Any] = {}
