@@ -285,6 +285,6 @@ def sasrec_variants(default: RunConfig, num_seeds: int) -> list[Cell]:
 
 
 def sasrec(default: RunConfig) -> RunConfig:
-    """The baseline as it was tuned (docs/log.md)."""
+    """The baseline as it was tuned: docs/log.md, and the cells of `sasrec_variants`."""
     wide = SasRecConfig(width=128, ffn_dim=128)
     return replace(default, generator=wide, training=sasrec_training(), history_length=20)
