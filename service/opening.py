@@ -31,7 +31,6 @@ class Opening:
         self._settings = settings
         self._metrics = metrics
         self._readiness = readiness
-
         self._model: Model | None = None
 
     async def open(self) -> Model:

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from service.contract import Codes, RenderSpec, SidSpec
 from service.errors import ContractMismatch, ItemChanged, ServiceError
 from service.indexing import Indexer
 from service.records import ItemRecord, PutResult
+from service.redis_client import chunks
 from service.render import content_hash, item_text
 from service.store import ItemStore
 
@@ -84,7 +85,7 @@ def _read_item(where: str, line: bytes, spec: SidSpec) -> BundledItem:
 
 async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:
     """Put the whole catalogue of the bundle, in its order, with the codes of the export."""
-    for chunk in _chunks(items):
+    for chunk in chunks(items, SEED_CHUNK):
         results = await store.put([(_record(each, render), each.codes) for each in chunk])
         _raise_first(results)
     log.info("put %d items of the bundle into the new catalogue", len(items))
@@ -107,9 +108,8 @@ async def read_the_unread(
     async for page in store.unread_items():
         if known is None:  # only now: most starts find nothing unread
             known = {content_hash(item_text(each.item, render)): each.codes for each in items}
-        for start in range(0, len(page), CHUNK):
+        for records in chunks(page, CHUNK):
             started_at = perf_counter()
-            records = page[start : start + CHUNK]
             codes = _known_codes(records, known, render)
             others = [each for each in records if each.item_id not in codes]
             if indexer is not None and others:
@@ -142,8 +142,3 @@ def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:
         # Somebody posted it anew meanwhile, and so has read it already.
         if isinstance(result, ServiceError) and not isinstance(result, ItemChanged):
             raise result
-
-
-def _chunks(items: Sequence[BundledItem]) -> Iterator[Sequence[BundledItem]]:
-    for start in range(0, len(items), SEED_CHUNK):
-        yield items[start : start + SEED_CHUNK]
