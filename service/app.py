@@ -51,7 +51,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(
         Envelope,
         guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
-        admit=service.admit,
         is_stopping=lambda: service.serving.readiness.is_stopping,
         metrics=service.serving.metrics,
         max_body_bytes=settings.max_body_bytes,
@@ -68,12 +67,6 @@ class Service:
         self._settings = settings
         self._configured = load(settings.bundle, settings)
         self.serving = Serving(settings, Metrics(), Readiness())
-
-    def admit(self, method: str, path: str) -> None:
-        """Raise Overloaded for what would be turned away later: before its body is read it costs little."""
-        parts = self.serving.readiness.parts
-        if parts is not None and (method, path) == ("POST", "/recommend"):
-            parts.searches.check_room(parts.loaded.num_beams)
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:

@@ -6,6 +6,8 @@ it is held while a batch runs, so whoever writes under it waits, and a batch see
 
 A job whose caller has given up, or whose deadline has passed, is not run. Whoever would wait too long is
 turned away before anything is queued: by the work in the queue, by the time that it takes, by the deadline.
+A caller that must still be heard out reserves its `Place` first: else all of those that come at once would
+find the same room free, and all but the first would be turned away only after they were heard.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from service.errors import Overloaded, StoppedServing
 
@@ -45,6 +47,20 @@ class _Waiting(Generic[Job, Result]):
     future: "asyncio.Future[Answer[Result]]"
     deadline: float  # of the event loop's clock
     submitted_at: float = field(default_factory=perf_counter)
+
+
+class Place:
+    """Room in a queue for a job to come. Give it back when the job is submitted, or does not come."""
+
+    __slots__ = ("_batcher", "_units")
+
+    def __init__(self, batcher: "MicroBatcher[Any, Any]", units: int) -> None:
+        self._batcher, self._units = batcher, units
+        batcher.reserved_units += units
+
+    def give_back(self) -> None:
+        self._batcher.reserved_units -= self._units
+        self._units = 0
 
 
 class MicroBatcher(Generic[Job, Result]):
@@ -78,6 +94,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._worker: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._batch_s = 0.0  # moving average of what a batch takes
+        self.reserved_units = 0
         self.queued_units = 0
         self.running_units = 0
 
@@ -102,9 +119,10 @@ class MicroBatcher(Generic[Job, Result]):
 
         An empty queue takes a job of any size.
         """
-        if not self._queue:
+        waiting_units = self.reserved_units + self.queued_units
+        if not waiting_units:
             return
-        num_units = self.queued_units + units
+        num_units = waiting_units + units
         num_batches = math.ceil(num_units / self._max_batch_units) - 1 + (self.running_units > 0)
         wait_s = num_batches * self._batch_s  # until its own batch begins
         is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch takes what it can hold
@@ -112,17 +130,24 @@ class MicroBatcher(Generic[Job, Result]):
         if is_late or num_units > self._max_queued_units:
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
-    async def submit(self, job: Job, *, goes_on: bool = False, deadline: float = math.inf) -> Answer[Result]:
+    def reserve(self, units: int) -> Place:
+        """Room for a job to come, of about that size. Raises Overloaded as check_room does."""
+        self.check_room(units)
+        return Place(self, units)
+
+    async def submit(
+        self, job: Job, *, is_admitted: bool = False, deadline: float = math.inf
+    ) -> Answer[Result]:
         """Run the job in some batch. Raises Overloaded at once where the queue is full.
 
-        Not where it `goes_on` with what the queue has taken and run before: to turn that away halfway would
-        waste the first half, and as it waits in the queue new work stays out. Raises TimeoutError where its
-        batch would begin after the deadline, of the event loop's clock.
+        Not where it `is_admitted`: it had a place, or goes on with what the queue has taken and run before.
+        To turn that away halfway would waste the first half, and as it waits in the queue new work stays out.
+        Raises TimeoutError where its batch would begin after the deadline, of the event loop's clock.
         """
         if self._worker is None:
             raise StoppedServing
         units = self._units(job)
-        if not goes_on:
+        if not is_admitted:
             self.check_room(units, deadline)
         future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(job, units, future, deadline)

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -82,12 +81,9 @@ def add_serve(subparsers: Subparsers) -> None:
 
 def run_serve(args: argparse.Namespace) -> int:
     """One process, one event loop, until SIGINT or SIGTERM; requests in flight are answered first."""
-    import uvicorn
-
-    from service.api.connection import BoundedHttp
     from service.app import create_app
     from service.redis_server import redis_url_or_server
-    from service.server import GracefulServer
+    from service.server import http_server
     from service.settings import load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -99,23 +95,7 @@ def run_serve(args: argparse.Namespace) -> int:
     # Before the event loop: what is wrong with this machine is one line then, not a failed start of uvicorn.
     with redis_url_or_server(settings.redis_url, settings.data_dir) as redis_url:
         app = create_app(settings.model_copy(update={"redis_url": redis_url}))
-        server = GracefulServer(
-            uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                loop="uvloop",
-                # uvicorn asks for a class and only calls it
-                http=partial(BoundedHttp, head_timeout_s=settings.head_timeout_s),  # type: ignore[arg-type]
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=settings.shutdown_timeout_s,
-            ),
-            readiness=app.state.serving.readiness,
-            stop_delay_s=settings.stop_delay_s,
-        )
+        server = http_server(app, settings)
         server.run()
     return 0 if server.started else EXIT_FAILURE
 

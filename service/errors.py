@@ -184,6 +184,18 @@ class HeadTooLarge(ServiceError):
         )
 
 
+class TooManyConnections(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "too-many-connections"
+    retry_after_s = 1
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This replica holds as many connections as it may. Keep yours open and use them again, or start "
+            "more replicas."
+        )
+
+
 class NotHttp(ServiceError):
     status = HTTPStatus.BAD_REQUEST
     slug = "not-http"

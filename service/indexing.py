@@ -115,7 +115,9 @@ class Indexer:
         """The codes of items that are stored already: what a new tokenizer asks for."""
         texts = [item_text(record.item, self._render) for record in records]
         drawn = await self._draw(texts)
-        answers = await asyncio.gather(*(self._batcher.submit(each.strips, goes_on=True) for each in drawn))
+        answers = await asyncio.gather(
+            *(self._batcher.submit(each.strips, is_admitted=True) for each in drawn)
+        )
         return [answer.result for answer in answers]
 
     async def drop(self, item_id: str) -> int | None:

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import MicroBatcher
+from service.batching import MicroBatcher, Place
 from service.catalog import Catalog
 from service.contract import FILLER, PADDING, SidSpec, beam_widths
 from service.errors import TookTooLong
@@ -243,10 +243,13 @@ class Recommender:
         self._timeout_s = timeout_s
         self._metrics = metrics
 
-    async def recommend(self, query: Query, stages: Stages, deadline: float = math.inf) -> Recommended:
+    async def recommend(
+        self, query: Query, stages: Stages, deadline: float = math.inf, place: Place | None = None
+    ) -> Recommended:
         """A page of items, by the deadline of the event loop's clock or the timeout, whichever is first.
 
-        Raises UnknownFilterField, InvalidFilter, Overloaded, TookTooLong.
+        The first search takes the `place` that was reserved for it. Raises UnknownFilterField, InvalidFilter,
+        Overloaded, TookTooLong.
         """
         if query.filter is not None:
             self._fields.check(query.filter)
@@ -254,7 +257,7 @@ class Recommender:
         deadline = min(deadline, started_at + self._timeout_s)
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await self._recommend(query, stages, deadline)
+                answer = await self._recommend(query, stages, deadline, place)
         except TimeoutError:
             raise TookTooLong("The recommendation", deadline - started_at) from None
         self._metrics.observe_recommendation(
@@ -265,13 +268,18 @@ class Recommender:
         self._metrics.observe_stages("recommend", stages)
         return answer
 
-    async def _recommend(self, query: Query, stages: Stages, deadline: float) -> Recommended:
+    async def _recommend(
+        self, query: Query, stages: Stages, deadline: float, place: Place | None
+    ) -> Recommended:
         """From the narrowest search that fills the page, and proves it where that is asked for."""
         wider = self._widths_for(query)
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
             search = Search(query, num_beams, is_last)
-            answer = await self._batcher.submit(search, goes_on=widened > 0, deadline=deadline)
+            if place is not None:
+                place.give_back()
+            is_admitted = place is not None or widened > 0
+            answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
             stages.add("queue", answer.queue_s)
             stages.add("decode", page.decode_s)

@@ -1,13 +1,44 @@
-"""The HTTP server's end: readiness off first, then no new connections, then the answers that are due."""
+"""The HTTP server around the app. Its end: readiness off first, then no new connections, then what is due."""
 
 import math
 import signal
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
+from service.api.connection import BoundedHttp
+from service.api.dependencies import Serving
 from service.model import Readiness
+from service.settings import Settings
+
+
+def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
+    """Of what create_app made."""
+    serving: Serving = app.state.serving
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        # uvicorn asks for a class and only calls it
+        http=partial(  # type: ignore[arg-type]
+            BoundedHttp,
+            head_timeout_s=settings.head_timeout_s,
+            max_connections=settings.max_connections,
+            admit=serving.admit,
+            metrics=serving.metrics,
+        ),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+    )
+    return GracefulServer(config, readiness=serving.readiness, stop_delay_s=settings.stop_delay_s)
 
 
 class GracefulServer(uvicorn.Server):

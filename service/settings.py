@@ -150,6 +150,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         8 * 2**20, ge=1_024, description="bytes of a request body; 1,000 items of 8 KiB each"
     )
+    max_connections: int = Field(
+        1_000,
+        ge=1,
+        description="open connections; one more is answered 503 and closed. Each takes a file of the process",
+    )
     head_timeout_s: float = Field(
         10, gt=0, description="seconds that a connection has to say what it wants, until it is closed"
     )

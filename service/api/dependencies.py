@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.batching import Place
 from service.errors import NotJson, NotReady
 from service.metrics import Metrics, Stages
 from service.model import Model, Readiness
@@ -21,6 +22,16 @@ class Serving:
     metrics: Metrics
     readiness: Readiness
     rollout: Rollout | None = None  # as long as `readiness.parts` are there
+
+    def admit(self, method: str, path: str) -> Place | None:
+        """A place in the queue, where the request will need one, before it is read any further.
+
+        Raises Overloaded for what would be turned away later: now it costs little.
+        """
+        parts = self.readiness.parts
+        if parts is None or (method, path) != ("POST", "/recommend"):
+            return None
+        return parts.searches.reserve(parts.loaded.num_beams)
 
 
 async def get_serving(request: Request) -> Serving:
@@ -51,6 +62,11 @@ async def get_stages(request: Request) -> Stages:
     return stages
 
 
+async def get_place(request: Request) -> Place | None:
+    place: Place | None = getattr(request.state, "place", None)  # other servers than ours admit nobody
+    return place
+
+
 async def get_deadline(request: Request) -> float:
     deadline: float = request.state.deadline
     return deadline
@@ -66,6 +82,7 @@ async def require_json(request: Request) -> None:
 
 PartsDep = Annotated[Model, Depends(get_parts)]
 RolloutDep = Annotated[Rollout, Depends(get_rollout)]
+PlaceDep = Annotated[Place | None, Depends(get_place)]
 DeadlineDep = Annotated[float, Depends(get_deadline)]
 
 

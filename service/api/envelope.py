@@ -47,7 +47,6 @@ class Envelope:
         app: ASGIApp,
         *,
         guard: Guard,
-        admit: Callable[[str, str], None],
         is_stopping: Callable[[], bool],
         metrics: Metrics,
         max_body_bytes: int,
@@ -56,7 +55,6 @@ class Envelope:
     ) -> None:
         self._app = app
         self._guard = guard
-        self._admit = admit
         self._is_stopping = is_stopping
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -69,8 +67,7 @@ class Envelope:
             return
         started_at = perf_counter()
         headers = Headers(scope=scope)
-        given_id = headers.get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid4().hex
+        request_id = request_id_of(headers.get("x-request-id", ""))
         stages = Stages()
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, stages=stages)
@@ -93,7 +90,6 @@ class Envelope:
                 self._guard.check(scope["method"], scope["path"], headers)
                 self._check_length(headers)
                 state["deadline"] = _deadline(headers)
-                self._admit(scope["method"], scope["path"])
                 await self._app(scope, self._bounded(receive), send_with_headers)
             except ServiceError as error:
                 answer = problem_response(error, instance=scope["path"], request_id=request_id)
@@ -105,6 +101,8 @@ class Envelope:
                 answer = internal_problem(instance=scope["path"], request_id=request_id)
                 await answer(scope, receive, send_with_headers)
             finally:
+                if (place := state.get("place")) is not None:
+                    place.give_back()
                 # A client that left before its answer counts as 499, as nginx has it.
                 self._note(scope, request_id, status or 499, perf_counter() - started_at)
 
@@ -143,6 +141,15 @@ class Envelope:
         if self._log_requests:
             path = quote(scope["path"])  # it may hold the end of a line
             access_log.info("%s %s %d %.1f ms %s", scope["method"], path, status, 1000 * seconds, request_id)
+
+
+def request_id_of(given: str) -> str:
+    """The client's own, where that is safe to repeat, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    return uuid4().hex
 
 
 def _check_head(scope: Scope) -> None:

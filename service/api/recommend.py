@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.api.dependencies import JSON_ONLY, DeadlineDep, PartsDep, StagesDep
+from service.api.dependencies import JSON_ONLY, DeadlineDep, PartsDep, PlaceDep, StagesDep
 from service.api.json_body import JsonRoute
 from service.api.problems import OF_A_BODY, OF_A_QUEUE
 from service.api.schemas import (
@@ -22,7 +22,7 @@ router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
 @router.post("/recommend", dependencies=[JSON_ONLY], responses=OF_A_BODY | OF_A_QUEUE)
 async def recommend(
-    body: RecommendRequest, parts: PartsDep, stages: StagesDep, deadline: DeadlineDep
+    body: RecommendRequest, parts: PartsDep, stages: StagesDep, deadline: DeadlineDep, place: PlaceDep
 ) -> RecommendResponse:
     """The next items after a history. Without any known item in it, the popular ones."""
     asked = body.filter or FilterIn()
@@ -35,7 +35,7 @@ async def recommend(
         diversity=Diversity(**body.diversity.model_dump()),
         wants_exact=body.guarantee == "exact",
     )
-    answer = await parts.recommender.recommend(query, stages, deadline)
+    answer = await parts.recommender.recommend(query, stages, deadline, place)
     page = answer.page
     searched = SearchInfo(
         num_beams=answer.num_beams,

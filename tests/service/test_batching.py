@@ -110,7 +110,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_return(make, device
 async def test_a_full_queue_takes_what_goes_on_with_work_it_has_taken(make, device):
     batcher = make(max_queued_units=2)
     tasks = await fill(batcher, device, [1, 2])
-    tasks.append(asyncio.create_task(batcher.submit(3, goes_on=True)))
+    tasks.append(asyncio.create_task(batcher.submit(3, is_admitted=True)))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await batcher.submit(4)
@@ -249,3 +249,16 @@ async def test_a_job_whose_deadline_passes_while_the_loop_is_busy_is_not_run(mak
         await late
     await asyncio.gather(*tasks)
     assert device.batches == [[0], [1]]
+
+
+async def test_a_place_that_is_reserved_keeps_others_out_until_it_is_given_back(make):
+    batcher = make(max_batch_units=2, max_queued_units=2)
+    places = [batcher.reserve(1), batcher.reserve(1)]
+    with pytest.raises(Overloaded):
+        batcher.reserve(1)
+    with pytest.raises(Overloaded):
+        await batcher.submit(1)
+    places[0].give_back()
+    places[0].give_back()  # a request ends after it has submitted
+    batcher.reserve(1).give_back()
+    assert batcher.reserved_units == 1
