@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -193,6 +194,12 @@ class Metrics:
             registry=registry,
         )
 
+        # A child is looked for under a lock each time, and there are few of these.
+        self._requests = cache(self.http_requests.labels)
+        self._request_seconds = cache(self.http_seconds.labels)
+        self._stage_seconds = cache(self.stage_seconds.labels)
+        self._recommendations = cache(self.recommendations.labels)
+
     def watch_queue(self, queue: str, batcher: MicroBatcher[Any, Any]) -> None:
         self.queue_units.labels(queue).set_function(lambda: batcher.queued_units)
         self.running_units.labels(queue).set_function(lambda: batcher.running_units)
@@ -208,15 +215,15 @@ class Metrics:
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         method = method if method in _METHODS else "other"  # anything may come in, a label must not
-        self.http_requests.labels(route, method, str(status)).inc()
-        self.http_seconds.labels(route, method).observe(seconds)
+        self._requests(route, method, str(status)).inc()
+        self._request_seconds(route, method).observe(seconds)
 
     def observe_recommendation(self, source: str, *, exact: bool, filtered: bool) -> None:
-        self.recommendations.labels(source, str(exact).lower(), str(filtered).lower()).inc()
+        self._recommendations(source, str(exact).lower(), str(filtered).lower()).inc()
 
     def observe_stages(self, flow: str, stages: Stages) -> None:
         for stage, seconds in stages.seconds.items():
-            self.stage_seconds.labels(flow, stage).observe(seconds)
+            self._stage_seconds(flow, stage).observe(seconds)
 
     def observe_batch(self, queue: str, stats: BatchStats) -> None:
         self.batch_jobs.labels(queue).observe(stats.num_jobs)

@@ -129,12 +129,12 @@ class Model:
         metrics.watch_catalog(self.catalog, self.follower)
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> "Iterator[Model]":
         """Around each request: the model does not end before it."""
         self._num_requests += 1
         self._unused.clear()
         try:
-            yield
+            yield self
         finally:
             self._num_requests -= 1
             if not self._num_requests:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
@@ -22,6 +22,12 @@ class Serving:
     metrics: Metrics
     readiness: Readiness
     rollout: Rollout | None = None  # as long as `readiness.parts` are there
+
+    def model(self) -> Model:
+        """That serves now. Raises NotReady."""
+        if self.readiness.parts is None:
+            raise NotReady(self.readiness.phase)
+        return self.readiness.parts
 
     def admit(self, method: str, path: str) -> Place | None:
         """A place in the queue, where the request will need one, before it is read any further.
@@ -44,10 +50,7 @@ ServingDep = Annotated[Serving, Depends(get_serving)]
 
 async def get_parts(serving: ServingDep) -> AsyncIterator[Model]:
     """The model that serves now; the request keeps it to its end, whatever is swapped meanwhile."""
-    parts = serving.readiness.parts
-    if parts is None:
-        raise NotReady(serving.readiness.phase)
-    with parts.in_use():
+    with serving.model().in_use() as parts:
         yield parts
 
 
@@ -57,19 +60,22 @@ async def get_rollout(serving: ServingDep) -> Rollout:
     return serving.rollout
 
 
-async def get_stages(request: Request) -> Stages:
-    stages: Stages = request.state.stages
-    return stages
+class Call(NamedTuple):
+    """What envelope.py and connection.py know of a request that its flow needs."""
+
+    stages: Stages
+    deadline: float  # of the event loop's clock; infinite where the client does not say
+    place: Place | None  # in the queue; None also behind another HTTP server than ours
+    serving: Serving
 
 
-async def get_place(request: Request) -> Place | None:
-    place: Place | None = getattr(request.state, "place", None)  # other servers than ours admit nobody
-    return place
+def call_of(request: Request) -> Call:
+    state = request.scope["state"]
+    return Call(state["stages"], state["deadline"], state.get("place"), request.app.state.serving)
 
 
-async def get_deadline(request: Request) -> float:
-    deadline: float = request.state.deadline
-    return deadline
+async def get_call(request: Request) -> Call:
+    return call_of(request)
 
 
 async def require_json(request: Request) -> None:
@@ -81,9 +87,8 @@ async def require_json(request: Request) -> None:
 
 
 PartsDep = Annotated[Model, Depends(get_parts)]
+CallDep = Annotated[Call, Depends(get_call)]
 RolloutDep = Annotated[Rollout, Depends(get_rollout)]
-PlaceDep = Annotated[Place | None, Depends(get_place)]
-DeadlineDep = Annotated[float, Depends(get_deadline)]
 
 
 async def require_redis(parts: PartsDep) -> None:
@@ -92,6 +97,5 @@ async def require_redis(parts: PartsDep) -> None:
         raise parts.follower.lost.with_traceback(None)
 
 
-StagesDep = Annotated[Stages, Depends(get_stages)]
 JSON_ONLY = Depends(require_json)
 NEEDS_REDIS = Depends(require_redis)

@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
-from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, DeadlineDep, PartsDep, ServingDep, StagesDep
+from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, PartsDep, ServingDep
 from service.api.json_body import JsonRoute
 from service.api.problems import OF_A_PUT, OF_AN_ITEM, problem_of
 from service.api.schemas import (
@@ -45,8 +45,7 @@ async def put_items(
     request: Request,
     parts: PartsDep,
     serving: ServingDep,
-    stages: StagesDep,
-    deadline: DeadlineDep,
+    call: CallDep,
 ) -> ItemsResponse:
     """Add or replace items. Each has an outcome of its own, in order; a bad one harms no other.
 
@@ -55,7 +54,7 @@ async def put_items(
     items = body.items if isinstance(body, ItemsRequest) else [body]
     if len(items) > serving.settings.max_items_per_request:
         raise TooManyItems(len(items), serving.settings.max_items_per_request)
-    indexed = await parts.indexer.index(items, stages, deadline)
+    indexed = await parts.indexer.index(items, call.stages, call.deadline)
     if not isinstance(body, ItemsRequest) and (error := indexed.outcomes[0].error):
         raise error
     results = [_result(outcome, request) for outcome in indexed.outcomes]
@@ -120,7 +119,7 @@ async def get_item(item_id: ItemIdPath, parts: PartsDep) -> StoredItemOut:
 
 @router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_PUT)
 async def patch_item(
-    item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, stages: StagesDep, deadline: DeadlineDep
+    item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, call: CallDep
 ) -> PatchedItem:
     """Replace some fields; null removes one. The item is read anew only where its text changed.
 
@@ -130,7 +129,7 @@ async def patch_item(
         raise InvalidItem("item_id", "cannot be changed. DELETE the item and POST it under its new id")
     stored = await _find(parts, item_id)
     merged = merge(stored.item, {**body, "item_id": item_id})
-    indexed = await parts.indexer.index([merged], stages, deadline)
+    indexed = await parts.indexer.index([merged], call.stages, call.deadline)
     outcome = indexed.outcomes[0]
     if outcome.error is not None:
         raise outcome.error

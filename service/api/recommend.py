@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from service.api.dependencies import JSON_ONLY, DeadlineDep, PartsDep, PlaceDep, StagesDep
-from service.api.json_body import JsonRoute
+from service.api.dependencies import CallDep
+from service.api.direct import DirectRoute
 from service.api.problems import OF_A_BODY, OF_A_QUEUE
 from service.api.schemas import (
     FilterIn,
@@ -17,25 +17,25 @@ from service.filters import Equals, Filter, Range
 from service.recommend import Query
 from service.selection import Diversity
 
-router = APIRouter(tags=["recommend"], route_class=JsonRoute)
+router = APIRouter(tags=["recommend"], route_class=DirectRoute)
 
 
-@router.post("/recommend", dependencies=[JSON_ONLY], responses=OF_A_BODY | OF_A_QUEUE)
-async def recommend(
-    body: RecommendRequest, parts: PartsDep, stages: StagesDep, deadline: DeadlineDep, place: PlaceDep
-) -> RecommendResponse:
+@router.post("/recommend", responses=OF_A_BODY | OF_A_QUEUE)
+async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     """The next items after a history. Without any known item in it, the popular ones."""
-    asked = body.filter or FilterIn()
+    asked = body.filter
+    excluded = [*body.exclude_item_ids, *(asked.exclude_item_ids if asked else ())]
     query = Query(
         history=body.history,
         limit=body.limit,
-        exclude_item_ids=frozenset([*body.exclude_item_ids, *asked.exclude_item_ids]),
+        exclude_item_ids=frozenset(excluded),
         exclude_history=body.exclude_history,
-        filter=_filter(asked),
-        diversity=Diversity(**body.diversity.model_dump()),
+        filter=_filter(asked) if asked else None,
+        diversity=Diversity(body.diversity.max_per_first_code, body.diversity.max_per_category),
         wants_exact=body.guarantee == "exact",
     )
-    answer = await parts.recommender.recommend(query, stages, deadline, place)
+    with call.serving.model().in_use() as model:
+        answer = await model.recommender.recommend(query, call.stages, call.deadline, call.place)
     page = answer.page
     searched = SearchInfo(
         num_beams=answer.num_beams,
@@ -52,7 +52,7 @@ async def recommend(
         matching_items=page.matching_items,
         source=page.source,
         unknown_item_ids=page.unknown_item_ids,
-        model_version=parts.manifest.recommender_id,
+        model_version=model.manifest.recommender_id,
         catalog_version=page.catalog_version,
     )
 

@@ -53,6 +53,8 @@ class Guard:
 
     def _scope_given(self, headers: Headers) -> Scope:
         key = _given_key(headers)
+        if not key:
+            return Scope.OPEN
         held = [scope for scope, hashes in self._keys.items() if holds(hashes, key)]
         return max(held, default=Scope.OPEN)
 
