@@ -52,7 +52,7 @@ class Model:
         self.searches: MicroBatcher[Search, Page] = MicroBatcher(
             recommend_in_batches(loaded.session, self.catalog, history_length=manifest.history_length),
             name="recommender",
-            max_batch_units=settings.max_batch_beams,
+            max_batch_units=loaded.max_batch_beams,
             max_queued_units=settings.max_queued_beams,
             max_wait_s=settings.max_wait_ms / 1_000,
             units=lambda search: search.num_beams,
