@@ -61,12 +61,13 @@ def load(path: Path, settings: Settings) -> LoadedBundle:
     """Verify a bundle, open its graphs and run both once. Takes seconds. Raises GlyphrecError."""
     bundle = load_bundle(path)
     manifest = bundle.manifest
-    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads)
     strips = render_text(WARM_UP, manifest.render).strips  # refuses another font than the export's
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads)
+    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads)
     loaded = LoadedBundle(
         bundle=bundle,
         items=read_items(bundle.file(ITEMS), manifest.sid, manifest.num_items),
-        tokenizer=Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads),
+        tokenizer=tokenizer,
         session=session,
         num_beams=min(settings.num_beams, manifest.beam_limit),
         max_batch_beams=settings.max_batch_beams
