@@ -12,10 +12,12 @@ find the same room free, and all but the first would be turned away only after t
 
 import asyncio
 import math
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -26,6 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 MAX_RETRY_AFTER_S = 60
+NICENESS = 10
 
 
 class Answer(NamedTuple, Generic[Result]):
@@ -80,7 +83,9 @@ class MicroBatcher(Generic[Job, Result]):
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
         turns: asyncio.Lock | None = None,
+        gives_way: bool = False,
     ) -> None:
+        """`gives_way`: on Linux its thread leaves the processor to all others that want it."""
         self._run = run
         self._name = name
         self._max_batch_units = max_batch_units
@@ -89,6 +94,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._units = units
         self._observe = observe
         self._turns: AbstractAsyncContextManager[object] = turns or nullcontext()
+        self._gives_way = gives_way
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -99,7 +105,9 @@ class MicroBatcher(Generic[Job, Result]):
         self.running_units = 0
 
     def start(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix=self._name, initializer=give_way if self._gives_way else None
+        )
         self._worker = asyncio.create_task(self._work(self._thread), name=f"{self._name} batcher")
 
     async def stop(self) -> None:
@@ -212,6 +220,12 @@ class MicroBatcher(Generic[Job, Result]):
         run_s = min(stats.run_s, 2 * self._batch_s) if self._batch_s else stats.run_s
         self._batch_s = 0.8 * self._batch_s + 0.2 * run_s if self._batch_s else run_s
         self._observe(stats)
+
+
+def give_way() -> None:
+    """Make the calling thread as nice as a batch job is; Linux alone has that for a thread."""
+    with suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _fail(batch: "list[_Waiting[Job, Result]]", error: Exception) -> None:

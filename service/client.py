@@ -8,6 +8,7 @@ import asyncio
 import gzip
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from service.settings import CLIENT_KEY, load_settings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_BATCH = 100
+REQUESTS_PER_S = 10  # where a rate is asked for: small ones, evenly
 TIMEOUT_S = 600.0  # a batch of long texts takes its time on a small machine
 MAX_TRIES = 30
 MAX_SHOWN_FAILURES = 20
@@ -42,6 +44,9 @@ def add_import(subparsers: Subparsers) -> None:
     parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder that has one")
     parser.add_argument(
         "--batch", type=int, metavar="N", help=f"items in one request (default {DEFAULT_BATCH})"
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="post N items a second at most, and leave the rest to traffic"
     )
     _add_connection(parser)
     direct = parser.add_argument_group(
@@ -80,7 +85,9 @@ def run_import(args: argparse.Namespace) -> int:
     path = find_items(args.source)
     if args.tokenised:
         _refuse(
-            args, {"url", "key", "batch"}, "goes to a service; --tokenised goes to Redis, see --redis-url"
+            args,
+            {"url", "key", "batch", "rate"},
+            "goes to a service; --tokenised goes to Redis, see --redis-url",
         )
         return _import_tokenised(path, args)
     _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenised")
@@ -105,9 +112,13 @@ def _import_tokenised(path: Path, args: argparse.Namespace) -> int:
 
 
 def _import_by_service(path: Path, args: argparse.Namespace) -> int:
-    num_at_once = DEFAULT_BATCH if args.batch is None else args.batch
+    if args.rate is not None and not args.rate > 0:
+        raise GlyphrecError(f"--rate {args.rate}: must be above 0")
+    even = DEFAULT_BATCH if args.rate is None else min(DEFAULT_BATCH, math.ceil(args.rate / REQUESTS_PER_S))
+    num_at_once = even if args.batch is None else args.batch
     if num_at_once < 1:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
+    pause_s = 0.0 if args.rate is None else num_at_once / args.rate
     lines = list(
         read_items(path)
     )  # all of it first, so that a broken line is found before anything is posted
@@ -116,6 +127,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     with _connect(args) as client, tqdm(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar:
         for start in range(0, len(lines), num_at_once):
             batch = lines[start : start + num_at_once]
+            next_at = time.monotonic() + pause_s
             answer = _ask(client, "POST", "/items", json={"items": batch})
             for place, result in enumerate(answer["items"], start=start + 1):
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
@@ -123,6 +135,8 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
                     shown += 1
                     tqdm.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
+            if start + num_at_once < len(lines):
+                time.sleep(max(0.0, next_at - time.monotonic()))
     return _conclude(counts, num_shown=shown)
 
 

@@ -46,6 +46,7 @@ class Model:
             name="tokenizer",
             max_batch_units=settings.max_batch_strips,
             max_queued_units=settings.max_queued_strips,
+            gives_way=True,  # nobody waits for an ingest as for a page
             units=len,
             observe=lambda stats: metrics.observe_batch("tokenizer", stats),
         )
