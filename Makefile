@@ -12,7 +12,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test check bench fuzz lock sbom audit clean
 
-EXTRAS := cpu,embedded,export,study,dev,supply
+EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -55,7 +55,7 @@ fuzz: $(STAMP)  ## 10,000 requests made up from the API's own description; the l
 lock: $(STAMP)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do
 	  echo setuptools | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml - \
-	    --extra $$variant --constraint constraints.txt --python-version 3.12 --python-platform linux \
+	    --extra $$variant --extra otel --constraint constraints.txt --python-version 3.12 --python-platform linux \
 	    --generate-hashes --no-annotate --quiet --output-file deploy/requirements-$$variant.txt
 	done
 

@@ -243,8 +243,7 @@ class Indexer:
                 pictures.append(picture)
                 records.append((reading.record, answer.result))
                 queue_s, run_s = max(queue_s, answer.queue_s), max(run_s, answer.run_s)
-        stages.add("queue", queue_s)
-        stages.add("tokenise", run_s)
+        stages.add_row(queue=queue_s, tokenise=run_s)
         if not records:
             return failed, []
         try:

@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -175,6 +175,15 @@ class Settings(BaseSettings):
         "long as a load balancer needs to notice",
     )
     shutdown_timeout_s: int = Field(10, ge=1, description="seconds that requests in flight have at shutdown")
+    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, for machines")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="of the log on stderr"
+    )
+    tracing: bool = Field(
+        False,
+        description="send a span of each request and of its stages by OTLP over HTTP, to where "
+        "OTEL_EXPORTER_OTLP_ENDPOINT says; needs glyphrec[otel]",
+    )
     access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")
 
     @field_validator("read_keys", "api_keys", "admin_keys", mode="before")
