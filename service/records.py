@@ -140,8 +140,8 @@ class RecordCodec:
     def pack_attributes(self, record: ItemRecord) -> bytes:
         found = self._fields.attributes_of(record.item)
         values = [found.values.get(name) for name in self._names]
-        told = b",".join(map(_to_json, (found.categories, found.available, values)))
-        return b"[" + self._declared + b"," + told + b"]"
+        told = _to_json([found.categories, found.available, values])
+        return b"[" + self._declared + b"," + told[1:]
 
     def pack_hash(self, record: ItemRecord) -> bytes:
         packed = record.content_hash.encode("ascii")
@@ -249,8 +249,12 @@ def version_of(entry_id: bytes) -> int:
     return int(entry_id.split(b"-")[0])
 
 
+# Made once: json.dumps makes one at each call, which takes as long as spelling a small item.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def _to_json(value: object) -> bytes:
-    return to_bytes(json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")))
+    return to_bytes(_ENCODER.encode(value))
 
 
 def _item(value: bytes) -> dict[str, Any]:
