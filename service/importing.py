@@ -29,6 +29,7 @@ from service.settings import Settings
 from service.store import ItemStore
 
 BATCH = 1_000  # items; several round trips
+TURN = 50  # lines that are read before Redis' answer is looked for; a thread would take longer to take turns
 MAX_TRIES = 30
 RETRY_S = 1.0
 MAX_NAMED = 20  # items that found no slot; all of them are counted
@@ -61,11 +62,6 @@ class TokenisedFile:
                     f"{self._path}:{number}: not an item with codes of this bundle: {error}. Give the bundle "
                     "that read it, or lines as those of its items.jsonl.gz."
                 ) from None
-
-    def batches(self) -> Iterator[list[Line]]:
-        lines = iter(self)
-        while batch := list(islice(lines, BATCH)):
-            yield batch
 
     def _parse(self, number: int, line: bytes) -> Line:
         read = parse_item(line, self._spec)
@@ -124,12 +120,10 @@ class _Import:
         return self._counts
 
     async def _put_all(self, bar: "tqdm[None]") -> None:
-        batches = self._file.batches()
-        batch = await asyncio.to_thread(next, batches, None)
+        lines = iter(self._file)
+        batch = await _take(lines)
         while batch:
-            results, following = await asyncio.gather(
-                self._put(batch), asyncio.to_thread(next, batches, None)
-            )
+            results, following = await asyncio.gather(self._put(batch), _take(lines))
             # After the batch: one that began under this tokenizer may have ended under another.
             await self._check_served()
             self._count(batch, results)
@@ -172,6 +166,15 @@ class _Import:
                 f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
                 "a service read the items: `glyphrec import` without --tokenised."
             )
+
+
+async def _take(lines: Iterator[Line]) -> list[Line]:
+    """The next batch, empty at the end; read while others wait for Redis."""
+    batch: list[Line] = []
+    while len(batch) < BATCH and (part := list(islice(lines, TURN))):
+        batch += part
+        await asyncio.sleep(0)
+    return batch
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -260,7 +260,7 @@ def _to_json(value: object) -> bytes:
 def _item(value: bytes) -> dict[str, Any]:
     """Raises ValueError, KeyError or RecursionError where the value is no item that an answer can hold."""
     text = to_str(value[HASH_LENGTH:])
-    item = json.loads(text, parse_constant=_refuse)
+    item = _DECODER.decode(text)
     if not isinstance(item, dict):
         raise ValueError("not a JSON object")
     if not isinstance(item["item_id"], str):
@@ -272,6 +272,9 @@ def _item(value: bytes) -> dict[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)  # made once, as the encoder
 
 
 def to_bytes(text: str) -> bytes:
