@@ -254,15 +254,17 @@ async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenize
     """Meanwhile another bundle's tokenizer becomes the one that is served."""
     monkeypatch.setattr(importing, "BATCH", 100)
     switched = threading.Event()
-    read = importing.TokenisedFile.batches
+    read = importing.TokenisedFile.__iter__
+    reads = []
 
-    def batches(self):
-        for number, batch in enumerate(read(self)):
-            if number == 5:
+    def lines(self):
+        reads.append(self)
+        for number, each in enumerate(read(self)):
+            if len(reads) == 2 and number == 600:  # the first reading is the check
                 assert switched.wait(20)
-            yield batch
+            yield each
 
-    monkeypatch.setattr(importing.TokenisedFile, "batches", batches)
+    monkeypatch.setattr(importing.TokenisedFile, "__iter__", lines)
 
     async def switch():
         await until_true(lambda: holds(redis, 400))
