@@ -12,7 +12,8 @@ more of them share codes: of a million, 1,059 share the commonest, and 453,000 o
 
 Items are as long as the groceries. The bundle's tokenizer is a sum, so that reading a picture is no part of a
 put; its recommender is an untrained `tree`. Import, check and services are the real commands, on one machine
-with the server, which keeps an append-only file (everysec). The last line is JSON.
+with the server, which keeps an append-only file (everysec). With --tables-only the file is cut into as many
+parts as there are cores, which are imported at once. The last line is JSON.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,9 @@ def main() -> int:
 
 def measure(num_items: int, bundle: Path, folder: Path, tables_only: bool) -> dict[str, float]:
     folder.mkdir()
-    items = folder / ITEMS
-    write_items(items, num_items)
-    say(f"{num_items:,} items written, {items.stat().st_size / 1e6:.0f} MB")
+    num_parts = (os.cpu_count() or 1) if tables_only else 1
+    parts = write_items(folder, num_items, num_parts)
+    say(f"{num_items:,} items written, {sum(part.stat().st_size for part in parts) / 1e6:.0f} MB")
     figures: dict[str, float] = {"items": num_items}
     server = start_server(folder / "redis")
     try:
@@ -116,9 +117,10 @@ def measure(num_items: int, bundle: Path, folder: Path, tables_only: bool) -> di
                 empty_mb = resident_mb(service.process.pid)
             with Redis.from_url(server.url) as redis:
                 redis.flushall()
-        figures["import_s"] = command("import", items, "--tokenised", bundle=bundle, server=server)
+        figures["import_s"] = commands([["import", part, "--tokenised"] for part in parts], bundle, server)
         figures["import_items_per_s"] = num_items / figures["import_s"]
-        items.unlink()
+        for part in parts:
+            part.unlink()
         figures["redis_mb"] = (used_memory(server) - empty_bytes) / 1e6
         figures["redis_bytes_per_item"] = 1e6 * figures["redis_mb"] / num_items
         say(f"imported in {figures['import_s']:.0f} s")
@@ -131,7 +133,7 @@ def measure(num_items: int, bundle: Path, folder: Path, tables_only: bool) -> di
                 figures["replica_bytes_per_item"] = 1e6 * figures["replica_mb"] / num_items
                 figures |= latencies(service, num_items)
             say("served")
-            figures["fsck_s"] = command("fsck", bundle=bundle, server=server)
+            figures["fsck_s"] = commands([["fsck"]], bundle, server)
         figures["append_only_mb"] = size_mb(folder / "redis")
         say(f"{ {key: round(value, 1) for key, value in figures.items()} }")
     finally:
@@ -147,11 +149,20 @@ def measure(num_items: int, bundle: Path, folder: Path, tables_only: bool) -> di
 # --- what is measured ---
 
 
-def command(name: str, *args: object, bundle: Path, server: RedisServer) -> float:
-    """Seconds of a whole `glyphrec` command, from its start to its end."""
-    given = [name, *map(str, args), "--bundle", str(bundle), "--redis-url", server.url]
+def commands(at_once: Sequence[Sequence[object]], bundle: Path, server: RedisServer) -> float:
+    """Seconds of whole `glyphrec` commands, from their start to the end of the last."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "service.cli", *given], check=True, stderr=subprocess.DEVNULL)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "service.cli", *map(str, args)]
+            + ["--bundle", str(bundle), "--redis-url", server.url],
+            stdout=sys.stderr,
+            stderr=subprocess.DEVNULL,
+        )
+        for args in at_once
+    ]
+    statuses = [process.wait() for process in processes]
+    assert set(statuses) == {0}, f"a command ended with status {max(statuses)}"
     return time.perf_counter() - started
 
 
@@ -254,11 +265,16 @@ def draw_codes(num_items: int, seed: int) -> NDArray[np.int64]:
     return codes
 
 
-def write_items(path: Path, num_items: int) -> None:
-    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as file:
-        for start in range(0, num_items, CHUNK):
-            codes = draw_codes(min(CHUNK, num_items - start), seed=start).tolist()
-            file.writelines(_line(start + n, each) for n, each in enumerate(codes))
+def write_items(folder: Path, num_items: int, num_parts: int) -> list[Path]:
+    """Files of so many items together."""
+    parts = [folder / f"{part}.jsonl.gz" for part in range(num_parts)]
+    for part, path in enumerate(parts):
+        first, end = num_items * part // num_parts, num_items * (part + 1) // num_parts
+        with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as file:
+            for start in range(first, end, CHUNK):
+                codes = draw_codes(min(CHUNK, end - start), seed=start).tolist()
+                file.writelines(_line(start + n, each) for n, each in enumerate(codes))
+    return parts
 
 
 def _line(number: int, codes: list[int]) -> str:
