@@ -29,7 +29,7 @@ from service.settings import Settings
 from service.store import ItemStore
 
 BATCH = 1_000  # items; several round trips
-TURN = 50  # lines that are read before Redis' answer is looked for; a thread would take longer to take turns
+TURN = 50  # lines that are read before Redis' answer is looked for
 MAX_TRIES = 30
 RETRY_S = 1.0
 MAX_NAMED = 20  # items that found no slot; all of them are counted
