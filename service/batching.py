@@ -176,25 +176,39 @@ class MicroBatcher(Generic[Job, Result]):
 
     async def _run_batch(self, batch: "list[_Waiting[Job, Result]]", thread: ThreadPoolExecutor) -> None:
         self.running_units = sum(waiting.units for waiting in batch)
-        started_at = perf_counter()
-        try:
-            jobs = [waiting.job for waiting in batch]
-            results = await asyncio.get_running_loop().run_in_executor(thread, self._run, jobs)
-            if len(results) != len(batch):
-                raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
-        except asyncio.CancelledError:  # stop(): nobody may wait for ever
-            _fail(batch, StoppedServing())
-            raise
-        except Exception as error:  # outermost loop: nobody may wait for ever
-            _fail(batch, error)
-            return
-        finally:
+        jobs, started_at = [waiting.job for waiting in batch], perf_counter()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def work() -> None:
+            results, error = list[Result](), None
+            try:
+                results = self._run(jobs)
+                if len(results) != len(batch):
+                    raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
+            except BaseException as raised:  # outermost loop: nobody may wait for ever
+                error = raised
+            loop.call_soon_threadsafe(end, results, error)
+
+        def end(results: list[Result], error: BaseException | None) -> None:
+            """In the event loop, and straight to the callers: under load each turn of it takes its time."""
             run_s = perf_counter() - started_at
             self._note(BatchStats(len(batch), self.running_units, run_s))
             self.running_units = 0
-        for waiting, result in zip(batch, results, strict=True):
-            if not waiting.future.done():  # its caller may have gone away
-                waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
+            if error is not None:
+                _fail(batch, error)
+            for waiting, result in zip(batch, results, strict=False):
+                if not waiting.future.done():  # its caller may have gone away
+                    waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
+            if not ended.done():
+                ended.set_result(None)
+
+        thread.submit(work)
+        try:
+            await ended
+        except asyncio.CancelledError:  # stop(): nobody may wait for ever
+            _fail(batch, StoppedServing())
+            raise
 
     def _take(self) -> list[_Waiting[Job, Result]]:
         """As many of the oldest jobs as one batch holds, without those that nobody waits for any more."""
@@ -230,7 +244,7 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-def _fail(batch: "list[_Waiting[Job, Result]]", error: Exception) -> None:
+def _fail(batch: "list[_Waiting[Job, Result]]", error: BaseException) -> None:
     for waiting in batch:
         if not waiting.future.done():
             waiting.future.set_exception(error)

@@ -5,6 +5,7 @@ thread holds that too, and so sees one version of the catalogue from begin to en
 """
 
 import asyncio
+import gc
 import logging
 import math
 import random
@@ -218,6 +219,9 @@ class Loading:
             catalog._digest += hash_of_item(item_id, packed, entry.attributes)
             taken.append(Placed(item_id, leaf, entry.attributes))
         catalog.views.load(taken)
+        # What is loaded lives long. Unless told so, every full collection looks at all of it, and everything
+        # waits: a third of the time to load, 0.1 s each for 400,000 items later.
+        gc.freeze()
 
     def end(self) -> Catalog:
         """The catalogue. Of an item that came twice the last place counts."""

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from service import store as store_module
 from service.catalog import Catalog, CatalogFollower, Loading
 from service.contract import Codes, Sid
 from service.errors import StoreUnavailable
-from service.filters import Attributes, Filter, Range
+from service.filters import NO_ATTRIBUTES, Attributes, Filter, Range
 from service.redis_client import connect
 from service.redis_server import start_server
 from service.store import ItemStore, Position, TrieEntry
@@ -482,3 +483,13 @@ async def test_a_follower_that_is_cancelled_at_any_moment_ends(store: ItemStore)
         done, _ = await asyncio.wait([task], timeout=5)
         assert done == {task}, f"still running {num_steps} steps after it was started"
         assert task.cancelled()
+
+
+def test_the_garbage_collector_does_not_look_at_what_was_loaded():
+    entries = [TrieEntry(f"item-{n}", Sid((n % 4, n % 3, n % 5), n), NO_ATTRIBUTES) for n in range(4_000)]
+    gc.collect()
+    before = len(gc.get_objects())
+    catalog = Catalog.from_entries(SPEC, entries)
+    del entries
+    assert catalog.num_items == 4_000
+    assert len(gc.get_objects()) - before < 400
