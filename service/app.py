@@ -15,6 +15,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from service.api import admin, events, health, items, recommend
 from service.api.dependencies import Serving
+from service.api.direct import direct_routes
 from service.api.envelope import Envelope
 from service.api.health import service_version
 from service.api.problems import OF_ANY_ROUTE, add_problem_handlers
@@ -62,6 +63,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     add_problem_handlers(app)
     app.add_middleware(
         Envelope,
+        direct=direct_routes(app, recommend.router),
         guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
         is_stopping=lambda: service.serving.readiness.is_stopping,
         metrics=service.serving.metrics,

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from urllib.parse import quote
 from uuid import uuid4
@@ -42,12 +42,16 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # safe in a header and in a
 
 
 class Envelope:
-    """A pure ASGI middleware. Handlers find `request_id` and `stages` in `request.state`."""
+    """A pure ASGI middleware. Handlers find `request_id` and `stages` in `request.state`.
+
+    What is asked for by exactly the method and path of `direct` goes there and not to the app.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
+        direct: Mapping[tuple[str, str], ASGIApp] | None = None,
         guard: Guard,
         is_stopping: Callable[[], bool],
         metrics: Metrics,
@@ -57,6 +61,7 @@ class Envelope:
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
+        self._direct = direct or {}
         self._guard = guard
         self._is_stopping = is_stopping
         self._metrics = metrics
@@ -95,13 +100,14 @@ class Envelope:
                 self._guard.check(scope["method"], scope["path"], headers)
                 self._check_length(headers)
                 state["deadline"] = _deadline(headers)
-                await self._app(scope, self._bounded(receive), send_with_headers)
+                app = self._direct.get((scope["method"], scope["path"]), self._app)
+                await app(scope, self._bounded(receive), send_with_headers)
             except ServiceError as error:
                 state["refusal"] = error
                 answer = problem_response(error, instance=scope["path"], request_id=request_id)
                 await answer(scope, receive, send_with_headers)
             except Exception:  # outermost loop: a client gets an answer whatever happened
-                log.exception("request failed: %s %s", scope["method"], quote(scope["path"]))
+                log.exception("request %s failed: %s %s", request_id, scope["method"], quote(scope["path"]))
                 if status:
                     raise  # half an answer is out; only closing the connection can say so
                 answer = internal_problem(instance=scope["path"], request_id=request_id)

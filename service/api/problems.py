@@ -88,7 +88,7 @@ def internal_problem(*, instance: str, request_id: str) -> ProblemResponse:
 
 def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _on_service_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
@@ -97,7 +97,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
     return _refused(request, error)
 
 
-async def _on_invalid_request(request: Request, error: Exception) -> Response:
+async def on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = error.errors()
     instance, request_id = request.scope["path"], request.state.request_id
