@@ -10,6 +10,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import RefusedBody, internal_problem, problem_response
@@ -106,6 +107,8 @@ class Envelope:
                 state["refusal"] = error
                 answer = problem_response(error, instance=scope["path"], request_id=request_id)
                 await answer(scope, receive, send_with_headers)
+            except ClientDisconnect:  # amid its body, so nobody waits for an answer
+                pass
             except Exception:  # outermost loop: a client gets an answer whatever happened
                 log.exception("request %s failed: %s %s", request_id, scope["method"], quote(scope["path"]))
                 if status:

@@ -292,6 +292,24 @@ def test_hundreds_of_idle_connections_stand_in_nobodys_way(served):
             received(connection)  # each is left in its time
 
 
+def test_a_client_that_leaves_amid_its_body_is_counted_as_one_that_left(served):
+    def num_left() -> int:
+        text = httpx.get(f"{served.url}/metrics", timeout=PATIENCE_S).text
+        found = re.search(
+            r'^glyphrec_http_requests_total\{.*route="/recommend",status="499"\} (\d+)', text, re.M
+        )
+        return int(found[1]) if found else 0
+
+    before = num_left()
+    with served.connected() as connection:
+        connection.sendall(POST + b"Content-Length: 50\r\n\r\n{")
+        assert served.is_well()  # so that its head has been read
+    until = time.monotonic() + PATIENCE_S
+    while num_left() == before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert num_left() == before + 1
+
+
 def test_an_upgrade_that_is_not_offered_changes_nothing(served):
     upgrade = (
         b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n"
