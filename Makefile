@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz lock sbom audit clean
+.PHONY: help install demo serve test check bench fuzz dashboards lock sbom audit clean
 
 EXTRAS := cpu,embedded,export,study,dev,supply
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
@@ -51,6 +51,9 @@ bench: $(STAMP)  ## first timings of the service; the last line is JSON
 
 fuzz: $(STAMP)  ## 10,000 requests made up from the API's own description; the last line is JSON
 	@exec $(BIN)/python benchmarks/fuzz.py $(ARGS)
+
+dashboards: $(STAMP)  ## write deploy/grafana/dashboards from the code beside it
+	@exec $(BIN)/python -m deploy.grafana.build
 
 lock: $(STAMP)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do
