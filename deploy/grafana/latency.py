@@ -14,8 +14,8 @@ def build() -> Dashboard:
         "Latency by stage",
         "Each stage of POST /recommend and POST /items, and what can hold all of them up.",
         [
-            Row("POST /recommend", RECOMMEND),
-            Row("POST /items", ITEMS),
+            Row("Recommendations", RECOMMEND),
+            Row("Posted items", ITEMS),
             Row("Batches", BATCHES),
             Row("Around the stages", AROUND),
         ],
@@ -58,7 +58,7 @@ RECOMMEND = [
         width=6,
     ),
     lines(
-        "Mean by stage",
+        "POST /recommend: mean by stage",
         "Stacked: the height is the mean time in all stages. decode holds the history's encoder too.",
         "s",
         Query(mean(STAGE, "stage", flow="recommend"), "{{stage}}"),
@@ -66,7 +66,7 @@ RECOMMEND = [
         width=12,
     ),
     lines(
-        "p99 by stage",
+        "POST /recommend: p99 by stage",
         "A queue that grows with the load is saturation; a decode that grows is larger batches, or other "
         "work on its cores.",
         "s",
@@ -78,14 +78,14 @@ RECOMMEND = [
 
 ITEMS = [
     lines(
-        "Mean by stage",
+        "POST /items: mean by stage",
         "Stacked. One request may hold 1,000 items; chunks overlap, so stages add up to more than it took.",
         "s",
         Query(mean(STAGE, "stage", flow="index"), "{{stage}}"),
         stacked=True,
     ),
     lines(
-        "p99 by stage",
+        "POST /items: p99 by stage",
         "follow is the wait until this replica has seen its own change in the log.",
         "s",
         Query(quantile(0.99, STAGE, "stage", flow="index"), "{{stage}}"),

@@ -116,7 +116,7 @@ QUEUES = [
 
 GPU = [
     number(
-        "Memory in use",
+        "GPU: memory in use",
         "Of the fullest GPU.",
         "percentunit",
         f"max(glyphrec_gpu_memory_used_bytes{where()} / glyphrec_gpu_memory_total_bytes{where()})",
@@ -124,14 +124,14 @@ GPU = [
         width=4,
     ),
     lines(
-        "Memory",
+        "GPU: memory",
         "Of all processes on the GPU.",
         "bytes",
         Query(f"glyphrec_gpu_memory_used_bytes{where()}", "{{instance}}, GPU {{gpu}}"),
         width=10,
     ),
     lines(
-        "Use",
+        "GPU: use",
         "Share of the time in which the GPU computed something.",
         "percentunit",
         Query(f"glyphrec_gpu_utilization_ratio{where()}", "{{instance}}, GPU {{gpu}}"),
