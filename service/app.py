@@ -19,6 +19,7 @@ from service.api.health import service_version
 from service.api.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.api.security import Guard
 from service.bundles import LoadedBundle, load
+from service.gpu import find_nvml
 from service.metrics import Metrics
 from service.model import Model, Readiness, end, persist
 from service.opening import Opening
@@ -29,6 +30,8 @@ from service.rollout_store import RolloutStore
 from service.settings import Settings
 
 log = logging.getLogger("glyphrec")
+
+TICK_S = 0.25
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -67,6 +70,8 @@ class Service:
         self._settings = settings
         self._configured = load(settings.bundle, settings)
         self.serving = Serving(settings, Metrics(), Readiness())
+        if (nvml := find_nvml()) is not None:
+            self.serving.metrics.watch_gpus(nvml)
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -74,9 +79,11 @@ class Service:
         with redis_url_or_server(settings.redis_url, settings.data_dir) as url:
             async with AsyncExitStack() as ends:
                 keeper = asyncio.create_task(self._keep(url, ends), name="keeper")
+                lag = asyncio.create_task(watch_event_loop(self.serving.metrics), name="event loop lag")
                 try:
                     yield
                 finally:
+                    await end(lag)
                     await end(keeper)
 
     async def _keep(self, url: str, ends: AsyncExitStack) -> None:
@@ -86,7 +93,8 @@ class Service:
         """
         settings, serving, readiness = self._settings, self.serving, self.serving.readiness
         try:
-            redis = await persist(lambda: connect_to_any(url), readiness.say)
+            observe = serving.metrics.observe_redis
+            redis = await persist(lambda: connect_to_any(url, observe), readiness.say)
             ends.push_async_callback(redis.aclose)
             changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
 
@@ -110,3 +118,12 @@ class Service:
         finally:
             readiness.parts, serving.rollout = None, None
             serving.metrics.ready.set(0)
+
+
+async def watch_event_loop(metrics: Metrics) -> None:
+    """Measure how late a timer fires, until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_at = loop.time() + TICK_S
+        await asyncio.sleep(TICK_S)
+        metrics.event_loop_lag_seconds.observe(max(0.0, loop.time() - due_at))

@@ -84,7 +84,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._run = run
         self._name = name
         self._max_batch_units = max_batch_units
-        self._max_queued_units = max_queued_units
+        self.max_queued_units = max_queued_units
         self._max_wait_s = max_wait_s
         self._units = units
         self._observe = observe
@@ -97,6 +97,7 @@ class MicroBatcher(Generic[Job, Result]):
         self.reserved_units = 0
         self.queued_units = 0
         self.running_units = 0
+        self.num_admitted = 0  # jobs ever taken in
 
     def start(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
@@ -127,7 +128,7 @@ class MicroBatcher(Generic[Job, Result]):
         wait_s = num_batches * self._batch_s  # until its own batch begins
         is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch takes what it can hold
         is_late |= wait_s > deadline - asyncio.get_running_loop().time()
-        if is_late or num_units > self._max_queued_units:
+        if is_late or num_units > self.max_queued_units:
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
     def reserve(self, units: int) -> Place:
@@ -153,6 +154,7 @@ class MicroBatcher(Generic[Job, Result]):
         waiting = _Waiting(job, units, future, deadline)
         self._queue.append(waiting)
         self.queued_units += units
+        self.num_admitted += 1
         self._arrived.set()
         return await waiting.future
 

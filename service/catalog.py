@@ -11,8 +11,10 @@ import random
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +29,16 @@ from service.views import FilterViews, View
 log = logging.getLogger(__name__)
 
 BLOCK_MS = 1_000  # how long one read waits for a change; also how soon a flushed Redis is noticed
+# How old the follower's knowledge of the log's end may get. It reads on sooner, unless something holds it up.
+LOOK_S = 1.5
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 2.0
 SLOT_BITS = 16
+SLOT_MASK = (1 << SLOT_BITS) - 1
 # Changes that are taken in without letting a search in between: 0.6 ms of them; with a hundred cached filters
 # 2 ms where they pass the same ones as before, 20 ms where all move (benchmarks/filters.py).
 CHANGES_PER_TURN = 20
+CHANGES_PER_READ = 1_000
 MAX_VIEW_BYTES = 2**28
 
 
@@ -56,6 +62,7 @@ class Catalog:
         self.version = 0  # of the log: every change up to here is in
         self._sid_of: dict[str, int] = {}
         self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
+        self._num_at_slot: list[int] = []  # [slot] -> items with it; the last one is not 0
         self._digest = 0  # the sum of all items' hashes, so that an edit costs as little as the item
         counts = popularity or {}
         ranking = sorted(counts, key=lambda item_id: (-counts[item_id], item_id))
@@ -71,6 +78,7 @@ class Catalog:
             catalog._items_of.setdefault(sid >> SLOT_BITS, []).append(item_id)
         packed = np.fromiter(sid_of.values(), dtype=np.int64, count=len(sid_of))  # [item]
         catalog._sid_of = sid_of
+        catalog._num_at_slot = np.bincount(packed & SLOT_MASK).tolist()
         catalog.trie = SidTrie.from_prefixes(spec, packed >> SLOT_BITS)
         catalog.views.load(
             (item_id, sid >> SLOT_BITS, attributes_of[item_id]) for item_id, sid in sid_of.items()
@@ -83,12 +91,23 @@ class Catalog:
     def adopt(self, other: "Catalog") -> None:
         """Take over the contents of `other`, not to be used afterwards. Readers see all or nothing."""
         self._sid_of, self._items_of = other._sid_of, other._items_of
+        self._num_at_slot = other._num_at_slot
         self.trie, self.version, self._digest = other.trie, other.version, other._digest
         self.views.adopt(other.views)
 
     @property
     def num_items(self) -> int:
         return len(self._sid_of)
+
+    @property
+    def num_colliding(self) -> int:
+        """Items that share their codes with another one."""
+        return len(self._sid_of) - len(self._items_of) + self.trie.num_shared
+
+    @property
+    def num_slots_in_use(self) -> int:
+        """The largest slot of any item, plus 1."""
+        return len(self._num_at_slot)
 
     @property
     def digest(self) -> str:
@@ -102,7 +121,7 @@ class Catalog:
         packed = self._sid_of.get(item_id)
         if packed is None:
             return None
-        return Sid(self.spec.codes_of(packed >> SLOT_BITS), packed & ((1 << SLOT_BITS) - 1))
+        return Sid(self.spec.codes_of(packed >> SLOT_BITS), packed & SLOT_MASK)
 
     def codes_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """The codes [item, level] of those that live, in order."""
@@ -135,6 +154,7 @@ class Catalog:
         if held is not None:
             self._remove(item_id, held)
         self._sid_of[item_id] = packed
+        self._count_slot(packed & SLOT_MASK, 1)
         insort(self._items_of.setdefault(packed >> SLOT_BITS, []), item_id, key=self._sid_of.__getitem__)
 
     def drop(self, item_id: str) -> None:
@@ -172,6 +192,14 @@ class Catalog:
         del items[place]
         if not items:
             del self._items_of[prefix]
+        self._count_slot(held & SLOT_MASK, -1)
+
+    def _count_slot(self, slot: int, change: int) -> None:
+        counts = self._num_at_slot
+        counts.extend([0] * (slot + 1 - len(counts)))
+        counts[slot] += change
+        while counts and not counts[-1]:
+            counts.pop()
 
     def _hash_of(self, item_id: str, packed: int) -> int:
         return hash_of_item(item_id, packed, self.views.attributes_of(item_id))
@@ -190,6 +218,13 @@ def hash_of_item(item_id: str, packed_sid: int, attributes: Attributes) -> int:
 def _canonical(value: Value) -> Value:
     """Equal values are spelled alike, -0.0 and 0 too."""
     return value if isinstance(value, str | bool) else value + 0.0
+
+
+class Lag(NamedTuple):
+    """How far a catalogue is behind its log, as far as its follower knows."""
+
+    num_changes: int
+    seconds: float  # since it had all of them; 0 while it has
 
 
 class _LogBroken(Exception):
@@ -216,6 +251,9 @@ class CatalogFollower:
         self._needs_load = True
         self._is_level = False
         self._level_at: float | None = None
+        self._log_version = 0  # of the last change that is known to be in the log
+        self._looked_at = -math.inf  # when that was all there was
+        self._caught_up_at = clock()  # when the catalogue had that
         self.lost: StoreUnavailable | None = None  # why Redis is out of reach; None while it answers
         self._moved = asyncio.Condition()
 
@@ -236,6 +274,12 @@ class CatalogFollower:
         return math.inf if self._level_at is None else self._clock() - self._level_at
 
     @property
+    def lag(self) -> Lag:
+        num_changes = max(0, self._log_version - self.catalog.version)
+        is_caught_up = self._is_level and not num_changes
+        return Lag(num_changes, 0.0 if is_caught_up else self._clock() - self._caught_up_at)
+
+    @property
     def num_unreadable(self) -> int:
         """How many values of Redis were skipped since the start, as somebody else has written them."""
         return self._store.num_unreadable
@@ -253,6 +297,7 @@ class CatalogFollower:
             self.catalog.adopt(fresh)
         self._mark, self._needs_load = mark, False
         self.num_loads += 1
+        self._saw_end(fresh.version)
         await self._now_level()
         log.info(
             "loaded %d items in %.2f s, version %d", fresh.num_items, self._clock() - start, fresh.version
@@ -260,6 +305,14 @@ class CatalogFollower:
 
     async def run(self) -> None:
         """Follow the log until cancelled; loads first where `load` was not called."""
+        watching = asyncio.create_task(self._watch_end(), name="end of the log")
+        try:
+            await self._run()
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _run(self) -> None:
         backoff_s = FIRST_BACKOFF_S
         while not _is_cancelled():
             try:
@@ -305,13 +358,18 @@ class CatalogFollower:
         return fresh, mark
 
     async def _follow(self) -> None:
-        changes = await self._store.changes(self.catalog.version, self._block_ms)
+        changes = await self._store.changes(self.catalog.version, self._block_ms, CHANGES_PER_READ)
         self.lost = None
+        if changes and len(changes) < CHANGES_PER_READ:
+            self._saw_end(changes[-1].version)
+        elif changes:
+            await self._position()  # there may be many more
         for start in range(0, len(changes), CHANGES_PER_TURN):
             async with self.catalog.turns:
                 part = changes[start : start + CHANGES_PER_TURN]
                 self._mark = _replay(self.catalog, self._mark, part)
             await self._now_level()
+            self._note_catching_up()
         if not changes:
             await self._check_position()
 
@@ -328,7 +386,24 @@ class CatalogFollower:
     async def _position(self) -> Position:
         position = await self._store.position()
         self.lost = None
+        self._saw_end(position.version)
         return position
+
+    async def _watch_end(self) -> None:
+        """Know the log's end also while changes wait to be taken in, as for a long search."""
+        while not _is_cancelled():
+            await asyncio.sleep(LOOK_S / 3)
+            if self._is_level and self._clock() - self._looked_at > LOOK_S:
+                with suppress(StoreUnavailable, StoreFault):  # which the follower notices too
+                    self._saw_end(await self._store.last_version())
+
+    def _saw_end(self, version: int) -> None:
+        self._log_version, self._looked_at = version, self._clock()
+        self._note_catching_up()
+
+    def _note_catching_up(self) -> None:
+        if self.catalog.version >= self._log_version:
+            self._caught_up_at = self._clock()
 
     async def _now_level(self) -> None:
         self._is_level, self._level_at = True, self._clock()

@@ -330,3 +330,12 @@ class ItemChanged(ServiceError):
         super().__init__(
             f"The item {item_id!r} was changed by somebody else meanwhile. Send the request again."
         )
+
+
+# What is turned away for now, by slug: it may be sent again as it is.
+REFUSALS = frozenset(
+    error.slug
+    for error in ServiceError.__subclasses__()
+    if error.status
+    in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+)

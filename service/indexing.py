@@ -108,7 +108,7 @@ class Indexer:
             raise TookTooLong("Reading these items", deadline - started_at) from None
         for outcome in indexed.outcomes:
             self._metrics.indexed_items.labels(outcome.status).inc()
-        self._metrics.observe_stages("index", stages)
+        stages.flow = "index"
         return indexed
 
     async def read(self, records: Sequence[ItemRecord]) -> list[Codes]:

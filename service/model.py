@@ -20,7 +20,7 @@ from service.contract import Codes
 from service.errors import GlyphrecError
 from service.indexing import Indexer, Strips, tokenise_in_batches
 from service.metrics import Metrics
-from service.recommend import Page, Recommender, Search, recommend_in_batches
+from service.recommend import Page, Recommender, Search, observed_by, recommend_in_batches
 from service.settings import Settings
 from service.store import ItemStore
 
@@ -50,7 +50,12 @@ class Model:
             observe=lambda stats: metrics.observe_batch("tokenizer", stats),
         )
         self.searches: MicroBatcher[Search, Page] = MicroBatcher(
-            recommend_in_batches(loaded.session, self.catalog, history_length=manifest.history_length),
+            recommend_in_batches(
+                loaded.session,
+                self.catalog,
+                history_length=manifest.history_length,
+                observe=observed_by(metrics, self.popularity),
+            ),
             name="recommender",
             max_batch_units=settings.max_batch_beams,
             max_queued_units=settings.max_queued_beams,

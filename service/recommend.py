@@ -11,7 +11,7 @@ What the widest search leaves short is filled up with popular items, whose score
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -71,7 +71,9 @@ class Page:
     matching_items: int | None  # living items that pass the filter; None without one
     catalog_version: int
     was_searched: bool  # False where there was nothing to find, or no history to tell by
-    decode_s: float = field(compare=False)  # of the graph, for the whole batch
+    num_valid_beams: int  # of the search, that stand for living items
+    history_s: float = field(compare=False)  # of the look-up of the histories, for the whole batch
+    decode_s: float = field(compare=False)  # of the graph, likewise
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,45 @@ class _Asked(NamedTuple):
     num_candidates: int  # living items that pass the filter and are not excluded
 
 
+Observe = Callable[[Sequence[Search], Sequence[Page]], None]  # takes a whole batch
+
+
+def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
+    pass
+
+
 def recommend_in_batches(
-    session: RecommenderSession, catalog: Catalog, *, history_length: int
+    session: RecommenderSession, catalog: Catalog, *, history_length: int, observe: Observe = _unobserved
 ) -> Callable[[list[Search]], list[Page]]:
     """What the recommender's batcher runs, holding `catalog.turns`."""
 
     def run(searches: list[Search]) -> list[Page]:
-        asked = [_look_up(catalog, search, history_length) for search in searches]
         started_at = perf_counter()
+        asked = [_look_up(catalog, search, history_length) for search in searches]
+        decoding_at = perf_counter()
         found = _search(session, catalog, asked)
-        decode_s = perf_counter() - started_at
-        return [_page(catalog, each, found.get(place), decode_s) for place, each in enumerate(asked)]
+        took = (decoding_at - started_at, perf_counter() - decoding_at)
+        pages = [_page(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
+        observe(searches, pages)
+        return pages
 
     return run
+
+
+def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
+    """What batches tell the metrics. Items without `popularity`, which training counted, are new."""
+
+    def observe(searches: Sequence[Search], pages: Sequence[Page]) -> None:
+        metrics.observe_searches([page.num_valid_beams for page in pages if page.was_searched])
+        shown = [
+            each.item_id
+            for search, page in zip(searches, pages, strict=True)
+            if page.is_settled or search.is_last  # else nobody sees it: a wider search follows
+            for each in page.items
+        ]
+        metrics.observe_recommended(shown, sum(popularity.get(item_id, 0) > 0 for item_id in shown))
+
+    return observe
 
 
 def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
@@ -166,7 +194,7 @@ def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
     return padded
 
 
-def _page(catalog: Catalog, asked: _Asked, found: Found | None, decode_s: float) -> Page:
+def _page(catalog: Catalog, asked: _Asked, found: Found | None, history_s: float, decode_s: float) -> Page:
     query = asked.search.query
     selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
     is_popular = not len(asked.history)
@@ -187,6 +215,8 @@ def _page(catalog: Catalog, asked: _Asked, found: Found | None, decode_s: float)
         matching_items=len(asked.trie) if asked.view is not None else None,
         catalog_version=catalog.version,
         was_searched=found is not None,
+        num_valid_beams=len(found.prefixes) if found else 0,
+        history_s=history_s,
         decode_s=decode_s,
     )
 
@@ -268,7 +298,7 @@ class Recommender:
         )
         self._metrics.widenings.inc(answer.widened)
         self._metrics.unknown_items.inc(len(answer.page.unknown_item_ids))
-        self._metrics.observe_stages("recommend", stages)
+        stages.flow = "recommend"
         return answer
 
     async def _recommend(
@@ -285,8 +315,9 @@ class Recommender:
             answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
             stages.add("queue", answer.queue_s)
+            stages.add("history", page.history_s)
             stages.add("decode", page.decode_s)
-            stages.add("resolve", answer.run_s - page.decode_s)
+            stages.add("resolve", answer.run_s - page.history_s - page.decode_s)
             if page.is_settled or is_last:
                 return Recommended(page, num_beams, widened, beam_limit_reached=not page.is_settled)
         raise AssertionError("there is a last width")

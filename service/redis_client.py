@@ -1,10 +1,11 @@
-"""How the store calls Redis: calls that all end, errors that a client may see, scripts by their hash."""
+"""How the store calls Redis: calls that end and are counted, errors for clients, scripts by their hash."""
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -38,6 +39,10 @@ LUA = Path(__file__).parent / "lua"
 
 T = TypeVar("T")
 
+# Takes one round trip: its command or script, how many of them were taken and how many were not, and its
+# seconds; None where it waited for something to happen.
+Observe = Callable[[str, int, int, float | None], None]
+
 # By class where redis-py has one, else by the first word of Redis' reply.
 _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     AuthenticationError: "Redis refuses the password in REDIS_URL.",
@@ -54,7 +59,47 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
 }
 
 
-def connect(url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S) -> Redis:
+def _unobserved(_command: str, _num_ok: int, _num_errors: int, _seconds: float | None) -> None:
+    pass
+
+
+class _Observed:
+    """Tells `observe` of every command that is not in a pipeline; of those `observing` does."""
+
+    observe: Observe = staticmethod(_unobserved)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        command = str(args[0]).lower()
+        waits = "BLOCK" in args or b"BLOCK" in args
+        with observing(self, command, is_timed=not waits):
+            return await super().execute_command(*args, **options)  # type: ignore[misc]  # of the class beside it
+
+
+# Both of redis-py's own bases have a method that they declare differently.
+class _Client(_Observed, Redis):  # type: ignore[misc]
+    pass
+
+
+class _ClusterClient(_Observed, RedisCluster):  # type: ignore[misc]
+    pass
+
+
+@contextmanager
+def observing(redis: Any, command: str, num_calls: int = 1, *, is_timed: bool = True) -> Iterator[None]:
+    """Around one round trip. It counts as an error where it raises one."""
+    observe: Observe = getattr(redis, "observe", _unobserved)
+    started_at = perf_counter()
+    try:
+        yield
+    except Exception:
+        observe(command, 0, num_calls, perf_counter() - started_at if is_timed else None)
+        raise
+    observe(command, num_calls, 0, perf_counter() - started_at if is_timed else None)
+
+
+def connect(
+    url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S, observe: Observe = _unobserved
+) -> Redis:
     """A client of one server, with a timeout on every reply. Close it with aclose()."""
     try:
         pool = BlockingConnectionPool.from_url(
@@ -71,12 +116,15 @@ def connect(url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S) -> Redi
         raise GlyphrecError(
             "REDIS_URL: not understood. Give redis://host:port/0, rediss://… or unix:///path."
         ) from error
-    return Redis.from_pool(pool)
+    redis = _Client.from_pool(pool)
+    assert isinstance(redis, _Client)  # whatever its annotation says
+    redis.observe = observe
+    return redis
 
 
-async def connect_to_any(url: str) -> Redis | RedisCluster:
+async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | RedisCluster:
     """A client of the server, or of its cluster where it says that it has one. Raises StoreUnavailable."""
-    redis = connect(url)
+    redis = connect(url, observe=observe)
     try:
         with redis_errors():
             cluster = await redis.info("cluster")
@@ -86,7 +134,7 @@ async def connect_to_any(url: str) -> Redis | RedisCluster:
     if not cluster.get("cluster_enabled"):
         return redis
     await redis.aclose()
-    return RedisCluster.from_url(
+    found = _ClusterClient.from_url(
         url,
         protocol=2,
         max_connections=CLUSTER_CONNECTIONS,
@@ -95,6 +143,9 @@ async def connect_to_any(url: str) -> Redis | RedisCluster:
         retry=_one_retry(),
         client_name="glyphrec",
     )
+    assert isinstance(found, _ClusterClient)
+    found.observe = observe
+    return found
 
 
 @contextmanager
@@ -134,6 +185,7 @@ class Script:
     """One file of lua/ with log.lua before it, called by its hash."""
 
     def __init__(self, name: str) -> None:
+        self._name = name
         parts = [(LUA / file).read_text(encoding="utf-8") for file in ("log.lua", f"{name}.lua")]
         self._source = "\n".join(parts)
         self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
@@ -157,6 +209,20 @@ class Script:
         return replies
 
     async def _run_chunk(
+        self, redis: Redis | RedisCluster, keys: Sequence[str], calls: Sequence[Sequence[Any]]
+    ) -> list[Any]:
+        observe: Observe = getattr(redis, "observe", _unobserved)
+        started_at = perf_counter()
+        try:
+            replies = await self._try_chunk(redis, keys, calls)
+        except ServiceError:
+            observe(self._name, 0, len(calls), perf_counter() - started_at)
+            raise
+        num_errors = sum(isinstance(reply, ServiceError) for reply in replies)
+        observe(self._name, len(calls) - num_errors, num_errors, perf_counter() - started_at)
+        return replies
+
+    async def _try_chunk(
         self, redis: Redis | RedisCluster, keys: Sequence[str], calls: Sequence[Sequence[Any]]
     ) -> list[Any]:
         replies = await self._evalsha(redis, keys, calls)

@@ -22,6 +22,7 @@ from typing import Any
 
 from service.bundles import BundleFolder, LoadedBundle
 from service.errors import (
+    BundleRefused,
     ChangeUnderWay,
     GlyphrecError,
     ServiceError,
@@ -93,7 +94,11 @@ class Rollout:
         if self._loading.locked():
             raise ChangeUnderWay
         async with self._loading:
-            loaded = await asyncio.to_thread(self._folder.load, name)
+            try:
+                loaded = await asyncio.to_thread(self._folder.load, name)
+            except BundleRefused:
+                self._metrics.bundle_swaps.labels("failed").inc()
+                raise
             await self.look()
             tokenizer_id = loaded.manifest.tokenizer_id
             if tokenizer_id in (self._serving.tokenizer_id, self._seen.active):
@@ -287,6 +292,7 @@ class Rollout:
         except GlyphrecError as error:
             if self._trouble != str(error):
                 log.warning("this replica cannot follow a change of the model: %s", error)
+                self._metrics.bundle_swaps.labels("failed").inc()
             self._trouble = str(error)
             await asyncio.sleep(TRY_AGAIN_S)
             return
@@ -312,6 +318,7 @@ class Rollout:
         self._model = self._readiness.parts = model  # the swap: no await since the look at the versions
         self._candidate, self._trouble, self._was_behind = None, "", False
         model.show()
+        self._metrics.bundle_swaps.labels("switched").inc()
         retiring = asyncio.create_task(_retire(old, list(self._retiring)), name="retiring")
         self._retiring[retiring] = old
         retiring.add_done_callback(lambda task: self._retiring.pop(task, None))
@@ -353,6 +360,7 @@ class Rollout:
             log.info("another replica leads the change to %s", name)
         except GlyphrecError as error:
             log.warning("the change to %s has failed: %s", name, error)
+            self._metrics.bundle_swaps.labels("failed").inc()
             await self._store.lead(tokenizer_id, phase="failed", reason=str(error))
 
     async def _take_lead(self, model: Model) -> None:

@@ -31,7 +31,15 @@ from service.records import (
     to_bytes,
     version_of,
 )
-from service.redis_client import PIPELINE_LENGTH, RESPONSE_TIMEOUT_S, Script, chunks, connect, redis_errors
+from service.redis_client import (
+    PIPELINE_LENGTH,
+    RESPONSE_TIMEOUT_S,
+    Script,
+    chunks,
+    connect,
+    observing,
+    redis_errors,
+)
 
 __all__ = [
     "Change",
@@ -185,7 +193,8 @@ class ItemStore:
                 async with self._redis.pipeline(transaction=True) as pipe:
                     pipe.hmget(self._items, keys)
                     pipe.hmget(self._codes, keys)
-                    values, codes = await pipe.execute()
+                    with observing(self._redis, "hmget", 2):
+                        values, codes = await pipe.execute()
             for item_id, value, held_value in zip(ids, values, codes, strict=True):
                 if value is None or held_value is None:
                     continue

@@ -19,6 +19,7 @@ Tables = tuple[NDArray[Any], ...]  # what the recommender graph takes; contract.
 # What the graph sees of the paged level grows in steps, so that its shape changes rarely.
 PAGES_PER_STEP = 4096
 BYTES_PER_SHARED_CODE = 128  # of a dictionary's entry, for num_bytes
+ROWS_AT_ONCE = 256
 
 
 class SidTrie:
@@ -137,6 +138,16 @@ class SidTrie:
     def __len__(self) -> int:
         return self._num_items
 
+    @property
+    def num_shared(self) -> int:
+        """Codes with more than one item."""
+        return len(self._shared)
+
+    def num_used_codes(self) -> tuple[int, ...]:
+        """For each level how many of its codes lead to a living item. Reads every table once."""
+        last = self._bits[-1] if self._page_of is None else self._bits[-1][: self._num_pages]
+        return tuple(_num_set(_union(rows)) for rows in (*self._bits[:-1], last))
+
     def children(self, level: int, parent: int) -> NDArray[np.int64]:
         """The living codes of `level` after a parent prefix, ascending."""
         bits = np.unpackbits(self._row(level, parent), count=self.spec.levels[level], bitorder="little")
@@ -209,3 +220,17 @@ class SidTrie:
         self._page_of[parents] = np.arange(1, len(parents) + 1)
         self._num_pages = 1 + len(parents)
         return self._page_of[parent].astype(np.int64)
+
+
+def _union(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[row, byte] -> the bits that are set in any row [byte]; many at once, as short ones take longer."""
+    count, width = rows.shape
+    whole = count - count % ROWS_AT_ONCE
+    wide = np.bitwise_or.reduce(rows[:whole].reshape(-1, ROWS_AT_ONCE * width), axis=0)
+    folded: NDArray[np.uint8] = np.bitwise_or.reduce(wide.reshape(ROWS_AT_ONCE, width), axis=0)
+    folded |= np.bitwise_or.reduce(rows[whole:], axis=0)
+    return folded
+
+
+def _num_set(row: NDArray[np.uint8]) -> int:
+    return int(np.unpackbits(row).sum())

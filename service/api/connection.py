@@ -146,7 +146,7 @@ class BoundedHttp(HttpToolsProtocol):
         keep_alive = is_known and self.parser.should_keep_alive()
         self._write(error, path, request_id_of(given.decode("latin-1")), keep_alive)
         route = path if is_known else "unmatched"
-        self._metrics.observe_http(route, method, error.status, perf_counter() - started_at)
+        self._metrics.observe_http(route, method, error.status, perf_counter() - started_at, error)
         if keep_alive:
             self._await_head()
 

@@ -13,10 +13,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.api.dependencies import call_of, require_json
 from service.api.json_body import JsonRoute, parse
+from service.metrics import Stages
 
 
 class DirectRoute(JsonRoute):
-    """For an endpoint that takes `body`, a model, and `call`, the Call; and returns a model."""
+    """For an endpoint that takes `body`, a model, and `call`, the Call; and returns a model.
+
+    It starts the stage `write`.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
@@ -25,6 +29,8 @@ class DirectRoute(JsonRoute):
         async def handle(request: Request) -> Response:
             await require_json(request)
             sent = await request.body()
+            stages: Stages = request.scope["state"]["stages"]
+            stages.start("parse")
             given = parse(sent) if sent else None
             try:
                 body = validate(given)
@@ -33,7 +39,10 @@ class DirectRoute(JsonRoute):
                 raise RequestValidationError(
                     [{**each, "loc": ("body", *each["loc"])} for each in details]
                 ) from None
+            stages.stop("parse")
             answer: BaseModel = await endpoint(body=body, call=call_of(request))
-            return Response(answer.__pydantic_serializer__.to_json(answer), media_type="application/json")
+            written = answer.__pydantic_serializer__.to_json(answer)
+            stages.stop("write")
+            return Response(written, media_type="application/json")
 
         return handle

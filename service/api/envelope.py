@@ -92,6 +92,7 @@ class Envelope:
                 state["deadline"] = _deadline(headers)
                 await self._app(scope, self._bounded(receive), send_with_headers)
             except ServiceError as error:
+                state["refusal"] = error
                 answer = problem_response(error, instance=scope["path"], request_id=request_id)
                 await answer(scope, receive, send_with_headers)
             except Exception:  # outermost loop: a client gets an answer whatever happened
@@ -137,7 +138,9 @@ class Envelope:
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.observe_http(route, scope["method"], status, seconds)
+        state = scope["state"]
+        self._metrics.observe_http(route, scope["method"], status, seconds, state.get("refusal"))
+        self._metrics.observe_stages(state["stages"])
         if self._log_requests:
             path = quote(scope["path"])  # it may hold the end of a line
             access_log.info("%s %s %d %.1f ms %s", scope["method"], path, status, 1000 * seconds, request_id)

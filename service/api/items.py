@@ -51,10 +51,12 @@ async def put_items(
 
     The answer is 200 also where some items failed; a bare item that fails is answered with its own problem.
     """
+    call.stages.stop("parse")
     items = body.items if isinstance(body, ItemsRequest) else [body]
     if len(items) > serving.settings.max_items_per_request:
         raise TooManyItems(len(items), serving.settings.max_items_per_request)
     indexed = await parts.indexer.index(items, call.stages, call.deadline)
+    call.stages.start("write")
     if not isinstance(body, ItemsRequest) and (error := indexed.outcomes[0].error):
         raise error
     results = [_result(outcome, request) for outcome in indexed.outcomes]
@@ -77,7 +79,10 @@ async def list_items(
 
 @router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM)
 async def similar_items(
-    item_id: ItemIdPath, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=100)] = 10
+    item_id: ItemIdPath,
+    parts: PartsDep,
+    serving: ServingDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
 ) -> SimilarResponse:
     """The items whose codes share most with this one's: longest common prefix first, then popular ones."""
     catalog = parts.catalog
@@ -85,6 +90,7 @@ async def similar_items(
     if sid is None:
         raise ItemNotFound(item_id)
     found = neighbours(catalog, parts.popularity, item_id, limit)
+    serving.metrics.observe_recommendation("similar", exact=True, filtered=False)
     return SimilarResponse(
         item_id=item_id,
         semantic_id=str(sid),
@@ -125,11 +131,13 @@ async def patch_item(
 
     Two patches of one item at the same moment are not merged: the later one wins.
     """
+    call.stages.stop("parse")
     if body.get("item_id", item_id) != item_id:
         raise InvalidItem("item_id", "cannot be changed. DELETE the item and POST it under its new id")
     stored = await _find(parts, item_id)
     merged = merge(stored.item, {**body, "item_id": item_id})
     indexed = await parts.indexer.index([merged], call.stages, call.deadline)
+    call.stages.start("write")
     outcome = indexed.outcomes[0]
     if outcome.error is not None:
         raise outcome.error

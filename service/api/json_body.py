@@ -12,21 +12,28 @@ from service.errors import InvalidJson
 
 
 class JsonRoute(APIRoute):
-    """For `APIRouter(route_class=JsonRoute)`."""
+    """For `APIRouter(route_class=JsonRoute)`.
+
+    The stage `parse` begins here and `write` ends here, for endpoints that stop the one and start the other.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
-            return await handle(_JsonRequest(request.scope, request.receive))
+            response = await handle(_JsonRequest(request.scope, request.receive))
+            request.scope["state"]["stages"].stop("write")
+            return response
 
         return handle_strictly
 
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
+        body = await self.body()
+        self.scope["state"]["stages"].start("parse")
         try:
-            return parse(await self.body())
+            return parse(body)
         except InvalidJson as error:
             raise RefusedBody(error) from error
 

@@ -93,7 +93,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return problem_response(error, instance=request.scope["path"], request_id=request.state.request_id)
+    return _refused(request, error)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
@@ -115,7 +115,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     instance, request_id = request.scope["path"], request.state.request_id
     headers = error.headers
     if isinstance(error, RefusedBody):
-        return problem_response(error.error, instance=instance, request_id=request_id)
+        return _refused(request, error.error)
     status = HTTPStatus(error.status_code)
     match status:
         case HTTPStatus.NOT_FOUND:
@@ -140,6 +140,11 @@ def _methods_of(request: Request) -> set[str]:
         if match is not Match.NONE:
             found |= set(getattr(route, "methods", None) or ())
     return found
+
+
+def _refused(request: Request, error: ServiceError) -> Response:
+    request.state.refusal = error  # envelope.py counts it
+    return problem_response(error, instance=request.scope["path"], request_id=request.state.request_id)
 
 
 def _problem(

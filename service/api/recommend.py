@@ -36,6 +36,7 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     )
     with call.serving.model().in_use() as model:
         answer = await model.recommender.recommend(query, call.stages, call.deadline, call.place)
+    call.stages.start("write")
     page = answer.page
     searched = SearchInfo(
         num_beams=answer.num_beams,

@@ -286,9 +286,12 @@ async def test_a_request_id_comes_back_where_it_is_fit_to(client):
 
 async def test_server_timing_gives_the_stages_of_both_flows(client):
     recommended = await client.post("/recommend", json={"history": ["item-0"]})
-    assert stages_of(recommended) == ["queue", "decode", "resolve", "total"]
+    told = ["parse", "queue", "history", "decode", "resolve", "write", "total"]
+    assert stages_of(recommended) == told
     indexed = await client.post("/items", json={"item_id": "a", "title": "x"})
-    assert stages_of(indexed) == ["held", "render", "queue", "tokenise", "store", "follow", "total"]
+    told = ["parse", "held", "render", "queue", "tokenise", "store", "follow", "write", "total"]
+    assert stages_of(indexed) == told
+    assert stages_of(await client.patch("/items/a", json={"title": "y"})) == told
     assert stages_of(await client.get("/nowhere")) == ["total"]
 
 

@@ -3,6 +3,7 @@ import os
 import random
 import shutil
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -115,6 +116,9 @@ def test_a_catalogue_is_what_a_dictionary_would_be(edits: list[tuple[str, Codes 
             item_id: model.get(item_id) for item_id in "abcdefgh"
         }
         assert each.num_items == len(model) == len(each.trie)
+        num_at = Counter(sid.codes for sid in model.values())
+        assert each.num_colliding == sum(num_at[sid.codes] > 1 for sid in model.values())
+        assert each.num_slots_in_use == max((sid.slot + 1 for sid in model.values()), default=0)
         for codes in {codes for _, codes in edits if codes}:
             at = sorted((sid.slot, item_id) for item_id, sid in model.items() if sid.codes == codes)
             assert each.items_at(codes) == [item_id for _, item_id in at]

@@ -196,7 +196,7 @@ async def test_the_stages_of_a_request_are_timed(make_recommender):
     await make_recommender(catalog_of(items_without_text_twice(20, 9))).recommend(
         Query(["item-0"], 3), stages
     )
-    assert list(stages.seconds) == ["queue", "decode", "resolve"]
+    assert list(stages.seconds) == ["queue", "history", "decode", "resolve"]
 
 
 @pytest.mark.parametrize(

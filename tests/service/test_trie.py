@@ -65,6 +65,8 @@ def assert_holds(trie, items):
             if length < spec.num_levels:
                 parent = np.ravel_multi_index(start, spec.levels[:length]) if start else 0
                 assert trie.children(length, parent).tolist() == sorted({codes[length] for codes in below})
+    used = tuple(len({codes[level] for codes in living}) for level in range(spec.num_levels))
+    assert trie.num_used_codes() == used
     for table, promised in zip(trie.tables, trie_tables(spec), strict=True):
         assert table.dtype == promised.dtype
         sizes = zip(promised.shape, table.shape, strict=True)
