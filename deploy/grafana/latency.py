@@ -129,7 +129,7 @@ AROUND = [
         "Of recommendations. GLYPHREC_MAX_WAIT_MS bounds it.",
         "s",
         Query(quantile(0.99, STAGE, "instance", flow="recommend", stage="queue"), "{{instance}}"),
-        steps=[(0.05, "red")],
+        steps=[(0.02, "yellow"), (0.1, "red")],
     ),
     lines(
         "Event loop lag, p99",

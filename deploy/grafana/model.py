@@ -7,7 +7,6 @@ from deploy.grafana.panels import (
     Row,
     framed,
     lines,
-    number,
     of_model,
     quantile,
     rate,
@@ -143,19 +142,11 @@ PAGES = [
         "cps",
         Query(rate("glyphrec_unknown_history_items_total"), "unknown"),
     ),
-    number(
+    lines(
         "Pages remembered",
-        "Pages kept for events to come, over all replicas; an event for an older page counts for nothing.",
+        "Pages kept for events to come; an event for an older page counts for nothing.",
         "short",
-        total("glyphrec_feedback_remembered_pages"),
-        width=4,
-    ),
-    number(
-        "Items recommended",
-        "Items a second on all pages.",
-        "cps",
-        rate(OF_ITEMS),
-        width=4,
+        Query(total("glyphrec_feedback_remembered_pages", "instance"), "{{instance}}"),
     ),
 ]
 
@@ -174,10 +165,11 @@ SEARCH = [
         ),
         steps=[(0, "red"), (0.2, "yellow"), (0.4, "green")],
         most=1,
+        width=6,
     ),
     lines(
         "Proven exact, filtered or not",
-        "The filter is inside the search, so both should be alike, filtered rather higher.",
+        "The filter is inside the search, so filtered pages should be proven at least as often.",
         "percentunit",
         Query(
             share(
@@ -187,6 +179,7 @@ SEARCH = [
             "filtered: {{filtered}}",
         ),
         most=1,
+        width=6,
     ),
     lines(
         "Beams that live at the end of a search",
@@ -194,6 +187,7 @@ SEARCH = [
         "short",
         Query(quantile(0.1, "glyphrec_valid_beams"), "p10"),
         Query(quantile(0.5, "glyphrec_valid_beams"), "p50"),
+        width=6,
     ),
     lines(
         "Widenings in a recommendation, mean",
@@ -201,6 +195,7 @@ SEARCH = [
         "short",
         Query(share(rate("glyphrec_widenings_total"), rate(RECOMMENDED, source="model")), "widenings"),
         steps=[(1, "yellow"), (3, "red")],
+        width=6,
     ),
 ]
 
@@ -211,6 +206,7 @@ CHANGES = [
         "short",
         Query(f"sum by (result) (increase(glyphrec_bundle_swaps_total{where()}[10m]))", "{{result}}"),
         steps=[(1, "yellow")],
+        width=12,
     ),
     lines(
         "Behind the active tokenizer",
@@ -218,5 +214,6 @@ CHANGES = [
         "short",
         Query(f"glyphrec_behind{where()}", "{{instance}}"),
         steps=[(1, "red")],
+        width=12,
     ),
 ]

@@ -72,7 +72,14 @@ def _by(labels: Sequence[str]) -> str:
 
 
 def number(
-    title: str, description: str, unit: str, expr: str | Query, steps: Steps = (), *, width: int = 3
+    title: str,
+    description: str,
+    unit: str,
+    expr: str | Query,
+    steps: Steps = (),
+    *,
+    width: int = 3,
+    height: int = 4,
 ) -> stat.Panel:
     """One figure as of now, coloured by its thresholds, with its course behind it."""
     query = Query(expr) if isinstance(expr, str) else expr
@@ -84,7 +91,7 @@ def number(
         .no_value("no data")
         .with_target(_target(query, 0))
     )
-    return _dressed(panel, title, description, unit, steps, width, 4)
+    return _dressed(panel, title, description, unit, steps, width, height)
 
 
 def lines(

@@ -21,7 +21,7 @@ from PIL import Image
 
 DASHBOARDS = Path(__file__).with_name("dashboards")
 NUM_POINTS = 240
-COLUMN_IN, ROW_IN = 0.66, 0.3  # of Grafana's grid, on paper
+COLUMN_IN, ROW_IN = 0.66, 0.25  # of Grafana's grid, on paper
 DPI = 90
 NUM_COLOURS = 64  # of the picture, so that it is small
 COLOURS = {"green": "#3c9a3c", "yellow": "#c99a00", "orange": "#e07b00", "red": "#d03030"}
@@ -101,7 +101,7 @@ def draw(dashboard: dict[str, Any], asked: Asked) -> Figure:
             )
             continue
         axes = figure.add_axes(_box(panel["type"], left, top, place["w"] / 24, place["h"] / height, height))
-        axes.set_title(panel["title"], fontsize=9, loc="left", pad=4)
+        axes.set_title(panel["title"], fontsize=9, loc="left", y=1.0, pad=4)
         {"stat": _draw_number, "timeseries": _draw_lines, "table": _draw_rows}[panel["type"]](
             axes, panel, asked
         )
@@ -116,7 +116,7 @@ def _box(
 ) -> tuple[float, float, float, float]:
     """The axes within a panel: room for the title above, and for ticks and legend where there are any."""
     above = 1.1 / rows
-    below, beside = (3.2 / rows, 0.042) if kind == "timeseries" else (0.2 / rows, 0.008)
+    below, beside = (2.6 / rows, 0.042) if kind == "timeseries" else (0.2 / rows, 0.008)
     return left + beside, top - height + below, width - beside - 0.008, height - above - below
 
 
@@ -175,7 +175,8 @@ def _draw_lines(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
             axes.plot(*zip(*series.points, strict=True), label=series.name, linewidth=1)
     axes.set_xlim(0, (asked.end - asked.start) / 60)
     top = min(axes.get_ylim()[1], defaults.get("max", math.inf) * 1.04)
-    axes.set_ylim(0, top if found and top > 0 else 1)
+    is_flat = not any(y > 0 for series in found for _, y in series.points)
+    axes.set_ylim(0, 1 if is_flat else top)
     for step in defaults["thresholds"]["steps"]:
         if step["value"] and step["value"] <= axes.get_ylim()[1]:
             axes.axhline(step["value"], color=COLOURS[step["color"]], linewidth=0.9, linestyle="--")
@@ -201,7 +202,7 @@ def _draw_lines(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
         fontsize=6.5,
         ncols=3 if max(map(len, names)) < 22 else 2,
         loc="upper left",
-        bbox_to_anchor=(-0.05, -0.11),
+        bbox_to_anchor=(-0.05, -0.13),
         frameon=False,
         borderaxespad=0.2,
         handlelength=1.2,
@@ -212,7 +213,11 @@ def _draw_lines(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
 
 def _draw_rows(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
     axes.set_axis_off()
-    columns = panel["transformations"][0]["options"]["renameByName"]
+    shown = panel["transformations"][0]["options"]
+    columns = {
+        label: shown["renameByName"][label]
+        for label in sorted(shown["indexByName"], key=shown["indexByName"].get)
+    }
     unit = panel["fieldConfig"]["defaults"]["unit"]
     rows = [
         [

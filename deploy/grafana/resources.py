@@ -122,6 +122,7 @@ GPU = [
         f"max(glyphrec_gpu_memory_used_bytes{where()} / glyphrec_gpu_memory_total_bytes{where()})",
         [(0.8, "yellow"), (0.95, "red")],
         width=4,
+        height=8,
     ),
     lines(
         "GPU: memory",

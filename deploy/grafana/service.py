@@ -217,6 +217,7 @@ REPLICAS = [
         "s",
         f"time() - max(glyphrec_bundle_loaded_timestamp_seconds{where()})",
         width=4,
+        height=8,
     ),
     number(
         "Last start of a replica",
@@ -225,5 +226,6 @@ REPLICAS = [
         'time() - max(process_start_time_seconds{instance=~"$instance",job="glyphrec"})',
         [(0, "yellow"), (600, "green")],
         width=4,
+        height=8,
     ),
 ]

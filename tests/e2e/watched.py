@@ -31,11 +31,27 @@ from service.redis_server import RedisServer, start_server
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules/*.yml"
 KEY = "an-admin-key-of-this-load"
-SCRAPE_MS = 500
-RATE_INTERVAL = "4s"  # what Grafana makes of $__rate_interval at this interval of scrapes, and some more
+SCRAPE_MS = 1000
+RATE_INTERVAL = "5s"  # what Grafana makes of $__rate_interval at this interval of scrapes, and some more
 READY_TIMEOUT_S = 30
 ANSWERS = {200, 202, 207, 404, 405, 409, 422, 429, 503}  # all of which the load provokes
 COLOURS = ("red", "green", "blue", "black")
+MATERIALS = (
+    "oat",
+    "rye",
+    "steel",
+    "oak",
+    "wool",
+    "paper",
+    "almond",
+    "glass",
+    "cotton",
+    "lemon",
+    "copper",
+    "rice",
+)
+THINGS = ("milk", "bread", "cup", "table", "scarf", "towel", "cake", "bowl", "shirt", "tea", "pan", "flour")
+SIZES = ("small", "10.5 oz", "32 oz", "500 ct", "M3 x 1/2 in", "large", "2 pack", "56 oz", "1 gal", "12 in")
 
 
 class Prometheus(NamedTuple):
@@ -227,7 +243,7 @@ class Load:
     def _put(self, client: httpx.Client, rng: random.Random, number: int) -> None:
         again = rng.randrange(number + 1)  # the same text, or the same id with another one
         items: list[dict[str, Any]] = [_item(number), _item(again), {**_item(again), "price": number}]
-        if number % 5 == 0:
+        if number % 10 == 0:
             items += [{**_item(again), "title": f"Renamed {number}"}, {"item_id": "without a text"}]
         self._send(client, "POST", "/items", json={"items": items})
 
@@ -288,10 +304,12 @@ class Load:
 
 def _item(number: int) -> dict[str, Any]:
     colour = COLOURS[number % len(COLOURS)]
+    rng = random.Random(number)
+    words = " ".join(rng.choice(each) for each in (MATERIALS, THINGS, SIZES))
     return {
         "item_id": f"posted-{number}",
-        "title": f"{colour} pen {number // 3}",
-        "categories": [colour, "pens"],
+        "title": f"{words} {colour}",
+        "categories": [colour],
         "price": number % 10,
     }
 
