@@ -217,7 +217,7 @@ class Metrics(MetricFamilies):
 
     def observe_redis(self, command: str, num_ok: int, num_errors: int, seconds: float | None) -> None:
         """One round trip; seconds None: it waited for something to happen."""
-        # Also by 0: Prometheus sees no increase in a counter that begins above it, so the first error would be lost.
+        # Also by 0: a counter that begins above it has not increased, so the first error would be lost.
         self._redis_calls_of(command, "ok").inc(num_ok)
         self._redis_calls_of(command, "error").inc(num_errors)
         if seconds is not None:
