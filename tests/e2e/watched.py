@@ -320,6 +320,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/dashboards")
     args = parser.parse_args()
+    if not (args.bundle / MANIFEST).is_file():
+        parser.error(f"{args.bundle} is no bundle. Name one: make pictures BUNDLE=folder")
     binary = prometheus_binary()
     if binary is None:
         parser.error("there is no Prometheus; deploy/fetch_prometheus.sh says why")
