@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import httpx
 import yaml
@@ -27,6 +28,7 @@ from deploy.grafana.pictures import draw_dashboards
 from model_export.local_service import LocalService, free_port, local_service
 from service.contract import MANIFEST, RECOMMENDER, load_bundle
 from service.redis_server import RedisServer, start_server
+from tests.e2e.traffic import until
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules/*.yml"
@@ -34,7 +36,7 @@ KEY = "an-admin-key-of-this-load"
 SCRAPE_MS = 1000
 RATE_INTERVAL = "5s"  # what Grafana makes of $__rate_interval at this interval of scrapes, and some more
 READY_TIMEOUT_S = 30
-ANSWERS = {200, 202, 207, 404, 405, 409, 422, 429, 503}  # all of which the load provokes
+ANSWERS = {200, 202, 404, 409, 422, 429, 503}  # all of which the load provokes
 COLOURS = ("red", "green", "blue", "black")
 MATERIALS = (
     "oat",
@@ -117,20 +119,17 @@ def _is_ready(client: httpx.Client) -> bool:
     return False
 
 
-def until(claim: Callable[[], object], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not claim():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
-
-
 @contextmanager
 def watched(binary: Path, bundle: Path, folder: Path, load_s: float) -> Iterator[Watched]:
     """After the load; Prometheus still answers, and so do the replicas."""
     bundles = _bundles(bundle, folder / "bundles")
-    settings = {"BUNDLES_DIR": str(bundles), "ADMIN_KEYS": KEY, "THREADS": "1"}
-    os.environ |= {f"GLYPHREC_{name}": value for name, value in settings.items()}
+    settings = {
+        "GLYPHREC_BUNDLES_DIR": str(bundles),
+        "GLYPHREC_ADMIN_KEYS": KEY,
+        "GLYPHREC_THREADS": "1",
+    }
     with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, settings))
         redis = stack.enter_context(start_server(folder / "redis"))
         replicas = {
             name: stack.enter_context(
@@ -222,7 +221,7 @@ class Load:
             page = [each["item_id"] for each in answer.json()["items"]]
             self._pages = [
                 *self._pages[-50:],
-                {"client": client, "id": answer.headers["x-request-id"], "page": page},
+                {"id": answer.headers["x-request-id"], "item_ids": page},
             ]
 
     def _recommend(self, client: httpx.Client, rng: random.Random, _number: int) -> None:
@@ -253,16 +252,16 @@ class Load:
     def _read(self, client: httpx.Client, _rng: random.Random, number: int) -> None:
         self._send(client, "GET", ("/info", "/items", "/health/ready", "/items/no-such-item")[number % 4])
 
-    def _report(self, _client: httpx.Client, rng: random.Random, _number: int) -> None:
-        """Mostly one of the first ten, sometimes what was never recommended."""
+    def _report(self, client: httpx.Client, rng: random.Random, _number: int) -> None:
+        """To any replica: mostly one of the first ten, sometimes what was never recommended."""
         if not self._pages:
             return
         page = rng.choice(self._pages)
         place = min(int(rng.expovariate(0.3)), 40)
-        taken = page["page"][place] if place < len(page["page"]) else rng.choice(self._known)
+        taken = page["item_ids"][place] if place < len(page["item_ids"]) else rng.choice(self._known)
         event = {"event_id": uuid.uuid4().hex, "request_id": page["id"], "item_id": taken}
         for _ in range(1 + (rng.random() < 0.1)):  # some are sent twice
-            self._send(page["client"], "POST", "/events", json=event)
+            self._send(client, "POST", "/events", json={"events": [event]})
 
     def _change_models(self) -> None:
         for service in self._services:
