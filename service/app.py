@@ -11,14 +11,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from redis.asyncio import Redis, RedisCluster
 
-from service.api import admin, health, items, recommend
+from service.api import admin, events, health, items, recommend
 from service.api.dependencies import Serving
 from service.api.envelope import Envelope
 from service.api.health import service_version
 from service.api.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.api.security import Guard
 from service.bundles import LoadedBundle, load
+from service.event_store import EventStore
+from service.feedback import Feedback, ServedPages
 from service.gpu import find_nvml
 from service.metrics import Metrics
 from service.model import Model, Readiness, end, persist
@@ -48,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses=OF_ANY_ROUTE,
     )
     app.state.serving = service.serving
-    for module in (recommend, items, health, admin):
+    for module in (recommend, items, events, health, admin):
         app.include_router(module.router)
     add_problem_handlers(app)
     app.add_middleware(
@@ -69,7 +72,9 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._configured = load(settings.bundle, settings)
-        self.serving = Serving(settings, Metrics(), Readiness())
+        pages = ServedPages(settings.remembered_pages, settings.attribution_s)
+        self.serving = Serving(settings, Metrics(), Readiness(), pages)
+        self.serving.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
         if (nvml := find_nvml()) is not None:
             self.serving.metrics.watch_gpus(nvml)
 
@@ -96,6 +101,7 @@ class Service:
             observe = serving.metrics.observe_redis
             redis = await persist(lambda: connect_to_any(url, observe), readiness.say)
             ends.push_async_callback(redis.aclose)
+            self._attribute(redis, ends)
             changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
 
             def make(loaded: LoadedBundle) -> Model:
@@ -116,8 +122,17 @@ class Service:
             log.exception("the catalogue is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"
         finally:
-            readiness.parts, serving.rollout = None, None
+            readiness.parts, serving.rollout, serving.feedback = None, None, None
             serving.metrics.ready.set(0)
+
+    def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:
+        settings, serving = self._settings, self.serving
+        # A repeat that is not known again comes so late that the page is forgotten: it counts for nothing.
+        store = EventStore(redis, catalog=settings.catalog, keep_s=2 * settings.attribution_s)
+        serving.feedback = Feedback(store, serving.pages, serving.metrics)
+        if settings.remembered_pages:
+            following = asyncio.create_task(serving.feedback.run(), name="feedback")
+            ends.push_async_callback(end, following)
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from service.contract import Codes, Sid, SidSpec
 from service.errors import StoreFault, StoreUnavailable
 from service.filters import NO_ATTRIBUTES, Attributes, Value
+from service.redis_client import is_cancelled
 from service.store import Change, ItemStore, Position, TrieEntry
 from service.trie import SidTrie
 from service.views import FilterViews, View
@@ -314,13 +315,13 @@ class CatalogFollower:
 
     async def _run(self) -> None:
         backoff_s = FIRST_BACKOFF_S
-        while not _is_cancelled():
+        while not is_cancelled():
             try:
                 if self._needs_load:
                     await self.load()
                 await self._check_position()
                 backoff_s = FIRST_BACKOFF_S
-                while not _is_cancelled():
+                while not is_cancelled():
                     await self._follow()
             except _LogBroken as error:
                 log.warning("cannot go on from version %d (%s); loading again", self.catalog.version, error)
@@ -391,7 +392,7 @@ class CatalogFollower:
 
     async def _watch_end(self) -> None:
         """Know the log's end also while changes wait to be taken in, as for a long search."""
-        while not _is_cancelled():
+        while not is_cancelled():
             await asyncio.sleep(LOOK_S / 3)
             if self._is_level and self._clock() - self._looked_at > LOOK_S:
                 with suppress(StoreUnavailable, StoreFault):  # which the follower notices too
@@ -409,12 +410,6 @@ class CatalogFollower:
         self._is_level, self._level_at = True, self._clock()
         async with self._moved:
             self._moved.notify_all()
-
-
-def _is_cancelled() -> bool:
-    """redis-py sends under asyncio.wait_for, which before Python 3.12 may swallow a cancellation."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _replay(catalog: Catalog, mark: str, changes: Sequence[Change]) -> str:

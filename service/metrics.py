@@ -223,6 +223,10 @@ class Metrics(MetricFamilies):
         if seconds is not None:
             self._redis_seconds_of(command).observe(seconds)
 
+    def observe_events(self, num_new: int, num_duplicates: int) -> None:
+        self.feedback_events.labels("taken").inc(num_new)
+        self.feedback_events.labels("duplicate").inc(num_duplicates)
+
     def observe_attribution(self, recommender_id: str, rank: int | None) -> None:
         """Of an event: where on the page its item stood, from 1; None: it was not there."""
         self.feedback_attributed.labels(recommender_id).inc()

@@ -1,5 +1,6 @@
 """How the store calls Redis: calls that end and are counted, errors for clients, scripts by their hash."""
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -91,8 +92,9 @@ def observing(redis: Any, command: str, num_calls: int = 1, *, is_timed: bool = 
     started_at = perf_counter()
     try:
         yield
-    except Exception:
-        observe(command, 0, num_calls, perf_counter() - started_at if is_timed else None)
+    except Exception as error:
+        num_ok = num_calls if "no such key" in str(error) else 0  # which is an answer
+        observe(command, num_ok, num_calls - num_ok, perf_counter() - started_at if is_timed else None)
         raise
     observe(command, num_calls, 0, perf_counter() - started_at if is_timed else None)
 
@@ -243,6 +245,14 @@ class Script:
                 for args in calls:
                     pipe.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
                 return await pipe.execute(raise_on_error=False)
+
+
+def is_cancelled() -> bool:
+    """Whether this task is to end. redis-py sends under asyncio.wait_for, which may swallow that before
+    Python 3.12.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def chunks(values: Sequence[T], length: int) -> Iterator[Sequence[T]]:

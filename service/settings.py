@@ -174,6 +174,18 @@ class Settings(BaseSettings):
         "long as a load balancer needs to notice",
     )
     shutdown_timeout_s: int = Field(10, ge=1, description="seconds that requests in flight have at shutdown")
+    remembered_pages: int = Field(
+        100_000,
+        ge=0,
+        description="pages of this replica that POST /events can be about; about 230 bytes each. 0: none, so "
+        "the live quality of this replica is not measured",
+    )
+    attribution_s: float = Field(
+        1_800,
+        gt=0,
+        description="seconds after a page within which what is taken counts as taken from it; event ids are "
+        "known again for twice as long",
+    )
     access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")
 
     @field_validator("read_keys", "api_keys", "admin_keys", mode="before")

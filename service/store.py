@@ -1,5 +1,5 @@
 """The catalogue in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
-rollout_store.py and fsck.py speak to Redis.
+rollout_store.py, event_store.py and fsck.py speak to Redis.
 
 A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
 changes nothing. Keys and values are described in lua/put.lua. Needs Redis 7, or Valkey.

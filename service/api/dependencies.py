@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from service.batching import Place
 from service.errors import NotJson, NotReady
+from service.feedback import Feedback, ServedPages
 from service.metrics import Metrics, Stages
 from service.model import Model, Readiness
 from service.rollout import Rollout
@@ -21,6 +22,8 @@ class Serving:
     settings: Settings
     metrics: Metrics
     readiness: Readiness
+    pages: ServedPages
+    feedback: Feedback | None = None  # once Redis is found
     rollout: Rollout | None = None  # as long as `readiness.parts` are there
 
     def model(self) -> Model:
@@ -60,9 +63,16 @@ async def get_rollout(serving: ServingDep) -> Rollout:
     return serving.rollout
 
 
+async def get_feedback(serving: ServingDep) -> Feedback:
+    if serving.feedback is None:
+        raise NotReady(serving.readiness.phase)
+    return serving.feedback
+
+
 class Call(NamedTuple):
     """What envelope.py and connection.py know of a request that its flow needs."""
 
+    request_id: str
     stages: Stages
     deadline: float  # of the event loop's clock; infinite where the client does not say
     place: Place | None  # in the queue; None also behind another HTTP server than ours
@@ -71,7 +81,13 @@ class Call(NamedTuple):
 
 def call_of(request: Request) -> Call:
     state = request.scope["state"]
-    return Call(state["stages"], state["deadline"], state.get("place"), request.app.state.serving)
+    return Call(
+        state["request_id"],
+        state["stages"],
+        state["deadline"],
+        state.get("place"),
+        request.app.state.serving,
+    )
 
 
 async def get_call(request: Request) -> Call:
@@ -89,6 +105,7 @@ async def require_json(request: Request) -> None:
 PartsDep = Annotated[Model, Depends(get_parts)]
 CallDep = Annotated[Call, Depends(get_call)]
 RolloutDep = Annotated[Rollout, Depends(get_rollout)]
+FeedbackDep = Annotated[Feedback, Depends(get_feedback)]
 
 
 async def require_redis(parts: PartsDep) -> None:

@@ -38,6 +38,8 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         answer = await model.recommender.recommend(query, call.stages, call.deadline, call.place)
     call.stages.start("write")
     page = answer.page
+    recommender_id = model.manifest.recommender_id
+    call.serving.pages.remember(call.request_id, recommender_id, [each.item_id for each in page.items])
     searched = SearchInfo(
         num_beams=answer.num_beams,
         widened=answer.widened,
@@ -53,7 +55,7 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         matching_items=page.matching_items,
         source=page.source,
         unknown_item_ids=page.unknown_item_ids,
-        model_version=model.manifest.recommender_id,
+        model_version=recommender_id,
         catalog_version=page.catalog_version,
     )
 

@@ -21,6 +21,7 @@ MAX_ALLOWED = 10_000
 MAX_CATEGORIES = 100
 MAX_CONDITIONS = 20
 MAX_LIMIT = 100
+MAX_EVENTS = 1_000
 
 
 def _whole(value: Any) -> Any:
@@ -31,6 +32,7 @@ def _whole(value: Any) -> Any:
 # Bounds stand before it, or the schema does not tell them.
 WHOLE = BeforeValidator(_whole)
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
+EventText = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class _In(BaseModel):
@@ -253,6 +255,21 @@ class RecommendResponse(_Out):
     unknown_item_ids: list[str]
     model_version: str
     catalog_version: int
+
+
+class EventIn(_In):
+    event_id: EventText = Field(description="one for each event, the same where it is sent again")
+    request_id: EventText = Field(description="X-Request-ID of the answer that held the page")
+    item_id: ItemId = Field(description="that was taken: clicked, bought, played")
+
+
+class EventsRequest(_In):
+    events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class EventsResponse(_Out):
+    accepted: int = Field(description="events that were new")
+    duplicates: int = Field(description="events whose event_id had been posted before; they changed nothing")
 
 
 class CatalogInfo(_Out):

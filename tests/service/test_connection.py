@@ -92,6 +92,10 @@ async def answer(reader):
     return int(head[0].split()[1]), headers, body
 
 
+def num_rejected(door, reason):
+    return door.metrics.registry.get_sample_value("glyphrec_rejections_total", {"reason": reason})
+
+
 async def occupied(door, connect):
     """A request that has the only place, and waits."""
     door.gate.clear()
@@ -121,6 +125,7 @@ async def test_what_has_no_place_is_refused_before_its_body_came_and_its_connect
         assert (await answer(reader))[0] == 200
     refused = {"route": "/recommend", "method": "POST", "status": "429"}
     assert door.metrics.registry.get_sample_value("glyphrec_http_requests_total", refused) == 1
+    assert num_rejected(door, "overloaded") == 1
 
 
 async def test_many_that_come_at_once_are_taken_up_to_the_room_there_is():
@@ -191,3 +196,4 @@ async def test_one_connection_too_many_is_told_so_and_closed():
         assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
         assert json.loads(problem)["type"] == "urn:glyphrec:problem:too-many-connections"
         assert await reader.read() == b""
+    assert num_rejected(door, "too-many-connections") == 1

@@ -118,6 +118,9 @@ async def test_a_bundle_that_is_not_there_or_not_whole_changes_nothing_and_is_to
     assert str(bundles) not in refused.text
     assert (await info(client))["bundle"] == "old"
     assert await recommended(client) == before
+    text = (await client.get("/metrics")).text
+    assert 'glyphrec_bundle_swaps_total{result="failed"} 1.0' in text
+    assert 'glyphrec_bundle_swaps_total{result="switched"} 0.0' in text
 
 
 async def test_without_a_folder_the_setting_is_named(bundles, redis_url):
@@ -147,6 +150,9 @@ async def test_a_recommender_of_the_same_tokenizer_is_swapped_at_once_and_metric
     text = (await client.get("/metrics")).text
     assert text.count("glyphrec_model_info{") == 1
     assert 'recommender_id="00000000beef"' in text
+    assert 'glyphrec_bundle_swaps_total{result="switched"} 1.0' in text
+    # What the model before it counted is kept, or a rate over the change would be wrong.
+    assert 'glyphrec_admissions_total{queue="tokenizer"} 1.0' in text
     await post(client, "later", "Posted afterwards")
     assert "later" in await recommended(client)
 

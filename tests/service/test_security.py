@@ -12,9 +12,18 @@ ALL = {"read_keys": (READ,), "api_keys": (WRITE,), "admin_keys": (ADMIN,)}
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/livez", "/readyz", "/healthz", "/metrics", "/docs")
 READS = (("GET", "/info"), ("GET", "/items"), ("POST", "/recommend"), ("GET", "/items/item-0"))
-WRITES = (("POST", "/items"), ("PATCH", "/items/item-1"), ("DELETE", "/items/item-2"))
+WRITES = (
+    ("POST", "/items"),
+    ("PATCH", "/items/item-1"),
+    ("DELETE", "/items/item-2"),
+    ("POST", "/events"),
+)
 ADMINS = (("GET", "/admin/nothing"), ("POST", "/admin/nothing"), ("GET", "/admin"))
-BODY = {"POST /recommend": {"history": []}, "POST /items": {"item_id": "a", "title": "x"}}
+BODY = {
+    "POST /recommend": {"history": []},
+    "POST /items": {"item_id": "a", "title": "x"},
+    "POST /events": {"events": [{"event_id": "e", "request_id": "r", "item_id": "a"}]},
+}
 
 
 def by_key(key):
@@ -41,7 +50,7 @@ async def test_each_scope_may_what_the_ones_before_it_may_and_no_more(bundle, re
             for method, path in ADMINS:
                 assert is_problem(await asked(client, method, path, by_key(key)), 403, "admin-key-needed")
         for method, path in (*READS, *WRITES):
-            assert (await asked(client, method, path, by_key(WRITE))).status_code == 200
+            assert (await asked(client, method, path, by_key(WRITE))).is_success
         for method, path in (*READS, ("POST", "/items"), ("DELETE", "/items/item-3")):
             assert (await asked(client, method, path, by_key(ADMIN))).status_code == 200
         for method, path in ADMINS:  # past the guard: there is no such route
