@@ -14,7 +14,7 @@ if [[ ! -x "$folder/usr/bin/promtool" ]]; then
   trap 'rm -rf "$download"' EXIT
   cd "$download"
   {
-    timeout 120 apt-get download prometheus || { timeout 120 apt-get update && timeout 120 apt-get download prometheus; }
+    timeout 60 apt-get download prometheus || { timeout 60 apt-get update && timeout 60 apt-get download prometheus; }
     dpkg-deb --extract prometheus_*.deb unpacked
   } </dev/null >&2
   mkdir -p "$folder"

@@ -13,7 +13,8 @@ from deploy.grafana.build import FOLDER, dashboards
 from tests.exported import label_names, labels_named, metrics_named, sample_names
 from tests.test_rules import RECORDED, rules
 
-PROVISIONING = Path(__file__).parents[1] / "deploy/grafana/provisioning"
+ROOT = Path(__file__).parents[1]
+PROVISIONING = ROOT / "deploy/grafana/provisioning"
 RECORDED_LABELS = {name for rule in rules() for name in rule.get("labels", {})}
 DASHBOARDS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))
@@ -119,3 +120,11 @@ def test_panels_of_a_dashboard_do_not_overlap(name: str) -> None:
 def test_no_panel_has_the_title_of_another_on_its_dashboard(name: str) -> None:
     titles = [panel["title"] for panel in DASHBOARDS[name]["panels"]]
     assert len(titles) == len(set(titles))
+
+
+def test_every_dashboard_has_its_picture_in_the_documentation() -> None:
+    """make pictures draws them."""
+    pictures = {path.stem for path in ROOT.glob("docs/dashboards/*.png")}
+    assert pictures == set(DASHBOARDS)
+    shown = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    assert [name for name in DASHBOARDS if f"(dashboards/{name}.png)" not in shown] == []

@@ -26,6 +26,7 @@ DPI = 90
 NUM_COLOURS = 64  # of the picture, so that it is small
 COLOURS = {"green": "#3c9a3c", "yellow": "#c99a00", "orange": "#e07b00", "red": "#d03030"}
 MAX_LEGENDS = 6
+MAX_ROWS = 8
 
 
 class Series(NamedTuple):
@@ -230,11 +231,15 @@ def _draw_rows(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
     if not rows:
         axes.text(0.5, 0.5, "no data", ha="center", va="center", color="grey")
         return
+    rows.sort()
+    if len(rows) > MAX_ROWS:  # Grafana's table can be scrolled
+        rows = [*rows[: MAX_ROWS - 1], [f"and {len(rows) - MAX_ROWS + 1} more", *[""] * (len(columns) - 1)]]
     table = axes.table(
-        sorted(rows)[:9],
+        rows,
         colLabels=list(columns.values()),
         loc="upper left",
         cellLoc="left",
+        colLoc="left",
         edges="horizontal",
     )
     table.auto_set_font_size(False)
