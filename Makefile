@@ -10,9 +10,9 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz dashboards pictures lock sbom audit clean
+.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures lock sbom audit clean
 
-EXTRAS := cpu,embedded,export,study,dev,supply
+EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -52,6 +52,9 @@ bench: $(STAMP)  ## first timings of the service; the last line is JSON
 fuzz: $(STAMP)  ## 10,000 requests made up from the API's own description; the last line is JSON
 	@exec $(BIN)/python benchmarks/fuzz.py $(ARGS)
 
+chaos: $(STAMP)  ## 10,000 acknowledged changes while processes are killed, paused and cut off; the last line is JSON
+	@exec $(BIN)/python benchmarks/chaos.py $(ARGS)
+
 dashboards: $(STAMP)  ## write deploy/grafana/dashboards from the code beside it
 	@exec $(BIN)/python -m deploy.grafana.build
 
@@ -61,7 +64,7 @@ pictures: $(STAMP)  ## load two replicas for some minutes, draw what a Prometheu
 lock: $(STAMP)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do
 	  echo setuptools | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml - \
-	    --extra $$variant --constraint constraints.txt --python-version 3.12 --python-platform linux \
+	    --extra $$variant --extra otel --constraint constraints.txt --python-version 3.12 --python-platform linux \
 	    --generate-hashes --no-annotate --quiet --output-file deploy/requirements-$$variant.txt
 	done
 

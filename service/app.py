@@ -31,15 +31,21 @@ from service.redis_server import redis_url_or_server
 from service.rollout import Rollout, new_replica_id
 from service.rollout_store import RolloutStore
 from service.settings import Settings
+from service.tracing import Tracer, tracer_from_environment
 
 log = logging.getLogger("glyphrec")
 
 TICK_S = 0.25
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI app. Raises GlyphrecError where the bundle or its graphs cannot be served."""
-    service = Service(settings)
+def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
+    """The service as an ASGI app. Raises GlyphrecError where the bundle or its graphs cannot be served.
+
+    A `tracer` goes before the one of the settings.
+    """
+    if tracer is None and settings.tracing:
+        tracer = tracer_from_environment()
+    service = Service(settings, tracer)
     app = FastAPIOffline(  # its documentation page loads nothing from elsewhere
         title="glyphrec",
         version=service_version(),
@@ -62,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         log_requests=settings.access_log,
+        tracer=tracer,
     )
     return app
 
@@ -69,8 +76,9 @@ def create_app(settings: Settings) -> FastAPI:
 class Service:
     """One process and its device: a model that answers, and what replaces it when that is asked for."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracer: Tracer | None) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._configured = load(settings.bundle, settings)
         pages = ServedPages(settings.remembered_pages, settings.attribution_s)
         self.serving = Serving(settings, Metrics(), Readiness(), pages)
@@ -90,6 +98,8 @@ class Service:
                 finally:
                     await end(lag)
                     await end(keeper)
+                    if self._tracer is not None:
+                        await asyncio.to_thread(self._tracer.close)
 
     async def _keep(self, url: str, ends: AsyncExitStack) -> None:
         """Find Redis, load the catalogue, answer requests, go over to other models; until cancelled.

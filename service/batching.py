@@ -12,10 +12,12 @@ find the same room free, and all but the first would be turned away only after t
 
 import asyncio
 import math
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -26,6 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 MAX_RETRY_AFTER_S = 60
+NICENESS = 10
 
 
 class Answer(NamedTuple, Generic[Result]):
@@ -80,7 +83,9 @@ class MicroBatcher(Generic[Job, Result]):
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
         turns: asyncio.Lock | None = None,
+        gives_way: bool = False,
     ) -> None:
+        """`gives_way`: on Linux its thread leaves the processor to all others that want it."""
         self._run = run
         self._name = name
         self._max_batch_units = max_batch_units
@@ -89,6 +94,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._units = units
         self._observe = observe
         self._turns: AbstractAsyncContextManager[object] = turns or nullcontext()
+        self._gives_way = gives_way
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -100,7 +106,9 @@ class MicroBatcher(Generic[Job, Result]):
         self.num_admitted = 0  # jobs ever taken in
 
     def start(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix=self._name, initializer=give_way if self._gives_way else None
+        )
         self._worker = asyncio.create_task(self._work(self._thread), name=f"{self._name} batcher")
 
     async def stop(self) -> None:
@@ -168,25 +176,39 @@ class MicroBatcher(Generic[Job, Result]):
 
     async def _run_batch(self, batch: "list[_Waiting[Job, Result]]", thread: ThreadPoolExecutor) -> None:
         self.running_units = sum(waiting.units for waiting in batch)
-        started_at = perf_counter()
-        try:
-            jobs = [waiting.job for waiting in batch]
-            results = await asyncio.get_running_loop().run_in_executor(thread, self._run, jobs)
-            if len(results) != len(batch):
-                raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
-        except asyncio.CancelledError:  # stop(): nobody may wait for ever
-            _fail(batch, StoppedServing())
-            raise
-        except Exception as error:  # outermost loop: nobody may wait for ever
-            _fail(batch, error)
-            return
-        finally:
+        jobs, started_at = [waiting.job for waiting in batch], perf_counter()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def work() -> None:
+            results, error = list[Result](), None
+            try:
+                results = self._run(jobs)
+                if len(results) != len(batch):
+                    raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
+            except BaseException as raised:  # outermost loop: nobody may wait for ever
+                error = raised
+            loop.call_soon_threadsafe(end, results, error)
+
+        def end(results: list[Result], error: BaseException | None) -> None:
+            """In the event loop, and straight to the callers: under load each turn of it takes its time."""
             run_s = perf_counter() - started_at
             self._note(BatchStats(len(batch), self.running_units, run_s))
             self.running_units = 0
-        for waiting, result in zip(batch, results, strict=True):
-            if not waiting.future.done():  # its caller may have gone away
-                waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
+            if error is not None:
+                _fail(batch, error)
+            for waiting, result in zip(batch, results, strict=False):
+                if not waiting.future.done():  # its caller may have gone away
+                    waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
+            if not ended.done():
+                ended.set_result(None)
+
+        thread.submit(work)
+        try:
+            await ended
+        except asyncio.CancelledError:  # stop(): nobody may wait for ever
+            _fail(batch, StoppedServing())
+            raise
 
     def _take(self) -> list[_Waiting[Job, Result]]:
         """As many of the oldest jobs as one batch holds, without those that nobody waits for any more."""
@@ -216,7 +238,13 @@ class MicroBatcher(Generic[Job, Result]):
         self._observe(stats)
 
 
-def _fail(batch: "list[_Waiting[Job, Result]]", error: Exception) -> None:
+def give_way() -> None:
+    """Make the calling thread as nice as a batch job is; Linux alone has that for a thread."""
+    with suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _fail(batch: "list[_Waiting[Job, Result]]", error: BaseException) -> None:
     for waiting in batch:
         if not waiting.future.done():
             waiting.future.set_exception(error)

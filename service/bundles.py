@@ -29,6 +29,8 @@ from service.trie import SidTrie
 log = logging.getLogger(__name__)
 
 WARM_UP = "warm-up"
+# In one run. A CPU takes 8 requests of 50 beams in 3 ms and gains nothing from more; a GPU takes 256 in 2 ms.
+BATCH_BEAMS_CPU, BATCH_BEAMS_GPU = 400, 12_800
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class LoadedBundle:
     tokenizer: Tokenizer
     session: RecommenderSession
     num_beams: int
+    max_batch_beams: int
 
     @property
     def name(self) -> str:
@@ -59,12 +62,16 @@ def load(path: Path, settings: Settings) -> LoadedBundle:
     bundle = load_bundle(path)
     manifest = bundle.manifest
     strips = render_text(WARM_UP, manifest.render).strips  # refuses another font than the export's
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads)
+    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads)
     loaded = LoadedBundle(
         bundle=bundle,
         items=read_items(bundle.file(ITEMS), manifest.sid, manifest.num_items),
-        tokenizer=Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=settings.threads),
-        session=RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=settings.threads),
+        tokenizer=tokenizer,
+        session=session,
         num_beams=min(settings.num_beams, manifest.beam_limit),
+        max_batch_beams=settings.max_batch_beams
+        or (BATCH_BEAMS_GPU if session.is_on_gpu else BATCH_BEAMS_CPU),
     )
     tried(bundle.file(RECOMMENDER), lambda: loaded.search_once(SidTrie(manifest.sid)))
     _tokenise_once(loaded.tokenizer, strips, manifest.sid, bundle.file(TOKENIZER))

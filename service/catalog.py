@@ -5,6 +5,7 @@ thread holds that too, and so sees one version of the catalogue from begin to en
 """
 
 import asyncio
+import gc
 import logging
 import math
 import random
@@ -13,7 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from operator import itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from service.filters import NO_ATTRIBUTES, Attributes, Value
 from service.redis_client import is_cancelled
 from service.store import Change, ItemStore, Position, TrieEntry
 from service.trie import SidTrie
-from service.views import FilterViews, View
+from service.views import FilterViews, Placed, View
 
 log = logging.getLogger(__name__)
 
@@ -71,23 +72,11 @@ class Catalog:
 
     @classmethod
     def from_entries(cls, spec: SidSpec, entries: Sequence[TrieEntry]) -> "Catalog":
-        """Build at once. Of an item that comes twice the last counts: it moved while they were read."""
-        catalog = cls(spec)
-        sid_of = {entry.item_id: catalog._pack(entry.sid) for entry in entries}
-        attributes_of = {entry.item_id: entry.attributes for entry in entries}
-        for item_id, sid in sorted(sid_of.items(), key=itemgetter(1)):
-            catalog._items_of.setdefault(sid >> SLOT_BITS, []).append(item_id)
-        packed = np.fromiter(sid_of.values(), dtype=np.int64, count=len(sid_of))  # [item]
-        catalog._sid_of = sid_of
-        catalog._num_at_slot = np.bincount(packed & SLOT_MASK).tolist()
-        catalog.trie = SidTrie.from_prefixes(spec, packed >> SLOT_BITS)
-        catalog.views.load(
-            (item_id, sid >> SLOT_BITS, attributes_of[item_id]) for item_id, sid in sid_of.items()
-        )
-        catalog._digest = sum(
-            hash_of_item(item_id, sid, attributes_of[item_id]) for item_id, sid in sid_of.items()
-        )
-        return catalog
+        """Build at once. Of an item that comes twice the last counts."""
+        last = {entry.item_id: entry for entry in entries}
+        loading = Loading(spec)
+        loading.add(sorted(last.values(), key=attrgetter("sid")))
+        return loading.end()
 
     def adopt(self, other: "Catalog") -> None:
         """Take over the contents of `other`, not to be used afterwards. Readers see all or nothing."""
@@ -207,6 +196,51 @@ class Catalog:
 
     def _pack(self, sid: Sid) -> int:
         return self.spec.prefixes(sid.codes)[-1] << SLOT_BITS | sid.slot
+
+
+class Loading:
+    """A catalogue that is built page by page: no page outlives its turn, and nothing is sorted."""
+
+    def __init__(self, spec: SidSpec) -> None:
+        self._catalog = Catalog(spec)
+        self._last = -1  # the sid of the item before
+        self._late: dict[str, TrieEntry] = {}
+
+    def add(self, page: Sequence[TrieEntry]) -> None:
+        """Items in trie order. Late is what comes twice, as it moved meanwhile, or out of order."""
+        catalog, taken = self._catalog, list[Placed]()
+        for entry, packed in zip(page, self._pack(page), strict=True):
+            item_id = entry.item_id
+            if packed <= self._last or item_id in catalog._sid_of or item_id in self._late:
+                self._late[item_id] = entry
+                continue
+            self._last = catalog._sid_of[item_id] = packed
+            leaf = packed >> SLOT_BITS
+            catalog._items_of.setdefault(leaf, []).append(item_id)
+            catalog._digest += hash_of_item(item_id, packed, entry.attributes)
+            taken.append(Placed(item_id, leaf, entry.attributes))
+        catalog.views.load(taken)
+        # What is loaded lives long. Unless told so, every full collection looks at all of it, and everything
+        # waits: a third of the time to load, 0.1 s each for 400,000 items later.
+        gc.freeze()
+
+    def end(self) -> Catalog:
+        """The catalogue. Of an item that came twice the last place counts."""
+        catalog = self._catalog
+        packed = np.fromiter(catalog._sid_of.values(), dtype=np.int64, count=len(catalog._sid_of))  # [item]
+        catalog.trie = SidTrie.from_prefixes(catalog.spec, packed >> SLOT_BITS)
+        catalog._num_at_slot = np.bincount(packed & SLOT_MASK).tolist()
+        for entry in self._late.values():
+            catalog.put(*entry)
+        return catalog
+
+    def _pack(self, page: Sequence[TrieEntry]) -> list[int]:
+        """`Catalog._pack` of many."""
+        spec = self._catalog.spec
+        codes = np.array([entry.sid.codes for entry in page], dtype=np.int64).reshape(-1, spec.num_levels)
+        slots = np.array([entry.sid.slot for entry in page], dtype=np.int64)
+        packed: list[int] = (spec.prefixes_of(codes)[-1] << SLOT_BITS | slots).tolist()
+        return packed
 
 
 def hash_of_item(item_id: str, packed_sid: int, attributes: Attributes) -> int:
@@ -349,10 +383,10 @@ class CatalogFollower:
     async def _read_all(self) -> tuple[Catalog, str]:
         """A fresh catalogue and its mark."""
         version, mark = await self._position()  # before the first page: what changes later is replayed
-        entries: list[TrieEntry] = []
+        loading = Loading(self.catalog.spec)
         async for page in self._store.snapshot():
-            entries += page
-        fresh = await asyncio.to_thread(Catalog.from_entries, self.catalog.spec, entries)
+            await asyncio.to_thread(loading.add, page)
+        fresh = await asyncio.to_thread(loading.end)
         fresh.version = version
         while changes := await self._store.changes(fresh.version):
             mark = _replay(fresh, mark, changes)

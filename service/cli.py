@@ -82,14 +82,15 @@ def add_serve(subparsers: Subparsers) -> None:
 def run_serve(args: argparse.Namespace) -> int:
     """One process, one event loop, until SIGINT or SIGTERM; requests in flight are answered first."""
     from service.app import create_app
+    from service.logs import configure_logs
     from service.redis_server import redis_url_or_server
     from service.server import http_server
     from service.settings import load_settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(
         bundle=args.bundle, host=args.host, port=args.port, redis_url=args.redis_url, data_dir=args.data_dir
     )
+    configure_logs(settings.log_format, settings.log_level)
     # uvicorn hands the signal on when it is done; the embedded server must still be stopped then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Before the event loop: what is wrong with this machine is one line then, not a failed start of uvicorn.

@@ -1,13 +1,19 @@
-"""The subcommands that speak to a running service over HTTP: import and recommend."""
+"""The subcommands that speak to a running service over HTTP: import and recommend.
+
+Import of tokenised items goes to Redis instead: importing.py.
+"""
 
 import argparse
+import asyncio
 import gzip
 import json
+import logging
+import math
 import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +23,11 @@ import httpx
 from tqdm import tqdm
 
 from service.errors import GlyphrecError
-from service.settings import CLIENT_KEY
+from service.settings import CLIENT_KEY, load_settings
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_BATCH = 100
+REQUESTS_PER_S = 10  # where a rate is asked for: small ones, evenly
 TIMEOUT_S = 600.0  # a batch of long texts takes its time on a small machine
 MAX_TRIES = 30
 MAX_SHOWN_FAILURES = 20
@@ -27,12 +36,32 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 
 
 def add_import(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("import", help="post the items of a file to a running service")
+    parser = subparsers.add_parser(
+        "import",
+        help="post the items of a file to a running service, or put tokenised ones into Redis",
+        description="Status: 0 all items are in, 1 some failed and are named, 2 stopped, and why.",
+    )
     parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder that has one")
     parser.add_argument(
-        "--batch", type=int, default=100, metavar="N", help="items in one request (default 100)"
+        "--batch", type=int, metavar="N", help=f"items in one request (default {DEFAULT_BATCH})"
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="post N items a second at most, and leave the rest to traffic"
     )
     _add_connection(parser)
+    direct = parser.add_argument_group(
+        "items that are tokenised already",
+        "go straight to Redis, with no service needed; running ones follow. Settings are those of "
+        "`glyphrec serve`. The popularity of a line is not kept: that of the served bundle counts.",
+    )
+    direct.add_argument(
+        "--tokenised",
+        action="store_true",
+        help="the lines are as those of a bundle's items.jsonl.gz: item_id, codes, popularity, item",
+    )
+    direct.add_argument("--bundle", type=Path, help="whose tokenizer has read them; default $GLYPHREC_BUNDLE")
+    direct.add_argument("--redis-url", help="default $REDIS_URL")
+    direct.add_argument("--catalog", help="default $GLYPHREC_CATALOG, else glyphrec")
     parser.set_defaults(run=run_import)
 
 
@@ -52,18 +81,53 @@ def add_recommend(subparsers: Subparsers) -> None:
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Post all items. 1 where some of them failed; each failure is named on stderr."""
-    if args.batch < 1:
-        raise GlyphrecError(f"--batch {args.batch}: at least one item must be in a request")
+    """Bring in all items. 1 where some of them failed; each failure is named on stderr."""
     path = find_items(args.source)
+    if args.tokenised:
+        _refuse(
+            args,
+            {"url", "key", "batch", "rate"},
+            "goes to a service; --tokenised goes to Redis, see --redis-url",
+        )
+        return _import_tokenised(path, args)
+    _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenised")
+    return _import_by_service(path, args)
+
+
+def _refuse(args: argparse.Namespace, names: set[str], why: str) -> None:
+    """What would be ignored."""
+    defaults = {"url": DEFAULT_URL, "key": os.environ.get(CLIENT_KEY)}
+    for name in sorted(names):
+        if getattr(args, name) != defaults.get(name):
+            raise GlyphrecError(f"--{name.replace('_', '-')}: {why}")
+
+
+def _import_tokenised(path: Path, args: argparse.Namespace) -> int:
+    from service import importing  # only here: it takes time to load
+
+    logging.basicConfig(level=logging.CRITICAL)  # what Redis refuses is tried again, or said at the end
+    settings = load_settings(bundle=args.bundle, redis_url=args.redis_url, catalog=args.catalog)
+    counts = asyncio.run(importing.run(path, settings))
+    return _conclude(counts, num_shown=importing.MAX_NAMED)
+
+
+def _import_by_service(path: Path, args: argparse.Namespace) -> int:
+    if args.rate is not None and not args.rate > 0:
+        raise GlyphrecError(f"--rate {args.rate}: must be above 0")
+    even = DEFAULT_BATCH if args.rate is None else min(DEFAULT_BATCH, math.ceil(args.rate / REQUESTS_PER_S))
+    num_at_once = even if args.batch is None else args.batch
+    if num_at_once < 1:
+        raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
+    pause_s = 0.0 if args.rate is None else num_at_once / args.rate
     lines = list(
         read_items(path)
     )  # all of it first, so that a broken line is found before anything is posted
     counts: dict[str, int] = {}
     shown = 0
     with _connect(args) as client, tqdm(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar:
-        for start in range(0, len(lines), args.batch):
-            batch = lines[start : start + args.batch]
+        for start in range(0, len(lines), num_at_once):
+            batch = lines[start : start + num_at_once]
+            next_at = time.monotonic() + pause_s
             answer = _ask(client, "POST", "/items", json={"items": batch})
             for place, result in enumerate(answer["items"], start=start + 1):
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
@@ -71,9 +135,15 @@ def run_import(args: argparse.Namespace) -> int:
                     shown += 1
                     tqdm.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
+            if start + num_at_once < len(lines):
+                time.sleep(max(0.0, next_at - time.monotonic()))
+    return _conclude(counts, num_shown=shown)
+
+
+def _conclude(counts: Mapping[str, int], num_shown: int) -> int:
     failed = counts.get("failed", 0)
-    if failed > shown:
-        print(f"and {failed - shown} more that failed", file=sys.stderr)
+    if failed > num_shown:
+        print(f"and {failed - num_shown} more that failed", file=sys.stderr)
     print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no items")
     return 1 if failed else 0
 
@@ -140,7 +210,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default %(default)s)")
+    parser.add_argument("--url", default=DEFAULT_URL, help="of the service (default %(default)s)")
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
 

@@ -41,12 +41,15 @@ class Column:
     def grow(self) -> None:
         self.segments.append(np.full(SEGMENT, self._absent, dtype=self._dtype))
 
-    def extend(self, values: Sequence[float]) -> None:
-        """The first places, at once."""
-        for start in range(0, len(values), SEGMENT):
-            part = values[start : start + SEGMENT]
-            self.grow()
-            self.segments[-1][: len(part)] = part
+    def extend(self, place: int, values: Sequence[float]) -> None:
+        """Values for the places from this one on, the first that no item ever had."""
+        while values:
+            start = place % SEGMENT
+            if start == 0:
+                self.grow()
+            part = values[: SEGMENT - start]
+            self.segments[-1][start : start + len(part)] = part
+            place, values = place + len(part), values[len(part) :]
 
     def equal(self, value: float) -> Test:
         def test(segment: int) -> Mask:
@@ -62,7 +65,7 @@ class ValueColumn(Protocol):
     def grow(self) -> None: ...
     def at(self, place: int) -> Value | None: ...
     def set(self, place: int, value: Value | None) -> None: ...
-    def fill(self, values: Iterable[Value | None]) -> None: ...
+    def fill(self, place: int, values: Iterable[Value | None]) -> None: ...
     def holding(self, condition: Condition) -> Test: ...
 
 
@@ -77,8 +80,8 @@ class NumberColumn(Column):
     def set(self, place: int, value: Value | None) -> None:
         self[place] = math.nan if value is None else float(value)
 
-    def fill(self, values: Iterable[Value | None]) -> None:
-        self.extend([math.nan if value is None else float(value) for value in values])
+    def fill(self, place: int, values: Iterable[Value | None]) -> None:
+        self.extend(place, [math.nan if value is None else float(value) for value in values])
 
     def holding(self, condition: Condition) -> Test:
         if isinstance(condition, Equals):
@@ -114,8 +117,8 @@ class FlagColumn(Column):
     def set(self, place: int, value: Value | None) -> None:
         self[place] = ABSENT if value is None else int(value)
 
-    def fill(self, values: Iterable[Value | None]) -> None:
-        self.extend([ABSENT if value is None else int(value) for value in values])
+    def fill(self, place: int, values: Iterable[Value | None]) -> None:
+        self.extend(place, [ABSENT if value is None else int(value) for value in values])
 
     def holding(self, condition: Condition) -> Test:
         return self.equal(int(condition.value)) if isinstance(condition, Equals) else nothing
@@ -176,8 +179,8 @@ class TextColumn(_Interned[str]):
     def set(self, place: int, value: Value | None) -> None:
         self._replace(place, None if value is None else str(value))
 
-    def fill(self, values: Iterable[Value | None]) -> None:
-        self.extend([self._take(None if value is None else str(value)) for value in values])
+    def fill(self, place: int, values: Iterable[Value | None]) -> None:
+        self.extend(place, [self._take(None if value is None else str(value)) for value in values])
 
     def holding(self, condition: Condition) -> Test:
         number = self._number_of.get(str(condition.value)) if isinstance(condition, Equals) else None
@@ -197,8 +200,8 @@ class CategoryColumn(_Interned[tuple[str, ...]]):
     def set(self, place: int, value: tuple[str, ...]) -> None:
         self._replace(place, value or None)
 
-    def fill(self, values: Iterable[tuple[str, ...]]) -> None:
-        self.extend([self._take(value or None) for value in values])
+    def fill(self, place: int, values: Iterable[tuple[str, ...]]) -> None:
+        self.extend(place, [self._take(value or None) for value in values])
 
     def passing(self, asked: Filter) -> Test:
         passes = np.ones(len(self._value_of) + 1, dtype=np.bool_)  # by number; -1, the last, has no category

@@ -41,7 +41,7 @@ class _Generation(NamedTuple):
 class ServedPages:
     """The newest pages, up to `max_pages` of them and `attribution_s` old; 0 pages: none.
 
-    A page of ten items takes about 230 bytes: a hash for the request, and as 8 bytes each when and by which
+    A page of ten items takes about 200 bytes: a hash for the request, and as 8 bytes each when and by which
     model it was served, and a hash for each item. A wrong match is as good as impossible. Pages are
     forgotten a generation at a time, so up to an eighth of them before `max_pages` makes it necessary.
 

@@ -171,7 +171,7 @@ async def check(
     """
     served, keys = await served_tokenizer(redis, catalog), Keys.of(catalog, tokenizer_id)
     with redis_errors():
-        if not await redis.exists(keys.codes, keys.trie, keys.log):
+        if served != tokenizer_id and not await redis.exists(keys.codes, keys.trie, keys.log):
             held = f"it is served by {served}" if served else "and no catalogue of this name"
             raise GlyphrecError(
                 f"Redis has nothing of the tokenizer {tokenizer_id} in the catalogue {catalog!r}; {held}. "

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from service.batching import MicroBatcher
 from service.catalog import CatalogFollower
 from service.contract import Codes, RenderSpec, Sid
-from service.errors import InvalidItem, ItemChanged, ServiceError, SidSpaceFull, TookTooLong
+from service.errors import (
+    InvalidItem,
+    ItemChanged,
+    ServiceError,
+    SidSpaceFull,
+    StoreUnavailable,
+    TookTooLong,
+)
 from service.items import Item, check_item
 from service.metrics import Metrics, Stages
 from service.records import ItemRecord, PutResult
@@ -97,7 +104,8 @@ class Indexer:
         By the deadline of the event loop's clock or the timeout, whichever is first; what was stored before
         it stays, and can be sent again.
 
-        Raises Overloaded, StoreUnavailable or TookTooLong where nothing at all was stored because of it.
+        Raises Overloaded, StoreUnavailable or TookTooLong where nothing at all was stored because of it, and
+        StoreUnavailable where what was stored is not seen here in time.
         """
         started_at = asyncio.get_running_loop().time()
         deadline = min(deadline, started_at + self._timeout_s)
@@ -121,13 +129,15 @@ class Indexer:
         return [answer.result for answer in answers]
 
     async def drop(self, item_id: str) -> int | None:
-        """Take an item away -> the catalogue's version without it; None where there was none."""
+        """Take an item away -> the catalogue's version without it; None where there was none.
+
+        Either way the next search on this replica does not know it. Raises StoreUnavailable.
+        """
         dropped = (await self._store.drop([item_id]))[0]
-        if not dropped.existed:
-            return None
-        await self._hand_on([item_id])
-        await self._follower.wait_for(dropped.version, FOLLOW_TIMEOUT_S)
-        return dropped.version
+        if dropped.existed:
+            await self._hand_on([item_id])
+        await self._follow_to(dropped.version)
+        return dropped.version if dropped.existed else None
 
     async def take_over(self, item_ids: Sequence[str]) -> None:
         """Bring these items to what they are now, as they were put or dropped under another tokenizer.
@@ -163,7 +173,7 @@ class Indexer:
                     raise result
             records = await self._store.records(changed)
         if self._follower.is_loaded:
-            await self._follower.wait_for(version, FOLLOW_TIMEOUT_S)
+            await self._follow_to(version)
         if self.successor is not None:
             await self.successor.take_over(item_ids)
         if full is not None:
@@ -199,7 +209,7 @@ class Indexer:
             raise passing[0]  # the whole request can be sent again as it is
         if versions:
             with stages.time("follow"):
-                await self._follower.wait_for(max(versions), FOLLOW_TIMEOUT_S)
+                await self._follow_to(max(versions))
         return Indexed(answers, self._follower.catalog.version)
 
     def _check(self, item: object) -> Reading | ServiceError:
@@ -243,8 +253,7 @@ class Indexer:
                 pictures.append(picture)
                 records.append((reading.record, answer.result))
                 queue_s, run_s = max(queue_s, answer.queue_s), max(run_s, answer.run_s)
-        stages.add("queue", queue_s)
-        stages.add("tokenise", run_s)
+        stages.add_row(queue=queue_s, tokenise=run_s)
         if not records:
             return failed, []
         try:
@@ -273,6 +282,11 @@ class Indexer:
             if self.successor is successor and not isinstance(error, SidSpaceFull):
                 raise
             log.warning("not under the tokenizer that is to come: %s", error)
+
+    async def _follow_to(self, version: int) -> None:
+        """Acknowledged means seen here; what is stored and not seen is to be sent again."""
+        if not await self._follower.wait_for(version, FOLLOW_TIMEOUT_S):
+            raise StoreUnavailable("This replica does not see the change yet.")
 
     async def _draw(self, texts: Sequence[str]) -> list[Rendered]:
         return await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])

@@ -1,7 +1,7 @@
 """What an item may be: an id, and fields that hold any JSON within limits. Pure."""
 
 import math
-import unicodedata
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +14,9 @@ MAX_ID_CHARS = 256
 MAX_FIELDS = 100
 MAX_NAME_CHARS = 100
 MAX_VALUES = 200  # of one list or one object inside an item
+
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 
 
 def check_item(raw: object, max_chars: int) -> Item:
@@ -46,7 +49,7 @@ def check_item_id(item_id: object) -> str:
         raise InvalidItem("item_id", "is blank")
     if len(item_id) > MAX_ID_CHARS:
         raise InvalidItem("item_id", f"has {len(item_id)} characters; {MAX_ID_CHARS} is the limit")
-    if any(unicodedata.category(char) in {"Cc", "Cs"} for char in item_id):
+    if _NO_TEXT.search(item_id):
         raise InvalidItem("item_id", "has a control character or half a surrogate pair")
     return item_id
 
@@ -59,7 +62,7 @@ def merge(item: Mapping[str, Any], changes: Mapping[str, Any]) -> Item:
 def _check_name(where: str, name: str) -> None:
     if not name.strip() or len(name) > MAX_NAME_CHARS:
         raise InvalidItem(where, f"has a name of {len(name)} characters; 1 to {MAX_NAME_CHARS} are allowed")
-    if any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
+    if _NO_TEXT.search(name):
         raise InvalidItem(where, "has a name with a control character or half a surrogate pair")
 
 
@@ -68,7 +71,7 @@ def _check_value(field: str, value: object, depth: int = 0) -> object:
     if depth > MAX_DEPTH:
         raise InvalidItem(field, f"is nested deeper than {MAX_DEPTH}; nobody would read that")
     if isinstance(value, str):
-        if any("\ud800" <= char <= "\udfff" for char in value):
+        if _HALF_A_PAIR.search(value):
             raise InvalidItem(field, "has half a surrogate pair, which is no text")
         return value
     if isinstance(value, float) and not math.isfinite(value):

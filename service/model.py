@@ -46,6 +46,7 @@ class Model:
             name="tokenizer",
             max_batch_units=settings.max_batch_strips,
             max_queued_units=settings.max_queued_strips,
+            gives_way=True,  # nobody waits for an ingest as for a page
             units=len,
             observe=lambda stats: metrics.observe_batch("tokenizer", stats),
         )
@@ -57,7 +58,7 @@ class Model:
                 observe=observed_by(metrics, self.popularity),
             ),
             name="recommender",
-            max_batch_units=settings.max_batch_beams,
+            max_batch_units=loaded.max_batch_beams,
             max_queued_units=settings.max_queued_beams,
             max_wait_s=settings.max_wait_ms / 1_000,
             units=lambda search: search.num_beams,

@@ -314,10 +314,12 @@ class Recommender:
             is_admitted = place is not None or widened > 0
             answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
-            stages.add("queue", answer.queue_s)
-            stages.add("history", page.history_s)
-            stages.add("decode", page.decode_s)
-            stages.add("resolve", answer.run_s - page.history_s - page.decode_s)
+            stages.add_row(
+                queue=answer.queue_s,
+                history=page.history_s,
+                decode=page.decode_s,
+                resolve=answer.run_s - page.history_s - page.decode_s,
+            )
             if page.is_settled or is_last:
                 return Recommended(page, num_beams, widened, beam_limit_reached=not page.is_settled)
         raise AssertionError("there is a last width")

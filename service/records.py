@@ -140,8 +140,8 @@ class RecordCodec:
     def pack_attributes(self, record: ItemRecord) -> bytes:
         found = self._fields.attributes_of(record.item)
         values = [found.values.get(name) for name in self._names]
-        told = b",".join(map(_to_json, (found.categories, found.available, values)))
-        return b"[" + self._declared + b"," + told + b"]"
+        told = _to_json([found.categories, found.available, values])
+        return b"[" + self._declared + b"," + told[1:]
 
     def pack_hash(self, record: ItemRecord) -> bytes:
         packed = record.content_hash.encode("ascii")
@@ -249,14 +249,18 @@ def version_of(entry_id: bytes) -> int:
     return int(entry_id.split(b"-")[0])
 
 
+# Made once: json.dumps makes one at each call, which takes as long as spelling a small item.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def _to_json(value: object) -> bytes:
-    return to_bytes(json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")))
+    return to_bytes(_ENCODER.encode(value))
 
 
 def _item(value: bytes) -> dict[str, Any]:
     """Raises ValueError, KeyError or RecursionError where the value is no item that an answer can hold."""
     text = to_str(value[HASH_LENGTH:])
-    item = json.loads(text, parse_constant=_refuse)
+    item = _DECODER.decode(text)
     if not isinstance(item, dict):
         raise ValueError("not a JSON object")
     if not isinstance(item["item_id"], str):
@@ -268,6 +272,9 @@ def _item(value: bytes) -> dict[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)  # made once, as the encoder
 
 
 def to_bytes(text: str) -> bytes:

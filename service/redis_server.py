@@ -29,7 +29,7 @@ from service.errors import GlyphrecError
 log = logging.getLogger(__name__)
 
 OLDEST_MAJOR = 7  # of redis-server and valkey-server alike
-START_TIMEOUT_S = 60.0  # a large append-only file takes a while to load
+START_TIMEOUT_S = 600.0  # ten million items are minutes of append-only file
 STOP_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 3.0  # a server whose parent was just killed still writes its last second
 MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107

@@ -72,6 +72,10 @@ class RecommenderSession:
         self._beams = [name for name in names if name.startswith("beams_")]
         self._tables = [tensor for tensor in graph.inputs if tensor.name not in {"history", *self._beams}]
 
+    @property
+    def is_on_gpu(self) -> bool:
+        return bool(self._session.get_providers()[0] != PREFERRED_PROVIDERS[-1])
+
     def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]) -> Beams:
         """history [batch, position, level], oldest first, PADDING on the left; `tables` of SidTrie; `widths`
         of contract.beam_widths, one for each level.

@@ -71,6 +71,14 @@ def read_items(path: Path, spec: SidSpec, num_items: int) -> list[BundledItem]:
 
 def _read_item(where: str, line: bytes, spec: SidSpec) -> BundledItem:
     try:
+        return parse_item(line, spec)
+    except ValueError as error:
+        raise ContractMismatch(f"{where}: not an item of a bundle ({error}). Export again.") from error
+
+
+def parse_item(line: bytes, spec: SidSpec) -> BundledItem:
+    """Raises ValueError where the line is no item with codes of these levels."""
+    try:
         raw = json.loads(line.decode("utf-8"))
         item_id, codes, popularity = raw["item_id"], tuple(raw["codes"]), float(raw["popularity"])
         spec.check(codes)
@@ -79,8 +87,10 @@ def _read_item(where: str, line: bytes, spec: SidSpec) -> BundledItem:
         if not (isinstance(item_id, str) and item_id and math.isfinite(popularity)):
             raise ValueError("its item_id or popularity is none")
         return BundledItem(item_id, codes, popularity, {**raw["item"], "item_id": item_id})
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise ContractMismatch(f"{where}: not an item of a bundle ({error!r}). Export again.") from error
+    except KeyError as error:
+        raise ValueError(f"it has no {error}") from error
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:

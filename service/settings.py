@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -104,10 +104,11 @@ class Settings(BaseSettings):
         le=10_000,
         description="beams of a search that nobody asked to widen; more are slower, rarely better",
     )
-    max_batch_beams: int = Field(
-        1_600,
+    max_batch_beams: int | None = Field(
+        None,
         ge=1,
-        description="beams in one run of the recommender; 32 requests of 50 beams keep a run in ms",
+        description="beams in one run of the recommender. By default 400 on a CPU, 8 requests of 50 beams: "
+        "more only wait for each other there; 12800 on a GPU, where more are cheaper",
     )
     max_queued_beams: int = Field(
         25_600,
@@ -115,7 +116,7 @@ class Settings(BaseSettings):
         description="beams waiting before 429 is answered; 512 requests of 50 beams are about a second",
     )
     max_wait_ms: float = Field(
-        50,
+        20,
         gt=0,
         description="milliseconds that a recommendation may have to wait, reckoned from what batches took "
         "lately, before 429 is answered; the next batch takes what it can hold, however long it waits",
@@ -177,7 +178,7 @@ class Settings(BaseSettings):
     remembered_pages: int = Field(
         100_000,
         ge=0,
-        description="pages of this replica that POST /events can be about; about 230 bytes each. 0: none, so "
+        description="pages of this replica that POST /events can be about; about 200 bytes each. 0: none, so "
         "the live quality of this replica is not measured",
     )
     attribution_s: float = Field(
@@ -185,6 +186,15 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds after a page within which what is taken counts as taken from it; event ids are "
         "known again for twice as long",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, for machines")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="of the log on stderr"
+    )
+    tracing: bool = Field(
+        False,
+        description="send a span of each request and of its stages by OTLP over HTTP, to where "
+        "OTEL_EXPORTER_OTLP_ENDPOINT says; needs glyphrec[otel]",
     )
     access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")
 

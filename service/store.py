@@ -228,10 +228,11 @@ class ItemStore:
         last: bytes | None = None
         while members := await self._members(last, TRIE_PAGE):
             entries = [entry for member in members if (entry := self._codec.read_member(member))]
-            present = await self._attributes_of([to_bytes(entry.item_id) for entry in entries])
+            keys = [to_bytes(entry.item_id) for entry in entries]
+            present = await self._attributes_of(keys)
             yield [
-                entry._replace(attributes=present.get(to_bytes(entry.item_id), NO_ATTRIBUTES))
-                for entry in entries
+                TrieEntry(entry.item_id, entry.sid, present.get(key, NO_ATTRIBUTES))
+                for entry, key in zip(entries, keys, strict=True)
             ]
             last = members[-1]
 

@@ -5,7 +5,9 @@ turns (Catalog.turns): a view tells the truth until the next edit and is then as
 look-up while it is cached.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,6 +70,12 @@ class View:
         self.trie.delete(codes)
 
 
+class Placed(NamedTuple):
+    item_id: str
+    leaf: int  # its full prefix
+    attributes: Attributes
+
+
 class FilterViews:
     """What filters ask about of all living items, and the views that were asked for last."""
 
@@ -118,20 +126,21 @@ class FilterViews:
         categories = () if place is None else self._categories.at(place)
         return categories[0] if categories else None
 
-    def load(self, items: Iterable[tuple[str, int, Attributes]]) -> None:
-        """Put many, before anything else: item id, full prefix, attributes. The last of an id counts."""
-        assert self._next_place == 0, "load comes first"
-        rows = {item_id: (leaf, attributes) for item_id, leaf, attributes in items}
-        found = [attributes for _, attributes in rows.values()]
+    def load(self, items: Sequence[Placed]) -> None:
+        """Put many at once that are not there yet. May be called again; views are built anew."""
+        place, found = self._next_place, [each.attributes for each in items]
         self._views.clear()
-        self._place_of.update(zip(rows, range(len(rows)), strict=True))
-        self._next_place = len(rows)
-        self._leaf.extend([leaf for leaf, _ in rows.values()])
-        self._available.extend([each.available for each in found])
-        self._categories.fill(each.categories for each in found)
+        self._place_of.update(zip((each.item_id for each in items), count(place), strict=False))
+        assert len(self._place_of) + len(self._free_places) == place + len(items), "an id was there before"
+        self._next_place += len(items)
         for key in {(name, kind_of(value)) for each in found for name, value in each.values.items()}:
-            column = self._values[key] = _COLUMN_OF[key[1]]()
-            column.fill(_of_kind(each.values, key) for each in found)
+            if key not in self._values:
+                self._add_values(key)
+        self._leaf.extend(place, [each.leaf for each in items])
+        self._available.extend(place, [each.available for each in found])
+        self._categories.fill(place, (each.categories for each in found))
+        for key, column in self._values.items():
+            column.fill(place, (_of_kind(each.values, key) for each in found))
 
     def adopt(self, other: "FilterViews") -> None:
         """Take over the items of `other`, not to be used afterwards. Counters go on, views are built anew."""
@@ -213,11 +222,15 @@ class FilterViews:
         for name, value in values.items():
             key = (name, kind_of(value))
             if key not in self._values:
-                column = self._values[key] = _COLUMN_OF[key[1]]()
-                for _ in self._leaf.segments:
-                    column.grow()
+                self._add_values(key)
         for key, column in self._values.items():
             column.set(place, _of_kind(values, key))
+
+    def _add_values(self, key: tuple[str, FieldKind]) -> None:
+        """A column that has no value for the items so far."""
+        column = self._values[key] = _COLUMN_OF[key[1]]()
+        for _ in self._leaf.segments:
+            column.grow()
 
     def _build(self, asked: Filter) -> View:
         tests = list(self._tests(asked))

@@ -62,6 +62,7 @@ class Proxy:
                 server.connect(("127.0.0.1", self.target) if is_port else self.target)
             except OSError:
                 client.close()
+                server.close()
                 continue
             self._pairs |= {client, server}
             for source, sink in ((client, server), (server, client)):

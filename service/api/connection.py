@@ -20,6 +20,12 @@ from service.metrics import Metrics
 
 MAX_PIPELINED = 50
 MAX_UNUSED_BYTES = 64 * 2**10  # twice what envelope.py takes of a whole head
+MAX_ANSWERS = 100
+
+# Refusals as they were sent, cut where the request's id stands: under load the same few go out thousands of
+# times a second. An id of another length makes another body, so those are made anew.
+_MARK = new_request_id()
+_answers: dict[tuple[type[ServiceError], str, str, bool], list[bytes]] = {}
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -157,11 +163,23 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _write(self, error: ServiceError, instance: str, request_id: str, keep_alive: bool) -> None:
-        answer = problem_response(error, instance=instance, request_id=request_id)
-        headers = [*answer.raw_headers, (b"x-request-id", request_id.encode())]
-        if not keep_alive:
-            headers.append((b"connection", b"close"))
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-        self.transport.write(b"".join([STATUS_LINE[error.status], lines, b"\r\n", answer.body]))
+        if len(request_id) == len(_MARK):
+            key = (type(error), str(error), instance, keep_alive)
+            if (pieces := _answers.get(key)) is None:
+                pieces = _whole(error, instance, _MARK, keep_alive).split(_MARK.encode())
+                if len(_answers) < MAX_ANSWERS:
+                    _answers[key] = pieces
+            self.transport.write(request_id.encode().join(pieces))
+        else:
+            self.transport.write(_whole(error, instance, request_id, keep_alive))
         if not keep_alive:
             self.transport.close()
+
+
+def _whole(error: ServiceError, instance: str, request_id: str, keep_alive: bool) -> bytes:
+    answer = problem_response(error, instance=instance, request_id=request_id)
+    headers = [*answer.raw_headers, (b"x-request-id", request_id.encode())]
+    if not keep_alive:
+        headers.append((b"connection", b"close"))
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    return b"".join([STATUS_LINE[error.status], lines, b"\r\n", answer.body])

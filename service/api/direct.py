@@ -5,11 +5,13 @@ was valid when it was made: together that takes longer than the search of a smal
 """
 
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
 from service.api.dependencies import call_of, require_json
 from service.api.json_body import JsonRoute, parse
@@ -28,7 +30,10 @@ class DirectRoute(JsonRoute):
 
         async def handle(request: Request) -> Response:
             await require_json(request)
-            sent = await request.body()
+            try:
+                sent = await request.body()
+            except ClientDisconnect:  # nobody waits for an answer; other routes do the same
+                raise HTTPException(HTTPStatus.BAD_REQUEST) from None
             stages: Stages = request.scope["state"]["stages"]
             stages.start("parse")
             given = parse(sent) if sent else None

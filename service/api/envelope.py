@@ -22,7 +22,9 @@ from service.errors import (
     ServiceError,
     TargetTooLong,
 )
+from service.logs import request_id_now
 from service.metrics import Metrics, Stages
+from service.tracing import Tracer
 
 log = logging.getLogger("glyphrec")
 access_log = logging.getLogger("glyphrec.access")
@@ -52,6 +54,7 @@ class Envelope:
         max_body_bytes: int,
         body_timeout_s: float,
         log_requests: bool,
+        tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._guard = guard
@@ -60,6 +63,7 @@ class Envelope:
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._log_requests = log_requests
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,6 +72,7 @@ class Envelope:
         started_at = perf_counter()
         headers = Headers(scope=scope)
         request_id = request_id_of(headers.get("x-request-id", ""))
+        request_id_now.set(request_id)  # of this request's task
         stages = Stages()
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, stages=stages)
@@ -96,7 +101,7 @@ class Envelope:
                 answer = problem_response(error, instance=scope["path"], request_id=request_id)
                 await answer(scope, receive, send_with_headers)
             except Exception:  # outermost loop: a client gets an answer whatever happened
-                log.exception("request %s failed: %s %s", request_id, scope["method"], quote(scope["path"]))
+                log.exception("request failed: %s %s", scope["method"], quote(scope["path"]))
                 if status:
                     raise  # half an answer is out; only closing the connection can say so
                 answer = internal_problem(instance=scope["path"], request_id=request_id)
@@ -105,7 +110,7 @@ class Envelope:
                 if (place := state.get("place")) is not None:
                     place.give_back()
                 # A client that left before its answer counts as 499, as nginx has it.
-                self._note(scope, request_id, status or 499, perf_counter() - started_at)
+                self._note(scope, headers, status or 499, started_at)
 
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "")
@@ -136,14 +141,26 @@ class Envelope:
 
         return bounded
 
-    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+    def _note(self, scope: Scope, headers: Headers, status: int, started_at: float) -> None:
+        seconds = perf_counter() - started_at
+        method, route = scope["method"], getattr(scope.get("route"), "path", "unmatched")
         state = scope["state"]
-        self._metrics.observe_http(route, scope["method"], status, seconds, state.get("refusal"))
+        self._metrics.observe_http(route, method, status, seconds, state.get("refusal"))
         self._metrics.observe_stages(state["stages"])
+        if self._tracer is not None:
+            self._tracer.note(
+                headers,
+                state["stages"],
+                method=method,
+                route=route,
+                status=status,
+                request_id=state["request_id"],
+                started_at=started_at,
+            )
         if self._log_requests:
             path = quote(scope["path"])  # it may hold the end of a line
-            access_log.info("%s %s %d %.1f ms %s", scope["method"], path, status, 1000 * seconds, request_id)
+            fields = {"method": method, "route": route, "status": status, "duration_ms": 1000 * seconds}
+            access_log.info("%s %s %d %.1f ms", method, path, status, 1000 * seconds, extra=fields)
 
 
 def request_id_of(given: str) -> str:

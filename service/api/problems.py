@@ -70,6 +70,7 @@ def problem_of(error: ServiceError, *, instance: str, request_id: str) -> Proble
 
 
 def problem_response(error: ServiceError, *, instance: str, request_id: str) -> ProblemResponse:
+    """With the headers that the error asks for."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)

@@ -1,4 +1,6 @@
 import asyncio
+import os
+import sys
 import threading
 
 import pytest
@@ -184,7 +186,8 @@ async def test_a_failed_batch_gives_its_turn_up(make):
     turns = asyncio.Lock()
     with pytest.raises(ValueError, match="negative"):
         await make(turns=turns).submit(-1)
-    assert not turns.locked()
+    async with asyncio.timeout(10), turns:
+        pass
 
 
 async def test_stopping_fails_those_who_wait_and_those_who_come_later(make, device):
@@ -262,3 +265,19 @@ async def test_a_place_that_is_reserved_keeps_others_out_until_it_is_given_back(
     places[0].give_back()  # a request ends after it has submitted
     batcher.reserve(1).give_back()
     assert batcher.reserved_units == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system has it for a thread")
+async def test_a_batcher_that_gives_way_runs_at_a_lower_priority_than_the_event_loop():
+    def niceness(jobs: list[int]) -> list[int]:
+        return [os.getpriority(os.PRIO_PROCESS, threading.get_native_id())] * len(jobs)
+
+    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    for gives_way in (False, True):
+        batcher = MicroBatcher(
+            niceness, name="test", max_batch_units=1, max_queued_units=1, gives_way=gives_way
+        )
+        batcher.start()
+        found = (await batcher.submit(1)).result
+        await batcher.stop()
+        assert (found > here) == gives_way

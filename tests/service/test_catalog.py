@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import random
 import shutil
@@ -14,10 +15,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from service import store as store_module
-from service.catalog import Catalog, CatalogFollower
+from service.catalog import Catalog, CatalogFollower, Loading
 from service.contract import Codes, Sid
 from service.errors import StoreUnavailable
-from service.filters import Attributes, Filter, Range
+from service.filters import NO_ATTRIBUTES, Attributes, Filter, Range
 from service.redis_client import connect
 from service.redis_server import start_server
 from service.store import ItemStore, Position, TrieEntry
@@ -177,6 +178,31 @@ def test_of_an_item_that_was_read_twice_the_last_place_counts() -> None:
     assert catalog.num_items == len(catalog.trie) == 2
     assert catalog.items_at((3, 2, 4)) == ["b", "a"]
     assert catalog.items_at((0, 0, 0)) == []
+
+
+@given(
+    places=st.lists(st.tuples(st.sampled_from("abcdefgh"), CODES), max_size=20), page_length=st.integers(1, 8)
+)
+@settings(deadline=None)
+def test_pages_are_loaded_as_if_put_one_by_one_also_out_of_order(
+    places: list[tuple[str, Codes]], page_length: int
+) -> None:
+    entries = [
+        TrieEntry(item_id, Sid(codes, n), attributes_at(codes)) for n, (item_id, codes) in enumerate(places)
+    ]
+    loading, truth = Loading(SPEC), Catalog(SPEC)
+    for start in range(0, len(entries), page_length):
+        loading.add(entries[start : start + page_length])
+    for entry in entries:
+        truth.put(*entry)
+    loaded = loading.end()
+    for each in (loaded, Catalog.from_entries(SPEC, entries)):
+        assert each.digest == truth.digest
+        assert each.trie.digest() == truth.trie.digest()
+        assert list(each.by_popularity()) == list(truth.by_popularity())
+    assert [*map(loaded.views.view_of(DEAREST).passes, "abcdefgh")] == [
+        *map(truth.views.view_of(DEAREST).passes, "abcdefgh")
+    ]
 
 
 def test_popular_items_come_by_popularity_then_in_trie_order_and_are_alive() -> None:
@@ -457,3 +483,13 @@ async def test_a_follower_that_is_cancelled_at_any_moment_ends(store: ItemStore)
         done, _ = await asyncio.wait([task], timeout=5)
         assert done == {task}, f"still running {num_steps} steps after it was started"
         assert task.cancelled()
+
+
+def test_the_garbage_collector_does_not_look_at_what_was_loaded():
+    entries = [TrieEntry(f"item-{n}", Sid((n % 4, n % 3, n % 5), n), NO_ATTRIBUTES) for n in range(4_000)]
+    gc.collect()
+    before = len(gc.get_objects())
+    catalog = Catalog.from_entries(SPEC, entries)
+    del entries
+    assert catalog.num_items == 4_000
+    assert len(gc.get_objects()) - before < 400

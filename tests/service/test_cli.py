@@ -120,6 +120,17 @@ def test_import_posts_every_item_of_a_file_or_folder(served, tmp_path, capsys):
     assert "25 unchanged" in capsys.readouterr().out
 
 
+def test_import_at_a_rate_sends_small_requests_that_far_apart(served, tmp_path, monkeypatch):
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps({"item_id": f"slow-{n}", "title": f"t {n}"}) + "\n" for n in range(7)))
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert main(["import", str(path), "--url", served, "--rate", "25"]) == 0
+    assert len(pauses) == 2  # between three requests of at most three items, ten times a second
+    assert all(0 <= pause <= 3 / 25 for pause in pauses)
+    assert main(["import", str(path), "--url", served, "--rate", "0"]) == 2
+
+
 def test_import_names_the_items_that_failed_and_stores_the_others(served, tmp_path, capsys):
     lines = [
         '{"item_id": "fine", "title": "Fine"}',

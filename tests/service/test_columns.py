@@ -5,7 +5,7 @@ from service.columns import CategoryColumn, TextColumn
 
 def test_numbers_of_texts_that_are_gone_are_given_out_again() -> None:
     column = TextColumn()
-    column.fill(["stays", "goes"])
+    column.fill(0, ["stays", "goes"])
     for i in range(100):
         column.set(1, f"{i}")
         assert (column.at(0), column.at(1)) == ("stays", f"{i}")
@@ -17,7 +17,7 @@ def test_numbers_of_texts_that_are_gone_are_given_out_again() -> None:
 
 def test_numbers_of_category_lists_that_are_gone_are_given_out_again() -> None:
     column = CategoryColumn()
-    column.fill([("a", "b"), ()])
+    column.fill(0, [("a", "b"), ()])
     for i in range(100):
         column.set(1, ("a", f"{i}"))
         assert (column.at(0), column.at(1)) == (("a", "b"), ("a", f"{i}"))

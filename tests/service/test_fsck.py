@@ -14,6 +14,7 @@ from service import fsck
 from service.catalog import Catalog, CatalogFollower
 from service.cli import main
 from service.contract import Sid
+from service.errors import GlyphrecError
 from service.fsck import Report, check
 from service.store import ItemStore
 from tests.service.catalogs import (
@@ -81,6 +82,18 @@ async def test_a_catalogue_with_a_past_is_clean_and_counted(store: ItemStore, re
     assert report.num_changes == await redis.xlen(LOG)
     assert report.is_served
     assert report.num_unread == 0
+
+
+async def test_a_catalogue_that_is_served_and_empty_is_clean(redis: Redis) -> None:
+    """As after a change of the tokenizer before the first item: nothing but the active tokenizer is there."""
+    with pytest.raises(GlyphrecError, match="no catalogue of this name"):
+        await checked(redis)
+    await store_on(redis).activate()
+    report = await checked(redis)
+    assert report.is_clean
+    assert (report.num_items, report.version) == (0, 0)
+    with pytest.raises(GlyphrecError, match=f"it is served by {TOKENIZER}"):
+        await checked(redis, tokenizer=OTHER_TOKENIZER)
 
 
 # Each breaks one thing, as no script of ours would, and says what must be found: kind, and item or version.

@@ -237,6 +237,36 @@ async def test_a_dropped_item_is_gone_and_dropping_it_again_says_so(bench):
     assert await bench.indexer.drop("a") is None
 
 
+async def test_what_this_replica_does_not_see_in_time_is_not_acknowledged(bench, monkeypatch):
+    await bench.index(item("b"))
+    monkeypatch.setattr("service.indexing.FOLLOW_TIMEOUT_S", 0.05)
+    async with bench.catalog.turns:  # so that no change comes in
+        for change in (bench.index(item("a")), bench.indexer.drop("b")):
+            with pytest.raises(StoreUnavailable, match="does not see the change yet"):
+                await change
+    monkeypatch.undo()
+    (outcome,) = await bench.index(item("a"))
+    assert (outcome.status, bench.catalog.sid_of("a")) == ("unchanged", outcome.sid)
+    assert await bench.indexer.drop("b") is None
+    assert bench.catalog.sid_of("b") is None
+
+
+async def test_an_item_that_another_replica_has_dropped_is_not_called_absent_while_it_is_recommended_here(
+    redis, tokenizer
+):
+    async with Bench(redis, tokenizer) as one, Bench(redis, tokenizer) as two:
+        (outcome,) = await one.index(item("a"))
+        assert await two.follower.wait_for(one.catalog.version, 5)
+        async with two.catalog.turns:
+            await one.indexer.drop("a")
+            again = asyncio.create_task(two.indexer.drop("a"))
+            await asyncio.wait([again], timeout=0.2)
+            assert two.catalog.sid_of("a") == outcome.sid
+            assert not again.done()
+        assert await again is None
+        assert two.catalog.sid_of("a") is None
+
+
 async def test_a_full_queue_refuses_the_whole_request_before_anything_is_stored(redis, tokenizer):
     async with Bench(redis, tokenizer, max_queued_units=1, max_batch_units=1) as bench:
         crowd = await asyncio.gather(

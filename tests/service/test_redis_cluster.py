@@ -109,6 +109,18 @@ async def test_a_service_on_any_node_of_a_cluster_does_all_that_one_on_a_single_
             return (await two.get("/info")).json()["catalog"]["digest"] == info["catalog"]["digest"]
 
         await until_true(is_level)
+        page = await one.post("/recommend", json={"history": ["i1"]})
+        event = {"event_id": "e", "request_id": page.headers["x-request-id"]}
+        event["item_id"] = page.json()["items"][0]["item_id"]
+        assert (await two.post("/events", json={"events": [event, event]})).json()["accepted"] == 1
+
+        async def is_attributed() -> bool:
+            text = (await one.get("/metrics")).text
+            return 'glyphrec_feedback_hits_total{k="1",recommender_id="ba9876543210"} 1.0' in text
+
+        await until_true(is_attributed)
+        text = (await one.get("/metrics")).text
+        assert f'glyphrec_redis_calls_total{{command="put",result="ok"}} {len(KNOWN_ITEMS) + 40}.0' in text
         assert info["redis"]["append_fsync"] == "everysec"
         assert not (await two.get("/health/ready")).json()["stale"]
     command = ["fsck", "--redis-url", url, "--bundle", str(bundle)]

@@ -11,7 +11,7 @@ from service.columns import SEGMENT
 from service.contract import SidSpec
 from service.filters import Attributes, Condition, Equals, Filter, Range, Value
 from service.trie import SidTrie
-from service.views import EDITS_PER_CHECK, MAX_VIEWS, FilterViews, View
+from service.views import EDITS_PER_CHECK, MAX_VIEWS, FilterViews, Placed, View
 
 SPEC = SidSpec(levels=(3, 2, 4))
 PLENTY = 2**30
@@ -61,8 +61,10 @@ def test_views_hold_what_passes_after_any_edits(
     max_bytes: int, before: list[tuple[str, int, Attributes]], steps: list[object], asked: list[Filter]
 ) -> None:
     views, items = FilterViews(SPEC, max_bytes), dict[str, tuple[int, Attributes]]()
-    views.load(before)
     items.update({item_id: (leaf, each) for item_id, leaf, each in before})
+    placed = [Placed(item_id, leaf, each) for item_id, (leaf, each) in items.items()]
+    views.load(placed[:5])
+    views.load(placed[5:])
     for each in asked:
         assert_true(views.view_of(each), each, items)
     for step in steps:
@@ -182,7 +184,7 @@ def test_adopted_items_are_seen_by_every_filter_and_counters_go_on() -> None:
     asked = Filter(categories_any=frozenset("x"))
     views.put("old", 1, Attributes(("x",), True, {}))
     views.view_of(asked)
-    fresh.load([("new", 2, Attributes(("x",), True, {"f": 1.0}))])
+    fresh.load([Placed("new", 2, Attributes(("x",), True, {"f": 1.0}))])
     views.adopt(fresh)
     assert (views.num_views, views.num_bytes, views.num_misses) == (0, 0, 1)
     view = views.view_of(asked)
@@ -198,7 +200,9 @@ def test_columns_grow_by_segments_and_places_are_used_again(is_loaded: bool) -> 
     num_items = SEGMENT + 5
     leaves = [rng.randrange(4096) for _ in range(num_items)]
     first = SEGMENT - 5 if is_loaded else 0
-    views.load((f"{i}", leaves[i], Attributes((), True, {"price": float(i % 3)})) for i in range(first))
+    placed = [Placed(f"{i}", leaves[i], Attributes((), True, {"price": float(i % 3)})) for i in range(first)]
+    views.load(placed[:50_000])
+    views.load(placed[50_000:])
     views.view_of(cheap)
     for i in range(first, num_items):
         views.put(f"{i}", leaves[i], Attributes((), True, {"price": float(i % 3)} if i % 2 else {}))

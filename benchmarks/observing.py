@@ -1,0 +1,149 @@
+"""What metrics cost a recommendation and a scrape, and how well their buckets tell a latency.
+
+    python benchmarks/observing.py [--items 1000000] [--bundle FOLDER] [--rate 100]
+
+Costs are those of the calls that POST /recommend makes, the best of five runs; the baseline is one increment
+of a bare counter. With a bundle it also starts a service, asks it for recommendations from another process at
+a steady rate, and compares the quantiles that Prometheus would reckon from the buckets with those of the
+answers.
+"""
+
+import argparse
+import json
+import tempfile
+import timeit
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from uuid import uuid4
+
+import numpy as np
+from load import body_of, send
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from model_export.local_service import local_service
+from service.catalog import Catalog, CatalogFollower, Lag
+from service.contract import ITEMS, Sid, SidSpec, load_bundle
+from service.feedback import ServedPages
+from service.metrics import Metrics, Stages
+from service.store import TrieEntry
+
+SPEC = SidSpec(levels=(256, 256, 256, 256))
+PAGE = [f"B{n:09d}" for n in range(10)]
+CALLS = 20_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--rate", type=float, default=100, help="recommendations a second")
+    parser.add_argument("--seconds", type=float, default=20)
+    args = parser.parse_args()
+    figures = costs() | scrape(args.items)
+    if args.bundle:
+        figures |= buckets(args.bundle, args.rate, args.seconds)
+    print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+
+
+def costs() -> dict[str, float]:
+    metrics, pages, stages = Metrics(), ServedPages(100_000, 1_800), Stages()
+    stages.flow = "recommend"
+    stages.seconds = {
+        "parse": 5e-5,
+        "queue": 5e-4,
+        "history": 5e-5,
+        "decode": 1.5e-3,
+        "resolve": 2e-4,
+        "write": 1e-4,
+    }
+    request_ids = [uuid4().hex for _ in range(300_000)]
+    upcoming = iter(10 * request_ids)
+    counter = Counter("bare", "Baseline.", registry=CollectorRegistry())
+    found = {"baseline_us": _microseconds(counter.inc)}
+    calls = {
+        "its six stages": lambda: metrics.observe_stages(stages),
+        "its answer": lambda: metrics.observe_http("/recommend", "POST", 200, 2e-3),
+        "its kind": lambda: metrics.observe_recommendation("model", exact=True, filtered=False),
+        "its search": lambda: metrics.observe_searches([50]),
+        "its ten items": lambda: metrics.observe_recommended(PAGE, 9),
+        "its page, for POST /events": lambda: pages.remember(next(upcoming), "0123456789ab", PAGE),
+    }
+    took = {name: _microseconds(call) for name, call in calls.items()}
+    print(f"one increment of a bare counter {found['baseline_us']:6.2f} µs; of a recommendation:")
+    for name, microseconds in took.items():
+        print(f"    {name:28}{microseconds:6.2f} µs")
+    found["recommendation_us"] = sum(took.values())
+
+    tracemalloc.start()
+    pages = ServedPages(100_000, 1_800)
+    for request_id in request_ids:
+        pages.remember(request_id, "0123456789ab", PAGE)
+    found["page_bytes"] = tracemalloc.get_traced_memory()[0] / pages.num_pages
+    tracemalloc.stop()
+    print(f"together {found['recommendation_us']:.1f} µs; {found['page_bytes']:.0f} bytes a remembered page")
+    return found
+
+
+def scrape(num_items: int) -> dict[str, float]:
+    """The event loop's time for one, with tables that have changed since the last one and with the same."""
+    rng = np.random.default_rng(0)
+    codes = zip(*(rng.integers(0, num_codes, num_items).tolist() for num_codes in SPEC.levels), strict=True)
+    entries = [TrieEntry(f"B{n:09d}", Sid(each, 0)) for n, each in enumerate(codes)]
+    catalog, metrics = Catalog.from_entries(SPEC, entries), Metrics()
+    follower = SimpleNamespace(stale_for_s=0.0, lag=Lag(0, 0.0), num_unreadable=0)
+    metrics.watch_catalog(catalog, cast(CatalogFollower, follower))
+
+    def changed() -> None:
+        catalog.version += 1
+        generate_latest(metrics.registry)
+
+    changed_ms = min(timeit.repeat(changed, number=1, repeat=5)) * 1e3
+    same_ms = min(timeit.repeat(lambda: generate_latest(metrics.registry), number=1, repeat=5)) * 1e3
+    print(f"a scrape of {num_items:,} items {changed_ms:.1f} ms, {same_ms:.1f} ms where nothing has changed")
+    return {"scrape_changed_ms": changed_ms, "scrape_same_ms": same_ms}
+
+
+def buckets(path: Path, rate: float, seconds: float) -> dict[str, float]:
+    bundle = load_bundle(path)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        body = body_of(bundle.file(ITEMS), folder, limit=10)
+        with local_service(bundle.path, data_dir=folder / "redis", log=folder / "log") as service:
+            answers = send(f"{service.url}/recommend", body, rate=rate, seconds=seconds)
+            text = service.client.get("/metrics").text
+    told = [
+        (float(sample.labels["le"]), sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "glyphrec_http_request_seconds_bucket" and sample.labels["route"] == "/recommend"
+    ]
+    found = {}
+    for percent in (50, 99):
+        true_ms = float(np.percentile(answers.latency_ms[answers.status == 200], percent))
+        found[f"p{percent}_ms"], found[f"p{percent}_told_ms"] = true_ms, 1e3 * _quantile(told, percent / 100)
+        print(f"p{percent} {true_ms:7.2f} ms seen from outside, {found[f'p{percent}_told_ms']:.2f} ms told")
+    return found
+
+
+def _quantile(told: list[tuple[float, float]], q: float) -> float:
+    """As Prometheus' histogram_quantile: linear within the bucket."""
+    goal, below, from_s = q * told[-1][1], 0.0, 0.0
+    for up_to_s, count in told:
+        if count >= goal and up_to_s != float("inf"):
+            return from_s + (up_to_s - from_s) * (goal - below) / (count - below)
+        below, from_s = count, up_to_s
+    return from_s
+
+
+def _microseconds(call: object) -> float:
+    assert callable(call)
+    return min(timeit.repeat(call, number=CALLS, repeat=5)) / CALLS * 1e6
+
+
+if __name__ == "__main__":
+    main()

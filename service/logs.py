@@ -1,0 +1,43 @@
+"""How log lines look: for people, or as JSON for machines. Both have the id of the request they belong to."""
+
+import logging
+from contextvars import ContextVar
+from typing import Any, Literal
+
+from pythonjsonlogger.json import JsonFormatter
+
+# Of the request that is being answered; empty in what is done for none.
+request_id_now: ContextVar[str] = ContextVar("request_id", default="")
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(of_request)s"
+_JSON_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
+
+
+class _RequestId(logging.Filter):
+    """For the text, which has it at the end where there is one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        request_id = request_id_now.get()
+        record.__dict__["of_request"] = f" [{request_id}]" if request_id else ""
+        return True
+
+
+class _Json(JsonFormatter):
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
+        super().add_fields(log_data, record, message_dict)
+        if request_id := request_id_now.get():
+            log_data["request_id"] = request_id
+
+
+def configure_logs(log_format: Literal["text", "json"], level: str) -> None:
+    """Of the whole process, to stderr. JSON has time, level, logger, message, and what the line adds."""
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        names = "%(asctime)s %(levelname)s %(name)s %(message)s"
+        handler.setFormatter(_Json(names, rename_fields=_JSON_NAMES, datefmt="%Y-%m-%dT%H:%M:%S%z"))
+    else:
+        handler.addFilter(_RequestId())
+        handler.setFormatter(logging.Formatter(_TEXT))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
