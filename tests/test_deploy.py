@@ -71,9 +71,10 @@ def test_compose_says_what_to_set_where_a_required_variable_is_missing(compose: 
         assert re.search(r"\$\{" + variable + r":\?[^}]{20,}\}", json.dumps(service))
 
 
-def test_settings_named_in_the_deployment_files_exist() -> None:
+def test_settings_named_in_deployment_files_and_by_the_guides_of_operators_exist() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in ("Dockerfile", "docker-compose.yml", "deploy/compose.gpu.yml"):
+    guides = ("docs/operations.md", "docs/runbook.md")
+    for name in ("Dockerfile", "docker-compose.yml", "deploy/compose.gpu.yml", *guides):
         named = re.findall(PREFIX + r"[A-Z_]*[A-Z]", (ROOT / name).read_text(encoding="utf-8"))
         assert set(named) <= known, name
 
