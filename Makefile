@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz chaos lock sbom audit clean
+.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures lock sbom audit clean
 
 EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
@@ -54,6 +54,12 @@ fuzz: $(STAMP)  ## 10,000 requests made up from the API's own description; the l
 
 chaos: $(STAMP)  ## 10,000 acknowledged changes while processes are killed, paused and cut off; the last line is JSON
 	@exec $(BIN)/python benchmarks/chaos.py $(ARGS)
+
+dashboards: $(STAMP)  ## write deploy/grafana/dashboards from the code beside it
+	@exec $(BIN)/python -m deploy.grafana.build
+
+pictures: $(STAMP)  ## load two replicas for some minutes, draw what a Prometheus saw: make pictures BUNDLE=folder
+	@exec $(BIN)/python -m tests.e2e.watched --bundle "$(BUNDLE)" $(ARGS)
 
 lock: $(STAMP)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do

@@ -232,10 +232,9 @@ class Metrics(MetricFamilies):
 
     def observe_redis(self, command: str, num_ok: int, num_errors: int, seconds: float | None) -> None:
         """One round trip; seconds None: it waited for something to happen."""
-        if num_ok:
-            self._redis_calls_of(command, "ok").inc(num_ok)
-        if num_errors:
-            self._redis_calls_of(command, "error").inc(num_errors)
+        # Also by 0: a counter that begins above it has not increased, so the first error would be lost.
+        self._redis_calls_of(command, "ok").inc(num_ok)
+        self._redis_calls_of(command, "error").inc(num_errors)
         if seconds is not None:
             self._redis_seconds_of(command).observe(seconds)
 

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Prints the folder with prometheus and promtool: that of PATH, else Debian's package, unpacked under .glyphrec and not
+# installed: that needs no root, and installing the package would start a server. Fails where it cannot be had.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if command -v prometheus promtool >/dev/null; then
+  dirname "$(command -v prometheus)"
+  exit
+fi
+folder=$PWD/.glyphrec/prometheus
+if [[ ! -x "$folder/usr/bin/promtool" ]]; then
+  download=$(mktemp -d)
+  trap 'rm -rf "$download"' EXIT
+  cd "$download"
+  {
+    timeout 60 apt-get download prometheus || { timeout 60 apt-get update && timeout 60 apt-get download prometheus; }
+    dpkg-deb --extract prometheus_*.deb unpacked
+  } </dev/null >&2
+  mkdir -p "$folder"
+  cp -R unpacked/. "$folder"
+fi
+echo "$folder/usr/bin"

@@ -1,0 +1,148 @@
+"""Where the time of both flows goes: stages, batches, the event loop, Redis."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.grafana.panels import Query, Row, framed, lines, mean, number, quantile, rate
+
+SECONDS = "glyphrec_http_request_seconds"
+STAGE = "glyphrec_stage_seconds"
+
+
+def build() -> Dashboard:
+    return framed(
+        "glyphrec-latency",
+        "Latency by stage",
+        "Each stage of POST /recommend and POST /items, and what can hold all of them up.",
+        [
+            Row("Recommendations", RECOMMEND),
+            Row("Posted items", ITEMS),
+            Row("Batches", BATCHES),
+            Row("Around the stages", AROUND),
+        ],
+    )
+
+
+RECOMMEND = [
+    number(
+        "p50",
+        "Half of all recommendations are answered within this.",
+        "s",
+        quantile(0.5, SECONDS, route="/recommend"),
+        [(0.025, "yellow"), (0.1, "red")],
+        width=6,
+    ),
+    number(
+        "p99",
+        "99 of 100 are answered within this; the objective is 100 ms.",
+        "s",
+        quantile(0.99, SECONDS, route="/recommend"),
+        [(0.05, "yellow"), (0.1, "red")],
+        width=6,
+    ),
+    number(
+        "Within the objective",
+        "Share of recommendations answered within 100 ms; the objective is 99 %.",
+        "percentunit",
+        f"{rate(SECONDS + '_bucket', route='/recommend', le='0.1')} / "
+        f"({rate(SECONDS + '_count', route='/recommend')} > 0)",
+        [(0, "red"), (0.99, "yellow"), (0.995, "green")],
+        width=6,
+    ),
+    number(
+        "Outside the graph",
+        "Share of the time that is not the recommender's graph: waiting, HTTP, JSON, look-ups.",
+        "percentunit",
+        f"clamp_min(1 - ({rate(STAGE + '_sum', flow='recommend', stage='decode')}) / "
+        f"({rate(SECONDS + '_sum', route='/recommend')} > 0), 0)",
+        [(0.6, "yellow"), (0.85, "red")],
+        width=6,
+    ),
+    lines(
+        "POST /recommend: mean by stage",
+        "Stacked: the height is the mean time in all stages. decode holds the history's encoder too.",
+        "s",
+        Query(mean(STAGE, "stage", flow="recommend"), "{{stage}}"),
+        stacked=True,
+        width=12,
+    ),
+    lines(
+        "POST /recommend: p99 by stage",
+        "A queue that grows with the load is saturation; a decode that grows is larger batches, or other "
+        "work on its cores.",
+        "s",
+        Query(quantile(0.99, STAGE, "stage", flow="recommend"), "{{stage}}"),
+        steps=[(0.1, "red")],
+        width=12,
+    ),
+]
+
+ITEMS = [
+    lines(
+        "POST /items: mean by stage",
+        "Stacked. One request may hold 1,000 items; chunks overlap, so stages add up to more than it took.",
+        "s",
+        Query(mean(STAGE, "stage", flow="index"), "{{stage}}"),
+        stacked=True,
+    ),
+    lines(
+        "POST /items: p99 by stage",
+        "follow is the wait until this replica has seen its own change in the log.",
+        "s",
+        Query(quantile(0.99, STAGE, "stage", flow="index"), "{{stage}}"),
+        steps=[(60, "yellow"), (600, "red")],
+    ),
+    lines(
+        "All routes, p99",
+        "By route template, from the first byte read to the last byte sent.",
+        "s",
+        Query(quantile(0.99, SECONDS, "method", "route"), "{{method}} {{route}}"),
+        steps=[(10, "red")],
+    ),
+]
+
+BATCHES = [
+    lines(
+        "Requests or items in a batch, mean",
+        "Near 1 the device is idle when work comes; near the limit it is saturated.",
+        "short",
+        Query(mean("glyphrec_batch_jobs", "queue"), "{{queue}}"),
+    ),
+    lines(
+        "Beams or strips in a batch, mean",
+        "The limits are GLYPHREC_MAX_BATCH_BEAMS and GLYPHREC_MAX_BATCH_STRIPS.",
+        "short",
+        Query(mean("glyphrec_batch_units", "queue"), "{{queue}}"),
+    ),
+    lines(
+        "Time of one batch",
+        "Of its run in the graph, with the look-ups around it.",
+        "s",
+        Query(quantile(0.5, "glyphrec_batch_seconds", "queue"), "{{queue}}, p50"),
+        Query(quantile(0.99, "glyphrec_batch_seconds", "queue"), "{{queue}}, p99"),
+        steps=[(0.1, "yellow"), (1, "red")],
+    ),
+]
+
+AROUND = [
+    lines(
+        "Waiting in the queue by replica, p99",
+        "Of recommendations. GLYPHREC_MAX_WAIT_MS bounds it.",
+        "s",
+        Query(quantile(0.99, STAGE, "instance", flow="recommend", stage="queue"), "{{instance}}"),
+        steps=[(0.02, "yellow"), (0.1, "red")],
+    ),
+    lines(
+        "Event loop lag, p99",
+        "How late a timer fires. Everything waits that long: too much HTTP, JSON or ingest for one process.",
+        "s",
+        Query(quantile(0.99, "glyphrec_event_loop_lag_seconds", "instance"), "{{instance}}"),
+        steps=[(0.02, "yellow"), (0.1, "red")],
+    ),
+    lines(
+        "Redis, p99 by command",
+        "Our scripts by their names. No recommendation waits for any of these.",
+        "s",
+        Query(quantile(0.99, "glyphrec_redis_call_seconds", "command"), "{{command}}"),
+        steps=[(0.1, "yellow"), (2, "red")],
+    ),
+]

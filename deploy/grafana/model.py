@@ -1,0 +1,219 @@
+"""What is served, how good it was before it was served, and how good it is now."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.grafana.panels import (
+    Query,
+    Row,
+    framed,
+    lines,
+    of_model,
+    quantile,
+    rate,
+    rows,
+    share,
+    total,
+    where,
+)
+
+RECOMMENDED = "glyphrec_recommendations_total"
+OF_ITEMS = "glyphrec_recommended_items_total"
+ATTRIBUTED = rate("glyphrec_feedback_attributed_total", "recommender_id", recommender_id="~$model")
+
+
+def by_replica(counter: str, **matchers: str) -> str:
+    return rate(counter, "instance", "job", **matchers)
+
+
+def build() -> Dashboard:
+    return framed(
+        "glyphrec-model",
+        "Model and quality",
+        "Live quality by model version beside the export's own figures, exactness, coverage, model changes.",
+        [
+            Row("What was taken of what was recommended", LIVE),
+            Row("Before it was served", OFFLINE),
+            Row("What is recommended", PAGES),
+            Row("The search", SEARCH),
+            Row("Changes of the model", CHANGES),
+        ],
+    )
+
+
+LIVE = [
+    lines(
+        "Hit rate by model version",
+        "Share of reported events whose item was among the first k of the page that the event names. Only "
+        "what clients report counts, so compare versions, not absolute values.",
+        "percentunit",
+        Query(
+            "("
+            + rate("glyphrec_feedback_hits_total", "recommender_id", "k", recommender_id="~$model")
+            + f") / on (recommender_id) group_left () ({ATTRIBUTED} > 0)",
+            "{{recommender_id}}, hit@{{k}}",
+        ),
+        most=1,
+    ),
+    lines(
+        "Mean reciprocal rank by model version",
+        "1 where the first recommendation is always taken; 0 where none of the page is.",
+        "short",
+        Query(
+            share(
+                rate("glyphrec_feedback_reciprocal_rank_total", "recommender_id", recommender_id="~$model"),
+                ATTRIBUTED,
+            ),
+            "{{recommender_id}}",
+        ),
+        most=1,
+    ),
+    lines(
+        "Events",
+        "Reported to POST /events: new, sent again, and those whose page was found here.",
+        "cps",
+        Query(rate("glyphrec_feedback_events_total", "outcome"), "{{outcome}}"),
+        Query(rate("glyphrec_feedback_attributed_total"), "attributed to a page"),
+    ),
+]
+
+OFFLINE = [
+    rows(
+        "The export's own figures",
+        "Measured by the export on its test users, as the bundle's manifest holds them.",
+        "short",
+        f"max by (metric, recommender_id) (glyphrec_offline_quality{where()} * on (instance, job) "
+        f"group_left (recommender_id) glyphrec_model_info{where(recommender_id='~$model')})",
+        {"recommender_id": "Model version", "metric": "Figure", "Value": "Value"},
+        width=12,
+    ),
+    rows(
+        "What is served",
+        "Tokenizer and model of each replica.",
+        "short",
+        f"glyphrec_model_info{where(recommender_id='~$model')}",
+        {
+            "instance": "Replica",
+            "recommender_id": "Model version",
+            "tokenizer_id": "Tokenizer",
+            "generator": "Generator",
+            "config": "Configuration",
+            "data": "Data",
+        },
+        width=12,
+    ),
+]
+
+PAGES = [
+    lines(
+        "Recommendations by source",
+        "model: searched; popular: no known history; similar: GET /items/{item_id}/similar.",
+        "reqps",
+        Query(rate(RECOMMENDED, "source"), "{{source}}"),
+    ),
+    lines(
+        "New items among the recommended",
+        "Share of recommended items without an interaction in the training data. Falls to nothing where new "
+        "items are not found.",
+        "percentunit",
+        Query(share(rate(OF_ITEMS, novelty="new"), rate(OF_ITEMS)), "new"),
+    ),
+    lines(
+        "Coverage",
+        "Distinct items on the pages of the last ten minutes, as a share of the catalogue, by replica.",
+        "percentunit",
+        Query(
+            f"glyphrec_recommended_distinct_items{where()} / (glyphrec_catalog_items{where()} > 0)",
+            "{{instance}}",
+        ),
+        most=1,
+    ),
+    lines(
+        "Answered from popularity",
+        "Share of recommendations whose history held no known item.",
+        "percentunit",
+        Query(
+            share(rate(RECOMMENDED, source="popular"), rate(RECOMMENDED, source="~model|popular")), "popular"
+        ),
+        steps=[(0.5, "yellow")],
+    ),
+    lines(
+        "Unknown items in histories",
+        "Ids a second that are no living item: deleted, misspelt, or of another catalogue.",
+        "cps",
+        Query(rate("glyphrec_unknown_history_items_total"), "unknown"),
+    ),
+    lines(
+        "Pages remembered",
+        "Pages kept for events to come; an event for an older page counts for nothing.",
+        "short",
+        Query(total("glyphrec_feedback_remembered_pages", "instance"), "{{instance}}"),
+    ),
+]
+
+SEARCH = [
+    lines(
+        "Proven exact by model version",
+        "Share of the model's pages that are provably its best over the whole catalogue. Falls with fewer "
+        "beams, a flatter model, or a catalogue that has outgrown its codes.",
+        "percentunit",
+        Query(
+            share(
+                of_model(by_replica(RECOMMENDED, source="model", exact="true")),
+                of_model(by_replica(RECOMMENDED, source="model")),
+            ),
+            "{{recommender_id}}",
+        ),
+        steps=[(0, "red"), (0.2, "yellow"), (0.4, "green")],
+        most=1,
+        width=6,
+    ),
+    lines(
+        "Proven exact, filtered or not",
+        "The filter is inside the search, so filtered pages should be proven at least as often.",
+        "percentunit",
+        Query(
+            share(
+                rate(RECOMMENDED, "filtered", source="model", exact="true"),
+                rate(RECOMMENDED, "filtered", source="model"),
+            ),
+            "filtered: {{filtered}}",
+        ),
+        most=1,
+        width=6,
+    ),
+    lines(
+        "Beams that live at the end of a search",
+        "Out of GLYPHREC_NUM_BEAMS. Few: the filter or the catalogue leaves little to choose from.",
+        "short",
+        Query(quantile(0.1, "glyphrec_valid_beams"), "p10"),
+        Query(quantile(0.5, "glyphrec_valid_beams"), "p50"),
+        width=6,
+    ),
+    lines(
+        "Widenings in a recommendation, mean",
+        "Searches repeated with twice the beams, for pages that were short or must be exact. Each is a run.",
+        "short",
+        Query(share(rate("glyphrec_widenings_total"), rate(RECOMMENDED, source="model")), "widenings"),
+        steps=[(1, "yellow"), (3, "red")],
+        width=6,
+    ),
+]
+
+CHANGES = [
+    lines(
+        "Bundles taken and refused",
+        "Changes within ten minutes by result. A failed one changed nothing; the answer and the log say why.",
+        "short",
+        Query(f"sum by (result) (increase(glyphrec_bundle_swaps_total{where()}[10m]))", "{{result}}"),
+        steps=[(1, "yellow")],
+        width=12,
+    ),
+    lines(
+        "Behind the active tokenizer",
+        "1 where a replica serves another tokenizer than the others have gone over to.",
+        "short",
+        Query(f"glyphrec_behind{where()}", "{{instance}}"),
+        steps=[(1, "red")],
+        width=12,
+    ),
+]

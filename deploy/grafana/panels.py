@@ -1,0 +1,277 @@
+"""The words that the dashboards are written in: queries, panels, and the frame around every dashboard."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.models import common as kinds
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+TAG = "glyphrec"
+WIDTH = 24  # of Grafana's grid
+
+Panel = stat.Panel | timeseries.Panel | table.Panel
+P = TypeVar("P", stat.Panel, timeseries.Panel, table.Panel)
+Steps = Sequence[tuple[float, str]]  # from this value on, this colour; below all of them green
+
+
+class Query(NamedTuple):
+    expr: str
+    legend: str = ""
+
+
+# PromQL
+
+
+def where(**matchers: str) -> str:
+    """Matchers of the chosen replicas and more: where(route="/recommend", status="~5..")."""
+    parts = ['instance=~"$instance"']
+    for label, value in matchers.items():
+        operator = "=" + "~" * value.startswith("~")
+        parts.append(f'{label}{operator}"{value.removeprefix("~")}"')
+    return "{" + ",".join(parts) + "}"
+
+
+def total(metric: str, *by: str, func: str = "sum", **matchers: str) -> str:
+    return f"{func}{_by(by)}({metric}{where(**matchers)})"
+
+
+def rate(counter: str, *by: str, **matchers: str) -> str:
+    """Per second, summed over all labels but `by`."""
+    return f"sum{_by(by)}(rate({counter}{where(**matchers)}[$__rate_interval]))"
+
+
+def mean(histogram: str, *by: str, **matchers: str) -> str:
+    return (
+        f"{rate(histogram + '_sum', *by, **matchers)} / ({rate(histogram + '_count', *by, **matchers)} > 0)"
+    )
+
+
+def quantile(q: float, histogram: str, *by: str, **matchers: str) -> str:
+    return f"histogram_quantile({q}, {rate(histogram + '_bucket', 'le', *by, **matchers)})"
+
+
+def share(part: str, whole: str) -> str:
+    """0 where there is a whole but no part of it yet; nothing where there is no whole."""
+    return f"({part} or 0 * {whole}) / ({whole} > 0)"
+
+
+def of_model(rates: str) -> str:
+    """A rate by instance and job -> by the model that the instance serves, for the chosen models."""
+    info = f"glyphrec_model_info{where(recommender_id='~$model')}"
+    return f"sum by (recommender_id)({rates} * on (instance, job) group_left (recommender_id) {info})"
+
+
+def _by(labels: Sequence[str]) -> str:
+    return f" by ({', '.join(labels)})" if labels else ""
+
+
+# Panels
+
+
+def number(
+    title: str,
+    description: str,
+    unit: str,
+    expr: str | Query,
+    steps: Steps = (),
+    *,
+    width: int = 3,
+    height: int = 4,
+) -> stat.Panel:
+    """One figure as of now, coloured by its thresholds, with its course behind it."""
+    query = Query(expr) if isinstance(expr, str) else expr
+    panel = (
+        stat.Panel()
+        .color_mode(kinds.BigValueColorMode.VALUE)
+        .graph_mode(kinds.BigValueGraphMode.AREA)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .no_value("no data")
+        .with_target(_target(query, 0))
+    )
+    return _dressed(panel, title, description, unit, steps, width, height)
+
+
+def lines(
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    steps: Steps = (),
+    width: int = 8,
+    stacked: bool = False,
+    most: float | None = None,
+) -> timeseries.Panel:
+    """Courses over time; thresholds, where there are any, as dashed lines."""
+    panel = (
+        timeseries.Panel()
+        .line_width(1)
+        .fill_opacity(30 if stacked else 5)
+        .show_points(kinds.VisibilityMode.NEVER)
+        .min(0)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(kinds.LegendDisplayMode.TABLE)
+            .placement(kinds.LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs(["mean", "lastNotNull"])
+        )
+        .tooltip(
+            common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING)
+        )
+        .thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(
+                kinds.GraphThresholdsStyleMode.DASHED if steps else kinds.GraphThresholdsStyleMode.OFF
+            )
+        )
+    )
+    if most is not None:
+        panel.max(most)
+    if stacked:
+        panel.stacking(common.StackingConfig().mode(kinds.StackingMode.NORMAL))
+    for place, query in enumerate(queries):
+        panel.with_target(_target(query, place))
+    return _dressed(panel, title, description, unit, steps, width, 8)
+
+
+def rows(
+    title: str,
+    description: str,
+    unit: str,
+    expr: str,
+    columns: dict[str, str],
+    *,
+    width: int,
+    steps: Steps = (),
+) -> table.Panel:
+    """The series of one query as of now, a row each; `columns` are labels, or Value, and their headings."""
+    query = (
+        prometheus.Dataquery()
+        .expr(expr)
+        .instant()
+        .format(PromQueryFormat.TABLE)
+        .ref_id("A")
+        .datasource(SOURCE)
+    )
+    shown = {
+        "includeByName": dict.fromkeys(columns, True),
+        "renameByName": columns,
+        "indexByName": {label: place for place, label in enumerate(columns)},
+    }
+    panel = (
+        table.Panel()
+        .with_target(query)
+        .with_transformation(models.DataTransformerConfig(id_val="organize", options=shown))
+    )
+    return _dressed(panel, title, description, unit, steps, width, 8)
+
+
+def _target(query: Query, place: int) -> prometheus.Dataquery:
+    target = prometheus.Dataquery().expr(query.expr).range().ref_id("ABCDEFGH"[place]).datasource(SOURCE)
+    return target.legend_format(query.legend) if query.legend else target
+
+
+def _dressed(panel: P, title: str, description: str, unit: str, steps: Steps, width: int, height: int) -> P:
+    colours = [models.Threshold(value=None, color="green")]
+    colours += [models.Threshold(value=value, color=colour) for value, colour in steps]
+    if steps and steps[0][0] == 0:  # all of it has a colour of its own
+        colours = [models.Threshold(value=None, color=steps[0][1]), *colours[2:]]
+    return (
+        panel.title(title)
+        .description(description)
+        .unit(unit)
+        .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(colours))
+        .datasource(SOURCE)
+        .span(width)
+        .height(height)
+    )
+
+
+# Dashboards
+
+
+class Row(NamedTuple):
+    title: str
+    panels: Sequence[Panel]
+
+
+def framed(uid: str, title: str, description: str, content: Sequence[Row]) -> models.Dashboard:
+    """A dashboard with the variables, annotations and links that all of them have."""
+    frame = (
+        dashboard.Dashboard(f"glyphrec: {title}")
+        .uid(uid)
+        .description(description)
+        .tags([TAG])
+        .readonly()
+        .time("now-1h", "now")
+        .refresh("10s")
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(
+            _chosen("instance", "Replica", "label_values(glyphrec_ready, instance)").description(
+                "One process, one port, one replica."
+            )
+        )
+        .with_variable(
+            _chosen(
+                "model", "Model version", "label_values(glyphrec_model_info, recommender_id)"
+            ).description("recommender_id, as GET /info and every recommendation's model_version have it.")
+        )
+        .annotation(_ModelChange())
+        .link(
+            dashboard.DashboardLink("Other glyphrec dashboards")
+            .type(models.DashboardLinkType.DASHBOARDS)
+            .tags([TAG])
+            .include_vars(True)
+            .keep_time(True)
+        )
+    )
+    number_of_panel = 0
+    for row in content:
+        number_of_panel += 1
+        frame.with_row(dashboard.Row(row.title).id(number_of_panel))
+        for panel in row.panels:
+            number_of_panel += 1
+            frame.with_panel(panel.id(number_of_panel))
+    return frame.build()
+
+
+def _chosen(name: str, label: str, query: str) -> dashboard.QueryVariable:
+    return (
+        dashboard.QueryVariable(name)
+        .label(label)
+        .query({"query": query, "refId": name})
+        .datasource(SOURCE)
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+    )
+
+
+class _ModelChange(dashboard.AnnotationQuery):
+    """A mark where a replica took another bundle, with the model's id."""
+
+    def build(self) -> models.AnnotationQuery:
+        changed = f"changes(glyphrec_bundle_loaded_timestamp_seconds{where()}[1m]) > 0"
+        info = f"glyphrec_model_info{where()}"
+        return _Worded(
+            name="Model changes",
+            datasource=SOURCE,
+            icon_color="purple",
+            expr=f"({changed}) * on (instance, job) group_left (recommender_id) {info}",
+        )
+
+
+class _Worded(models.AnnotationQuery):
+    """With the words of the mark, which Grafana knows and the SDK does not."""
+
+    def to_json(self) -> dict[str, object]:
+        return super().to_json() | {
+            "titleFormat": "{{instance}} took another bundle",
+            "textFormat": "It serves {{recommender_id}} now.",
+            "tagKeys": "instance",
+        }

@@ -1,0 +1,142 @@
+"""What it costs: CPU, memory, files, queues, and the GPU where there is one."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.grafana.panels import Query, Row, framed, lines, number, quantile, rate, total, where
+
+OURS = 'instance=~"$instance",job="glyphrec"'
+
+
+def build() -> Dashboard:
+    return framed(
+        "glyphrec-resources",
+        "Resources",
+        "CPU, memory, files, queues and admission by replica, Redis, and the GPU where there is one.",
+        [
+            Row("Process", PROCESS),
+            Row("Queues and admission", QUEUES),
+            Row("GPU, where there is one", GPU),
+        ],
+    )
+
+
+PROCESS = [
+    lines(
+        "CPU by replica",
+        "Cores in use. A replica has one event loop and GLYPHREC_THREADS for each of its two graphs.",
+        "short",
+        Query(f"rate(process_cpu_seconds_total{{{OURS}}}[$__rate_interval])", "{{instance}}"),
+    ),
+    lines(
+        "Memory by replica",
+        "Resident. Grows with items and filter views, then stays; one that keeps growing is a leak.",
+        "bytes",
+        Query(f"process_resident_memory_bytes{{{OURS}}}", "{{instance}}"),
+    ),
+    lines(
+        "Memory per item",
+        "Resident memory divided by items: for planning, once the catalogue is large.",
+        "bytes",
+        Query(
+            f"process_resident_memory_bytes{{{OURS}}} / on (instance, job) "
+            f"(glyphrec_catalog_items{where()} > 0)",
+            "{{instance}}",
+        ),
+    ),
+    lines(
+        "Open files",
+        "Share of what the process may open. Each connection takes one.",
+        "percentunit",
+        Query(f"process_open_fds{{{OURS}}} / process_max_fds{{{OURS}}}", "{{instance}}"),
+        steps=[(0.5, "yellow"), (0.8, "red")],
+        most=1,
+    ),
+    lines(
+        "Event loop lag, p99",
+        "How late a timer fires; near the graph's own time the process has too little CPU.",
+        "s",
+        Query(quantile(0.99, "glyphrec_event_loop_lag_seconds", "instance"), "{{instance}}"),
+        steps=[(0.02, "yellow"), (0.1, "red")],
+    ),
+    lines(
+        "Time since start",
+        "A step down is a restart.",
+        "s",
+        Query(f"time() - process_start_time_seconds{{{OURS}}}", "{{instance}}"),
+    ),
+]
+
+QUEUES = [
+    lines(
+        "Requests in flight",
+        "Being answered now, on each replica.",
+        "short",
+        Query(total("glyphrec_http_requests_in_flight", "instance"), "{{instance}}"),
+        steps=[(500, "yellow"), (1_000, "red")],
+    ),
+    lines(
+        "Work waiting and running",
+        "Beams of the recommender, strips of the tokenizer.",
+        "short",
+        Query(total("glyphrec_queue_units", "queue"), "{{queue}}, waiting"),
+        Query(total("glyphrec_reserved_units", "queue"), "{{queue}}, promised a place"),
+        Query(total("glyphrec_running_units", "queue"), "{{queue}}, running"),
+    ),
+    lines(
+        "Fullest queue",
+        "Share of what it takes before it answers 429.",
+        "percentunit",
+        Query(
+            "max by (instance) ((glyphrec_queue_units{0} + glyphrec_reserved_units{0}) / "
+            "glyphrec_queue_limit_units{0})".format(where()),
+            "{{instance}}",
+        ),
+        steps=[(0.5, "yellow"), (0.9, "red")],
+    ),
+    lines(
+        "Taken in",
+        "Pieces of work that a queue took in.",
+        "ops",
+        Query(rate("glyphrec_admissions_total", "queue"), "{{queue}}"),
+    ),
+    lines(
+        "Refused, by reason",
+        "429 and 503. overloaded asks for more replicas, store-unavailable for Redis.",
+        "reqps",
+        Query(rate("glyphrec_rejections_total", "reason"), "{{reason}}"),
+        steps=[(1, "yellow")],
+    ),
+    lines(
+        "Redis calls",
+        "By replica; a recommendation makes none.",
+        "ops",
+        Query(rate("glyphrec_redis_calls_total", "instance"), "{{instance}}"),
+    ),
+]
+
+GPU = [
+    number(
+        "GPU: memory in use",
+        "Of the fullest GPU.",
+        "percentunit",
+        f"max(glyphrec_gpu_memory_used_bytes{where()} / glyphrec_gpu_memory_total_bytes{where()})",
+        [(0.8, "yellow"), (0.95, "red")],
+        width=4,
+        height=8,
+    ),
+    lines(
+        "GPU: memory",
+        "Of all processes on the GPU.",
+        "bytes",
+        Query(f"glyphrec_gpu_memory_used_bytes{where()}", "{{instance}}, GPU {{gpu}}"),
+        width=10,
+    ),
+    lines(
+        "GPU: use",
+        "Share of the time in which the GPU computed something.",
+        "percentunit",
+        Query(f"glyphrec_gpu_utilization_ratio{where()}", "{{instance}}, GPU {{gpu}}"),
+        width=10,
+        most=1,
+    ),
+]

@@ -1,0 +1,231 @@
+"""Is it healthy, how fast, which stage, which replica, how fresh, how good, and what changed."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.grafana.panels import (
+    Query,
+    Row,
+    framed,
+    lines,
+    mean,
+    number,
+    quantile,
+    rate,
+    rows,
+    share,
+    total,
+    where,
+)
+
+# What clients ask for; probes and scrapes would only water the shares down.
+ASKED = "~/recommend|/items.*|/events"
+REQUESTS = "glyphrec_http_requests_total"
+SECONDS = "glyphrec_http_request_seconds"
+ALL = rate(REQUESTS, route=ASKED)
+# 503 and 429 say "later", and are judged on their own.
+ERRORS = share(rate(REQUESTS, route=ASKED, status="~50[^3]"), ALL)
+REFUSED = share(rate(REQUESTS, route=ASKED + "|unmatched", status="~429|503"), ALL)
+BURN = [(1, "yellow"), (6, "orange"), (14.4, "red")]
+
+
+def build() -> Dashboard:
+    return framed(
+        "glyphrec-service",
+        "Service",
+        "Start here: the golden signals of the service, its objectives, and what changed last.",
+        [
+            Row("Now", NOW),
+            Row("Traffic, errors, latency, saturation", GOLDEN),
+            Row("Objectives, of the whole service", OBJECTIVES),
+            Row("Which replica, and what changed", REPLICAS),
+        ],
+    )
+
+
+NOW = [
+    number(
+        "Replicas that answer",
+        "Replicas that are loaded and ready. Fewer than you started: see the alerts and /health/ready.",
+        "short",
+        total("glyphrec_ready"),
+        [(0, "red"), (1, "green")],
+    ),
+    number(
+        "Alerts",
+        "Alerts that fire now; docs/runbook.md has an entry for each.",
+        "short",
+        'count(ALERTS{alertname=~"Glyphrec.*",alertstate="firing"}) or vector(0)',
+        [(1, "red")],
+    ),
+    number("Requests", "Requests a second of clients: recommendations, items, events.", "reqps", ALL),
+    number(
+        "Errors",
+        "Share of requests that failed through our own fault: 5xx without 503. The objective allows 0.1 %.",
+        "percentunit",
+        ERRORS,
+        [(0.0005, "yellow"), (0.001, "red")],
+    ),
+    number(
+        "Refused",
+        "Share of requests told to come again later: 429 and 503. The objective allows 1 %.",
+        "percentunit",
+        REFUSED,
+        [(0.005, "yellow"), (0.01, "red")],
+    ),
+    number(
+        "POST /recommend, p99",
+        "99 of 100 recommendations are answered within this. The objective is 100 ms.",
+        "s",
+        quantile(0.99, SECONDS, route="/recommend"),
+        [(0.05, "yellow"), (0.1, "red")],
+    ),
+    number(
+        "Catalogue behind",
+        "How far the replica furthest behind is, out of touch with Redis or late with its log.",
+        "s",
+        f"max(glyphrec_catalog_stale_seconds{where()} > glyphrec_catalog_lag_seconds{where()} "
+        f"or glyphrec_catalog_lag_seconds{where()})",
+        [(2, "yellow"), (10, "red")],
+    ),
+    number(
+        "Hit@10, live",
+        "Share of reported events whose item was among the first ten of the page it answers.",
+        "percentunit",
+        share(
+            rate("glyphrec_feedback_hits_total", recommender_id="~$model", k="10"),
+            rate("glyphrec_feedback_attributed_total", recommender_id="~$model"),
+        ),
+    ),
+]
+
+GOLDEN = [
+    lines(
+        "Requests by route",
+        "Traffic by route template and method.",
+        "reqps",
+        Query(rate(REQUESTS, "method", "route"), "{{method}} {{route}}"),
+    ),
+    lines(
+        "Errors and refusals",
+        "Share of the requests of clients; dashed, what the objectives allow.",
+        "percentunit",
+        Query(ERRORS, "errors (5xx without 503)"),
+        Query(REFUSED, "refused (429, 503)"),
+        steps=[(0.001, "yellow"), (0.01, "red")],
+    ),
+    lines(
+        "Refusals by reason",
+        "The slug of the problem document: overloaded, took-too-long, store-unavailable and others.",
+        "reqps",
+        Query(rate("glyphrec_rejections_total", "reason"), "{{reason}}"),
+        steps=[(1, "yellow")],
+    ),
+    lines(
+        "POST /recommend",
+        "From the first byte read to the last byte sent; dashed, the objective for 99 of 100.",
+        "s",
+        *(Query(quantile(q, SECONDS, route="/recommend"), f"p{100 * q:.0f}") for q in (0.5, 0.9, 0.99)),
+        steps=[(0.1, "red")],
+    ),
+    lines(
+        "POST /recommend, mean by stage",
+        "Which stage takes the time. The encoder of the history is part of decode, as they are one graph.",
+        "s",
+        Query(mean("glyphrec_stage_seconds", "stage", flow="recommend"), "{{stage}}"),
+        stacked=True,
+    ),
+    lines(
+        "Saturation: how full the queues are",
+        "Work waiting or promised a place, as a share of what the queue takes before it answers 429.",
+        "percentunit",
+        Query(
+            "max by (queue) ((glyphrec_queue_units{0} + glyphrec_reserved_units{0}) / "
+            "glyphrec_queue_limit_units{0})".format(where()),
+            "{{queue}}",
+        ),
+        steps=[(0.5, "yellow"), (0.9, "red")],
+    ),
+]
+
+OBJECTIVES = [
+    lines(
+        "Error budget burn, 1 hour",
+        "How many times faster than allowed the budget is spent; 1 spends it exactly. 14.4 pages, with the "
+        "last 5 minutes agreeing. All replicas, whatever is chosen above.",
+        "x",
+        Query("glyphrec:burn:rate1h", "{{objective}}"),
+        steps=BURN,
+    ),
+    lines(
+        "Error budget burn, 6 hours",
+        "6 pages, with the last 30 minutes agreeing. All replicas.",
+        "x",
+        Query("glyphrec:burn:rate6h", "{{objective}}"),
+        steps=BURN[:2],
+    ),
+    lines(
+        "Error budget burn, 3 days",
+        "1 opens a ticket, with the last 6 hours agreeing. All replicas.",
+        "x",
+        Query("glyphrec:burn:rate3d", "{{objective}}"),
+        steps=BURN[:1],
+    ),
+]
+
+REPLICAS = [
+    lines(
+        "POST /recommend by replica, p99",
+        "One that stands out is slow itself: look at its CPU, its queue, its neighbours on the host.",
+        "s",
+        Query(quantile(0.99, SECONDS, "instance", route="/recommend"), "{{instance}}"),
+        steps=[(0.1, "red")],
+    ),
+    lines(
+        "Requests by replica",
+        "Unequal where the load balancer is, or where clients keep few connections.",
+        "reqps",
+        Query(rate(REQUESTS, "instance", route=ASKED), "{{instance}}"),
+    ),
+    lines(
+        "Catalogue behind, by replica",
+        "Seconds between a change in Redis and its being seen here.",
+        "s",
+        Query(total("glyphrec_catalog_lag_seconds", "instance", func="max"), "{{instance}}"),
+        Query(total("glyphrec_catalog_stale_seconds", "instance", func="max"), "{{instance}}, out of touch"),
+        steps=[(10, "red")],
+    ),
+    rows(
+        "What is served",
+        "Replicas differ only while a change of the model is under way.",
+        "dateTimeFromNow",
+        f"1000 * glyphrec_bundle_loaded_timestamp_seconds{where()} "
+        f"* on (instance, job) group_left (recommender_id, tokenizer_id, generator, data) "
+        f"glyphrec_model_info{where()}",
+        {
+            "instance": "Replica",
+            "recommender_id": "Model version",
+            "tokenizer_id": "Tokenizer",
+            "generator": "Generator",
+            "data": "Data",
+            "Value": "Since",
+        },
+        width=16,
+    ),
+    number(
+        "Last change of the model",
+        "Time since a replica took a bundle, at its start or later; a purple mark in every panel.",
+        "s",
+        f"time() - max(glyphrec_bundle_loaded_timestamp_seconds{where()})",
+        width=4,
+        height=8,
+    ),
+    number(
+        "Last start of a replica",
+        "Time since a replica's process began. Short without a reason: it crashed, or ran out of memory.",
+        "s",
+        'time() - max(process_start_time_seconds{instance=~"$instance",job="glyphrec"})',
+        [(0, "yellow"), (600, "green")],
+        width=4,
+        height=8,
+    ),
+]

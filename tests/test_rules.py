@@ -1,0 +1,106 @@
+"""Recording rules and alerts: what they name exists, each alert is tested and has its runbook entry."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.exported import label_names, labels_named, metrics_named, sample_names
+
+ROOT = Path(__file__).parents[1]
+PROMETHEUS = ROOT / "deploy/prometheus"
+RUNBOOK = ROOT / "docs/runbook.md"
+# As deploy/fetch_prometheus.sh leaves it.
+PROMTOOL = shutil.which("promtool", path=f"{os.environ['PATH']}:{ROOT}/.glyphrec/prometheus/usr/bin")
+
+promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool is not installed; deploy/fetch_prometheus.sh fetches it"
+)
+
+
+def load_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def rules() -> list[dict[str, Any]]:
+    return [
+        rule
+        for path in sorted(PROMETHEUS.glob("rules/*.yml"))
+        for group in load_yaml(path)["groups"]
+        for rule in group["rules"]
+    ]
+
+
+ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+RECORDED = {rule["record"] for rule in rules() if "record" in rule}
+RECORDED_LABELS = {name for rule in rules() for name in rule.get("labels", {})}
+
+
+def tool(*arguments: str | Path) -> str:
+    """What promtool says where it finds fault."""
+    assert PROMTOOL
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
+def test_a_rule_names_only_metrics_and_labels_that_exist(rule: dict[str, Any]) -> None:
+    assert metrics_named(rule["expr"]) <= sample_names() | RECORDED
+    assert labels_named(rule["expr"]) <= label_names() | RECORDED_LABELS
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_says_what_is_wrong_how_urgent_it_is_and_what_to_do(name: str) -> None:
+    alert = ALERTS[name]
+    assert alert["labels"]["severity"] in {"page", "ticket"}
+    assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+    assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+
+
+def test_every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() -> None:
+    entries = re.findall(r"^### (Glyphrec\w+)$", RUNBOOK.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(entries) == sorted(ALERTS)
+
+
+def test_every_alert_is_tested_to_fire() -> None:
+    expected = {
+        test["alertname"]
+        for path in PROMETHEUS.glob("tests/*.yml")
+        for case in load_yaml(path)["tests"]
+        for test in case["alert_rule_test"]
+        if test["exp_alerts"]
+    }
+    assert expected == ALERTS.keys()
+
+
+@promtool
+def test_alerts_fire_on_the_bad_series_and_not_on_the_good_ones() -> None:
+    assert tool("test", "rules", *sorted(PROMETHEUS.glob("tests/*.yml"))) == ""
+
+
+@promtool
+def test_prometheus_accepts_its_configuration() -> None:
+    assert tool("check", "config", PROMETHEUS / "prometheus.yml") == ""
+
+
+@promtool
+def test_prometheus_can_parse_every_expression_of_the_dashboards(tmp_path: Path) -> None:
+    documents = [
+        json.loads(path.read_text(encoding="utf-8")) for path in ROOT.glob("deploy/grafana/dashboards/*")
+    ]
+    targets = [
+        target for each in documents for panel in each["panels"] for target in panel.get("targets", [])
+    ]
+    asked = [
+        {"record": f"expression_{place}", "expr": target["expr"].replace("$__rate_interval", "1m")}
+        for place, target in enumerate(targets)
+    ]
+    path = tmp_path / "rules.yml"
+    path.write_text(json.dumps({"groups": [{"name": "dashboards", "rules": asked}]}))  # JSON is YAML
+    assert tool("check", "rules", path) == ""
