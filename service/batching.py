@@ -61,6 +61,10 @@ class Place:
         self._batcher, self._units = batcher, units
         batcher.reserved_units += units
 
+    @property
+    def is_held(self) -> bool:
+        return self._units > 0
+
     def give_back(self) -> None:
         self._batcher.reserved_units -= self._units
         self._units = 0

@@ -309,9 +309,9 @@ class Recommender:
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
             search = Search(query, num_beams, is_last)
+            is_admitted = widened > 0 or (place is not None and place.is_held)
             if place is not None:
                 place.give_back()
-            is_admitted = place is not None or widened > 0
             answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
             stages.add_row(

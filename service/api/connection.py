@@ -53,6 +53,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unused_bytes = 0
         self._is_surplus = False  # one connection too many
+        self._place: Place | None = None  # of the request whose body comes now
         self._is_refused = False  # the request whose parts come now
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -69,6 +70,9 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._unused_bytes += len(data)
         super().data_received(data)  # calls the on_… below
+        if self._place is not None:  # its body is yet to come, and until then others may have the room
+            self._place.give_back()
+            self._place = None
         if self._unused_bytes > MAX_UNUSED_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge())
 
@@ -104,7 +108,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _begin(self, place: Place) -> None:
         """The request's task, which envelope.py surrounds, gives the place back; unless there is none."""
-        self.scope["state"]["place"] = place
+        self.scope["state"]["place"] = self._place = place
         try:
             super().on_headers_complete()
         except Exception:
@@ -117,6 +121,7 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._place = None
         if not self._is_refused:
             super().on_message_complete()
 

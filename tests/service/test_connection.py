@@ -171,6 +171,19 @@ async def test_a_place_comes_back_whatever_became_of_its_request(request_):
                     await asyncio.sleep(0.01)
 
 
+async def test_a_body_that_does_not_come_keeps_nobody_out():
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        for _ in range(5):
+            _, writer = await connect()
+            writer.write(POST.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + BODY[:3])
+        while door.num_taken < 5:
+            await asyncio.sleep(0.01)
+        reader, writer = await connect()
+        writer.write(POST)
+        assert (await answer(reader))[0] == 200
+
+
 async def test_pipelined_requests_are_answered_in_their_order():
     door = Door(num_places=1)
     async with serving(door) as connect:
