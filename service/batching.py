@@ -195,17 +195,20 @@ class MicroBatcher(Generic[Job, Result]):
             loop.call_soon_threadsafe(end, results, error)
 
         def end(results: list[Result], error: BaseException | None) -> None:
-            """In the event loop, and straight to the callers: under load each turn of it takes its time."""
+            """In the event loop, and straight to the callers: under load each turn of it takes its time.
+
+            The next batch is the first to go on, so that the device works while answers are written.
+            """
             run_s = perf_counter() - started_at
             self._note(BatchStats(len(batch), self.running_units, run_s))
             self.running_units = 0
+            if not ended.done():
+                ended.set_result(None)
             if error is not None:
                 _fail(batch, error)
             for waiting, result in zip(batch, results, strict=False):
                 if not waiting.future.done():  # its caller may have gone away
                     waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
-            if not ended.done():
-                ended.set_result(None)
 
         thread.submit(work)
         try:

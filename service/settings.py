@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     max_batch_beams: int | None = Field(
         None,
         ge=1,
-        description="beams in one run of the recommender. By default 400 on a CPU, 8 requests of 50 beams: "
+        description="beams in one run of the recommender. By default 800 on a CPU, 16 requests of 50 beams: "
         "more only wait for each other there; 12800 on a GPU, where more are cheaper",
     )
     max_queued_beams: int = Field(
