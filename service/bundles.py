@@ -29,7 +29,7 @@ from service.trie import SidTrie
 log = logging.getLogger(__name__)
 
 WARM_UP = "warm-up"
-# In one run. A CPU takes 16 requests of 50 beams in 5 ms and gains nothing from more; a GPU takes 256 in 2 ms.
+# In one run. A CPU takes 16 requests of 50 beams in 5 ms and gains nothing from more; a GPU 256 in 2 ms.
 BATCH_BEAMS_CPU, BATCH_BEAMS_GPU = 800, 12_800
 
 

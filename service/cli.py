@@ -16,8 +16,8 @@ from service.keys import hash_of, new_key
 COMMANDS = "glyphrec.commands"
 EXTRA = "export"  # brings what the registered commands import
 
-# A graph that is done waits until the event loop lets go of the interpreter: 5 ms as Python has it, longer than
-# a batch takes, so that two cores did the work of one.
+# A graph that is done waits until the event loop lets go of the interpreter: 5 ms as Python has it, longer
+# than a batch takes, so that two cores did the work of one.
 SWITCH_INTERVAL_S = 0.0005
 
 EXIT_FAILURE = 2
