@@ -20,12 +20,11 @@ from service.metrics import Metrics
 
 MAX_PIPELINED = 50
 MAX_UNUSED_BYTES = 64 * 2**10  # twice what envelope.py takes of a whole head
-MAX_ANSWERS = 100
 
-# Refusals as they were sent, cut where the request's id stands: under load the same few go out thousands of
-# times a second. An id of another length makes another body, so those are made anew.
+# Of a full queue, as they were sent, cut where the request's id stands: under load the same few go out
+# thousands of times a second. An id of another length makes another body, so those are made anew.
 _MARK = new_request_id()
-_answers: dict[tuple[type[ServiceError], str, str, bool], list[bytes]] = {}
+_answers: dict[tuple[str, str, bool], list[bytes]] = {}
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -168,12 +167,11 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _write(self, error: ServiceError, instance: str, request_id: str, keep_alive: bool) -> None:
-        if len(request_id) == len(_MARK):
-            key = (type(error), str(error), instance, keep_alive)
+        # No others: what a client may choose, such as any path, must not fill the memory.
+        if isinstance(error, Overloaded) and len(request_id) == len(_MARK):
+            key = (str(error), instance, keep_alive)
             if (pieces := _answers.get(key)) is None:
-                pieces = _whole(error, instance, _MARK, keep_alive).split(_MARK.encode())
-                if len(_answers) < MAX_ANSWERS:
-                    _answers[key] = pieces
+                pieces = _answers[key] = _whole(error, instance, _MARK, keep_alive).split(_MARK.encode())
             self.transport.write(request_id.encode().join(pieces))
         else:
             self.transport.write(_whole(error, instance, request_id, keep_alive))
