@@ -6,6 +6,7 @@ What a client sends, in order, is given by its seed. Each writer has items of it
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,7 +105,7 @@ class Clients:
             self.wrong.append(f"after {self.num_acknowledged}: {what}")
 
 
-class Client(threading.Thread):
+class Client(threading.Thread, ABC):
     def __init__(self, clients: Clients, name: str, seed: int) -> None:
         super().__init__(name=name, daemon=True)
         self.rng = random.Random(f"{seed} {name}")
@@ -122,8 +123,9 @@ class Client(threading.Thread):
                 ) as error:  # outermost: a client that ends unseen would hide what it had found
                     self._clients.complain(f"the client failed on an answer: {error!r}")
 
+    @abstractmethod
     def act(self) -> None:
-        raise NotImplementedError
+        """One thing that this kind of client does, and what it holds against the judge."""
 
     def send(self, replica: Reached, method: str, path: str, body: Any = None) -> Answer | None:
         """None where it was refused as documented, or nobody was there to answer."""
