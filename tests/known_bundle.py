@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.contract import (
+from service.core.bundle import (
     ITEMS,
     MANIFEST,
     RECOMMENDER,
@@ -30,7 +30,7 @@ from service.contract import (
     sha256_of,
     tokenizer_graph,
 )
-from service.render import font_sha256, item_text, render_text
+from service.core.render import font_sha256, item_text, render_text
 
 SPEC = SidSpec(levels=(32, 4, 3))
 PAGED = SidSpec(levels=SPEC.levels, paged=True)
