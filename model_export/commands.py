@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ DATA_HELP = (
 # Read by OpenMP when torch loads it, which happens in the functions below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def say(text: str) -> None:

@@ -29,7 +29,7 @@ PAGE = 10
 LEAST_OVERLAP = 0.9
 
 
-class _Feeds(CalibrationDataReader):
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # it has no types
     def __init__(self, runs: Iterable[Feeds]) -> None:
         self._runs = iter(runs)
 

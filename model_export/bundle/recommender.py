@@ -1,6 +1,7 @@
 """The recommender graph: generator and whole beam search in one ONNX file, and the proof that it is right."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,9 @@ def export_recommender(
     beams = [torch.arange(TRACED_BEAMS + level) for level in range(spec.num_levels)]
     tables = [torch.from_numpy(table) for table in SidTrie(spec).tables]
     dim = torch.export.Dim
-    pages = [{}] * (len(tables) - 1) + [{0: dim("page", min=2)} if spec.is_paged else {}]
+    pages: list[dict[int, Any]] = [{} for _ in tables]
+    if spec.is_paged:
+        pages[-1] = {0: dim("page", min=2)}
     dynamic = {
         "history": {0: dim("batch", min=1), 1: dim("position", min=1, max=max(history_length, 2))},
         "beams": [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from model_export.encoders.base import Pooling
 from model_export.encoders.head import ItemHead
 from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
+from model_export.quantizers.base import ResidualQuantizer
 from service.core.bundle import RenderSpec
 from service.core.graphs import GraphSpec, tokenizer_graph
 from service.core.sid import SidSpec
@@ -45,7 +46,7 @@ class Tokenized(NamedTuple):
 class Remainder(nn.Module):
     """All that follows the body."""
 
-    def __init__(self, pooling: Pooling, head: ItemHead, quantizer: nn.Module) -> None:
+    def __init__(self, pooling: Pooling, head: ItemHead, quantizer: ResidualQuantizer) -> None:
         super().__init__()
         self.pooling, self.head, self.quantizer = pooling, head, quantizer
 
@@ -59,7 +60,7 @@ def export_tokenizer(
     body: onnx.ModelProto,
     pooling: Pooling,
     head: ItemHead,
-    quantizer: nn.Module,
+    quantizer: ResidualQuantizer,
     *,
     sid: SidSpec,
     render: RenderSpec,
@@ -82,7 +83,7 @@ def check_tokenizer(
     body: onnx.ModelProto,
     pooling: Pooling,
     head: ItemHead,
-    quantizer: nn.Module,
+    quantizer: ResidualQuantizer,
     *,
     graph: GraphSpec,
     items: Sequence[NDArray[np.uint8]],
@@ -124,7 +125,10 @@ def _reference(body: onnx.ModelProto, remainder: Remainder, items: Sequence[NDAr
     session = onnxruntime.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
     frames = session.run(["frames"], {"strips": strips})[0]  # [strip, frame, dim]
     with torch.no_grad():
-        return remainder(torch.from_numpy(strips), torch.from_numpy(frames), torch.from_numpy(first_strip))
+        result: Tokenized = remainder(
+            torch.from_numpy(strips), torch.from_numpy(frames), torch.from_numpy(first_strip)
+        )
+        return result
 
 
 def _export(remainder: Remainder, body: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:

@@ -25,7 +25,8 @@ class Events:
     item: NDArray[np.int64]
     time: NDArray[np.int64]  # any unit
 
-    def where(self, keep: NDArray[np.bool_]) -> "Events":
+    def where(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> "Events":
+        """Those of a mask [event], or of places in the order that they are given in."""
         return Events(self.user[keep], self.item[keep], self.time[keep])
 
     def __len__(self) -> int:

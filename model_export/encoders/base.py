@@ -73,7 +73,7 @@ class Pooling(nn.Module, ABC):
         """
 
     @abstractmethod
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         """Kept frames [frame, dim] of the items `item` [frame], ascending -> features [item, feature_dim]."""
 
     @torch.no_grad()

@@ -77,7 +77,8 @@ class CtcEncoder(Encoder):
     ) -> Reading:
         """Read items, strips [strip, height, width] each, by a gate that is known."""
         strips = np.concatenate(list(items))
-        kept, counts = [], []
+        kept: list[NDArray[np.float16]] = []
+        counts: list[int] = []
         for frames, is_spike in self._spike_frames(strips, gate, progress):
             is_spike &= inked(strips[len(counts) : len(counts) + len(frames)], frames.shape[1])
             kept.append(frames[is_spike].astype(np.float16))
@@ -108,7 +109,8 @@ class CtcEncoder(Encoder):
 def spikes(letters: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which frames of one strip [frame] begin a letter."""
     before = np.concatenate([[BLANK], letters[:-1]])
-    return (letters != BLANK) & (letters != before)
+    result: NDArray[np.bool_] = (letters != BLANK) & (letters != before)
+    return result
 
 
 def spelled(letters: NDArray[np.int64], alphabet: Sequence[str]) -> str:
@@ -151,7 +153,7 @@ def run_strips(
     outputs: list[str],
     strips: NDArray[np.uint8],
     progress: tqdm | None = None,
-) -> Iterator[list[NDArray]]:
+) -> Iterator[list[NDArray[Any]]]:
     """The outputs of strip after strip, a few strips at a time on every core."""
     batches = [strips[start : start + STRIPS_PER_RUN] for start in range(0, len(strips), STRIPS_PER_RUN)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

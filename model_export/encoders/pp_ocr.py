@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,7 +75,8 @@ class PpOcr(CtcEncoder):
         """Weights and bias [dim + 1] that tell a spike by its own frame."""
         path = parts / "gate.npy" if parts else None
         if path and path.is_file():
-            return np.load(path)
+            result: NDArray[np.float32] = np.load(path)
+            return result
         flat = np.concatenate(list(strips))  # [strip, height, width]
         rng = np.random.default_rng(self._seed)
         sample = flat[np.sort(rng.choice(len(flat), min(GATE_STRIPS, len(flat)), replace=False))]
@@ -110,7 +112,7 @@ def _from_strips(model: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:
     """
     width_px = round(render.width_px * HEIGHT_PX / render.height_px / PX_PER_FRAME) * PX_PER_FRAME
     scales = [1, 1, HEIGHT_PX / render.height_px, width_px / render.width_px]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "strips.channel_axis": np.array([1], np.int64),
         "strips.half_range": np.array(127.5, np.float32),
         "strips.one": np.array(1.0, np.float32),

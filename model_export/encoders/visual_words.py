@@ -42,6 +42,15 @@ def inked_frames(strips: Tensor, num_frames: int) -> Tensor:
 class VisualWords(Pooling):
     """The fitted pooling. Dimensions are those of PpOcrConfig."""
 
+    gate: Tensor  # [dim + 1]
+    mean: Tensor  # [dim]
+    projection: Tensor  # [dim, projection_dim]
+    centroids: Tensor  # [word, window * projection_dim]
+    idf: Tensor  # [word]
+    word_basis: Tensor  # [word, word_dim]
+    stats_mean: Tensor  # [2 * dim]
+    stats_basis: Tensor  # [2 * dim, stats_dim]
+
     def __init__(
         self,
         *,
@@ -81,7 +90,7 @@ class VisualWords(Pooling):
         item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         words = self._word_features(self.words(frames, item), item, num_items)  # [item, word_dim]
         return torch.cat([words, STATS_WEIGHT * self._stats(frames, item, num_items)], dim=1)
 
@@ -90,14 +99,14 @@ class VisualWords(Pooling):
         projected = (frames - self.mean) @ self.projection  # [spike, projection_dim]
         return nearest(make_windows(projected, item, self.window), self.centroids)
 
-    def _word_features(self, words: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def _word_features(self, words: Tensor, item: Tensor, num_items: int) -> Tensor:
         cell = item * self.num_words + words  # [spike]
         ones = torch.ones_like(cell, dtype=torch.float32)
         counts = torch.zeros(num_items * self.num_words).index_add(0, cell, ones)
         weights = counts.view(num_items, self.num_words).log1p() * self.idf  # [item, word]
         return F.normalize(F.normalize(weights, dim=1) @ self.word_basis, dim=1)  # [item, word_dim]
 
-    def _stats(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def _stats(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         stats = spike_stats(frames - self.mean, item, num_items)  # [item, 2 * dim]
         return F.normalize((stats - self.stats_mean) @ self.stats_basis, dim=1)  # [item, stats_dim]
 
@@ -120,7 +129,7 @@ def nearest(windows: Tensor, centroids: Tensor) -> Tensor:
     return (centroids.square().sum(dim=1) / 2 - windows @ centroids.T).argmin(dim=1)
 
 
-def spike_stats(frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+def spike_stats(frames: Tensor, item: Tensor, num_items: int) -> Tensor:
     """Mean and deviation over each item's frames [spike, dim]: [item, 2 * dim]. Zero means for no frames."""
     zeros = torch.zeros(num_items, frames.shape[1])
     ones = torch.ones_like(item, dtype=torch.float32)
@@ -176,7 +185,8 @@ def _fit_centroids(
     for part in tqdm(batches, desc="Finding visual words", unit="batch", mininterval=1.0):
         if len(part) >= num_words:
             kmeans.partial_fit(part)
-    return kmeans.cluster_centers_
+    result: NDArray[np.float32] = kmeans.cluster_centers_
+    return result
 
 
 def _fit_tf_idf(

@@ -113,7 +113,7 @@ def evaluate_model(
 def evaluate_baselines(split: Split, num_items: int) -> dict[str, float]:
     """Popularity, and first-order Markov with popularity behind it, counted in the training part."""
     figures: dict[str, float] = {}
-    baselines = {
+    baselines: dict[str, Popularity | Markov] = {
         "popularity": Popularity(),
         "markov": Markov(),
         "markov_popular_ties": Markov(ties="popularity"),

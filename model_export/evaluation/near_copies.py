@@ -52,4 +52,5 @@ def _other_number(text: str, rng: np.random.Generator) -> str | None:
 
 def shared_levels(codes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many leading codes each pair shares: [pair, level] twice -> [pair]"""
-    return np.cumprod(codes == others, axis=1).sum(axis=1)
+    result: NDArray[np.int64] = np.cumprod(codes == others, axis=1).sum(axis=1)
+    return result

@@ -72,4 +72,5 @@ def _of_user(values: Values) -> NDArray[np.float64]:
     """All seeds share one draw of users, so their mean is all that a resample needs: [user]"""
     if values.ndim != 2 or not values.size:
         raise ValueError(f"values are [seed, user] and there are some of each, got the shape {values.shape}")
-    return values.mean(axis=0, dtype=np.float64)
+    result: NDArray[np.float64] = values.mean(axis=0, dtype=np.float64)
+    return result

@@ -1,13 +1,26 @@
 """What the one beam search, the one training loop and the export ask of a generator."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from service.core.sid import SidSpec
 
+M = TypeVar("M", bound=nn.Module)
+
 State = Any  # a NamedTuple of tensors, first dimension batch; each generator has its own
+
+
+class Modules(nn.ModuleList, Generic[M]):
+    """nn.ModuleList, with a type that says what it holds."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, place: int) -> M: ...  # type: ignore[override]  # no slices
+
+        def __iter__(self) -> Iterator[M]: ...
 
 
 class Generator(nn.Module, ABC):

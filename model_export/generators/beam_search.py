@@ -36,6 +36,8 @@ class TrieMask(nn.Module):
     A byte is looked up and not taken apart, as the CUDA provider has no bitwise operators.
     """
 
+    mask_of_byte: Tensor  # [byte, bit]
+
     def __init__(self, spec: SidSpec) -> None:
         super().__init__()
         self.levels, self.is_paged = spec.levels, spec.is_paged
@@ -99,11 +101,12 @@ def search_eagerly(
 ) -> Beams:
     """The search in PyTorch, called as runtime.RecommenderSession is; on the device of its weights."""
     device = next(search.parameters()).device
-    return search(
+    result: Beams = search(
         torch.from_numpy(history).to(device),
         [torch.arange(width) for width in widths],
         [torch.from_numpy(table).to(device) for table in tables],
     )
+    return result
 
 
 def codes_of(prefix: Tensor, levels: tuple[int, ...]) -> Tensor:

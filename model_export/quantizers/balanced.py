@@ -125,7 +125,8 @@ def _middle_prices(cost: NDArray[np.float64]) -> NDArray[np.float64]:
     for middle in range(len(cost)):
         distance = np.minimum(distance, distance[:, middle : middle + 1] + distance[middle])
     price = -distance.mean(axis=0)
-    return price - price.min()
+    result: NDArray[np.float64] = price - price.min()
+    return result
 
 
 def _first_guess(distance: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], float]:
@@ -141,9 +142,10 @@ def _first_guess(distance: NDArray[np.float32], seed: int) -> tuple[NDArray[np.f
 
 def squared_distances(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     """[item, dim], [cluster, dim] -> [item, cluster]."""
-    return (
+    result: NDArray[np.float32] = (
         np.square(points).sum(axis=1)[:, None] - 2 * points @ centroids.T + np.square(centroids).sum(axis=1)
     )
+    return result
 
 
 def _means(

@@ -1,5 +1,7 @@
 """The quantiser that a configuration asks for."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,7 @@ from service.core.sid import SidSpec
 
 AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig
 
-TRAIN = {
+TRAIN: dict[type, Callable[..., tuple[ResidualQuantizer, QuantizerReport]]] = {
     QuantizerConfig: train_rq_vae,
     RqKMeansConfig: train_rq_kmeans,
     LetterConfig: train_letter,
@@ -37,4 +39,7 @@ def train_quantizer(
 ) -> tuple[ResidualQuantizer, QuantizerReport]:
     """Fit to vectors [item, dim]; collaborative vectors [item, any] are for LETTER, which needs them."""
     train = TRAIN[type(config)]
-    return train(vectors, spec, config, seed=seed, collaborative=collaborative, progress=progress)
+    result: tuple[ResidualQuantizer, QuantizerReport] = train(
+        vectors, spec, config, seed=seed, collaborative=collaborative, progress=progress
+    )
+    return result

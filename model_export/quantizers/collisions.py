@@ -76,7 +76,8 @@ class _LastLevel(NamedTuple):
 
     def distances(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
         """Squared distances of items [item] to the codewords [item, code]."""
-        return np.square(self.needed[items, None, :] - self.codebook).sum(axis=-1)
+        result: NDArray[np.float64] = np.square(self.needed[items, None, :] - self.codebook).sum(axis=-1)
+        return result
 
     def error(self, codes: NDArray[np.int64]) -> float:
         """Squared distances of all items to the codewords of codes [item, level], summed."""
@@ -143,7 +144,8 @@ def _match(distance: NDArray[np.float64], old: NDArray[np.int64]) -> NDArray[np.
     keep = np.arange(num_codes) == old[:, None]  # [member, code]
     places = -(-num_members // num_codes)  # of each code
     cost = np.tile(np.where(keep, distance, distance + move), places)  # [member, place * code]
-    return linear_sum_assignment(cost)[1] % num_codes
+    result: NDArray[np.int64] = linear_sum_assignment(cost)[1] % num_codes
+    return result
 
 
 def _spread_by_sinkhorn(codes: NDArray[np.int64], spec: SidSpec, last: _LastLevel) -> NDArray[np.int64]:

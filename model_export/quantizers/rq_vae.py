@@ -71,13 +71,15 @@ class RqVae(ResidualQuantizer):
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def latents(self, vectors: Tensor) -> Tensor:
-        return self.encoder(self.standardise(vectors))
+        result: Tensor = self.encoder(self.standardise(vectors))
+        return result
 
     def encode(self, vectors: Tensor) -> Tensor:
         return self.quantize(self.latents(vectors)).codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self.decoder(self.total(codes)) * self.std + self.mean
+        result: Tensor = self.decoder(self.total(codes)) * self.std + self.mean
+        return result
 
     def quantize(self, latents: Tensor) -> Quantized:
         residual, total = latents, torch.zeros_like(latents)  # [item, latent]

@@ -43,7 +43,7 @@ def study(
     datasets = {dataset.name: dataset for dataset in map(read_dataset, data)}
     store = out / "study" / "cells"
     if not report_only:
-        run_study(plan.only(only), datasets, store=store, cache_folder=cache_folder, say=say)
+        run_study(plan.only(list(only)), datasets, store=store, cache_folder=cache_folder, say=say)
     if costs:
         works = [work for work in works_of(plan, datasets) if kept_result(work, store) is not None]
         measure_costs(works, folder=store.parent, cache_folder=cache_folder)

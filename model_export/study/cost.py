@@ -5,7 +5,8 @@ None depends on what was learnt: a generator of the same shape with random weigh
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,10 @@ def of_reading(dataset: Dataset, config: RunConfig) -> dict[str, float]:
     )
     items = [dataset.items[place] for place in chosen]
     if isinstance(config.encoder, MiniLmConfig):
-        encoder = MiniLm()
+        reader = MiniLm()
         texts = [item_text(item, config.render) for item in items]
         with _one_torch_thread():
-            return {
-                "encode_ms_per_item": _median_ms([lambda t=text: encoder.features([t]) for text in texts])
-            }
+            return {"encode_ms_per_item": _median_ms([partial(reader.features, [text]) for text in texts])}
     strips = stages.draw(items, config)
     encoder = make_encoder(config.render, config.encoder, config.seed)
     body = encoder.body()
@@ -57,7 +56,7 @@ def of_reading(dataset: Dataset, config: RunConfig) -> dict[str, float]:
     session = onnxruntime.InferenceSession(
         body.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    runs = [lambda s=drawn: session.run(["frames"], {"strips": s}) for drawn in strips]
+    runs = [partial(session.run, ["frames"], {"strips": drawn}) for drawn in strips]
     figures = {
         "pixels_per_item": float(np.mean([drawn.size for drawn in strips])),
         "encode_ms_per_item": _median_ms(runs),
@@ -95,11 +94,11 @@ def of_request(dataset: Dataset, split: Split, config: RunConfig, cache: StageCa
         catalogue.codes[left_padded([history[-config.history_length :]])]
         for history in split.test.histories[:NUM_REQUESTS]
     ]
-    runs = [lambda w=window: session.run(w, catalogue.trie.tables, widths) for window in windows]
+    runs = [partial(session.run, window, catalogue.trie.tables, widths) for window in windows]
     return {"ms_per_request": _median_ms(runs)}
 
 
-def _median_ms(runs: list[Callable[[], object]]) -> float:
+def _median_ms(runs: Sequence[Callable[[], object]]) -> float:
     runs[0]()  # warm
     times = []
     for run in runs:

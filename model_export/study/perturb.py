@@ -47,11 +47,13 @@ def mistyped(item: Item, rng: np.random.Generator) -> dict[str, Any]:
 
 def with_units_rewritten(item: Item, rng: np.random.Generator) -> dict[str, Any]:
     """Every quantity of every text in another unit or spelling (units.py)."""
-    return _in_all_texts(_without_id(item), lambda text: with_other_units(text, rng))
+    result: dict[str, Any] = _in_all_texts(_without_id(item), lambda text: with_other_units(text, rng))
+    return result
 
 
 def in_capitals(item: Item) -> dict[str, Any]:
-    return _in_all_texts(_without_id(item), str.upper)
+    result: dict[str, Any] = _in_all_texts(_without_id(item), str.upper)
+    return result
 
 
 def cut_to_half(item: Item) -> dict[str, Any]:

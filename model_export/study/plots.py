@@ -4,7 +4,7 @@ reader tells apart (Okabe and Ito's).
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from model_export.evaluation.statistics import Interval
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#707070"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "glyphrec",  # element ids are random without it
     "svg.fonttype": "none",  # text stays text: small files, and a search finds it
     "font.size": 9,

@@ -46,6 +46,11 @@ def _folded(letter: str) -> str:
 class LetterGrams(Pooling):
     """The fitted pooling. Dimensions are those of CompactConfig."""
 
+    symbol_of: Tensor  # [letter]
+    row_of: Tensor  # [bucket]  0: not kept
+    idf: Tensor  # [gram]
+    basis: Tensor  # [gram, feature]
+
     def __init__(
         self,
         *,
@@ -73,11 +78,11 @@ class LetterGrams(Pooling):
         item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         weights = self.counts(frames, item, num_items).log1p() * self.idf  # [item, gram]
         return F.normalize(F.normalize(weights, dim=1) @ self.basis, dim=1)  # [item, feature]
 
-    def counts(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def counts(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         """How often each item shows each gram: [item, gram]"""
         symbols = self.symbol_of[self.classifier(frames).argmax(dim=-1)]  # [spike]
         num_columns = self.num_grams + 1  # the first is for what is not kept

@@ -99,7 +99,8 @@ class CompactNet(nn.Module):
     def forward(self, strips: Tensor) -> Tensor:
         ink = 1 - strips.to(torch.float32).unsqueeze(1) / WHITE  # [strip, 1, height, width]
         seen = self.look(_resized(ink)).squeeze(2).transpose(1, 2)  # [strip, frame, dim]
-        return self.norm(self.blocks(seen))
+        result: Tensor = self.norm(self.blocks(seen))
+        return result
 
 
 def _resized(ink: Tensor) -> Tensor:
@@ -153,7 +154,8 @@ class _Block(nn.Module):
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + self.nearness[:, distance]
         seen = (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)  # [strip, frame, dim]
         frames = frames + self.joined(seen)
-        return frames + self.layers(frames)
+        result: Tensor = frames + self.layers(frames)
+        return result
 
 
 class _Read(NamedTuple):

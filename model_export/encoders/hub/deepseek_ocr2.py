@@ -47,7 +47,9 @@ def load_vision_model(checkpoint: str) -> nn.Module:
     whole = load_model(
         DeepseekOcr2Model, checkpoint, needed="vision_tower.", config=config, attn_implementation="eager"
     )
-    return whole.vision_tower
+    tower = whole.vision_tower
+    assert isinstance(tower, nn.Module)
+    return tower
 
 
 def global_geometry(processor: Any, height: int, width: int) -> Geometry:

@@ -19,6 +19,9 @@ MIN_SPREAD = 1e-2  # of the widest dimension; standardising a narrower one would
 class MeanPooling(Pooling):
     """The fitted pooling."""
 
+    mean: Tensor  # [dim]
+    std: Tensor  # [dim]
+
     def __init__(self, *, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:  # [dim] each
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(mean))
@@ -41,7 +44,7 @@ class MeanPooling(Pooling):
         kept = frames.flatten(0, 1).to(torch.float16).to(torch.float32)  # [strip * frame, dim]
         return self.features(kept, item, first_strip.shape[0])
 
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         zeros = torch.zeros(num_items, frames.shape[1])
         # The sum points where the mean does, and only the direction is kept.
         total = zeros.index_add(0, item, frames)  # [item, dim]

@@ -34,11 +34,11 @@ class Geometry:
 
     @property
     def height(self) -> int:
-        return self.rows.shape[1]
+        return int(self.rows.shape[1])
 
     @property
     def width(self) -> int:
-        return self.columns.shape[1]
+        return int(self.columns.shape[1])
 
     def resize(self, height: int, width: int, resample: int) -> Self:
         rows = resize_matrix(self.height, height, resample)
@@ -97,6 +97,11 @@ def _resized(levels: Tensor, rows: Tensor, columns: Tensor, rows_first: bool) ->
 
 class Pixels(nn.Module):
     """Strips [strip, height, width] uint8 -> normalised pictures [strip, 3, height, width]."""
+
+    rows: Tensor  # [picture row, strip row]
+    columns: Tensor  # [strip column, picture column]
+    scale: Tensor  # [3, 1, 1]
+    shift: Tensor  # [3, 1, 1]
 
     def __init__(self, geometry: Geometry, processor: Any) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ class TrOcr(HubEncoder):
 
         kinds = {"vit": ViTModel, "deit": DeiTModel}
         model = load_encoder(checkpoint, kinds, add_pooling_layer=False)
+        config: Any = model.config
         pixels = Pixels(plain_geometry(processor, height, width), processor)
-        num_special = NUM_SPECIAL[model.config.model_type]
+        num_special = NUM_SPECIAL[config.model_type]
         return PictureReader(model, [View("pixel_values", [pixels])], num_special=num_special)
