@@ -39,6 +39,7 @@ from service.core.render import item_text
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 CUTOFFS = (10, 50, 100)
 PAGE = CUTOFFS[-1]  # the most that a service answers with
 ITEMS_PER_POST = 32  # read as one piece, so that items of the same codes get their slots in this order

@@ -19,6 +19,8 @@ from model_export.study.coding import coder
 from model_export.study.perturb import CHANGES
 from service.core.render import item_text
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+
 
 def robustness(
     dataset: Dataset,
