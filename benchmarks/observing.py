@@ -25,7 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_export.local_service import local_service
 from service.catalog.catalog import Catalog, CatalogFollower, Lag
-from service.core.bundle import ITEMS, Sid, SidSpec, load_bundle
+from service.core.bundle import ITEMS, load_bundle
+from service.core.sid import Sid, SidSpec
 from service.flows.feedback import ServedPages
 from service.store.items import TrieEntry
 from service.telemetry.metrics import Metrics, Stages

@@ -51,13 +51,12 @@ from service.core.bundle import (
     FileRecord,
     Manifest,
     RenderSpec,
-    SidSpec,
     load_bundle,
-    recommender_graph,
     sha256_of,
-    tokenizer_graph,
 )
+from service.core.graphs import recommender_graph, tokenizer_graph
 from service.core.render import font_sha256
+from service.core.sid import SidSpec
 from service.store.client import connect
 from service.store.items import ItemStore
 from service.store.server import RedisServer, start_server

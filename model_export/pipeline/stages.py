@@ -42,8 +42,8 @@ from model_export.pipeline.cache import StageCache
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
-from service.core.bundle import SidSpec
 from service.core.render import item_text, render_text
+from service.core.sid import SidSpec
 
 Say = Callable[[str], None]
 Strips = list[NDArray[np.uint8]]  # of each item [strip, height, width]

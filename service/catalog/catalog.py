@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.views import FilterViews, Placed, View
-from service.core.bundle import Codes, Sid, SidSpec
 from service.core.filters import NO_ATTRIBUTES, Attributes, Value
+from service.core.sid import Codes, Sid, SidSpec
 from service.core.trie import SidTrie
 from service.errors import StoreFault, StoreUnavailable
 from service.store.client import is_cancelled

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.catalog import CatalogFollower
-from service.core.bundle import Codes, RenderSpec, Sid
+from service.core.bundle import RenderSpec
 from service.core.items import Item, check_item
 from service.core.render import Rendered, content_hash, item_text, render_text
+from service.core.sid import Codes, Sid
 from service.errors import (
     InvalidItem,
     ItemChanged,

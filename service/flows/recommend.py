@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from service.catalog.catalog import Catalog
 from service.catalog.views import View
-from service.core.bundle import FILLER, PADDING, SidSpec, beam_widths
 from service.core.filters import DeclaredFields, Filter
+from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import TookTooLong
 from service.flows.selection import Diversity, Ranked, Selection

@@ -1,7 +1,7 @@
 """Catalogues of known items, and the slow truth of what is recommended from them."""
 
 from service.catalog.catalog import Catalog
-from service.core.bundle import Sid
+from service.core.sid import Sid
 from service.telemetry.metrics import Stages
 from tests.known_bundle import SPEC, ranking
 

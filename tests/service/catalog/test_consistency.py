@@ -13,8 +13,9 @@ import pytest
 from redis.asyncio import Redis
 
 from service.catalog.catalog import Catalog, CatalogFollower
-from service.core.bundle import RECOMMENDER, Codes, Sid, SidSpec, load_bundle
+from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import Attributes, DeclaredFields, Equals, Filter, Range
+from service.core.sid import Codes, Sid, SidSpec
 from service.flows.recommend import Page, Query, Recommender, recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession

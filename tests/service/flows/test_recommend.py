@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from service.catalog.catalog import Catalog
-from service.core.bundle import PADDING, Sid
+from service.core.graphs import PADDING
+from service.core.sid import Sid
 from service.errors import Overloaded, TookTooLong
 from service.flows.recommend import Query, pad_left, widths
 from service.telemetry.metrics import Stages

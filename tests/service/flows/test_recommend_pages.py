@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from service.catalog.catalog import Catalog
-from service.core.bundle import FILLER, Sid
 from service.core.filters import Attributes, Equals, Filter, Range
+from service.core.graphs import FILLER
+from service.core.sid import Sid
 from service.errors import UnknownFilterField
 from service.flows.recommend import Query, Search, recommend_in_batches
 from service.flows.selection import Diversity, Ranked, Selection

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from service.catalog.catalog import Catalog, CatalogFollower
 from service.cli import main
-from service.core.bundle import Sid
+from service.core.sid import Sid
 from service.errors import GlyphrecError
 from service.store import fsck
 from service.store.fsck import Report, check
