@@ -21,6 +21,7 @@ from model_export.bundle.precision import Agreement
 from model_export.bundle.recommender import check_recommender, export_recommender
 from model_export.bundle.report import Example, write_report
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
+from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
@@ -33,8 +34,8 @@ from model_export.generators.base import Generator
 from model_export.pipeline import stages
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.stages import Coded, Say, Strips
+from model_export.pipeline.versions import Versions, versions_of
 from model_export.quantizers.collisions import assign_slots
-from service.core import bundle as contract
 from service.core import render
 from service.core.bundle import (
     FORMAT_VERSION,
@@ -81,14 +82,14 @@ def export(
 ) -> Bundle:
     """Train and write a bundle to `out`, or to a folder of its own below `out` where `named_by_key`.
 
-    A bundle of exactly this data, configuration and code is kept as it is. Raises GlyphrecError where `out`
-    holds anything else, or where a service could not run the configuration.
+    A bundle of the same data, configuration and versions of the stages is kept as it is. Raises GlyphrecError
+    where `out` holds anything else, or where a service could not run the configuration.
     """
     _check_servable(config)
     config = _with_font_hash(config)
     key = key_of(
         FORMAT_VERSION, dataset.fingerprint, config, *choose_encoder.encoder_files(config.encoder),
-        *stages.modules_of(config), *CODE,
+        versions_of_bundle(config),
     )  # fmt: skip
     if named_by_key:
         out = out / f"{config.name}-{key}"
@@ -185,7 +186,7 @@ def _write_graphs(
             f"{found.recall_at_10:.4f} after {found.recall_at_10_float32:.4f}; {chosen} is kept"
         )
     _write_items(folder / ITEMS, dataset, split, tokenized)
-    tokenizer_id = key_of(folder / TOKENIZER, config.render, render)[:12]
+    own_id = tokenizer_id(folder / TOKENIZER, config.render)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         export_key=key,
@@ -193,9 +194,9 @@ def _write_graphs(
         config=config.name,
         sid=config.sid,
         render=config.render,
-        tokenizer_id=tokenizer_id,
+        tokenizer_id=own_id,
         recommender_id=key_of(folder / RECOMMENDER)[:12],
-        trained_for_tokenizer_id=tokenizer_id,
+        trained_for_tokenizer_id=own_id,
         tokenizer=tokenizer_graph,
         recommender=recommender_graph,
         generator=generator_name(config),
@@ -322,6 +323,16 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
     return replace(config, render=config.render.model_copy(update={"font_sha256": font_sha256}))
 
 
+def versions_of_bundle(config: RunConfig) -> Versions:
+    """Of all that decides what a bundle holds."""
+    return versions_of(config) | {
+        "tokenizer_graph": tokenizer.VERSION,
+        "recommender_graph": recommender.VERSION,
+        "precision": precision.VERSION,
+        "evaluation": evaluate.VERSION,
+    }
+
+
 def generator_name(config: RunConfig) -> str:
     return "tree" if isinstance(config.generator, TreeConfig) else "tiger"
 
@@ -339,9 +350,3 @@ def _check_servable(config: RunConfig) -> None:
     raise GlyphrecError(
         f"configuration {config.name}: {reason}. It can be studied (glyphrec study) but not exported."
     )
-
-
-# A change to any of these makes another bundle, beside the modules of the configuration's stages.
-CODE = (
-    recommender, precision, tokenizer, evaluate, contract, render, stages,
-)  # fmt: skip

@@ -24,6 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 Feeds = dict[str, Any]  # the inputs of one run
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MOST_SCALES = 4096
 PAGE = 10
 LEAST_OVERLAP = 0.9

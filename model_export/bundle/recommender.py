@@ -17,6 +17,8 @@ from service.core.trie import SidTrie
 from service.errors import ContractMismatch
 from service.inference.runtime import RecommenderSession
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
 

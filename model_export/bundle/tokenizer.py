@@ -25,6 +25,8 @@ from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_STRIPS, TRACED_FIRST = 5, (0, 2, 3)
 BODY = "body/"  # in front of the body's names, which might be those of the remainder too

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from model_export.configs import HeadConfig
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MASKED = -1e9
 
 

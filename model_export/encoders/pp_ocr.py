@@ -24,6 +24,7 @@ from model_export.encoders.visual_words import VisualWords, fit_visual_words
 from service.core.bundle import RenderSpec
 from service.errors import GlyphrecError
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MODEL_FILE = "PP-OCRv6_rec_small.onnx"
 RAPIDOCR = "rapidocr==3.10.0"
 

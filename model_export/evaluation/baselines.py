@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from model_export.data.splits import Targets
 from model_export.evaluation.metrics import ndcg_at
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 FILLER = -1
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9)
 USERS_AT_ONCE = 512

@@ -27,6 +27,7 @@ from service.core.graphs import FILLER, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 NUM_BEAMS = 50
 BATCH = 64
 PAGE = 10

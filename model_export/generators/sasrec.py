@@ -19,6 +19,8 @@ from model_export.configs import SasRecConfig
 from model_export.generators.base import Generator, Modules
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+
 
 class SasRecState(NamedTuple):
     h: Tensor  # [batch, width]  after the newest item

@@ -23,6 +23,7 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from service.core.graphs import PADDING, beam_widths
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
 WINDOWS_PER_CHUNK = 4096  # sorted by length together

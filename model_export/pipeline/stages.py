@@ -2,15 +2,14 @@
 
     items ─ draw ─ read ─ pool ─ head ─ quantise ─ codes ─ collisions ─ generator
 
-Each stage is kept under a key of its inputs, its configuration and its code, so an interrupted or changed run
-repeats only what must be. Only `Split.train` goes into anything that is fitted; validation users decide when
-a generator stops.
+Each stage is kept under a key of its inputs, its configuration and its version, so an interrupted or changed
+run repeats only what must be. Only `Split.train` goes into anything that is fitted; validation users decide
+when a generator stops.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,35 +27,27 @@ from model_export.configs import (
     sasrec_training,
 )
 from model_export.data.splits import Split
-from model_export.encoders import base as encoder_base
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import head as head_module
 from model_export.encoders import minilm
 from model_export.encoders.base import Pooling, Reading
 from model_export.encoders.head import ItemHead, train_head
-from model_export.evaluation import ranking
-from model_export.generators import base as generator_base
-from model_export.generators import beam_search, likeness, sasrec, seen_prefixes, tiger, training, tree
 from model_export.generators.base import Generator
 from model_export.generators.sasrec import SasRecGenerator, codes_of_items
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.training import Curve, train_generator
 from model_export.generators.tree import TreeGenerator
+from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
-from model_export.quantizers import base as quantizer_base
 from model_export.quantizers import choose as choose_quantizer
-from model_export.quantizers import collisions, sinkhorn
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
-from service.core import render
 from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
 
 Say = Callable[[str], None]
 Strips = list[NDArray[np.uint8]]  # of each item [strip, height, width]
 Sequences = list[NDArray[np.int32]]
-
-COMMON = (training, ranking, beam_search, generator_base)  # whatever the generator
 
 
 @dataclass(frozen=True)
@@ -97,17 +88,16 @@ def read(items: Sequence[dict[str, Any]], config: RunConfig, cache: StageCache, 
     """Features by the configuration's encoder, of the pictures or, for comparison, of the text itself."""
     texts = [item_text(item, config.render) for item in items]
     if isinstance(config.encoder, MiniLmConfig):
-        features = _stage(cache, "text", (texts, minilm), lambda: minilm.MiniLm().features(texts))
+        inputs: tuple[Any, ...] = (texts, {"minilm": minilm.VERSION})
+        features = _stage(cache, "text", inputs, lambda: minilm.MiniLm().features(texts))
         return Read(features, None)
     encoder = choose_encoder.make_encoder(config.render, config.encoder, config.seed)
-    inputs: tuple[Any, ...] = (
+    inputs = (
         texts,
         config.render,
         config.seed,
         *choose_encoder.encoder_files(config.encoder),
-        *choose_encoder.modules_of(config.encoder),
-        render,
-        encoder_base,
+        versions.of_reading(config),
     )
     path = cache.path("reading", ".npz", *inputs)
     if not path.exists():
@@ -127,7 +117,7 @@ def vectors_of(
     features: NDArray[np.float32], train: Sequences, config: HeadConfig, cache: StageCache, *, seed: int
 ) -> tuple[ItemHead, NDArray[np.float32]]:
     """The head, trained on what was bought close together, and the catalogue's vectors [item, dim]."""
-    inputs = (features, train, config, seed, head_module)
+    inputs = (features, train, config, seed, {"head": head_module.VERSION})
     head: ItemHead = _stage(cache, "head", inputs, lambda: train_head(features, train, config, seed))
     return head, head.vectors(features)
 
@@ -142,7 +132,7 @@ def code(
         collaborative = collaborative_vectors(len(features), split, config, cache)
     inputs = (
         vectors, collaborative, config.quantizer, config.sid, config.seed,
-        *choose_quantizer.MODULES[type(config.quantizer)], quantizer_base,
+        versions.of_quantizer(config.quantizer),
     )  # fmt: skip
     quantizer, report = _stage(
         cache,
@@ -197,7 +187,7 @@ def generate(
     generator = make_generator(codes, spec, split.train, config, vectors)
     inputs = (
         codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
-        config.history_length, config.seed, *GENERATOR_MODULES[type(config.generator)], *COMMON,
+        config.history_length, config.seed, versions.of_generator(config.generator),
     )  # fmt: skip
     path = cache.path("generator", ".pt", *inputs)
     if not path.exists():
@@ -216,24 +206,6 @@ def generate(
     weights, curve = torch.load(path, weights_only=False)  # this user's own cache
     generator.load_state_dict(weights)
     return Generated(generator.eval(), curve)
-
-
-GENERATOR_MODULES = {
-    TreeConfig: (tree, likeness, seen_prefixes),
-    TigerConfig: (tiger, seen_prefixes),
-    SasRecConfig: (sasrec,),
-}
-
-
-def modules_of(config: RunConfig) -> tuple[ModuleType, ...]:
-    """Whose code decides what comes out of a configuration's stages."""
-    encoder = (
-        (minilm,) if isinstance(config.encoder, MiniLmConfig) else choose_encoder.modules_of(config.encoder)
-    )
-    return (
-        *encoder, encoder_base, render, head_module, *choose_quantizer.MODULES[type(config.quantizer)],
-        quantizer_base, collisions, sinkhorn, *GENERATOR_MODULES[type(config.generator)], *COMMON,
-    )  # fmt: skip
 
 
 def make_generator(

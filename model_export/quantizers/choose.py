@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.configs import LetterConfig, QuantizerConfig, RqKMeansConfig
-from model_export.quantizers import balanced, letter, rq_kmeans, rq_vae
+from model_export.quantizers import letter, rq_kmeans, rq_vae
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.letter import train_letter
 from model_export.quantizers.rq_kmeans import train_rq_kmeans
@@ -20,11 +20,10 @@ TRAIN: dict[type, Callable[..., tuple[ResidualQuantizer, QuantizerReport]]] = {
     RqKMeansConfig: train_rq_kmeans,
     LetterConfig: train_letter,
 }
-# Whose code the result depends on, for keys of caches.
-MODULES = {
-    QuantizerConfig: (rq_vae,),
-    RqKMeansConfig: (rq_kmeans, balanced),
-    LetterConfig: (letter, rq_vae, balanced),
+VERSIONS = {
+    QuantizerConfig: {"rq_vae": rq_vae.VERSION},
+    RqKMeansConfig: {"rq_kmeans": rq_kmeans.VERSION},
+    LetterConfig: {"letter": letter.VERSION},
 }
 
 

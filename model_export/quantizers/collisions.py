@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from model_export.quantizers.sinkhorn import sinkhorn_assign
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 SINKHORN_ROUNDS = 30
 
 Treatment = Literal["none", "sinkhorn", "zcr", "suffix"]

@@ -25,6 +25,7 @@ from model_export.quantizers.base import QuantizerReport, kmeans_centroids
 from model_export.quantizers.rq_vae import RqVae, fit_rq_vae
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 GROUPING_ROUNDS = 20
 
 

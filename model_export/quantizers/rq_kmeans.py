@@ -25,6 +25,8 @@ from model_export.quantizers.base import (
 )
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+
 
 class RqKMeans(ResidualQuantizer):
     """Codebooks and prices; a code's price is added to its squared distance."""

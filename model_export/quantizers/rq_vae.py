@@ -29,6 +29,7 @@ from model_export.quantizers.base import (
 )
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 CLIP_NORM = 1.0
 
 # The loss of a batch of items [item], in an epoch counted from 1.

@@ -40,6 +40,7 @@ from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 CUTOFFS = (10, 50, 100)
 PAGE = CUTOFFS[-1]  # the most that a service answers with
 ITEMS_PER_POST = 32  # read as one piece, so that items of the same codes get their slots in this order
@@ -99,11 +100,16 @@ def cold(
             outcome = offline(removed, config, StageCache(cache_folder), say)
         else:
             outcome = served(removed, config, cache_folder, say)
-        model, targets = outcome.model, removed.cold.targets
-        rng = np.random.default_rng(seed)
-        random_codes = rng.integers(0, model.spec.levels, size=outcome.codes.shape)
-        at_random = rank(model, random_codes, removed.cold, config)
-        warm = rank(model, outcome.codes, removed.warm, config)
+        return figures_of(removed, outcome, config, seed=seed)
+
+
+def figures_of(removed: Removed, outcome: Outcome, config: RunConfig, *, seed: int) -> dict[str, float]:
+    """The figures of `cold`, for what became of the items."""
+    model, targets = outcome.model, removed.cold.targets
+    rng = np.random.default_rng(seed)
+    random_codes = rng.integers(0, model.spec.levels, size=outcome.codes.shape)
+    at_random = rank(model, random_codes, removed.cold, config)
+    warm = rank(model, outcome.codes, removed.warm, config)
     return (
         {"cold_num_items": float(len(removed.items)), "cold_num_targets": float(len(targets))}
         | _hits("cold_hit@{}", outcome.ranked, targets)

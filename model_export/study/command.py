@@ -60,7 +60,7 @@ def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> Non
         cost_machine=machine,
         notes=read_notes(out),
         segments={name: segments_of_targets(dataset) for name, dataset in datasets.items()},
-        code_now={work.cell.name: work.made_with for work in works},
+        versions_now={work.cell.name: work.made_with for work in works},
     )
     say(f"{len(results)} of {len(works)} cells are done; the report is {out / 'study.md'}")
 

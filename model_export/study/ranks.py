@@ -15,6 +15,7 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from service.core.graphs import FILLER, beam_widths
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 K = 10
 BATCH = 128
 

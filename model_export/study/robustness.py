@@ -15,9 +15,11 @@ from model_export.evaluation.near_copies import shared_levels
 from model_export.pipeline import stages
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.stages import Say
-from model_export.study.coding import coder
+from model_export.study.coding import Coder, coder
 from model_export.study.perturb import CHANGES
 from service.core.render import item_text
+
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 
 
 def robustness(
@@ -38,6 +40,13 @@ def robustness(
     read = stages.read(dataset.items, config, cache, say)
     coded = stages.code(read.features, dataset.item_ids, split, config, cache)
     codes_of = coder(read, coded, config)
+    return kept_codes(dataset, codes_of, config, say, num_items=num_items, seed=seed)
+
+
+def kept_codes(
+    dataset: Dataset, codes_of: Coder, config: RunConfig, say: Say, *, num_items: int, seed: int
+) -> dict[str, float]:
+    """The figures of `robustness` for any coder of texts."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(dataset.num_items, size=min(num_items, dataset.num_items), replace=False)
     items = [dataset.items[place] for place in chosen]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_export.bundle import tokenizer
-from model_export.configs import SasRecConfig
+from model_export.configs import MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, leave_one_out
-from model_export.evaluation import baselines, metrics, ranking
+from model_export.evaluation import baselines
 from model_export.evaluation.baselines import Markov, Neighbours, Popularity
 from model_export.evaluation.metrics import codebook_use, collisions, target_ranks
+from model_export.export import versions_of_bundle
 from model_export.generators.sasrec import codes_of_items
-from model_export.pipeline import stages
+from model_export.pipeline import stages, versions
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.stages import Say
-from model_export.study import cells, coding, cold, perturb, ranks, robustness, units
+from model_export.pipeline.versions import Versions
+from model_export.study import cells, cold, ranks, robustness
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
@@ -58,18 +59,28 @@ class Work:
         return key_of(self.dataset.fingerprint, cell.counting, cell.question, cell.shuffled, *parts)
 
     @property
-    def made_with(self) -> str:
-        """Of the code behind the figures: where it differs from today's, the report says so."""
-        return key_of(*code_of(self.cell), *stages.modules_of(self.config))
+    def made_with(self) -> Versions:
+        """The versions behind the figures. Where they differ from today's, the report says so."""
+        return versions_of_cell(self.cell)
 
 
-def code_of(cell: Cell) -> tuple[ModuleType, ...]:
+def versions_of_cell(cell: Cell) -> Versions:
+    """Of the stages that the cell runs, and of what turns their outputs into figures."""
+    config = cell.config
+    reads_pictures = not isinstance(config.encoder, MiniLmConfig)
     match cell.question:
         case "robustness":
-            return robustness, coding, perturb, units
+            graph = {"tokenizer_graph": tokenizer.VERSION} if reads_pictures else {}
+            return versions.of_codes(config) | graph | {"robustness": robustness.VERSION}
         case "cold":
-            return cold, coding, ranking, tokenizer
-    return ranks, metrics, baselines
+            found = versions_of_bundle(config) if reads_pictures else versions.versions_of(config)
+            return found | {"cold": cold.VERSION}
+    match cell.counting:
+        case "item_knn":
+            return versions.of_vectors(config) | {"baselines": baselines.VERSION}
+        case None:
+            return versions.versions_of(config) | {"ranks": ranks.VERSION}
+    return {"baselines": baselines.VERSION}
 
 
 def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:

@@ -69,7 +69,7 @@ class Manifest(Frozen):
     """manifest.json. Everything the service needs to know before it opens a graph."""
 
     format_version: Literal[2]
-    export_key: str = Field(description="equal for equal data, configuration and code")
+    export_key: str = Field(description="equal for equal data, configuration and versions of the stages")
     created_at: str
     config: str
     sid: SidSpec

@@ -22,6 +22,7 @@ from model_export.encoders.ctc import CtcEncoder, run_strips, spikes
 from model_export.onnx_graphs import to_onnx
 from service.errors import GlyphrecError
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 WEIGHTS = Path(__file__).parent / "weights" / "compact_reader.npz"
 PRETRAIN = "python -m model_export.encoders.pretrain_compact"
 

@@ -20,6 +20,7 @@ from model_export.encoders.hub.base import (
 )
 from model_export.encoders.hub.pixels import Geometry, Pixels
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 WHOLE, ENCODER = "deepseek_ocr2", "deepseek_ocr2_vision"
 
 

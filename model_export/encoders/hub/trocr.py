@@ -5,6 +5,8 @@ from typing import Any
 from model_export.encoders.hub.base import HubEncoder, PictureReader, View, load_encoder
 from model_export.encoders.hub.pixels import Pixels, plain_geometry
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+
 # Tokens before those of the patches: the class token, and in DeiT the one for distillation.
 NUM_SPECIAL = {"vit": 1, "deit": 2}
 
