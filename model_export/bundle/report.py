@@ -11,10 +11,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.evaluation.evaluate import table
+from model_export.data.dataset import Dataset
+from model_export.data.splits import Targets
+from model_export.evaluation.evaluate import ranker_of, table
+from model_export.evaluation.ranking import ItemsOfCodes
 from model_export.generators.training import Curve
 from model_export.quantizers.base import EpochStats
 from model_export.quantizers.collisions import CollisionReport
+from service.core.bundle import RECOMMENDER, Bundle
+from service.core.render import item_text
+from service.inference.runtime import RecommenderSession
+
+NUM_EXAMPLES = 5
+NUM_RECOMMENDED = 5
+NUM_SHOWN_OF_HISTORY = 5
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,27 @@ def write_report(
         lines += [f"{rank}. {text}" for rank, text in enumerate(example.recommended, start=1)]
         lines += ["", f"Taken next: {example.target}", "", "---", ""]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[np.int64]) -> list[Example]:
+    """What the graphs recommend to some test users, in words. codes [item, level]"""
+    manifest = bundle.manifest
+    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=1)
+    catalog = ItemsOfCodes.build(manifest.sid, codes)
+    users = np.random.default_rng(0).choice(
+        len(test.users), size=min(NUM_EXAMPLES, len(test.users)), replace=False
+    )
+    ranker = ranker_of(session, catalog, manifest.history_length, manifest.beam_limit)
+    ranked = ranker.rank([test.histories[user] for user in users], NUM_RECOMMENDED)
+    words = [item_text(item, manifest.render)[:100] for item in dataset.items]
+    return [
+        Example(
+            history=[words[item] for item in test.histories[user][-NUM_SHOWN_OF_HISTORY:]],
+            recommended=[words[item] for item in items if item >= 0],
+            target=words[test.targets[user]],
+        )
+        for user, items in zip(users, ranked, strict=True)
+    ]
 
 
 def draw_page(items: Sequence[NDArray[np.uint8]], scale: int = 3) -> Image.Image:

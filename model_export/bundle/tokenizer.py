@@ -5,7 +5,7 @@ strips --body (ONNX as it came)--> frames --pooling, head, quantiser (exported f
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -33,14 +33,7 @@ BODY = "body/"  # in front of the body's names, which might be those of the rema
 TOLERANCE = 1e-3
 
 
-class Quantizer(Protocol):
-    """What the tokenizer asks of a quantiser: a module that can be exported."""
-
-    def encode(self, vectors: Tensor) -> Tensor:
-        """vectors [item, dim] -> codes [item, level]."""
-
-
-class Tokenized(NamedTuple):
+class TokenizedBatch(NamedTuple):
     codes: Tensor  # [item, level]
     vector: Tensor  # [item, dim]
 
@@ -52,9 +45,9 @@ class Remainder(nn.Module):
         super().__init__()
         self.pooling, self.head, self.quantizer = pooling, head, quantizer
 
-    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tokenized:
+    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> TokenizedBatch:
         vector = self.head(self.pooling(strips, frames, first_strip))  # [item, dim]
-        return Tokenized(self.quantizer.encode(vector), vector)
+        return TokenizedBatch(self.quantizer.encode(vector), vector)
 
 
 def export_tokenizer(
@@ -120,14 +113,16 @@ def check_tokenizer(
     return worst
 
 
-def _reference(body: onnx.ModelProto, remainder: Remainder, items: Sequence[NDArray[np.uint8]]) -> Tokenized:
+def _reference(
+    body: onnx.ModelProto, remainder: Remainder, items: Sequence[NDArray[np.uint8]]
+) -> TokenizedBatch:
     """What the graph should say: the body as it came, the rest in PyTorch."""
     strips = np.concatenate(list(items))
     first_strip = np.cumsum([0, *(len(item) for item in items[:-1])], dtype=np.int64)  # [item]
     session = onnxruntime.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
     frames = session.run(["frames"], {"strips": strips})[0]  # [strip, frame, dim]
     with torch.no_grad():
-        result: Tokenized = remainder(
+        result: TokenizedBatch = remainder(
             torch.from_numpy(strips), torch.from_numpy(frames), torch.from_numpy(first_strip)
         )
         return result

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import onnx
@@ -85,15 +85,6 @@ class Pooling(nn.Module, ABC):
             frames = torch.from_numpy(part.frames.astype(np.float32))  # [frame, dim]
             rows.append(self.features(frames, torch.from_numpy(part.item_of_frame()), part.num_items).numpy())
         return np.concatenate(rows) if rows else np.zeros((0, self.feature_dim), np.float32)
-
-
-class TextEncoder(Protocol):
-    """A way to read texts as they are, for comparison."""
-
-    feature_dim: int
-
-    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The features [item, feature_dim] of each text. Slow; shows its progress."""
 
 
 class Encoder(ABC):

@@ -54,7 +54,7 @@ def model_folder() -> Path:
 
 
 class MiniLm:
-    """A TextEncoder."""
+    """Reads texts as they are, for comparison with pictures of them."""
 
     feature_dim = 384
 

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from model_export.configs import (
-    HeadConfig,
     LetterConfig,
     MiniLmConfig,
     RunConfig,
@@ -26,7 +25,7 @@ from model_export.configs import (
     TreeConfig,
     sasrec_training,
 )
-from model_export.data.splits import Split
+from model_export.data.dataset import ItemSequence
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import head as head_module
 from model_export.encoders import minilm
@@ -39,15 +38,15 @@ from model_export.generators.training import Curve, train_generator
 from model_export.generators.tree import TreeGenerator
 from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
+from model_export.pipeline.run import Run, Say, silent
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
 from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
 
-Say = Callable[[str], None]
 Strips = list[NDArray[np.uint8]]  # of each item [strip, height, width]
-Sequences = list[NDArray[np.int32]]
+Sequences = list[ItemSequence]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Coded:
     collisions: CollisionReport
 
 
-def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = lambda _: None) -> Strips:
+def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = silent) -> Strips:
     spec = config.render
     rendered = [render_text(item_text(item, spec), spec) for item in items]
     num_strips = sum(len(drawn.strips) for drawn in rendered)
@@ -84,9 +83,10 @@ def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = lambda _
     return [drawn.strips for drawn in rendered]
 
 
-def read(items: Sequence[dict[str, Any]], config: RunConfig, cache: StageCache, say: Say) -> Read:
+def read(run: Run) -> Read:
     """Features by the configuration's encoder, of the pictures or, for comparison, of the text itself."""
-    texts = [item_text(item, config.render) for item in items]
+    config, cache = run.config, run.cache
+    texts = [item_text(item, config.render) for item in run.dataset.items]
     if isinstance(config.encoder, MiniLmConfig):
         inputs: tuple[Any, ...] = (texts, {"minilm": minilm.VERSION})
         features = _stage(cache, "text", inputs, lambda: minilm.MiniLm().features(texts))
@@ -103,7 +103,7 @@ def read(items: Sequence[dict[str, Any]], config: RunConfig, cache: StageCache, 
     if not path.exists():
         parts = cache.path("reading", ".parts", *inputs)
         parts.mkdir(exist_ok=True)
-        encoder.read(draw(items, config, say), parts).save(path)
+        encoder.read(draw(run.dataset.items, config, run.say), parts).save(path)
         for part in parts.iterdir():
             part.unlink()
         parts.rmdir()
@@ -113,29 +113,27 @@ def read(items: Sequence[dict[str, Any]], config: RunConfig, cache: StageCache, 
     return Read(_stage(cache, "features", inputs, lambda: pooling.pool(reading)), pooling)
 
 
-def vectors_of(
-    features: NDArray[np.float32], train: Sequences, config: HeadConfig, cache: StageCache, *, seed: int
-) -> tuple[ItemHead, NDArray[np.float32]]:
-    """The head, trained on what was bought close together, and the catalogue's vectors [item, dim]."""
+def vectors_of(run: Run, features: NDArray[np.float32]) -> tuple[ItemHead, NDArray[np.float32]]:
+    """The head, trained on what was bought close together, and the catalog's vectors [item, dim]."""
+    train, config, seed = run.split.train, run.config.head, run.config.seed
     inputs = (features, train, config, seed, {"head": head_module.VERSION})
-    head: ItemHead = _stage(cache, "head", inputs, lambda: train_head(features, train, config, seed))
+    head: ItemHead = _stage(run.cache, "head", inputs, lambda: train_head(features, train, config, seed))
     return head, head.vectors(features)
 
 
-def code(
-    features: NDArray[np.float32], item_ids: Sequence[str], split: Split, config: RunConfig, cache: StageCache
-) -> Coded:
-    """Codes of features [item, feature]: head, quantiser, and the treatment of collisions."""
-    head, vectors = vectors_of(features, split.train, config.head, cache, seed=config.seed)
+def code(run: Run, features: NDArray[np.float32]) -> Coded:
+    """Codes of features [item, feature]: head, quantizer, and the treatment of collisions."""
+    config = run.config
+    head, vectors = vectors_of(run, features)
     collaborative = None
     if isinstance(config.quantizer, LetterConfig):
-        collaborative = collaborative_vectors(len(features), split, config, cache)
+        collaborative = collaborative_vectors(run)
     inputs = (
         vectors, collaborative, config.quantizer, config.sid, config.seed,
         versions.of_quantizer(config.quantizer),
     )  # fmt: skip
     quantizer, report = _stage(
-        cache,
+        run.cache,
         "quantizer",
         inputs,
         lambda: choose_quantizer.train_quantizer(
@@ -149,18 +147,17 @@ def code(
             quantizer.encode(data).numpy(),
             quantizer.latents(data).numpy(),
             [codebook.numpy() for codebook in quantizer.codebooks],
-            item_ids,
+            run.dataset.item_ids,
         )
     return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report)
 
 
-def collaborative_vectors(
-    num_items: int, split: Split, config: RunConfig, cache: StageCache
-) -> NDArray[np.float32]:
+def collaborative_vectors(run: Run) -> NDArray[np.float32]:
     """What SASRec learns of each item from the training part: [item, dim], NaN for items not in it."""
-    config = replace(config, generator=SasRecConfig(), training=sasrec_training())
+    num_items = run.dataset.num_items
+    config = replace(run.config, generator=SasRecConfig(), training=sasrec_training())
     spec, codes = SidSpec(levels=(num_items,)), codes_of_items(num_items)
-    generator = generate(codes, spec, split, config, cache).generator
+    generator = generate(replace(run, config=config), codes, spec).generator
     assert isinstance(generator, SasRecGenerator)
     found = generator.item_embeddings()
     return np.where(found.is_learnt[:, None], found.vectors, np.nan).astype(np.float32)
@@ -172,19 +169,12 @@ class Generated(NamedTuple):
 
 
 def generate(
-    codes: NDArray[np.int64],
-    spec: SidSpec,
-    split: Split,
-    config: RunConfig,
-    cache: StageCache,
-    *,
-    vectors: NDArray[np.float32] | None = None,
+    run: Run, codes: NDArray[np.int64], spec: SidSpec, *, vectors: NDArray[np.float32] | None = None
 ) -> Generated:
-    """Train the configuration's generator on codes [item, level]; `vectors` [item, dim] are what it may start
-    from.
-    """
+    """Train the configuration's generator on codes [item, level]. It may start from `vectors` [item, dim]."""
+    split, config, cache = run.split, run.config, run.cache
     torch.manual_seed(config.seed)
-    generator = make_generator(codes, spec, split.train, config, vectors)
+    generator = make_generator(config, codes, spec, split.train, vectors)
     inputs = (
         codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
         config.history_length, config.seed, versions.of_generator(config.generator),
@@ -209,10 +199,10 @@ def generate(
 
 
 def make_generator(
+    config: RunConfig,
     codes: NDArray[np.int64],
     spec: SidSpec,
     train: Sequences,
-    config: RunConfig,
     vectors: NDArray[np.float32] | None = None,
 ) -> Generator:
     """An untrained generator of the configuration. Seed torch before."""

@@ -59,7 +59,6 @@ class EpochStats:
 @dataclass(frozen=True)
 class QuantizerReport:
     history: tuple[EpochStats, ...]  # one an epoch where there are any; the last is the result
-    explained_variance: float  # of the vectors, as the quantiser scales them, by their reconstruction
 
 
 def measure(epoch: int, loss: float, codes: Tensor, spec: SidSpec, num_revived: int = 0) -> EpochStats:

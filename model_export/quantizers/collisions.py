@@ -46,10 +46,6 @@ class CollisionReport:
     missing_rate_after: float
     distance_increase: float  # squared latent distance, summed over all reassigned items
 
-    @property
-    def mean_distance_increase(self) -> float:
-        return self.distance_increase / max(self.num_reassigned, 1)
-
     def summary(self) -> str:
         """In words, for a person."""
         text = (

@@ -74,9 +74,8 @@ def train_rq_kmeans(
             _fit_level(model, level, residual, config, seed)
             codebook = model.codebooks[level]
             residual = residual - codebook[nearest(residual, codebook, model.prices[level])]
-    unexplained, variance = residual.square().mean(), (data - data.mean(dim=0)).square().mean()
-    stats = measure(1, float(unexplained), encode_all(model, data), spec)
-    return model, QuantizerReport((stats,), float(1 - unexplained / variance) if variance > 0 else 1.0)
+    stats = measure(1, float(residual.square().mean()), encode_all(model, data), spec)
+    return model, QuantizerReport((stats,))
 
 
 def _fit_level(model: RqKMeans, level: int, residual: Tensor, config: RqKMeansConfig, seed: int) -> None:

@@ -151,10 +151,7 @@ def fit_rq_vae(
         _kmeans_init(model, data, seed)
         history = _train(model, data, config, loss_of(model, data), name, progress)
     model.eval().requires_grad_(False)
-    inputs = model.standardise(data)
-    unexplained = F.mse_loss(model.standardise(model.decode(encode_all(model, data))), inputs)
-    variance = inputs.square().mean()
-    return model, QuantizerReport(tuple(history), float(1 - unexplained / variance) if variance > 0 else 1.0)
+    return model, QuantizerReport(tuple(history))
 
 
 def _train(

@@ -102,12 +102,6 @@ def load(folder: Path, dataset: str, name: str, seed: int) -> CellResult | None:
     return _read(path) if path.exists() else None
 
 
-def load_all(folder: Path) -> list[CellResult]:
-    """Every stored cell, by dataset, name and seed."""
-    found = [_read(path) for path in folder.glob("*/*.json")]
-    return sorted(found, key=lambda cell: (cell.dataset, cell.name, cell.seed))
-
-
 def _read(path: Path) -> CellResult:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

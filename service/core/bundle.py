@@ -15,7 +15,7 @@ from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
-FORMAT_VERSION = 2  # 2: the recommender reads rows of bits, and a width for each level
+FORMAT_VERSION: Literal[2] = 2  # 2: the recommender reads rows of bits, and a width for each level
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
