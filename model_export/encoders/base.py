@@ -6,7 +6,7 @@ The body is slow and fixed, so it runs once over a catalogue and leaves a Readin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,6 +16,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 # Items pooled at once from a Reading: bounds the memory of the largest intermediate.
 ITEMS_PER_CHUNK = 64
@@ -85,6 +86,33 @@ class Pooling(nn.Module, ABC):
             frames = torch.from_numpy(part.frames.astype(np.float32))  # [frame, dim]
             rows.append(self.features(frames, torch.from_numpy(part.item_of_frame()), part.num_items).numpy())
         return np.concatenate(rows) if rows else np.zeros((0, self.feature_dim), np.float32)
+
+
+def item_of_strip(strip: Tensor, first_strip: Tensor) -> Tensor:
+    """Which item each of the strips [any] belongs to, from the first strip of each item [item]: [any]."""
+    return (strip[:, None] >= first_strip).sum(dim=1) - 1
+
+
+def read_in_parts(
+    strips: Sequence[NDArray[np.uint8]],
+    items_per_part: int,
+    parts: Path | None,
+    read: Callable[[Sequence[NDArray[np.uint8]], tqdm], Reading],
+) -> Reading:
+    """Read items part by part, with a progress bar. What lies in the folder `parts` is not read again."""
+    found = []
+    with tqdm(total=sum(map(len, strips)), desc="Reading items", unit="strip", mininterval=1.0) as progress:
+        for start in range(0, len(strips), items_per_part):
+            path = parts / f"items_{start:08d}.npz" if parts else None
+            items = strips[start : start + items_per_part]
+            if path and path.is_file():
+                found.append(Reading.load(path))
+                progress.update(sum(map(len, items)))
+                continue
+            found.append(read(items, progress))
+            if path:
+                found[-1].save(path)
+    return Reading.join(found)
 
 
 class Encoder(ABC):

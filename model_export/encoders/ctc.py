@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export.encoders.base import Encoder, Reading
+from model_export.encoders.base import Encoder, Reading, read_in_parts
 from model_export.encoders.visual_words import inked_frames
 from service.core.bundle import RenderSpec
 from service.errors import GlyphrecError
@@ -52,20 +52,9 @@ class CtcEncoder(Encoder):
 
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
         gate = self._gate(strips, parts)
-        found = []
-        num_strips = sum(map(len, strips))
-        with tqdm(total=num_strips, desc="Reading items", unit="strip", mininterval=1.0) as progress:
-            for start in range(0, len(strips), ITEMS_PER_PART):
-                path = parts / f"items_{start:08d}.npz" if parts else None
-                items = strips[start : start + ITEMS_PER_PART]
-                if path and path.is_file():
-                    found.append(Reading.load(path))
-                    progress.update(sum(map(len, items)))
-                    continue
-                found.append(self.read_items(items, gate, progress))
-                if path:
-                    found[-1].save(path)
-        return Reading.join(found)
+        return read_in_parts(
+            strips, ITEMS_PER_PART, parts, lambda items, progress: self.read_items(items, gate, progress)
+        )
 
     def transcribe(self, strips: NDArray[np.uint8]) -> list[str]:
         """Read strips aloud, by CTC's rule. A check on the rendering, not part of the encoder."""

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.preprocessing import normalize
+from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from model_export.configs import PpOcrConfig
-from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.base import Pooling, Reading, item_of_strip
+from model_export.encoders.tf_idf import MIN_SPREAD, TfIdf, fit_tf_idf
 from service.errors import GlyphrecError
 
 PAPER = 255
@@ -25,7 +25,6 @@ KMEANS_PASSES = 3
 KMEANS_BATCH = 8192  # windows
 MAX_FIT_WINDOWS = 300_000
 STATS_WEIGHT = 0.5  # beside the words; both are of length 1
-MIN_SPREAD = 1e-2  # of the widest axis; whitening a narrower one would blow up rounding
 WINDOWS_PER_WORD = 4  # at the least, or a word is a single window
 
 
@@ -87,7 +86,7 @@ class VisualWords(Pooling):
         strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
         # A Reading stores float16; rounding here as well makes the graph see what the words were fitted to.
         spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
-        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
+        item = item_of_strip(strip, first_strip)  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
     def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
@@ -189,19 +188,11 @@ def _fit_centroids(
     return result
 
 
-def _fit_tf_idf(
-    word: NDArray[np.int64], sample: Reading, num_words: int, word_dim: int, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Words [spike] of the sample -> idf [word], and the SVD's basis [word, word_dim] of the TF-IDF table."""
+def _fit_tf_idf(word: NDArray[np.int64], sample: Reading, num_words: int, word_dim: int, seed: int) -> TfIdf:
+    """Of the words [spike] of the sample."""
     num_items = sample.num_items
     ones = np.ones(len(word), np.float32)
     counts = csr_matrix((ones, (sample.item_of_frame(), word)), shape=(num_items, num_words))
     counts.sum_duplicates()
     items_with = np.bincount(counts.indices, minlength=num_words)  # [word]
-    idf = (np.log((1 + num_items) / (1 + items_with)) + 1).astype(np.float32)
-    weights = normalize(counts.log1p().multiply(idf).tocsr())  # [item, word]
-    dim = max(1, min(word_dim, num_items - 1, num_words - 1))
-    svd = TruncatedSVD(dim, random_state=seed).fit(weights)
-    # Whitened: otherwise the words that nearly all items share outweigh those that tell them apart.
-    scale = svd.singular_values_.clip(min=MIN_SPREAD * svd.singular_values_[0])
-    return idf, svd.components_.T * (svd.singular_values_[0] / scale)
+    return fit_tf_idf(counts, items_with, num_items, word_dim, seed)

@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
-from sklearn.decomposition import TruncatedSVD
-from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.configs import CompactConfig
-from model_export.encoders.base import ITEMS_PER_CHUNK, Pooling, Reading
+from model_export.encoders.base import ITEMS_PER_CHUNK, Pooling, Reading, item_of_strip
 from model_export.encoders.ctc import BLANK
-from model_export.encoders.visual_words import MIN_SPREAD, inked_frames
+from model_export.encoders.tf_idf import fit_tf_idf
+from model_export.encoders.visual_words import inked_frames
 from service.errors import GlyphrecError
 
 LENGTHS = (3, 4)  # of the runs, in letters
@@ -75,7 +74,7 @@ class LetterGrams(Pooling):
         strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
         # A Reading stores float16; rounding here as well makes the graph see what the grams were fitted to.
         spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
-        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
+        item = item_of_strip(strip, first_strip)  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
     def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
@@ -122,13 +121,7 @@ def fit_letter_grams(
     kept = np.sort(kept[enough[kept]])  # [gram]
     row_of = np.zeros(NUM_BUCKETS, np.int64)
     row_of[kept] = np.arange(1, len(kept) + 1)
-    idf = (np.log((1 + num_items) / (1 + items_with[kept])) + 1).astype(np.float32)
-    weights = normalize(counts[:, kept].log1p().multiply(idf).tocsr())  # [item, gram]
-    dim = max(1, min(config.feature_dim, num_items - 1, len(kept) - 1))
-    svd = TruncatedSVD(dim, random_state=seed).fit(weights)
-    # Whitened: otherwise the grams that nearly all items share outweigh those that tell them apart.
-    scale = svd.singular_values_.clip(min=MIN_SPREAD * svd.singular_values_[0])
-    basis = svd.components_.T * (svd.singular_values_[0] / scale)
+    idf, basis = fit_tf_idf(counts[:, kept], items_with[kept], num_items, config.feature_dim, seed)
     return LetterGrams(classifier=classifier, symbol_of=symbol_of, row_of=row_of, idf=idf, basis=basis)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model_export.configs import HubEncoderConfig
-from model_export.encoders.base import Encoder, Reading
+from model_export.encoders.base import Encoder, Reading, read_in_parts
 from model_export.encoders.hub.mean_pooling import MeanPooling
 from model_export.encoders.hub.pixels import Pixels
 from model_export.onnx_graphs import to_onnx
@@ -101,21 +101,7 @@ class HubEncoder(Encoder):
 
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
         self.reader.to("cuda" if torch.cuda.is_available() else "cpu")
-        found = []
-        with tqdm(
-            total=sum(map(len, strips)), desc="Reading items", unit="strip", mininterval=1.0
-        ) as progress:
-            for start in range(0, len(strips), ITEMS_PER_PART):
-                path = parts / f"items_{start:08d}.npz" if parts else None
-                items = strips[start : start + ITEMS_PER_PART]
-                if path and path.is_file():
-                    found.append(Reading.load(path))
-                    progress.update(sum(map(len, items)))
-                    continue
-                found.append(self._read_items(items, progress))
-                if path:
-                    found[-1].save(path)
-        return Reading.join(found)
+        return read_in_parts(strips, ITEMS_PER_PART, parts, self._read_items)
 
     def fit(self, reading: Reading) -> MeanPooling:
         return MeanPooling.fit(reading)

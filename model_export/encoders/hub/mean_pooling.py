@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.base import Pooling, Reading, item_of_strip
 
 MIN_SPREAD = 1e-2  # of the widest dimension; standardising a narrower one would blow up rounding
 
@@ -38,7 +38,7 @@ class MeanPooling(Pooling):
 
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
         strip = torch.arange(strips.shape[0])
-        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [strip]
+        item = item_of_strip(strip, first_strip)  # [strip]
         item = item[:, None].expand(-1, frames.shape[1]).flatten()  # [strip * frame]
         # A Reading stores float16; rounding here as well makes the graph see what was fitted to.
         kept = frames.flatten(0, 1).to(torch.float16).to(torch.float32)  # [strip * frame, dim]
