@@ -10,6 +10,8 @@ from model_export.study.summary import gains, hits, of_segment, study_json
 
 MISS = 10
 
+MADE_WITH = {"baselines": 2, "ranks": 1, "tree": 1}
+
 
 def cell(name: str, excluded, included=None, *, seed: int = 0, dataset: str = "shop", **more) -> CellResult:
     ranks = np.array(excluded, dtype=np.uint8)
@@ -20,7 +22,7 @@ def cell(name: str, excluded, included=None, *, seed: int = 0, dataset: str = "s
         ("headline",),
         seed,
         "k" * 16,
-        "m" * 16,
+        MADE_WITH,
         ranks,
         ranks if included is None else np.array(included, dtype=np.uint8),
         **more,
@@ -105,7 +107,9 @@ def test_one_seed_has_no_spread_and_no_default_no_differences():
 
 def test_codes_stand_beside_items_and_cells_without_users_have_figures_only():
     codes = np.array([0, MISS], dtype=np.uint8)
-    figures_only = CellResult("shop", "cold", "Cold", ("cold",), 0, "k", "m", figures={"cold_hit@10": 0.125})
+    figures_only = CellResult(
+        "shop", "cold", "Cold", ("cold",), 0, "k", MADE_WITH, figures={"cold_hit@10": 0.125}
+    )
     found = study_json([cell("default", [MISS, MISS], code_ranks=codes), figures_only])["shop"]
     assert found["default"]["code_hit@10"] == 0.5
     assert found["default"]["item_hit@10"] == 0
