@@ -26,8 +26,8 @@ class ItemHead(nn.Module):
     def __init__(self, *, feature_dim: int, config: HeadConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(feature_dim, config.vector_dim, bias=False)
-        last = nn.Linear(config.hidden_dim, config.vector_dim)
         hidden = nn.Linear(feature_dim, config.hidden_dim)
+        last = nn.Linear(config.hidden_dim, config.vector_dim)
         self.mlp = nn.Sequential(
             nn.Dropout(config.dropout), hidden, nn.GELU(), nn.Dropout(config.dropout), last
         )

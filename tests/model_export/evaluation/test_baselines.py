@@ -8,8 +8,8 @@ import pytest
 
 from model_export.data.splits import Targets, leave_one_out
 from model_export.data.tables import read_dataset
-from model_export.evaluation.baselines import FILLER, Markov, Neighbours, Popularity
-from model_export.evaluation.metrics import recall_at
+from model_export.evaluation.baselines import Markov, Neighbours, Popularity
+from model_export.evaluation.metrics import NO_ITEM, recall_at
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -24,7 +24,7 @@ TRAIN = sequences_of([0, 1, 2], [0, 1, 3], [4, 1, 3], [0, 5])
 def test_popularity_ranks_by_count_then_by_who_was_seen_first():
     ranked = Popularity().fit(TRAIN, 7).rank(sequences_of([], [1, 3]), 7)
     assert ranked.dtype == np.int32
-    assert ranked.tolist() == [[0, 1, 3, 2, 4, 5, 6], [0, 2, 4, 5, 6, FILLER, FILLER]]
+    assert ranked.tolist() == [[0, 1, 3, 2, 4, 5, 6], [0, 2, 4, 5, 6, NO_ITEM, NO_ITEM]]
 
 
 def test_markov_ranks_what_followed_the_last_item_then_the_popular():
@@ -53,8 +53,8 @@ def test_ties_by_popularity_put_the_more_popular_successor_first():
 
 def test_a_baseline_without_training_data_ranks_by_index():
     for baseline in (Popularity(), Markov()):
-        assert baseline.fit(sequences_of([2]), 3).rank(sequences_of([1]), 3).tolist() == [[2, 0, FILLER]]
-        assert baseline.fit([], 3).rank(sequences_of([1]), 3).tolist() == [[0, 2, FILLER]]
+        assert baseline.fit(sequences_of([2]), 3).rank(sequences_of([1]), 3).tolist() == [[2, 0, NO_ITEM]]
+        assert baseline.fit([], 3).rank(sequences_of([1]), 3).tolist() == [[0, 2, NO_ITEM]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -74,7 +74,7 @@ def test_markov_equals_counting_by_hand(seed):
         order = [item for item, _ in followed[history[-1]].most_common()] if len(history) else []
         order += [item for item, _ in popular.most_common()] + list(range(num_items))
         expected = [item for item in dict.fromkeys(order) if item not in history.tolist()][:10]
-        assert row == expected + [FILLER] * (10 - len(expected))
+        assert row == expected + [NO_ITEM] * (10 - len(expected))
 
 
 # Their lengths do not count.
@@ -106,7 +106,7 @@ def test_neighbours_equal_a_sort_of_all_cosines(decay, exclude):
     for history, row in zip(histories, ranked.tolist(), strict=True):
         score = sum(decay**age * (unit @ unit[item]) for age, item in enumerate(history[::-1]))
         order = [item for item in np.argsort(-score) if not (exclude and item in history)][:25]
-        assert row == order + [FILLER] * (25 - len(order))
+        assert row == order + [NO_ITEM] * (25 - len(order))
 
 
 @pytest.mark.parametrize("newest_counts", [True, False])

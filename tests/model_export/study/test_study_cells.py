@@ -17,7 +17,7 @@ def cell(name: str = "default", seed: int = 0, **changes) -> CellResult:
         "label": "The default – ours",
         "groups": ("headline", "encoders"),
         "key": "0123456789abcdef",
-        "made_with": "fedcba9876543210",
+        "made_with": {"drawing": 1, "tree": 2},
         "ranks_excluded": RANKS,
         "ranks_included": RANKS[::-1].copy(),
         "code_ranks": None,
@@ -40,7 +40,7 @@ def test_a_cell_comes_back_as_it_was_saved(tmp_path):
 def test_what_is_not_there_is_none_and_a_cell_without_users_is_a_cell(tmp_path):
     assert load(tmp_path, "shop", "default", 0) is None
     assert stored_cells(tmp_path) == []
-    figures_only = CellResult("shop", "typos", "Typos", ("robustness",), 0, "k" * 16, "m" * 16)
+    figures_only = CellResult("shop", "typos", "Typos", ("robustness",), 0, "k" * 16, {"robustness": 1})
     save(tmp_path, figures_only)
     found = load(tmp_path, "shop", "typos", 0)
     assert len(found.ranks_excluded) == 0

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from model_export.evaluation.metrics import gains_at, hits_at
+from model_export.evaluation.metrics import gains_at, gains_of_ranks, hits_at, hits_of_ranks
 from model_export.evaluation.statistics import intervals
 from model_export.study.cells import CellResult
-from model_export.study.summary import gains, hits, of_segment, study_json
+from model_export.study.summary import of_segment, study_json
 
 MISS = 10
+
+MADE_WITH = {"baselines": 2, "ranks": 1, "tree": 1}
 
 
 def cell(name: str, excluded, included=None, *, seed: int = 0, dataset: str = "shop", **more) -> CellResult:
@@ -20,7 +22,7 @@ def cell(name: str, excluded, included=None, *, seed: int = 0, dataset: str = "s
         ("headline",),
         seed,
         "k" * 16,
-        "m" * 16,
+        MADE_WITH,
         ranks,
         ranks if included is None else np.array(included, dtype=np.uint8),
         **more,
@@ -36,8 +38,8 @@ def test_ranks_give_what_rankings_give():
     ranks = np.arange(11, dtype=np.uint8)
     ranked = np.tile(np.arange(10), (11, 1))
     for k in (5, 10):
-        assert hits(ranks, k).tolist() == hits_at(ranked, ranks, k).tolist()
-        assert gains(ranks, k) == pytest.approx(gains_at(ranked, ranks, k))
+        assert hits_of_ranks(ranks, k).tolist() == hits_at(ranked, ranks, k).tolist()
+        assert gains_of_ranks(ranks, k) == pytest.approx(gains_at(ranked, ranks, k))
 
 
 def test_a_cell_counted_by_hand():
@@ -105,7 +107,9 @@ def test_one_seed_has_no_spread_and_no_default_no_differences():
 
 def test_codes_stand_beside_items_and_cells_without_users_have_figures_only():
     codes = np.array([0, MISS], dtype=np.uint8)
-    figures_only = CellResult("shop", "cold", "Cold", ("cold",), 0, "k", "m", figures={"cold_hit@10": 0.125})
+    figures_only = CellResult(
+        "shop", "cold", "Cold", ("cold",), 0, "k", MADE_WITH, figures={"cold_hit@10": 0.125}
+    )
     found = study_json([cell("default", [MISS, MISS], code_ranks=codes), figures_only])["shop"]
     assert found["default"]["code_hit@10"] == 0.5
     assert found["default"]["item_hit@10"] == 0
