@@ -53,19 +53,21 @@ def _feed(digest: Any, value: Any) -> None:
         case BaseModel():
             digest.update(value.model_dump_json().encode())
         case list() | tuple():
-            digest.update(str(len(value)).encode())
             for part in value:
                 _feed(digest, part)
-        case dict():
-            _feed(digest, sorted(value.items()))
         case Path():
             with value.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         case None | bool() | int() | float() | str():
             digest.update(json.dumps(value).encode())
+        case dict():
+            for part in value.values():  # refuses what is no value
+                _feed(hashlib.sha256(), part)
+            digest.update(json.dumps(value, sort_keys=True).encode())
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             for field in dataclasses.fields(value):
-                _feed(digest, (field.name, getattr(value, field.name)))
+                _feed(hashlib.sha256(), getattr(value, field.name))
+            digest.update(repr(value).encode())  # the study's cells hold keys that are made so
         case _:
             raise TypeError(
                 f"{value!r} cannot be part of a key, as nothing says when two of {type(value).__name__} are "

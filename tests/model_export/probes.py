@@ -279,7 +279,7 @@ class _Graph(NamedTuple):
 
 @contextmanager
 def _exported() -> Iterator[_Graph]:
-    history = np.stack([CODES[[1, 2, 3]], CODES[[9, 8, 7]]])  # [batch, position, level]
+    history = np.stack([CODES[[1, 2, 3]], CODES[[9, 7, 8]]])  # [batch, position, level]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recommender.onnx"
         graph = recommender.export_recommender(
