@@ -47,7 +47,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def add_export(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
-        "export", help="train on a catalogue and its interactions, and write a bundle"
+        "export", help="train on a catalog and its interactions, and write a bundle"
     )
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument(
@@ -108,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def add_study(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
-        "study", help="compare encoders, quantisers, generators and baselines; write the report"
+        "study", help="compare encoders, quantizers, generators and baselines; write the report"
     )
     parser.add_argument("--data", action="append", required=True, help=f"{DATA_HELP}. Once for each data set")
     parser.add_argument(

@@ -81,7 +81,7 @@ def _check_servable(config: RunConfig) -> None:
     elif isinstance(config.generator, SasRecConfig):
         reason = "its generator knows no Semantic IDs"
     elif config.collisions == "suffix":
-        reason = "a suffix numbers the items of one catalogue, so a new item could have none"
+        reason = "a suffix numbers the items of one catalog, so a new item could have none"
     else:
         return
     raise GlyphrecError(

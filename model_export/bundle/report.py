@@ -62,8 +62,8 @@ def write_report(
         "",
         table(figures),
         "",
-        "Where a source lists one day's purchases in catalogue order, as the Amazon sets do, part of every "
-        "next-item figure is an artefact of that order.",
+        "Where a source lists one day's purchases in catalog order, as the Amazon sets do, part of every "
+        "next-item figure is an artifact of that order.",
         "",
         "## Codes",
         "",
@@ -117,7 +117,7 @@ def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[
 
 
 def draw_page(items: Sequence[NDArray[np.uint8]], scale: int = 3) -> Image.Image:
-    """Strips of several items under each other, enlarged without smoothing, a grey line between items."""
+    """Strips of several items under each other, enlarged without smoothing, a gray line between items."""
     width = items[0].shape[2]
     rule = np.full((1, width), 160, dtype=np.uint8)
     rows = [row for strips in items for row in (*strips, rule)]

@@ -1,6 +1,6 @@
 """The tokenizer graph: pixels -> codes and vector, in one file.
 
-strips --body (ONNX as it came)--> frames --pooling, head, quantiser (exported from torch)--> codes, vector
+strips --body (ONNX as it came)--> frames --pooling, head, quantizer (exported from torch)--> codes, vector
 """
 
 from collections.abc import Sequence

@@ -193,7 +193,7 @@ def _write_graphs(
 
 
 def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
-    """The catalogue with its codes, one JSON object a line; popularity counts the training part."""
+    """The catalog with its codes, one JSON object a line; popularity counts the training part."""
     popularity = np.bincount(np.concatenate(run.split.train), minlength=run.dataset.num_items)
     with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         for place, item in enumerate(run.dataset.items):

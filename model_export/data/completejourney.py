@@ -4,7 +4,7 @@ A product is known by attributes only, so products with the same attributes are 
 as in "Frzn bagged vegetables - plain 16 oz". (The manufacturer is a bare number; nobody reads it off a
 shelf.) An item is kept when at least MIN_HOUSEHOLDS households bought it. A household's sequence is its
 first purchase of each item, so that the next item is always new to it. All lines of a basket have one
-time, and the table lists them in catalogue order; events.py orders them by a hash instead.
+time, and the table lists them in catalog order; events.py orders them by a hash instead.
 
 Left out, and counted: lines with quantity 0, lines of products that the product table lacks or does not
 describe, and what is no good on a shelf (fuel, coupons, deposits, department supplies, "misc sales trans").

@@ -1,7 +1,7 @@
 """Timed events become sequences: who, what, when.
 
 Events of one user at one time have no order of their own. The order in which a source lists them
-(catalogue order, mostly) would be an artefact that a model can learn, so they are ordered by a seeded
+(catalog order, mostly) would be an artifact that a model can learn, so they are ordered by a seeded
 hash of user and item instead: the same on every machine, whatever the order of the source.
 """
 

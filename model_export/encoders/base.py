@@ -2,7 +2,7 @@
 
     strips --body (frozen, ONNX)--> frames --Pooling (fitted, torch)--> features of items
 
-The body is slow and fixed, so it runs once over a catalogue and leaves a Reading; all fitting comes after.
+The body is slow and fixed, so it runs once over a catalog and leaves a Reading; all fitting comes after.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ ITEMS_PER_CHUNK = 64
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read of a catalogue: the frames worth keeping, one item after another."""
+    """What was read of a catalog: the frames worth keeping, one item after another."""
 
     frames: NDArray[np.float16]  # [frame, dim]
     first_frame: NDArray[np.int64]  # [item + 1]; item i holds frames first_frame[i] to first_frame[i + 1]
@@ -79,7 +79,7 @@ class Pooling(nn.Module, ABC):
 
     @torch.no_grad()
     def pool(self, reading: Reading) -> NDArray[np.float32]:
-        """Features [item, feature_dim] of a whole catalogue that was read."""
+        """Features [item, feature_dim] of a whole catalog that was read."""
         rows = []
         for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
             part = reading.of_items(start, min(start + ITEMS_PER_CHUNK, reading.num_items))
@@ -120,7 +120,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
-        """Read a catalogue: strips [strip, height, width] of each item. The slow step; shows its progress.
+        """Read a catalog: strips [strip, height, width] of each item. The slow step; shows its progress.
 
         With a folder `parts`, finished pieces stay there and an interrupted call goes on where it stopped.
         The caller names the folder after its inputs and deletes it.

@@ -1,6 +1,6 @@
-"""What recognisers trained with CTC share: they give a letter or a blank for every frame of a line.
+"""What recognizers trained with CTC share: they give a letter or a blank for every frame of a line.
 
-A *spike* is a frame in which the recogniser sees a letter that the frame before did not show. Only spikes are
+A *spike* is a frame in which the recognizer sees a letter that the frame before did not show. Only spikes are
 kept of what was read.
 """
 

@@ -44,7 +44,7 @@ class ItemHead(nn.Module):
 
     @torch.no_grad()
     def vectors(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vectors [item, vector_dim] of a whole catalogue."""
+        """The vectors [item, vector_dim] of a whole catalog."""
         result: NDArray[np.float32] = self.eval()(torch.from_numpy(features)).numpy()
         return result
 

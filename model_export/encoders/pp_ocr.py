@@ -1,4 +1,4 @@
-"""PP-OCRv6's recogniser (PaddleOCR, Apache-2.0) as the encoder's body, cut before its CTC classifier.
+"""PP-OCRv6's recognizer (PaddleOCR, Apache-2.0) as the encoder's body, cut before its CTC classifier.
 
 That classifier is nearly half of all weights (120 x 18,710). A linear gate, fitted to which frames it finds
 to be spikes, takes its place, and visual words tell the frames apart.
@@ -40,7 +40,7 @@ IR_VERSION = 10
 
 
 def model_file() -> Path:
-    """The recogniser inside the rapidocr wheel, which is used as a folder of files and never imported."""
+    """The recognizer inside the rapidocr wheel, which is used as a folder of files and never imported."""
     spec = find_spec("rapidocr")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "models" / MODEL_FILE
@@ -100,13 +100,13 @@ class PpOcr(CtcEncoder):
 
 
 def _cut(outputs: list[str]) -> onnx.ModelProto:
-    """The recogniser up to `outputs`, brought to OPSET."""
+    """The recognizer up to `outputs`, brought to OPSET."""
     model = Extractor(onnx.load(model_file())).extract_model([PIXELS], outputs)
     return version_converter.convert_version(model, OPSET)
 
 
 def _from_strips(model: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:
-    """Put the way from `strips` to the recogniser's pixels in front, and name its first output `frames`.
+    """Put the way from `strips` to the recognizer's pixels in front, and name its first output `frames`.
 
     Linear interpolation reads as well as cubic and is cheaper. The width is fixed, because the squeeze-excite
     blocks average over it: the same letters on a wider strip would give other frames.

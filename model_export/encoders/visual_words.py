@@ -139,7 +139,7 @@ def spike_stats(frames: Tensor, item: Tensor, num_items: int) -> Tensor:
 
 
 def fit_visual_words(reading: Reading, config: PpOcrConfig, seed: int) -> VisualWords:
-    """Fit every part to a catalogue, one after another. A small catalogue gets fewer words and dimensions."""
+    """Fit every part to a catalog, one after another. A small catalog gets fewer words and dimensions."""
     rng = np.random.default_rng(seed)
     kept = np.sort(rng.permutation(reading.num_items)[: config.max_fit_items])
     sample = Reading.join([reading.of_items(item, item + 1) for item in kept])

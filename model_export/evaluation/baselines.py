@@ -76,7 +76,7 @@ class Markov:
         return _rank(candidates, len(histories), k, exclude_history)
 
 
-class Neighbours:
+class Neighbors:
     """Ranks by cosine with the newest items, each step into the past counting `decay` as much as the one
     before: 0 asks the last item alone.
 

@@ -1,10 +1,10 @@
 """Quality of a bundle, measured on its exported graphs over all test users, beside baselines from the same
 code.
 
-Leave-one-out, the whole catalogue ranked, the user's history excluded, every figure counted in items
+Leave-one-out, the whole catalog ranked, the user's history excluded, every figure counted in items
 (methods: arXiv 2602.02338's protocol without its removal of cold items). In the Amazon sets, purchases of
-one day stand in catalogue order and times are not known: part of every next-item figure there is an
-artefact of that order.
+one day stand in catalog order and times are not known: part of every next-item figure there is an
+artifact of that order.
 """
 
 import gzip
@@ -35,7 +35,7 @@ NEAR_COPIES = 300
 
 
 @dataclass(frozen=True)
-class CatalogueItem:
+class CatalogItem:
     """One line of a bundle's items.jsonl.gz."""
 
     item: dict[str, Any]
@@ -44,17 +44,17 @@ class CatalogueItem:
     popularity: int
 
 
-def read_catalogue(bundle: Bundle) -> list[CatalogueItem]:
+def read_catalog(bundle: Bundle) -> list[CatalogItem]:
     with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return [CatalogueItem(row["item"], tuple(row["codes"]), row["slot"], row["popularity"]) for row in rows]
+    return [CatalogItem(row["item"], tuple(row["codes"]), row["slot"], row["popularity"]) for row in rows]
 
 
 def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
     """The bundle's codes [item, level] of the dataset's items. Raises DataError where the bundle lacks
     some.
     """
-    codes = {row.item["item_id"]: row.codes for row in read_catalogue(bundle)}
+    codes = {row.item["item_id"]: row.codes for row in read_catalog(bundle)}
     missing = [item_id for item_id in dataset.item_ids if item_id not in codes]
     if missing:
         raise DataError(
@@ -138,7 +138,7 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
         found.append(tokenizer.run([strips]).codes[0])
     known = codes_for(bundle, dataset)[chosen]
     shared = shared_levels(np.stack(found), known)
-    # What codes drawn at random from the catalogue would share.
+    # What codes drawn at random from the catalog would share.
     chance = shared_levels(known[rng.permutation(len(known))], known)
     return {
         "near_copies": float(len(chosen)),
@@ -180,7 +180,7 @@ def table(figures: dict[str, float]) -> str:
     ]
     if "near_copies" in figures:
         lines.append(
-            f"Of {figures['near_copies']:.0f} unseen near copies (another number or colour), "
+            f"Of {figures['near_copies']:.0f} unseen near copies (another number or color), "
             f"{figures['near_copy_first_code']:.1%} got the first code of their original and "
             f"{figures['near_copy_two_codes']:.1%} the first two "
             f"(random pairs of items share the first: {figures['near_copy_first_code_by_chance']:.1%})."

@@ -27,7 +27,7 @@ class Generator(nn.Module, ABC):
     """Reads a history and scores, level by level, the next code given the codes so far.
 
     Scores are log-probabilities over the codes of the level, dead or alive, or sums of several such. So the
-    score of an item depends neither on the filter nor on the rest of the catalogue, and never rises along a
+    score of an item depends neither on the filter nor on the rest of the catalog, and never rises along a
     path: that of a prefix bounds all of its completions.
     """
 

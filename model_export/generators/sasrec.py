@@ -3,7 +3,7 @@
 It knows no Semantic IDs: as a generator its one level has a code for each item, so the loop, the search and
 the ranking that serve the others serve it. Blocks are the paper's, x + dropout(f(norm(x))), and so are the
 learnt places, counted from the newest item, and the item embeddings shared by input and output. Instead of
-one sampled negative it learns from cross-entropy over the whole catalogue, without which it is a weak
+one sampled negative it learns from cross-entropy over the whole catalog, without which it is a weak
 baseline (methods §0.2).
 """
 

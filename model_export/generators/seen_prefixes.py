@@ -4,8 +4,8 @@ Rows 1..n of a level are its seen prefixes in trie order, so the children of one
 rows; row 0 stands for every prefix never seen, and its embedding is zero. What a parent's children are is
 kept in one of two ways. Where they are most of what there is, a table says the row of every code, and
 something about all rows is one product. Where they are few among many rows, the children of a parent are
-gathered and nothing else is touched: the deep levels of large catalogues. Either is fixed by the training
-data, never by the catalogue that is served.
+gathered and nothing else is touched: the deep levels of large catalogs. Either is fixed by the training
+data, never by the catalog that is served.
 """
 
 from typing import Any

@@ -64,7 +64,7 @@ class TigerState(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias. Spelt out, as opset 20 has no operator for it."""
+    """T5's layer norm: no mean, no bias. Spelled out, as opset 20 has no operator for it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

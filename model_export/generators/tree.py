@@ -230,9 +230,9 @@ def principal_axes(vectors: NDArray[np.float32], width: int) -> NDArray[np.float
     """vectors [item, dim] -> [item, width]: their widest directions, each row of length 1; zeros where dim or
     the number of items is less.
     """
-    centred = vectors - vectors.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)  # [axis, dim]
+    centered = vectors - vectors.mean(axis=0)
+    _, _, axes = np.linalg.svd(centered, full_matrices=False)  # [axis, dim]
     found = np.zeros((len(vectors), width), np.float32)
-    found[:, : len(axes[:width])] = centred @ axes[:width].T
+    found[:, : len(axes[:width])] = centered @ axes[:width].T
     result: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
     return result

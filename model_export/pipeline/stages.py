@@ -1,6 +1,6 @@
 """From items and purchases to codes and a trained generator: the stages that exports and the study share.
 
-    items ─ draw ─ read ─ pool ─ head ─ quantise ─ codes ─ collisions ─ generator
+    items ─ draw ─ read ─ pool ─ head ─ quantize ─ codes ─ collisions ─ generator
 
 Each stage is kept under a key of its inputs, its configuration and its version, so an interrupted or changed
 run repeats only what must be. Only `Split.train` goes into anything that is fitted; validation users decide
@@ -51,7 +51,7 @@ Sequences = list[ItemSequence]
 
 @dataclass(frozen=True)
 class Read:
-    """What an encoder made of a catalogue."""
+    """What an encoder made of a catalog."""
 
     features: NDArray[np.float32]  # [item, feature]
     pooling: Pooling | None  # None where it read text
@@ -59,13 +59,13 @@ class Read:
 
 @dataclass(frozen=True)
 class Coded:
-    """The catalogue with its codes, and what made them."""
+    """The catalog with its codes, and what made them."""
 
     head: ItemHead
     vectors: NDArray[np.float32]  # [item, dim], of the head
     quantizer: ResidualQuantizer
     quantizer_report: QuantizerReport
-    spec: SidSpec  # of the codes: a suffix is one level more than the quantiser's
+    spec: SidSpec  # of the codes: a suffix is one level more than the quantizer's
     codes: NDArray[np.int64]  # [item, level], collisions treated
     collisions: CollisionReport
 

@@ -2,7 +2,7 @@
 
 Dividing n items among k clusters of floor(n / k) or ceil(n / k) at the least total distance is a transport
 problem. The dual variables of its solution are prices, one a cluster: asking each item, without a look at the
-others, for its cheapest cluster gives the balanced division back. So a balanced quantiser stays a function of
+others, for its cheapest cluster gives the balanced division back. So a balanced quantizer stays a function of
 the vector alone, and a new item joins by the same rule.
 
 Items that are exactly alike cannot be told apart by any price: they stay together, and balance gives way.

@@ -1,4 +1,4 @@
-"""The quantiser that a configuration asks for."""
+"""The quantizer that a configuration asks for."""
 
 from collections.abc import Callable
 

@@ -119,9 +119,9 @@ def reassign_collisions(
 
 
 def assign_slots(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number items that share codes [item, level] 0, 1, 2, … in the order of the catalogue -> slots [item].
+    """Number items that share codes [item, level] 0, 1, 2, … in the order of the catalog -> slots [item].
 
-    The service finds the same slots when it puts the catalogue into a new Redis in that order.
+    The service finds the same slots when it puts the catalog into a new Redis in that order.
     """
     taken: Counter[tuple[int, ...]] = Counter()
     slots = np.zeros(len(codes), dtype=np.int64)

@@ -129,7 +129,7 @@ def in_latent_dim(collaborative: Tensor, latent_dim: int) -> Tensor:
     if collaborative.shape[1] == latent_dim:
         found[known] = collaborative[known]
     elif known.any():
-        centred = collaborative[known] - collaborative[known].mean(dim=0)
-        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:latent_dim]  # [axis, any]
-        found[known] = F.pad(centred @ axes.T, (0, latent_dim - len(axes)))
+        centered = collaborative[known] - collaborative[known].mean(dim=0)
+        axes = torch.linalg.svd(centered, full_matrices=False).Vh[:latent_dim]  # [axis, any]
+        found[known] = F.pad(centered @ axes.T, (0, latent_dim - len(axes)))
     return found

@@ -1,10 +1,10 @@
 """RQ-k-means: the k-means centroids of the vectors, then of what those left over, and so on.
 
-The latents are the vectors as they come, unit vectors from the head: standardising each dimension, as RQ-VAE
+The latents are the vectors as they come, unit vectors from the head: standardizing each dimension, as RQ-VAE
 has to, would weigh directions anew that the head has weighed by what people buy.
 
 Balanced, every code of a level gets the same number of items. The prices that see to it (balanced.py) are
-part of `encode`, so new items are encoded as the catalogue was.
+part of `encode`, so new items are encoded as the catalog was.
 """
 
 import numpy as np
@@ -59,7 +59,7 @@ def train_rq_kmeans(
     config: RqKMeansConfig,
     *,
     seed: int,
-    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantisers train by one signature
+    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers train by one signature
     progress: bool = True,
 ) -> tuple[RqKMeans, QuantizerReport]:
     """Fit codebooks to vectors [item, dim], level by level. Deterministic for a seed on a machine."""

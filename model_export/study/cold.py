@@ -1,6 +1,6 @@
 """Cold items (question 5): some items are taken out of all training and come when everything is trained.
 
-    catalogue ─ remove ─▶ train on the rest ─▶ the cold items come ─▶ how often do their users see them?
+    catalog ─ remove ─▶ train on the rest ─▶ the cold items come ─▶ how often do their users see them?
 
 Pictures are measured where it counts: a bundle is exported, a service runs it, the cold items are posted and
 recommendations asked for over HTTP. No service can run a text encoder, so text goes through the same steps
@@ -112,7 +112,7 @@ def figures_of(removed: Removed, outcome: Outcome, config: RunConfig, *, seed: i
 
 
 def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Removed:
-    """Take `share` of the items out of catalogue and sequences, drawn among those that are a test target.
+    """Take `share` of the items out of catalog and sequences, drawn among those that are a test target.
 
     A cold user's sequence ends before its cold target, so what is trained on is part of the user's history. A
     warm user may be left with so few items that all of them are trained on, the target too: such users are
@@ -170,7 +170,7 @@ def offline(removed: Removed, run: Run) -> Outcome:
     coded = stages.code(run, read.features)
     if coded.spec != config.sid:
         raise GlyphrecError(
-            f"configuration {config.name}: a suffix numbers the items of one catalogue, so a new item could "
+            f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item could "
             "have none. Treat collisions in another way."
         )
     generator = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator

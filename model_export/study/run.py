@@ -15,7 +15,7 @@ from model_export.configs import MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, leave_one_out
 from model_export.evaluation import baselines
-from model_export.evaluation.baselines import Markov, Neighbours, Popularity
+from model_export.evaluation.baselines import Markov, Neighbors, Popularity
 from model_export.evaluation.metrics import codebook_use, collisions, target_ranks
 from model_export.generators.sasrec import codes_of_items
 from model_export.pipeline import stages, versions
@@ -155,14 +155,14 @@ def _count(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
     figures: dict[str, float] = {}
     match cell.counting:
         case "popularity":
-            baseline: Popularity | Markov | Neighbours = Popularity()
+            baseline: Popularity | Markov | Neighbors = Popularity()
         case "markov":
             baseline = Markov()
         case "markov_popular_ties":
             baseline = Markov(ties="popularity")
         case _:
             _, vectors = stages.vectors_of(run, stages.read(run).features)
-            baseline = Neighbours.tuned(vectors, split.train, split.validation)
+            baseline = Neighbors.tuned(vectors, split.train, split.validation)
             figures["decay"] = baseline.decay
     baseline.fit(split.train, dataset.num_items)
     ranks_of = [

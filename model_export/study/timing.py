@@ -78,7 +78,7 @@ def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: 
 
 
 def of_request(run: Run) -> dict[str, float]:
-    """One request at a time through the exported graph, 50 beams, over the catalogue's codes."""
+    """One request at a time through the exported graph, 50 beams, over the catalog's codes."""
     split, config = run.split, run.config
     coded = stages.code(run, stages.read(run).features)
     generator = stages.make_generator(config, coded.codes, coded.spec, split.train, coded.vectors).eval()

@@ -346,7 +346,7 @@ def _evaluate() -> Output:
 
 def _count() -> Output:
     data = split()
-    near = baselines.Neighbours.tuned(vectors(), data.train, data.validation)
+    near = baselines.Neighbors.tuned(vectors(), data.train, data.validation)
     found = {"decay": near.decay}
     for name, baseline in (
         ("popularity", baselines.Popularity()),

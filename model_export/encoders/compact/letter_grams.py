@@ -1,8 +1,8 @@
 """Letter grams: which short runs of letters an item shows, read from frames that a linear layer can spell.
 
-A recogniser's frame is spelt by its own classifier. Of the letters read, capitals, accents and the many
+A recognizer's frame is spelled by its own classifier. Of the letters read, capitals, accents and the many
 dashes and quotes are folded together, so that FRZN and frzn are one; every run of three or four is hashed
-into a bucket; an item is the TF-IDF of its buckets, reduced by an SVD. What a recogniser misreads it mostly
+into a bucket; an item is the TF-IDF of its buckets, reduced by an SVD. What a recognizer misreads it mostly
 misreads alike.
 """
 
@@ -24,9 +24,9 @@ from model_export.encoders.visual_words import inked_frames
 from service.errors import GlyphrecError
 
 LENGTHS = (3, 4)  # of the runs, in letters
-NUM_BUCKETS = 1_048_573  # a prime; enough that hardly any two grams of a catalogue share one
+NUM_BUCKETS = 1_048_573  # a prime; enough that hardly any two grams of a catalog share one
 BASE = 257  # more than there are symbols
-MIN_ITEMS = 3  # that show a gram, or it tells nothing about others; fewer in a catalogue of few items
+MIN_ITEMS = 3  # that show a gram, or it tells nothing about others; fewer in a catalog of few items
 ALIKE = str.maketrans("–—‘’“”•×", "--''\"\"*x")
 
 
@@ -127,7 +127,7 @@ def fit_letter_grams(
 
 @torch.no_grad()
 def _sparse_counts(reading: Reading, classifier: nn.Linear, symbol_of: NDArray[np.int64]) -> list[csr_matrix]:
-    """Counts of all buckets, part by part of the catalogue: [item, bucket] each"""
+    """Counts of all buckets, part by part of the catalog: [item, bucket] each"""
     found = []
     for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
         part = reading.of_items(start, min(start + ITEMS_PER_CHUNK, reading.num_items))

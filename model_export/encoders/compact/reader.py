@@ -44,7 +44,7 @@ ALPHABET = ["", *map(chr, range(0x20, 0x7F)), *LATIN, *SYMBOLS, OTHER]
 
 
 class CompactReader(CtcEncoder):
-    """Its classifier is small and stays in the graph, so what it reads is spelt, and pooled as letters."""
+    """Its classifier is small and stays in the graph, so what it reads is spelled, and pooled as letters."""
 
     alphabet = ALPHABET
 

@@ -54,7 +54,7 @@ def load_vision_model(checkpoint: str) -> nn.Module:
 
 
 def global_geometry(processor: Any, height: int, width: int) -> Geometry:
-    """The whole picture: enlarged until its long side fills the square, grey around it."""
+    """The whole picture: enlarged until its long side fills the square, gray around it."""
     side = processor.size.height if processor.crop_to_patches else processor.tile_size
     scale = side / max(height, width)
     picture = Geometry.of(height, width)

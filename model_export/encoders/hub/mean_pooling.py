@@ -1,6 +1,6 @@
-"""Mean pooling: an item is the mean of its frames, of length 1, then standardised in each dimension.
+"""Mean pooling: an item is the mean of its frames, of length 1, then standardized in each dimension.
 
-For encoders that give one frame a picture. Over the catalogue each dimension has mean 0 and deviation 1.
+For encoders that give one frame a picture. Over the catalog each dimension has mean 0 and deviation 1.
 """
 
 from typing import Self
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from model_export.encoders.base import Pooling, Reading, item_of_strip
 
-MIN_SPREAD = 1e-2  # of the widest dimension; standardising a narrower one would blow up rounding
+MIN_SPREAD = 1e-2  # of the widest dimension; standardizing a narrower one would blow up rounding
 
 
 class MeanPooling(Pooling):

@@ -45,7 +45,7 @@ LINES = (
 
 
 class Nearest(nn.Module):
-    """A quantiser of one level, by direction."""
+    """A quantizer of one level, by direction."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_frames_do_not_depend_on_what_is_read_beside(body):
         np.testing.assert_allclose(together[place], alone, atol=1e-4)
 
 
-def test_it_reads_a_catalogue_and_the_whole_tokenizer_is_one_graph(encoder, body, tmp_path):
+def test_it_reads_a_catalog_and_the_whole_tokenizer_is_one_graph(encoder, body, tmp_path):
     texts = [f"{line}; {other}" for line in LINES for other in LINES]
     items = [render_text(text, SPEC).strips for text in texts]
     reading = encoder.read(items)

@@ -33,7 +33,7 @@ def search(history, num_beams):
 
 
 @pytest.mark.parametrize("exclude", [True, False])
-def test_ranked_items_equal_a_sort_of_the_whole_catalogue(exclude):
+def test_ranked_items_equal_a_sort_of_the_whole_catalog(exclude):
     rng = np.random.default_rng(1)
     histories = [rng.permutation(NUM_ITEMS)[: rng.integers(1, NUM_ITEMS)].astype(np.int32) for _ in range(30)]
     ranker = Ranker(

@@ -38,7 +38,7 @@ def make_tiger(seed: int = 0) -> TigerGenerator:
 
 @pytest.fixture
 def cycle() -> Split:
-    """Everybody walks the catalogue in circles, so the next item is certain."""
+    """Everybody walks the catalog in circles, so the next item is certain."""
     sequences = [(np.arange(9) + start).astype(np.int32) % NUM_ITEMS for start in range(NUM_ITEMS)]
     users = np.arange(len(sequences))
 

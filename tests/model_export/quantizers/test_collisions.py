@@ -154,7 +154,7 @@ def test_no_items_is_no_work():
     assert assign_slots(new).shape == (0,)
 
 
-def test_the_codes_of_a_trained_quantiser_are_reassigned():
+def test_the_codes_of_a_trained_quantizer_are_reassigned():
     vectors = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     vectors[10:20] = vectors[0]  # near copies: identical as far as the encoder sees
     spec = SidSpec(levels=(4, 4, 16))
@@ -171,7 +171,7 @@ def test_the_codes_of_a_trained_quantiser_are_reassigned():
     assert report.num_reassigned == (codes != native).any(1).sum()
 
 
-def test_slots_count_up_among_items_of_the_same_codes_in_the_order_of_the_catalogue():
+def test_slots_count_up_among_items_of_the_same_codes_in_the_order_of_the_catalog():
     codes = np.array([[1, 2], [0, 0], [1, 2], [2, 1], [1, 2], [0, 0]])
     assert assign_slots(codes).tolist() == [0, 0, 1, 0, 2, 1]
 

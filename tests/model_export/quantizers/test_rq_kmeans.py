@@ -27,11 +27,11 @@ def planted(copies: int = 5):
 
 
 def skewed(num_items: int = 640):
-    """Unit vectors of which half lie around one of nine centres."""
+    """Unit vectors of which half lie around one of nine centers."""
     rng = np.random.default_rng(1)
-    centres = rng.normal(size=(9, 12))
+    centers = rng.normal(size=(9, 12))
     near = np.where(rng.random(num_items) < 0.5, 0, rng.integers(1, 9, num_items))
-    vectors = centres[near] + 0.4 * rng.normal(size=(num_items, 12))
+    vectors = centers[near] + 0.4 * rng.normal(size=(num_items, 12))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -87,7 +87,7 @@ def test_balanced_codes_are_even_at_every_level_as_encoded():
     assert all((price == 0).all() for price in plain.prices)
 
 
-def test_new_items_follow_the_prices_of_the_catalogue():
+def test_new_items_follow_the_prices_of_the_catalog():
     vectors = skewed(1280)
     model, _ = fit(vectors[:640], balanced=True)
     held_out = torch.bincount(model.encode(torch.from_numpy(vectors[640:]))[:, 0], minlength=4)

@@ -1,4 +1,4 @@
-"""The quantiser against its definition, on vectors with known clusters, and as an exported graph."""
+"""The quantizer against its definition, on vectors with known clusters, and as an exported graph."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ CONFIG = QuantizerConfig(
 
 
 def clustered(num_items: int, *, num_clusters: int = 8, dim: int = 16, seed: int = 0):
-    """Unit vectors around well separated centres, as item vectors are -> vectors, cluster of each."""
+    """Unit vectors around well separated centers, as item vectors are -> vectors, cluster of each."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(num_clusters, dim))
+    centers = rng.normal(size=(num_clusters, dim))
     cluster = rng.integers(0, num_clusters, size=num_items)
-    vectors = centres[cluster] + 0.3 * rng.normal(size=(num_items, dim))
+    vectors = centers[cluster] + 0.3 * rng.normal(size=(num_items, dim))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), cluster
 
 
@@ -102,7 +102,7 @@ def test_training_uses_the_codes_evenly_and_keeps_clusters_together(trained):
     assert pure * len(np.unique(first)) / len(vectors) > 0.9, "a first code should hold items of one cluster"
 
 
-def test_a_seed_gives_the_same_quantiser_and_leaves_the_callers_randomness_alone(trained):
+def test_a_seed_gives_the_same_quantizer_and_leaves_the_callers_randomness_alone(trained):
     model, _, vectors, _ = trained
     torch.manual_seed(5)
     expected_next = torch.rand(3)

@@ -101,8 +101,8 @@ def test_each_question_has_its_table_and_plot(written, page):
 
 def test_what_the_data_cannot_tell_is_said(page):
     method = section(page, "What is measured")
-    assert "catalogue order" in method
-    assert "artefact" in method
+    assert "catalog order" in method
+    assert "artifact" in method
     assert "glyphrec study" in section(page, "How to reproduce it")
 
 
@@ -132,7 +132,7 @@ def test_a_resolution_without_pixels_and_a_cell_without_costs_are_tables_only(tm
     assert list((tmp_path / "study").iterdir()) == []
 
 
-def test_notes_written_by_hand_are_included_and_a_misspelt_one_is_not_lost(tmp_path):
+def test_notes_written_by_hand_are_included_and_a_misspelled_one_is_not_lost(tmp_path):
     notes = tmp_path / "study" / "notes"
     notes.mkdir(parents=True)
     (notes / "cold.md").write_text("They are found.\n", encoding="utf-8")
