@@ -21,7 +21,8 @@ from model_export.data.splits import leave_one_out
 from model_export.data.tables import read_dataset
 from model_export.evaluation.evaluate import codes_for
 from model_export.evaluation.ranking import ItemsOfCodes, left_padded
-from service.core.bundle import FILLER, RECOMMENDER, beam_widths, load_bundle
+from service.core.bundle import RECOMMENDER, load_bundle
+from service.core.graphs import FILLER, beam_widths
 from service.errors import GlyphrecError
 from service.flows.recommend import widths
 from service.inference.runtime import RecommenderSession

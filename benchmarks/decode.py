@@ -37,7 +37,7 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
-from service.core.bundle import GraphSpec, beam_widths
+from service.core.graphs import GraphSpec, beam_widths
 from service.core.trie import SidTrie
 from service.inference.runtime import Beams, RecommenderSession
 

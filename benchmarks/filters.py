@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, random_codes, spec
 
 from service.catalog.catalog import Catalog
-from service.core.bundle import Sid
 from service.core.filters import Attributes, Filter, Range
+from service.core.sid import Sid
 from service.flows.recommend import Page, Query, Search, recommend_in_batches
 from service.inference.runtime import RecommenderSession
 from service.store.items import TrieEntry

@@ -22,7 +22,8 @@ import httpx
 import numpy as np
 
 from model_export.local_service import local_service
-from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle, beam_widths, load_bundle
+from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle, load_bundle
+from service.core.graphs import beam_widths
 from service.core.render import item_text, render_text
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 
 from service.catalog.catalog import Catalog, hash_of_item
-from service.core.bundle import Codes, SidSpec
 from service.core.filters import DeclaredFields
+from service.core.sid import Codes, SidSpec
 from service.store.client import connect
 from service.store.fsck import check
 from service.store.items import ItemStore, TrieEntry

@@ -23,7 +23,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from work_shapes import BEAMS, HISTORY, NUM_ITEMS, Kind, export_cached, median_ms, random_codes, spec
 
-from service.core.bundle import GraphSpec, beam_widths
+from service.core.graphs import GraphSpec, beam_widths
 from service.core.trie import SidTrie
 from service.inference.runtime import PROVIDER_OPTIONS, RecommenderSession
 

@@ -42,7 +42,8 @@ from model_export import local_service
 from model_export.bundle.recommender import export_recommender
 from model_export.configs import TreeConfig
 from model_export.generators.tree import TreeGenerator
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.core.bundle import (
     ITEMS,
     MANIFEST,
@@ -51,13 +52,12 @@ from service.core.bundle import (
     FileRecord,
     Manifest,
     RenderSpec,
-    SidSpec,
     load_bundle,
-    recommender_graph,
     sha256_of,
-    tokenizer_graph,
 )
+from service.core.graphs import recommender_graph, tokenizer_graph
 from service.core.render import font_sha256
+from service.core.sid import SidSpec
 from service.store.client import connect
 from service.store.items import ItemStore
 from service.store.server import RedisServer, start_server

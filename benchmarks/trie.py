@@ -38,7 +38,8 @@ from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, median_ms, ran
 
 from model_export.generators.beam_search import TrieMask
 from model_export.onnx_graphs import to_onnx
-from service.core.bundle import SidSpec, beam_widths
+from service.core.graphs import beam_widths
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
 

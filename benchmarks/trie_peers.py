@@ -10,7 +10,7 @@ from t5_peer import DictTrie
 from torch import Tensor, nn
 
 from model_export.generators.beam_search import NEG_INF
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 INT_BYTES = 32  # of a key of a dictionary
 

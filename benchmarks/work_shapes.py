@@ -17,7 +17,8 @@ from model_export.configs import TigerConfig, TreeConfig
 from model_export.generators.base import Generator
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
-from service.core.bundle import GraphSpec, SidSpec, recommender_graph
+from service.core.graphs import GraphSpec, recommender_graph
+from service.core.sid import SidSpec
 
 HISTORY = 20
 BEAMS = 50

@@ -12,7 +12,8 @@ from matplotlib.patches import FancyArrowPatch
 
 from model_export.bundle.report import draw_page
 from model_export.evaluation.evaluate import read_catalogue
-from service.core.bundle import FILLER, RECOMMENDER, beam_widths, load_bundle
+from service.core.bundle import RECOMMENDER, load_bundle
+from service.core.graphs import FILLER, beam_widths
 from service.core.render import item_text, render_text
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession

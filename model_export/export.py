@@ -44,12 +44,11 @@ from service.core.bundle import (
     TOKENIZER,
     Bundle,
     FileRecord,
-    GraphSpec,
     Manifest,
-    beam_widths,
     load_bundle,
     sha256_of,
 )
+from service.core.graphs import GraphSpec, beam_widths
 from service.core.render import item_text
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.onnx_graphs import name_dimensions, to_onnx
-from service.core.bundle import FILLER, PADDING, GraphSpec, SidSpec, beam_widths, recommender_graph
+from service.core.graphs import FILLER, PADDING, GraphSpec, beam_widths, recommender_graph
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import ContractMismatch
 from service.inference.runtime import RecommenderSession

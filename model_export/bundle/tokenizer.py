@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from model_export.encoders.base import Pooling
 from model_export.encoders.head import ItemHead
 from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
-from service.core.bundle import GraphSpec, RenderSpec, SidSpec, tokenizer_graph
+from service.core.bundle import RenderSpec
+from service.core.graphs import GraphSpec, tokenizer_graph
+from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer
 

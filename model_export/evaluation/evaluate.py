@@ -22,7 +22,8 @@ from model_export.evaluation.baselines import Markov, Popularity
 from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
 from model_export.evaluation.ranking import ItemsOfCodes, left_padded, rank_items, search_by
-from service.core.bundle import FILLER, ITEMS, RECOMMENDER, TOKENIZER, Bundle, beam_widths
+from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle
+from service.core.graphs import FILLER, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 

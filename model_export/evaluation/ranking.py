@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from service.core.bundle import FILLER, PADDING, SidSpec, beam_widths
+from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.generators.base import Generator
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 from service.core.trie import Tables
 
 NEG_INF = -1e9  # finite, as -inf minus -inf is nan; well below FILLER
@@ -45,7 +45,7 @@ class TrieMask(nn.Module):
     def forward(self, level: int, prefix: Tensor, tables: list[Tensor]) -> Tensor:
         """The children of each prefix [batch, beam] of the level above -> [batch, beam, code]
 
-        tables: those of service.trie.SidTrie, as contract.trie_tables names them.
+        tables: those of service.core.trie.SidTrie, as graphs.trie_tables names them.
         """
         live, row = tables[level], prefix
         if self.is_paged and level == len(self.levels) - 1:
@@ -66,8 +66,8 @@ class BeamSearch(nn.Module):
         """
         history: codes [batch, position, level], PADDING (-1) on the left.
         beams: for each level [beam], of which only the length counts: how many prefixes survive it
-        (contract.beam_widths).
-        tables: those of service.trie.SidTrie.
+        (graphs.beam_widths).
+        tables: those of service.core.trie.SidTrie.
         """
         levels = self.generator.spec.levels
         batch = history.shape[0]

@@ -21,7 +21,7 @@ from model_export.evaluation.metrics import ndcg_at
 from model_export.evaluation.ranking import Found, ItemsOfCodes, rank_items
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
-from service.core.bundle import PADDING, beam_widths
+from service.core.graphs import PADDING, beam_widths
 
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128

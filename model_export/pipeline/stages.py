@@ -49,8 +49,8 @@ from model_export.quantizers import collisions, sinkhorn
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
 from service.core import render
-from service.core.bundle import SidSpec
 from service.core.render import item_text, render_text
+from service.core.sid import SidSpec
 
 Say = Callable[[str], None]
 Strips = list[NDArray[np.uint8]]  # of each item [strip, height, width]

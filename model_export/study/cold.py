@@ -34,8 +34,9 @@ from model_export.pipeline.cache import StageCache
 from model_export.pipeline.stages import Say
 from model_export.study.coding import coder
 from model_export.study.ranks import eager_search
-from service.core.bundle import RECOMMENDER, Bundle, SidSpec
+from service.core.bundle import RECOMMENDER, Bundle
 from service.core.render import item_text
+from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession
 

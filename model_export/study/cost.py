@@ -24,7 +24,8 @@ from model_export.evaluation.evaluate import NUM_BEAMS
 from model_export.evaluation.ranking import ItemsOfCodes, left_padded
 from model_export.pipeline import stages
 from model_export.pipeline.cache import StageCache
-from service.core.bundle import RenderSpec, beam_widths
+from service.core.bundle import RenderSpec
+from service.core.graphs import beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession
 

@@ -13,7 +13,7 @@ from model_export.evaluation.metrics import target_ranks
 from model_export.evaluation.ranking import Found, ItemsOfCodes, Search, left_padded, rank_items
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
-from service.core.bundle import FILLER, beam_widths
+from service.core.graphs import FILLER, beam_widths
 
 K = 10
 BATCH = 128

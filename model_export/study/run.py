@@ -25,7 +25,7 @@ from model_export.study import cells, coding, cold, perturb, ranks, robustness, 
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 NO_RANKS = np.zeros(0, np.uint8)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from service.catalog.catalog import Catalog
-from service.core.bundle import Sid
+from service.core.sid import Sid
 
 
 class Neighbour(NamedTuple):

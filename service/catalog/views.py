@@ -22,8 +22,8 @@ from service.catalog.columns import (
     ValueColumn,
     nothing,
 )
-from service.core.bundle import Codes, SidSpec
 from service.core.filters import Attributes, Equals, FieldKind, Filter, Value, kind_of
+from service.core.sid import Codes, SidSpec
 from service.core.trie import SidTrie
 
 NOWHERE = -1  # the leaf of a place that no item has

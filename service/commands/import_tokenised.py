@@ -18,9 +18,10 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from service.core.bundle import Codes, Manifest, load_bundle
+from service.core.bundle import Manifest, load_bundle
 from service.core.items import check_item
 from service.core.render import content_hash, item_text
+from service.core.sid import Codes
 from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
 from service.lifecycle.seeding import MAX_LINE_BYTES, parse_item
 from service.settings import Settings

@@ -1,4 +1,4 @@
-"""What an export promises and the service checks: Semantic IDs, tensor names, the manifest of a bundle.
+"""The manifest of a bundle: what an export promises and the service checks.
 
 A bundle is a folder, written once and never edited. `load_bundle` verifies every file before anything is
 served.
@@ -6,14 +6,13 @@ served.
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
+from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
 FORMAT_VERSION = 2  # 2: the recommender reads rows of bits, and a width for each level
@@ -23,205 +22,20 @@ TOKENIZER = "tokenizer.onnx"
 RECOMMENDER = "recommender.onnx"
 ITEMS = "items.jsonl.gz"
 
-# A slot travels as two bytes beside the codes, and none is left unused as a mark.
-NUM_SLOTS = 65_535
-# Codes travel as two bytes each in Redis' sorted set.
-MAX_CODES_PER_LEVEL = 65_536
-# Above this the rows of the deepest level are pages, given out on demand (trie.SidTrie).
-MAX_DENSE_BYTES = 2**26
-# The index of the pages has 4 bytes for each parent prefix of the deepest level: 256 MiB at this.
-MAX_PARENTS = 2**26
-
-FILLER = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
 # What a manifest may ask for at most, so that a damaged one asks for no memory that nobody has.
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_HISTORY_LENGTH = 10_000
 MAX_BEAM_LIMIT = 100_000
 
-PADDING = -1  # a history position that holds no item has this in every level
-
 LINE_PX = (8, 64)  # lowest and highest line of text
 
-Codes = tuple[int, ...]
 
-
-class Sid(NamedTuple):
-    """A Semantic ID: codes carry meaning, the slot only tells items with the same codes apart."""
-
-    codes: Codes
-    slot: int
-
-    def __str__(self) -> str:
-        return "-".join(map(str, (*self.codes, self.slot)))
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SidSpec(_Frozen):
-    """How many codes each level has, outermost first: `levels=(64, 64, 32)`."""
-
-    levels: tuple[int, ...] = Field(min_length=1, max_length=8)
-    paged: bool | None = Field(
-        default=None, description="whether the trie's deepest level is paged; null: where it is too large"
-    )
-
-    @field_validator("levels")
-    @classmethod
-    def _levels_fit(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 1 <= codes <= MAX_CODES_PER_LEVEL for codes in levels):
-            raise ValueError(f"each level needs 1 to {MAX_CODES_PER_LEVEL} codes, got {levels}")
-        if math.prod(levels[:-1]) > MAX_PARENTS:
-            raise ValueError(
-                f"{levels} has {math.prod(levels[:-1])} prefixes above the last level; the trie's index "
-                f"holds {MAX_PARENTS}. Use fewer or smaller levels"
-            )
-        return levels
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.levels)
-
-    @property
-    def num_prefixes(self) -> tuple[int, ...]:
-        """How many different prefixes each level has: K1, K1*K2, …"""
-        return tuple(math.prod(self.levels[: level + 1]) for level in range(self.num_levels))
-
-    @property
-    def num_parents(self) -> tuple[int, ...]:
-        """How many different prefixes lead to each level: 1, K1, K1*K2, …"""
-        return (1, *self.num_prefixes[:-1])
-
-    @property
-    def row_bytes(self) -> tuple[int, ...]:
-        """Bytes of one trie row of each level: a bit for each code."""
-        return tuple(-(-num_codes // 8) for num_codes in self.levels)
-
-    @property
-    def is_paged(self) -> bool:
-        if self.paged is not None:
-            return self.paged
-        return self.num_parents[-1] * self.row_bytes[-1] > MAX_DENSE_BYTES
-
-    def check(self, codes: Codes) -> None:
-        """Raise ValueError unless `codes` has one code of each level, each within its level."""
-        fits = len(codes) == self.num_levels and all(
-            0 <= c < k for c, k in zip(codes, self.levels, strict=True)
-        )
-        if not fits:
-            raise ValueError(f"codes {codes} do not fit the levels {self.levels}")
-
-    def prefixes(self, codes: Codes) -> tuple[int, ...]:
-        """The prefix of each level as one integer: p1 = c1, p2 = c1*K2 + c2, …"""
-        prefix, found = 0, []
-        for code, num_codes in zip(codes, self.levels, strict=True):
-            prefix = prefix * num_codes + code
-            found.append(prefix)
-        return tuple(found)
-
-    def prefixes_of(self, codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], ...]:
-        """`prefixes` of many at once: codes [item, level] -> for each level the prefixes [item]."""
-        prefix = np.zeros(len(codes), dtype=np.int64)
-        found = []
-        for level, num_codes in enumerate(self.levels):
-            prefix = prefix * num_codes + codes[:, level]
-            found.append(prefix)
-        return tuple(found)
-
-    def codes_of(self, prefix: int) -> Codes:
-        """The codes whose full prefix is `prefix`; the inverse of `prefixes(codes)[-1]`."""
-        codes = []
-        for num_codes in reversed(self.levels):
-            prefix, code = divmod(prefix, num_codes)
-            codes.append(code)
-        return tuple(reversed(codes))
-
-
-class TensorSpec(_Frozen):
-    """One tensor of a graph. A dimension is a number, or a name where it may vary between runs."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-class GraphSpec(_Frozen):
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) -> GraphSpec:
-    """The tokenizer's tensors.
-
-    Items have different numbers of strips, so strips of a batch lie one after another and `first_strip`
-    [item] says where each item's begin, ascending from 0 (the layout of torch.nn.EmbeddingBag's offsets).
-    """
-    return GraphSpec(
-        inputs=(
-            TensorSpec(name="strips", dtype="uint8", shape=("strip", height, width)),
-            TensorSpec(name="first_strip", dtype="int64", shape=("item",)),
-        ),
-        outputs=(
-            TensorSpec(name="codes", dtype="int64", shape=("item", spec.num_levels)),
-            TensorSpec(name="vector", dtype="float32", shape=("item", vector_dim)),
-        ),
-    )
-
-
-def recommender_graph(spec: SidSpec) -> GraphSpec:
-    """The recommender's tensors.
-
-    `history` holds codes, oldest first, with PADDING on the left. `beams_l` carries nothing but its length,
-    the number of prefixes that survive level l; they are inputs so that a request can widen its search.
-    """
-    beams = tuple(
-        TensorSpec(name=f"beams_{level}", dtype="int64", shape=(f"beam_{level}",))
-        for level in range(1, spec.num_levels + 1)
-    )
-    last = f"beam_{spec.num_levels}"
-    return GraphSpec(
-        inputs=(
-            TensorSpec(name="history", dtype="int64", shape=("batch", "position", spec.num_levels)),
-            *beams,
-            *trie_tables(spec),
-        ),
-        outputs=(
-            TensorSpec(name="codes", dtype="int64", shape=("batch", last, spec.num_levels)),
-            TensorSpec(name="scores", dtype="float32", shape=("batch", last)),
-            TensorSpec(name="bound", dtype="float32", shape=("batch",)),
-        ),
-    )
-
-
-def trie_tables(spec: SidSpec) -> tuple[TensorSpec, ...]:
-    """The tables of trie.SidTrie: `live_l` has one bit for each code of level l after each parent prefix."""
-    rows: list[int | str] = [*spec.num_parents]
-    index: tuple[TensorSpec, ...] = ()
-    if spec.is_paged:
-        index = (TensorSpec(name="page_of", dtype="int32", shape=(spec.num_parents[-1],)),)
-        rows[-1] = "page"
-    live = tuple(
-        TensorSpec(name=f"live_{level}", dtype="uint8", shape=(count, width))
-        for level, (count, width) in enumerate(zip(rows, spec.row_bytes, strict=True), start=1)
-    )
-    return (*live[:-1], *index, live[-1])
-
-
-def beam_widths(spec: SidSpec, num_beams: int) -> tuple[int, ...]:
-    """How many prefixes a search of `num_beams` keeps after each level: never more than there can be."""
-    widths: list[int] = []
-    for num_codes in spec.levels:
-        widths.append(min(num_beams, (widths[-1] if widths else 1) * num_codes))
-    return tuple(widths)
-
-
-class FileRecord(_Frozen):
+class FileRecord(Frozen):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     num_bytes: int = Field(ge=0)
 
 
-class RenderSpec(_Frozen):
+class RenderSpec(Frozen):
     """How an item's text becomes strips of pixels; only service/core/render.py reads it."""
 
     height_px: int = Field(default=16, ge=8, le=4096, description="of a strip, with all of its lines")
@@ -229,7 +43,7 @@ class RenderSpec(_Frozen):
     lines_per_strip: int = Field(default=1, ge=1, le=256, description="more than one makes a strip a page")
     max_strips: int = Field(default=5, ge=1, le=64)
     squeeze: float = Field(default=0.6, gt=0.2, le=1.0, description="horizontal scale of the letters")
-    font: str = Field(default="DejaVuSans.ttf", description="a file of service/fonts")
+    font: str = Field(default="DejaVuSans.ttf", description="a file of service/core/fonts")
     font_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="filled in by the export")
     fields: tuple[str, ...] = Field(
         default=("title", "brand", "categories", "*", "description"),
@@ -251,7 +65,7 @@ class RenderSpec(_Frozen):
         return self
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """manifest.json. Everything the service needs to know before it opens a graph."""
 
     format_version: Literal[2]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.bundle import NUM_SLOTS, Codes, SidSpec
+from service.core.sid import NUM_SLOTS, Codes, SidSpec
 
-Tables = tuple[NDArray[Any], ...]  # what the recommender graph takes; contract.trie_tables names them
+Tables = tuple[NDArray[Any], ...]  # what the recommender graph takes; graphs.trie_tables names them
 
 # What the graph sees of the paged level grows in steps, so that its shape changes rarely.
 PAGES_PER_STEP = 4096
@@ -78,7 +78,7 @@ class SidTrie:
 
     @property
     def tables(self) -> Tables:
-        """The arrays that the graph reads, in the order of contract.trie_tables."""
+        """The arrays that the graph reads, in the order of graphs.trie_tables."""
         if self._page_of is None:
             return self._bits
         seen = min(-(-self._num_pages // PAGES_PER_STEP) * PAGES_PER_STEP, len(self._bits[-1]))

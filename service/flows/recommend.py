@@ -24,14 +24,16 @@ from numpy.typing import NDArray
 
 from service.catalog.catalog import Catalog
 from service.catalog.views import View
-from service.core.bundle import FILLER, PADDING, SidSpec, beam_widths
 from service.core.filters import DeclaredFields, Filter
+from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import TookTooLong
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.batching import MicroBatcher, Place
 from service.inference.runtime import Beams, RecommenderSession
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 
 History = NDArray[np.int64]  # [position, level], oldest first
 

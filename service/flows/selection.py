@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 
-from service.core.bundle import Sid
+from service.core.sid import Sid
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.bundle import GraphSpec, TensorSpec
+from service.core.graphs import GraphSpec, TensorSpec
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 
@@ -41,7 +41,7 @@ class Tokens(NamedTuple):
 
 class Beams(NamedTuple):
     codes: NDArray[np.int64]  # [batch, beam, level]
-    scores: NDArray[np.float32]  # [batch, beam], best first; under contract.FILLER where none was left
+    scores: NDArray[np.float32]  # [batch, beam], best first; under graphs.FILLER where none was left
     bound: NDArray[np.float32]  # [batch], the best score that the search pruned
 
 
@@ -78,7 +78,7 @@ class RecommenderSession:
 
     def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]) -> Beams:
         """history [batch, position, level], oldest first, PADDING on the left; `tables` of SidTrie; `widths`
-        of contract.beam_widths, one for each level.
+        of graphs.beam_widths, one for each level.
 
         Raises ContractMismatch where tables or widths are of another spec than the graph's.
         """

@@ -7,18 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from service.core.bundle import (
-    ITEMS,
-    MANIFEST,
-    RECOMMENDER,
-    TOKENIZER,
-    Bundle,
-    Manifest,
-    SidSpec,
-    beam_widths,
-    load_bundle,
-)
+from service.core.bundle import ITEMS, MANIFEST, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
+from service.core.graphs import beam_widths
 from service.core.render import render_text
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
 from service.flows.indexing import Strips

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 
-from service.catalog.catalog import Catalog, CatalogFollower
-from service.core.bundle import Codes
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
+from service.core.sid import Codes
 from service.errors import GlyphrecError
 from service.flows.indexing import Indexer, Strips, tokenise_in_batches
 from service.flows.recommend import Page, Recommender, Search, observed_by, recommend_in_batches

@@ -10,8 +10,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from service.core.bundle import Codes, RenderSpec, SidSpec
+from service.core.bundle import RenderSpec
 from service.core.render import content_hash, item_text
+from service.core.sid import Codes, SidSpec
 from service.errors import ContractMismatch, ItemChanged, ServiceError
 from service.flows.indexing import Indexer
 from service.store.client import chunks

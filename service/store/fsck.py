@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
 
-from service.core.bundle import NUM_SLOTS, SidSpec, load_bundle
+from service.core.bundle import load_bundle
 from service.core.filters import DeclaredFields
+from service.core.sid import NUM_SLOTS, SidSpec
 from service.errors import GlyphrecError, ServiceError
 from service.store.client import PIPELINE_LENGTH, Script, chunks, connect_to_any, redis_errors
 from service.store.records import HASH_LENGTH, Keys, RecordCodec, to_str, version_of

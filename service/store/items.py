@@ -12,8 +12,8 @@ from typing import Any
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ResponseError
 
-from service.core.bundle import NUM_SLOTS, Codes, SidSpec
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.sid import NUM_SLOTS, Codes, SidSpec
 from service.errors import GlyphrecError, ItemChanged, ServiceError, SidSpaceFull
 from service.store.client import (
     PIPELINE_LENGTH,

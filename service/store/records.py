@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
-from service.core.bundle import Codes, Sid, SidSpec
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.sid import Codes, Sid, SidSpec
 from service.errors import InvalidCursor
 
 log = logging.getLogger(__name__)

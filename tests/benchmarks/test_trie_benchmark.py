@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 
 

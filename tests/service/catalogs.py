@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from service.core.bundle import Codes, Sid, SidSpec
+from service.core.sid import Codes, Sid, SidSpec
 from service.errors import ServiceError
 from service.store.items import ItemRecord, ItemStore, PutResult
 

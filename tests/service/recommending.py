@@ -1,8 +1,8 @@
 """Catalogues of known items, and the slow truth of what is recommended from them."""
 
 from service.catalog.catalog import Catalog
-from service.core.bundle import Sid
-from service.telemetry.metrics import Stages
+from service.core.sid import Sid
+from service.telemetry.stages import Stages
 from tests.known_bundle import SPEC, ranking
 
 

@@ -12,8 +12,10 @@ from model_export.configs import HeadConfig, PpOcrConfig
 from model_export.encoders.head import ItemHead, train_head
 from model_export.encoders.pp_ocr import PpOcr
 from model_export.encoders.visual_words import VisualWords
-from service.core.bundle import GraphSpec, RenderSpec, SidSpec
+from service.core.bundle import RenderSpec
+from service.core.graphs import GraphSpec
 from service.core.render import render_text
+from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer
 

@@ -23,8 +23,9 @@ from model_export.encoders.compact.synthetic import SyntheticStrips
 from model_export.encoders.ctc import character_accuracy, spelled
 from model_export.encoders.head import ItemHead
 from model_export.encoders.pp_ocr import PpOcr
-from service.core.bundle import RenderSpec, SidSpec
+from service.core.bundle import RenderSpec
 from service.core.render import render_text
+from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 
 SPEC = RenderSpec()

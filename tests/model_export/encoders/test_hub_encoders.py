@@ -22,8 +22,9 @@ from model_export.encoders.hub.donut import Donut
 from model_export.encoders.hub.mean_pooling import MeanPooling
 from model_export.encoders.hub.pixels import Geometry, Pixels, resize_matrix
 from model_export.encoders.hub.trocr import TrOcr
-from service.core.bundle import RenderSpec, SidSpec
+from service.core.bundle import RenderSpec
 from service.core.render import render_text
+from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 from tests.model_export.encoders.hub_checkpoints import (
     save_deepseek_ocr2,

@@ -5,7 +5,8 @@ import pytest
 
 from model_export.evaluation.ranking import Found, ItemsOfCodes, left_padded, rank_items
 from model_export.generators.beam_search import NEG_INF
-from service.core.bundle import PADDING, SidSpec
+from service.core.graphs import PADDING
+from service.core.sid import SidSpec
 
 SPEC = SidSpec(levels=(4, 3))
 NUM_ITEMS = 20

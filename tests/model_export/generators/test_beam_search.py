@@ -16,7 +16,8 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
-from service.core.bundle import FILLER, PADDING, SidSpec, beam_widths, recommender_graph
+from service.core.graphs import FILLER, PADDING, beam_widths, recommender_graph
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import Beams, RecommenderSession
 

@@ -12,7 +12,8 @@ from model_export.data.splits import Split, Targets
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.generators.sasrec import Block, SasRecGenerator, codes_of_items
 from model_export.generators.training import train_generator, validate
-from service.core.bundle import PADDING, SidSpec, beam_widths
+from service.core.graphs import PADDING, beam_widths
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 
 NUM_ITEMS = 12

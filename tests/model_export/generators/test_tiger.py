@@ -15,7 +15,8 @@ from model_export.configs import TigerConfig, TrainingConfig
 from model_export.data.splits import Split, Targets
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.training import train_generator, validate
-from service.core.bundle import PADDING, SidSpec
+from service.core.graphs import PADDING
+from service.core.sid import SidSpec
 
 SPEC = SidSpec(levels=(5, 3, 7))
 CONFIG = TigerConfig(width=12, num_layers=2, num_heads=3, head_dim=4, ffn_dim=20, dropout=0.2)

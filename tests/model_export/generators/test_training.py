@@ -12,7 +12,7 @@ from model_export.data.splits import Split, Targets
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.training import _batches, averaged_over_steps, train_generator, validate
 from model_export.generators.tree import TreeGenerator
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 SPEC = SidSpec(levels=(4, 4))
 NUM_ITEMS = 12

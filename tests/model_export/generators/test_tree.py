@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from model_export.configs import TreeConfig
 from model_export.generators import seen_prefixes
 from model_export.generators.tree import TreeGenerator, principal_axes
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 SPEC = SidSpec(levels=(5, 3, 7))
 NUM_ITEMS = 40

@@ -5,7 +5,7 @@ import pytest
 
 from model_export.evaluation import near_copies, ranking
 from model_export.pipeline.cache import StageCache, key_of
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch.fx.experimental import _config as fx_config
 from model_export.configs import SasRecConfig, TigerConfig, TreeConfig, base
 from model_export.generators.beam_search import BeamSearch
 from model_export.pipeline import stages
-from service.core.bundle import SidSpec, beam_widths
+from service.core.graphs import beam_widths
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 
 NUM_ITEMS = 300

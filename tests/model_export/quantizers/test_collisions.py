@@ -9,7 +9,7 @@ import torch
 from model_export.configs import QuantizerConfig
 from model_export.quantizers.collisions import assign_slots, reassign_collisions, treat_collisions
 from model_export.quantizers.rq_vae import train_rq_vae
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 
 def distances(codes, latents, codebooks):

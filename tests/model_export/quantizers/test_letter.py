@@ -16,7 +16,7 @@ from model_export.quantizers.letter import (
     train_letter,
 )
 from model_export.quantizers.rq_vae import RqVae, train_rq_vae
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 SPEC = SidSpec(levels=(8, 6, 4))
 RQ_VAE = QuantizerConfig(

@@ -18,7 +18,7 @@ from model_export.onnx_graphs import to_onnx
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer, nearest
 from model_export.quantizers.choose import train_quantizer
 from model_export.quantizers.collisions import treat_collisions
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 ROOT = Path(__file__).parents[3]
 SPEC = SidSpec(levels=(8, 8, 32))

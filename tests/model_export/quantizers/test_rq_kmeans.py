@@ -8,7 +8,7 @@ import torch
 
 from model_export.configs import RqKMeansConfig
 from model_export.quantizers.rq_kmeans import RqKMeans, train_rq_kmeans
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 SPEC = SidSpec(levels=(4, 3, 2))
 

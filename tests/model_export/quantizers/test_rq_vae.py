@@ -7,7 +7,7 @@ import torch
 from model_export.configs import QuantizerConfig
 from model_export.quantizers.base import measure
 from model_export.quantizers.rq_vae import RqVae, _revive_dead_codes, train_rq_vae
-from service.core.bundle import SidSpec
+from service.core.sid import SidSpec
 
 SPEC = SidSpec(levels=(8, 6, 4))
 CONFIG = QuantizerConfig(

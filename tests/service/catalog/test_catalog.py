@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from service.catalog.catalog import Catalog, CatalogFollower, Loading
-from service.core.bundle import Codes, Sid
+from service.catalog.catalog import Catalog, Loading
+from service.catalog.follower import CatalogFollower
 from service.core.filters import NO_ATTRIBUTES, Attributes, Filter, Range
+from service.core.sid import Codes, Sid
 from service.core.trie import SidTrie
 from service.errors import StoreUnavailable
 from service.store import items as store_module

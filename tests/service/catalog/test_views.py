@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from service.catalog.columns import SEGMENT
 from service.catalog.views import EDITS_PER_CHECK, MAX_VIEWS, FilterViews, Placed, View
-from service.core.bundle import SidSpec
 from service.core.filters import Attributes, Condition, Equals, Filter, Range, Value
+from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 
 SPEC = SidSpec(levels=(3, 2, 4))

@@ -14,8 +14,8 @@ import pytest
 from model_export.local_service import glyphrec_command
 from service.cli import main
 from service.commands import import_tokenised as importing
-from service.core.bundle import NUM_SLOTS
 from service.core.filters import DeclaredFields
+from service.core.sid import NUM_SLOTS
 from service.store.fsck import check
 from service.store.items import ItemStore
 from service.store.records import Keys

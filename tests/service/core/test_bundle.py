@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from service.core.bundle import (
-    FORMAT_VERSION,
-    FileRecord,
-    Manifest,
-    RenderSpec,
-    SidSpec,
-    beam_widths,
-    load_bundle,
-    recommender_graph,
-    sha256_of,
-    tokenizer_graph,
-)
+from service.core.bundle import FORMAT_VERSION, FileRecord, Manifest, RenderSpec, load_bundle, sha256_of
+from service.core.graphs import beam_widths, recommender_graph, tokenizer_graph
+from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 
 SPEC = SidSpec(levels=(3, 5, 2))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.bundle import NUM_SLOTS, SidSpec, trie_tables
+from service.core.graphs import trie_tables
+from service.core.sid import NUM_SLOTS, SidSpec
 from service.core.trie import PAGES_PER_STEP, SidTrie
 
 SPECS = [

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.bundle import Sid
+from service.core.sid import Sid
 from service.flows.selection import Diversity, Ranked, Selection
 
 CATEGORY_OF = {**dict.fromkeys("abc", "x"), **dict.fromkeys("de", "y"), **dict.fromkeys("fg"), "h": "z"}

@@ -8,7 +8,8 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="the graphs of these tests are built with the export extra")
 from onnx import TensorProto, helper  # noqa: E402  after the skip
 
-from service.core.bundle import GraphSpec, SidSpec, recommender_graph, tokenizer_graph  # noqa: E402  after the skip
+from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph  # noqa: E402  after the skip
+from service.core.sid import SidSpec  # noqa: E402  after the skip
 from service.core.trie import SidTrie  # noqa: E402  after the skip
 from service.errors import ContractMismatch, GlyphrecError  # noqa: E402  after the skip
 from service.inference import runtime  # noqa: E402  after the skip

@@ -10,9 +10,10 @@ from contextlib import suppress
 import pytest
 from redis.asyncio import Redis
 
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.cli import main
-from service.core.bundle import Sid
+from service.core.sid import Sid
 from service.errors import GlyphrecError
 from service.store import fsck
 from service.store.fsck import Report, check

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from service.core.bundle import Codes, Sid
+from service.core.sid import Codes, Sid
 from service.errors import (
     InvalidCursor,
     ItemChanged,

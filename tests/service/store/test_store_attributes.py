@@ -5,8 +5,8 @@ import random
 import pytest
 from redis.asyncio import Redis
 
-from service.core.bundle import Sid
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.sid import Sid
 from service.store.items import ItemStore, PutResult, TrieEntry
 from tests.service.catalogs import ITEMS, LOG, ODD_IDS, put, random_codes, record, store_on
 

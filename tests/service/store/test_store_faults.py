@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from service.core.bundle import Sid
+from service.core.sid import Sid
 from service.errors import (
     GlyphrecError,
     ServiceError,

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from model_export.local_service import local_service
 from service.catalog.catalog import Catalog
-from service.core.bundle import Sid
+from service.core.sid import Sid
 from service.core.trie import SidTrie
 from service.store.client import connect
 from service.telemetry.coverage import HALF_WINDOW_S, Coverage
