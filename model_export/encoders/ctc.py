@@ -17,11 +17,11 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model_export.encoders.base import Encoder, Reading
 from model_export.encoders.visual_words import inked_frames
 from service.core.bundle import RenderSpec
+from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
 BLANK = 0
@@ -54,7 +54,7 @@ class CtcEncoder(Encoder):
         gate = self._gate(strips, parts)
         found = []
         num_strips = sum(map(len, strips))
-        with tqdm(total=num_strips, desc="Reading items", unit="strip", mininterval=1.0) as progress:
+        with ProgressBar(total=num_strips, desc="Reading items", unit="strip", mininterval=1.0) as progress:
             for start in range(0, len(strips), ITEMS_PER_PART):
                 path = parts / f"items_{start:08d}.npz" if parts else None
                 items = strips[start : start + ITEMS_PER_PART]
@@ -73,7 +73,10 @@ class CtcEncoder(Encoder):
         return [spelled(row, self.alphabet) for (letters,) in runs for row in letters]
 
     def read_items(
-        self, items: Sequence[NDArray[np.uint8]], gate: NDArray[np.float32], progress: tqdm | None = None
+        self,
+        items: Sequence[NDArray[np.uint8]],
+        gate: NDArray[np.float32],
+        progress: ProgressBar | None = None,
     ) -> Reading:
         """Read items, strips [strip, height, width] each, by a gate that is known."""
         strips = np.concatenate(list(items))
@@ -100,7 +103,7 @@ class CtcEncoder(Encoder):
 
     @abstractmethod
     def _spike_frames(
-        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: tqdm | None
+        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: ProgressBar | None
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         """Some strips at a time: their frames [strip, frame, dim], and which are spikes [strip, frame]."""
 
@@ -150,7 +153,7 @@ def run_strips(
     session: onnxruntime.InferenceSession,
     outputs: list[str],
     strips: NDArray[np.uint8],
-    progress: tqdm | None = None,
+    progress: ProgressBar | None = None,
 ) -> Iterator[list[NDArray]]:
     """The outputs of strip after strip, a few strips at a time on every core."""
     batches = [strips[start : start + STRIPS_PER_RUN] for start in range(0, len(strips), STRIPS_PER_RUN)]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.configs import HeadConfig
+from service.core.progress import ProgressBar
 
 MASKED = -1e9
 
@@ -93,7 +93,7 @@ def _train(head: ItemHead, features: Tensor, pairs: Tensor, config: HeadConfig) 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     bought_together = _bought_together(pairs, len(features))
     head.train()
-    progress = tqdm(range(num_steps), desc="Training the head", unit="step", mininterval=1.0)
+    progress = ProgressBar(range(num_steps), desc="Training the head", unit="step", mininterval=1.0)
     for step in progress:
         place = step % steps_per_epoch
         if place == 0:

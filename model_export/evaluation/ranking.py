@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
@@ -75,7 +75,7 @@ def rank_items(
     """
     ranked = np.full((len(histories), k), -1, dtype=np.int32)
     waiting = np.arange(len(histories))
-    bar = tqdm(total=len(histories), desc=progress, unit="user", disable=progress is None)
+    bar = ProgressBar(total=len(histories), desc=progress, unit="user", disable=progress is None)
     while waiting.size:
         short = []
         for first in range(0, len(waiting), batch_size):

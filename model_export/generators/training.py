@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from model_export.configs import TrainingConfig
 from model_export.data.splits import Split, Targets
@@ -22,6 +21,7 @@ from model_export.evaluation.ranking import Found, ItemsOfCodes, rank_items
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from service.core.graphs import PADDING, beam_widths
+from service.core.progress import ProgressBar
 
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
@@ -81,7 +81,7 @@ def train_generator(
     started = time.monotonic() - run.curve.seconds
     started_core = time.process_time() - run.curve.core_seconds
     losses: list[float] = []
-    bar = tqdm(
+    bar = ProgressBar(
         total=total_steps,
         initial=run.step,
         desc=f"train {type(generator).__name__}",
