@@ -72,7 +72,7 @@ pictures: $(ALL)  ## load two replicas for some minutes, draw what a Prometheus 
 
 lock: $(ALL)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do
-	  echo setuptools | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml - \
+	  printf '%s\n' setuptools setuptools-scm | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml - \
 	    --extra $$variant --extra otel --constraint constraints.txt --python-version 3.12 --python-platform linux \
 	    --generate-hashes --no-annotate --quiet --output-file deploy/requirements-$$variant.txt
 	done
