@@ -1,7 +1,8 @@
 """Build the distributions of a release and try each as a user would: `make release`.
 
-The sdist comes from the working tree and the wheel from the sdist. Each is installed into an environment that is made
-for it, with the versions of constraints.txt, and serves a small bundle from there. Nothing is tagged or uploaded.
+The sdist comes from the working tree and the wheel from the sdist. Each is installed into an environment of
+its own, with the versions of constraints.txt, and serves a small bundle from there. Nothing is tagged or
+uploaded.
 """
 
 import os
@@ -133,8 +134,8 @@ def next_steps(wheel: Path, sdist: Path) -> str:
     if "dev" in version or "+" in version:
         return (
             f"{made}\n{version} is no release: the commit has no tag of its own, or files are changed.\n"
-            "For a release, move the entries of CHANGELOG.md from Unreleased to the new version, commit, tag that\n"
-            "commit, as in git tag -a v0.2.0 -m 'glyphrec 0.2.0', and run make release again."
+            "For a release, move the entries of CHANGELOG.md from Unreleased to the version, commit, tag\n"
+            "that commit, as in git tag -a v0.2.0 -m 'glyphrec 0.2.0', and run make release again."
         )
     return (
         f"{made}\nNext: git push origin v{version}, then twine upload dist/*, and build the image with\n"
