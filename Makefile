@@ -46,14 +46,15 @@ demo: $(DEMO)  ## train on real purchases, serve, add items, recommend; Ctrl-C e
 test: check  ## check, then all tests
 	@exec $(BIN)/python -m pytest $(ARGS)
 
-check: $(ALL)  ## format, lint, types, import contracts, Dockerfile, compose files
+check: $(ALL)  ## format, lint, spelling, types, import contracts, Dockerfile, compose files
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
+	$(BIN)/codespell
 	$(BIN)/mypy --no-error-summary
 	contracts=$$($(BIN)/lint-imports --no-logo) || { echo "$$contracts"; exit 1; }
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.gpu.yml
-	echo "Checked: format, lint, types, import contracts, Dockerfile, compose files."
+	echo "Checked: format, lint, spelling, types, import contracts, Dockerfile, compose files."
 
 bench: $(ALL)  ## first timings of the service; the last line is JSON
 	@exec $(BIN)/python benchmarks/first.py $(ARGS)

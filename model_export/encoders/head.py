@@ -71,8 +71,7 @@ def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[
     """Pairs [pair, 2] of different items at most `window` apart in a sequence, as often as they occur."""
     found = []
     for step in range(1, window + 1):
-        for sequence in sequences:
-            found.append(np.stack([sequence[:-step], sequence[step:]], axis=1))
+        found.extend(np.stack([sequence[:-step], sequence[step:]], axis=1) for sequence in sequences)
     pairs = np.concatenate(found) if found else np.zeros((0, 2))
     return pairs[pairs[:, 0] != pairs[:, 1]].astype(np.int64)
 

@@ -45,7 +45,7 @@ def of_reading(dataset: Dataset, config: RunConfig) -> dict[str, float]:
     if isinstance(config.encoder, MiniLmConfig):
         encoder = MiniLm()
         texts = [item_text(item, config.render) for item in items]
-        with _one_torch_thread():
+        with _OneTorchThread():
             return {
                 "encode_ms_per_item": _median_ms([lambda t=text: encoder.features([t]) for text in texts])
             }
@@ -109,7 +109,7 @@ def _median_ms(runs: list[Callable[[], object]]) -> float:
     return float(np.median(times) * 1e3)
 
 
-class _one_torch_thread:
+class _OneTorchThread:
     def __enter__(self) -> None:
         self._before = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -79,7 +79,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
     """
     if settings.redis_url is None:
         raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
-    if not path.is_file():
+    if not path.is_file():  # noqa: ASYNC240  nothing else runs in this loop
         raise GlyphrecError(f"{path}: no file. It is read twice, so a pipe will not do.")
     manifest = load_bundle(settings.bundle).manifest
     redis = await connect_to_any(settings.redis_url)
