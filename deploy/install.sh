@@ -49,7 +49,7 @@ show_progress() {
     status=0
     IFS= read -r -t "$wait_s" line || status=$?
     if ((status == 0)); then
-      newest=$line
+      if [[ $line != WARNING:* ]]; then newest=$line; fi # the log has them
     elif ((status <= 128)); then # the end, not a timeout
       break
     fi
