@@ -16,7 +16,7 @@ from redis.asyncio import Redis, RedisCluster
 from service.api import admin, events, health, items, recommend
 from service.api.dependencies import Serving
 from service.api.direct import direct_routes
-from service.api.health import service_version
+from service.core.version import service_version
 from service.flows.feedback import Feedback, ServedPages
 from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model_export.evaluation.metrics import NO_ITEM
 from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
@@ -82,7 +82,7 @@ class Ranker:
         """
         ranked = np.full((len(histories), k), NO_ITEM, dtype=np.int32)
         num_beams, waiting = self.num_beams, np.arange(len(histories))
-        bar = tqdm(total=len(histories), desc=progress, unit="user", disable=progress is None)
+        bar = ProgressBar(total=len(histories), desc=progress, unit="user", disable=progress is None)
         while waiting.size:
             short = []
             for first in range(0, len(waiting), self.batch_size):

@@ -67,7 +67,8 @@ class BeamSearch(nn.Module):
         self.mask = TrieMask(generator.spec).to(next(generator.parameters()).device)
 
     def forward(self, history: Tensor, beams: list[Tensor], tables: list[Tensor]) -> BeamState:
-        """
+        """Search the tries -> the best beams.
+
         history: codes [batch, position, level], PADDING (-1) on the left.
         beams: for each level [beam], of which only the length counts: how many prefixes survive it
         (graphs.beam_widths).

@@ -1,7 +1,6 @@
 """Is it alive, is it ready, what does it serve, and how is it doing."""
 
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -10,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from service.api.admin import change_info
 from service.api.dependencies import PartsDep, ServingDep
 from service.api.schemas import MAX_HISTORY, MAX_LIMIT, CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.core.version import service_version
 from service.errors import StoreUnavailable
 
 router = APIRouter(tags=["health"])
@@ -94,10 +94,3 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
 @router.get("/metrics", include_in_schema=False)
 async def metrics(serving: ServingDep) -> Response:
     return Response(generate_latest(serving.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def service_version() -> str:
-    try:
-        return version("glyphrec")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0"
