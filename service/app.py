@@ -134,7 +134,7 @@ class Service:
             log.exception("the catalogue is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"
         finally:
-            readiness.parts, serving.rollout, serving.feedback = None, None, None
+            readiness.model, serving.rollout, serving.feedback = None, None, None
             serving.metrics.ready.set(0)
 
     def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:

@@ -29,7 +29,7 @@ async def change_bundle(
     """
     if not await rollout.change(body.bundle):
         response.status_code = HTTPStatus.ACCEPTED
-    parts = serving.readiness.parts  # now, not when the request began
+    parts = serving.readiness.model  # now, not when the request began
     if parts is None:
         raise NotReady(serving.readiness.phase)
     return _bundles(parts, rollout)

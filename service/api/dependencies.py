@@ -25,20 +25,20 @@ class Serving:
     readiness: Readiness
     pages: ServedPages
     feedback: Feedback | None = None  # once Redis is found
-    rollout: Rollout | None = None  # as long as `readiness.parts` are there
+    rollout: Rollout | None = None  # as long as there is a `readiness.model`
 
     def model(self) -> Model:
         """That serves now. Raises NotReady."""
-        if self.readiness.parts is None:
+        if self.readiness.model is None:
             raise NotReady(self.readiness.phase)
-        return self.readiness.parts
+        return self.readiness.model
 
     def admit(self, method: str, path: str) -> Place | None:
         """A place in the queue, where the request will need one, before it is read any further.
 
         Raises Overloaded for what would be turned away later: now it costs little.
         """
-        parts = self.readiness.parts
+        parts = self.readiness.model
         if parts is None or (method, path) != ("POST", "/recommend"):
             return None
         return parts.searches.reserve(parts.loaded.num_beams)

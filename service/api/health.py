@@ -30,7 +30,7 @@ async def ready(serving: ServingDep, response: Response) -> Ready:
 
     A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
     """
-    parts = serving.readiness.parts
+    parts = serving.readiness.model
     is_stopping = serving.readiness.is_stopping
     if parts is None or is_stopping:
         response.status_code = 503

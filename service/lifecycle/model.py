@@ -1,6 +1,6 @@
 """One bundle at work: its graphs, a batcher for each, the catalogue of its tokenizer, and both flows.
 
-While models change, two of these live side by side. What answers requests now is `Readiness.parts`; a request
+While models change, two of these live side by side. What answers requests now is `Readiness.model`; a request
 keeps the one it began with, and a model that was replaced ends when the last of its requests has.
 """
 
@@ -161,11 +161,11 @@ class Model:
 
 @dataclass
 class Readiness:
-    """What answers requests now. `parts` is None until the start is done, and after the end."""
+    """What answers requests now. `model` is None until the start is done, and after the end."""
 
     phase: str = "starting"
     is_stopping: bool = False  # asked to end: to be sent no more requests, though it still answers
-    parts: Model | None = None
+    model: Model | None = None
 
     def say(self, phase: str) -> None:
         self.phase = phase

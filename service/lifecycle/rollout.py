@@ -154,7 +154,7 @@ class Rollout:
             await self.look()
         except ServiceError as error:
             log.warning("the other replicas do not know of this one yet: %s", error)
-        self._readiness.parts = self._serving
+        self._readiness.model = self._serving
         self._serving.show()
 
     def also(self, work: Coroutine[Any, Any, None]) -> None:
@@ -190,7 +190,7 @@ class Rollout:
         for task, model in list(self._retiring.items()):
             await end(task)
             await model.stop()
-        self._readiness.parts = None
+        self._readiness.model = None
         if self._model is not None:
             await self._model.stop()
         try:
@@ -315,7 +315,7 @@ class Rollout:
         old = self._serving
         while model.tokenizer_id == old.tokenizer_id and model.catalog.version < old.catalog.version:
             await model.follower.wait_for(old.catalog.version, POLL_S)
-        self._model = self._readiness.parts = model  # the swap: no await since the look at the versions
+        self._model = self._readiness.model = model  # the swap: no await since the look at the versions
         self._candidate, self._trouble, self._was_behind = None, "", False
         model.show()
         self._metrics.bundle_swaps.labels("switched").inc()
