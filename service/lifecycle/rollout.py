@@ -33,7 +33,7 @@ from service.lifecycle.bundles import BundleFolder, LoadedBundle
 from service.lifecycle.model import Model, Readiness, end, persist
 from service.lifecycle.seeding import read_the_unread
 from service.settings import Settings
-from service.store.rollout import Announced, LogGap, Report, RolloutStore, Seen
+from service.store.rollout import Announced, LogGap, ReplicaReport, RolloutStore, Seen
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Progress:
     announced: Announced
     num_read: int  # items that the new tokenizer has read
     num_items: int
-    replicas: list[Report]
+    replicas: list[ReplicaReport]
 
 
 class Rollout:
@@ -203,11 +203,11 @@ class Rollout:
         assert self._model is not None, "`begin` comes first"
         return self._model
 
-    def _report(self) -> Report:
+    def _report(self) -> ReplicaReport:
         candidate, serving = self._candidate, self._serving
         in_use = {serving.tokenizer_id, *(model.tokenizer_id for model in self._retiring.values())}
         is_prepared = candidate is not None and candidate.has_joined
-        return Report(
+        return ReplicaReport(
             replica_id=self._store.replica_id,
             tokenizer_id=serving.tokenizer_id,
             in_use=tuple(sorted(in_use)),

@@ -37,7 +37,7 @@ class Announced:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReplicaReport:
     """What a replica says of itself."""
 
     replica_id: str
@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     active: str | None
     announced: Announced | None
     leader: str | None
-    replicas: list[Report]  # that live
+    replicas: list[ReplicaReport]  # that live
     retired: dict[str, bool]  # tokenizers that were active once -> whether their keys may go
 
 
@@ -89,14 +89,14 @@ class RolloutStore:
             announced=_announced({_text(k): _text(v) for k, v in _pairs(announced)}) if announced else None,
             leader=None if leader is None else _text(leader),
             replicas=[
-                Report(**{**each["report"], "in_use": tuple(each["report"]["in_use"])})
+                ReplicaReport(**{**each["report"], "in_use": tuple(each["report"]["in_use"])})
                 for each in reports.values()
                 if now - each["at"] <= REPORT_LIFE_S
             ],
             retired={_text(tokenizer_id): float(at) <= now for tokenizer_id, at in _pairs(retired)},
         )
 
-    async def report(self, report: Report) -> None:
+    async def report(self, report: ReplicaReport) -> None:
         await self._run("report", [report.replica_id, json.dumps(asdict(report))], [self._replicas])
 
     async def leave(self) -> None:
