@@ -22,9 +22,10 @@ from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.http.security import Guard
 from service.lifecycle.bundles import LoadedBundle, load
-from service.lifecycle.model import Model, Readiness, end, persist
+from service.lifecycle.model import Model, Readiness, persist
 from service.lifecycle.opening import Opening
 from service.lifecycle.rollout import Rollout, new_replica_id
+from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.events import EventStore
@@ -98,8 +99,8 @@ class Service:
                 try:
                     yield
                 finally:
-                    await end(lag)
-                    await end(keeper)
+                    await cancel(lag)
+                    await cancel(keeper)
                     if self._tracer is not None:
                         await asyncio.to_thread(self._tracer.close)
 
@@ -144,7 +145,7 @@ class Service:
         serving.feedback = Feedback(store, serving.pages, serving.metrics)
         if settings.remembered_pages:
             following = asyncio.create_task(serving.feedback.run(), name="feedback")
-            ends.push_async_callback(end, following)
+            ends.push_async_callback(cancel, following)
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -21,6 +21,7 @@ from service.flows.indexing import Indexer, Strips, tokenise_in_batches
 from service.flows.recommend import Page, Recommender, Search, observed_by, recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.lifecycle.bundles import LoadedBundle
+from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.items import ItemStore
 from service.telemetry.metrics import Metrics
@@ -154,7 +155,7 @@ class Model:
 
     async def stop(self) -> None:
         if self._following is not None:
-            await end(self._following)
+            await cancel(self._following)
         await self.strips.stop()
         await self.searches.stop()
 
@@ -169,13 +170,6 @@ class Readiness:
 
     def say(self, phase: str) -> None:
         self.phase = phase
-
-
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for it. asyncio.wait_for, in redis-py, may swallow one before Python 3.12."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=1)
 
 
 async def persist(

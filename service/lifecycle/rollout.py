@@ -30,8 +30,9 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.lifecycle.bundles import BundleFolder, LoadedBundle
-from service.lifecycle.model import Model, Readiness, end, persist
+from service.lifecycle.model import Model, Readiness, persist
 from service.lifecycle.seeding import read_the_unread
+from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.rollout import Announced, LogGap, ReplicaReport, RolloutStore, Seen
 from service.telemetry.metrics import Metrics
@@ -185,10 +186,10 @@ class Rollout:
 
     async def stop(self) -> None:
         for task in list(self._tasks.values()):
-            await end(task)
+            await cancel(task)
         await self._give_up()
         for task, model in list(self._retiring.items()):
-            await end(task)
+            await cancel(task)
             await model.stop()
         self._readiness.model = None
         if self._model is not None:
@@ -340,7 +341,7 @@ class Rollout:
         model, self._candidate = self._candidate, None
         for what in ("lead", "prepare"):
             if what in self._tasks:
-                await end(self._tasks[what])
+                await cancel(self._tasks[what])
         if model is None:
             return
         if self._model is not None and self._model.indexer.successor is model.indexer:
