@@ -124,7 +124,7 @@ class Model:
         if self._following is not None and self._following.done():
             self._following.result()
 
-    async def level(self, timeout_s: float = 60) -> bool:
+    async def catch_up(self, timeout_s: float = 60) -> bool:
         """Wait until the catalogue has all that is in the log now. False where that took longer."""
         return await self.follower.wait_for(await self.store.last_version(), timeout_s)
 

@@ -312,7 +312,7 @@ class Rollout:
         await self._until(lambda: self._may_join(model))
         await persist(model.join, _log_only)
         await self._until(lambda: model.tokenizer_id in (self._serving.tokenizer_id, self._seen.active))
-        await persist(lambda: self._bring_level(model), _log_only)
+        await persist(lambda: self._catch_up(model), _log_only)
         old = self._serving
         while model.tokenizer_id == old.tokenizer_id and model.catalog.version < old.catalog.version:
             await model.follower.wait_for(old.catalog.version, POLL_S)
@@ -325,7 +325,7 @@ class Rollout:
         retiring.add_done_callback(lambda task: self._retiring.pop(task, None))
         log.info("serving bundle %s, tokenizer %s", model.loaded.name, model.tokenizer_id)
 
-    async def _bring_level(self, model: Model) -> None:
+    async def _catch_up(self, model: Model) -> None:
         """The catalogue that is to serve has all that was acknowledged here before it."""
         announced, old = self._seen.announced, self._serving
         if old.tokenizer_id != model.tokenizer_id:
@@ -333,7 +333,7 @@ class Rollout:
                 await self._take_over_log(model, old.tokenizer_id, announced.read_to)
             else:  # so long ago that nobody follows that log any more
                 await self._read_all(model)
-        if not await model.level():
+        if not await model.catch_up():
             raise StoreUnavailable("The log of changes does not come.")
 
     async def _give_up(self) -> None:
