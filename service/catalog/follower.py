@@ -100,7 +100,7 @@ class CatalogFollower:
                 break
             except _LogBroken as error:
                 log.warning("the log broke off while the catalogue was read (%s); reading again", error)
-        async with self.catalog.turns:
+        async with self.catalog.lock:
             self.catalog.adopt(fresh)
         self._mark, self._needs_load = mark, False
         self.num_loads += 1
@@ -172,7 +172,7 @@ class CatalogFollower:
         elif changes:
             await self._position()  # there may be many more
         for start in range(0, len(changes), CHANGES_PER_TURN):
-            async with self.catalog.turns:
+            async with self.catalog.lock:
                 part = changes[start : start + CHANGES_PER_TURN]
                 self._mark = _replay(self.catalog, self._mark, part)
             await self._now_level()

@@ -116,7 +116,7 @@ def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
 def recommend_in_batches(
     session: RecommenderSession, catalog: Catalog, *, history_length: int, observe: Observe = _unobserved
 ) -> Callable[[list[Search]], list[Page]]:
-    """What the recommender's batcher runs, holding `catalog.turns`."""
+    """What the recommender's batcher runs, holding `catalog.lock`."""
 
     def run(searches: list[Search]) -> list[Page]:
         started_at = perf_counter()

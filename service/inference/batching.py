@@ -1,7 +1,7 @@
 """Many awaits become one batch: whatever waits when the device falls idle is the next batch.
 
 No wait is added: a job that finds the device idle runs at once and alone. All of it happens in the event
-loop, except `run` in the batcher's one thread, so nothing here needs a lock. `turns` is for what `run` reads:
+loop, except `run` in the batcher's one thread, so nothing here needs a lock. `lock` is for what `run` reads:
 it is held while a batch runs, so whoever writes under it waits, and a batch sees no half of a change.
 
 A job whose caller has given up, or whose deadline has passed, is not run. Whoever would wait too long is
@@ -86,7 +86,7 @@ class MicroBatcher(Generic[Job, Result]):
         max_wait_s: float = math.inf,
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
-        turns: asyncio.Lock | None = None,
+        lock: asyncio.Lock | None = None,
         gives_way: bool = False,
     ) -> None:
         """`gives_way`: on Linux its thread leaves the processor to all others that want it."""
@@ -97,7 +97,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._max_wait_s = max_wait_s
         self._units = units
         self._observe = observe
-        self._turns: AbstractAsyncContextManager[object] = turns or nullcontext()
+        self._lock: AbstractAsyncContextManager[object] = lock or nullcontext()
         self._gives_way = gives_way
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
@@ -173,7 +173,7 @@ class MicroBatcher(Generic[Job, Result]):
     async def _work(self, thread: ThreadPoolExecutor) -> None:
         while True:
             await self._arrived.wait()
-            async with self._turns:
+            async with self._lock:
                 batch = self._take()  # not before: what comes during the wait for the turn is in it
                 if batch:
                     await self._run_batch(batch, thread)

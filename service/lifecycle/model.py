@@ -64,7 +64,7 @@ class Model:
             max_wait_s=settings.max_wait_ms / 1_000,
             units=lambda search: search.num_beams,
             observe=lambda stats: metrics.observe_batch("recommender", stats),
-            turns=self.catalog.turns,
+            lock=self.catalog.lock,
         )
         self.store = ItemStore(
             redis,
@@ -110,7 +110,7 @@ class Model:
         """Load the catalogue, search it once, and follow it from here on. May be repeated."""
         if self._following is None:
             await self.follower.load()
-            async with self.catalog.turns:
+            async with self.catalog.lock:
                 await asyncio.to_thread(self.loaded.search_once, self.catalog.trie)
             self._following = asyncio.create_task(self.follower.run(), name="follower")
 

@@ -159,14 +159,14 @@ async def test_a_job_whose_deadline_passes_in_the_queue_is_not_run(make, device)
 
 async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
     """A batch runs under the lock, gives it up after each run, and takes along what came while it waited."""
-    turns = asyncio.Lock()
-    batcher = make(turns=turns)
+    lock = asyncio.Lock()
+    batcher = make(lock=lock)
     tasks = await fill(batcher, device, [1])
-    assert turns.locked()
+    assert lock.locked()
     seen = []
 
     async def edit():
-        async with turns:
+        async with lock:
             assert batcher.running_units == 0
             seen.append(list(device.batches))
             tasks.append(asyncio.create_task(batcher.submit(2)))
@@ -179,14 +179,14 @@ async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
     await asyncio.gather(*tasks)
     assert seen == [[[0]]], "the edit came before the second batch, as it asked before it"
     assert device.batches == [[0], [1, 2]]
-    assert not turns.locked()
+    assert not lock.locked()
 
 
 async def test_a_failed_batch_gives_its_turn_up(make):
-    turns = asyncio.Lock()
+    lock = asyncio.Lock()
     with pytest.raises(ValueError, match="negative"):
-        await make(turns=turns).submit(-1)
-    async with asyncio.timeout(10), turns:
+        await make(lock=lock).submit(-1)
+    async with asyncio.timeout(10), lock:
         pass
 
 
