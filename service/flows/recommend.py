@@ -30,7 +30,7 @@ from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import TookTooLong
 from service.flows.selection import Diversity, Ranked, Selection
-from service.inference.batching import MicroBatcher, Place
+from service.inference.batching import MicroBatcher, Reservation
 from service.inference.runtime import Beams, RecommenderSession
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
@@ -279,11 +279,15 @@ class Recommender:
         self._metrics = metrics
 
     async def recommend(
-        self, query: Query, stages: Stages, deadline: float = math.inf, place: Place | None = None
+        self,
+        query: Query,
+        stages: Stages,
+        deadline: float = math.inf,
+        reservation: Reservation | None = None,
     ) -> Recommended:
         """A page of items, by the deadline of the event loop's clock or the timeout, whichever is first.
 
-        The first search takes the `place` that was reserved for it. Raises UnknownFilterField, InvalidFilter,
+        The first search uses the `reservation`, where there is one. Raises UnknownFilterField, InvalidFilter,
         Overloaded, TookTooLong.
         """
         if query.filter is not None:
@@ -292,7 +296,7 @@ class Recommender:
         deadline = min(deadline, started_at + self._timeout_s)
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await self._recommend(query, stages, deadline, place)
+                answer = await self._recommend(query, stages, deadline, reservation)
         except TimeoutError:
             raise TookTooLong("The recommendation", deadline - started_at) from None
         self._metrics.observe_recommendation(
@@ -304,16 +308,16 @@ class Recommender:
         return answer
 
     async def _recommend(
-        self, query: Query, stages: Stages, deadline: float, place: Place | None
+        self, query: Query, stages: Stages, deadline: float, reservation: Reservation | None
     ) -> Recommended:
         """From the narrowest search that fills the page, and proves it where that is asked for."""
         wider = self._widths_for(query)
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
             search = Search(query, num_beams, is_last)
-            is_admitted = widened > 0 or (place is not None and place.is_held)
-            if place is not None:
-                place.give_back()
+            is_admitted = widened > 0 or (reservation is not None and reservation.is_held)
+            if reservation is not None:
+                reservation.release()
             answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
             stages.add_row(

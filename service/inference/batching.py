@@ -6,8 +6,8 @@ it is held while a batch runs, so whoever writes under it waits, and a batch see
 
 A job whose caller has given up, or whose deadline has passed, is not run. Whoever would wait too long is
 turned away before anything is queued: by the work in the queue, by the time that it takes, by the deadline.
-A caller that must still be heard out reserves its `Place` first: else all of those that come at once would
-find the same room free, and all but the first would be turned away only after they were heard.
+A caller whose request must still be read takes a `Reservation` first. Without it, all requests that come at
+once would find the same room free, and all but the first would be refused only after they were read.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ class _Waiting(Generic[Job, Result]):
     submitted_at: float = field(default_factory=perf_counter)
 
 
-class Place:
-    """Room in a queue for a job to come. Give it back when the job is submitted, or does not come."""
+class Reservation:
+    """Room in a queue for a job to come. Release it when the job is submitted, or does not come."""
 
     __slots__ = ("_batcher", "_units")
 
@@ -65,7 +65,7 @@ class Place:
     def is_held(self) -> bool:
         return self._units > 0
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._batcher.reserved_units -= self._units
         self._units = 0
 
@@ -143,17 +143,17 @@ class MicroBatcher(Generic[Job, Result]):
         if is_late or num_units > self.max_queued_units:
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
-    def reserve(self, units: int) -> Place:
+    def reserve(self, units: int) -> Reservation:
         """Room for a job to come, of about that size. Raises Overloaded as check_room does."""
         self.check_room(units)
-        return Place(self, units)
+        return Reservation(self, units)
 
     async def submit(
         self, job: Job, *, is_admitted: bool = False, deadline: float = math.inf
     ) -> Answer[Result]:
         """Run the job in some batch. Raises Overloaded at once where the queue is full.
 
-        Not where it `is_admitted`: it had a place, or goes on with what the queue has taken and run before.
+        Not where it `is_admitted`: it had a reservation, or continues what the queue has taken and run before.
         To turn that away halfway would waste the first half, and as it waits in the queue new work stays out.
         Raises TimeoutError where its batch would begin after the deadline, of the event loop's clock.
         """

@@ -254,16 +254,16 @@ async def test_a_job_whose_deadline_passes_while_the_loop_is_busy_is_not_run(mak
     assert device.batches == [[0], [1]]
 
 
-async def test_a_place_that_is_reserved_keeps_others_out_until_it_is_given_back(make):
+async def test_a_reservation_keeps_others_out_until_it_is_released(make):
     batcher = make(max_batch_units=2, max_queued_units=2)
-    places = [batcher.reserve(1), batcher.reserve(1)]
+    reservations = [batcher.reserve(1), batcher.reserve(1)]
     with pytest.raises(Overloaded):
         batcher.reserve(1)
     with pytest.raises(Overloaded):
         await batcher.submit(1)
-    places[0].give_back()
-    places[0].give_back()  # a request ends after it has submitted
-    batcher.reserve(1).give_back()
+    reservations[0].release()
+    reservations[0].release()  # a request ends after it has submitted
+    batcher.reserve(1).release()
     assert batcher.reserved_units == 1
 
 
