@@ -28,11 +28,12 @@ from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.items import ItemStore
 from service.store.records import ItemRecord, PutResult
+from service.store.retry import retry
 
 BATCH = 1_000  # items; several round trips
 TURN = 50  # lines that are read before Redis' answer is looked for
 MAX_TRIES = 30
-RETRY_S = 1.0
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 2.0  # between two tries
 MAX_NAMED = 20  # items that found no slot; all of them are counted
 
 AGAIN = "Give the same command again: what was put is not put twice."
@@ -132,19 +133,18 @@ class _Import:
             batch = following
 
     async def _put(self, batch: Sequence[Line]) -> list[PutResult | ServiceError]:
-        """As long as Redis does not take it, again."""
-        for tries in count(1):
-            try:
-                results = await self._store.put([(line.record, line.codes) for line in batch])
-                lost = next((each for each in results if isinstance(each, StoreUnavailable)), None)
-            except StoreUnavailable as error:
-                lost = error
-            if lost is None:
-                break
-            if tries == MAX_TRIES:
-                raise lost
-            await asyncio.sleep(RETRY_S)
-        return results
+        """Put a batch, again and again while Redis does not take all of it."""
+
+        async def attempt() -> list[PutResult | ServiceError]:
+            results = await self._store.put([(line.record, line.codes) for line in batch])
+            for each in results:
+                if isinstance(each, StoreUnavailable):
+                    raise each
+            return results
+
+        return await retry(
+            attempt, on=(StoreUnavailable,), first_s=FIRST_WAIT_S, max_s=MAX_WAIT_S, max_tries=MAX_TRIES
+        )
 
     def _count(self, batch: Sequence[Line], results: Sequence[PutResult | ServiceError]) -> None:
         for line, result in zip(batch, results, strict=True):

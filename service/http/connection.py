@@ -107,7 +107,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _begin(self, reservation: Reservation) -> None:
-        """The request's task, which envelope.py surrounds, releases the reservation; without a task, we do."""
+        """The request's task, which envelope.py surrounds, releases the reservation."""
         self.scope["state"]["reservation"] = self._reservation = reservation
         try:
             super().on_headers_complete()

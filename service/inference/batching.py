@@ -153,7 +153,7 @@ class MicroBatcher(Generic[Job, Result]):
     ) -> Answer[Result]:
         """Run the job in some batch. Raises Overloaded at once where the queue is full.
 
-        Not where it `is_admitted`: it had a reservation, or continues what the queue has taken and run before.
+        Not where it `is_admitted`: it had a reservation, or continues a job that was run before.
         To turn that away halfway would waste the first half, and as it waits in the queue new work stays out.
         Raises TimeoutError where its batch would begin after the deadline, of the event loop's clock.
         """

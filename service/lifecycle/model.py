@@ -23,14 +23,12 @@ from service.inference.batching import MicroBatcher
 from service.lifecycle.bundles import LoadedBundle
 from service.settings import Settings
 from service.store.items import ItemStore
+from service.store.retry import retry
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-FIRST_RETRY_S = 0.2
-MAX_RETRY_S = 5.0
 
 
 class Model:
@@ -184,12 +182,4 @@ async def persist(
     passing: tuple[type[GlyphrecError], ...] = (GlyphrecError,),
 ) -> T:
     """Try until it works, as long as what stands in the way may pass; `say` is told of it."""
-    retry_s = FIRST_RETRY_S
-    while True:
-        try:
-            return await attempt()
-        except passing as error:
-            log.warning("%s Trying again in %.1f s.", error, retry_s)
-            say(str(error))
-        await asyncio.sleep(retry_s)
-        retry_s = min(2 * retry_s, MAX_RETRY_S)
+    return await retry(attempt, on=passing, say=say)

@@ -309,7 +309,8 @@ async def test_an_import_that_was_killed_is_finished_by_the_next_one(
 async def test_a_redis_that_is_full_for_a_moment_is_waited_for(
     bundle, redis, redis_url, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(importing, "RETRY_S", 0.01)
+    monkeypatch.setattr(importing, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(importing, "MAX_WAIT_S", 0.01)
     monkeypatch.setattr(importing, "MAX_TRIES", 10_000)
     await redis.config_set("maxmemory", 1)
     try:
@@ -330,7 +331,8 @@ async def test_a_redis_that_is_full_for_a_moment_is_waited_for(
 async def test_a_redis_that_stays_full_ends_the_import_and_says_how_far_it_came(
     bundle, redis, redis_url, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(importing, "RETRY_S", 0.01)
+    monkeypatch.setattr(importing, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(importing, "MAX_WAIT_S", 0.01)
     await redis.config_set("maxmemory", 1)
     try:
         assert await imported(written(tmp_path, MANY), bundle, redis_url) == 2
