@@ -20,7 +20,7 @@ from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS, SidSpec
 from service.errors import GlyphrecError, ServiceError
 from service.store.client import PIPELINE_LENGTH, Script, chunks, connect_to_any, redis_errors
-from service.store.records import HASH_LENGTH, Keys, RecordCodec, to_str, version_of
+from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
 
 PAGE = 1_000  # members or changes in one reply
 MAX_LISTED = 1_000  # findings of a report, beyond which they are only counted
@@ -159,7 +159,7 @@ def _spec(levels: str | None) -> SidSpec:
 async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | None:
     """The tokenizer that the catalogue is served with; None for a new catalogue. Raises StoreUnavailable."""
     with redis_errors():
-        value: Any = await redis.get(Keys.of(catalog, "").active)
+        value: Any = await redis.get(RedisKeys.of(catalog, "").active)
     return None if value is None else to_str(value)
 
 
@@ -170,7 +170,7 @@ async def check(
 
     Raises GlyphrecError where there is no such catalogue, ServiceError where Redis fails.
     """
-    served, keys = await served_tokenizer(redis, catalog), Keys.of(catalog, tokenizer_id)
+    served, keys = await served_tokenizer(redis, catalog), RedisKeys.of(catalog, tokenizer_id)
     with redis_errors():
         if served != tokenizer_id and not await redis.exists(keys.codes, keys.trie, keys.log):
             held = f"it is served by {served}" if served else "and no catalogue of this name"
@@ -185,7 +185,7 @@ async def check(
 
 class _Checker:
     def __init__(
-        self, redis: Redis | RedisCluster, keys: Keys, spec: SidSpec, report: Report, repair: bool
+        self, redis: Redis | RedisCluster, keys: RedisKeys, spec: SidSpec, report: Report, repair: bool
     ) -> None:
         self._redis: Any = redis
         self._keys = keys

@@ -30,11 +30,11 @@ from service.store.records import (
     DropResult,
     Held,
     ItemRecord,
-    Keys,
     Page,
     Position,
     PutResult,
     RecordCodec,
+    RedisKeys,
     StoredItem,
     TrieEntry,
     to_bytes,
@@ -79,7 +79,7 @@ class ItemStore:
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
-        keys = Keys.of(catalog, tokenizer_id)
+        keys = RedisKeys.of(catalog, tokenizer_id)
         self._items, self._codes, self._trie, self._log, self._active = keys
         self._keys = keys.changed
         self._put = Script("put")

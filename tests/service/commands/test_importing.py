@@ -18,7 +18,7 @@ from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS
 from service.store.fsck import check
 from service.store.items import ItemStore
-from service.store.records import Keys
+from service.store.records import RedisKeys
 from tests.known_bundle import (
     KNOWN_ITEMS,
     SPEC,
@@ -176,7 +176,7 @@ async def test_an_item_without_a_free_slot_is_named_and_the_others_are_put(
 ):
     full = (3, 1, 2)
     member = b"".join(code.to_bytes(2, "big") for code in full)
-    trie = Keys.of(CATALOG, TOKENIZER).trie
+    trie = RedisKeys.of(CATALOG, TOKENIZER).trie
     for start in range(0, NUM_SLOTS, 5_000):  # as if that many were there; the script looks at nothing else
         slots = range(start, min(start + 5_000, NUM_SLOTS))
         await redis.zadd(trie, {member + slot.to_bytes(2, "big") + b"x": 0 for slot in slots})
@@ -186,7 +186,7 @@ async def test_an_item_without_a_free_slot_is_named_and_the_others_are_put(
     said = capsys.readouterr()
     assert said.out == "2 created, 1 failed\n"
     assert f"{path}:2: item-1: All {NUM_SLOTS} slots of the codes 3-1-2 are taken" in said.err
-    assert set(await redis.hkeys(Keys.of(CATALOG, TOKENIZER).items)) == {b"item-0", b"item-2"}
+    assert set(await redis.hkeys(RedisKeys.of(CATALOG, TOKENIZER).items)) == {b"item-0", b"item-2"}
 
 
 BROKEN = {
@@ -268,7 +268,7 @@ async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenize
 
     async def switch():
         await until_true(lambda: holds(redis, 400))
-        await redis.set(Keys.of(CATALOG, TOKENIZER).active, tokenizer_id_of(1))
+        await redis.set(RedisKeys.of(CATALOG, TOKENIZER).active, tokenizer_id_of(1))
         switched.set()
 
     status, _ = await asyncio.gather(imported(written(tmp_path, MANY), bundle, redis_url), switch())
@@ -276,11 +276,11 @@ async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenize
     said = capsys.readouterr().err
     assert f"is served with the tokenizer {tokenizer_id_of(1)}" in said
     assert "items were put before" in said
-    assert 400 <= await redis.hlen(Keys.of(CATALOG, TOKENIZER).items) <= 600
+    assert 400 <= await redis.hlen(RedisKeys.of(CATALOG, TOKENIZER).items) <= 600
 
 
 async def holds(redis, num_items):
-    return await redis.hlen(Keys.of(CATALOG, TOKENIZER).items) >= num_items
+    return await redis.hlen(RedisKeys.of(CATALOG, TOKENIZER).items) >= num_items
 
 
 async def test_an_import_that_was_killed_is_finished_by_the_next_one(
