@@ -85,7 +85,7 @@ class StoredItem:
     sid: Sid
 
 
-class Page(NamedTuple):
+class ItemListing(NamedTuple):
     items: list[StoredItem]
     next_cursor: str | None  # None after the last page
 
