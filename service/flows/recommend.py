@@ -86,7 +86,7 @@ class Recommended:
     beam_limit_reached: bool  # and yet the page is short or, where that was asked for, not proven
 
 
-class Found(NamedTuple):
+class RankedPrefixes(NamedTuple):
     """One row of Beams: without filler beams, equal scores in trie order."""
 
     prefixes: list[int]  # full ones, best first
@@ -157,7 +157,9 @@ def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
     return _Asked(search, history, unknown, query.excluded, view, trie, len(trie) - num_excluded)
 
 
-def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]) -> dict[int, Found]:
+def _search(
+    session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]
+) -> dict[int, RankedPrefixes]:
     """What was found, by place in `asked`, where there is anything to find and a history to tell by.
 
     Searches share a run where they read the same tables and are equally wide.
@@ -167,7 +169,7 @@ def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Aske
         if len(each.history) and each.num_candidates:
             widths = beam_widths(catalog.spec, each.search.num_beams)
             runs.setdefault((id(each.trie), widths), []).append(place)
-    found: dict[int, Found] = {}
+    found: dict[int, RankedPrefixes] = {}
     for (_, widths), places in runs.items():
         histories = pad_left([asked[place].history for place in places])
         beams = session.run(histories, asked[places[0]].trie.tables, widths)
@@ -175,7 +177,7 @@ def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Aske
     return found
 
 
-def found_in(spec: SidSpec, beams: Beams) -> list[Found]:
+def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
     """For each row of the beams what it found; all rows at once, as each look at an array takes its time."""
     batch, width, num_levels = beams.codes.shape
     prefixes = spec.prefixes_of(beams.codes.reshape(-1, num_levels))[-1].reshape(batch, width)
@@ -184,7 +186,7 @@ def found_in(spec: SidSpec, beams: Beams) -> list[Found]:
     ordered_prefixes = np.take_along_axis(prefixes, order, axis=1).tolist()
     ordered_scores = np.take_along_axis(beams.scores, order, axis=1).tolist()
     rows = zip(num_living, ordered_prefixes, ordered_scores, beams.bound.tolist(), strict=True)
-    return [Found(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
+    return [RankedPrefixes(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
 
 
 def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
@@ -196,7 +198,9 @@ def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
     return padded
 
 
-def _page(catalog: Catalog, asked: _Asked, found: Found | None, history_s: float, decode_s: float) -> Page:
+def _page(
+    catalog: Catalog, asked: _Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
+) -> Page:
     query = asked.search.query
     selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
     is_popular = not len(asked.history)
@@ -240,7 +244,7 @@ def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: b
     return is_full and last is not None and last > bound
 
 
-def _ranked(catalog: Catalog, asked: _Asked, found: Found) -> Iterator[Ranked]:
+def _ranked(catalog: Catalog, asked: _Asked, found: RankedPrefixes) -> Iterator[Ranked]:
     """The items of the beams that pass the filter, best first; those of the same codes by slot."""
     for prefix, score in zip(found.prefixes, found.scores, strict=True):
         items = catalog.items_of(prefix)
