@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from service.catalog.catalog import Catalog
 from service.catalog.views import View
 from service.core.filters import DeclaredFields, Filter
-from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import TookTooLong
@@ -182,7 +182,7 @@ def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
     batch, width, num_levels = beams.codes.shape
     prefixes = spec.prefixes_of(beams.codes.reshape(-1, num_levels))[-1].reshape(batch, width)
     order = np.lexsort((prefixes, -beams.scores))  # filler beams, the lowest, last
-    num_living = np.count_nonzero(beams.scores > FILLER, axis=1).tolist()
+    num_living = np.count_nonzero(beams.scores > FILLER_SCORE, axis=1).tolist()
     ordered_prefixes = np.take_along_axis(prefixes, order, axis=1).tolist()
     ordered_scores = np.take_along_axis(beams.scores, order, axis=1).tolist()
     rows = zip(num_living, ordered_prefixes, ordered_scores, beams.bound.tolist(), strict=True)
@@ -207,7 +207,7 @@ def _page(
     exact, is_settled = not is_popular, True
     if found:
         selection.offer(_ranked(catalog, asked, found))
-        is_full = len(selection.page) >= _room(asked) or found.bound <= FILLER
+        is_full = len(selection.page) >= _room(asked) or found.bound <= FILLER_SCORE
         exact = _is_exact(selection.page, asked, found.bound, is_full=is_full)
         is_settled = is_full and (exact or not query.wants_exact)
     if is_popular or (asked.search.is_last and not is_settled):
@@ -238,7 +238,7 @@ def _room(asked: _Asked) -> int:
 
 def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
     """A full page is proven by its last score, any page by nothing being left that could be on it."""
-    if bound <= FILLER or len(page) == asked.num_candidates:
+    if bound <= FILLER_SCORE or len(page) == asked.num_candidates:
         return True
     last = page[-1].score if page else None
     return is_full and last is not None and last > bound
