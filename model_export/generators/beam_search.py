@@ -24,10 +24,8 @@ NOTHING = -1e30  # below every sum of NEG_INFs, so that it is chosen only where 
 
 class Beams(NamedTuple):
     codes: Tensor  # [batch, beam, level]
-    scores: (
-        Tensor  # [batch, beam]  sum of log-probabilities, best first; below FILLER_SCORE nothing was found
-    )
-    bound: Tensor  # [batch]  no live codes outside the beams score above this; below FILLER_SCORE nothing was pruned
+    scores: Tensor  # [batch, beam]  sum of log-probabilities, best first; a filler is below FILLER_SCORE
+    bound: Tensor  # [batch]  no codes outside the beams score above; below FILLER_SCORE: none were pruned
 
 
 class TrieMask(nn.Module):
