@@ -1,4 +1,4 @@
-"""`glyphrec import --tokenised`: items with known codes, from a file into the Redis that services share."""
+"""`glyphrec import --tokenized`: items with known codes, from a file into the Redis that services share."""
 
 import asyncio
 import gzip
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from service.commands import import_tokenised as importing
+from service.commands import import_tokenized as importing
 from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS
 from service.store.fsck import check
@@ -56,7 +56,7 @@ def line(**changes):
 
 async def imported(source, bundle, redis_url, *more):
     """The command, in a thread, as it has an event loop of its own -> its status."""
-    args = ["import", str(source), "--tokenised", "--bundle", str(bundle), "--redis-url", redis_url, *more]
+    args = ["import", str(source), "--tokenized", "--bundle", str(bundle), "--redis-url", redis_url, *more]
     return await asyncio.to_thread(main, args)
 
 
@@ -254,7 +254,7 @@ async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenize
     """Meanwhile another bundle's tokenizer becomes the one that is served."""
     monkeypatch.setattr(importing, "BATCH", 100)
     switched = threading.Event()
-    read = importing.TokenisedFile.__iter__
+    read = importing.TokenizedFile.__iter__
     reads = []
 
     def lines(self):
@@ -264,7 +264,7 @@ async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenize
                 assert switched.wait(20)
             yield each
 
-    monkeypatch.setattr(importing.TokenisedFile, "__iter__", lines)
+    monkeypatch.setattr(importing.TokenizedFile, "__iter__", lines)
 
     async def switch():
         await until_true(lambda: holds(redis, 400))
@@ -289,7 +289,7 @@ async def test_an_import_that_was_killed_is_finished_by_the_next_one(
     many = items_without_text_twice(20_000, seed=2)
     path = written(tmp_path, many)
     process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "import", path, "--tokenised", "--bundle", bundle],
+        [sys.executable, "-m", "service.cli", "import", path, "--tokenized", "--bundle", bundle],
         env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -346,18 +346,19 @@ async def test_a_redis_that_stays_full_ends_the_import_and_says_how_far_it_came(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--tokenised"], "GLYPHREC_BUNDLE: not set"),
-        (["--tokenised", "--bundle", "BUNDLE"], "Set REDIS_URL, or give --redis-url"),
-        (["--tokenised", "--bundle", "BUNDLE", "--redis-url", "http://x"], "REDIS_URL"),
+        (["--tokenized"], "GLYPHREC_BUNDLE: not set"),
+        (["--tokenised"], "GLYPHREC_BUNDLE: not set"),  # how it was spelled before
+        (["--tokenized", "--bundle", "BUNDLE"], "Set REDIS_URL, or give --redis-url"),
+        (["--tokenized", "--bundle", "BUNDLE", "--redis-url", "http://x"], "REDIS_URL"),
         (
-            ["--tokenised", "--bundle", "BUNDLE", "--redis-url", "redis://127.0.0.1:1"],
+            ["--tokenized", "--bundle", "BUNDLE", "--redis-url", "redis://127.0.0.1:1"],
             "Redis does not answer",
         ),
-        (["--tokenised", "--bundle", "/no/such"], "manifest.json: not found"),
-        (["--tokenised", "--url", "http://127.0.0.1:9"], "--url: goes to a service"),
-        (["--tokenised", "--batch", "5"], "--batch: goes to a service"),
-        (["--bundle", "BUNDLE"], "--bundle: goes with --tokenised"),
-        (["--catalog", "shop"], "--catalog: goes with --tokenised"),
+        (["--tokenized", "--bundle", "/no/such"], "manifest.json: not found"),
+        (["--tokenized", "--url", "http://127.0.0.1:9"], "--url: goes to a service"),
+        (["--tokenized", "--batch", "5"], "--batch: goes to a service"),
+        (["--bundle", "BUNDLE"], "--bundle: goes with --tokenized"),
+        (["--catalog", "shop"], "--catalog: goes with --tokenized"),
     ],
 )
 def test_what_the_command_line_lacks_is_said_in_one_line(bundle, tmp_path, capsys, args, words):
@@ -373,6 +374,6 @@ def test_what_the_command_line_lacks_is_said_in_one_line(bundle, tmp_path, capsy
 def test_a_pipe_cannot_be_read_twice(bundle, tmp_path, capsys):
     pipe = tmp_path / "items.jsonl"
     os.mkfifo(pipe)
-    args = ["import", str(pipe), "--tokenised", "--bundle", str(bundle), "--redis-url", "redis://127.0.0.1:1"]
+    args = ["import", str(pipe), "--tokenized", "--bundle", str(bundle), "--redis-url", "redis://127.0.0.1:1"]
     assert main(args) == 2
     assert "a pipe will not do" in capsys.readouterr().err

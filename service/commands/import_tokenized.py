@@ -1,4 +1,4 @@
-"""`glyphrec import --tokenised`: items whose codes are known already, from a file straight into Redis.
+"""`glyphrec import --tokenized`: items whose codes are known already, from a file straight into Redis.
 
 The file is read twice and never held: once to check every line before anything is put, and once to put.
 Batches go in the file's order, so of an id that comes twice the last line counts, and the next one is read
@@ -45,7 +45,7 @@ class Line(NamedTuple):
     codes: Codes
 
 
-class TokenisedFile:
+class TokenizedFile:
     """Lines as those of a bundle's items.jsonl.gz, as the service would take their items."""
 
     def __init__(self, path: Path, manifest: Manifest, max_item_chars: int) -> None:
@@ -103,7 +103,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
 class _Import:
     def __init__(self, path: Path, manifest: Manifest, store: ItemStore, settings: Settings) -> None:
         self._path = path
-        self._file = TokenisedFile(path, manifest, settings.max_item_chars)
+        self._file = TokenizedFile(path, manifest, settings.max_item_chars)
         self._store = store
         self._catalog = settings.catalog
         self._tokenizer_id = manifest.tokenizer_id
@@ -165,7 +165,7 @@ class _Import:
             raise GlyphrecError(
                 f"The catalogue {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
                 f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
-                "a service read the items: `glyphrec import` without --tokenised."
+                "a service read the items: `glyphrec import` without --tokenized."
             )
 
 
