@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from service.errors import NotJson, NotReady
 from service.flows.feedback import Feedback, ServedPages
-from service.inference.batching import Place
+from service.inference.batching import Reservation
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
 from service.settings import Settings
@@ -33,8 +33,8 @@ class Serving:
             raise NotReady(self.readiness.phase)
         return self.readiness.model
 
-    def admit(self, method: str, path: str) -> Place | None:
-        """A place in the queue, where the request will need one, before it is read any further.
+    def admit(self, method: str, path: str) -> Reservation | None:
+        """A reservation in the queue, where the request will need one, before it is read any further.
 
         Raises Overloaded for what would be turned away later: now it costs little.
         """
@@ -76,7 +76,7 @@ class Call(NamedTuple):
     request_id: str
     stages: Stages
     deadline: float  # of the event loop's clock; infinite where the client does not say
-    place: Place | None  # in the queue; None also behind another HTTP server than ours
+    reservation: Reservation | None  # in the queue; None also behind another HTTP server than ours
     serving: Serving
 
 
@@ -86,7 +86,7 @@ def call_of(request: Request) -> Call:
         state["request_id"],
         state["stages"],
         state["deadline"],
-        state.get("place"),
+        state.get("reservation"),
         request.app.state.serving,
     )
 

@@ -7,7 +7,6 @@ Redis for it.
 
 import asyncio
 import logging
-import random
 import time
 from array import array
 from collections import deque
@@ -15,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from service.errors import StoreFault, StoreUnavailable
-from service.store.client import is_cancelled
 from service.store.events import Event, EventStore
+from service.store.retry import Backoff, is_cancelled
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -131,17 +130,16 @@ class Feedback:
 
     async def _follow(self) -> None:
         last_id: bytes | None = None
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not is_cancelled():
             try:
                 if last_id is None:
                     last_id = await self._store.end()
                 told = await self._store.after(last_id, BLOCK_MS)
             except (StoreUnavailable, StoreFault):  # which goes to the log where it is translated
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1))
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                await backoff.wait()
                 continue
-            backoff_s = FIRST_BACKOFF_S
+            backoff.reset()
             for event in told:
                 last_id = event.entry_id
                 found = self._pages.find(event.request_id, event.item_id)

@@ -24,14 +24,12 @@ from service.lifecycle.bundles import LoadedBundle
 from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.items import ItemStore
+from service.store.retry import retry
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-FIRST_RETRY_S = 0.2
-MAX_RETRY_S = 5.0
 
 
 class Model:
@@ -65,7 +63,7 @@ class Model:
             max_wait_s=settings.max_wait_ms / 1_000,
             units=lambda search: search.num_beams,
             observe=lambda stats: metrics.observe_batch("recommender", stats),
-            turns=self.catalog.turns,
+            lock=self.catalog.lock,
         )
         self.store = ItemStore(
             redis,
@@ -111,7 +109,7 @@ class Model:
         """Load the catalogue, search it once, and follow it from here on. May be repeated."""
         if self._following is None:
             await self.follower.load()
-            async with self.catalog.turns:
+            async with self.catalog.lock:
                 await asyncio.to_thread(self.loaded.search_once, self.catalog.trie)
             self._following = asyncio.create_task(self.follower.run(), name="follower")
 
@@ -178,12 +176,4 @@ async def persist(
     passing: tuple[type[GlyphrecError], ...] = (GlyphrecError,),
 ) -> T:
     """Try until it works, as long as what stands in the way may pass; `say` is told of it."""
-    retry_s = FIRST_RETRY_S
-    while True:
-        try:
-            return await attempt()
-        except passing as error:
-            log.warning("%s Trying again in %.1f s.", error, retry_s)
-            say(str(error))
-        await asyncio.sleep(retry_s)
-        retry_s = min(2 * retry_s, MAX_RETRY_S)
+    return await retry(attempt, on=passing, say=say)
