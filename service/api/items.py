@@ -18,8 +18,8 @@ from service.api.schemas import (
     ItemsBody,
     ItemsRequest,
     ItemsResponse,
-    Neighbour,
     PatchedItem,
+    SimilarItem,
     SimilarResponse,
     StoredItemOut,
 )
@@ -95,7 +95,7 @@ async def similar_items(
         item_id=item_id,
         semantic_id=str(sid),
         items=[
-            Neighbour(item_id=each.item_id, semantic_id=str(each.sid), shared_levels=each.shared_levels)
+            SimilarItem(item_id=each.item_id, semantic_id=str(each.sid), shared_levels=each.shared_levels)
             for each in found
         ],
         catalog_version=catalog.version,

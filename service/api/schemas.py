@@ -121,7 +121,7 @@ class Deleted(_Out):
     catalog_version: int
 
 
-class Neighbour(_Out):
+class SimilarItem(_Out):
     item_id: str
     semantic_id: str
     shared_levels: int = Field(description="how many leading codes it has in common")
@@ -130,7 +130,7 @@ class Neighbour(_Out):
 class SimilarResponse(_Out):
     item_id: str
     semantic_id: str
-    items: list[Neighbour]
+    items: list[SimilarItem]
     catalog_version: int
 
 
