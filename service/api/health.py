@@ -9,7 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.admin import change_info
 from service.api.dependencies import ModelDep, StateDep
-from service.api.schemas import MAX_HISTORY, MAX_LIMIT, CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.errors import StoreUnavailable
 
 router = APIRouter(tags=["health"])
