@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis, RedisCluster
 
 from service.api import admin, events, health, items, recommend
-from service.api.dependencies import Serving
+from service.api.dependencies import ServiceState
 from service.api.direct import direct_routes
 from service.api.health import service_version
 from service.flows.feedback import Feedback, ServedPages
@@ -58,7 +58,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         static_url="/docs/assets",
         responses=OF_ANY_ROUTE,
     )
-    app.state.serving = service.serving
+    app.state.service = service.state
     for module in (recommend, items, events, health, admin):
         app.include_router(module.router)
     add_problem_handlers(app)
@@ -66,8 +66,8 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         Envelope,
         direct=direct_routes(app, recommend.router),
         guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
-        is_stopping=lambda: service.serving.readiness.is_stopping,
-        metrics=service.serving.metrics,
+        is_stopping=lambda: service.state.readiness.is_stopping,
+        metrics=service.state.metrics,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         log_requests=settings.access_log,
@@ -84,10 +84,10 @@ class Service:
         self._tracer = tracer
         self._configured = load(settings.bundle, settings)
         pages = ServedPages(settings.remembered_pages, settings.attribution_s)
-        self.serving = Serving(settings, Metrics(), Readiness(), pages)
-        self.serving.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
+        self.state = ServiceState(settings, Metrics(), Readiness(), pages)
+        self.state.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
         if (nvml := find_nvml()) is not None:
-            self.serving.metrics.watch_gpus(nvml)
+            self.state.metrics.watch_gpus(nvml)
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -95,7 +95,7 @@ class Service:
         with redis_url_or_server(settings.redis_url, settings.data_dir) as url:
             async with AsyncExitStack() as ends:
                 keeper = asyncio.create_task(self._keep(url, ends), name="keeper")
-                lag = asyncio.create_task(watch_event_loop(self.serving.metrics), name="event loop lag")
+                lag = asyncio.create_task(watch_event_loop(self.state.metrics), name="event loop lag")
                 try:
                     yield
                 finally:
@@ -109,25 +109,25 @@ class Service:
 
         `ends` learns what must be closed after that.
         """
-        settings, serving, readiness = self._settings, self.serving, self.serving.readiness
+        settings, state, readiness = self._settings, self.state, self.state.readiness
         try:
-            observe = serving.metrics.observe_redis
+            observe = state.metrics.observe_redis
             redis = await persist(lambda: connect_to_any(url, observe), readiness.say)
             ends.push_async_callback(redis.aclose)
             self._attribute(redis, ends)
             changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
 
             def make(loaded: LoadedBundle) -> Model:
-                return Model(loaded, redis, settings, serving.metrics)
+                return Model(loaded, redis, settings, state.metrics)
 
-            opening = Opening(self._configured, changes, make, settings, serving.metrics, readiness)
+            opening = Opening(self._configured, changes, make, settings, state.metrics, readiness)
             ends.push_async_callback(opening.stop)
-            rollout = Rollout(changes, make, settings, serving.metrics, readiness)
+            rollout = Rollout(changes, make, settings, state.metrics, readiness)
             ends.push_async_callback(rollout.stop)
             model = await opening.open()
             await rollout.begin(model)
-            readiness.phase, serving.rollout = "ready", rollout
-            serving.metrics.ready.set(1)
+            readiness.phase, state.rollout = "ready", rollout
+            state.metrics.ready.set(1)
             log.info("ready: %d items, version %d", model.catalog.num_items, model.catalog.version)
             rollout.also(opening.finish(model))
             await rollout.run()
@@ -135,16 +135,16 @@ class Service:
             log.exception("the catalogue is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"
         finally:
-            readiness.model, serving.rollout, serving.feedback = None, None, None
-            serving.metrics.ready.set(0)
+            readiness.model, state.rollout, state.feedback = None, None, None
+            state.metrics.ready.set(0)
 
     def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:
-        settings, serving = self._settings, self.serving
+        settings, state = self._settings, self.state
         # A repeat that is not known again comes so late that the page is forgotten: it counts for nothing.
         store = EventStore(redis, catalog=settings.catalog, keep_s=2 * settings.attribution_s)
-        serving.feedback = Feedback(store, serving.pages, serving.metrics)
+        state.feedback = Feedback(store, state.pages, state.metrics)
         if settings.remembered_pages:
-            following = asyncio.create_task(serving.feedback.run(), name="feedback")
+            following = asyncio.create_task(state.feedback.run(), name="feedback")
             ends.push_async_callback(cancel, following)
 
 

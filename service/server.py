@@ -9,7 +9,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.dependencies import Serving
+from service.api.dependencies import ServiceState
 from service.http.connection import BoundedHttp
 from service.lifecycle.model import Readiness
 from service.settings import Settings
@@ -17,7 +17,7 @@ from service.settings import Settings
 
 def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
     """Of what create_app made."""
-    serving: Serving = app.state.serving
+    state: ServiceState = app.state.service
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -28,8 +28,8 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
             BoundedHttp,
             head_timeout_s=settings.head_timeout_s,
             max_connections=settings.max_connections,
-            admit=serving.admit,
-            metrics=serving.metrics,
+            admit=state.admit,
+            metrics=state.metrics,
         ),
         ws="none",
         lifespan="on",
@@ -38,7 +38,7 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
-    return GracefulServer(config, readiness=serving.readiness, stop_delay_s=settings.stop_delay_s)
+    return GracefulServer(config, readiness=state.readiness, stop_delay_s=settings.stop_delay_s)
 
 
 class GracefulServer(uvicorn.Server):

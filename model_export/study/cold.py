@@ -35,6 +35,7 @@ from model_export.pipeline.stages import Say
 from model_export.study.coding import coder
 from model_export.study.ranks import eager_search
 from service.core.bundle import RECOMMENDER, Bundle
+from service.core.limits import MAX_EXCLUDED, MAX_HISTORY
 from service.core.render import item_text
 from service.core.sid import SidSpec
 from service.errors import GlyphrecError
@@ -43,7 +44,6 @@ from service.inference.runtime import RecommenderSession
 CUTOFFS = (10, 50, 100)
 PAGE = CUTOFFS[-1]  # the most that a service answers with
 ITEMS_PER_POST = 32  # read as one piece, so that items of the same codes get their slots in this order
-MAX_HISTORY, MAX_EXCLUDED = 500, 1_000  # that a service takes
 
 Codes = NDArray[np.int64]  # [item, level]
 Ranked = NDArray[np.int32]  # [user, PAGE], -1 where nothing was found

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, Response
 
-from service.api.dependencies import JSON_ONLY, PartsDep, RolloutDep, ServingDep
+from service.api.dependencies import JSON_ONLY, ModelDep, RolloutDep, StateDep
 from service.api.schemas import BundleRequest, BundlesResponse, ChangeInfo, ReplicaInfo, ServedBundle
 from service.errors import NotReady
 from service.http.json_body import JsonRoute
@@ -19,7 +19,7 @@ OF_A_CHANGE = OF_A_BODY | problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 @router.post("/bundles", dependencies=[JSON_ONLY], responses=OF_A_CHANGE | {202: {"model": BundlesResponse}})
 async def change_bundle(
-    body: BundleRequest, rollout: RolloutDep, serving: ServingDep, response: Response
+    body: BundleRequest, rollout: RolloutDep, state: StateDep, response: Response
 ) -> BundlesResponse:
     """Go over to another bundle while requests are answered.
 
@@ -29,23 +29,23 @@ async def change_bundle(
     """
     if not await rollout.change(body.bundle):
         response.status_code = HTTPStatus.ACCEPTED
-    parts = serving.readiness.model  # now, not when the request began
-    if parts is None:
-        raise NotReady(serving.readiness.phase)
-    return _bundles(parts, rollout)
+    model = state.readiness.model  # now, not when the request began
+    if model is None:
+        raise NotReady(state.readiness.phase)
+    return _bundles(model, rollout)
 
 
 @router.get("/bundles")
-async def bundles(parts: PartsDep, rollout: RolloutDep) -> BundlesResponse:
+async def bundles(model: ModelDep, rollout: RolloutDep) -> BundlesResponse:
     """The bundle that this replica serves, and how far the last change of the tokenizer is."""
-    return _bundles(parts, rollout)
+    return _bundles(model, rollout)
 
 
-def _bundles(parts: Model, rollout: Rollout) -> BundlesResponse:
-    manifest = parts.manifest
+def _bundles(model: Model, rollout: Rollout) -> BundlesResponse:
+    manifest = model.manifest
     return BundlesResponse(
         serving=ServedBundle(
-            bundle=parts.loaded.name,
+            bundle=model.loaded.name,
             tokenizer_id=manifest.tokenizer_id,
             recommender_id=manifest.recommender_id,
         ),

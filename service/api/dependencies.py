@@ -17,8 +17,8 @@ from service.telemetry.stages import Stages
 
 
 @dataclass
-class Serving:
-    """What create_app puts in `app.state.serving`."""
+class ServiceState:
+    """What create_app puts in `app.state.service`."""
 
     settings: Settings
     metrics: Metrics
@@ -38,36 +38,36 @@ class Serving:
 
         Raises Overloaded for what would be turned away later: now it costs little.
         """
-        parts = self.readiness.model
-        if parts is None or (method, path) != ("POST", "/recommend"):
+        model = self.readiness.model
+        if model is None or (method, path) != ("POST", "/recommend"):
             return None
-        return parts.searches.reserve(parts.loaded.num_beams)
+        return model.searches.reserve(model.loaded.num_beams)
 
 
-async def get_serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
-    return serving
+async def get_state(request: Request) -> ServiceState:
+    state: ServiceState = request.app.state.service
+    return state
 
 
-ServingDep = Annotated[Serving, Depends(get_serving)]
+StateDep = Annotated[ServiceState, Depends(get_state)]
 
 
-async def get_parts(serving: ServingDep) -> AsyncIterator[Model]:
+async def get_model(state: StateDep) -> AsyncIterator[Model]:
     """The model that serves now; the request keeps it to its end, whatever is swapped meanwhile."""
-    with serving.model().in_use() as parts:
-        yield parts
+    with state.model().in_use() as model:
+        yield model
 
 
-async def get_rollout(serving: ServingDep) -> Rollout:
-    if serving.rollout is None:
-        raise NotReady(serving.readiness.phase)
-    return serving.rollout
+async def get_rollout(state: StateDep) -> Rollout:
+    if state.rollout is None:
+        raise NotReady(state.readiness.phase)
+    return state.rollout
 
 
-async def get_feedback(serving: ServingDep) -> Feedback:
-    if serving.feedback is None:
-        raise NotReady(serving.readiness.phase)
-    return serving.feedback
+async def get_feedback(state: StateDep) -> Feedback:
+    if state.feedback is None:
+        raise NotReady(state.readiness.phase)
+    return state.feedback
 
 
 class Call(NamedTuple):
@@ -77,7 +77,7 @@ class Call(NamedTuple):
     stages: Stages
     deadline: float  # of the event loop's clock; infinite where the client does not say
     reservation: Reservation | None  # in the queue; None also behind another HTTP server than ours
-    serving: Serving
+    state: ServiceState
 
 
 def call_of(request: Request) -> Call:
@@ -87,7 +87,7 @@ def call_of(request: Request) -> Call:
         state["stages"],
         state["deadline"],
         state.get("reservation"),
-        request.app.state.serving,
+        request.app.state.service,
     )
 
 
@@ -103,16 +103,16 @@ async def require_json(request: Request) -> None:
         raise NotJson(content_type[:100])
 
 
-PartsDep = Annotated[Model, Depends(get_parts)]
+ModelDep = Annotated[Model, Depends(get_model)]
 CallDep = Annotated[Call, Depends(get_call)]
 RolloutDep = Annotated[Rollout, Depends(get_rollout)]
 FeedbackDep = Annotated[Feedback, Depends(get_feedback)]
 
 
-async def require_redis(parts: PartsDep) -> None:
+async def require_redis(model: ModelDep) -> None:
     """Refuse at once what needs Redis while it is known to be away, rather than wait for it too."""
-    if parts.follower.lost is not None:
-        raise parts.follower.lost.with_traceback(None)
+    if model.follower.lost is not None:
+        raise model.follower.lost.with_traceback(None)
 
 
 JSON_ONLY = Depends(require_json)

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.admin import change_info
-from service.api.dependencies import PartsDep, ServingDep
-from service.api.schemas import MAX_HISTORY, MAX_LIMIT, CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.api.dependencies import ModelDep, StateDep
+from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.errors import StoreUnavailable
 
 router = APIRouter(tags=["health"])
@@ -25,40 +26,40 @@ async def live() -> Live:
 @router.get("/readyz", include_in_schema=False)
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"model": Ready}})
-async def ready(serving: ServingDep, response: Response) -> Ready:
+async def ready(state: StateDep, response: Response) -> Ready:
     """200 once the bundle is verified, the catalogue loaded and a warm-up search has run; before that 503.
 
     A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
     """
-    parts = serving.readiness.model
-    is_stopping = serving.readiness.is_stopping
-    if parts is None or is_stopping:
+    model = state.readiness.model
+    is_stopping = state.readiness.is_stopping
+    if model is None or is_stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     return Ready(
-        status="stopping" if is_stopping else "ready" if parts else "starting",
-        phase="answering what still comes" if is_stopping else serving.readiness.phase,
-        stale=parts.follower.is_stale if parts else False,
-        stale_for_s=parts.follower.stale_for_s if parts else 0.0,
-        catalog_items=parts.catalog.num_items if parts else 0,
-        catalog_version=parts.catalog.version if parts else 0,
+        status="stopping" if is_stopping else "ready" if model else "starting",
+        phase="answering what still comes" if is_stopping else state.readiness.phase,
+        stale=model.follower.is_stale if model else False,
+        stale_for_s=model.follower.stale_for_s if model else 0.0,
+        catalog_items=model.catalog.num_items if model else 0,
+        catalog_version=model.catalog.version if model else 0,
     )
 
 
 @router.get("/info")
-async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
+async def info(state: StateDep, model: ModelDep) -> InfoResponse:
     """What is served: the models, the catalogue, the limits."""
-    manifest, settings = parts.manifest, serving.settings
+    manifest, settings = model.manifest, state.settings
     redis: dict[str, Any] = {}
-    if parts.follower.lost is None:
+    if model.follower.lost is None:
         with suppress(StoreUnavailable):
-            persistence = await parts.store.persistence()
+            persistence = await model.store.persistence()
             redis = persistence.as_json()
-            serving.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
-    catalog = parts.catalog
+            state.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
+    catalog = model.catalog
     return InfoResponse(
         service_version=service_version(),
-        bundle=parts.loaded.name,
+        bundle=model.loaded.name,
         tokenizer_id=manifest.tokenizer_id,
         recommender_id=manifest.recommender_id,
         generator=manifest.generator,
@@ -75,7 +76,7 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
             items=catalog.num_items,
             version=catalog.version,
             digest=catalog.digest,
-            stale_for_s=parts.follower.stale_for_s,
+            stale_for_s=model.follower.stale_for_s,
         ),
         limits=LimitsInfo(
             items_per_request=settings.max_items_per_request,
@@ -86,14 +87,14 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
             num_beams=min(settings.num_beams, manifest.beam_limit),
             beam_limit=manifest.beam_limit,
         ),
-        change=change_info(serving.rollout),
+        change=change_info(state.rollout),
         redis=redis,
     )
 
 
 @router.get("/metrics", include_in_schema=False)
-async def metrics(serving: ServingDep) -> Response:
-    return Response(generate_latest(serving.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+async def metrics(state: StateDep) -> Response:
+    return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def service_version() -> str:

@@ -34,12 +34,12 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         diversity=Diversity(body.diversity.max_per_first_code, body.diversity.max_per_category),
         wants_exact=body.guarantee == "exact",
     )
-    with call.serving.model().in_use() as model:
+    with call.state.model().in_use() as model:
         answer = await model.recommender.recommend(query, call.stages, call.deadline, call.reservation)
     call.stages.start("write")
     page = answer.page
     recommender_id = model.manifest.recommender_id
-    call.serving.pages.remember(call.request_id, recommender_id, [each.item_id for each in page.items])
+    call.state.pages.remember(call.request_id, recommender_id, [each.item_id for each in page.items])
     searched = SearchInfo(
         num_beams=answer.num_beams,
         widened=answer.widened,

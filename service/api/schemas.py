@@ -14,14 +14,12 @@ from pydantic import (
 )
 
 from service.core.items import MAX_ID_CHARS
+from service.core.limits import MAX_EXCLUDED, MAX_HISTORY, MAX_LIMIT
 from service.http.problems import Problem
 
-MAX_HISTORY = 500
-MAX_EXCLUDED = 1_000
 MAX_ALLOWED = 10_000
 MAX_CATEGORIES = 100
 MAX_CONDITIONS = 20
-MAX_LIMIT = 100
 MAX_EVENTS = 1_000
 
 
@@ -121,7 +119,7 @@ class Deleted(_Out):
     catalog_version: int
 
 
-class Neighbour(_Out):
+class SimilarItem(_Out):
     item_id: str
     semantic_id: str
     shared_levels: int = Field(description="how many leading codes it has in common")
@@ -130,7 +128,7 @@ class Neighbour(_Out):
 class SimilarResponse(_Out):
     item_id: str
     semantic_id: str
-    items: list[Neighbour]
+    items: list[SimilarItem]
     catalog_version: int
 
 

@@ -171,7 +171,7 @@ async def test_without_redis_events_are_refused_and_a_restart_of_it_loses_neithe
         await until_attributed(client, 1, 1, 1, 1, 1)
         with suppress(RedisError):
             await redis.execute_command("SHUTDOWN")
-        follower = app.state.serving.model().follower
+        follower = app.state.service.model().follower
         while follower.lost is None:
             await asyncio.sleep(0.01)
         body = {"events": [{"event_id": "b", "request_id": request_id, "item_id": items[1]}]}

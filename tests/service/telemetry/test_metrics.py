@@ -194,20 +194,20 @@ async def test_what_is_turned_away_is_counted_by_its_reason(bundle, redis_url, t
     async with starting(bundle, f"unix://{tmp_path}/nowhere.sock") as (app, client):
         for _ in range(2):
             assert is_problem(await client.post("/recommend", json={"history": []}), 503, "not-ready")
-        found = read(generate_latest(app.state.serving.metrics.registry).decode())
+        found = read(generate_latest(app.state.service.metrics.registry).decode())
         assert value(found, "rejections_total", reason="not-ready") == 2
         assert value(found, "ready") == 0
 
         def failed():
             name = "glyphrec_redis_calls_total"
-            return app.state.serving.metrics.registry.get_sample_value(
+            return app.state.service.metrics.registry.get_sample_value(
                 name, {"command": "info", "result": "error"}
             )
 
         await until(lambda: bool(failed()))
     async with starting(bundle, redis_url, recommend_timeout_s=0.001) as (app, client):
         await until_ready(app)
-        async with app.state.serving.model().catalog.lock:  # no search comes to its turn
+        async with app.state.service.model().catalog.lock:  # no search comes to its turn
             late = await client.post("/recommend", json={"history": []})
         assert is_problem(late, 503, "took-too-long")
         assert is_problem(await client.post("/nowhere"), 404, "no-such-route")
@@ -221,7 +221,7 @@ async def test_a_catalogue_that_cannot_take_in_the_log_shows_how_far_behind_it_i
         starting(bundle, redis_url) as (app, client),
     ):
         await until_ready(app)
-        catalog = app.state.serving.model().catalog
+        catalog = app.state.service.model().catalog
 
         async def lag():
             found = await scrape(client)
@@ -244,7 +244,7 @@ async def test_a_catalogue_that_cannot_take_in_the_log_shows_how_far_behind_it_i
 
 async def test_the_event_loop_tells_how_long_it_was_held_up(bundle, redis_url):
     async with starting(bundle, redis_url) as (app, _):
-        registry = app.state.serving.metrics.registry
+        registry = app.state.service.metrics.registry
         await asyncio.sleep(0)  # the watch has begun
         time.sleep(0.75)
 
