@@ -6,12 +6,12 @@ from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
+from service.api.options import ApiOptions
 from service.errors import NotJson, NotReady
 from service.flows.feedback import Feedback, ServedPages
 from service.inference.batching import Reservation
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
-from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
 
@@ -20,7 +20,7 @@ from service.telemetry.stages import Stages
 class ServiceState:
     """What create_app puts in `app.state.service`."""
 
-    settings: Settings
+    options: ApiOptions
     metrics: Metrics
     readiness: Readiness
     pages: ServedPages
