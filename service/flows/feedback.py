@@ -134,7 +134,7 @@ class Feedback:
         while not is_cancelled():
             try:
                 if last_id is None:
-                    last_id = await self._store.end()
+                    last_id = await self._store.last_entry_id()
                 told = await self._store.after(last_id, BLOCK_MS)
             except (StoreUnavailable, StoreFault):  # which goes to the log where it is translated
                 await backoff.wait()
