@@ -17,7 +17,8 @@ from service.api import admin, events, health, items, recommend
 from service.api.dependencies import ServiceState
 from service.api.direct import direct_routes
 from service.api.health import service_version
-from service.flows.feedback import Feedback, ServedPages
+from service.flows.feedback import Feedback
+from service.flows.served_pages import ServedPages
 from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.http.security import Guard

@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     remembered_pages: int = Field(
         100_000,
         ge=0,
-        description="pages of this replica that POST /events can be about; about 200 bytes each. 0: none, so "
+        description="pages of this replica that POST /events can be about; about 360 bytes each. 0: none, so "
         "the live quality of this replica is not measured",
     )
     attribution_s: float = Field(

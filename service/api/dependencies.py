@@ -7,7 +7,8 @@ from typing import Annotated, NamedTuple
 from fastapi import Depends, Request
 
 from service.errors import NotJson, NotReady
-from service.flows.feedback import Feedback, ServedPages
+from service.flows.feedback import Feedback
+from service.flows.served_pages import ServedPages
 from service.inference.batching import Place
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
