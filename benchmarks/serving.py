@@ -139,7 +139,7 @@ def full(bundle: Bundle, catalogue: Sequence[dict[str, Any]], folder: Path) -> I
     lines = folder / "catalogue.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in catalogue), encoding="utf-8")
     with start_server(folder / "redis") as server:
-        run_import(lines, "--tokenised", "--bundle", bundle.path, "--redis-url", server.url)
+        run_import(lines, "--tokenized", "--bundle", bundle.path, "--redis-url", server.url)
         with local_service(bundle.path, redis_url=server.url, log=folder / "log") as service:
             yield service
 

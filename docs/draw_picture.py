@@ -13,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch
 from model_export.bundle.report import draw_page
 from model_export.evaluation.evaluate import read_catalogue
 from service.core.bundle import RECOMMENDER, load_bundle
-from service.core.graphs import FILLER, beam_widths
+from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
@@ -41,7 +41,7 @@ def main() -> None:
     best = [
         (place_of[tuple(found)], float(score))
         for found, score in zip(beams.codes[0].tolist(), beams.scores[0], strict=True)
-        if score > FILLER and place_of[tuple(found)] != shown
+        if score > FILLER_SCORE and place_of[tuple(found)] != shown
     ][:NUM_RECOMMENDED]
 
     figure = Figure(figsize=(12, 3.6))

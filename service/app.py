@@ -23,9 +23,10 @@ from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.http.security import Guard
 from service.lifecycle.bundles import LoadedBundle, load
-from service.lifecycle.model import Model, Readiness, end, persist
+from service.lifecycle.model import Model, Readiness, persist
 from service.lifecycle.opening import Opening
 from service.lifecycle.rollout import Rollout, new_replica_id
+from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.events import EventStore
@@ -99,8 +100,8 @@ class Service:
                 try:
                     yield
                 finally:
-                    await end(lag)
-                    await end(keeper)
+                    await cancel(lag)
+                    await cancel(keeper)
                     if self._tracer is not None:
                         await asyncio.to_thread(self._tracer.close)
 
@@ -135,7 +136,7 @@ class Service:
             log.exception("the catalogue is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"
         finally:
-            readiness.parts, state.rollout, state.feedback = None, None, None
+            readiness.model, state.rollout, state.feedback = None, None, None
             state.metrics.ready.set(0)
 
     def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:
@@ -145,7 +146,7 @@ class Service:
         state.feedback = Feedback(store, state.pages, state.metrics)
         if settings.remembered_pages:
             following = asyncio.create_task(state.feedback.run(), name="feedback")
-            ends.push_async_callback(end, following)
+            ends.push_async_callback(cancel, following)
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

@@ -23,7 +23,7 @@ from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
 from model_export.evaluation.ranking import ItemsOfCodes, left_padded, rank_items, search_by
 from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle
-from service.core.graphs import FILLER, beam_widths
+from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
@@ -104,7 +104,7 @@ def evaluate_model(
             beam_widths(manifest.sid, min(NUM_BEAMS, manifest.beam_limit)),
         )
         last = beams.scores[:, min(PAGE, beams.scores.shape[1]) - 1]
-        certified.append((last > beams.bound) | (beams.bound < FILLER))
+        certified.append((last > beams.bound) | (beams.bound < FILLER_SCORE))
     figures["exact_rate"] = float(np.concatenate(certified).mean())
     figures["collision_rate"] = collisions(codes).shared_rate
     return figures

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
@@ -16,7 +16,7 @@ from service.inference.runtime import RecommenderSession
 
 class Found(NamedTuple):
     codes: NDArray[np.int64]  # [batch, beam, level]
-    scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER
+    scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER_SCORE
 
 
 Search = Callable[[NDArray[np.int64], int], Found]  # histories [batch, position, level], num_beams
@@ -87,9 +87,9 @@ def rank_items(
             )
             for row, prefix, score in zip(rows, prefixes, scores, strict=True):
                 excluded = set(histories[row].tolist()) if exclude_history else set()
-                found = _take(catalogue, prefix[score > FILLER], excluded, k)
+                found = _take(catalogue, prefix[score > FILLER_SCORE], excluded, k)
                 ranked[row, : len(found)] = found
-                if len(found) < k and (score > FILLER).all():
+                if len(found) < k and (score > FILLER_SCORE).all():
                     short.append(row)
                 else:
                     bar.update()

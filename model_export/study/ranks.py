@@ -13,7 +13,7 @@ from model_export.evaluation.metrics import target_ranks
 from model_export.evaluation.ranking import Found, ItemsOfCodes, Search, left_padded, rank_items
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
-from service.core.graphs import FILLER, beam_widths
+from service.core.graphs import FILLER_SCORE, beam_widths
 
 K = 10
 BATCH = 128
@@ -90,6 +90,6 @@ def _code_ranks(
         window = left_padded([history[-config.history_length :] for history in users.histories[part]])
         codes, scores = search(catalogue.codes[window], min(NUM_BEAMS, config.beam_limit))
         same = (codes[:, :K] == catalogue.codes[users.targets[part]][:, None]).all(axis=-1)  # [user, beam]
-        same &= scores[:, :K] > FILLER
+        same &= scores[:, :K] > FILLER_SCORE
         found.append(np.where(same.any(axis=1), same.argmax(axis=1), K).astype(np.uint8))
     return np.concatenate(found)

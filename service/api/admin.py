@@ -29,7 +29,7 @@ async def change_bundle(
     """
     if not await rollout.change(body.bundle):
         response.status_code = HTTPStatus.ACCEPTED
-    model = state.readiness.parts  # now, not when the request began
+    model = state.readiness.model  # now, not when the request began
     if model is None:
         raise NotReady(state.readiness.phase)
     return _bundles(model, rollout)

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from service.errors import NotJson, NotReady
 from service.flows.feedback import Feedback
 from service.flows.served_pages import ServedPages
-from service.inference.batching import Place
+from service.inference.batching import Reservation
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
 from service.settings import Settings
@@ -26,20 +26,20 @@ class ServiceState:
     readiness: Readiness
     pages: ServedPages
     feedback: Feedback | None = None  # once Redis is found
-    rollout: Rollout | None = None  # as long as `readiness.parts` are there
+    rollout: Rollout | None = None  # as long as there is a `readiness.model`
 
     def model(self) -> Model:
         """That serves now. Raises NotReady."""
-        if self.readiness.parts is None:
+        if self.readiness.model is None:
             raise NotReady(self.readiness.phase)
-        return self.readiness.parts
+        return self.readiness.model
 
-    def admit(self, method: str, path: str) -> Place | None:
-        """A place in the queue, where the request will need one, before it is read any further.
+    def admit(self, method: str, path: str) -> Reservation | None:
+        """A reservation in the queue, where the request will need one, before it is read any further.
 
         Raises Overloaded for what would be turned away later: now it costs little.
         """
-        model = self.readiness.parts
+        model = self.readiness.model
         if model is None or (method, path) != ("POST", "/recommend"):
             return None
         return model.searches.reserve(model.loaded.num_beams)
@@ -77,7 +77,7 @@ class Call(NamedTuple):
     request_id: str
     stages: Stages
     deadline: float  # of the event loop's clock; infinite where the client does not say
-    place: Place | None  # in the queue; None also behind another HTTP server than ours
+    reservation: Reservation | None  # in the queue; None also behind another HTTP server than ours
     state: ServiceState
 
 
@@ -87,7 +87,7 @@ def call_of(request: Request) -> Call:
         state["request_id"],
         state["stages"],
         state["deadline"],
-        state.get("place"),
+        state.get("reservation"),
         request.app.state.service,
     )
 

@@ -31,7 +31,7 @@ async def ready(state: StateDep, response: Response) -> Ready:
 
     A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
     """
-    model = state.readiness.parts
+    model = state.readiness.model
     is_stopping = state.readiness.is_stopping
     if model is None or is_stopping:
         response.status_code = 503

@@ -23,7 +23,7 @@ from service.api.schemas import (
     SimilarResponse,
     StoredItemOut,
 )
-from service.catalog.neighbours import neighbours
+from service.catalog.neighbors import neighbors
 from service.core.items import MAX_ID_CHARS, check_item_id, merge
 from service.core.render import item_text, render_text
 from service.errors import InvalidItem, ItemNotFound, TooManyItems
@@ -72,7 +72,7 @@ async def list_items(
     ] = None,
     limit: Limit = 100,
 ) -> ItemPage:
-    """All items in trie order, page by page: neighbours look alike to the tokenizer."""
+    """All items in trie order, page by page: neighbors look alike to the tokenizer."""
     page = await model.store.page(cursor, limit)
     return ItemPage(items=[_stored(item) for item in page.items], next_cursor=page.next_cursor)
 
@@ -89,7 +89,7 @@ async def similar_items(
     sid = catalog.sid_of(item_id)
     if sid is None:
         raise ItemNotFound(item_id)
-    found = neighbours(catalog, model.popularity, item_id, limit)
+    found = neighbors(catalog, model.popularity, item_id, limit)
     state.metrics.observe_recommendation("similar", exact=True, filtered=False)
     return SimilarResponse(
         item_id=item_id,

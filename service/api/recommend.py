@@ -35,7 +35,7 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         wants_exact=body.guarantee == "exact",
     )
     with call.state.model().in_use() as model:
-        answer = await model.recommender.recommend(query, call.stages, call.deadline, call.place)
+        answer = await model.recommender.recommend(query, call.stages, call.deadline, call.reservation)
     call.stages.start("write")
     page = answer.page
     recommender_id = model.manifest.recommender_id

@@ -1,6 +1,6 @@
 """This replica's view of the catalog: the trie and the maps between items and Semantic IDs.
 
-Only the event loop's thread edits it, and only while it holds `Catalog.turns`. Whoever reads it in another
+Only the event loop's thread edits it, and only while it holds `Catalog.lock`. Whoever reads it in another
 thread holds that too, and so sees one version of the catalogue from begin to end.
 """
 
@@ -39,7 +39,7 @@ class Catalog:
         max_view_bytes: int = MAX_VIEW_BYTES,
     ) -> None:
         self.spec = spec
-        self.turns = asyncio.Lock()  # edits and searches take turns, in the order in which they ask
+        self.lock = asyncio.Lock()  # edits and searches take turns, in the order in which they ask
         self.trie = SidTrie(spec)
         self.views = FilterViews(spec, max_view_bytes)
         self.version = 0  # of the log: every change up to here is in

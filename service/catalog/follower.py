@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,8 +10,8 @@ from typing import NamedTuple
 
 from service.catalog.catalog import Catalog, Loading
 from service.errors import StoreFault, StoreUnavailable
-from service.store.client import is_cancelled
 from service.store.items import Change, ItemStore, Position
+from service.store.retry import Backoff, is_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class CatalogFollower:
                 break
             except _LogBroken as error:
                 log.warning("the log broke off while the catalogue was read (%s); reading again", error)
-        async with self.catalog.turns:
+        async with self.catalog.lock:
             self.catalog.adopt(fresh)
         self._mark, self._needs_load = mark, False
         self.num_loads += 1
@@ -120,13 +119,13 @@ class CatalogFollower:
             await asyncio.wait([watching])
 
     async def _run(self) -> None:
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not is_cancelled():
             try:
                 if self._needs_load:
                     await self.load()
                 await self._check_position()
-                backoff_s = FIRST_BACKOFF_S
+                backoff.reset()
                 while not is_cancelled():
                     await self._follow()
             except _LogBroken as error:
@@ -137,8 +136,7 @@ class CatalogFollower:
                 if self._is_level:
                     log.warning("lost Redis at version %d, serving on: %s", self.catalog.version, error)
                 self._is_level = False
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # replicas must not return as one
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                await backoff.wait()
         raise asyncio.CancelledError
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
@@ -172,7 +170,7 @@ class CatalogFollower:
         elif changes:
             await self._position()  # there may be many more
         for start in range(0, len(changes), CHANGES_PER_TURN):
-            async with self.catalog.turns:
+            async with self.catalog.lock:
                 part = changes[start : start + CHANGES_PER_TURN]
                 self._mark = _replay(self.catalog, self._mark, part)
             await self._now_level()

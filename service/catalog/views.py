@@ -1,7 +1,7 @@
 """Filter views: for each filter in use the trie of the items that pass it, kept level with every change.
 
 A new view is a comparison of whole columns (columns.py), not a walk over the items. Edits and searches take
-turns (Catalog.turns): a view tells the truth until the next edit and is then asked for again, which costs one
+turns (Catalog.lock): a view tells the truth until the next edit and is then asked for again, which costs one
 look-up while it is cached.
 """
 

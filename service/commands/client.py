@@ -1,6 +1,6 @@
 """The subcommands that speak to a running service over HTTP: import and recommend.
 
-Import of tokenised items goes to Redis instead: importing.py.
+Import of tokenized items goes to Redis instead: import_tokenized.py.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 def add_import(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "import",
-        help="post the items of a file to a running service, or put tokenised ones into Redis",
+        help="post the items of a file to a running service, or put tokenized ones into Redis",
         description="Status: 0 all items are in, 1 some failed and are named, 2 stopped, and why.",
     )
     parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder that has one")
@@ -50,15 +50,17 @@ def add_import(subparsers: Subparsers) -> None:
     )
     _add_connection(parser)
     direct = parser.add_argument_group(
-        "items that are tokenised already",
+        "items that are tokenized already",
         "go straight to Redis, with no service needed; running ones follow. Settings are those of "
         "`glyphrec serve`. The popularity of a line is not kept: that of the served bundle counts.",
     )
     direct.add_argument(
-        "--tokenised",
+        "--tokenized",
         action="store_true",
         help="the lines are as those of a bundle's items.jsonl.gz: item_id, codes, popularity, item",
     )
+    # How the flag was spelled before.
+    direct.add_argument("--tokenised", dest="tokenized", action="store_true", help=argparse.SUPPRESS)
     direct.add_argument("--bundle", type=Path, help="whose tokenizer has read them; default $GLYPHREC_BUNDLE")
     direct.add_argument("--redis-url", help="default $REDIS_URL")
     direct.add_argument("--catalog", help="default $GLYPHREC_CATALOG, else glyphrec")
@@ -83,14 +85,14 @@ def add_recommend(subparsers: Subparsers) -> None:
 def run_import(args: argparse.Namespace) -> int:
     """Bring in all items. 1 where some of them failed; each failure is named on stderr."""
     path = find_items(args.source)
-    if args.tokenised:
+    if args.tokenized:
         _refuse(
             args,
             {"url", "key", "batch", "rate"},
-            "goes to a service; --tokenised goes to Redis, see --redis-url",
+            "goes to a service; --tokenized goes to Redis, see --redis-url",
         )
-        return _import_tokenised(path, args)
-    _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenised")
+        return _import_tokenized(path, args)
+    _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenized")
     return _import_by_service(path, args)
 
 
@@ -102,13 +104,13 @@ def _refuse(args: argparse.Namespace, names: set[str], why: str) -> None:
             raise GlyphrecError(f"--{name.replace('_', '-')}: {why}")
 
 
-def _import_tokenised(path: Path, args: argparse.Namespace) -> int:
-    from service.commands import import_tokenised  # only here: it takes time to load
+def _import_tokenized(path: Path, args: argparse.Namespace) -> int:
+    from service.commands import import_tokenized  # only here: it takes time to load
 
     logging.basicConfig(level=logging.CRITICAL)  # what Redis refuses is tried again, or said at the end
     settings = load_settings(bundle=args.bundle, redis_url=args.redis_url, catalog=args.catalog)
-    counts = asyncio.run(import_tokenised.run(path, settings))
-    return _conclude(counts, num_shown=import_tokenised.MAX_NAMED)
+    counts = asyncio.run(import_tokenized.run(path, settings))
+    return _conclude(counts, num_shown=import_tokenized.MAX_NAMED)
 
 
 def _import_by_service(path: Path, args: argparse.Namespace) -> int:

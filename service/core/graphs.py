@@ -2,7 +2,7 @@
 
 from service.core.sid import Frozen, SidSpec
 
-FILLER = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
+FILLER_SCORE = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
 PADDING = -1  # a history position that holds no item has this in every level
 
 

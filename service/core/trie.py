@@ -30,7 +30,7 @@ class SidTrie:
     `page_of` [parent prefix] says which, page 0 is nobody's and stays empty. Address space for all pages is
     reserved at once and costs memory only where it is used, so growth never copies anything.
 
-    Edits and searches take turns (Catalog.turns); the tables are the live arrays, never a copy.
+    Edits and searches take turns (Catalog.lock); the tables are the live arrays, never a copy.
     """
 
     def __init__(self, spec: SidSpec) -> None:

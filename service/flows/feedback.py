@@ -1,19 +1,18 @@
 """Live quality: how often users take what was recommended to them, counted for each model version.
 
-Every replica remembers the pages that it served. A client may post an event to any replica. All
-replicas read it from Redis, and the one that served the page counts the item's rank on it. So POST /recommend
-needs no Redis.
+Every replica remembers the pages that it served. A client may post an event to any replica. All replicas read
+it from Redis, and the one that served the page counts the rank of the item. So POST /recommend needs no
+Redis.
 """
 
 import asyncio
 import logging
-import random
 from collections.abc import Sequence
 
 from service.errors import StoreFault, StoreUnavailable
 from service.flows.served_pages import ServedPages
-from service.store.client import is_cancelled
 from service.store.events import Event, EventStore
+from service.store.retry import Backoff, is_cancelled
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -44,17 +43,16 @@ class Feedback:
 
     async def _follow(self) -> None:
         last_id: bytes | None = None
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not is_cancelled():
             try:
                 if last_id is None:
                     last_id = await self._store.end()
                 new_events = await self._store.after(last_id, BLOCK_MS)
             except (StoreUnavailable, StoreFault):  # already logged where it was raised
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1))
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                await backoff.wait()
                 continue
-            backoff_s = FIRST_BACKOFF_S
+            backoff.reset()
             for event in new_events:
                 last_id = event.entry_id
                 found = self._pages.find(event.request_id, event.item_id)

@@ -65,7 +65,7 @@ class ServedPages:
         Many at once: a dict finds its first entry by passing over those that were deleted before it, so to
         forget one page at a time would take longer with each page.
         """
-        forgotten = []
+        forgotten: list[str] = []
         for request_id, page in self._pages.items():
             if len(forgotten) >= num_surplus and not self._is_expired(page, now):
                 self._oldest_at = page[0]

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.errors import HeadTooLarge, NotHttp, Overloaded, ServiceError, TooManyConnections
 from service.http.envelope import new_request_id, request_id_of
 from service.http.problems import problem_response
-from service.inference.batching import Place
+from service.inference.batching import Reservation
 from service.telemetry.metrics import Metrics
 
 MAX_PIPELINED = 50
@@ -31,8 +31,9 @@ class BoundedHttp(HttpToolsProtocol):
     """Closes a connection that sends much of which nothing comes, or that takes long to say what it wants.
 
     What grows while it comes is a head that does not end and the trailer of a chunked body; what is complete
-    is bounded by envelope.py, and the bodies too. `admit` is asked, by method and path, for a request's place
-    in a queue: it raises Overloaded where there is none. Beyond `max_connections` no request is taken in.
+    is bounded by envelope.py, and the bodies too. `admit` is asked, by method and path, for a request's
+    reservation in a queue: it raises Overloaded where there is no room.
+    Beyond `max_connections` no request is taken in.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class BoundedHttp(HttpToolsProtocol):
         *args: Any,
         head_timeout_s: float,
         max_connections: int,
-        admit: Callable[[str, str], Place | None],
+        admit: Callable[[str, str], Reservation | None],
         metrics: Metrics,
         **kwargs: Any,
     ) -> None:
@@ -52,7 +53,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unused_bytes = 0
         self._is_surplus = False  # one connection too many
-        self._place: Place | None = None  # of the request whose body comes now
+        self._reservation: Reservation | None = None  # of the request whose body comes now
         self._is_refused = False  # the request whose parts come now
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -69,9 +70,9 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._unused_bytes += len(data)
         super().data_received(data)  # calls the on_… below
-        if self._place is not None:  # its body is yet to come, and until then others may have the room
-            self._place.give_back()
-            self._place = None
+        if self._reservation is not None:  # its body is yet to come, and until then others may have the room
+            self._reservation.release()
+            self._reservation = None
         if self._unused_bytes > MAX_UNUSED_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge())
 
@@ -96,22 +97,22 @@ class BoundedHttp(HttpToolsProtocol):
             try:
                 if self._is_surplus:
                     raise TooManyConnections
-                place = self._admit(method, path)
+                reservation = self._admit(method, path)
             except (TooManyConnections, Overloaded) as error:
                 self._turn_away(error, method, path)
                 return
-            if place is not None:
-                self._begin(place)
+            if reservation is not None:
+                self._begin(reservation)
                 return
         super().on_headers_complete()
 
-    def _begin(self, place: Place) -> None:
-        """The request's task, which envelope.py surrounds, gives the place back; unless there is none."""
-        self.scope["state"]["place"] = self._place = place
+    def _begin(self, reservation: Reservation) -> None:
+        """The request's task, which envelope.py surrounds, releases the reservation."""
+        self.scope["state"]["reservation"] = self._reservation = reservation
         try:
             super().on_headers_complete()
         except Exception:
-            place.give_back()
+            reservation.release()
             raise
 
     def on_body(self, body: bytes) -> None:
@@ -120,7 +121,7 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._place = None
+        self._reservation = None
         if not self._is_refused:
             super().on_message_complete()
 
@@ -151,7 +152,7 @@ class BoundedHttp(HttpToolsProtocol):
         started_at = perf_counter()
         self._is_refused = True
         given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
-        # What has a place in a queue has no parameters in its path, so that is the route's template too.
+        # What has a reservation has no parameters in its path, so that is the route's template too.
         is_known = isinstance(error, Overloaded)
         keep_alive = is_known and self.parser.should_keep_alive()
         self._write(error, path, request_id_of(given.decode("latin-1")), keep_alive)

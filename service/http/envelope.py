@@ -117,8 +117,8 @@ class Envelope:
                 answer = internal_problem(instance=scope["path"], request_id=request_id)
                 await answer(scope, receive, send_with_headers)
             finally:
-                if (place := state.get("place")) is not None:
-                    place.give_back()
+                if (reservation := state.get("reservation")) is not None:
+                    reservation.release()
                 # A client that left before its answer counts as 499, as nginx has it.
                 self._note(scope, headers, status or 499, started_at)
 

@@ -1,13 +1,13 @@
 """Many awaits become one batch: whatever waits when the device falls idle is the next batch.
 
 No wait is added: a job that finds the device idle runs at once and alone. All of it happens in the event
-loop, except `run` in the batcher's one thread, so nothing here needs a lock. `turns` is for what `run` reads:
+loop, except `run` in the batcher's one thread, so nothing here needs a lock. `lock` is for what `run` reads:
 it is held while a batch runs, so whoever writes under it waits, and a batch sees no half of a change.
 
 A job whose caller has given up, or whose deadline has passed, is not run. Whoever would wait too long is
 turned away before anything is queued: by the work in the queue, by the time that it takes, by the deadline.
-A caller that must still be heard out reserves its `Place` first: else all of those that come at once would
-find the same room free, and all but the first would be turned away only after they were heard.
+A caller whose request must still be read takes a `Reservation` first. Without it, all requests that come at
+once would find the same room free, and all but the first would be refused only after they were read.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ class _Waiting(Generic[Job, Result]):
     submitted_at: float = field(default_factory=perf_counter)
 
 
-class Place:
-    """Room in a queue for a job to come. Give it back when the job is submitted, or does not come."""
+class Reservation:
+    """Room in a queue for a job to come. Release it when the job is submitted, or does not come."""
 
     __slots__ = ("_batcher", "_units")
 
@@ -65,7 +65,7 @@ class Place:
     def is_held(self) -> bool:
         return self._units > 0
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._batcher.reserved_units -= self._units
         self._units = 0
 
@@ -86,7 +86,7 @@ class MicroBatcher(Generic[Job, Result]):
         max_wait_s: float = math.inf,
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
-        turns: asyncio.Lock | None = None,
+        lock: asyncio.Lock | None = None,
         gives_way: bool = False,
     ) -> None:
         """`gives_way`: on Linux its thread leaves the processor to all others that want it."""
@@ -97,7 +97,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._max_wait_s = max_wait_s
         self._units = units
         self._observe = observe
-        self._turns: AbstractAsyncContextManager[object] = turns or nullcontext()
+        self._lock: AbstractAsyncContextManager[object] = lock or nullcontext()
         self._gives_way = gives_way
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
@@ -143,17 +143,17 @@ class MicroBatcher(Generic[Job, Result]):
         if is_late or num_units > self.max_queued_units:
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
-    def reserve(self, units: int) -> Place:
+    def reserve(self, units: int) -> Reservation:
         """Room for a job to come, of about that size. Raises Overloaded as check_room does."""
         self.check_room(units)
-        return Place(self, units)
+        return Reservation(self, units)
 
     async def submit(
         self, job: Job, *, is_admitted: bool = False, deadline: float = math.inf
     ) -> Answer[Result]:
         """Run the job in some batch. Raises Overloaded at once where the queue is full.
 
-        Not where it `is_admitted`: it had a place, or goes on with what the queue has taken and run before.
+        Not where it `is_admitted`: it had a reservation, or continues a job that was run before.
         To turn that away halfway would waste the first half, and as it waits in the queue new work stays out.
         Raises TimeoutError where its batch would begin after the deadline, of the event loop's clock.
         """
@@ -173,7 +173,7 @@ class MicroBatcher(Generic[Job, Result]):
     async def _work(self, thread: ThreadPoolExecutor) -> None:
         while True:
             await self._arrived.wait()
-            async with self._turns:
+            async with self._lock:
                 batch = self._take()  # not before: what comes during the wait for the turn is in it
                 if batch:
                     await self._run_batch(batch, thread)

@@ -41,7 +41,7 @@ class Tokens(NamedTuple):
 
 class Beams(NamedTuple):
     codes: NDArray[np.int64]  # [batch, beam, level]
-    scores: NDArray[np.float32]  # [batch, beam], best first; under graphs.FILLER where none was left
+    scores: NDArray[np.float32]  # [batch, beam], best first; under graphs.FILLER_SCORE where none was left
     bound: NDArray[np.float32]  # [batch], the best score that the search pruned
 
 

@@ -1,6 +1,6 @@
 """One bundle at work: its graphs, a batcher for each, the catalogue of its tokenizer, and both flows.
 
-While models change, two of these live side by side. What answers requests now is `Readiness.parts`; a request
+While models change, two of these live side by side. What answers requests now is `Readiness.model`; a request
 keeps the one it began with, and a model that was replaced ends when the last of its requests has.
 """
 
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -21,16 +21,15 @@ from service.flows.indexing import Indexer, Strips, tokenise_in_batches
 from service.flows.recommend import Page, Recommender, Search, observed_by, recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.lifecycle.bundles import LoadedBundle
+from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.items import ItemStore
+from service.store.retry import retry
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-FIRST_RETRY_S = 0.2
-MAX_RETRY_S = 5.0
 
 
 class Model:
@@ -64,7 +63,7 @@ class Model:
             max_wait_s=settings.max_wait_ms / 1_000,
             units=lambda search: search.num_beams,
             observe=lambda stats: metrics.observe_batch("recommender", stats),
-            turns=self.catalog.turns,
+            lock=self.catalog.lock,
         )
         self.store = ItemStore(
             redis,
@@ -110,7 +109,7 @@ class Model:
         """Load the catalogue, search it once, and follow it from here on. May be repeated."""
         if self._following is None:
             await self.follower.load()
-            async with self.catalog.turns:
+            async with self.catalog.lock:
                 await asyncio.to_thread(self.loaded.search_once, self.catalog.trie)
             self._following = asyncio.create_task(self.follower.run(), name="follower")
 
@@ -123,7 +122,7 @@ class Model:
         if self._following is not None and self._following.done():
             self._following.result()
 
-    async def level(self, timeout_s: float = 60) -> bool:
+    async def catch_up(self, timeout_s: float = 60) -> bool:
         """Wait until the catalogue has all that is in the log now. False where that took longer."""
         return await self.follower.wait_for(await self.store.last_version(), timeout_s)
 
@@ -154,28 +153,21 @@ class Model:
 
     async def stop(self) -> None:
         if self._following is not None:
-            await end(self._following)
+            await cancel(self._following)
         await self.strips.stop()
         await self.searches.stop()
 
 
 @dataclass
 class Readiness:
-    """What answers requests now. `parts` is None until the start is done, and after the end."""
+    """What answers requests now. `model` is None until the start is done, and after the end."""
 
     phase: str = "starting"
     is_stopping: bool = False  # asked to end: to be sent no more requests, though it still answers
-    parts: Model | None = None
+    model: Model | None = None
 
     def say(self, phase: str) -> None:
         self.phase = phase
-
-
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for it. asyncio.wait_for, in redis-py, may swallow one before Python 3.12."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=1)
 
 
 async def persist(
@@ -184,12 +176,4 @@ async def persist(
     passing: tuple[type[GlyphrecError], ...] = (GlyphrecError,),
 ) -> T:
     """Try until it works, as long as what stands in the way may pass; `say` is told of it."""
-    retry_s = FIRST_RETRY_S
-    while True:
-        try:
-            return await attempt()
-        except passing as error:
-            log.warning("%s Trying again in %.1f s.", error, retry_s)
-            say(str(error))
-        await asyncio.sleep(retry_s)
-        retry_s = min(2 * retry_s, MAX_RETRY_S)
+    return await retry(attempt, on=passing, say=say)

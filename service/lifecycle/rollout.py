@@ -30,10 +30,11 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.lifecycle.bundles import BundleFolder, LoadedBundle
-from service.lifecycle.model import Model, Readiness, end, persist
+from service.lifecycle.model import Model, Readiness, persist
 from service.lifecycle.seeding import read_the_unread
+from service.lifecycle.tasks import cancel
 from service.settings import Settings
-from service.store.rollout import Announced, LogGap, Report, RolloutStore, Seen
+from service.store.rollout import Announced, LogGap, ReplicaReport, RolloutStore, Seen
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Progress:
     announced: Announced
     num_read: int  # items that the new tokenizer has read
     num_items: int
-    replicas: list[Report]
+    replicas: list[ReplicaReport]
 
 
 class Rollout:
@@ -154,7 +155,7 @@ class Rollout:
             await self.look()
         except ServiceError as error:
             log.warning("the other replicas do not know of this one yet: %s", error)
-        self._readiness.parts = self._serving
+        self._readiness.model = self._serving
         self._serving.show()
 
     def also(self, work: Coroutine[Any, Any, None]) -> None:
@@ -185,12 +186,12 @@ class Rollout:
 
     async def stop(self) -> None:
         for task in list(self._tasks.values()):
-            await end(task)
+            await cancel(task)
         await self._give_up()
         for task, model in list(self._retiring.items()):
-            await end(task)
+            await cancel(task)
             await model.stop()
-        self._readiness.parts = None
+        self._readiness.model = None
         if self._model is not None:
             await self._model.stop()
         try:
@@ -203,11 +204,11 @@ class Rollout:
         assert self._model is not None, "`begin` comes first"
         return self._model
 
-    def _report(self) -> Report:
+    def _report(self) -> ReplicaReport:
         candidate, serving = self._candidate, self._serving
         in_use = {serving.tokenizer_id, *(model.tokenizer_id for model in self._retiring.values())}
         is_prepared = candidate is not None and candidate.has_joined
-        return Report(
+        return ReplicaReport(
             replica_id=self._store.replica_id,
             tokenizer_id=serving.tokenizer_id,
             in_use=tuple(sorted(in_use)),
@@ -311,11 +312,11 @@ class Rollout:
         await self._until(lambda: self._may_join(model))
         await persist(model.join, _log_only)
         await self._until(lambda: model.tokenizer_id in (self._serving.tokenizer_id, self._seen.active))
-        await persist(lambda: self._bring_level(model), _log_only)
+        await persist(lambda: self._catch_up(model), _log_only)
         old = self._serving
         while model.tokenizer_id == old.tokenizer_id and model.catalog.version < old.catalog.version:
             await model.follower.wait_for(old.catalog.version, POLL_S)
-        self._model = self._readiness.parts = model  # the swap: no await since the look at the versions
+        self._model = self._readiness.model = model  # the swap: no await since the look at the versions
         self._candidate, self._trouble, self._was_behind = None, "", False
         model.show()
         self._metrics.bundle_swaps.labels("switched").inc()
@@ -324,7 +325,7 @@ class Rollout:
         retiring.add_done_callback(lambda task: self._retiring.pop(task, None))
         log.info("serving bundle %s, tokenizer %s", model.loaded.name, model.tokenizer_id)
 
-    async def _bring_level(self, model: Model) -> None:
+    async def _catch_up(self, model: Model) -> None:
         """The catalogue that is to serve has all that was acknowledged here before it."""
         announced, old = self._seen.announced, self._serving
         if old.tokenizer_id != model.tokenizer_id:
@@ -332,7 +333,7 @@ class Rollout:
                 await self._take_over_log(model, old.tokenizer_id, announced.read_to)
             else:  # so long ago that nobody follows that log any more
                 await self._read_all(model)
-        if not await model.level():
+        if not await model.catch_up():
             raise StoreUnavailable("The log of changes does not come.")
 
     async def _give_up(self) -> None:
@@ -340,7 +341,7 @@ class Rollout:
         model, self._candidate = self._candidate, None
         for what in ("lead", "prepare"):
             if what in self._tasks:
-                await end(self._tasks[what])
+                await cancel(self._tasks[what])
         if model is None:
             return
         if self._model is not None and self._model.indexer.successor is model.indexer:

@@ -1,6 +1,5 @@
 """How the store calls Redis: calls that end and are counted, errors for clients, scripts by their hash."""
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -245,14 +244,6 @@ class Script:
                 for args in calls:
                     pipe.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
                 return await pipe.execute(raise_on_error=False)
-
-
-def is_cancelled() -> bool:
-    """Whether this task is to end. redis-py sends under asyncio.wait_for, which may swallow that before
-    Python 3.12.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def chunks(values: Sequence[T], length: int) -> Iterator[Sequence[T]]:

@@ -20,9 +20,9 @@ from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS, SidSpec
 from service.errors import GlyphrecError, ServiceError
 from service.store.client import PIPELINE_LENGTH, Script, chunks, connect_to_any, redis_errors
-from service.store.records import HASH_LENGTH, Keys, RecordCodec, to_str, version_of
+from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
 
-PAGE = 1_000  # members or changes in one reply
+SCAN_COUNT = 1_000  # members or changes in one reply
 MAX_LISTED = 1_000  # findings of a report, beyond which they are only counted
 KEEP_LOG = 2**53  # a mend trims nothing: how long the log may be is the service's setting
 
@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
 
 @dataclass
-class Report:
+class FsckReport:
     """What was looked at and what is wrong with it."""
 
     catalog: str
@@ -99,7 +99,7 @@ class _LastChange(NamedTuple):
     sid: bytes
 
 
-async def run(args: argparse.Namespace) -> Report:
+async def run(args: argparse.Namespace) -> FsckReport:
     """What the command line asks for. Raises GlyphrecError where it does not say enough."""
     if not args.redis_url:
         raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
@@ -122,7 +122,7 @@ async def run(args: argparse.Namespace) -> Report:
         await redis.aclose()
 
 
-def lines(report: Report) -> Iterator[str]:
+def lines(report: FsckReport) -> Iterator[str]:
     """The report for a person."""
     serves = "which is served" if report.is_served else "which is not served"
     yield (
@@ -159,18 +159,18 @@ def _spec(levels: str | None) -> SidSpec:
 async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | None:
     """The tokenizer that the catalogue is served with; None for a new catalogue. Raises StoreUnavailable."""
     with redis_errors():
-        value: Any = await redis.get(Keys.of(catalog, "").active)
+        value: Any = await redis.get(RedisKeys.of(catalog, "").active)
     return None if value is None else to_str(value)
 
 
 async def check(
     redis: Redis | RedisCluster, *, catalog: str, tokenizer_id: str, spec: SidSpec, repair: bool = False
-) -> Report:
+) -> FsckReport:
     """Check all invariants of a catalogue as one tokenizer reads it.
 
     Raises GlyphrecError where there is no such catalogue, ServiceError where Redis fails.
     """
-    served, keys = await served_tokenizer(redis, catalog), Keys.of(catalog, tokenizer_id)
+    served, keys = await served_tokenizer(redis, catalog), RedisKeys.of(catalog, tokenizer_id)
     with redis_errors():
         if served != tokenizer_id and not await redis.exists(keys.codes, keys.trie, keys.log):
             held = f"it is served by {served}" if served else "and no catalogue of this name"
@@ -178,14 +178,14 @@ async def check(
                 f"Redis has nothing of the tokenizer {tokenizer_id} in the catalogue {catalog!r}; {held}. "
                 "Check GLYPHREC_CATALOG, REDIS_URL and the bundle."
             )
-    report = Report(catalog, tokenizer_id, served in (None, tokenizer_id))
+    report = FsckReport(catalog, tokenizer_id, served in (None, tokenizer_id))
     await _Checker(redis, keys, spec, report, repair).run()
     return report
 
 
 class _Checker:
     def __init__(
-        self, redis: Redis | RedisCluster, keys: Keys, spec: SidSpec, report: Report, repair: bool
+        self, redis: Redis | RedisCluster, keys: RedisKeys, spec: SidSpec, report: FsckReport, repair: bool
     ) -> None:
         self._redis: Any = redis
         self._keys = keys
@@ -245,7 +245,7 @@ class _Checker:
             while True:
                 with redis_errors():
                     members = await self._redis.zrangebyscore(
-                        self._keys.trie, low, high, start=offset, num=PAGE
+                        self._keys.trie, low, high, start=offset, num=SCAN_COUNT
                     )
                 if not members:
                     break
@@ -258,7 +258,7 @@ class _Checker:
         while True:
             with redis_errors():
                 members: list[bytes] = await self._redis.zrange(
-                    self._keys.trie, b"(" + last if last else b"-", b"+", bylex=True, offset=0, num=PAGE
+                    self._keys.trie, b"(" + last if last else b"-", b"+", bylex=True, offset=0, num=SCAN_COUNT
                 )
             if not members or members[-1] <= last:  # out of order: the scores are wrong
                 return
@@ -328,11 +328,11 @@ class _Checker:
         while True:
             with redis_errors():
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.xrange(self._keys.log, f"({reader.version}-0", count=PAGE)
+                    pipe.xrange(self._keys.log, f"({reader.version}-0", count=SCAN_COUNT)
                     pipe.hmget(self._keys.codes, ids)
                     entries, values = await pipe.execute()
             await reader.take(entries)
-            if len(entries) < PAGE:
+            if len(entries) < SCAN_COUNT:
                 return dict(zip(ids, values, strict=True))
 
     def _agrees(self, change: _LastChange | None, codes: bytes | None) -> bool:
@@ -376,7 +376,7 @@ class _Checker:
 class _LogReader:
     """Reads the log from its first kept entry on: no version is missing, each follows on the one before."""
 
-    def __init__(self, redis: Any, key: str, codec: RecordCodec, report: Report, repair: bool) -> None:
+    def __init__(self, redis: Any, key: str, codec: RecordCodec, report: FsckReport, repair: bool) -> None:
         self._redis, self._key, self._codec = redis, key, codec
         self._report, self._repair = report, repair
         self.last: dict[bytes, _LastChange] = {}  # of each item since the last gap
@@ -387,7 +387,7 @@ class _LogReader:
     async def read(self) -> bool:
         """One page. False where there is no more."""
         with redis_errors():
-            entries = await self._redis.xrange(self._key, f"({self.version}-0", count=PAGE)
+            entries = await self._redis.xrange(self._key, f"({self.version}-0", count=SCAN_COUNT)
         await self.take(entries)
         if not entries:
             await self._check_end()

@@ -29,12 +29,12 @@ from service.store.records import (
     Change,
     DropResult,
     Held,
+    ItemListing,
     ItemRecord,
-    Keys,
-    Page,
     Position,
     PutResult,
     RecordCodec,
+    RedisKeys,
     StoredItem,
     TrieEntry,
     to_bytes,
@@ -47,7 +47,7 @@ __all__ = [
     "Held",
     "ItemRecord",
     "ItemStore",
-    "Page",
+    "ItemListing",
     "Position",
     "PutResult",
     "StoredItem",
@@ -79,7 +79,7 @@ class ItemStore:
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
-        keys = Keys.of(catalog, tokenizer_id)
+        keys = RedisKeys.of(catalog, tokenizer_id)
         self._items, self._codes, self._trie, self._log, self._active = keys
         self._keys = keys.changed
         self._put = Script("put")
@@ -203,7 +203,7 @@ class ItemStore:
                     found[item_id] = StoredItem(item_id, dict(record.item), held.sid)
         return found
 
-    async def page(self, cursor: str | None, limit: int) -> Page:
+    async def page(self, cursor: str | None, limit: int) -> ItemListing:
         """Up to `limit` items in trie order, after those of the page that gave the cursor.
 
         An item that lives through all pages is on exactly one of them, unless its text changes meanwhile. A
@@ -218,7 +218,7 @@ class ItemStore:
             for entry in entries
             if entry.item_id in found
         ]
-        return Page(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
+        return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         """Every item in trie order, page by page.

@@ -24,7 +24,7 @@ T = TypeVar("T")
 Status = Literal["created", "moved", "updated", "unchanged"]
 
 
-class Keys(NamedTuple):
+class RedisKeys(NamedTuple):
     """Names of a catalogue's keys, as lua/put.lua takes them, and the one that all tokenizers share."""
 
     items: str
@@ -34,7 +34,7 @@ class Keys(NamedTuple):
     active: str
 
     @classmethod
-    def of(cls, catalog: str, tokenizer_id: str) -> "Keys":
+    def of(cls, catalog: str, tokenizer_id: str) -> "RedisKeys":
         if not catalog or set("{}") & set(catalog):
             raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
         # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
@@ -85,7 +85,7 @@ class StoredItem:
     sid: Sid
 
 
-class Page(NamedTuple):
+class ItemListing(NamedTuple):
     items: list[StoredItem]
     next_cursor: str | None  # None after the last page
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from service.errors import ServiceError
 from service.store.client import Script, redis_errors
-from service.store.records import Keys, version_of
+from service.store.records import RedisKeys, version_of
 
 LEASE_MS = 5_000  # a leader that was not heard of for so long is taken for dead
 REPORT_LIFE_S = 5  # and so is a replica
@@ -37,7 +37,7 @@ class Announced:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReplicaReport:
     """What a replica says of itself."""
 
     replica_id: str
@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     active: str | None
     announced: Announced | None
     leader: str | None
-    replicas: list[Report]  # that live
+    replicas: list[ReplicaReport]  # that live
     retired: dict[str, bool]  # tokenizers that were active once -> whether their keys may go
 
 
@@ -89,14 +89,14 @@ class RolloutStore:
             announced=_announced({_text(k): _text(v) for k, v in _pairs(announced)}) if announced else None,
             leader=None if leader is None else _text(leader),
             replicas=[
-                Report(**{**each["report"], "in_use": tuple(each["report"]["in_use"])})
+                ReplicaReport(**{**each["report"], "in_use": tuple(each["report"]["in_use"])})
                 for each in reports.values()
                 if now - each["at"] <= REPORT_LIFE_S
             ],
             retired={_text(tokenizer_id): float(at) <= now for tokenizer_id, at in _pairs(retired)},
         )
 
-    async def report(self, report: Report) -> None:
+    async def report(self, report: ReplicaReport) -> None:
         await self._run("report", [report.replica_id, json.dumps(asdict(report))], [self._replicas])
 
     async def leave(self) -> None:
@@ -121,13 +121,13 @@ class RolloutStore:
 
     async def purge(self, tokenizer_id: str) -> bool:
         """Delete the codes of a tokenizer that is long out of use. False where they are kept."""
-        keys = Keys.of(self._catalog, tokenizer_id)
+        keys = RedisKeys.of(self._catalog, tokenizer_id)
         return bool(await self._run("purge", [tokenizer_id], [keys.codes, keys.trie, keys.log]))
 
     async def touched(self, tokenizer_id: str, after: int) -> Touched | None:
         """The oldest changes in a tokenizer's log after a version; None there. Raises LogGap."""
         with redis_errors():
-            log = Keys.of(self._catalog, tokenizer_id).log
+            log = RedisKeys.of(self._catalog, tokenizer_id).log
             streams = await self._redis.xread({log: f"{after}-0"}, count=CHANGES_AT_ONCE)
         entries = streams[0][1] if streams else []
         if not entries:
@@ -139,12 +139,12 @@ class RolloutStore:
 
     async def log_version(self, tokenizer_id: str) -> int:
         with redis_errors():
-            newest = await self._redis.xrevrange(Keys.of(self._catalog, tokenizer_id).log, count=1)
+            newest = await self._redis.xrevrange(RedisKeys.of(self._catalog, tokenizer_id).log, count=1)
         return version_of(newest[0][0]) if newest else 0
 
     async def progress(self, tokenizer_id: str) -> tuple[int, int]:
         """How many items the tokenizer has read, and how many there are."""
-        keys = Keys.of(self._catalog, tokenizer_id)
+        keys = RedisKeys.of(self._catalog, tokenizer_id)
         with redis_errors():
             return int(await self._redis.hlen(keys.codes)), int(await self._redis.hlen(keys.items))
 

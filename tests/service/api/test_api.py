@@ -441,11 +441,11 @@ async def test_a_request_that_has_no_time_left_is_answered_at_once_and_its_work_
 ):
     async with starting(bundle, redis_url) as (app, client):
         await until_ready(app)
-        parts = app.state.service.readiness.parts
+        parts = app.state.service.readiness.model
         in_time = {"X-Request-Timeout": "10"}
         answer = await client.post("/recommend", json={"history": ["item-0"]}, headers=in_time)
         assert answer.status_code == 200
-        async with parts.catalog.turns:  # no batch begins
+        async with parts.catalog.lock:  # no batch begins
             too_short = {"X-Request-Timeout": "0.05"}
             answer = await client.post("/recommend", json={"history": ["item-0"]}, headers=too_short)
             assert is_problem(answer, 503, "took-too-long")

@@ -148,7 +148,7 @@ async def served(
         max_batch_units=200,
         max_queued_units=10_000,
         units=lambda search: search.num_beams,
-        turns=catalog.turns,
+        lock=catalog.lock,
     )
     recommender = Recommender(
         batcher, fields=FIELDS, num_beams=8, beam_limit=64, timeout_s=30, metrics=Metrics()

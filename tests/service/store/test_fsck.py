@@ -16,7 +16,7 @@ from service.cli import main
 from service.core.sid import Sid
 from service.errors import GlyphrecError
 from service.store import fsck
-from service.store.fsck import Report, check
+from service.store.fsck import FsckReport, check
 from service.store.items import ItemStore
 from tests.service.catalogs import (
     CATALOG,
@@ -43,7 +43,7 @@ def sid_bytes(*numbers: int) -> bytes:
     return struct.pack(f">{len(numbers)}H", *numbers)
 
 
-async def checked(redis: Redis, *, repair: bool = False, tokenizer: str = TOKENIZER) -> Report:
+async def checked(redis: Redis, *, repair: bool = False, tokenizer: str = TOKENIZER) -> FsckReport:
     return await check(redis, catalog=CATALOG, tokenizer_id=tokenizer, spec=SPEC, repair=repair)
 
 
@@ -371,7 +371,7 @@ async def test_pages_of_any_length_find_the_same(
     whole = await checked(redis)
     assert await store.num_items() > 10
     for page in (1, 2, 7):
-        monkeypatch.setattr(fsck, "PAGE", page)
+        monkeypatch.setattr(fsck, "SCAN_COUNT", page)
         found = await checked(redis)
         assert sorted(found.findings) == sorted(whole.findings)
 

@@ -17,7 +17,7 @@ from service.cli import main
 from service.errors import StoreUnavailable
 from service.store.client import connect_to_any
 from service.store.fsck import check
-from service.store.records import Keys
+from service.store.records import RedisKeys
 from service.store.server import find_server_binary
 from tests.known_bundle import KNOWN_ITEMS, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import CATALOG, SPEC, TOKENIZER, put, record, store_on, until, until_true
@@ -145,7 +145,7 @@ async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
         async def is_done() -> bool:
             info = (await client.get("/info")).json()
             keys = [key for _, each in nodes for key in await each.keys()]
-            has_old = Keys.of("glyphrec", tokenizer_id_of(0)).codes.encode() in keys
+            has_old = RedisKeys.of("glyphrec", tokenizer_id_of(0)).codes.encode() in keys
             return info["tokenizer_id"] == tokenizer_id_of(1) and not has_old
 
         await until_true(is_done, 30)
@@ -161,7 +161,7 @@ async def test_a_catalogue_that_moves_to_another_node_is_followed(nodes: list[tu
     task = asyncio.create_task(follower.run())
     for i in range(20):
         await put(store, record(f"before {i}"), (1, 2, 3))
-    slot = redis.keyslot(Keys.of(CATALOG, TOKENIZER).items)
+    slot = redis.keyslot(RedisKeys.of(CATALOG, TOKENIZER).items)
     source = await owner_of(nodes, slot)
     await move_slot(nodes, slot, source, (source + 1) % 3)
     assert await owner_of(nodes, slot) == (source + 1) % 3
@@ -182,7 +182,7 @@ async def test_a_cluster_that_misses_slots_is_down_and_says_so(nodes: list[tuple
     redis = await connect_to_any(f"redis://127.0.0.1:{nodes[0][0]}")
     store = store_on(redis)  # type: ignore[arg-type]
     await put(store, record("a"), (1, 2, 3))
-    slot = redis.keyslot(Keys.of(CATALOG, TOKENIZER).items)  # type: ignore[union-attr]
+    slot = redis.keyslot(RedisKeys.of(CATALOG, TOKENIZER).items)  # type: ignore[union-attr]
     number = await owner_of(nodes, slot)
     others = [each for each in range(NUM_SLOTS) if each != slot and each * 3 // NUM_SLOTS == number]
     await nodes[number][1].execute_command("CLUSTER DELSLOTS", others[100])

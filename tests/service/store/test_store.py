@@ -113,7 +113,7 @@ async def test_dropping_an_absent_item_changes_nothing(store: ItemStore, redis: 
     assert await read_raw(redis) == before
 
 
-async def test_full_codes_refuse_one_item_and_not_its_neighbours(redis: Redis) -> None:
+async def test_full_codes_refuse_one_item_and_not_its_neighbors(redis: Redis) -> None:
     store = store_on(redis, num_slots=2)
     full: Codes = (1, 2, 3)
     results = await store.put(
@@ -168,7 +168,7 @@ async def test_any_text_can_be_an_id(store: ItemStore, redis: Redis, item_id: st
     assert (await put(store, record("b", "new"), (1, 2, 3))).sid.slot == 1
 
 
-async def test_odd_ids_at_neighbouring_codes_do_not_take_each_others_slots(store: ItemStore) -> None:
+async def test_odd_ids_at_neighboring_codes_do_not_take_each_others_slots(store: ItemStore) -> None:
     """Bytes 0 and 255 at the ends of codes, slots and ids are where a careless range would leak."""
     codes = [(0, 0, 0), (0, 0, 1), (3, 2, 4)]
     for slot, item_id in enumerate(["\x00", "\u00ff", "\U0010ffff"]):

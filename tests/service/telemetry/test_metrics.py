@@ -207,7 +207,7 @@ async def test_what_is_turned_away_is_counted_by_its_reason(bundle, redis_url, t
         await until(lambda: bool(failed()))
     async with starting(bundle, redis_url, recommend_timeout_s=0.001) as (app, client):
         await until_ready(app)
-        async with app.state.service.model().catalog.turns:  # no search comes to its turn
+        async with app.state.service.model().catalog.lock:  # no search comes to its turn
             late = await client.post("/recommend", json={"history": []})
         assert is_problem(late, 503, "took-too-long")
         assert is_problem(await client.post("/nowhere"), 404, "no-such-route")
@@ -229,7 +229,7 @@ async def test_a_catalogue_that_cannot_take_in_the_log_shows_how_far_behind_it_i
 
         assert await lag() == (0, 0)
         seen = []
-        async with catalog.turns:
+        async with catalog.lock:
             for n in range(1, 4):
                 await writer.post("/items", json={"item_id": f"late-{n}", "title": f"Late {n}"})
                 async with asyncio.timeout(20):

@@ -1,4 +1,4 @@
-"""Similar items are neighbours in the trie: the longer their common prefix, the more alike they are."""
+"""Similar items are neighbors in the trie: the longer their common prefix, the more alike they are."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,15 +7,13 @@ from service.catalog.catalog import Catalog
 from service.core.sid import Sid
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     item_id: str
     sid: Sid
     shared_levels: int  # leading codes in common, at least one
 
 
-def neighbours(
-    catalog: Catalog, popularity: Mapping[str, float], item_id: str, limit: int
-) -> list[Neighbour]:
+def neighbors(catalog: Catalog, popularity: Mapping[str, float], item_id: str, limit: int) -> list[Neighbor]:
     """Up to `limit` living items that share at least the first code with a living one.
 
     Longest common prefix first; among equals the more popular, then trie order.
@@ -23,7 +21,7 @@ def neighbours(
     own = catalog.sid_of(item_id)
     if own is None:
         return []
-    found: list[Neighbour] = []
+    found: list[Neighbor] = []
     nearer: set[int] = set()  # full prefixes below the longer common prefix: they have been taken already
     for shared_levels in range(catalog.spec.num_levels, 0, -1):
         living = set(catalog.trie.living(own.codes[:shared_levels]))
@@ -35,7 +33,7 @@ def neighbours(
         )
         for *_, other in ranked[: limit - len(found)]:
             if sid := catalog.sid_of(other):
-                found.append(Neighbour(other, sid, shared_levels))
+                found.append(Neighbor(other, sid, shared_levels))
         if len(found) == limit:
             break
         nearer = living

@@ -1,4 +1,4 @@
-"""`glyphrec import --tokenised`: items whose codes are known already, from a file straight into Redis.
+"""`glyphrec import --tokenized`: items whose codes are known already, from a file straight into Redis.
 
 The file is read twice and never held: once to check every line before anything is put, and once to put.
 Batches go in the file's order, so of an id that comes twice the last line counts, and the next one is read
@@ -28,11 +28,12 @@ from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.items import ItemStore
 from service.store.records import ItemRecord, PutResult
+from service.store.retry import retry
 
 BATCH = 1_000  # items; several round trips
 TURN = 50  # lines that are read before Redis' answer is looked for
 MAX_TRIES = 30
-RETRY_S = 1.0
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 2.0  # between two tries
 MAX_NAMED = 20  # items that found no slot; all of them are counted
 
 AGAIN = "Give the same command again: what was put is not put twice."
@@ -44,7 +45,7 @@ class Line(NamedTuple):
     codes: Codes
 
 
-class TokenisedFile:
+class TokenizedFile:
     """Lines as those of a bundle's items.jsonl.gz, as the service would take their items."""
 
     def __init__(self, path: Path, manifest: Manifest, max_item_chars: int) -> None:
@@ -102,7 +103,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
 class _Import:
     def __init__(self, path: Path, manifest: Manifest, store: ItemStore, settings: Settings) -> None:
         self._path = path
-        self._file = TokenisedFile(path, manifest, settings.max_item_chars)
+        self._file = TokenizedFile(path, manifest, settings.max_item_chars)
         self._store = store
         self._catalog = settings.catalog
         self._tokenizer_id = manifest.tokenizer_id
@@ -132,19 +133,18 @@ class _Import:
             batch = following
 
     async def _put(self, batch: Sequence[Line]) -> list[PutResult | ServiceError]:
-        """As long as Redis does not take it, again."""
-        for tries in count(1):
-            try:
-                results = await self._store.put([(line.record, line.codes) for line in batch])
-                lost = next((each for each in results if isinstance(each, StoreUnavailable)), None)
-            except StoreUnavailable as error:
-                lost = error
-            if lost is None:
-                break
-            if tries == MAX_TRIES:
-                raise lost
-            await asyncio.sleep(RETRY_S)
-        return results
+        """Put a batch, again and again while Redis does not take all of it."""
+
+        async def attempt() -> list[PutResult | ServiceError]:
+            results = await self._store.put([(line.record, line.codes) for line in batch])
+            for each in results:
+                if isinstance(each, StoreUnavailable):
+                    raise each
+            return results
+
+        return await retry(
+            attempt, on=(StoreUnavailable,), first_s=FIRST_WAIT_S, max_s=MAX_WAIT_S, max_tries=MAX_TRIES
+        )
 
     def _count(self, batch: Sequence[Line], results: Sequence[PutResult | ServiceError]) -> None:
         for line, result in zip(batch, results, strict=True):
@@ -165,7 +165,7 @@ class _Import:
             raise GlyphrecError(
                 f"The catalogue {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
                 f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
-                "a service read the items: `glyphrec import` without --tokenised."
+                "a service read the items: `glyphrec import` without --tokenized."
             )
 
 
