@@ -22,9 +22,10 @@ from service.api.options import ApiOptions
 from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.errors import GlyphrecError
-from service.flows.feedback import Feedback, ServedPages
+from service.flows.feedback import Feedback
 from service.flows.indexing import Indexer, tokenise_in_batches
 from service.flows.recommend import Recommender, observed_by, recommend_in_batches
+from service.flows.served_pages import ServedPages
 from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.http.security import Guard

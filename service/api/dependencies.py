@@ -8,7 +8,8 @@ from fastapi import Depends, Request
 
 from service.api.options import ApiOptions
 from service.errors import NotJson, NotReady
-from service.flows.feedback import Feedback, ServedPages
+from service.flows.feedback import Feedback
+from service.flows.served_pages import ServedPages
 from service.inference.batching import Reservation
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout

@@ -1,4 +1,4 @@
-"""Limits of a request to POST /recommend. The service enforces them, and its clients in model_export keep them."""
+"""Limits of a request to POST /recommend. The service enforces them; the demo and the study keep them."""
 
 MAX_HISTORY = 500  # item ids in `history`
 MAX_EXCLUDED = 1_000  # item ids in `exclude_item_ids`
