@@ -194,6 +194,7 @@ class Service:
 
 
 def graph_options(settings: Settings) -> GraphOptions:
+    """The settings that loading a bundle needs."""
     return GraphOptions(
         threads=settings.threads, num_beams=settings.num_beams, max_batch_beams=settings.max_batch_beams
     )
@@ -202,7 +203,7 @@ def graph_options(settings: Settings) -> GraphOptions:
 def build_model(
     loaded: LoadedBundle, redis: Redis | RedisCluster, settings: Settings, metrics: Metrics
 ) -> Model:
-    """The parts of a model, and how they know each other."""
+    """Build the parts of a model for one bundle and connect them. `Model.start` comes next."""
     manifest = loaded.manifest
     store = ItemStore(
         redis,

@@ -28,6 +28,8 @@ class BadSettings(GlyphrecError):
 
 
 class Settings(BaseSettings):
+    """All settings of the service. Its parts get single values of it, never the whole."""
+
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
 
     # --- models ---

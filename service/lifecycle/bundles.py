@@ -53,6 +53,7 @@ class LoadedBundle:
 
     @property
     def manifest(self) -> Manifest:
+        """The bundle's manifest, verified."""
         return self.bundle.manifest
 
     @cached_property

@@ -27,6 +27,8 @@ class LostLead(GlyphrecError):
 
 
 class Leader:
+    """Leads a change when the rollout asks for it. It keeps no state between two changes."""
+
     def __init__(
         self,
         changes: RolloutStore,

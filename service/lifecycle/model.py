@@ -56,6 +56,7 @@ class Model:
 
     @property
     def tokenizer_id(self) -> str:
+        """The id of the tokenizer whose catalog this model serves."""
         return self.manifest.tokenizer_id
 
     def start(self) -> None:

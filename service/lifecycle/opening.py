@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class Opening:
+    """Opens the first model of this process."""
+
     def __init__(
         self,
         configured: LoadedBundle,
