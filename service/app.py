@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis, RedisCluster
 
-from service.api import admin, events, health, items, recommend
 from service.api.dependencies import ServiceState
 from service.api.direct import direct_routes
 from service.api.health import service_version
+from service.api.routes import ROUTERS, add_routes
 from service.flows.feedback import Feedback
 from service.flows.served_pages import ServedPages
 from service.http.envelope import Envelope
@@ -60,13 +60,17 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         responses=OF_ANY_ROUTE,
     )
     app.state.service = service.state
-    for module in (recommend, items, events, health, admin):
-        app.include_router(module.router)
+    policies = service.state.policies = add_routes(app)
     add_problem_handlers(app)
     app.add_middleware(
         Envelope,
-        direct=direct_routes(app, recommend.router),
-        guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
+        direct=direct_routes(app, ROUTERS),
+        guard=Guard(
+            policies.scope_of,
+            read_keys=settings.read_keys,
+            api_keys=settings.api_keys,
+            admin_keys=settings.admin_keys,
+        ),
         is_stopping=lambda: service.state.readiness.is_stopping,
         metrics=service.state.metrics,
         max_body_bytes=settings.max_body_bytes,

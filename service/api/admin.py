@@ -5,19 +5,22 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 
 from service.api.dependencies import JSON_ONLY, ModelDep, RolloutDep, StateDep
+from service.api.direct import ApiRoute
+from service.api.policies import policy
 from service.api.schemas import BundleRequest, BundlesResponse, ChangeInfo, ReplicaInfo, ServedBundle
 from service.errors import NotReady
-from service.http.json_body import JsonRoute
 from service.http.problems import OF_A_BODY, problems
+from service.http.security import Scope
 from service.lifecycle.model import Model
 from service.lifecycle.rollout import Rollout
 
-router = APIRouter(prefix="/admin", tags=["admin"], route_class=JsonRoute)
+router = APIRouter(prefix="/admin", tags=["admin"], route_class=ApiRoute)
 
 OF_A_CHANGE = OF_A_BODY | problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
 @router.post("/bundles", dependencies=[JSON_ONLY], responses=OF_A_CHANGE | {202: {"model": BundlesResponse}})
+@policy(Scope.ADMIN)
 async def change_bundle(
     body: BundleRequest, rollout: RolloutDep, state: StateDep, response: Response
 ) -> BundlesResponse:
@@ -36,6 +39,7 @@ async def change_bundle(
 
 
 @router.get("/bundles")
+@policy(Scope.ADMIN)
 async def bundles(model: ModelDep, rollout: RolloutDep) -> BundlesResponse:
     """The bundle that this replica serves, and how far the last change of the tokenizer is."""
     return _bundles(model, rollout)

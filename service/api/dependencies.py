@@ -1,11 +1,12 @@
 """What routes need, by type: the model that serves, and the stopwatch of the request."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
+from service.api.policies import Policies
 from service.errors import NotJson, NotReady
 from service.flows.feedback import Feedback
 from service.flows.served_pages import ServedPages
@@ -27,6 +28,7 @@ class ServiceState:
     pages: ServedPages
     feedback: Feedback | None = None  # once Redis is found
     rollout: Rollout | None = None  # as long as there is a `readiness.model`
+    policies: Policies = field(default_factory=Policies)  # of the app's routes
 
     def model(self) -> Model:
         """That serves now. Raises NotReady."""
@@ -35,14 +37,13 @@ class ServiceState:
         return self.readiness.model
 
     def admit(self, method: str, path: str) -> Reservation | None:
-        """A reservation in the queue, where the request will need one, before it is read any further.
+        """Reserve what the route's policy asks for, before the body of the request is read.
 
-        Raises Overloaded for what would be turned away later: now it costs little.
+        None if it asks for nothing, or no model is there yet. Raises Overloaded: to refuse now costs little.
         """
+        admission = self.policies.admissions.get((method, path))
         model = self.readiness.model
-        if model is None or (method, path) != ("POST", "/recommend"):
-            return None
-        return model.searches.reserve(model.loaded.num_beams)
+        return None if admission is None or model is None else admission.reserve(model)
 
 
 async def get_state(request: Request) -> ServiceState:

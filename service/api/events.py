@@ -5,17 +5,20 @@ from http import HTTPStatus
 from fastapi import APIRouter
 
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, FeedbackDep
+from service.api.direct import ApiRoute
+from service.api.policies import policy
 from service.api.schemas import EventsRequest, EventsResponse
-from service.http.json_body import JsonRoute
 from service.http.problems import OF_A_BODY
+from service.http.security import Scope
 from service.store.events import Event
 
-router = APIRouter(tags=["recommend"], route_class=JsonRoute)
+router = APIRouter(tags=["recommend"], route_class=ApiRoute)
 
 
 @router.post(
     "/events", status_code=HTTPStatus.ACCEPTED, dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_A_BODY
 )
+@policy(Scope.WRITE)
 async def take_events(body: EventsRequest, feedback: FeedbackDep) -> EventsResponse:
     """Tell what was taken of the pages of POST /recommend, to any replica: all of it or nothing is taken in.
 

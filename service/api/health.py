@@ -9,15 +9,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.admin import change_info
 from service.api.dependencies import ModelDep, StateDep
+from service.api.policies import policy
 from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
 from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.errors import StoreUnavailable
+from service.http.security import Scope
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/livez", include_in_schema=False)
 @router.get("/health/live")
+@policy(Scope.OPEN)
 async def live() -> Live:
     """The event loop turns; restart the process where this does not answer."""
     return Live(status="alive")
@@ -26,6 +29,7 @@ async def live() -> Live:
 @router.get("/readyz", include_in_schema=False)
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"model": Ready}})
+@policy(Scope.OPEN)
 async def ready(state: StateDep, response: Response) -> Ready:
     """200 once the bundle is verified, the catalogue loaded and a warm-up search has run; before that 503.
 
@@ -47,6 +51,7 @@ async def ready(state: StateDep, response: Response) -> Ready:
 
 
 @router.get("/info")
+@policy(Scope.READ)
 async def info(state: StateDep, model: ModelDep) -> InfoResponse:
     """What is served: the models, the catalogue, the limits."""
     manifest, settings = model.manifest, state.settings
@@ -93,6 +98,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 
 
 @router.get("/metrics", include_in_schema=False)
+@policy(Scope.OPEN)
 async def metrics(state: StateDep) -> Response:
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, ModelDep, StateDep
+from service.api.direct import ApiRoute
+from service.api.policies import policy
 from service.api.schemas import (
     Deleted,
     ItemPage,
@@ -28,11 +30,11 @@ from service.core.items import MAX_ID_CHARS, check_item_id, merge
 from service.core.render import item_text, render_text
 from service.errors import InvalidItem, ItemNotFound, TooManyItems
 from service.flows.indexing import Outcome
-from service.http.json_body import JsonRoute
 from service.http.problems import OF_A_PUT, OF_AN_ITEM, problem_of
+from service.http.security import Scope
 from service.store.records import StoredItem
 
-router = APIRouter(tags=["items"], route_class=JsonRoute)
+router = APIRouter(tags=["items"], route_class=ApiRoute)
 
 ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
 PNG = {"type": "string", "format": "binary"}
@@ -40,6 +42,7 @@ Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 
 @router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_A_PUT)
+@policy(Scope.WRITE)
 async def put_items(
     body: ItemsBody,
     request: Request,
@@ -64,6 +67,7 @@ async def put_items(
 
 
 @router.get("/items", dependencies=[NEEDS_REDIS])
+@policy(Scope.READ)
 async def list_items(
     model: ModelDep,
     cursor: Annotated[
@@ -78,6 +82,7 @@ async def list_items(
 
 
 @router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM)
+@policy(Scope.READ)
 async def similar_items(
     item_id: ItemIdPath,
     model: ModelDep,
@@ -108,6 +113,7 @@ async def similar_items(
     dependencies=[NEEDS_REDIS],
     responses=OF_AN_ITEM | {200: {"description": "OK", "content": {"image/png": {"schema": PNG}}}},
 )
+@policy(Scope.READ)
 async def item_image(item_id: ItemIdPath, model: ModelDep) -> Response:
     """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
     stored = await _find(model, item_id)
@@ -119,11 +125,13 @@ async def item_image(item_id: ItemIdPath, model: ModelDep) -> Response:
 
 
 @router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
+@policy(Scope.READ)
 async def get_item(item_id: ItemIdPath, model: ModelDep) -> StoredItemOut:
     return _stored(await _find(model, item_id))
 
 
 @router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_PUT)
+@policy(Scope.WRITE)
 async def patch_item(
     item_id: ItemIdPath, body: dict[str, Any], model: ModelDep, call: CallDep
 ) -> PatchedItem:
@@ -153,6 +161,7 @@ async def patch_item(
 
 
 @router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
+@policy(Scope.WRITE)
 async def delete_item(item_id: ItemIdPath, model: ModelDep) -> Deleted:
     """Take an item away; the next search on this replica does not know it any more."""
     version = await model.indexer.drop(check_item_id(item_id))

@@ -3,7 +3,8 @@
 from fastapi import APIRouter
 
 from service.api.dependencies import CallDep
-from service.api.direct import DirectRoute
+from service.api.direct import ApiRoute
+from service.api.policies import Admission, policy
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -16,11 +17,15 @@ from service.core.filters import Equals, Filter, Range
 from service.flows.recommend import Query
 from service.flows.selection import Diversity
 from service.http.problems import OF_A_BODY, OF_A_QUEUE
+from service.http.security import Scope
 
-router = APIRouter(tags=["recommend"], route_class=DirectRoute)
+router = APIRouter(tags=["recommend"], route_class=ApiRoute)
+
+ONE_SEARCH = Admission(queue=lambda model: model.searches, units=lambda model: model.loaded.num_beams)
 
 
 @router.post("/recommend", responses=OF_A_BODY | OF_A_QUEUE)
+@policy(Scope.READ, admission=ONE_SEARCH, is_direct=True)
 async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     """The next items after a history. Without any known item in it, the popular ones."""
     asked = body.filter
