@@ -212,7 +212,11 @@ CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "allow_pick
 
 
 def sources() -> dict[str, ast.AST]:
-    return {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in SERVICE.rglob("*.py")}
+    """Path below the package -> its syntax tree."""
+    return {
+        path.relative_to(SERVICE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in SERVICE.rglob("*.py")
+    }
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -239,8 +243,8 @@ def test_no_module_can_turn_data_into_code():
 
 def test_only_the_client_commands_fetch_and_only_the_finder_of_redis_starts_programs():
     using = {name for name, tree in sources().items() if imported(tree) & FETCH}
-    assert using == {"client.py"}
+    assert using == {"commands/client.py"}
     starting = {
         name for name, tree in sources().items() if imported(tree) & {"subprocess", "multiprocessing"}
     }
-    assert starting == {"redis_server.py"}
+    assert starting == {"store/server.py"}
