@@ -13,13 +13,13 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import HeadTooLarge, NotHttp, Overloaded, ServiceError, TooManyConnections
-from service.http.envelope import new_request_id, request_id_of
 from service.http.problems import problem_response
+from service.http.request_ids import new_request_id, request_id_of
 from service.inference.batching import Reservation
 from service.telemetry.metrics import Metrics
 
 MAX_PIPELINED = 50
-MAX_UNUSED_BYTES = 64 * 2**10  # twice what envelope.py takes of a whole head
+MAX_UNUSED_BYTES = 64 * 2**10  # twice what limits.py allows for a whole head
 
 # Of a full queue, as they were sent, cut where the request's id stands: under load the same few go out
 # thousands of times a second. An id of another length makes another body, so those are made anew.
@@ -31,7 +31,7 @@ class BoundedHttp(HttpToolsProtocol):
     """Closes a connection that sends much of which nothing comes, or that takes long to say what it wants.
 
     What grows while it comes is a head that does not end and the trailer of a chunked body; what is complete
-    is bounded by envelope.py, and the bodies too. `admit` is asked, by method and path, for a request's
+    is bounded by limits.py, and the bodies too. `admit` is asked, by method and path, for a request's
     reservation in a queue: it raises Overloaded where there is no room.
     Beyond `max_connections` no request is taken in.
     """
