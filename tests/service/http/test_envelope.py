@@ -1,4 +1,4 @@
-"""The envelope around an app that the test controls: every request gets an answer, a report, its room back."""
+"""The envelope around an app that the test controls: each request gets an answer, a report, its room back."""
 
 import json
 
@@ -156,9 +156,8 @@ async def test_only_exactly_its_method_and_path_go_to_a_direct_app():
 
 
 async def test_the_guard_stands_before_a_direct_app_too():
-    asked = await Surrounded(refusing, scope=Scope.READ, direct={("GET", "/direct"): answering}).ask(
-        "/direct"
-    )
+    direct = {("GET", "/direct"): answering}
+    asked = await Surrounded(refusing, scope=Scope.READ, direct=direct).ask("/direct")
     assert asked.is_over(401)
 
 
