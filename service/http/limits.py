@@ -1,4 +1,4 @@
-"""What a request may be: the size of its head, the size and speed of its body, and its deadline."""
+"""Limits of a request: the size of its head, the size and speed of its body, and its deadline."""
 
 import asyncio
 import math
@@ -22,7 +22,7 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 
 
 def check_head(scope: Scope) -> None:
-    """Raise TargetTooLong or HeadTooLarge. Comes before anything is read from the head."""
+    """Raise TargetTooLong or HeadTooLarge. This check comes before any other reads the head."""
     query: bytes = scope["query_string"]
     if (
         len(scope.get("raw_path") or scope["path"]) + len(query) > MAX_TARGET_BYTES

@@ -188,7 +188,7 @@ def test_a_failure_inside_a_real_process_shows_neither_paths_nor_traces(bundle, 
             assert problem["request_id"] == response.headers["x-request-id"]
             whole = response.text + str(response.headers)
             for told in ("secret", "Traceback", ".py", "Error", "service", "line "):
-                assert told not in whole.replace("The service's log", ""), told
+                assert told not in whole, told
         with pytest.raises(httpx.RemoteProtocolError):  # half an answer is out
             httpx.get(f"{url}/late")
         assert httpx.get(f"{url}/health/ready").status_code == 200
