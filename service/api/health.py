@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what does it serve, and how is it doing."""
+"""Liveness, readiness, a description of what is served, and metrics."""
 
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ router = APIRouter(tags=["health"])
 @router.get("/health/live")
 @policy(Scope.OPEN)
 async def live() -> Live:
-    """The event loop turns; restart the process where this does not answer."""
+    """The event loop runs. Restart the process if this does not answer."""
     return Live(status="alive")
 
 
@@ -31,9 +31,9 @@ async def live() -> Live:
 @router.get("/health/ready", responses={503: {"model": Ready}})
 @policy(Scope.OPEN)
 async def ready(state: StateDep, response: Response) -> Ready:
-    """200 once the bundle is verified, the catalogue loaded and a warm-up search has run; before that 503.
+    """200 once the bundle is verified, the catalog is loaded and a warm-up search has run. Before that, 503.
 
-    A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
+    A replica that loses Redis later stays ready, because it still recommends. Then `stale` is true.
     """
     model = state.readiness.model
     is_stopping = state.readiness.is_stopping
@@ -42,7 +42,7 @@ async def ready(state: StateDep, response: Response) -> Ready:
         response.headers["Retry-After"] = "1"
     return Ready(
         status="stopping" if is_stopping else "ready" if model else "starting",
-        phase="answering what still comes" if is_stopping else state.readiness.phase,
+        phase="answering the last requests" if is_stopping else state.readiness.phase,
         stale=model.follower.is_stale if model else False,
         stale_for_s=model.follower.stale_for_s if model else 0.0,
         catalog_items=model.catalog.num_items if model else 0,
@@ -53,7 +53,7 @@ async def ready(state: StateDep, response: Response) -> Ready:
 @router.get("/info")
 @policy(Scope.READ)
 async def info(state: StateDep, model: ModelDep) -> InfoResponse:
-    """What is served: the models, the catalogue, the limits."""
+    """The models, the catalog and the limits of this replica."""
     manifest, settings = model.manifest, state.settings
     redis: dict[str, Any] = {}
     if model.follower.lost is None:
@@ -106,5 +106,5 @@ async def metrics(state: StateDep) -> Response:
 def service_version() -> str:
     try:
         return version("glyphrec")
-    except PackageNotFoundError:  # run from a source tree that is not installed
+    except PackageNotFoundError:  # it runs from a source tree that is not installed
         return "0"
