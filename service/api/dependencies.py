@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
+from service.api.options import ApiOptions
 from service.api.policies import Policies
 from service.errors import NotJson, NotReady
 from service.flows.feedback import Feedback
@@ -13,7 +14,6 @@ from service.flows.served_pages import ServedPages
 from service.inference.batching import Reservation
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
-from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
 
@@ -22,7 +22,7 @@ from service.telemetry.stages import Stages
 class ServiceState:
     """The state of one service. create_app puts it in `app.state.service`."""
 
-    settings: Settings
+    options: ApiOptions
     metrics: Metrics
     readiness: Readiness
     pages: ServedPages

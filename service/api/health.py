@@ -54,7 +54,7 @@ async def ready(state: StateDep, response: Response) -> Ready:
 @policy(Scope.READ)
 async def info(state: StateDep, model: ModelDep) -> InfoResponse:
     """The models, the catalog and the limits of this replica."""
-    manifest, settings = model.manifest, state.settings
+    manifest, options = model.manifest, state.options
     redis: dict[str, Any] = {}
     if model.follower.lost is None:
         with suppress(StoreUnavailable):
@@ -73,23 +73,23 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
         created_at=manifest.created_at,
         levels=list(manifest.sid.levels),
         history_length=manifest.history_length,
-        filter_fields=dict(settings.filter_fields.kinds),
+        filter_fields=dict(options.filter_fields.kinds),
         render=manifest.render.model_dump(),
         metrics=manifest.metrics,
         catalog=CatalogInfo(
-            name=settings.catalog,
+            name=options.catalog,
             items=catalog.num_items,
             version=catalog.version,
             digest=catalog.digest,
             stale_for_s=model.follower.stale_for_s,
         ),
         limits=LimitsInfo(
-            items_per_request=settings.max_items_per_request,
-            item_chars=settings.max_item_chars,
-            body_bytes=settings.max_body_bytes,
+            items_per_request=options.max_items_per_request,
+            item_chars=options.max_item_chars,
+            body_bytes=options.max_body_bytes,
             history=MAX_HISTORY,
             limit=MAX_LIMIT,
-            num_beams=min(settings.num_beams, manifest.beam_limit),
+            num_beams=min(options.num_beams, manifest.beam_limit),
             beam_limit=manifest.beam_limit,
         ),
         change=change_info(state.rollout),

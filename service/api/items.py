@@ -57,8 +57,8 @@ async def put_items(
     """
     call.stages.stop("parse")
     items = body.items if isinstance(body, ItemsRequest) else [body]
-    if len(items) > state.settings.max_items_per_request:
-        raise TooManyItems(len(items), state.settings.max_items_per_request)
+    if len(items) > state.options.max_items_per_request:
+        raise TooManyItems(len(items), state.options.max_items_per_request)
     indexed = await model.indexer.index(items, call.stages, call.deadline)
     call.stages.start("write")
     if not isinstance(body, ItemsRequest) and (error := indexed.outcomes[0].error):

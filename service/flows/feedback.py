@@ -47,7 +47,7 @@ class Feedback:
         while not is_cancelled():
             try:
                 if last_id is None:
-                    last_id = await self._store.end()
+                    last_id = await self._store.last_entry_id()
                 new_events = await self._store.after(last_id, BLOCK_MS)
             except (StoreUnavailable, StoreFault):  # already logged where it was raised
                 await backoff.wait()

@@ -1,4 +1,4 @@
-"""The bundle's catalogue on its way into Redis: the whole of it if that is new, else only its codes."""
+"""Brings the bundle's items into Redis: all of them into a new catalog, otherwise only their codes."""
 
 import gzip
 import json
@@ -22,12 +22,13 @@ from service.store.records import ItemRecord, PutResult
 log = logging.getLogger(__name__)
 
 SEED_CHUNK = 1_000
-CHUNK = 32  # items read before `pace` may hold the next ones up
-# Beyond these nobody has exported a file: catalogues shrink to a tenth, the emptiest lines to a hundredth.
+CHUNK = 32  # items that are read between two calls of `pace`
+# No export writes a file beyond these limits: gzip shrinks catalogs to a tenth, and the emptiest lines to a
+# hundredth.
 MAX_INFLATION = 200
 MAX_LINE_BYTES = 16 * 2**20
 
-Pace = Callable[[float], Awaitable[None]]  # takes the seconds that were spent
+Pace = Callable[[float], Awaitable[None]]  # gets the seconds that the last chunk took
 
 
 async def _at_once(_spent_s: float) -> None:
@@ -44,7 +45,7 @@ class BundledItem(NamedTuple):
 
 
 def read_items(path: Path, spec: SidSpec, num_items: int) -> list[BundledItem]:
-    """The exported catalogue, which has `num_items`. Raises ContractMismatch with the line at fault."""
+    """The exported catalog, which has `num_items`. Raises ContractMismatch with the line at fault."""
     found: list[BundledItem] = []
     try:
         left = MAX_INFLATION * path.stat().st_size
@@ -53,9 +54,7 @@ def read_items(path: Path, spec: SidSpec, num_items: int) -> list[BundledItem]:
                 where = f"{path}:{len(found) + 1}"
                 left -= len(line)
                 if left < 0 or len(line) > MAX_LINE_BYTES:
-                    raise ContractMismatch(
-                        f"{where}: inflates to more than any catalogue does. Export again."
-                    )
+                    raise ContractMismatch(f"{where}: inflates to more than any catalog does. Export again.")
                 if len(found) == num_items:
                     raise ContractMismatch(
                         f"{where}: more items than the manifest's {num_items}. Export again."
@@ -78,7 +77,7 @@ def _read_item(where: str, line: bytes, spec: SidSpec) -> BundledItem:
 
 
 def parse_item(line: bytes, spec: SidSpec) -> BundledItem:
-    """Raises ValueError where the line is no item with codes of these levels."""
+    """One line of items.jsonl.gz. Raises ValueError if it is no item with codes of these levels."""
     try:
         raw = json.loads(line.decode("utf-8"))
         item_id, codes, popularity = raw["item_id"], tuple(raw["codes"]), float(raw["popularity"])
@@ -95,11 +94,11 @@ def parse_item(line: bytes, spec: SidSpec) -> BundledItem:
 
 
 async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:
-    """Put the whole catalogue of the bundle, in its order, with the codes of the export."""
+    """Put every item of the bundle into Redis, in the bundle's order, with the codes of the export."""
     for chunk in chunks(items, SEED_CHUNK):
         results = await store.put([(_record(each, render), each.codes) for each in chunk])
         _raise_first(results)
-    log.info("put %d items of the bundle into the new catalogue", len(items))
+    log.info("put %d items of the bundle into the new catalog", len(items))
 
 
 async def read_the_unread(
@@ -109,15 +108,15 @@ async def read_the_unread(
     render: RenderSpec,
     pace: Pace = _at_once,
 ) -> int:
-    """Give codes to the items of Redis that this tokenizer has not read -> how many remain unread.
+    """Give codes to the items in Redis that this tokenizer has not read -> number of those left unread.
 
-    Content that the bundle knows takes the codes of the export; anything else is drawn and read by the
-    `indexer`, or left for later where there is none. `pace` is awaited after each few items.
+    Content that the bundle has gets the codes of the export. The `indexer` draws and reads all other content;
+    without an indexer it is left for later. `pace` is awaited after each chunk of items.
     """
     num_read = num_left = 0
     known: dict[str, Codes] | None = None
     async for page in store.unread_items():
-        if known is None:  # only now: most starts find nothing unread
+        if known is None:  # hashed only now, as most starts find nothing unread
             known = {content_hash(item_text(each.item, render)): each.codes for each in items}
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
@@ -139,7 +138,7 @@ async def read_the_unread(
 def _known_codes(
     records: Sequence[ItemRecord], known: Mapping[str, Codes], render: RenderSpec
 ) -> dict[str, Codes]:
-    """By this tokenizer's own hash of the text: another one's may be of other fields."""
+    """Codes by the hash of the text that this tokenizer draws. Another tokenizer may draw other fields."""
     hashes = {each.item_id: content_hash(item_text(each.item, render)) for each in records}
     return {item_id: known[text] for item_id, text in hashes.items() if text in known}
 
@@ -150,6 +149,6 @@ def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
 
 def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:
     for result in results:
-        # Somebody posted it anew meanwhile, and so has read it already.
+        # Somebody has posted the item again meanwhile, so it is read already.
         if isinstance(result, ServiceError) and not isinstance(result, ItemChanged):
             raise result

@@ -225,7 +225,7 @@ async def test_events_are_kept_as_long_as_asked_for_and_no_more_than_that(redis)
     assert await redis.zcard("{shop}:event_ids") == 0
     told = await lasting.after(b"0-0", 1)
     assert [(each.request_id, each.item_id) for each in told] == 3 * [("r", "i")]
-    assert await lasting.end() == told[-1].entry_id
+    assert await lasting.last_entry_id() == told[-1].entry_id
     await redis.xadd("{shop}:events", {"somebody": "else", "item": b"\xff"})
     assert [each.request_id for each in await lasting.after(told[-1].entry_id, 1)] == [""]
 

@@ -20,7 +20,6 @@ from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 from service.lifecycle import bundles
 from service.lifecycle.seeding import read_items
-from service.settings import Settings
 from tests.known_bundle import KNOWN_ITEMS, PAGED, SPEC, write_known_bundle
 
 T = TypeVar("T")
@@ -34,7 +33,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 def load(folder: Path) -> bundles.LoadedBundle:
     """All that is checked before a service exists."""
-    return bundles.load(folder, Settings(bundle=folder, threads=1))
+    return bundles.load(folder, bundles.GraphOptions(threads=1, num_beams=50, max_batch_beams=None))
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

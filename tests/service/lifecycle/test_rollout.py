@@ -160,7 +160,7 @@ async def test_a_recommender_of_the_same_tokenizer_is_swapped_at_once_and_metric
 # --- another tokenizer ---
 
 
-async def test_all_replicas_switch_and_the_catalogue_is_what_the_new_tokenizer_reads(pair, redis):
+async def test_all_replicas_switch_and_the_catalog_is_what_the_new_tokenizer_reads(pair, redis):
     first, second = pair
     posted = [await post(first, f"before-{n}", f"Posted before {n}") for n in range(5)]
     await first.delete("/items/item-29")
@@ -185,7 +185,7 @@ async def test_all_replicas_switch_and_the_catalogue_is_what_the_new_tokenizer_r
     assert_in_step(raw)
 
 
-async def test_recommendations_afterwards_are_those_of_the_new_catalogue(client):
+async def test_recommendations_afterwards_are_those_of_the_new_catalog(client):
     assert (await change(client, "new")).status_code == 202
     await until_serving(client, NEW)
     codes = {each.item_id: each.codes for each in KNOWN_ITEMS[:10]}
@@ -307,7 +307,7 @@ async def test_a_replica_that_never_gets_ready_does_not_hold_the_others_for_ever
         await until_serving(client, NEW)
 
 
-async def test_the_catalogue_is_read_slowly_with_progress_and_a_second_change_has_to_wait(bundles, redis_url):
+async def test_the_catalog_is_read_slowly_with_progress_and_a_second_change_has_to_wait(bundles, redis_url):
     async with replica(bundles, redis_url, reread_share=0.002) as client:
         items = [{"item_id": f"many-{n}", "title": f"One of many {n}"} for n in range(200)]
         assert (await client.post("/items", json={"items": items})).status_code == 200

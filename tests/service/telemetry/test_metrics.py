@@ -215,7 +215,7 @@ async def test_what_is_turned_away_is_counted_by_its_reason(bundle, redis_url, t
         assert {reason: count for reason, count in refused.items() if count} == {"took-too-long": 1}
 
 
-async def test_a_catalogue_that_cannot_take_in_the_log_shows_how_far_behind_it_is(bundle, redis_url):
+async def test_a_catalog_that_cannot_take_in_the_log_shows_how_far_behind_it_is(bundle, redis_url):
     async with (
         running(bundle, redis_url) as writer,
         starting(bundle, redis_url) as (app, client),
