@@ -14,11 +14,11 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis, RedisCluster
 
-from service.api import admin, events, health, items, recommend
 from service.api.dependencies import ServiceState
 from service.api.direct import direct_routes
 from service.api.health import service_version
 from service.api.options import ApiOptions
+from service.api.routes import ROUTERS, add_routes
 from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.errors import GlyphrecError
@@ -72,13 +72,17 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         responses=OF_ANY_ROUTE,
     )
     app.state.service = service.state
-    for module in (recommend, items, events, health, admin):
-        app.include_router(module.router)
+    policies = service.state.policies = add_routes(app)
     add_problem_handlers(app)
     app.add_middleware(
         Envelope,
-        direct=direct_routes(app, recommend.router),
-        guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
+        direct=direct_routes(app, ROUTERS),
+        guard=Guard(
+            policies.scope_of,
+            read_keys=settings.read_keys,
+            api_keys=settings.api_keys,
+            admin_keys=settings.admin_keys,
+        ),
         is_stopping=lambda: service.state.readiness.is_stopping,
         metrics=service.state.metrics,
         max_body_bytes=settings.max_body_bytes,

@@ -1,12 +1,13 @@
-"""What routes need, by type: the model that serves, and the stopwatch of the request."""
+"""Dependencies of the routes: the service's state, the model that serves, and facts about the request."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
 from service.api.options import ApiOptions
+from service.api.policies import Policies
 from service.errors import NotJson, NotReady
 from service.flows.feedback import Feedback
 from service.flows.served_pages import ServedPages
@@ -19,30 +20,30 @@ from service.telemetry.stages import Stages
 
 @dataclass
 class ServiceState:
-    """What create_app puts in `app.state.service`."""
+    """The state of one service. create_app puts it in `app.state.service`."""
 
     options: ApiOptions
     metrics: Metrics
     readiness: Readiness
     pages: ServedPages
-    feedback: Feedback | None = None  # once Redis is found
-    rollout: Rollout | None = None  # as long as there is a `readiness.model`
+    feedback: Feedback | None = None  # None until Redis is found
+    rollout: Rollout | None = None  # None while `readiness.model` is None
+    policies: Policies = field(default_factory=Policies)  # of the routes of the app
 
     def model(self) -> Model:
-        """That serves now. Raises NotReady."""
+        """The model that serves now. Raises NotReady."""
         if self.readiness.model is None:
             raise NotReady(self.readiness.phase)
         return self.readiness.model
 
     def admit(self, method: str, path: str) -> Reservation | None:
-        """A reservation in the queue, where the request will need one, before it is read any further.
+        """Reserve what the route's policy asks for, before the body of the request is read.
 
-        Raises Overloaded for what would be turned away later: now it costs little.
+        None if it asks for nothing, or no model is there yet. Raises Overloaded: to refuse now costs little.
         """
+        admission = self.policies.admissions.get((method, path))
         model = self.readiness.model
-        if model is None or (method, path) != ("POST", "/recommend"):
-            return None
-        return model.searches.reserve(model.loaded.num_beams)
+        return None if admission is None or model is None else admission.reserve(model)
 
 
 async def get_state(request: Request) -> ServiceState:
@@ -54,7 +55,7 @@ StateDep = Annotated[ServiceState, Depends(get_state)]
 
 
 async def get_model(state: StateDep) -> AsyncIterator[Model]:
-    """The model that serves now; the request keeps it to its end, whatever is swapped meanwhile."""
+    """The model that serves now. The request keeps it to its end, even if another model takes over."""
     with state.model().in_use() as model:
         yield model
 
@@ -72,12 +73,12 @@ async def get_feedback(state: StateDep) -> Feedback:
 
 
 class Call(NamedTuple):
-    """What envelope.py and connection.py know of a request that its flow needs."""
+    """What the flow of a request needs from the HTTP room."""
 
     request_id: str
     stages: Stages
-    deadline: float  # of the event loop's clock; infinite where the client does not say
-    reservation: Reservation | None  # in the queue; None also behind another HTTP server than ours
+    deadline: float  # of the event loop's clock; infinite if the client gives none
+    reservation: Reservation | None  # in the queue; None behind another HTTP server than ours
     state: ServiceState
 
 
@@ -97,7 +98,7 @@ async def get_call(request: Request) -> Call:
 
 
 async def require_json(request: Request) -> None:
-    """A body must be called JSON: browsers send some other types across sites without asking."""
+    """Refuse a body of another type than JSON: browsers send some types to other sites without asking."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
@@ -111,7 +112,7 @@ FeedbackDep = Annotated[Feedback, Depends(get_feedback)]
 
 
 async def require_redis(model: ModelDep) -> None:
-    """Refuse at once what needs Redis while it is known to be away, rather than wait for it too."""
+    """Refuse at once if Redis is known to be lost, because to wait for it would take as long again."""
     if model.follower.lost is not None:
         raise model.follower.lost.with_traceback(None)
 

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what does it serve, and how is it doing."""
+"""Liveness, readiness, a description of what is served, and metrics."""
 
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -9,27 +9,31 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.admin import change_info
 from service.api.dependencies import ModelDep, StateDep
+from service.api.policies import policy
 from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
 from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.errors import StoreUnavailable
+from service.http.security import Scope
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/livez", include_in_schema=False)
 @router.get("/health/live")
+@policy(Scope.OPEN)
 async def live() -> Live:
-    """The event loop turns; restart the process where this does not answer."""
+    """The event loop runs. Restart the process if this does not answer."""
     return Live(status="alive")
 
 
 @router.get("/readyz", include_in_schema=False)
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"model": Ready}})
+@policy(Scope.OPEN)
 async def ready(state: StateDep, response: Response) -> Ready:
-    """200 once the bundle is verified, the catalogue loaded and a warm-up search has run; before that 503.
+    """200 once the bundle is verified, the catalog is loaded and a warm-up search has run. Before that, 503.
 
-    A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
+    A replica that loses Redis later stays ready, because it still recommends. Then `stale` is true.
     """
     model = state.readiness.model
     is_stopping = state.readiness.is_stopping
@@ -38,7 +42,7 @@ async def ready(state: StateDep, response: Response) -> Ready:
         response.headers["Retry-After"] = "1"
     return Ready(
         status="stopping" if is_stopping else "ready" if model else "starting",
-        phase="answering what still comes" if is_stopping else state.readiness.phase,
+        phase="answering the last requests" if is_stopping else state.readiness.phase,
         stale=model.follower.is_stale if model else False,
         stale_for_s=model.follower.stale_for_s if model else 0.0,
         catalog_items=model.catalog.num_items if model else 0,
@@ -47,8 +51,9 @@ async def ready(state: StateDep, response: Response) -> Ready:
 
 
 @router.get("/info")
+@policy(Scope.READ)
 async def info(state: StateDep, model: ModelDep) -> InfoResponse:
-    """What is served: the models, the catalogue, the limits."""
+    """The models, the catalog and the limits of this replica."""
     manifest, options = model.manifest, state.options
     redis: dict[str, Any] = {}
     if model.follower.lost is None:
@@ -93,6 +98,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 
 
 @router.get("/metrics", include_in_schema=False)
+@policy(Scope.OPEN)
 async def metrics(state: StateDep) -> Response:
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -100,5 +106,5 @@ async def metrics(state: StateDep) -> Response:
 def service_version() -> str:
     try:
         return version("glyphrec")
-    except PackageNotFoundError:  # run from a source tree that is not installed
+    except PackageNotFoundError:  # it runs from a source tree that is not installed
         return "0"

@@ -1,4 +1,4 @@
-"""What routes know of the operator's choices."""
+"""The settings that the routes need."""
 
 from dataclasses import dataclass
 

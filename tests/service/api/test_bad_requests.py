@@ -68,7 +68,11 @@ async def test_a_malformed_recommend_names_the_field(client, body, field):
 @pytest.mark.parametrize(
     ("attributes", "slug", "complaint"),
     [
-        ({"colour": "red"}, "unknown-filter-field", "'colour'. Declared are brand:text, price:number"),
+        (
+            {"colour": "red"},
+            "unknown-filter-field",
+            "'colour', which is not declared. The declared fields are brand:text, price:number",
+        ),
         ({"categories": "a"}, "unknown-filter-field", "'categories'"),
         ({"brand": 1}, "invalid-filter", "brand: is declared as text"),
         ({"brand": {"gte": 1}}, "invalid-filter", "brand: is declared as text; only a number"),

@@ -188,7 +188,7 @@ def test_a_failure_inside_a_real_process_shows_neither_paths_nor_traces(bundle, 
             assert problem["request_id"] == response.headers["x-request-id"]
             whole = response.text + str(response.headers)
             for told in ("secret", "Traceback", ".py", "Error", "service", "line "):
-                assert told not in whole.replace("The service's log", ""), told
+                assert told not in whole, told
         with pytest.raises(httpx.RemoteProtocolError):  # half an answer is out
             httpx.get(f"{url}/late")
         assert httpx.get(f"{url}/health/ready").status_code == 200
@@ -212,7 +212,11 @@ CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "allow_pick
 
 
 def sources() -> dict[str, ast.AST]:
-    return {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in SERVICE.rglob("*.py")}
+    """Path below the package -> its syntax tree."""
+    return {
+        path.relative_to(SERVICE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in SERVICE.rglob("*.py")
+    }
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -239,8 +243,8 @@ def test_no_module_can_turn_data_into_code():
 
 def test_only_the_client_commands_fetch_and_only_the_finder_of_redis_starts_programs():
     using = {name for name, tree in sources().items() if imported(tree) & FETCH}
-    assert using == {"client.py"}
+    assert using == {"commands/client.py"}
     starting = {
         name for name, tree in sources().items() if imported(tree) & {"subprocess", "multiprocessing"}
     }
-    assert starting == {"redis_server.py"}
+    assert starting == {"store/server.py"}
