@@ -16,7 +16,8 @@ from service.cli import main
 from service.core.sid import Sid
 from service.errors import GlyphrecError
 from service.store import fsck
-from service.store.fsck import FsckReport, check
+from service.store.fsck import check
+from service.store.fsck_report import KINDS, FsckReport
 from service.store.items import ItemStore
 from tests.service.catalogs import (
     CATALOG,
@@ -256,7 +257,7 @@ async def test_what_is_derivable_is_found_mended_and_followed_by_replicas(
     found = await checked(redis)
     assert {(each.kind, each.where) for each in found.findings} == expected
     assert not found.mended.total()
-    assert set(found.found) <= set(fsck.KINDS)
+    assert set(found.found) <= set(KINDS)
 
     mended = await checked(redis, repair=True)
     assert {(each.kind, each.where) for each in mended.findings} == expected
