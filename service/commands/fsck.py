@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # what takes time to load is loaded where it is used
 def add_fsck(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "fsck",
-        help="prove that a catalogue in Redis is whole, and mend it",
-        description="Checks a catalogue while it is served. Status: 0 whole, 1 something was wrong, "
+        help="prove that a catalog in Redis is whole, and mend it",
+        description="Checks a catalog while it is served. Status: 0 whole, 1 something was wrong, "
         "mended or not, 2 not checked.",
     )
     parser.add_argument("--redis-url", default=environment("REDIS_URL", "GLYPHREC_REDIS_URL"))
@@ -73,7 +73,7 @@ async def _check(args: argparse.Namespace) -> "FsckReport":
         tokenizer_id = args.tokenizer_id or (manifest and manifest.tokenizer_id)
         tokenizer_id = tokenizer_id or await served_tokenizer(redis, args.catalog)
         if tokenizer_id is None:
-            raise GlyphrecError(f"The catalogue {args.catalog!r} is served by no tokenizer. Give a --bundle.")
+            raise GlyphrecError(f"The catalog {args.catalog!r} is served by no tokenizer. Give a --bundle.")
         if manifest and tokenizer_id != manifest.tokenizer_id:
             raise GlyphrecError(
                 f"The bundle has the tokenizer {manifest.tokenizer_id}, not {tokenizer_id}. Give --levels."

@@ -68,7 +68,7 @@ class TokenizedFile:
         item = check_item(read.item, self._max_item_chars)
         text = item_text(item, self._render)
         if not text:
-            raise InvalidItem("item", "has no text")  # whoever reads the catalogue anew needs some
+            raise InvalidItem("item", "has no text")  # whoever reads the catalog anew needs some
         return Line(number, ItemRecord(read.item_id, content_hash(text), item), read.codes)
 
 
@@ -123,7 +123,7 @@ class _Import:
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
         if await self._store.active() is None:
-            await self._store.activate()  # only now: a new catalogue is the file, or is still new
+            await self._store.activate()  # only now: a new catalog is the file, or is still new
         return self._counts
 
     async def _put_all(self, bar: "tqdm[None]") -> None:
@@ -168,7 +168,7 @@ class _Import:
         if served not in (None, self._tokenizer_id):
             done = f" {self._counts.total()} items were put before." if self._counts else ""
             raise GlyphrecError(
-                f"The catalogue {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
+                f"The catalog {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
                 f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
                 "a service read the items: `glyphrec import` without --tokenized."
             )

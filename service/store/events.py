@@ -31,12 +31,12 @@ class Told(NamedTuple):
 
 
 class EventStore:
-    """The events of the catalogue `catalog`, whichever model was served. Any number of these may write."""
+    """The events of the catalog `catalog`, whichever model was served. Any number of these may write."""
 
     def __init__(self, redis: Redis | RedisCluster, *, catalog: str, keep_s: float) -> None:
         """`keep_s`: how long an event is known again, at least."""
         self._redis: Any = redis
-        # The same hash tag as all keys of the catalogue: one slot of a cluster.
+        # The same hash tag as all keys of the catalog: one slot of a cluster.
         self._ids, self._events = f"{{{catalog}}}:event_ids", f"{{{catalog}}}:events"
         self._keep_s = math.ceil(keep_s)
         self._take = Script("events")

@@ -1,7 +1,7 @@
-"""Prove that a catalogue in Redis is whole that is served and written to; mend what follows from the rest.
+"""Prove that a catalog in Redis is whole that is served and written to; mend what follows from the rest.
 
 Each pass looks for items that seem wrong, in pages, so memory grows with the log's length and with what is
-wrong, never with the catalogue. lua/mend.lua then judges each suspect at one moment, and mends it at the same
+wrong, never with the catalog. lua/mend.lua then judges each suspect at one moment, and mends it at the same
 moment where that was asked for: what others write meanwhile is never taken for a fault, nor overwritten.
 """
 
@@ -34,7 +34,7 @@ class _LastChange(NamedTuple):
 
 
 async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | None:
-    """The tokenizer that the catalogue is served with; None for a new catalogue. Raises StoreUnavailable."""
+    """The tokenizer that the catalog is served with; None for a new catalog. Raises StoreUnavailable."""
     with redis_errors():
         value: Any = await redis.get(RedisKeys.of(catalog, "").active)
     return None if value is None else to_str(value)
@@ -43,16 +43,16 @@ async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | N
 async def check(
     redis: Redis | RedisCluster, *, catalog: str, tokenizer_id: str, spec: SidSpec, repair: bool = False
 ) -> FsckReport:
-    """Check all invariants of a catalogue as one tokenizer reads it.
+    """Check all invariants of a catalog as one tokenizer reads it.
 
-    Raises GlyphrecError where there is no such catalogue, ServiceError where Redis fails.
+    Raises GlyphrecError where there is no such catalog, ServiceError where Redis fails.
     """
     served, keys = await served_tokenizer(redis, catalog), RedisKeys.of(catalog, tokenizer_id)
     with redis_errors():
         if served != tokenizer_id and not await redis.exists(keys.codes, keys.trie, keys.log):
-            held = f"it is served by {served}" if served else "and no catalogue of this name"
+            held = f"it is served by {served}" if served else "and no catalog of this name"
             raise GlyphrecError(
-                f"Redis has nothing of the tokenizer {tokenizer_id} in the catalogue {catalog!r}; {held}. "
+                f"Redis has nothing of the tokenizer {tokenizer_id} in the catalog {catalog!r}; {held}. "
                 "Check GLYPHREC_CATALOG, REDIS_URL and the bundle."
             )
     report = FsckReport(catalog, tokenizer_id, served in (None, tokenizer_id))

@@ -18,12 +18,12 @@ KINDS = {
     "unread": "the item has no codes. Restart a replica, which reads it; or post it again",
     "outdated_codes": "the codes are of an older text. Restart a replica, which reads it; or post it again",
     "log_disagrees": "the log's last change of the item is not what its codes say, so replicas may differ",
-    "log_gap": "changes are missing in the log. Replicas that are not past them load the catalogue anew",
+    "log_gap": "changes are missing in the log. Replicas that are not past them load the catalog anew",
     "unreadable_item": "the item's value is not ours, so it is not served. Post the item again or delete it",
     "unreadable_codes": "the item's codes are not ours. Restart a replica, which reads it; or post it again",
     "unreadable_member": "a member of the trie is not ours, and is skipped",
-    "unreadable_change": "an entry of the log is not ours. Replicas that reach it load the catalogue anew",
-    "unreadable_id": "an item's id is not UTF-8. Another program writes under the catalogue's keys",
+    "unreadable_change": "an entry of the log is not ours. Replicas that reach it load the catalog anew",
+    "unreadable_id": "an item's id is not UTF-8. Another program writes under the catalog's keys",
 }
 
 

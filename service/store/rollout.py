@@ -65,7 +65,7 @@ class Touched(NamedTuple):
 
 
 class RolloutStore:
-    """The changes of the catalogue `catalog`, as the replica `replica_id` sees and leads them."""
+    """The changes of the catalog `catalog`, as the replica `replica_id` sees and leads them."""
 
     def __init__(self, redis: Redis | RedisCluster, *, catalog: str, replica_id: str) -> None:
         self._redis: Any = redis
