@@ -7,11 +7,7 @@ one day stand in catalogue order and times are not known: part of every next-ite
 artefact of that order.
 """
 
-import gzip
-import json
 import os
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +18,8 @@ from model_export.evaluation.baselines import Markov, Popularity
 from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
 from model_export.evaluation.ranking import ItemsOfCodes, left_padded, rank_items, search_by
-from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle
+from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
+from service.core.bundle_items import bundle_items
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
@@ -33,27 +30,11 @@ PAGE = 10
 NEAR_COPIES = 300
 
 
-@dataclass(frozen=True)
-class CatalogueItem:
-    """One line of a bundle's items.jsonl.gz."""
-
-    item: dict[str, Any]
-    codes: tuple[int, ...]
-    slot: int
-    popularity: int
-
-
-def read_catalogue(bundle: Bundle) -> list[CatalogueItem]:
-    with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return [CatalogueItem(row["item"], tuple(row["codes"]), row["slot"], row["popularity"]) for row in rows]
-
-
 def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
     """The bundle's codes [item, level] of the dataset's items. Raises DataError where the bundle lacks
     some.
     """
-    codes = {row.item["item_id"]: row.codes for row in read_catalogue(bundle)}
+    codes = {each.item_id: each.codes for each in bundle_items(bundle)}
     missing = [item_id for item_id in dataset.item_ids if item_id not in codes]
     if missing:
         raise DataError(

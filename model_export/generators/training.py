@@ -22,6 +22,7 @@ from model_export.evaluation.ranking import Found, ItemsOfCodes, rank_items
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from service.core.graphs import PADDING, beam_widths
+from service.core.whole_files import write_whole
 
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
@@ -216,9 +217,7 @@ class _Run:
             "torch_rng": torch.get_rng_state(),
             "curve": asdict(self.curve),
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        write_whole(self.path, lambda partial: torch.save(state, partial))
 
     def resume(self, device: torch.device) -> None:
         if not self.path.exists():

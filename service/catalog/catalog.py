@@ -1,7 +1,7 @@
 """This replica's view of the catalog: the trie and the maps between items and Semantic IDs.
 
 Only the event loop's thread edits it, and only while it holds `Catalog.lock`. Whoever reads it in another
-thread holds that too, and so sees one version of the catalogue from begin to end.
+thread holds that too, and so sees one version of the catalog from begin to end.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ class Catalog:
 
 
 class Loading:
-    """A catalogue that is built page by page: no page outlives its turn, and nothing is sorted."""
+    """A catalog that is built page by page: no page outlives its turn, and nothing is sorted."""
 
     def __init__(self, spec: SidSpec) -> None:
         self._catalog = Catalog(spec)
@@ -206,7 +206,7 @@ class Loading:
         gc.freeze()
 
     def end(self) -> Catalog:
-        """The catalogue. Of an item that came twice the last place counts."""
+        """The catalog. Of an item that came twice the last place counts."""
         catalog = self._catalog
         packed = np.fromiter(catalog._sid_of.values(), dtype=np.int64, count=len(catalog._sid_of))  # [item]
         catalog.trie = SidTrie.from_prefixes(catalog.spec, packed >> SLOT_BITS)

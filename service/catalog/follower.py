@@ -27,18 +27,18 @@ CHANGES_PER_READ = 1_000
 
 
 class Lag(NamedTuple):
-    """How far a catalogue is behind its log, as far as its follower knows."""
+    """How far a catalog is behind its log, as far as its follower knows."""
 
     num_changes: int
     seconds: float  # since it had all of them; 0 while it has
 
 
 class _LogBroken(Exception):
-    """The log does not go on where this replica stands, so the catalogue must be loaded anew."""
+    """The log does not go on where this replica stands, so the catalog must be loaded anew."""
 
 
 class CatalogFollower:
-    """Keeps a catalogue level with Redis. Without Redis the catalogue stays as it is, and this says so."""
+    """Keeps a catalog level with Redis. Without Redis the catalog stays as it is, and this says so."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class CatalogFollower:
         self._store = store
         self._block_ms = block_ms
         self._clock = clock
-        self._mark = ""  # of the change that made the catalogue's version
+        self._mark = ""  # of the change that made the catalog's version
         self._needs_load = True
         self._is_level = False
         self._level_at: float | None = None
         self._log_version = 0  # of the last change that is known to be in the log
         self._looked_at = -math.inf  # when that was all there was
-        self._caught_up_at = clock()  # when the catalogue had that
+        self._caught_up_at = clock()  # when the catalog had that
         self.lost: StoreUnavailable | None = None  # why Redis is out of reach; None while it answers
         self._moved = asyncio.Condition()
 
@@ -74,7 +74,7 @@ class CatalogFollower:
 
     @property
     def stale_for_s(self) -> float:
-        """Seconds since the catalogue last had every change; 0 while it follows, infinite before a load."""
+        """Seconds since the catalog last had every change; 0 while it follows, infinite before a load."""
         if self._is_level:
             return 0.0
         return math.inf if self._level_at is None else self._clock() - self._level_at
@@ -91,14 +91,14 @@ class CatalogFollower:
         return self._store.num_unreadable
 
     async def load(self) -> None:
-        """Read the whole catalogue into fresh tables and swap them in. Raises StoreUnavailable."""
+        """Read the whole catalog into fresh tables and swap them in. Raises StoreUnavailable."""
         start = self._clock()
         while True:
             try:
                 fresh, mark = await self._read_all()
                 break
             except _LogBroken as error:
-                log.warning("the log broke off while the catalogue was read (%s); reading again", error)
+                log.warning("the log broke off while the catalog was read (%s); reading again", error)
         async with self.catalog.lock:
             self.catalog.adopt(fresh)
         self._mark, self._needs_load = mark, False
@@ -140,7 +140,7 @@ class CatalogFollower:
         raise asyncio.CancelledError
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
-        """Wait until the catalogue has this version. False where that took longer."""
+        """Wait until the catalog has this version. False where that took longer."""
         if self.catalog.version >= version:
             return True
         try:
@@ -151,7 +151,7 @@ class CatalogFollower:
         return True
 
     async def _read_all(self) -> tuple[Catalog, str]:
-        """A fresh catalogue and its mark."""
+        """A fresh catalog and its mark."""
         version, mark = await self._position()  # before the first page: what changes later is replayed
         loading = Loading(self.catalog.spec)
         async for page in self._store.snapshot():

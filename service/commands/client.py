@@ -5,14 +5,12 @@ Import of tokenized items goes to Redis instead: import_tokenized.py.
 
 import argparse
 import asyncio
-import gzip
 import json
 import logging
 import math
 import os
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from urllib.parse import quote
 import httpx
 from tqdm import tqdm
 
+from service.core.json_lines import parse_json, read_json_lines
 from service.errors import GlyphrecError
 from service.settings import CLIENT_KEY, load_settings
 
@@ -121,9 +120,8 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     if num_at_once < 1:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
     pause_s = 0.0 if args.rate is None else num_at_once / args.rate
-    lines = list(
-        read_items(path)
-    )  # all of it first, so that a broken line is found before anything is posted
+    # All of it first, so that a broken line is found before anything is posted.
+    lines = [line.value for line in read_json_lines(path)]
     counts: dict[str, int] = {}
     shown = 0
     with _connect(args) as client, tqdm(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar:
@@ -153,7 +151,10 @@ def _conclude(counts: Mapping[str, int], num_shown: int) -> int:
 def run_recommend(args: argparse.Namespace) -> int:
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
-        body["filter"] = _json(args.filter, f"--filter {args.filter}")
+        try:
+            body["filter"] = parse_json(args.filter)
+        except ValueError as error:
+            raise GlyphrecError(f"--filter {args.filter}: not JSON ({error})") from None
     with _connect(args) as client:
         answer = _ask(client, "POST", "/recommend", json=body)
         if args.json:
@@ -182,33 +183,6 @@ def find_items(source: Path) -> Path:
         if (source / name).is_file():
             return source / name
     raise GlyphrecError(f"{source}: has no items.jsonl or items.jsonl.gz")
-
-
-def read_items(path: Path) -> Iterator[Any]:
-    """One item per line, blank lines left out. Raises GlyphrecError with file and line."""
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json(line, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise GlyphrecError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise GlyphrecError(f"{path}: cannot be read ({error})") from error
-
-
-def _json(text: str, where: str) -> Any:
-    """The value. Raises GlyphrecError also for what Python reads but no request can carry."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # NaN, half a surrogate pair
-        return value
-    except (ValueError, RecursionError) as error:
-        raise GlyphrecError(f"{where}: not JSON ({error})") from None
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:

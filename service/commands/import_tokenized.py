@@ -6,24 +6,22 @@ while Redis takes the one before. All of it may be repeated: what is there is `u
 """
 
 import asyncio
-import gzip
-import io
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from service.core.bundle import Manifest, load_bundle
+from service.core.bundle_items import parse_item
 from service.core.items import check_item
+from service.core.json_lines import LineNotJson, read_json_lines
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
 from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
-from service.lifecycle.seeding import MAX_LINE_BYTES, parse_item
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.items import ItemStore
@@ -56,22 +54,29 @@ class TokenizedFile:
 
     def __iter__(self) -> Iterator[Line]:
         """Raises GlyphrecError with the line at fault."""
-        for number, line in _numbered_lines(self._path):
-            try:
-                yield self._parse(number, line)
-            except (ValueError, InvalidItem) as error:
-                raise GlyphrecError(
-                    f"{self._path}:{number}: not an item with codes of this bundle: {error}. Give the bundle "
-                    "that read it, or lines as those of its items.jsonl.gz."
-                ) from None
+        try:
+            for number, value in read_json_lines(self._path):
+                try:
+                    yield self._parse(number, value)
+                except (ValueError, InvalidItem) as error:
+                    raise _not_an_item(f"{self._path}:{number}", str(error)) from None
+        except LineNotJson as error:
+            raise _not_an_item(error.where, error.problem) from None
 
-    def _parse(self, number: int, line: bytes) -> Line:
-        read = parse_item(line, self._spec)
+    def _parse(self, number: int, value: Any) -> Line:
+        read = parse_item(value, self._spec)
         item = check_item(read.item, self._max_item_chars)
         text = item_text(item, self._render)
         if not text:
-            raise InvalidItem("item", "has no text")  # whoever reads the catalogue anew needs some
+            raise InvalidItem("item", "has no text")  # whoever reads the catalog anew needs some
         return Line(number, ItemRecord(read.item_id, content_hash(text), item), read.codes)
+
+
+def _not_an_item(where: str, problem: str) -> GlyphrecError:
+    return GlyphrecError(
+        f"{where}: not an item with codes of this bundle: {problem}. Give the bundle that read it, or lines "
+        "as those of its items.jsonl.gz."
+    )
 
 
 async def run(path: Path, settings: Settings) -> Counter[str]:
@@ -118,7 +123,7 @@ class _Import:
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
         if await self._store.active() is None:
-            await self._store.activate()  # only now: a new catalogue is the file, or is still new
+            await self._store.activate()  # only now: a new catalog is the file, or is still new
         return self._counts
 
     async def _put_all(self, bar: "tqdm[None]") -> None:
@@ -163,7 +168,7 @@ class _Import:
         if served not in (None, self._tokenizer_id):
             done = f" {self._counts.total()} items were put before." if self._counts else ""
             raise GlyphrecError(
-                f"The catalogue {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
+                f"The catalog {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
                 f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
                 "a service read the items: `glyphrec import` without --tokenized."
             )
@@ -176,24 +181,3 @@ async def _take(lines: Iterator[Line]) -> list[Line]:
         batch += part
         await asyncio.sleep(0)
     return batch
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers. Raises GlyphrecError."""
-    try:
-        with _opened(path) as file:
-            for number in count(1):
-                line = file.readline(MAX_LINE_BYTES + 1)
-                if len(line) > MAX_LINE_BYTES:
-                    raise GlyphrecError(f"{path}:{number}: over {MAX_LINE_BYTES} bytes, so it is no item")
-                if not line:
-                    return
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        raise GlyphrecError(f"{path}: cannot be read ({error}). Copy it again.") from error
-
-
-def _opened(path: Path) -> BinaryIO:
-    # Line by line a gzip file is slow by itself.
-    return io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else path.open("rb")

@@ -26,7 +26,7 @@ class SidTrie:
     """Which codes of `spec` have living items, and how many each.
 
     Level l holds bits [parent prefix, code] in whole bytes, the lowest bit first. Where the rows of the
-    deepest level would take more memory than a catalogue deserves, they are pages, given out as parents live:
+    deepest level would take more memory than a catalog deserves, they are pages, given out as parents live:
     `page_of` [parent prefix] says which, page 0 is nobody's and stays empty. Address space for all pages is
     reserved at once and costs memory only where it is used, so growth never copies anything.
 

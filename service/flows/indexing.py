@@ -66,7 +66,7 @@ class Outcome:
 
 class Indexed(NamedTuple):
     outcomes: list[Outcome]  # in the order of the request
-    version: int  # of the catalogue, as this replica now serves it
+    version: int  # of the catalog, as this replica now serves it
 
 
 def tokenise_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[Codes]]:
@@ -97,7 +97,7 @@ class Indexer:
         self._max_item_chars = max_item_chars
         self._timeout_s = timeout_s
         self._metrics = metrics
-        # Of the model that is to replace this one, or has: what is acknowledged here is in its catalogue too.
+        # Of the model that is to replace this one, or has: what is acknowledged here is in its catalog too.
         self.successor: Indexer | None = None
 
     async def index(self, items: Sequence[object], stages: Stages, deadline: float = math.inf) -> Indexed:
@@ -131,7 +131,7 @@ class Indexer:
         return [answer.result for answer in answers]
 
     async def drop(self, item_id: str) -> int | None:
-        """Take an item away -> the catalogue's version without it; None where there was none.
+        """Take an item away -> the catalog's version without it; None where there was none.
 
         Either way the next search on this replica does not know it. Raises StoreUnavailable.
         """
@@ -299,7 +299,7 @@ def _outcomes(
     results: Sequence[PutResult | ServiceError],
     pictures: Sequence[Rendered] | None = None,
 ) -> tuple[dict[str, Outcome], list[int]]:
-    """What became of each item, by id, and the versions of the catalogue that hold them."""
+    """What became of each item, by id, and the versions of the catalog that hold them."""
     outcomes, versions = {}, []
     for place, (reading, result) in enumerate(zip(readings, results, strict=True)):
         item_id = reading.record.item_id

@@ -1,6 +1,6 @@
 """The POST /recommend flow, in order: history -> codes -> beam search -> items. It needs no Redis.
 
-A batch of searches runs while the catalogue stands still, from the look-up of the histories to the items of
+A batch of searches runs while the catalog stands still, from the look-up of the histories to the items of
 the pages, so a page is of one version of it. The search returns codes, best first, and a bound: no codes that
 it left out score above it. So a page whose last score is above the bound is provably the best there is, and
 `exact` says so.
@@ -63,7 +63,7 @@ class Search(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """What one search found, all of it under one version of the catalogue."""
+    """What one search found, all of it under one version of the catalog."""
 
     items: list[Ranked]
     exact: bool
@@ -95,14 +95,14 @@ class RankedPrefixes(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A search, and what this version of the catalogue makes of it."""
+    """A search, and what this version of the catalog makes of it."""
 
     search: Search
     history: History  # only known items, the newest
     unknown_item_ids: list[str]
     excluded: AbstractSet[str]
     view: View | None
-    trie: SidTrie  # of the view, or of the whole catalogue
+    trie: SidTrie  # of the view, or of the whole catalog
     num_candidates: int  # living items that pass the filter and are not excluded
 
 
@@ -261,7 +261,7 @@ def _popular(catalog: Catalog, view: View | None) -> Iterator[Ranked]:
 def _with_sids(catalog: Catalog, items: Iterable[str], score: float | None) -> Iterator[Ranked]:
     for item_id in items:
         sid = catalog.sid_of(item_id)
-        assert sid is not None, "the catalogue's maps agree"
+        assert sid is not None, "the catalog's maps agree"
         yield Ranked(item_id, sid, score)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.core.bundle import ITEMS, MANIFEST, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
+from service.core.bundle import MANIFEST, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
+from service.core.bundle_items import BundledItem, bundle_items
 from service.core.graphs import beam_widths
 from service.core.render import render_text
 from service.core.sid import SidSpec
@@ -16,7 +17,6 @@ from service.core.trie import SidTrie
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
 from service.flows.indexing import Strips
 from service.inference.runtime import RecommenderSession, Tokenizer, tried
-from service.lifecycle.seeding import BundledItem, read_items
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=options.threads)
     loaded = LoadedBundle(
         bundle=bundle,
-        items=read_items(bundle.file(ITEMS), manifest.sid, manifest.num_items),
+        items=bundle_items(bundle),
         tokenizer=tokenizer,
         session=session,
         num_beams=min(options.num_beams, manifest.beam_limit),

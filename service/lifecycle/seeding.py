@@ -1,19 +1,14 @@
 """Brings the bundle's items into Redis: all of them into a new catalog, otherwise only their codes."""
 
-import gzip
-import json
 import logging
-import math
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
 
 from service.core.bundle import RenderSpec
+from service.core.bundle_items import BundledItem
 from service.core.render import content_hash, item_text
-from service.core.sid import Codes, SidSpec
-from service.errors import ContractMismatch, ItemChanged, ServiceError
+from service.core.sid import Codes
+from service.errors import ItemChanged, ServiceError
 from service.flows.indexing import Indexer
 from service.store.client import chunks
 from service.store.items import ItemStore
@@ -23,74 +18,12 @@ log = logging.getLogger(__name__)
 
 SEED_CHUNK = 1_000
 CHUNK = 32  # items that are read between two calls of `pace`
-# No export writes a file beyond these limits: gzip shrinks catalogs to a tenth, and the emptiest lines to a
-# hundredth.
-MAX_INFLATION = 200
-MAX_LINE_BYTES = 16 * 2**20
 
 Pace = Callable[[float], Awaitable[None]]  # gets the seconds that the last chunk took
 
 
 async def _at_once(_spent_s: float) -> None:
     pass
-
-
-class BundledItem(NamedTuple):
-    """One line of items.jsonl.gz."""
-
-    item_id: str
-    codes: Codes
-    popularity: float  # interactions in the training data
-    item: dict[str, Any]
-
-
-def read_items(path: Path, spec: SidSpec, num_items: int) -> list[BundledItem]:
-    """The exported catalog, which has `num_items`. Raises ContractMismatch with the line at fault."""
-    found: list[BundledItem] = []
-    try:
-        left = MAX_INFLATION * path.stat().st_size
-        with gzip.open(path) as file:
-            while line := file.readline(min(left, MAX_LINE_BYTES) + 1):
-                where = f"{path}:{len(found) + 1}"
-                left -= len(line)
-                if left < 0 or len(line) > MAX_LINE_BYTES:
-                    raise ContractMismatch(f"{where}: inflates to more than any catalog does. Export again.")
-                if len(found) == num_items:
-                    raise ContractMismatch(
-                        f"{where}: more items than the manifest's {num_items}. Export again."
-                    )
-                found.append(_read_item(where, line, spec))
-    except (OSError, EOFError, zlib.error) as error:
-        raise ContractMismatch(
-            f"{path}: not whole after {len(found)} items ({error}). Copy it again, or export again."
-        ) from error
-    if len(found) != num_items:
-        raise ContractMismatch(f"{path}: {len(found)} items, manifest says {num_items}. Export again.")
-    return found
-
-
-def _read_item(where: str, line: bytes, spec: SidSpec) -> BundledItem:
-    try:
-        return parse_item(line, spec)
-    except ValueError as error:
-        raise ContractMismatch(f"{where}: not an item of a bundle ({error}). Export again.") from error
-
-
-def parse_item(line: bytes, spec: SidSpec) -> BundledItem:
-    """One line of items.jsonl.gz. Raises ValueError if it is no item with codes of these levels."""
-    try:
-        raw = json.loads(line.decode("utf-8"))
-        item_id, codes, popularity = raw["item_id"], tuple(raw["codes"]), float(raw["popularity"])
-        spec.check(codes)
-        if not all(type(code) is int for code in codes):
-            raise ValueError("a code is no whole number")
-        if not (isinstance(item_id, str) and item_id and math.isfinite(popularity)):
-            raise ValueError("its item_id or popularity is none")
-        return BundledItem(item_id, codes, popularity, {**raw["item"], "item_id": item_id})
-    except KeyError as error:
-        raise ValueError(f"it has no {error}") from error
-    except (TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(str(error)) from error
 
 
 async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:

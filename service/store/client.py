@@ -52,7 +52,7 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     ReadOnlyError: "This Redis is a read-only copy; a failover may be under way.",
     MasterDownError: "This Redis has lost its primary.",
     ClusterDownError: "The Redis cluster is down.",
-    TryAgainError: "The Redis cluster is moving the catalogue's keys.",
+    TryAgainError: "The Redis cluster is moving the catalog's keys.",
     "MISCONF": "Redis cannot write to its disk.",
     "NOREPLICAS": "Redis misses the replicas that it must write to.",
     "BUSY": "Redis is busy with another program's script.",

@@ -1,4 +1,4 @@
-"""The catalogue in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
+"""The catalog in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
 rollout_store.py, event_store.py and fsck.py speak to Redis.
 
 A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
@@ -61,7 +61,7 @@ OLDEST_REDIS = 7
 
 
 class ItemStore:
-    """The catalogue `catalog` as the tokenizer `tokenizer_id` reads it. Any number of these may write."""
+    """The catalog `catalog` as the tokenizer `tokenizer_id` reads it. Any number of these may write."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class ItemStore:
         return (await self.get_many([item_id])).get(item_id)
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """These items, each as of one moment; those not in this tokenizer's catalogue are left out."""
+        """These items, each as of one moment; those not in this tokenizer's catalog are left out."""
         found: dict[str, StoredItem] = {}
         for ids in chunks(item_ids, PIPELINE_LENGTH):
             keys = [to_bytes(i) for i in ids]
@@ -343,7 +343,7 @@ class ItemStore:
             await self._redis.set(self._active, self._tokenizer_id)
 
     async def active(self) -> str | None:
-        """The tokenizer that is served, or None for a new catalogue."""
+        """The tokenizer that is served, or None for a new catalog."""
         with redis_errors():
             value = await self._redis.get(self._active)
         return None if value is None else value.decode(errors="replace")

@@ -104,7 +104,7 @@ async def test_what_was_imported_is_served_with_the_codes_of_the_file(
         assert len(answer["items"]) == 5
 
 
-async def test_a_new_catalogue_is_the_file_and_not_the_bundle_too(bundle, redis_url, tmp_path):
+async def test_a_new_catalog_is_the_file_and_not_the_bundle_too(bundle, redis_url, tmp_path):
     only = [KnownItem("item-0", (1, 2, 0), 0, {"item_id": "item-0", "title": "Not what the bundle says"})]
     assert await imported(written(tmp_path, only), bundle, redis_url) == 0
     async with running(bundle, redis_url) as client:
@@ -198,7 +198,7 @@ BROKEN = {
     "no text": (line(item={"title": " "}), "item: has no text"),
     "a number that is none": (
         line(item={"title": "A", "price": float("nan")}),
-        "price: is not a finite number",
+        "NaN is no JSON value",
     ),
     "an id too long": (line(item_id="x" * 300), "item_id: has 300 characters; 256 is the limit"),
     "a line cut short": (line()[:-9], "not an item with codes"),
@@ -226,7 +226,7 @@ async def test_a_damaged_archive_puts_nothing(bundle, redis, redis_url, tmp_path
     path = written(tmp_path, MANY)
     path.write_bytes(path.read_bytes()[:-20])
     assert await imported(path, bundle, redis_url) == 2
-    assert f"{path}: cannot be read" in capsys.readouterr().err
+    assert "the gzip file is cut off or damaged" in capsys.readouterr().err
     assert await redis.dbsize() == 0
 
 
@@ -248,7 +248,7 @@ async def is_active(store):
     return await store.active() is not None
 
 
-async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenizer(
+async def test_an_import_stops_where_the_catalog_goes_over_to_another_tokenizer(
     bundle, redis, redis_url, tmp_path, capsys, monkeypatch
 ):
     """Meanwhile another bundle's tokenizer becomes the one that is served."""

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from service.core.bundle import ITEMS, MANIFEST, RECOMMENDER, TOKENIZER, FileRecord, load_bundle, sha256_of
+from service.core.bundle_items import read_items
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 from service.lifecycle import bundles
-from service.lifecycle.seeding import read_items
 from tests.known_bundle import KNOWN_ITEMS, PAGED, SPEC, write_known_bundle
 
 T = TypeVar("T")

@@ -127,7 +127,7 @@ async def test_a_service_on_any_node_of_a_cluster_does_all_that_one_on_a_single_
     command = ["fsck", "--redis-url", url, "--bundle", str(bundle)]
     assert await asyncio.to_thread(main, command) == 0, capsys.readouterr().out
     held = [await client.dbsize() for _, client in nodes]
-    assert sorted(held)[:2] == [0, 0]  # all keys of a catalogue are on one node
+    assert sorted(held)[:2] == [0, 0]  # all keys of a catalog are on one node
 
 
 async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
@@ -153,7 +153,7 @@ async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
         assert len(listed) == len(KNOWN_ITEMS)
 
 
-async def test_a_catalogue_that_moves_to_another_node_is_followed(nodes: list[tuple[int, Redis]]) -> None:
+async def test_a_catalog_that_moves_to_another_node_is_followed(nodes: list[tuple[int, Redis]]) -> None:
     redis = await connect_to_any(f"redis://127.0.0.1:{nodes[0][0]}")
     assert isinstance(redis, RedisCluster)
     store = store_on(redis)  # type: ignore[arg-type]
