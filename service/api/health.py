@@ -9,13 +9,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.admin import change_info
 from service.api.dependencies import ModelDep, StateDep
+from service.api.direct import ApiRoute
 from service.api.policies import policy
 from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
 from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.errors import StoreUnavailable
 from service.http.security import Scope
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 
 @router.get("/livez", include_in_schema=False)

@@ -4,13 +4,15 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 from service.api import admin, events, health, items, recommend
+from service.api.direct import ApiRoute
 from service.api.policies import Policies, RoutePolicy
 from service.http.security import Scope
 
 ROUTERS = (recommend.router, items.router, events.router, health.router, admin.router)
 
-# The description of the API holds no secrets.
+# The description of the API has no secrets.
 DESCRIPTION = RoutePolicy(Scope.OPEN)
+# Scopes of paths that no route takes; see Policies.
 AREAS = {"/docs/": Scope.OPEN, "/health/": Scope.OPEN, "/admin": Scope.ADMIN, "/admin/": Scope.ADMIN}
 
 
@@ -23,6 +25,6 @@ def add_routes(app: FastAPI) -> Policies:
     for router in ROUTERS:
         app.include_router(router)
         for route in router.routes:
-            assert isinstance(route, Route)
+            assert isinstance(route, ApiRoute), f"{router} has another route class"
             policies.add(route)
     return policies

@@ -157,7 +157,7 @@ Condition = Annotated[
 
 
 class FilterIn(_In):
-    """An item must meet all conditions. A missing field and an empty list of categories are no condition."""
+    """An item must meet all conditions. A missing field, or an empty list of categories, sets none."""
 
     categories_any: Categories = Field(default=[], description="the item has at least one of these")
     categories_all: Categories = Field(default=[], description="the item has all of these")
@@ -184,11 +184,11 @@ class DiversityIn(_In):
     """Limits on similar items on one page. Null means no limit."""
 
     max_per_first_code: AtLeastOne | None = Field(
-        default=None, description="the most items with the same first code"
+        default=None, description="largest number of items with the same first code"
     )
     max_per_category: AtLeastOne | None = Field(
         default=None,
-        description="the most items with the same first category; items without a category are not limited",
+        description="largest number of items with the same first category; items without one are not limited",
     )
 
 
@@ -220,7 +220,7 @@ class SearchInfo(_Out):
     num_beams: int = Field(description="beams of the search that found the page")
     widened: int = Field(description="number of times that the search was repeated with more beams")
     beam_limit_reached: bool = Field(
-        description="true if the widest search left the page short, or unproven although a proof was asked"
+        description="true if the widest search left the page short, or unproven although `guarantee` is exact"
     )
 
 

@@ -1,6 +1,7 @@
 """Each route declares what it demands, and the guard, the admission and the envelope follow it."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from fastapi import APIRouter
@@ -12,7 +13,9 @@ from service.api.direct import direct_routes
 from service.api.policies import Policies, RoutePolicy, policy, policy_of
 from service.api.routes import AREAS, DESCRIPTION, ROUTERS
 from service.app import create_app
+from service.errors import Overloaded
 from service.http.security import Scope
+from service.inference.batching import MicroBatcher
 from service.settings import Settings
 
 OPEN, READ, WRITE, ADMIN = Scope.OPEN, Scope.READ, Scope.WRITE, Scope.ADMIN
@@ -161,8 +164,20 @@ def test_recommend_alone_reserves_room_and_is_called_directly(app, policies):
     assert direct_routes(app, ROUTERS).keys() == {("POST", "/recommend")}
 
 
-def test_before_a_model_is_there_nothing_is_reserved(app):
-    assert app.state.service.admit("POST", "/recommend") is None
+async def test_a_request_reserves_what_its_route_declares_once_a_model_is_there(app, monkeypatch):
+    state = app.state.service
+    assert state.admit("POST", "/recommend") is None
+    queue = MicroBatcher(list, name="queue", max_batch_units=50, max_queued_units=50)
+    model = SimpleNamespace(searches=queue, loaded=SimpleNamespace(num_beams=30))
+    monkeypatch.setattr(state.readiness, "model", model)
+    assert state.admit("GET", "/recommend") is None
+    assert state.admit("POST", "/items") is None
+    reservation = state.admit("POST", "/recommend")
+    assert queue.reserved_units == 30
+    with pytest.raises(Overloaded):
+        state.admit("POST", "/recommend")
+    reservation.release()
+    assert queue.reserved_units == 0
 
 
 def test_a_policy_is_that_of_the_endpoint_under_each_of_its_paths():

@@ -1,4 +1,4 @@
-"""The service writes nowhere, turns no data into code, fetches nothing, and its failures tell nothing."""
+"""The service writes no files, runs no data as code, fetches nothing, and its failures reveal nothing."""
 
 import ast
 import os
@@ -56,7 +56,7 @@ uvicorn.run(app, port=int(sys.argv[3]), http="httptools", log_level="critical")
 
 @contextmanager
 def ending(process):
-    """Whatever the test finds, its process does not outlive it."""
+    """The process ends with the test, even if the test fails."""
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def test_it_serves_from_a_read_only_file_system_without_capabilities(bundle, red
 
 
 def test_with_a_redis_of_its_own_elsewhere_it_writes_no_file(bundle, redis_url, tmp_path):
-    """Where nothing can be mounted: its folders stay as they were, and it holds no file open to write."""
+    """The same without mounting: its folders do not change, and it has no file open for writing."""
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     home.mkdir()
     scratch.mkdir()
@@ -119,9 +119,9 @@ def test_with_a_redis_of_its_own_elsewhere_it_writes_no_file(bundle, redis_url, 
     process = command(
         *("serve", "--bundle", bundle, "--port", port, "--redis-url", redis_url),
         HOME=str(home),
-        ORT_DISABLE_TELEMETRY="",  # as where nobody thought of it
+        ORT_DISABLE_TELEMETRY="",  # as if nobody had set it
         TMPDIR=str(scratch),
-        PYTHONPYCACHEPREFIX=str(tmp_path / "compiled"),  # which Python would also go without
+        PYTHONPYCACHEPREFIX=str(tmp_path / "compiled"),  # Python does not need it
     )
     with ending(process):
         url = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""What was taken of what was recommended: POST /events, over whole services with a real Redis."""
+"""POST /events: which recommended items users took. Whole services with a real Redis."""
 
 import asyncio
 import random

@@ -62,7 +62,7 @@ async def test_each_scope_may_what_the_ones_before_it_may_and_no_more(bundle, re
         {},
         by_key(""),
         by_key("wrong"),
-        by_key(hash_of(WRITE)),  # whoever reads the environment
+        by_key(hash_of(WRITE)),  # from somebody who reads the environment
         by_key(WRITE + " "),
         by_key(WRITE[:-1]),
         by_key("ключ".encode()),
