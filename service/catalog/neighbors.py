@@ -1,4 +1,4 @@
-"""Similar items are neighbors in the trie: the longer their common prefix, the more alike they are."""
+"""Similar items are neighbors in the trie: the longer the common prefix, the more similar they are."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,15 +14,15 @@ class Neighbor(NamedTuple):
 
 
 def neighbors(catalog: Catalog, popularity: Mapping[str, float], item_id: str, limit: int) -> list[Neighbor]:
-    """Up to `limit` living items that share at least the first code with a living one.
+    """Up to `limit` other items that share at least the first code with this one.
 
-    Longest common prefix first; among equals the more popular, then trie order.
+    Longest common prefix first, then the most popular, then trie order. Empty if the item does not exist.
     """
     own = catalog.sid_of(item_id)
     if own is None:
         return []
     found: list[Neighbor] = []
-    nearer: set[int] = set()  # full prefixes below the longer common prefix: they have been taken already
+    nearer: set[int] = set()  # full prefixes with a longer common prefix, which are in `found` already
     for shared_levels in range(catalog.spec.num_levels, 0, -1):
         living = set(catalog.trie.living(own.codes[:shared_levels]))
         ranked = sorted(

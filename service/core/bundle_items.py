@@ -1,4 +1,4 @@
-"""The items of a bundle with their codes: the lines of items.jsonl.gz, the same for whoever reads them."""
+"""The items of a bundle with their codes: the only reader of items.jsonl.gz, for service and export."""
 
 import math
 from pathlib import Path

@@ -124,10 +124,10 @@ async def test_running_services_follow_also_where_they_were_left_behind(
         found = []
         for client in (first, second):
 
-            async def is_level(client=client):
+            async def is_caught_up(client=client):
                 return (await client.get("/info")).json()["catalog"]["version"] == version
 
-            await until_true(is_level)
+            await until_true(is_caught_up)
             found.append((await client.get("/info")).json()["catalog"])
         assert found[0]["digest"] == found[1]["digest"]
         assert found[0]["items"] == len(MANY)

@@ -106,10 +106,10 @@ async def test_a_service_on_any_node_of_a_cluster_does_all_that_one_on_a_single_
         assert len(listed) == len(KNOWN_ITEMS) + 39
         info = (await one.get("/info")).json()
 
-        async def is_level() -> bool:
+        async def is_caught_up() -> bool:
             return (await two.get("/info")).json()["catalog"]["digest"] == info["catalog"]["digest"]
 
-        await until_true(is_level)
+        await until_true(is_caught_up)
         page = await one.post("/recommend", json={"history": ["i1"]})
         event = {"event_id": "e", "request_id": page.headers["x-request-id"]}
         event["item_id"] = page.json()["items"][0]["item_id"]
