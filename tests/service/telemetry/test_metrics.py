@@ -1,4 +1,4 @@
-"""What /metrics says, over whole services with a real Redis."""
+"""The values at /metrics, of whole services with a real Redis."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ from tests.known_bundle import KNOWN_ITEMS, SPEC
 from tests.service.catalogs import until
 from tests.service.running import is_problem, running, starting, until_ready
 
-# What a metric's name ends with before _total: a unit of Prometheus, or what is counted.
+# A metric's name ends, before _total, with a unit of Prometheus or with the counted things.
 UNITS = ("seconds", "bytes", "ratio")
 COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
@@ -261,7 +261,7 @@ async def test_calls_of_redis_are_counted_by_command_and_result(redis_server):
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await redis.lpush("here", "2")
     with pytest.raises(ResponseError, match="no such key"):
-        await redis.xinfo_stream("nowhere")  # which is an answer
+        await redis.xinfo_stream("nowhere")  # an error is an answer too
     await redis.xread({"nowhere": "$"}, block=1)
     await redis.delete("here")
     await redis.aclose()
