@@ -1,4 +1,4 @@
-"""Events in Redis: each counts once, however often it is posted, and every replica is told of it."""
+"""Events in Redis: each is taken once, whoever posts it how often, and every replica hears of it."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ EVENTS_PER_READ = 1_000
 
 
 class Event(NamedTuple):
-    """A user took an item of a page: clicked, bought or played it."""
+    """An item of a page was taken: clicked, bought, played."""
 
     event_id: str
     request_id: str  # of the answer that held the page
@@ -23,7 +23,7 @@ class Event(NamedTuple):
 
 
 class Told(NamedTuple):
-    """An event as replicas are told of it."""
+    """An event as replicas hear of it."""
 
     entry_id: bytes
     request_id: str
@@ -31,10 +31,10 @@ class Told(NamedTuple):
 
 
 class EventStore:
-    """The events of the catalog `catalog` under all models. Any number of writers may exist."""
+    """The events of the catalog `catalog`, whichever model was served. Any number of these may write."""
 
     def __init__(self, redis: Redis | RedisCluster, *, catalog: str, keep_s: float) -> None:
-        """`keep_s`: for how long a repeated event is recognized, at least."""
+        """`keep_s`: how long an event is known again, at least."""
         self._redis: Any = redis
         # The same hash tag as all keys of the catalog: one slot of a cluster.
         self._ids, self._events = f"{{{catalog}}}:event_ids", f"{{{catalog}}}:events"
@@ -42,7 +42,7 @@ class EventStore:
         self._take = Script("events")
 
     async def take(self, events: Sequence[Event]) -> int:
-        """Store events. Returns how many were new. Atomic; safe to repeat. Raises StoreUnavailable."""
+        """How many of them were new. All at one moment; may be repeated. Raises StoreUnavailable."""
         flat = [to_bytes(part) for event in events for part in event]
         call = [self._keep_s, EVENTS_KEPT, *flat]
         (reply,) = await self._take.run(self._redis, [self._ids, self._events], [call])
@@ -51,13 +51,13 @@ class EventStore:
         return int(reply)
 
     async def end(self) -> bytes:
-        """The position after the last event, for `after`."""
+        """Where what comes from now on begins."""
         with redis_errors():
             newest = await self._redis.xrevrange(self._events, count=1)
         return newest[0][0] if newest else b"0-0"
 
     async def after(self, entry_id: bytes, block_ms: int) -> list[Told]:
-        """The oldest events after an entry, in order. If none, waits up to `block_ms` for the first one."""
+        """The oldest events after an entry, in order. None there: waits up to `block_ms` for the first."""
         with redis_errors():
             streams = await self._redis.xread({self._events: entry_id}, count=EVENTS_PER_READ, block=block_ms)
         return [
@@ -67,5 +67,5 @@ class EventStore:
 
 
 def _text(raw: bytes) -> str:
-    """Any bytes as text: another program may have written them. Such a text fits no page."""
+    """What others may have written becomes text too, whatever it is: then of no page."""
     return raw.decode("utf-8", "surrogateescape")
