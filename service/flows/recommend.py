@@ -1,12 +1,12 @@
 """The POST /recommend flow, in order: history -> codes -> beam search -> items. It needs no Redis.
 
-A batch of searches runs while the catalog stands still, from the look-up of the histories to the items of
-the pages, so a page is of one version of it. The search returns codes, best first, and a bound: no codes that
-it left out score above it. So a page whose last score is above the bound is provably the best there is, and
-`exact` says so.
+The catalog does not change while a batch of searches runs, from the look-up of the histories to the items of
+the pages. So a page belongs to one version. The search returns codes, best first, and a bound: no codes that
+it left out have a higher score. If the last score of a page is above the bound, no better page exists, and
+`exact` is true.
 
-Equal scores stand in trie order, and items that share codes, and so the score, in the order of their slots.
-What the widest search leaves short is filled up with popular items, whose score is None.
+Equal scores are in trie order. Items with the same codes have the same score and are in order of their slots.
+If the widest search does not fill the page, popular items follow, whose score is None.
 """
 
 import asyncio
@@ -54,59 +54,59 @@ class Query:
 
 
 class Search(NamedTuple):
-    """One try at a query."""
+    """One attempt at a query."""
 
     query: Query
     num_beams: int
-    is_last: bool  # fill up a page that is short
+    is_last: bool  # a page that is not full gets popular items
 
 
 @dataclass(frozen=True)
 class Page:
-    """What one search found, all of it under one version of the catalog."""
+    """The result of one search, under one version of the catalog."""
 
     items: list[Ranked]
     exact: bool
-    is_settled: bool  # a wider search would not serve the query better
+    is_settled: bool  # a wider search would not improve the answer
     source: Literal["model", "popular"]
     unknown_item_ids: list[str]
-    matching_items: int | None  # living items that pass the filter; None without one
+    matching_items: int | None  # items that pass the filter; None without a filter
     catalog_version: int
-    was_searched: bool  # False where there was nothing to find, or no history to tell by
-    num_valid_beams: int  # of the search, that stand for living items
-    history_s: float = field(compare=False)  # of the look-up of the histories, for the whole batch
-    decode_s: float = field(compare=False)  # of the graph, likewise
+    was_searched: bool  # False if there was nothing to find, or no known history
+    num_valid_beams: int  # beams that stand for items
+    history_s: float = field(compare=False)  # for looking up the histories of the whole batch
+    decode_s: float = field(compare=False)  # for running the graph, for the whole batch
 
 
 @dataclass(frozen=True)
 class Recommended:
     page: Page
     num_beams: int  # of the search that found it
-    widened: int  # how often the search was repeated with more
-    beam_limit_reached: bool  # and yet the page is short or, where that was asked for, not proven
+    widened: int  # how often the search was repeated with more beams
+    beam_limit_reached: bool  # and the page is still not full, or not proven if asked for
 
 
 class RankedPrefixes(NamedTuple):
-    """One row of Beams: without filler beams, equal scores in trie order."""
+    """One row of Beams, without filler beams. Equal scores are in trie order."""
 
-    prefixes: list[int]  # full ones, best first
+    prefixes: list[int]  # full prefixes, best first
     scores: list[float]
     bound: float  # at least the score of everything that was pruned
 
 
 class _Asked(NamedTuple):
-    """A search, and what this version of the catalog makes of it."""
+    """A search, with what this version of the catalog knows about it."""
 
     search: Search
-    history: History  # only known items, the newest
+    history: History  # the newest known items
     unknown_item_ids: list[str]
     excluded: AbstractSet[str]
     view: View | None
     trie: SidTrie  # of the view, or of the whole catalog
-    num_candidates: int  # living items that pass the filter and are not excluded
+    num_candidates: int  # items that pass the filter and are not excluded
 
 
-Observe = Callable[[Sequence[Search], Sequence[Page]], None]  # takes a whole batch
+Observe = Callable[[Sequence[Search], Sequence[Page]], None]  # called once for each batch
 
 
 def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
@@ -116,7 +116,7 @@ def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
 def recommend_in_batches(
     session: RecommenderSession, catalog: Catalog, *, history_length: int, observe: Observe = _unobserved
 ) -> Callable[[list[Search]], list[Page]]:
-    """What the recommender's batcher runs, holding `catalog.lock`."""
+    """The function that the recommender's batcher runs while it holds `catalog.lock`."""
 
     def run(searches: list[Search]) -> list[Page]:
         started_at = perf_counter()
@@ -132,14 +132,15 @@ def recommend_in_batches(
 
 
 def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
-    """What batches tell the metrics. Items without `popularity`, which training counted, are new."""
+    """Passes batches to the metrics. Items without `popularity`, which training counted, are new."""
 
     def observe(searches: Sequence[Search], pages: Sequence[Page]) -> None:
         metrics.observe_searches([page.num_valid_beams for page in pages if page.was_searched])
         shown = [
             each.item_id
             for search, page in zip(searches, pages, strict=True)
-            if page.is_settled or search.is_last  # else nobody sees it: a wider search follows
+            if page.is_settled
+            or search.is_last  # otherwise a wider search follows, and nobody sees this page
             for each in page.items
         ]
         metrics.observe_recommended(shown, sum(popularity.get(item_id, 0) > 0 for item_id in shown))
@@ -160,9 +161,9 @@ def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
 def _search(
     session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]
 ) -> dict[int, RankedPrefixes]:
-    """What was found, by place in `asked`, where there is anything to find and a history to tell by.
+    """The found prefixes by index in `asked`, if there is anything to find and a known history.
 
-    Searches share a run where they read the same tables and are equally wide.
+    Searches share a run if they read the same tables and have the same width.
     """
     runs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for place, each in enumerate(asked):
@@ -178,10 +179,10 @@ def _search(
 
 
 def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
-    """For each row of the beams what it found; all rows at once, as each look at an array takes its time."""
+    """The found prefixes of each row. It handles all rows at once, because each array access is slow."""
     batch, width, num_levels = beams.codes.shape
     prefixes = spec.prefixes_of(beams.codes.reshape(-1, num_levels))[-1].reshape(batch, width)
-    order = np.lexsort((prefixes, -beams.scores))  # filler beams, the lowest, last
+    order = np.lexsort((prefixes, -beams.scores))  # filler beams have the lowest scores, so they are last
     num_living = np.count_nonzero(beams.scores > FILLER_SCORE, axis=1).tolist()
     ordered_prefixes = np.take_along_axis(prefixes, order, axis=1).tolist()
     ordered_scores = np.take_along_axis(beams.scores, order, axis=1).tolist()
@@ -228,7 +229,7 @@ def _page(
 
 
 def _room(asked: _Asked) -> int:
-    """How many items a page can have at most, whatever is searched for."""
+    """The most items that the page can have, however wide the search is."""
     query = asked.search.query
     room = min(query.limit, asked.num_candidates)
     if query.diversity.max_per_first_code is not None:
@@ -237,7 +238,7 @@ def _room(asked: _Asked) -> int:
 
 
 def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
-    """A full page is proven by its last score, any page by nothing being left that could be on it."""
+    """A full page is proven by its last score; any page is proven if no other item could be on it."""
     if bound <= FILLER_SCORE or len(page) == asked.num_candidates:
         return True
     last = page[-1].score if page else None
@@ -245,10 +246,10 @@ def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: b
 
 
 def _ranked(catalog: Catalog, asked: _Asked, found: RankedPrefixes) -> Iterator[Ranked]:
-    """The items of the beams that pass the filter, best first; those of the same codes by slot."""
+    """The items of the beams that pass the filter, best first; items of the same codes by slot."""
     for prefix, score in zip(found.prefixes, found.scores, strict=True):
         items = catalog.items_of(prefix)
-        if asked.view is not None:  # looks no further than to the last one that passes
+        if asked.view is not None:  # stops at the last item that passes
             codes = catalog.spec.codes_of(prefix)
             items = islice(filter(asked.view.passes, items), asked.view.trie.count(codes))
         yield from _with_sids(catalog, items, score)
@@ -289,7 +290,7 @@ class Recommender:
         deadline: float = math.inf,
         reservation: Reservation | None = None,
     ) -> Recommended:
-        """A page of items, by the deadline of the event loop's clock or the timeout, whichever is first.
+        """A page of items, by the deadline (of the event loop's clock) or the timeout, whichever is first.
 
         The first search uses the `reservation`, where there is one. Raises UnknownFilterField, InvalidFilter,
         Overloaded, TookTooLong.
@@ -314,7 +315,7 @@ class Recommender:
     async def _recommend(
         self, query: Query, stages: Stages, deadline: float, reservation: Reservation | None
     ) -> Recommended:
-        """From the narrowest search that fills the page, and proves it where that is asked for."""
+        """The narrowest search that fills the page, and proves it if asked for."""
         wider = self._widths_for(query)
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
@@ -337,16 +338,16 @@ class Recommender:
     def _widths_for(self, query: Query) -> tuple[int, ...]:
         """The widths to try, narrowest first.
 
-        Excluded items take beams away, but how many shows only after a search. One doubling is spent on them
-        in advance, no more: most excluded items are not among the best, and a search too wide costs more
-        than one too narrow that is repeated.
+        Excluded items use up beams, but only a search shows how many. The first width is at most doubled for
+        them: most excluded items are not among the best, and a search that is too wide costs more than one
+        that is too narrow and repeated.
         """
         needed = query.limit + min(query.limit, len(query.excluded))
         return tuple(width for width in self._widths if width >= needed) or self._widths[-1:]
 
 
 def widths(num_beams: int, beam_limit: int) -> tuple[int, ...]:
-    """The beams a search may have, doubling up to the limit: few widths, so that requests share runs."""
+    """The widths that a search may have, doubling up to the limit. Few, so that requests share runs."""
     found = [min(num_beams, beam_limit)]
     while found[-1] < beam_limit:
         found.append(min(2 * found[-1], beam_limit))

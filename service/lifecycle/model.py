@@ -17,7 +17,7 @@ from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.core.sid import Codes
 from service.errors import GlyphrecError
-from service.flows.indexing import Indexer, Strips, tokenise_in_batches
+from service.flows.indexing import Indexer, Strips, tokenize_in_batches
 from service.flows.recommend import Page, Recommender, Search, observed_by, recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.lifecycle.bundles import LoadedBundle
@@ -41,7 +41,7 @@ class Model:
         self.popularity = {each.item_id: each.popularity for each in loaded.items}
         self.catalog = Catalog(manifest.sid, self.popularity, max_view_bytes=settings.max_view_bytes)
         self.strips: MicroBatcher[Strips, Codes] = MicroBatcher(
-            tokenise_in_batches(loaded.tokenizer),
+            tokenize_in_batches(loaded.tokenizer),
             name="tokenizer",
             max_batch_units=settings.max_batch_strips,
             max_queued_units=settings.max_queued_strips,
