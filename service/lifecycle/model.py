@@ -18,7 +18,8 @@ from service.catalog.follower import CatalogFollower
 from service.core.sid import Codes
 from service.errors import GlyphrecError
 from service.flows.indexing import Indexer, Strips, tokenize_in_batches
-from service.flows.recommend import Page, Recommender, Search, observed_by, recommend_in_batches
+from service.flows.recommend import Recommender
+from service.flows.search import Page, Search, observed_by, recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.lifecycle.bundles import LoadedBundle
 from service.settings import Settings
