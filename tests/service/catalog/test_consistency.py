@@ -17,7 +17,8 @@ from service.catalog.follower import CatalogFollower
 from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import Attributes, DeclaredFields, Equals, Filter, Range
 from service.core.sid import Codes, Sid, SidSpec
-from service.flows.recommend import Page, Query, Recommender, recommend_in_batches
+from service.flows.recommend import Recommender
+from service.flows.search import Page, Query, recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession
 from service.store.items import ItemStore

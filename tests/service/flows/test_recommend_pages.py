@@ -11,7 +11,7 @@ from service.core.filters import Attributes, Equals, Filter, Range
 from service.core.graphs import FILLER_SCORE
 from service.core.sid import Sid
 from service.errors import UnknownFilterField
-from service.flows.recommend import Query, Search, recommend_in_batches
+from service.flows.search import Query, Search, recommend_in_batches
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.runtime import Beams
 from service.telemetry.stages import Stages
