@@ -1,0 +1,16 @@
+"""How Sphinx builds the documentation; `make docs` runs it. Every page is plain Markdown that reads well without it."""
+
+project = "glyphrec"
+html_title = "glyphrec"
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+# index.rst includes README.md, so that the folder and the site begin with the same page.
+exclude_patterns = ["README.md", "study/notes"]
+html_theme = "furo"
+html_copy_source = False
+html_show_sphinx = False
+# Headings get the anchors that a forge gives them, and a link to an anchor that does not exist is an error.
+myst_heading_anchors = 4
+nitpicky = True
+suppress_warnings = ["misc.highlighting_failure"]
+highlight_language = "text"
