@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import read_dataset
-from model_export.evaluate import codes_for
-from model_export.ranking import ItemsOfCodes, left_padded
-from service.contract import FILLER, RECOMMENDER, beam_widths, load_bundle
+from model_export.evaluation.evaluate import codes_for
+from model_export.evaluation.ranking import ItemsOfCodes, left_padded
+from service.core.bundle import RECOMMENDER, load_bundle
+from service.core.graphs import FILLER, beam_widths
 from service.errors import GlyphrecError
-from service.recommend import widths
-from service.runtime import RecommenderSession
+from service.flows.recommend import widths
+from service.inference.runtime import RecommenderSession
 
 BEAMS = (10, 20, 50, 100, 200)
 START = 50

@@ -39,8 +39,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from model_export.local_service import free_port  # noqa: E402  the path is set above
-from service.contract import load_bundle  # noqa: E402
-from service.redis_server import RedisServer, start_server  # noqa: E402
+from service.core.bundle import load_bundle  # noqa: E402
+from service.store.server import RedisServer, start_server  # noqa: E402
 from tests.e2e.clients import Clients, Reached, some_item  # noqa: E402
 from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, text_of  # noqa: E402
 from tests.e2e.traffic import fsck, until  # noqa: E402

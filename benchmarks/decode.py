@@ -31,15 +31,15 @@ from onnx import TensorProto, helper
 from t5_peer import DictTrie, as_t5, generate
 from work_shapes import BEAM_LIMIT, BEAMS, HISTORY, NUM_ITEMS, make_generator, random_codes, spec
 
-from model_export.beam_search import BeamSearch, search_eagerly
+from model_export.bundle.precision import write_int8
+from model_export.bundle.recommender import export_recommender
 from model_export.generators.base import Generator
+from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
-from model_export.precision import write_int8
-from model_export.recommender import export_recommender
-from service.contract import GraphSpec, beam_widths
-from service.runtime import Beams, RecommenderSession
-from service.trie import SidTrie
+from service.core.graphs import GraphSpec, beam_widths
+from service.core.trie import SidTrie
+from service.inference.runtime import Beams, RecommenderSession
 
 BATCHES = (1, 32)
 THREADS = (1, 2)

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, random_codes, spec
 
-from service.catalog import Catalog
-from service.contract import Sid
-from service.filters import Attributes, Filter, Range
-from service.recommend import Page, Query, Search, recommend_in_batches
-from service.runtime import RecommenderSession
-from service.store import TrieEntry
+from service.catalog.catalog import Catalog
+from service.core.filters import Attributes, Filter, Range
+from service.core.sid import Sid
+from service.flows.recommend import Page, Query, Search, recommend_in_batches
+from service.inference.runtime import RecommenderSession
+from service.store.items import TrieEntry
 
 LIMIT = 10
 WARM_VIEWS = (0, 1, 10, 100)

@@ -22,11 +22,12 @@ import httpx
 import numpy as np
 
 from model_export.local_service import local_service
-from service.contract import ITEMS, RECOMMENDER, TOKENIZER, Bundle, beam_widths, load_bundle
+from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle, load_bundle
+from service.core.graphs import beam_widths
+from service.core.render import item_text, render_text
+from service.core.trie import SidTrie
 from service.errors import GlyphrecError
-from service.render import item_text, render_text
-from service.runtime import RecommenderSession, Tokenizer
-from service.trie import SidTrie
+from service.inference.runtime import RecommenderSession, Tokenizer
 
 HISTORY = 20
 NUM_BEAMS = 50

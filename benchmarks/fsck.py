@@ -13,14 +13,14 @@ import random
 import time
 from collections.abc import Callable
 
-from service.catalog import Catalog, hash_of_item
-from service.contract import Codes, SidSpec
-from service.filters import DeclaredFields
-from service.fsck import check
-from service.records import ItemRecord
-from service.redis_client import connect
-from service.redis_server import start_server
-from service.store import ItemStore, TrieEntry
+from service.catalog.catalog import Catalog, hash_of_item
+from service.core.filters import DeclaredFields
+from service.core.sid import Codes, SidSpec
+from service.store.client import connect
+from service.store.fsck import check
+from service.store.items import ItemStore, TrieEntry
+from service.store.records import ItemRecord
+from service.store.server import start_server
 
 SPEC = SidSpec(levels=(64, 64, 32))
 TOKENIZER = "0123456789ab"

@@ -23,9 +23,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from work_shapes import BEAMS, HISTORY, NUM_ITEMS, Kind, export_cached, median_ms, random_codes, spec
 
-from service.contract import GraphSpec, beam_widths
-from service.runtime import PROVIDER_OPTIONS, RecommenderSession
-from service.trie import SidTrie
+from service.core.graphs import GraphSpec, beam_widths
+from service.core.trie import SidTrie
+from service.inference.runtime import PROVIDER_OPTIONS, RecommenderSession
 
 BATCHES = (1, 64, 256)
 OUTPUTS = ("codes", "scores", "bound")

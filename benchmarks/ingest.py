@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model_export.local_service import LocalService
-from service.contract import TOKENIZER, Bundle
-from service.render import item_text, render_text
-from service.runtime import Tokenizer
+from service.core.bundle import TOKENIZER, Bundle
+from service.core.render import item_text, render_text
+from service.inference.runtime import Tokenizer
 
 BATCHES = (1, 4, 8, 16, 32)
 TURNS = 3

@@ -23,7 +23,7 @@ from first import newest_demo_bundle, resident_mb
 from load import Answers, body_of, send
 
 from model_export.local_service import LocalService, local_service
-from service.contract import ITEMS, load_bundle
+from service.core.bundle import ITEMS, load_bundle
 from service.settings import Settings
 
 CLOSED_CALLERS = 32  # a full batch

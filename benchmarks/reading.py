@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from model_export.configs import CompactConfig, PpOcrConfig
 from model_export.encoders.choose import make_encoder
-from model_export.encoders.compact import LATIN, SYMBOLS
+from model_export.encoders.compact.reader import LATIN, SYMBOLS
+from model_export.encoders.compact.synthetic_text import ProductTexts
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
-from model_export.encoders.synthetic_text import ProductTexts
-from service.contract import RenderSpec
-from service.render import item_text, render_text
+from service.core.bundle import RenderSpec
+from service.core.render import item_text, render_text
 
 BODIES = {"pp-ocr": PpOcrConfig(), "compact": CompactConfig()}  # the baseline first
 SPEC = RenderSpec(max_strips=16)  # the default, with room for 256 characters of any width

@@ -39,11 +39,11 @@ from onnx import TensorProto, helper, numpy_helper
 from redis import Redis
 
 from model_export import local_service
+from model_export.bundle.recommender import export_recommender
 from model_export.configs import TreeConfig
 from model_export.generators.tree import TreeGenerator
-from model_export.recommender import export_recommender
-from service.catalog import Catalog, CatalogFollower
-from service.contract import (
+from service.catalog.catalog import Catalog, CatalogFollower
+from service.core.bundle import (
     ITEMS,
     MANIFEST,
     RECOMMENDER,
@@ -51,16 +51,15 @@ from service.contract import (
     FileRecord,
     Manifest,
     RenderSpec,
-    SidSpec,
     load_bundle,
-    recommender_graph,
     sha256_of,
-    tokenizer_graph,
 )
-from service.redis_client import connect
-from service.redis_server import RedisServer, start_server
-from service.render import font_sha256
-from service.store import ItemStore
+from service.core.graphs import recommender_graph, tokenizer_graph
+from service.core.render import font_sha256
+from service.core.sid import SidSpec
+from service.store.client import connect
+from service.store.items import ItemStore
+from service.store.server import RedisServer, start_server
 
 SPEC = SidSpec(levels=(256, 256, 256))
 EXPONENTS = (0.8, 1.4, 0.5)

@@ -40,10 +40,11 @@ from ingest import Load, ingest, run_import
 from load import HISTORY, send
 
 from model_export.local_service import LocalService, free_port, local_service
-from service.contract import ITEMS, RECOMMENDER, Bundle, beam_widths, load_bundle
-from service.redis_server import start_server
-from service.runtime import RecommenderSession
-from service.trie import SidTrie
+from service.core.bundle import ITEMS, RECOMMENDER, Bundle, load_bundle
+from service.core.graphs import beam_widths
+from service.core.trie import SidTrie
+from service.inference.runtime import RecommenderSession
+from service.store.server import start_server
 
 NUM_ITEMS = 100_000
 NUM_BEAMS = 50

@@ -28,7 +28,7 @@ from load import send
 from serving import CALLERS, NUM_ITEMS, OK, body_of, catalogue_of, full
 
 from model_export.local_service import LocalService
-from service.contract import load_bundle
+from service.core.bundle import load_bundle
 
 SHARE = 0.7
 KEPT_S = 30.0  # that a posted item lives

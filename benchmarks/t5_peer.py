@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_export.generators.tiger import TigerGenerator
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # only while importing: transformers warns of its own dependencies

@@ -36,11 +36,12 @@ from torch import Tensor, nn
 from trie_peers import CsrStep, CsrTrie, dict_bytes, dict_delete, dict_masks
 from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, median_ms, random_codes, spec
 
-from model_export.beam_search import TrieMask
+from model_export.generators.beam_search import TrieMask
 from model_export.onnx_graphs import to_onnx
-from service.contract import SidSpec, beam_widths
-from service.runtime import RecommenderSession
-from service.trie import SidTrie
+from service.core.graphs import beam_widths
+from service.core.sid import SidSpec
+from service.core.trie import SidTrie
+from service.inference.runtime import RecommenderSession
 
 SIZES = (1_000, 10_000, NUM_ITEMS, 1_000_000, 10_000_000)
 PAGED = SidSpec(levels=(256, 256, 256, 256), paged=True)

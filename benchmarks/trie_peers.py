@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from t5_peer import DictTrie
 from torch import Tensor, nn
 
-from model_export.beam_search import NEG_INF
-from service.contract import SidSpec
+from model_export.generators.beam_search import NEG_INF
+from service.core.sid import SidSpec
 
 INT_BYTES = 32  # of a key of a dictionary
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from model_export.configs import SasRecConfig
 from model_export.generators.sasrec import SasRecGenerator
 from model_export.onnx_graphs import to_onnx
-from service.contract import MAX_CODES_PER_LEVEL, SidSpec
+from service.core.sid import MAX_CODES_PER_LEVEL, SidSpec
 
 WIDTH = 128
 LIMIT = 10

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_export.bundle.recommender import export_recommender
 from model_export.configs import TigerConfig, TreeConfig
 from model_export.generators.base import Generator
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
-from model_export.recommender import export_recommender
-from service.contract import GraphSpec, SidSpec, recommender_graph
+from service.core.graphs import GraphSpec, recommender_graph
+from service.core.sid import SidSpec
 
 HISTORY = 20
 BEAMS = 50

@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from model_export.evaluate import read_catalogue
-from model_export.report import draw_page
-from service.contract import FILLER, RECOMMENDER, beam_widths, load_bundle
-from service.render import item_text, render_text
-from service.runtime import RecommenderSession
-from service.trie import SidTrie
+from model_export.bundle.report import draw_page
+from model_export.evaluation.evaluate import read_catalogue
+from service.core.bundle import RECOMMENDER, load_bundle
+from service.core.graphs import FILLER, beam_widths
+from service.core.render import item_text, render_text
+from service.core.trie import SidTrie
+from service.inference.runtime import RecommenderSession
 
 NUM_RECOMMENDED = 4
 NUM_BEAMS = 50

@@ -67,7 +67,7 @@ def add_export(subparsers: Subparsers) -> None:
 def _export(args: argparse.Namespace) -> int:
     from model_export.configs import RUNS
     from model_export.data.tables import read_dataset
-    from model_export.evaluate import table
+    from model_export.evaluation.evaluate import table
     from model_export.export import export
     from service.errors import GlyphrecError
 
@@ -94,8 +94,8 @@ def add_evaluate(subparsers: Subparsers) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from model_export.data.tables import read_dataset
-    from model_export.evaluate import evaluate, table
-    from service.contract import load_bundle
+    from model_export.evaluation.evaluate import evaluate, table
+    from service.core.bundle import load_bundle
 
     bundle = load_bundle(args.bundle)
     figures = evaluate(bundle, read_dataset(args.data))

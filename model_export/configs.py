@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from service.contract import RenderSpec, SidSpec
+from service.core.bundle import RenderSpec
+from service.core.sid import SidSpec
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 from model_export.configs import demo as demo_config
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import Dataset, read_dataset
+from model_export.evaluation.near_copies import near_copy
 from model_export.export import export
 from model_export.local_service import free_port, local_service
-from model_export.near_copies import near_copy
-from service.contract import Bundle
+from service.core.bundle import Bundle
 from service.errors import GlyphrecError
 
 SOURCE = "completejourney"

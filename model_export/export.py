@@ -16,23 +16,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export import evaluate, precision, ranking, recommender, stages, tokenizer, training
-from model_export.cache import StageCache, key_of
+from model_export.bundle import precision, recommender, tokenizer
+from model_export.bundle.precision import Agreement
+from model_export.bundle.recommender import check_recommender, export_recommender
+from model_export.bundle.report import Example, write_report
+from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
 from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders.base import Pooling
 from model_export.encoders.choose import make_encoder
+from model_export.evaluation import evaluate, ranking
+from model_export.generators import training
 from model_export.generators.base import Generator
-from model_export.precision import Agreement
+from model_export.pipeline import stages
+from model_export.pipeline.cache import StageCache, key_of
+from model_export.pipeline.stages import Coded, Say, Strips
 from model_export.quantizers.collisions import assign_slots
-from model_export.recommender import check_recommender, export_recommender
-from model_export.report import Example, write_report
-from model_export.stages import Coded, Say, Strips
-from model_export.tokenizer import check_tokenizer, export_tokenizer
-from service import contract, render
-from service.contract import (
+from service.core import bundle as contract
+from service.core import render
+from service.core.bundle import (
     FORMAT_VERSION,
     ITEMS,
     MANIFEST,
@@ -40,16 +44,15 @@ from service.contract import (
     TOKENIZER,
     Bundle,
     FileRecord,
-    GraphSpec,
     Manifest,
-    beam_widths,
     load_bundle,
     sha256_of,
 )
+from service.core.graphs import GraphSpec, beam_widths
+from service.core.render import item_text
+from service.core.trie import SidTrie
 from service.errors import GlyphrecError
-from service.render import item_text
-from service.runtime import RecommenderSession
-from service.trie import SidTrie
+from service.inference.runtime import RecommenderSession
 
 NUM_CHECKED_ITEMS = 64  # read again by the finished tokenizer graph
 NUM_CALIBRATION_RUNS = 64  # histories that set the scales of int8

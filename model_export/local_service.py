@@ -3,6 +3,7 @@
 For the demo, the benchmarks and the end-to-end tests, which all want what operators have.
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from service.errors import GlyphrecError
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+REDIS_VARIABLES = ("REDIS_URL", "GLYPHREC_REDIS_URL")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ def local_service(
         command += ["--data-dir", str(data_dir)]
     if redis_url is not None:
         command += ["--redis-url", redis_url]
+    # A Redis that the environment names belongs to somebody.
+    environment = {name: value for name, value in os.environ.items() if name not in REDIS_VARIABLES}
     output = log.open("wb") if log else None
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=output, stderr=output)
+    process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         with httpx.Client(base_url=url, timeout=300.0) as client:
             yield LocalService(process, client, url, _wait_until_ready(client, process, started, log))

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from service.contract import GraphSpec
+from service.core.graphs import GraphSpec
 
 OPSET = 20
 

@@ -16,23 +16,23 @@ from redis.asyncio import Redis, RedisCluster
 from service.api import admin, events, health, items, recommend
 from service.api.dependencies import Serving
 from service.api.direct import direct_routes
-from service.api.envelope import Envelope
 from service.api.health import service_version
-from service.api.problems import OF_ANY_ROUTE, add_problem_handlers
-from service.api.security import Guard
-from service.bundles import LoadedBundle, load
-from service.event_store import EventStore
-from service.feedback import Feedback, ServedPages
-from service.gpu import find_nvml
-from service.metrics import Metrics
-from service.model import Model, Readiness, end, persist
-from service.opening import Opening
-from service.redis_client import connect_to_any
-from service.redis_server import redis_url_or_server
-from service.rollout import Rollout, new_replica_id
-from service.rollout_store import RolloutStore
+from service.flows.feedback import Feedback, ServedPages
+from service.http.envelope import Envelope
+from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
+from service.http.security import Guard
+from service.lifecycle.bundles import LoadedBundle, load
+from service.lifecycle.model import Model, Readiness, end, persist
+from service.lifecycle.opening import Opening
+from service.lifecycle.rollout import Rollout, new_replica_id
 from service.settings import Settings
-from service.tracing import Tracer, tracer_from_environment
+from service.store.client import connect_to_any
+from service.store.events import EventStore
+from service.store.rollout import RolloutStore
+from service.store.server import redis_url_or_server
+from service.telemetry.gpu import find_nvml
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracer, tracer_from_environment
 
 log = logging.getLogger("glyphrec")
 

@@ -10,8 +10,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from service.core.keys import hash_of, new_key
 from service.errors import GlyphrecError
-from service.keys import hash_of, new_key
 
 COMMANDS = "glyphrec.commands"
 EXTRA = "export"  # brings what the registered commands import
@@ -57,7 +57,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_key(subparsers)
     if list(argv[:1]) == ["serve"]:
         return parser
-    from service.client import add_import, add_recommend
+    from service.commands.client import add_import, add_recommend
 
     add_fsck(subparsers)
     add_import(subparsers)
@@ -86,10 +86,10 @@ def add_serve(subparsers: Subparsers) -> None:
 def run_serve(args: argparse.Namespace) -> int:
     """One process, one event loop, until SIGINT or SIGTERM; requests in flight are answered first."""
     from service.app import create_app
-    from service.logs import configure_logs
-    from service.redis_server import redis_url_or_server
     from service.server import http_server
     from service.settings import load_settings
+    from service.store.server import redis_url_or_server
+    from service.telemetry.logs import configure_logs
 
     settings = load_settings(
         bundle=args.bundle, host=args.host, port=args.port, redis_url=args.redis_url, data_dir=args.data_dir
@@ -139,7 +139,7 @@ def run_fsck(args: argparse.Namespace) -> int:
     import asyncio
     import json
 
-    from service import fsck
+    from service.store import fsck
 
     logging.basicConfig(level=logging.CRITICAL)  # what is skipped stands in the report
     report = asyncio.run(fsck.run(args))

@@ -94,7 +94,7 @@ class BadTimeout(ServiceError):
 
 
 class InvalidItem(ServiceError):
-    """What an item may not be; service/items.py states the rules."""
+    """What an item may not be; service/core/items.py states the rules."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-item"
@@ -125,7 +125,7 @@ class UnknownFilterField(ServiceError):
 
 
 class InvalidFilter(ServiceError):
-    """What a filter may not ask; service/filters.py states the rules."""
+    """What a filter may not ask; service/core/filters.py states the rules."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-filter"

@@ -9,9 +9,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.connection import BoundedHttp
 from service.api.dependencies import Serving
-from service.model import Readiness
+from service.http.connection import BoundedHttp
+from service.lifecycle.model import Readiness
 from service.settings import Settings
 
 

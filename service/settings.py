@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.core.filters import DeclaredFields
+from service.core.keys import hashed
 from service.errors import GlyphrecError
-from service.filters import DeclaredFields
-from service.keys import hashed
 
 PREFIX = "GLYPHREC_"
 CLIENT_KEY = "GLYPHREC_KEY"  # the client commands' own, no setting of the service

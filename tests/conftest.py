@@ -20,9 +20,9 @@ from redis.asyncio import Redis
 from model_export.configs import tiny
 from model_export.data.dataset import Dataset, make_dataset
 from model_export.data.tables import read_dataset
-from service.contract import Bundle
-from service.redis_client import connect
-from service.redis_server import RedisServer, start_server
+from service.core.bundle import Bundle
+from service.store.client import connect
+from service.store.server import RedisServer, start_server
 
 NUM_SMALL_ITEMS = 160
 

@@ -4,7 +4,7 @@ import re
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 EXTRA_SAMPLES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
 GENERATED_BY_PROMETHEUS = {"up", "instance", "job", "le", "ALERTS", "alertname", "alertstate"}

@@ -15,22 +15,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.contract import (
+from service.core.bundle import (
     ITEMS,
     MANIFEST,
     RECOMMENDER,
     TOKENIZER,
-    Codes,
     FileRecord,
-    GraphSpec,
     Manifest,
     RenderSpec,
-    SidSpec,
-    recommender_graph,
     sha256_of,
-    tokenizer_graph,
 )
-from service.render import font_sha256, item_text, render_text
+from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
+from service.core.render import font_sha256, item_text, render_text
+from service.core.sid import Codes, SidSpec
 
 SPEC = SidSpec(levels=(32, 4, 3))
 PAGED = SidSpec(levels=SPEC.levels, paged=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 PACKAGES = ("service", "model_export")
 MAX_LINES = 500
 # In two parts, so that this file does not name what no file may name.
@@ -112,6 +113,21 @@ def test_no_source_file_is_longer_than_a_person_reads_at_once() -> None:
 def test_every_module_belongs_to_a_package_that_is_installed() -> None:
     folders = {path.parent for path in modules()}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_the_offline_step_is_kept_from_every_room_of_the_service_but_the_pure_ones() -> None:
+    rooms = {
+        f"service.{path.relative_to(ROOT).parts[1].removesuffix('.py')}"
+        for path in modules()
+        if path.relative_to(ROOT).parts[0] == "service"
+    }
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    (forbidden,) = [
+        each["forbidden_modules"] for each in contracts if each.get("source_modules") == ["model_export"]
+    ]
+    assert rooms - {"service.core", "service.inference", "service.errors", "service.__init__"} == set(
+        forbidden
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.jsonl import Line, read_lines, shown, write_lines
-from service.contract import RenderSpec
-from service.render import item_text
+from service.core.bundle import RenderSpec
+from service.core.render import item_text
 
 ITEMS, INTERACTIONS = "items", "interactions"
 EMPTY_ITEMS = "items without any text"

@@ -7,21 +7,13 @@ from typing import Any, NamedTuple
 
 from model_export import onnx_graphs
 from model_export.configs import CompactConfig, HubEncoderConfig, PpOcrConfig
-from model_export.encoders import (
-    compact,
-    ctc,
-    deepseek_ocr2,
-    donut,
-    hub,
-    letter_grams,
-    mean_pooling,
-    pixels,
-    pp_ocr,
-    trocr,
-    visual_words,
-)
+from model_export.encoders import ctc, pp_ocr, visual_words
 from model_export.encoders.base import Encoder
-from service.contract import RenderSpec
+from model_export.encoders.compact import letter_grams
+from model_export.encoders.compact import reader as compact
+from model_export.encoders.hub import base as hub
+from model_export.encoders.hub import deepseek_ocr2, donut, mean_pooling, pixels, trocr
+from service.core.bundle import RenderSpec
 
 AnyEncoderConfig = CompactConfig | PpOcrConfig | HubEncoderConfig
 

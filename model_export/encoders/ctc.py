@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from model_export.encoders.base import Encoder, Reading
 from model_export.encoders.visual_words import inked_frames
-from service.contract import RenderSpec
+from service.core.bundle import RenderSpec
 from service.errors import GlyphrecError
 
 BLANK = 0

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from model_export.encoders.hub import load_model, require_transformers
-from service.contract import sha256_of
+from model_export.encoders.hub.base import load_model, require_transformers
+from service.core.bundle import sha256_of
 from service.errors import GlyphrecError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from model_export.encoders.base import Reading
 from model_export.encoders.ctc import CtcEncoder, inked, run_strips, spikes
 from model_export.encoders.visual_words import VisualWords, fit_visual_words
-from service.contract import RenderSpec
+from service.core.bundle import RenderSpec
 from service.errors import GlyphrecError
 
 MODEL_FILE = "PP-OCRv6_rec_small.onnx"

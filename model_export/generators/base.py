@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 State = Any  # a NamedTuple of tensors, first dimension batch; each generator has its own
 

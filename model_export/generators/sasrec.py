@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from model_export.configs import SasRecConfig
 from model_export.generators.base import Generator
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 
 class SasRecState(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 # A product touches every row, a gather the children of some fifty beams, each at the cost of ten rows.
 ROWS_PER_GATHERED_CHILD = 500

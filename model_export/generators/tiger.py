@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from model_export.configs import TigerConfig
 from model_export.generators.base import Generator
 from model_export.generators.seen_prefixes import item_vectors, seen_prefixes
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 PAD = 0  # the token of padding, and the decoder's first input, as in T5

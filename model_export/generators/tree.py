@@ -43,7 +43,7 @@ from model_export.generators.seen_prefixes import (
     prefix_means,
     seen_prefixes,
 )
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 KMEANS_ROUNDS = 100
 ENCODE_BATCH = 8192  # items encoded at once while measuring

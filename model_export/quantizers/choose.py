@@ -9,7 +9,7 @@ from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.letter import train_letter
 from model_export.quantizers.rq_kmeans import train_rq_kmeans
 from model_export.quantizers.rq_vae import train_rq_vae
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig
 

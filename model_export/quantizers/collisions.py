@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from model_export.quantizers.sinkhorn import sinkhorn_assign
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 SINKHORN_ROUNDS = 30
 

@@ -23,7 +23,7 @@ from model_export.configs import LetterConfig
 from model_export.quantizers.balanced import balanced_kmeans
 from model_export.quantizers.base import QuantizerReport, kmeans_centroids
 from model_export.quantizers.rq_vae import RqVae, fit_rq_vae
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 GROUPING_ROUNDS = 20
 

@@ -23,7 +23,7 @@ from model_export.quantizers.base import (
     measure,
     nearest,
 )
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 
 class RqKMeans(ResidualQuantizer):

@@ -27,7 +27,7 @@ from model_export.quantizers.base import (
     measure,
     nearest,
 )
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 CLIP_NORM = 1.0
 

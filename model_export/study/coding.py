@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from model_export.bundle.tokenizer import export_tokenizer
 from model_export.configs import MiniLmConfig, RunConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.minilm import MiniLm
-from model_export.stages import Coded, Read
-from model_export.tokenizer import export_tokenizer
-from service.contract import TOKENIZER
-from service.render import render_text
-from service.runtime import Tokenizer
+from model_export.pipeline.stages import Coded, Read
+from service.core.bundle import TOKENIZER
+from service.core.render import render_text
+from service.inference.runtime import Tokenizer
 
 TEXTS_PER_RUN = 32
 

@@ -20,25 +20,25 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from model_export import stages
-from model_export.cache import StageCache
 from model_export.configs import MiniLmConfig, RunConfig
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.splits import MIN_ITEMS_TO_EVALUATE, Split, Targets, leave_one_out
-from model_export.evaluate import BATCH, codes_for
+from model_export.evaluation.evaluate import BATCH, codes_for
+from model_export.evaluation.metrics import hits_at
+from model_export.evaluation.near_copies import shared_levels
+from model_export.evaluation.ranking import ItemsOfCodes, Search, rank_items, search_by
 from model_export.export import export
 from model_export.local_service import local_service
-from model_export.metrics import hits_at
-from model_export.near_copies import shared_levels
-from model_export.ranking import ItemsOfCodes, Search, rank_items, search_by
-from model_export.stages import Say
+from model_export.pipeline import stages
+from model_export.pipeline.cache import StageCache
+from model_export.pipeline.stages import Say
 from model_export.study.coding import coder
 from model_export.study.ranks import eager_search
-from service.contract import RECOMMENDER, Bundle, SidSpec
+from service.core.bundle import RECOMMENDER, Bundle
+from service.core.render import item_text
+from service.core.sid import SidSpec
 from service.errors import GlyphrecError
-from service.redis_server import start_server
-from service.render import item_text
-from service.runtime import RecommenderSession
+from service.inference.runtime import RecommenderSession
 
 CUTOFFS = (10, 50, 100)
 PAGE = CUTOFFS[-1]  # the most that a service answers with
@@ -211,8 +211,9 @@ def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
     codes: list[list[int]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        start_server() as redis,
-        local_service(bundle.path, redis_url=redis.url, log=Path(folder) / "service.log") as service,
+        local_service(
+            bundle.path, data_dir=Path(folder) / "redis", log=Path(folder) / "service.log"
+        ) as service,
     ):
         for start in range(0, len(removed.items), ITEMS_PER_POST):
             posted = {"items": removed.items[start : start + ITEMS_PER_POST]}

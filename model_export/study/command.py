@@ -10,14 +10,14 @@ from model_export.configs import base
 from model_export.data.dataset import Dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import read_dataset
-from model_export.segments import segments_of
-from model_export.stages import Say
+from model_export.pipeline.stages import Say
 from model_export.study.costs import measure_costs, with_costs
 from model_export.study.plan import PLANS, Plan
 from model_export.study.run import kept_result, kept_results, run_study, works_of
+from model_export.study.segments import segments_of
 from model_export.study.write import read_notes, write_study
+from service.core.render import item_text
 from service.errors import GlyphrecError
-from service.render import item_text
 
 
 def study(

@@ -13,20 +13,21 @@ import numpy as np
 import onnxruntime
 import torch
 
-from model_export import stages
-from model_export.cache import StageCache
+from model_export.bundle.recommender import export_recommender
 from model_export.configs import MiniLmConfig, RunConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.minilm import MiniLm
-from model_export.evaluate import NUM_BEAMS
-from model_export.ranking import ItemsOfCodes, left_padded
-from model_export.recommender import export_recommender
-from service.contract import RenderSpec, beam_widths
-from service.render import item_text, render_text
-from service.runtime import RecommenderSession
+from model_export.evaluation.evaluate import NUM_BEAMS
+from model_export.evaluation.ranking import ItemsOfCodes, left_padded
+from model_export.pipeline import stages
+from model_export.pipeline.cache import StageCache
+from service.core.bundle import RenderSpec
+from service.core.graphs import beam_widths
+from service.core.render import item_text, render_text
+from service.inference.runtime import RecommenderSession
 
 NUM_ITEMS = 24
 READ_LETTERS = 150

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model_export.cache import StageCache, key_of
 from model_export.configs import SasRecConfig
 from model_export.data.splits import leave_one_out
+from model_export.pipeline.cache import StageCache, key_of
 from model_export.study import cost
 from model_export.study.cells import CellResult
 from model_export.study.run import Work

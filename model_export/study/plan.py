@@ -23,7 +23,7 @@ from model_export.configs import (
     sasrec_training,
     tiny,
 )
-from service.contract import RenderSpec
+from service.core.bundle import RenderSpec
 
 Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn"]
 Question = Literal["robustness", "cold"]  # measured on a trained tokenizer, not a ranking of test users

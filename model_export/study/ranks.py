@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.beam_search import BeamSearch, search_eagerly
 from model_export.configs import RunConfig
 from model_export.data.splits import Targets
-from model_export.evaluate import NUM_BEAMS
+from model_export.evaluation.evaluate import NUM_BEAMS
+from model_export.evaluation.metrics import target_ranks
+from model_export.evaluation.ranking import Found, ItemsOfCodes, Search, left_padded, rank_items
 from model_export.generators.base import Generator
-from model_export.metrics import target_ranks
-from model_export.ranking import Found, ItemsOfCodes, Search, left_padded, rank_items
-from service.contract import FILLER, beam_widths
+from model_export.generators.beam_search import BeamSearch, search_eagerly
+from service.core.graphs import FILLER, beam_widths
 
 K = 10
 BATCH = 128

@@ -8,16 +8,16 @@ change lies beyond its end.
 
 import numpy as np
 
-from model_export import stages
-from model_export.cache import StageCache
 from model_export.configs import RunConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split
-from model_export.near_copies import shared_levels
-from model_export.perturb import CHANGES
-from model_export.stages import Say
+from model_export.evaluation.near_copies import shared_levels
+from model_export.pipeline import stages
+from model_export.pipeline.cache import StageCache
+from model_export.pipeline.stages import Say
 from model_export.study.coding import coder
-from service.render import item_text
+from model_export.study.perturb import CHANGES
+from service.core.render import item_text
 
 
 def robustness(

@@ -10,20 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export import baselines, metrics, perturb, ranking, stages, tokenizer, units
-from model_export.baselines import Markov, Neighbours, Popularity
-from model_export.cache import StageCache, key_of
+from model_export.bundle import tokenizer
 from model_export.configs import SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, leave_one_out
+from model_export.evaluation import baselines, metrics, ranking
+from model_export.evaluation.baselines import Markov, Neighbours, Popularity
+from model_export.evaluation.metrics import codebook_use, collisions, target_ranks
 from model_export.generators.sasrec import codes_of_items
-from model_export.metrics import codebook_use, collisions, target_ranks
-from model_export.stages import Say
-from model_export.study import cells, coding, cold, ranks, robustness
+from model_export.pipeline import stages
+from model_export.pipeline.cache import StageCache, key_of
+from model_export.pipeline.stages import Say
+from model_export.study import cells, coding, cold, perturb, ranks, robustness, units
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
-from service.contract import SidSpec
+from service.core.sid import SidSpec
 
 NO_RANKS = np.zeros(0, np.uint8)
 

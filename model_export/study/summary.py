@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.statistics import Interval, intervals, spread_over_seeds
+from model_export.evaluation.statistics import Interval, intervals, spread_over_seeds
 from model_export.study.cells import PAGE, CellResult
 
 CUTOFFS = (5, 10)

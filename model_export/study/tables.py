@@ -4,7 +4,7 @@ figures that study.json has for them.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from model_export.statistics import Interval
+from model_export.evaluation.statistics import Interval
 from model_export.study.cells import CellResult
 from model_export.study.summary import SegmentFigures
 

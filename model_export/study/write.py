@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.statistics import Interval
+from model_export.evaluation.statistics import Interval
 from model_export.study import plots, sections, tables
 from model_export.study.cells import CellResult
 from model_export.study.sections import Section

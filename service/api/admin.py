@@ -1,16 +1,16 @@
-"""The routes under /admin: HTTP shapes only; the change of a model is service/rollout.py."""
+"""The routes under /admin: HTTP shapes only; the change of a model is service/lifecycle/rollout.py."""
 
 from http import HTTPStatus
 
 from fastapi import APIRouter, Response
 
 from service.api.dependencies import JSON_ONLY, PartsDep, RolloutDep, ServingDep
-from service.api.json_body import JsonRoute
-from service.api.problems import OF_A_BODY, problems
 from service.api.schemas import BundleRequest, BundlesResponse, ChangeInfo, ReplicaInfo, ServedBundle
 from service.errors import NotReady
-from service.model import Model
-from service.rollout import Rollout
+from service.http.json_body import JsonRoute
+from service.http.problems import OF_A_BODY, problems
+from service.lifecycle.model import Model
+from service.lifecycle.rollout import Rollout
 
 router = APIRouter(prefix="/admin", tags=["admin"], route_class=JsonRoute)
 

@@ -6,13 +6,13 @@ from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
-from service.batching import Place
 from service.errors import NotJson, NotReady
-from service.feedback import Feedback, ServedPages
-from service.metrics import Metrics, Stages
-from service.model import Model, Readiness
-from service.rollout import Rollout
+from service.flows.feedback import Feedback, ServedPages
+from service.inference.batching import Place
+from service.lifecycle.model import Model, Readiness
+from service.lifecycle.rollout import Rollout
 from service.settings import Settings
+from service.telemetry.metrics import Metrics, Stages
 
 
 @dataclass

@@ -13,9 +13,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.dependencies import call_of, require_json
-from service.api.json_body import JsonRoute, parse
-from service.api.problems import RefusedBody, on_invalid_request
-from service.metrics import Stages
+from service.http.json_body import JsonRoute, parse
+from service.http.problems import RefusedBody, on_invalid_request
+from service.telemetry.metrics import Stages
 
 
 class DirectRoute(JsonRoute):

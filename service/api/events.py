@@ -1,14 +1,14 @@
-"""POST /events: HTTP shapes only; what becomes of events is service/feedback.py."""
+"""POST /events: HTTP shapes only; what becomes of events is service/flows/feedback.py."""
 
 from http import HTTPStatus
 
 from fastapi import APIRouter
 
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, FeedbackDep
-from service.api.json_body import JsonRoute
-from service.api.problems import OF_A_BODY
 from service.api.schemas import EventsRequest, EventsResponse
-from service.event_store import Event
+from service.http.json_body import JsonRoute
+from service.http.problems import OF_A_BODY
+from service.store.events import Event
 
 router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 

@@ -1,4 +1,4 @@
-"""The routes under /items: HTTP shapes only; the flow is service/indexing.py.
+"""The routes under /items: HTTP shapes only; the flow is service/flows/indexing.py.
 
 An item id is any text, so it may hold slashes; the routes with something after the id come first.
 """
@@ -11,8 +11,6 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, PartsDep, ServingDep
-from service.api.json_body import JsonRoute
-from service.api.problems import OF_A_PUT, OF_AN_ITEM, problem_of
 from service.api.schemas import (
     Deleted,
     ItemPage,
@@ -25,12 +23,14 @@ from service.api.schemas import (
     SimilarResponse,
     StoredItemOut,
 )
+from service.catalog.neighbours import neighbours
+from service.core.items import MAX_ID_CHARS, check_item_id, merge
+from service.core.render import item_text, render_text
 from service.errors import InvalidItem, ItemNotFound, TooManyItems
-from service.indexing import Outcome
-from service.items import MAX_ID_CHARS, check_item_id, merge
-from service.neighbours import neighbours
-from service.records import StoredItem
-from service.render import item_text, render_text
+from service.flows.indexing import Outcome
+from service.http.json_body import JsonRoute
+from service.http.problems import OF_A_PUT, OF_AN_ITEM, problem_of
+from service.store.records import StoredItem
 
 router = APIRouter(tags=["items"], route_class=JsonRoute)
 

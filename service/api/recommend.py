@@ -1,10 +1,9 @@
-"""POST /recommend: HTTP shapes only; the flow is service/recommend.py."""
+"""POST /recommend: HTTP shapes only; the flow is service/flows/recommend.py."""
 
 from fastapi import APIRouter
 
 from service.api.dependencies import CallDep
 from service.api.direct import DirectRoute
-from service.api.problems import OF_A_BODY, OF_A_QUEUE
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -13,9 +12,10 @@ from service.api.schemas import (
     RecommendResponse,
     SearchInfo,
 )
-from service.filters import Equals, Filter, Range
-from service.recommend import Query
-from service.selection import Diversity
+from service.core.filters import Equals, Filter, Range
+from service.flows.recommend import Query
+from service.flows.selection import Diversity
+from service.http.problems import OF_A_BODY, OF_A_QUEUE
 
 router = APIRouter(tags=["recommend"], route_class=DirectRoute)
 

@@ -13,7 +13,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from service.items import MAX_ID_CHARS
+from service.core.items import MAX_ID_CHARS
+from service.http.problems import Problem
 
 MAX_HISTORY = 500
 MAX_EXCLUDED = 1_000
@@ -42,23 +43,6 @@ class _In(BaseModel):
 
 class _Out(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FieldError(_Out):
-    field: str = Field(description="where in the request, as a path of names")
-    message: str
-
-
-class Problem(_Out):
-    """RFC 9457. `type` is stable; everything else is for people."""
-
-    type: str = Field(examples=["urn:glyphrec:problem:item-not-found"])
-    title: str
-    status: int
-    detail: str = Field(description="what was wrong and what to do")
-    instance: str = Field(description="path of the request, percent-encoded")
-    request_id: str
-    errors: list[FieldError]
 
 
 class Item(BaseModel):

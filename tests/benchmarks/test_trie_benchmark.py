@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from service.contract import SidSpec
-from service.trie import SidTrie
+from service.core.sid import SidSpec
+from service.core.trie import SidTrie
 
 
 @pytest.fixture

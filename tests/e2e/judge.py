@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.contract import Codes
+from service.core.sid import Codes
 from tests.known_bundle import ranking
 
 Item = dict[str, Any]

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from model_export.local_service import LocalService, local_service
-from service.redis_server import RedisServer, start_server
+from service.store.server import RedisServer, start_server
 from tests.e2e.traffic import Traffic, fsck, until
 from tests.proxy import Proxy
 

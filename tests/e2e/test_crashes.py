@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model_export.local_service import LocalService, free_port, local_service
-from service.redis_server import RedisServer, start_server
+from service.store.server import RedisServer, start_server
 from tests.e2e.traffic import Traffic, fsck, until
 from tests.known_bundle import KNOWN_ITEMS
 

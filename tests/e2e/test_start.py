@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 
 from model_export.local_service import local_service
-from service.contract import ITEMS, MANIFEST, FileRecord, load_bundle, sha256_of
+from service.core.bundle import ITEMS, MANIFEST, FileRecord, load_bundle, sha256_of
 
 NUM_ITEMS = 5000
 

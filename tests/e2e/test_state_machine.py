@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from model_export.local_service import LocalService, local_service
-from service.redis_server import RedisServer, start_server
+from service.store.server import RedisServer, start_server
 from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, codes_in, text_of
 from tests.e2e.traffic import fsck, until
 from tests.known_bundle import KNOWN_ITEMS, known_codes, tokenizer_id_of, write_known_bundle

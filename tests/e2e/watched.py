@@ -26,8 +26,8 @@ import yaml
 
 from deploy.grafana.pictures import draw_dashboards
 from model_export.local_service import LocalService, free_port, local_service
-from service.contract import MANIFEST, RECOMMENDER, load_bundle
-from service.redis_server import RedisServer, start_server
+from service.core.bundle import MANIFEST, RECOMMENDER, load_bundle
+from service.store.server import RedisServer, start_server
 from tests.e2e.traffic import until
 
 ROOT = Path(__file__).parents[2]

@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model_export import stages
-from model_export.cache import StageCache
 from model_export.configs import TigerConfig, tiny
 from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import write_dataset
-from model_export.evaluate import evaluate_model, read_catalogue, table
+from model_export.evaluation.evaluate import evaluate_model, read_catalogue, table
 from model_export.export import export
-from service.contract import ITEMS, load_bundle
+from model_export.pipeline import stages
+from model_export.pipeline.cache import StageCache
+from service.core.bundle import ITEMS, load_bundle
 from service.errors import GlyphrecError
 
 

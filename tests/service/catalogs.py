@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from service.contract import Codes, Sid, SidSpec
+from service.core.sid import Codes, Sid, SidSpec
 from service.errors import ServiceError
-from service.store import ItemRecord, ItemStore, PutResult
+from service.store.items import ItemRecord, ItemStore, PutResult
 
 SPEC = SidSpec(levels=(4, 3, 5))
 CATALOG = "shop"

@@ -2,12 +2,12 @@
 
 import pytest
 
-from service.batching import MicroBatcher
-from service.contract import RECOMMENDER, load_bundle
-from service.filters import DeclaredFields
-from service.metrics import Metrics
-from service.recommend import Recommender, recommend_in_batches
-from service.runtime import RecommenderSession
+from service.core.bundle import RECOMMENDER, load_bundle
+from service.core.filters import DeclaredFields
+from service.flows.recommend import Recommender, recommend_in_batches
+from service.inference.batching import MicroBatcher
+from service.inference.runtime import RecommenderSession
+from service.telemetry.metrics import Metrics
 from tests.known_bundle import BEAM_LIMIT, HISTORY_LENGTH, KNOWN_ITEMS, write_known_bundle
 from tests.service.running import running
 

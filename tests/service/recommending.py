@@ -1,8 +1,8 @@
 """Catalogues of known items, and the slow truth of what is recommended from them."""
 
-from service.catalog import Catalog
-from service.contract import Sid
-from service.metrics import Stages
+from service.catalog.catalog import Catalog
+from service.core.sid import Sid
+from service.telemetry.metrics import Stages
 from tests.known_bundle import SPEC, ranking
 
 

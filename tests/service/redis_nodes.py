@@ -9,7 +9,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.redis_server import find_server_binary
+from service.store.server import find_server_binary
 from tests.service.catalogs import until_true
 
 START_TIMEOUT_S = 20

@@ -1,7 +1,7 @@
 import pytest
 
-from service.filters import DeclaredFields
-from service.keys import hash_of
+from service.core.filters import DeclaredFields
+from service.core.keys import hash_of
 from service.settings import BadSettings, Settings, load_settings
 
 KEY = "a-key-of-some-length"

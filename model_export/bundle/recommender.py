@@ -1,0 +1,160 @@
+"""The recommender graph: generator and whole beam search in one ONNX file, and the proof that it is right."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from model_export.generators.base import Generator
+from model_export.generators.beam_search import BeamSearch, search_eagerly
+from model_export.onnx_graphs import name_dimensions, to_onnx
+from service.core.graphs import FILLER, PADDING, GraphSpec, beam_widths, recommender_graph
+from service.core.sid import SidSpec
+from service.core.trie import SidTrie
+from service.errors import ContractMismatch
+from service.inference.runtime import RecommenderSession
+
+# Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
+TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
+
+
+def export_recommender(
+    path: Path, generator: Generator, *, history_length: int, beam_limit: int
+) -> GraphSpec:
+    """Write the generator's whole beam search to `path` and return the tensors it promises."""
+    spec = generator.spec
+    graph = recommender_graph(spec)
+    history = torch.zeros(TRACED_BATCH, TRACED_POSITIONS, spec.num_levels, dtype=torch.int64)
+    # Of different lengths, or the exporter takes them for one.
+    beams = [torch.arange(TRACED_BEAMS + level) for level in range(spec.num_levels)]
+    tables = [torch.from_numpy(table) for table in SidTrie(spec).tables]
+    dim = torch.export.Dim
+    pages = [{}] * (len(tables) - 1) + [{0: dim("page", min=2)} if spec.is_paged else {}]
+    dynamic = {
+        "history": {0: dim("batch", min=1), 1: dim("position", min=1, max=max(history_length, 2))},
+        "beams": [
+            {0: dim(f"beam_{level}", min=1, max=max(beam_limit, 2))} for level in range(1, len(beams) + 1)
+        ],
+        "tables": pages,
+    }
+    model = to_onnx(
+        BeamSearch(generator).eval(),
+        (history, beams, tables),
+        inputs=[tensor.name for tensor in graph.inputs],
+        outputs=[tensor.name for tensor in graph.outputs],
+        dynamic_shapes=dynamic,
+    )
+    onnx.save(name_dimensions(model, graph), path)
+    return graph
+
+
+def check_recommender(
+    path: Path, generator: Generator, trie: SidTrie, *, history_length: int, beam_limit: int, seed: int
+) -> dict[str, float]:
+    """Compare the written graph with the generator in PyTorch, and with scoring every live item.
+
+    Also at batch 1, at one position, and with tables not seen at export. Raises ContractMismatch where they
+    differ; returns the largest differences found.
+    """
+    rng = np.random.default_rng(seed)
+    session = RecommenderSession(path, recommender_graph(generator.spec), threads=1)
+    search = BeamSearch(generator).eval()
+    sparse = _thinned(trie, rng)
+    worst = {"max_score_difference": 0.0, "max_exhaustive_difference": 0.0}
+    for tried, batch, positions, num_beams in (
+        (trie, 1, history_length, min(50, beam_limit)),
+        (trie, 5, 1, 1),
+        (sparse, 2, max(1, history_length // 2), beam_limit),
+        (SidTrie(generator.spec), 1, 1, 2),
+    ):
+        history = random_histories(generator.spec, rng, batch, positions)
+        widths = beam_widths(generator.spec, num_beams)
+        ours = session.run(history, tried.tables, widths)
+        theirs = search_eagerly(search, history, tried.tables, widths)
+        gap = float(np.abs(ours.scores - theirs.scores.numpy()).max())
+        worst["max_score_difference"] = max(worst["max_score_difference"], gap)
+        truth = exhaustive_scores(generator, history, tried)
+        gap = _gap_to_exhaustive(generator.spec, ours.codes, ours.scores, ours.bound, truth)
+        worst["max_exhaustive_difference"] = max(worst["max_exhaustive_difference"], gap)
+    for name, gap in worst.items():
+        if gap > 1e-3:
+            raise ContractMismatch(
+                f"{path}: {name} is {gap:.2g}, over 0.001: the graph is not the model it came from"
+            )
+    return worst
+
+
+def random_histories(
+    spec: SidSpec, rng: np.random.Generator, batch: int, positions: int
+) -> NDArray[np.int64]:
+    """Random codes [batch, position, level], padded on the left, each row with at least one item."""
+    history = rng.integers(0, spec.levels, size=(batch, positions, spec.num_levels))
+    for row in range(batch):
+        history[row, : rng.integers(0, positions)] = PADDING
+    return history
+
+
+@torch.no_grad()
+def exhaustive_scores(
+    generator: Generator, history: NDArray[np.int64], trie: SidTrie
+) -> list[dict[int, float]]:
+    """Score every live full code of every history one by one, without beam or trie: the slow truth.
+
+    Returns for each history {full prefix: score}. Each live code walks down alone in a beam of its own.
+    """
+    spec = generator.spec
+    live = list(trie.living())
+    if not live:
+        return [{} for _ in history]
+    codes = np.stack([spec.codes_of(prefix) for prefix in live])  # [live, level]
+    found = []
+    for row in torch.from_numpy(history):
+        state = generator.start(row[None])
+        prefix = torch.zeros(1, 1, dtype=torch.int64)
+        score = torch.zeros(1, len(live))
+        for level, num_codes in enumerate(spec.levels):
+            log_probs, state = generator.step(level, state, prefix)  # [1, beam, code]
+            code = torch.from_numpy(codes[None, :, level])  # [1, live]
+            log_probs = log_probs.expand(1, len(live), num_codes)  # level 0 has one beam for all
+            score = score + log_probs.gather(2, code[..., None])[..., 0]
+            if level == 0:
+                state = generator.reorder(state, torch.zeros_like(code))
+            prefix = prefix.expand_as(code) * num_codes + code
+        found.append(dict(zip(live, score[0].tolist(), strict=True)))
+    return found
+
+
+def _gap_to_exhaustive(
+    spec: SidSpec,
+    codes: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    bound: NDArray[np.float32],
+    truth: list[dict[int, float]],
+) -> float:
+    """Largest difference between a beam's score and the true one; raises where a certified answer is not
+    the best.
+    """
+    worst = 0.0
+    for row, scored in enumerate(truth):
+        valid = scores[row] > FILLER
+        prefixes = spec.prefixes_of(codes[row][valid])[-1].tolist()
+        gaps = [
+            abs(scored[prefix] - score) for prefix, score in zip(prefixes, scores[row][valid], strict=True)
+        ]
+        worst = max([worst, *map(float, gaps)])
+        certain = [p for p, score in zip(prefixes, scores[row][valid], strict=True) if score > bound[row]]
+        best = sorted(scored.values(), reverse=True)[: len(certain)]
+        worst = max([worst, *(float(abs(scored[p] - b)) for p, b in zip(certain, best, strict=True))])
+        if bound[row] < FILLER and len(prefixes) != len(scored):
+            raise ContractMismatch(
+                f"the graph found {len(prefixes)} of {len(scored)} live codes and pruned none"
+            )
+    return worst
+
+
+def _thinned(trie: SidTrie, rng: np.random.Generator) -> SidTrie:
+    """A trie over a random few of the same codes: tables not seen at export."""
+    live = np.fromiter(trie.living(), dtype=np.int64)
+    return SidTrie.from_prefixes(trie.spec, rng.choice(live, size=min(len(live), 37), replace=False))

@@ -1,0 +1,123 @@
+"""What a person looks at: the report/ folder of a bundle. Metrics table, curves, codebook use, a drawn page,
+recommendations in words. Nothing reads these files but people.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from model_export.evaluation.evaluate import table
+from model_export.generators.training import Curve
+from model_export.quantizers.base import EpochStats
+from model_export.quantizers.collisions import CollisionReport
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test user: what they had, what is recommended, what they took next."""
+
+    history: Sequence[str]
+    recommended: Sequence[str]
+    target: str
+
+
+def write_report(
+    folder: Path,
+    *,
+    title: str,
+    figures: dict[str, float],
+    collisions: CollisionReport,
+    quantizer: Sequence[EpochStats],
+    curve: Curve,
+    page: Sequence[NDArray[np.uint8]],
+    examples: Sequence[Example],
+) -> None:
+    """Write report.md and its pictures. `page` holds the strips [strip, height, width] of some items."""
+    folder.mkdir(parents=True)
+    draw_page(page).save(folder / "items.png")
+    _draw_codebooks(quantizer, folder / "codebooks.png")
+    _draw_curve(curve, folder / "training.png")
+    last = quantizer[-1]
+    used = ", ".join(f"{use:.0%}" for use in last.use)
+    entropy = ", ".join(f"{share:.2f}" for share in last.entropy)
+    lines = [
+        f"# {title}",
+        "",
+        "## Quality of the exported graphs",
+        "",
+        table(figures),
+        "",
+        "Where a source lists one day's purchases in catalogue order, as the Amazon sets do, part of every "
+        "next-item figure is an artefact of that order.",
+        "",
+        "## Codes",
+        "",
+        f"Codes used per level: {used}. Entropy per level, 1 is uniform: {entropy}. "
+        f"Items in collision before reassignment {collisions.rate_before:.2%}, after "
+        f"{collisions.rate_after:.2%}; {collisions.num_reassigned} items moved at the last level.",
+        "",
+        "![codebook use and collisions by epoch](codebooks.png)",
+        "",
+        "## Training",
+        "",
+        f"{curve.step[-1]} steps in {curve.seconds:.0f} s; stopped by: {curve.stopped}.",
+        "",
+        "![loss and validation NDCG@10](training.png)",
+        "",
+        "## Items as the encoder sees them",
+        "",
+        "![rendered items](items.png)",
+        "",
+        "## Some test users",
+        "",
+    ]
+    for example in examples:
+        lines += ["History, oldest first:", ""]
+        lines += [f"- {text}" for text in example.history]
+        lines += ["", "Recommended, best first:", ""]
+        lines += [f"{rank}. {text}" for rank, text in enumerate(example.recommended, start=1)]
+        lines += ["", f"Taken next: {example.target}", "", "---", ""]
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def draw_page(items: Sequence[NDArray[np.uint8]], scale: int = 3) -> Image.Image:
+    """Strips of several items under each other, enlarged without smoothing, a grey line between items."""
+    width = items[0].shape[2]
+    rule = np.full((1, width), 160, dtype=np.uint8)
+    rows = [row for strips in items for row in (*strips, rule)]
+    page = Image.fromarray(np.concatenate(rows))
+    return page.resize((page.width * scale, page.height * scale), Image.Resampling.NEAREST)
+
+
+def _draw_codebooks(history: Sequence[EpochStats], path: Path) -> None:
+    figure = Figure(figsize=(10, 3.5))
+    left, right = figure.subplots(1, 2)
+    epochs = [stats.epoch for stats in history]
+    for level in range(len(history[0].use)):
+        left.plot(epochs, [stats.use[level] for stats in history], label=f"level {level + 1}")
+    left.set(xlabel="epoch", ylabel="share of codes in use", ylim=(0, 1.05))
+    left.legend()
+    right.plot(epochs, [stats.collision_rate for stats in history], color="tab:red")
+    right.set(xlabel="epoch", ylabel="items in collision", ylim=(0, None))
+    _save(figure, path)
+
+
+def _draw_curve(curve: Curve, path: Path) -> None:
+    figure = Figure(figsize=(7, 3.5))
+    left = figure.subplots()
+    left.plot(curve.step, curve.train_loss, color="tab:blue")
+    left.set(xlabel="step", ylabel="training loss (nats per item)")
+    right = left.twinx()
+    right.plot(curve.step, curve.validation_ndcg_at_10, color="tab:orange")
+    right.set(ylabel="validation NDCG@10 (orange)", ylim=(0, None))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)

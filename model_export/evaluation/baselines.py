@@ -1,0 +1,152 @@
+"""What a model must beat: popularity, first-order Markov with popularity behind it, and items with near
+vectors.
+
+All count in the sequences they are fitted on and nowhere else (for the published floors: `Split.train`, so
+without either target), rank every item, and leave out what the history holds. Of equal counts, the one that
+was seen first, reading the sequences in order, comes first.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.data.splits import Targets
+from model_export.evaluation.metrics import ndcg_at
+
+FILLER = -1
+DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9)
+USERS_AT_ONCE = 512
+
+Sequences = Sequence[NDArray[np.int32]]  # [user][position] item indices, oldest first
+Ranked = NDArray[np.int32]  # [user, k] item indices, best first; FILLER where nothing is left
+
+
+class Popularity:
+    """Ranks by how often an item occurs; items that never occur come last, by index."""
+
+    name = "popularity"
+
+    def fit(self, sequences: Sequences, num_items: int) -> Self:
+        seen = np.concatenate([*sequences, np.empty(0, np.int32)])
+        items, first, count = np.unique(seen, return_index=True, return_counts=True)
+        by_count = items[np.lexsort((first, -count))]
+        unseen = np.setdiff1d(np.arange(num_items), items)
+        self.order = np.concatenate([by_count, unseen]).tolist()  # every item, most popular first
+        return self
+
+    def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
+        return _rank(((self.order, history) for history in histories), len(histories), k, exclude_history)
+
+
+class Markov:
+    """Ranks by how often an item came right after the history's last one, then by popularity.
+
+    `ties="popularity"` orders equal counts by popularity instead: the stronger baseline on most data, but not
+    the one of the published floors.
+    """
+
+    name = "first-order Markov, then popularity"
+
+    def __init__(self, ties: Literal["first seen", "popularity"] = "first seen") -> None:
+        self.ties = ties
+
+    def fit(self, sequences: Sequences, num_items: int) -> Self:
+        self.popularity = Popularity().fit(sequences, num_items)
+        none = np.empty(0, np.int64)
+        last = np.concatenate([*(sequence[:-1] for sequence in sequences), none])
+        following = np.concatenate([*(sequence[1:] for sequence in sequences), none])
+        pair, first, count = np.unique(last * num_items + following, return_index=True, return_counts=True)
+        last, following = np.divmod(pair, num_items)
+        if self.ties == "popularity":
+            first = np.argsort(self.popularity.order)[following]
+        best_first = np.lexsort((first, -count, last))
+        ends = np.cumsum(np.bincount(last, minlength=num_items))
+        self.successors = np.split(following[best_first], ends[:-1])  # [item][rank]
+        return self
+
+    def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
+        order = self.popularity.order
+        candidates = (
+            (chain(self.successors[history[-1]].tolist() if len(history) else (), order), history)
+            for history in histories
+        )
+        return _rank(candidates, len(histories), k, exclude_history)
+
+
+class Neighbours:
+    """Ranks by cosine with the newest items, each step into the past counting `decay` as much as the one
+    before: 0 asks the last item alone.
+
+    Of equal cosines, and for users without a history, the more popular item comes first.
+    """
+
+    def __init__(self, vectors: NDArray[np.floating], decay: float = 0.0) -> None:
+        """vectors [item, dim]; one that is all zero is near to nothing."""
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.vectors = (vectors / np.where(length > 0, length, 1)).astype(np.float32)
+        self.decay = decay
+        self.name = f"nearest items by cosine, decay {decay:g}"
+
+    @classmethod
+    def tuned(cls, vectors: NDArray[np.floating], train: Sequences, validation: Targets) -> Self:
+        """With the decay of DECAYS that gives validation users the best NDCG@10, and fitted."""
+
+        def quality(decay: float) -> float:
+            ranked = cls(vectors, decay).fit(train, len(vectors)).rank(validation.histories, 10)
+            return ndcg_at(ranked, validation.targets, 10)
+
+        return cls(vectors, max(DECAYS, key=quality)).fit(train, len(vectors))
+
+    def fit(self, sequences: Sequences, num_items: int) -> Self:
+        if num_items != len(self.vectors):
+            raise ValueError(f"{len(self.vectors)} vectors cannot rank {num_items} items")
+        self.popularity = Popularity().fit(sequences, num_items)
+        return self
+
+    def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
+        # A page needs no more candidates than it has places and the history items to leave out.
+        candidates = zip(self._nearest(histories, k), histories, strict=True)
+        return _rank(candidates, len(histories), k, exclude_history)
+
+    def _nearest(self, histories: Sequences, k: int) -> Iterator[list[int]]:
+        """The best candidates of each user, enough for `k` besides the history."""
+        popular = np.array(self.popularity.order)
+        by_popularity = self.vectors[popular]  # so that a stable sort settles ties
+        for first in range(0, len(histories), USERS_AT_ONCE):
+            part = histories[first : first + USERS_AT_ONCE]
+            scores = np.stack([self._query(history) for history in part]) @ by_popularity.T  # [user, item]
+            scores = scores.round(5)  # or the last bit of a product would settle ties
+            for history, score in zip(part, scores, strict=True):
+                count = min(k + len(history), len(score))
+                least = np.partition(score, len(score) - count)[len(score) - count]
+                places = np.flatnonzero(score >= least)
+                yield popular[places[np.argsort(-score[places], kind="stable")]].tolist()
+
+    def _query(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
+        weights = self.decay ** np.arange(len(history), dtype=np.float32)[::-1]  # [position], the last 1
+        return weights.astype(np.float32) @ self.vectors[history]
+
+
+def _rank(
+    candidates: Iterable[tuple[Iterable[int], NDArray[np.int32]]],
+    num_users: int,
+    k: int,
+    exclude_history: bool,
+) -> Ranked:
+    """The first `k` different candidates of each user that the history does not hold."""
+    ranked = np.full((num_users, k), FILLER, dtype=np.int32)
+    for row, (items, history) in enumerate(candidates):
+        taken = set(history.tolist()) if exclude_history else set()
+        best = list(islice(_new(items, taken), k))
+        ranked[row, : len(best)] = best
+    return ranked
+
+
+def _new(items: Iterable[int], taken: set[int]) -> Iterable[int]:
+    for item in items:
+        if item not in taken:
+            taken.add(item)
+            yield item

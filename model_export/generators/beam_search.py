@@ -1,0 +1,115 @@
+"""Trie-constrained beam search, written to be exported: the loop over levels unrolls into one graph.
+
+At each level the children of every beam are scored, dead ones are masked by the trie's rows of bits, and the
+best of them survive. The best score that did *not* survive, at any level, is the `bound`: log-probabilities
+are never positive, so no item outside the answer can score above it. A returned score above the bound is
+therefore certain.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model_export.generators.base import Generator
+from service.core.sid import SidSpec
+from service.core.trie import Tables
+
+NEG_INF = -1e9  # finite, as -inf minus -inf is nan; well below FILLER
+NOTHING = -1e30  # below every sum of NEG_INFs, so that it is chosen only where there is nothing else
+
+
+class Beams(NamedTuple):
+    codes: Tensor  # [batch, beam, level]
+    scores: Tensor  # [batch, beam]  sum of log-probabilities, best first; below FILLER nothing was found
+    bound: (
+        Tensor  # [batch]  no live codes outside the beams score above this; below FILLER nothing was pruned
+    )
+
+
+class TrieMask(nn.Module):
+    """The bits of trie rows, as what to add to the scores of their codes: 0 or NEG_INF.
+
+    A byte is looked up and not taken apart, as the CUDA provider has no bitwise operators.
+    """
+
+    def __init__(self, spec: SidSpec) -> None:
+        super().__init__()
+        self.levels, self.is_paged = spec.levels, spec.is_paged
+        is_live = torch.arange(256)[:, None] >> torch.arange(8) & 1  # [byte, bit]
+        self.register_buffer("mask_of_byte", (1.0 - is_live) * NEG_INF, persistent=False)
+
+    def forward(self, level: int, prefix: Tensor, tables: list[Tensor]) -> Tensor:
+        """The children of each prefix [batch, beam] of the level above -> [batch, beam, code]
+
+        tables: those of service.core.trie.SidTrie, as graphs.trie_tables names them.
+        """
+        live, row = tables[level], prefix
+        if self.is_paged and level == len(self.levels) - 1:
+            page_of, live = tables[-2:]
+            row = F.embedding(prefix, page_of[:, None])[..., 0]
+        bytes_of_row = F.embedding(row, live)  # [batch, beam, byte]
+        mask = F.embedding(bytes_of_row.to(torch.int32), self.mask_of_byte)  # [batch, beam, byte, bit]
+        return mask.flatten(2)[..., : self.levels[level]]
+
+
+class BeamSearch(nn.Module):
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.mask = TrieMask(generator.spec).to(next(generator.parameters()).device)
+
+    def forward(self, history: Tensor, beams: list[Tensor], tables: list[Tensor]) -> Beams:
+        """
+        history: codes [batch, position, level], PADDING (-1) on the left.
+        beams: for each level [beam], of which only the length counts: how many prefixes survive it
+        (graphs.beam_widths).
+        tables: those of service.core.trie.SidTrie.
+        """
+        levels = self.generator.spec.levels
+        batch = history.shape[0]
+        state = self.generator.start(history)
+        prefix = history.new_zeros(batch, 1)  # one beam at the root, or every beam would pick the same code
+        score = torch.zeros(batch, 1, device=history.device)
+        bound = torch.full((batch,), NEG_INF, device=history.device)
+        nothing = torch.full((1, 1), NOTHING, device=history.device)
+        for level, num_codes in enumerate(levels):
+            log_probs, state = self.generator.step(level, state, prefix)  # [batch, beam, code]
+            # Rounding may leave a log-probability a hair above 0; the bound needs it not to be.
+            total = log_probs.clamp(max=0.0) + score[..., None] + self.mask(level, prefix, tables)
+            k = beams[level].shape[0] + 1
+            # One suffices, to be pruned where all survive; with k the exporter sees that there are always k.
+            candidates = torch.cat([total.flatten(1), nothing.expand(batch, k)], dim=1)
+            best, place = candidates.topk(k)  # [batch, beam + 1]
+            bound = torch.maximum(bound, best[:, -1])
+            score, place = best[:, :-1], place[:, :-1]
+            parent = place // num_codes  # [batch, beam]
+            prefix = prefix.gather(1, parent) * num_codes + place % num_codes
+            if level + 1 < len(levels):
+                state = self.generator.reorder(state, parent)
+        return Beams(codes_of(prefix, levels), score, bound)
+
+
+@torch.no_grad()
+def search_eagerly(
+    search: BeamSearch, history: NDArray[np.int64], tables: Tables, widths: tuple[int, ...]
+) -> Beams:
+    """The search in PyTorch, called as runtime.RecommenderSession is; on the device of its weights."""
+    device = next(search.parameters()).device
+    return search(
+        torch.from_numpy(history).to(device),
+        [torch.arange(width) for width in widths],
+        [torch.from_numpy(table).to(device) for table in tables],
+    )
+
+
+def codes_of(prefix: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """Full prefixes [...] -> codes [..., level]"""
+    codes = []
+    for num_codes in reversed(levels):
+        codes.append(prefix % num_codes)
+        prefix = prefix // num_codes
+    return torch.stack(codes[::-1], dim=-1)

@@ -1,0 +1,313 @@
+"""The one loop that trains a generator: progress, checkpoint after every validation, resume, early stop.
+
+Training sees only `split.train`; validation users decide when to stop, by the item-level NDCG@10 of the
+very beam search that serves. Test users are not in sight.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from model_export.configs import TrainingConfig
+from model_export.data.splits import Split, Targets
+from model_export.evaluation.metrics import ndcg_at
+from model_export.evaluation.ranking import Found, ItemsOfCodes, rank_items
+from model_export.generators.base import Generator
+from model_export.generators.beam_search import BeamSearch, search_eagerly
+from service.core.graphs import PADDING, beam_widths
+
+VALIDATION_BEAMS = 30
+VALIDATION_BATCH = 128
+WINDOWS_PER_CHUNK = 4096  # sorted by length together
+
+
+@dataclass
+class Curve:
+    """What happened, for the report: one entry a validation."""
+
+    step: list[int] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    validation_ndcg_at_10: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    core_seconds: float = 0.0  # of all cores together, which other work on the machine leaves as it is
+    device: str = "cpu"
+    stopped: str = ""
+
+
+def train_generator(
+    generator: Generator,
+    *,
+    codes: NDArray[np.int64],
+    split: Split,
+    config: TrainingConfig,
+    history_length: int,
+    seed: int,
+    checkpoint: Path,
+) -> Curve:
+    """Train in place and leave the best weights in `generator`.
+
+    codes [item, level]. `checkpoint` is written after every validation and resumed from where it exists.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator.to(device)
+    padding = np.full((1, codes.shape[1]), PADDING)
+    codes_of_item = torch.from_numpy(np.concatenate([codes, padding])).to(
+        device
+    )  # [item + 1, level]; -1 is padding
+    optimizer = torch.optim.AdamW(
+        generator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    averaged = averaged_over_steps(generator, config.averaging) if config.averaging else None
+    run = _Run(generator, averaged, optimizer, rng, checkpoint)
+    run.resume(device)
+    run.curve.device = device.type
+
+    length = history_length + 1
+    steps_per_epoch = max(
+        1, sum(1 for _ in _batches(split.train, length, generator, config, np.random.default_rng(0)))
+    )
+    total_steps = min(config.max_epochs * steps_per_epoch, config.max_steps)
+    every = max(1, int(config.validate_every_epochs * steps_per_epoch))
+    users = some_users(split.validation, config.max_validation_users, seed)
+    started = time.monotonic() - run.curve.seconds
+    started_core = time.process_time() - run.curve.core_seconds
+    losses: list[float] = []
+    bar = tqdm(
+        total=total_steps,
+        initial=run.step,
+        desc=f"train {type(generator).__name__}",
+        unit="step",
+        mininterval=0.5,
+    )
+    generator.train()
+    while not run.curve.stopped:
+        for window in _batches(split.train, length, generator, config, rng):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _schedule(run.step, total_steps, config.warmup_steps)
+            loss = generator.loss(codes_of_item[torch.from_numpy(window).to(device)])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(generator)
+            losses.append(float(loss.detach()))
+            run.step += 1
+            bar.update()
+            run.curve.seconds = time.monotonic() - started
+            run.curve.core_seconds = time.process_time() - started_core
+            out_of_time = run.curve.seconds > config.time_limit_s
+            if run.step % every == 0 or run.step >= total_steps or out_of_time:
+                ndcg = validate(run.candidate, codes, users, history_length=history_length)
+                run.validated(ndcg, float(np.mean(losses)))
+                losses = []
+                bar.set_postfix(
+                    loss=f"{run.curve.train_loss[-1]:.3f}", ndcg10=f"{ndcg:.4f}", best=f"{run.best:.4f}"
+                )
+                if run.without_gain >= config.patience:
+                    run.curve.stopped = f"no better NDCG@10 in {config.patience} validations"
+                elif run.step >= total_steps:
+                    run.curve.stopped = "all steps done"
+                elif out_of_time:
+                    run.curve.stopped = f"the time limit of {config.time_limit_s:.0f} s"
+                run.save()
+                if run.curve.stopped:
+                    break
+    bar.close()
+    generator.load_state_dict(run.best_weights)
+    generator.to("cpu").eval()
+    return run.curve
+
+
+def averaged_over_steps(generator: Generator, decay: float) -> AveragedModel:
+    """A copy that follows `generator` at a distance: its weights are an exponential mean over the last steps,
+    some 1 / (1 - decay) of them, and over fewer in the beginning.
+    """
+
+    def average(mean: torch.Tensor, now: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+        count = float(steps)
+        return mean.lerp(now, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return AveragedModel(generator, avg_fn=average)
+
+
+@torch.no_grad()
+def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, history_length: int) -> float:
+    """Item-level NDCG@10 over `users`, their history excluded, by the eager beam search."""
+    was_training = generator.training
+    generator.eval()
+    search = BeamSearch(generator)
+    catalogue = ItemsOfCodes.build(generator.spec, codes)
+    tables = catalogue.trie.tables
+
+    def run(history: NDArray[np.int64], num_beams: int) -> Found:
+        beams = search_eagerly(search, history, tables, beam_widths(generator.spec, num_beams))
+        return Found(beams.codes.cpu().numpy(), beams.scores.cpu().numpy())
+
+    ranked = rank_items(
+        run,
+        catalogue,
+        users.histories,
+        k=10,
+        history_length=history_length,
+        num_beams=VALIDATION_BEAMS,
+        beam_limit=VALIDATION_BEAMS * 4,
+        batch_size=VALIDATION_BATCH,
+    )
+    generator.train(was_training)
+    return ndcg_at(ranked, users.targets, 10)
+
+
+class _Run:
+    """What a resumed run must know, and the file that keeps it."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        averaged: AveragedModel | None,
+        optimizer: torch.optim.Optimizer,
+        rng: np.random.Generator,
+        path: Path,
+    ) -> None:
+        self.generator, self.averaged = generator, averaged
+        self.optimizer, self.rng, self.path = optimizer, rng, path
+        self.step, self.best, self.without_gain = 0, -1.0, 0
+        self.best_weights = generator.state_dict()
+        self.curve = Curve()
+
+    @property
+    def candidate(self) -> Generator:
+        """What is validated, and kept where it is best: the averaged weights where there are such."""
+        if self.averaged is None:
+            return self.generator
+        candidate = self.averaged.module
+        assert isinstance(candidate, Generator)
+        return candidate
+
+    def validated(self, ndcg: float, train_loss: float) -> None:
+        self.curve.step.append(self.step)
+        self.curve.train_loss.append(train_loss)
+        self.curve.validation_ndcg_at_10.append(ndcg)
+        if ndcg > self.best:
+            self.best, self.without_gain = ndcg, 0
+            self.best_weights = {name: value.clone() for name, value in self.candidate.state_dict().items()}
+        else:
+            self.without_gain += 1
+
+    def save(self) -> None:
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "without_gain": self.without_gain,
+            "best_weights": self.best_weights,
+            "weights": self.generator.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "torch_rng": torch.get_rng_state(),
+            "curve": asdict(self.curve),
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def resume(self, device: torch.device) -> None:
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, map_location=device, weights_only=True)
+        self.generator.load_state_dict(state["weights"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = state["rng"]
+        torch.set_rng_state(state["torch_rng"].cpu())
+        self.step, self.best, self.without_gain = state["step"], state["best"], state["without_gain"]
+        self.best_weights = state["best_weights"]
+        self.curve = Curve(**state["curve"])
+
+
+def _schedule(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Linear warm-up, then half a cosine down to a twentieth."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
+
+
+def some_users(targets: Targets, limit: int, seed: int) -> Targets:
+    if len(targets.users) <= limit:
+        return targets
+    chosen = np.sort(np.random.default_rng(seed).choice(len(targets.users), size=limit, replace=False))
+    return Targets(targets.users[chosen], [targets.histories[row] for row in chosen], targets.targets[chosen])
+
+
+def _batches(
+    sequences: list[NDArray[np.int32]],
+    length: int,
+    generator: Generator,
+    config: TrainingConfig,
+    rng: np.random.Generator,
+) -> Iterator[NDArray[np.int64]]:
+    """One epoch of windows of item indices [batch, position], -1 on the left, each target once.
+
+    Windows of like length stand together, so that little is padded; batches come in random order.
+    """
+    make = _windows_by_chunk if generator.learns_every_position else _windows_by_target
+    windows = make(sequences, length, rng)
+    order = rng.permutation(len(windows))
+    batches = []
+    for chunk in np.array_split(order, max(1, len(order) // WINDOWS_PER_CHUNK)):
+        by_length = chunk[np.argsort([len(windows[i]) for i in chunk], kind="stable")]
+        batches += _cut(by_length, windows, config.batch_positions)
+    for place in rng.permutation(len(batches)):
+        chosen = [windows[i] for i in batches[place]]
+        window = np.full((len(chosen), max(map(len, chosen))), -1, dtype=np.int64)
+        for row, items in enumerate(chosen):
+            window[row, -len(items) :] = items
+        yield window
+
+
+def _cut(
+    by_length: NDArray[np.int64], windows: list[NDArray[np.int32]], max_positions: int
+) -> list[list[int]]:
+    """Batches of windows, shortest first, of at most `max_positions` with padding, or of a single window."""
+    batches: list[list[int]] = [[]]
+    for i in by_length:
+        if batches[-1] and (len(batches[-1]) + 1) * len(windows[i]) > max_positions:
+            batches.append([])
+        batches[-1].append(int(i))
+    return batches
+
+
+def _windows_by_chunk(
+    sequences: list[NDArray[np.int32]], length: int, rng: np.random.Generator
+) -> list[NDArray[np.int32]]:
+    """Cut each sequence into runs that overlap by one item, at a random offset, so that each item but the
+    first is a target once and long-run histories are not always cut at the same place.
+    """
+    windows = []
+    for items in sequences:
+        stride = length - 1
+        first = int(rng.integers(1, stride + 1)) if len(items) > length else min(stride, len(items) - 1)
+        for end in range(first, len(items) - 1 + stride, stride):
+            window = items[max(0, end - stride) : end + 1]
+            if len(window) > 1:
+                windows.append(window)
+    return windows
+
+
+def _windows_by_target(
+    sequences: list[NDArray[np.int32]],
+    length: int,
+    rng: np.random.Generator,  # noqa: ARG001  the same call as _windows_by_chunk
+) -> list[NDArray[np.int32]]:
+    return [items[max(0, end - length) : end] for items in sequences for end in range(2, len(items) + 1)]

@@ -1,0 +1,282 @@
+"""From items and purchases to codes and a trained generator: the stages that exports and the study share.
+
+    items ─ draw ─ read ─ pool ─ head ─ quantise ─ codes ─ collisions ─ generator
+
+Each stage is kept under a key of its inputs, its configuration and its code, so an interrupted or changed run
+repeats only what must be. Only `Split.train` goes into anything that is fitted; validation users decide when
+a generator stops.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model_export.configs import (
+    HeadConfig,
+    LetterConfig,
+    MiniLmConfig,
+    RunConfig,
+    SasRecConfig,
+    TigerConfig,
+    TreeConfig,
+    sasrec_training,
+)
+from model_export.data.splits import Split
+from model_export.encoders import base as encoder_base
+from model_export.encoders import choose as choose_encoder
+from model_export.encoders import head as head_module
+from model_export.encoders import minilm
+from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.head import ItemHead, train_head
+from model_export.evaluation import ranking
+from model_export.generators import base as generator_base
+from model_export.generators import beam_search, likeness, sasrec, seen_prefixes, tiger, training, tree
+from model_export.generators.base import Generator
+from model_export.generators.sasrec import SasRecGenerator, codes_of_items
+from model_export.generators.tiger import TigerGenerator
+from model_export.generators.training import Curve, train_generator
+from model_export.generators.tree import TreeGenerator
+from model_export.pipeline.cache import StageCache
+from model_export.quantizers import base as quantizer_base
+from model_export.quantizers import choose as choose_quantizer
+from model_export.quantizers import collisions, sinkhorn
+from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
+from model_export.quantizers.collisions import CollisionReport, treat_collisions
+from service.core import render
+from service.core.render import item_text, render_text
+from service.core.sid import SidSpec
+
+Say = Callable[[str], None]
+Strips = list[NDArray[np.uint8]]  # of each item [strip, height, width]
+Sequences = list[NDArray[np.int32]]
+
+COMMON = (training, ranking, beam_search, generator_base)  # whatever the generator
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an encoder made of a catalogue."""
+
+    features: NDArray[np.float32]  # [item, feature]
+    pooling: Pooling | None  # None where it read text
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The catalogue with its codes, and what made them."""
+
+    head: ItemHead
+    vectors: NDArray[np.float32]  # [item, dim], of the head
+    quantizer: ResidualQuantizer
+    quantizer_report: QuantizerReport
+    spec: SidSpec  # of the codes: a suffix is one level more than the quantiser's
+    codes: NDArray[np.int64]  # [item, level], collisions treated
+    collisions: CollisionReport
+
+
+def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = lambda _: None) -> Strips:
+    spec = config.render
+    rendered = [render_text(item_text(item, spec), spec) for item in items]
+    num_strips = sum(len(drawn.strips) for drawn in rendered)
+    truncated = sum(drawn.truncated for drawn in rendered)
+    say(f"      {num_strips:,} strips; {truncated:,} items too long, cut at the end")
+    missing = sorted(set("".join(drawn.missing for drawn in rendered)))
+    if missing:
+        shown = " ".join(f"{char} (U+{ord(char):04X})" for char in missing[:10])
+        say(f"      {len(missing)} characters the font lacks, drawn as their code points: {shown}")
+    return [drawn.strips for drawn in rendered]
+
+
+def read(items: Sequence[dict[str, Any]], config: RunConfig, cache: StageCache, say: Say) -> Read:
+    """Features by the configuration's encoder, of the pictures or, for comparison, of the text itself."""
+    texts = [item_text(item, config.render) for item in items]
+    if isinstance(config.encoder, MiniLmConfig):
+        features = _stage(cache, "text", (texts, minilm), lambda: minilm.MiniLm().features(texts))
+        return Read(features, None)
+    encoder = choose_encoder.make_encoder(config.render, config.encoder, config.seed)
+    inputs: tuple[Any, ...] = (
+        texts,
+        config.render,
+        config.seed,
+        *choose_encoder.encoder_files(config.encoder),
+        *choose_encoder.modules_of(config.encoder),
+        render,
+        encoder_base,
+    )
+    path = cache.path("reading", ".npz", *inputs)
+    if not path.exists():
+        parts = cache.path("reading", ".parts", *inputs)
+        parts.mkdir(exist_ok=True)
+        encoder.read(draw(items, config, say), parts).save(path)
+        for part in parts.iterdir():
+            part.unlink()
+        parts.rmdir()
+    reading = Reading.load(path)
+    inputs = (*inputs, config.encoder)
+    pooling: Pooling = _stage(cache, "pooling", inputs, lambda: encoder.fit(reading))
+    return Read(_stage(cache, "features", inputs, lambda: pooling.pool(reading)), pooling)
+
+
+def vectors_of(
+    features: NDArray[np.float32], train: Sequences, config: HeadConfig, cache: StageCache, *, seed: int
+) -> tuple[ItemHead, NDArray[np.float32]]:
+    """The head, trained on what was bought close together, and the catalogue's vectors [item, dim]."""
+    inputs = (features, train, config, seed, head_module)
+    head: ItemHead = _stage(cache, "head", inputs, lambda: train_head(features, train, config, seed))
+    return head, head.vectors(features)
+
+
+def code(
+    features: NDArray[np.float32], item_ids: Sequence[str], split: Split, config: RunConfig, cache: StageCache
+) -> Coded:
+    """Codes of features [item, feature]: head, quantiser, and the treatment of collisions."""
+    head, vectors = vectors_of(features, split.train, config.head, cache, seed=config.seed)
+    collaborative = None
+    if isinstance(config.quantizer, LetterConfig):
+        collaborative = collaborative_vectors(len(features), split, config, cache)
+    inputs = (
+        vectors, collaborative, config.quantizer, config.sid, config.seed,
+        *choose_quantizer.MODULES[type(config.quantizer)], quantizer_base,
+    )  # fmt: skip
+    quantizer, report = _stage(
+        cache,
+        "quantizer",
+        inputs,
+        lambda: choose_quantizer.train_quantizer(
+            vectors, config.sid, config.quantizer, seed=config.seed, collaborative=collaborative
+        ),
+    )
+    with torch.no_grad():
+        data = torch.from_numpy(vectors)  # [item, dim]
+        treated = treat_collisions(
+            config.collisions,
+            quantizer.encode(data).numpy(),
+            quantizer.latents(data).numpy(),
+            [codebook.numpy() for codebook in quantizer.codebooks],
+            item_ids,
+        )
+    return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report)
+
+
+def collaborative_vectors(
+    num_items: int, split: Split, config: RunConfig, cache: StageCache
+) -> NDArray[np.float32]:
+    """What SASRec learns of each item from the training part: [item, dim], NaN for items not in it."""
+    config = replace(config, generator=SasRecConfig(), training=sasrec_training())
+    spec, codes = SidSpec(levels=(num_items,)), codes_of_items(num_items)
+    generator = generate(codes, spec, split, config, cache).generator
+    assert isinstance(generator, SasRecGenerator)
+    found = generator.item_embeddings()
+    return np.where(found.is_learnt[:, None], found.vectors, np.nan).astype(np.float32)
+
+
+class Generated(NamedTuple):
+    generator: Generator
+    curve: Curve
+
+
+def generate(
+    codes: NDArray[np.int64],
+    spec: SidSpec,
+    split: Split,
+    config: RunConfig,
+    cache: StageCache,
+    *,
+    vectors: NDArray[np.float32] | None = None,
+) -> Generated:
+    """Train the configuration's generator on codes [item, level]; `vectors` [item, dim] are what it may start
+    from.
+    """
+    torch.manual_seed(config.seed)
+    generator = make_generator(codes, spec, split.train, config, vectors)
+    inputs = (
+        codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
+        config.history_length, config.seed, *GENERATOR_MODULES[type(config.generator)], *COMMON,
+    )  # fmt: skip
+    path = cache.path("generator", ".pt", *inputs)
+    if not path.exists():
+        checkpoint = cache.path("generator", ".checkpoint", *inputs)
+        curve = train_generator(
+            generator,
+            codes=codes,
+            split=split,
+            config=config.training,
+            history_length=config.history_length,
+            seed=config.seed,
+            checkpoint=checkpoint,
+        )
+        cache.make(path, lambda target: torch.save((generator.state_dict(), curve), target))
+        checkpoint.unlink(missing_ok=True)
+    weights, curve = torch.load(path, weights_only=False)  # this user's own cache
+    generator.load_state_dict(weights)
+    return Generated(generator.eval(), curve)
+
+
+GENERATOR_MODULES = {
+    TreeConfig: (tree, likeness, seen_prefixes),
+    TigerConfig: (tiger, seen_prefixes),
+    SasRecConfig: (sasrec,),
+}
+
+
+def modules_of(config: RunConfig) -> tuple[ModuleType, ...]:
+    """Whose code decides what comes out of a configuration's stages."""
+    encoder = (
+        (minilm,) if isinstance(config.encoder, MiniLmConfig) else choose_encoder.modules_of(config.encoder)
+    )
+    return (
+        *encoder, encoder_base, render, head_module, *choose_quantizer.MODULES[type(config.quantizer)],
+        quantizer_base, collisions, sinkhorn, *GENERATOR_MODULES[type(config.generator)], *COMMON,
+    )  # fmt: skip
+
+
+def make_generator(
+    codes: NDArray[np.int64],
+    spec: SidSpec,
+    train: Sequences,
+    config: RunConfig,
+    vectors: NDArray[np.float32] | None = None,
+) -> Generator:
+    """An untrained generator of the configuration. Seed torch before."""
+    seen = np.unique(np.concatenate(train))
+    match config.generator:
+        case TreeConfig() as tree_config:
+            return TreeGenerator(
+                config=tree_config,
+                spec=spec,
+                history_length=config.history_length,
+                seen_codes=codes[seen],
+                seen_vectors=None if vectors is None else vectors[seen],
+            )
+        case SasRecConfig() as sasrec_config:
+            return SasRecGenerator(
+                config=sasrec_config, spec=spec, history_length=config.history_length, seen_codes=codes[seen]
+            )
+        case TigerConfig() as tiger_config:
+            return TigerGenerator(config=tiger_config, spec=spec, seen_codes=codes[seen])
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """A seed gives the same bundle again. Otherwise threads add up gradients in whatever order they end."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # a GPU lacks some; it warns and goes on
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _stage(cache: StageCache, name: str, inputs: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What `make` returns, from the cache where these inputs were seen before."""
+    path = cache.path(name, ".pt", *inputs)
+    if not path.exists():
+        value = make()
+        cache.make(path, lambda target: torch.save(value, target))
+    return torch.load(path, weights_only=False)  # this user's own cache

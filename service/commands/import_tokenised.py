@@ -1,0 +1,199 @@
+"""`glyphrec import --tokenised`: items whose codes are known already, from a file straight into Redis.
+
+The file is read twice and never held: once to check every line before anything is put, and once to put.
+Batches go in the file's order, so of an id that comes twice the last line counts, and the next one is read
+while Redis takes the one before. All of it may be repeated: what is there is `unchanged`.
+"""
+
+import asyncio
+import gzip
+import io
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from tqdm import tqdm
+
+from service.core.bundle import Manifest, load_bundle
+from service.core.items import check_item
+from service.core.render import content_hash, item_text
+from service.core.sid import Codes
+from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
+from service.lifecycle.seeding import MAX_LINE_BYTES, parse_item
+from service.settings import Settings
+from service.store.client import connect_to_any
+from service.store.items import ItemStore
+from service.store.records import ItemRecord, PutResult
+
+BATCH = 1_000  # items; several round trips
+TURN = 50  # lines that are read before Redis' answer is looked for
+MAX_TRIES = 30
+RETRY_S = 1.0
+MAX_NAMED = 20  # items that found no slot; all of them are counted
+
+AGAIN = "Give the same command again: what was put is not put twice."
+
+
+class Line(NamedTuple):
+    number: int
+    record: ItemRecord
+    codes: Codes
+
+
+class TokenisedFile:
+    """Lines as those of a bundle's items.jsonl.gz, as the service would take their items."""
+
+    def __init__(self, path: Path, manifest: Manifest, max_item_chars: int) -> None:
+        self._path = path
+        self._spec = manifest.sid
+        self._render = manifest.render
+        self._max_item_chars = max_item_chars
+
+    def __iter__(self) -> Iterator[Line]:
+        """Raises GlyphrecError with the line at fault."""
+        for number, line in _numbered_lines(self._path):
+            try:
+                yield self._parse(number, line)
+            except (ValueError, InvalidItem) as error:
+                raise GlyphrecError(
+                    f"{self._path}:{number}: not an item with codes of this bundle: {error}. Give the bundle "
+                    "that read it, or lines as those of its items.jsonl.gz."
+                ) from None
+
+    def _parse(self, number: int, line: bytes) -> Line:
+        read = parse_item(line, self._spec)
+        item = check_item(read.item, self._max_item_chars)
+        text = item_text(item, self._render)
+        if not text:
+            raise InvalidItem("item", "has no text")  # whoever reads the catalogue anew needs some
+        return Line(number, ItemRecord(read.item_id, content_hash(text), item), read.codes)
+
+
+async def run(path: Path, settings: Settings) -> Counter[str]:
+    """Import a file -> how many items were created, moved, updated, unchanged, failed.
+
+    Raises GlyphrecError: nothing was put where a line is at fault or another tokenizer is served.
+    """
+    if settings.redis_url is None:
+        raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
+    if not path.is_file():
+        raise GlyphrecError(f"{path}: no file. It is read twice, so a pipe will not do.")
+    manifest = load_bundle(settings.bundle).manifest
+    redis = await connect_to_any(settings.redis_url)
+    try:
+        store = ItemStore(
+            redis,
+            catalog=settings.catalog,
+            tokenizer_id=manifest.tokenizer_id,
+            spec=manifest.sid,
+            fields=settings.filter_fields,
+            log_length=settings.log_length,
+        )
+        await store.check_server()
+        return await _Import(path, manifest, store, settings).run()
+    finally:
+        await redis.aclose()
+
+
+class _Import:
+    def __init__(self, path: Path, manifest: Manifest, store: ItemStore, settings: Settings) -> None:
+        self._path = path
+        self._file = TokenisedFile(path, manifest, settings.max_item_chars)
+        self._store = store
+        self._catalog = settings.catalog
+        self._tokenizer_id = manifest.tokenizer_id
+        self._counts: Counter[str] = Counter()
+
+    async def run(self) -> Counter[str]:
+        await self._check_served()
+        num_items = sum(1 for _ in tqdm(self._file, desc=f"checking {self._path.name}", unit=" items"))
+        with tqdm(total=num_items, desc=f"importing {self._path.name}", unit=" items") as bar:
+            try:
+                await self._put_all(bar)
+            except ServiceError as error:
+                raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
+        if await self._store.active() is None:
+            await self._store.activate()  # only now: a new catalogue is the file, or is still new
+        return self._counts
+
+    async def _put_all(self, bar: "tqdm[None]") -> None:
+        lines = iter(self._file)
+        batch = await _take(lines)
+        while batch:
+            results, following = await asyncio.gather(self._put(batch), _take(lines))
+            # After the batch: one that began under this tokenizer may have ended under another.
+            await self._check_served()
+            self._count(batch, results)
+            bar.update(len(batch))
+            batch = following
+
+    async def _put(self, batch: Sequence[Line]) -> list[PutResult | ServiceError]:
+        """As long as Redis does not take it, again."""
+        for tries in count(1):
+            try:
+                results = await self._store.put([(line.record, line.codes) for line in batch])
+                lost = next((each for each in results if isinstance(each, StoreUnavailable)), None)
+            except StoreUnavailable as error:
+                lost = error
+            if lost is None:
+                break
+            if tries == MAX_TRIES:
+                raise lost
+            await asyncio.sleep(RETRY_S)
+        return results
+
+    def _count(self, batch: Sequence[Line], results: Sequence[PutResult | ServiceError]) -> None:
+        for line, result in zip(batch, results, strict=True):
+            if isinstance(result, PutResult):
+                self._counts[result.status] += 1
+                continue
+            if not isinstance(result, SidSpaceFull):
+                raise result
+            self._counts["failed"] += 1
+            if self._counts["failed"] <= MAX_NAMED:
+                tqdm.write(f"{self._path}:{line.number}: {line.record.item_id}: {result}", file=sys.stderr)
+
+    async def _check_served(self) -> None:
+        """Raise GlyphrecError where another tokenizer is served, whose codes these are not."""
+        served = await self._store.active()
+        if served not in (None, self._tokenizer_id):
+            done = f" {self._counts.total()} items were put before." if self._counts else ""
+            raise GlyphrecError(
+                f"The catalogue {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
+                f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
+                "a service read the items: `glyphrec import` without --tokenised."
+            )
+
+
+async def _take(lines: Iterator[Line]) -> list[Line]:
+    """The next batch, empty at the end; read while others wait for Redis."""
+    batch: list[Line] = []
+    while len(batch) < BATCH and (part := list(islice(lines, TURN))):
+        batch += part
+        await asyncio.sleep(0)
+    return batch
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers. Raises GlyphrecError."""
+    try:
+        with _opened(path) as file:
+            for number in count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if len(line) > MAX_LINE_BYTES:
+                    raise GlyphrecError(f"{path}:{number}: over {MAX_LINE_BYTES} bytes, so it is no item")
+                if not line:
+                    return
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise GlyphrecError(f"{path}: cannot be read ({error}). Copy it again.") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    # Line by line a gzip file is slow by itself.
+    return io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else path.open("rb")

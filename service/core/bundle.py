@@ -1,0 +1,202 @@
+"""The manifest of a bundle: what an export promises and the service checks.
+
+A bundle is a folder, written once and never edited. `load_bundle` verifies every file before anything is
+served.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
+from service.core.sid import Frozen, SidSpec
+from service.errors import ContractMismatch
+
+FORMAT_VERSION = 2  # 2: the recommender reads rows of bits, and a width for each level
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.onnx"
+RECOMMENDER = "recommender.onnx"
+ITEMS = "items.jsonl.gz"
+
+# What a manifest may ask for at most, so that a damaged one asks for no memory that nobody has.
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_HISTORY_LENGTH = 10_000
+MAX_BEAM_LIMIT = 100_000
+
+LINE_PX = (8, 64)  # lowest and highest line of text
+
+
+class FileRecord(Frozen):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    num_bytes: int = Field(ge=0)
+
+
+class RenderSpec(Frozen):
+    """How an item's text becomes strips of pixels; only service/core/render.py reads it."""
+
+    height_px: int = Field(default=16, ge=8, le=4096, description="of a strip, with all of its lines")
+    width_px: int = Field(default=216, ge=32, le=2048)
+    lines_per_strip: int = Field(default=1, ge=1, le=256, description="more than one makes a strip a page")
+    max_strips: int = Field(default=5, ge=1, le=64)
+    squeeze: float = Field(default=0.6, gt=0.2, le=1.0, description="horizontal scale of the letters")
+    font: str = Field(default="DejaVuSans.ttf", description="a file of service/core/fonts")
+    font_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="filled in by the export")
+    fields: tuple[str, ...] = Field(
+        default=("title", "brand", "categories", "*", "description"),
+        description="the order of an item's fields; * stands for all others, by name",
+    )
+
+    @property
+    def line_px(self) -> int:
+        return self.height_px // self.lines_per_strip
+
+    @model_validator(mode="after")
+    def _lines_fit(self) -> Self:
+        low, high = LINE_PX
+        if self.height_px % self.lines_per_strip or not low <= self.line_px <= high:
+            raise ValueError(
+                f"{self.lines_per_strip} lines do not share height_px={self.height_px} in whole pixels, "
+                f"{low} to {high} each. Choose height_px as lines_per_strip times the height of a line"
+            )
+        return self
+
+
+class Manifest(Frozen):
+    """manifest.json. Everything the service needs to know before it opens a graph."""
+
+    format_version: Literal[2]
+    export_key: str = Field(description="equal for equal data, configuration and code")
+    created_at: str
+    config: str
+    sid: SidSpec
+    render: RenderSpec
+    tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    recommender_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    trained_for_tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    tokenizer: GraphSpec
+    recommender: GraphSpec
+    generator: str
+    precision: Literal["float32", "int8"] = Field(
+        default="float32", description="of the recommender's weight products"
+    )
+    history_length: int = Field(ge=1, le=MAX_HISTORY_LENGTH)
+    beam_limit: int = Field(ge=1, le=MAX_BEAM_LIMIT)
+    data_fingerprint: str
+    data_name: str
+    num_items: int = Field(ge=0)
+    metrics: dict[str, float]
+    files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _same_tokenizer(self) -> Self:
+        if self.trained_for_tokenizer_id != self.tokenizer_id:
+            raise ValueError(
+                f"the recommender was trained for tokenizer {self.trained_for_tokenizer_id}, "
+                f"but the bundle holds {self.tokenizer_id}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_of_this_spec(self) -> Self:
+        dims = [
+            tensor.shape[-1] for tensor in self.tokenizer.outputs if tensor.name == "vector" and tensor.shape
+        ]
+        dim = dims[0] if dims and isinstance(dims[0], int) else 0
+        height, width = self.render.height_px, self.render.width_px
+        if self.tokenizer != tokenizer_graph(self.sid, height=height, width=width, vector_dim=dim):
+            raise ValueError(
+                f"tokenizer: its tensors are not those of levels {self.sid.levels} and this render"
+            )
+        if self.recommender != recommender_graph(self.sid):
+            raise ValueError(f"recommender: its tensors are not those of levels {self.sid.levels}")
+        return self
+
+
+class Bundle(NamedTuple):
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle. Raises ContractMismatch with the file at fault and the remedy."""
+    manifest_path = path / MANIFEST
+    raw = _read_json(manifest_path)
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise ContractMismatch(
+            f"{manifest_path}: format version {version!r}, this service reads {FORMAT_VERSION}. "
+            "Export again with the glyphrec release that serves."
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise ContractMismatch(f"{manifest_path}: {where}: {first['msg']}. Export again.") from error
+    for name, record in manifest.files.items():
+        _check_file(path, name, record)
+    for name in (TOKENIZER, RECOMMENDER, ITEMS):
+        if name not in manifest.files:
+            raise ContractMismatch(f"{manifest_path}: lists no {name}. Export again.")
+    return Bundle(path, manifest)
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise ContractMismatch(f"{path}: over {MAX_MANIFEST_BYTES} bytes, so it is none. Export again.")
+        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise ContractMismatch(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number there")
+
+
+def _check_file(folder: Path, name: str, record: FileRecord) -> None:
+    path = folder / name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a NUL, a loop of links: nothing there has that name
+        inside = False
+    if not inside:
+        raise ContractMismatch(f"{folder / MANIFEST}: {name!r} lies outside the bundle. Export again.")
+    try:
+        if not path.is_file():
+            raise ContractMismatch(f"{path}: missing. Copy the whole bundle, or export again.")
+        num_bytes, found = path.stat().st_size, ""
+        if num_bytes == record.num_bytes:
+            found = sha256_of(path)
+    except OSError as error:
+        raise ContractMismatch(
+            f"{path}: cannot be read ({error.strerror}). Copy the whole bundle."
+        ) from error
+    if num_bytes != record.num_bytes:
+        raise ContractMismatch(
+            f"{path}: {num_bytes} bytes, manifest says {record.num_bytes}. Copy it again, or export again."
+        )
+    if found != record.sha256:
+        raise ContractMismatch(
+            f"{path}: sha256 is {found[:12]}, manifest says {record.sha256[:12]}. "
+            "Copy it again, or export again."
+        )

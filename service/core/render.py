@@ -1,0 +1,248 @@
+"""An item's text becomes strips of pixels: lines of squeezed letters, black on white, all of one size.
+
+A strip is one line, or a page of several lines for encoders that read pages.
+
+Pure: the same text and recipe give the same bytes, in training and in serving. Pillow's basic layout is used
+although it neither shapes nor reorders scripts, because it behaves the same in every Pillow build;
+right-to-left text is therefore drawn in logical order.
+"""
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from fontTools.ttLib import TTFont
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from service.core.bundle import RenderSpec, sha256_of
+from service.errors import ContractMismatch
+
+FONTS = Path(__file__).parent / "fonts"
+
+WHITE = 255
+# Letters are drawn this much larger and averaged down, once for each of PHASES places between two pixels.
+SUPERSAMPLE = 4
+# Of a strip's height. The rest keeps accents and descenders inside the strip.
+FONT_SIZE = 0.78
+PHASES = 4
+MARGIN_PX = 2
+# Combining marks have no width of their own; a line of them ends here.
+MAX_LETTERS_PER_LINE = 1000
+# A nested value deeper than this is not text that anybody reads.
+MAX_DEPTH = 8
+
+
+class Rendered(NamedTuple):
+    strips: NDArray[np.uint8]  # [strip, height, width], at least one strip
+    truncated: bool  # the text did not fit into max_strips
+    missing: str  # distinct characters the font lacks, drawn as [code point in hex]
+
+
+def item_text(item: Mapping[str, Any], spec: RenderSpec) -> str:
+    """The one line of text that stands for an item: its fields in the recipe's order, then drawn and hashed.
+
+    Fields that are empty or absent leave nothing behind; `item_id` is a name, not content.
+    """
+    others = sorted(item.keys() - set(spec.fields) - {"item_id"})
+    parts: list[str] = []
+    for field in spec.fields:
+        if field == "*":
+            parts += _named(others, item)
+        elif field != "item_id" and (text := _value_text(field, item.get(field))):
+            parts.append(text)
+    return "; ".join(parts)
+
+
+def content_hash(text: str) -> str:
+    """32 hex characters. Items of one text have one hash and, for one tokenizer, one set of codes."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def render_text(text: str, spec: RenderSpec) -> Rendered:
+    """Draw `text`, wrapped at words and cut at `max_strips`."""
+    face = _face(spec)
+    drawable, missing = face.spell(_clean(text))
+    lines = _wrap(drawable, face)
+    kept = [line for _, line in zip(range(spec.max_strips * spec.lines_per_strip), lines, strict=False)]
+    truncated = next(lines, None) is not None
+    num_strips = max(1, math.ceil(len(kept) / spec.lines_per_strip))
+    kept += [""] * (num_strips * spec.lines_per_strip - len(kept))  # the rest of the last page
+    drawn = np.stack([face.draw(line) for line in kept])  # [line, line height, width]
+    return Rendered(drawn.reshape(num_strips, spec.height_px, spec.width_px), truncated, missing)
+
+
+def font_sha256(spec: RenderSpec) -> str:
+    """What an export writes into the recipe, so that a service with another font file refuses it."""
+    return sha256_of(_font_path(spec.font))
+
+
+def _named(names: Iterable[str], values: Mapping[str, Any], depth: int = 0) -> list[str]:
+    """`name value` for each value that is not empty."""
+    found = ((name, _value_text(name, values[name], depth)) for name in names)
+    return [f"{_clean(name)} {text}".lstrip() for name, text in found if text]
+
+
+def _value_text(name: str, value: Any, depth: int = 0) -> str:
+    """A JSON value in words. `categories` is a path, other lists are enumerations."""
+    if depth > MAX_DEPTH:
+        return ""
+    if isinstance(value, Mapping):
+        return ", ".join(_named(sorted(value), value, depth + 1))
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(part, list | tuple | Mapping) for part in value)
+        joint = " > " if name == "categories" and not nested else ", "
+        return joint.join(text for part in value if (text := _value_text(name, part, depth + 1)))
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return _clean(str(value))
+
+
+def _clean(text: str) -> str:
+    """Composed (NFC); one space where white space or control characters stood, nothing for unseen ones."""
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
+    return " ".join("".join(map(_visible, unicodedata.normalize("NFC", text))).split())
+
+
+def _visible(character: str) -> str:
+    match unicodedata.category(character):
+        case "Cc" | "Zs" | "Zl" | "Zp":
+            return " "
+        case "Cf":  # joiners, soft hyphens, direction marks
+            return ""
+        case "Cs":  # half of a pair: no text encoding takes it
+            return "\N{REPLACEMENT CHARACTER}"
+    return character
+
+
+class _Face:
+    """One font at one recipe's size. Letters are kept as small pictures; a line is their sum."""
+
+    def __init__(self, path: Path, height_px: int, width_px: int, squeeze: float) -> None:
+        size = height_px * FONT_SIZE * SUPERSAMPLE
+        self._font = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+        with TTFont(path) as font:
+            self._has = frozenset(font.getBestCmap())
+        self._height, self._width = height_px, width_px
+        self._scale = squeeze / SUPERSAMPLE  # pixels of a strip per pixel of an unsqueezed, enlarged letter
+        ascent, descent = self._font.getmetrics()
+        self._baseline = (height_px * SUPERSAMPLE + ascent - descent) // 2
+        self._advances: dict[str, float] = {}
+        self._letters: dict[tuple[str, int], _Letter] = {}
+        self.room = width_px - 2.0 * MARGIN_PX
+
+    def spell(self, text: str) -> tuple[str, str]:
+        """`text` with what the font lacks written as [code point], and what that was."""
+        if text.isascii():
+            return text, ""
+        missing = sorted({character for character in text if ord(character) not in self._has})
+        if not missing:
+            return text, ""
+        written = {ord(character): f"[{ord(character):X}]" for character in missing}
+        return text.translate(written), "".join(missing)
+
+    def advance(self, character: str) -> float:
+        """Pixels from this letter's origin to the next one's. Kerning is left out."""
+        found = self._advances.get(character)
+        if found is None:
+            found = self._advances[character] = self._font.getlength(character) * self._scale
+        return found
+
+    def length(self, word: str) -> float:
+        return sum(map(self.advance, word))
+
+    def draw(self, line: str) -> NDArray[np.uint8]:
+        # Letters may reach beyond their place: keep a border on both sides and cut it off.
+        ink = np.zeros((self._height, self._height + 2 * self._width), dtype=np.uint16)
+        x = float(MARGIN_PX + self._height)
+        for character in line:
+            column = int(x)
+            letter = self._letter(character, int((x - column) * PHASES))
+            start = column + letter.left
+            ink[:, start : start + letter.ink.shape[1]] += letter.ink
+            x += self.advance(character)
+        visible = ink[:, self._height : self._height + self._width]
+        return (WHITE - np.minimum(visible, WHITE)).astype(np.uint8)
+
+    def _letter(self, character: str, phase: int) -> "_Letter":
+        found = self._letters.get((character, phase))
+        if found is None:
+            found = self._letters[character, phase] = self._draw_letter(character, phase / PHASES)
+        return found
+
+    def _draw_letter(self, character: str, shift_px: float) -> "_Letter":
+        left, _, right, _ = self._font.getbbox(character, anchor="ls")
+        # In whole pixels of the strip; no letter reaches further left than a line is high.
+        first = max(math.floor(left * self._scale), -self._height)
+        columns = min(max(math.ceil(right * self._scale + 1) - first, 1), self._width // 2)
+        canvas = Image.new("L", (round(columns / self._scale), self._height * SUPERSAMPLE), 0)
+        origin = ((shift_px - first) / self._scale, self._baseline)
+        ImageDraw.Draw(canvas).text(origin, character, fill=WHITE, font=self._font, anchor="ls")
+        return _Letter(first, np.asarray(canvas.resize((columns, self._height), Image.Resampling.BOX)))
+
+
+class _Letter(NamedTuple):
+    left: int  # from the letter's origin to its first column, in pixels
+    ink: NDArray[np.uint8]  # [height, column], 255 is black
+
+
+def _wrap(text: str, face: _Face) -> Iterator[str]:
+    """Lines that fit, broken at words; only a word wider than a line is broken inside."""
+    space = face.advance(" ")
+    line: list[str] = []
+    used = 0.0
+    for word, width in _words(text, face):
+        if line and used + space + width > face.room:
+            yield " ".join(line)
+            line, used = [], 0.0
+        used += width + (space if line else 0.0)
+        line.append(word)
+    if line:
+        yield " ".join(line)
+
+
+def _words(text: str, face: _Face) -> Iterator[tuple[str, float]]:
+    """Each word and its width in pixels, one at a time, so that a text costs what is drawn of it."""
+    for match in re.finditer("[^ ]+", text):
+        word = match.group()
+        start, used = 0, 0.0
+        for place, character in enumerate(word):
+            width = face.advance(character)
+            if place > start and (used + width > face.room or place - start == MAX_LETTERS_PER_LINE):
+                yield word[start:place], used
+                start, used = place, 0.0
+            used += width
+        yield word[start:], used
+
+
+def _face(spec: RenderSpec) -> _Face:
+    path = _font_path(spec.font)
+    if spec.font_sha256 and spec.font_sha256 != (found := _cached_sha256(path)):
+        raise ContractMismatch(
+            f"{path}: sha256 is {found[:12]}, the bundle's recipe says {spec.font_sha256[:12]}. "
+            "Pixels would differ from those it was trained on: install the release that exported it."
+        )
+    return _cached_face(path, spec.line_px, spec.width_px, spec.squeeze)
+
+
+def _font_path(name: str) -> Path:
+    path = FONTS / name
+    if path.parent != FONTS or not path.is_file():
+        known = ", ".join(sorted(font.name for font in FONTS.glob("*.ttf")))
+        raise ContractMismatch(f"No font {name!r} in {FONTS}. Name one of: {known}.")
+    return path
+
+
+_cached_sha256 = lru_cache(maxsize=16)(sha256_of)
+_cached_face = lru_cache(maxsize=16)(_Face)

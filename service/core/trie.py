@@ -1,0 +1,236 @@
+"""The SID trie: one row of bits for every prefix, one bit for every code that may follow it.
+
+A prefix read as an integer is its own trie state and the number of its row, so there are no nodes, no
+children and no rebuild: an edit flips at most one bit a level, and the children of a prefix are one short
+contiguous row, as short for ten million items as for ten.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.sid import NUM_SLOTS, Codes, SidSpec
+
+Tables = tuple[NDArray[Any], ...]  # what the recommender graph takes; graphs.trie_tables names them
+
+# What the graph sees of the paged level grows in steps, so that its shape changes rarely.
+PAGES_PER_STEP = 4096
+BYTES_PER_SHARED_CODE = 128  # of a dictionary's entry, for num_bytes
+ROWS_AT_ONCE = 256
+
+
+class SidTrie:
+    """Which codes of `spec` have living items, and how many each.
+
+    Level l holds bits [parent prefix, code] in whole bytes, the lowest bit first. Where the rows of the
+    deepest level would take more memory than a catalogue deserves, they are pages, given out as parents live:
+    `page_of` [parent prefix] says which, page 0 is nobody's and stays empty. Address space for all pages is
+    reserved at once and costs memory only where it is used, so growth never copies anything.
+
+    Edits and searches take turns (Catalog.turns); the tables are the live arrays, never a copy.
+    """
+
+    def __init__(self, spec: SidSpec) -> None:
+        self.spec = spec
+        rows = list(spec.num_parents)
+        self._page_of: NDArray[np.int32] | None = None
+        if spec.is_paged:
+            self._page_of = np.zeros(rows[-1], dtype=np.int32)
+            rows[-1] += 1
+        self._bits = tuple(
+            np.zeros((count, width), dtype=np.uint8)
+            for count, width in zip(rows, spec.row_bytes, strict=True)
+        )
+        self._num_pages = 1  # ever given out, with the empty one
+        self._free_pages: list[int] = []
+        self._shared: dict[int, int] = {}  # full prefix -> items there beyond the first
+        self._num_items = 0
+
+    @classmethod
+    def from_codes(cls, spec: SidSpec, codes: NDArray[np.integer[Any]]) -> "SidTrie":
+        """Build from codes [item, level] at once. Raises ValueError where a code has over NUM_SLOTS items."""
+        return cls.from_prefixes(spec, spec.prefixes_of(codes)[-1])
+
+    @classmethod
+    def from_prefixes(cls, spec: SidSpec, prefixes: NDArray[np.int64]) -> "SidTrie":
+        """Build from the full prefix of each item [item]."""
+        trie = cls(spec)
+        living, counts = np.unique(prefixes, return_counts=True)
+        if counts.size and counts.max() > NUM_SLOTS:
+            raise ValueError(f"{counts.max()} items share one code; {NUM_SLOTS} is the limit")
+        shared = counts > 1
+        trie._shared = dict(zip(living[shared].tolist(), (counts[shared] - 1).tolist(), strict=True))
+        trie._num_items = len(prefixes)
+        for level in reversed(range(spec.num_levels)):
+            parent, code = np.divmod(living, spec.levels[level])
+            living = parent[np.concatenate([[True], parent[1:] != parent[:-1]])] if parent.size else parent
+            row = trie._take_pages(parent, living) if level == spec.num_levels - 1 else parent
+            # Each bit occurs once, so a sum of bits is their union.
+            np.add.at(
+                trie._bits[level].reshape(-1),
+                row * spec.row_bytes[level] + (code >> 3),
+                (1 << (code & 7)).astype(np.uint8),
+            )
+        return trie
+
+    @property
+    def tables(self) -> Tables:
+        """The arrays that the graph reads, in the order of graphs.trie_tables."""
+        if self._page_of is None:
+            return self._bits
+        seen = min(-(-self._num_pages // PAGES_PER_STEP) * PAGES_PER_STEP, len(self._bits[-1]))
+        return (*self._bits[:-1], self._page_of, self._bits[-1][:seen])
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tables and of the counts beside them."""
+        return sum(table.nbytes for table in self.tables) + BYTES_PER_SHARED_CODE * len(self._shared)
+
+    def insert(self, codes: Codes) -> None:
+        """Add one item. O(levels). Raises OverflowError where the code is full."""
+        self.spec.check(codes)
+        prefixes = self.spec.prefixes(codes)
+        leaf = prefixes[-1]
+        if self._is_set(-1, leaf):
+            if self._shared.get(leaf, 0) + 1 >= NUM_SLOTS:
+                raise OverflowError(f"codes {codes} already have {NUM_SLOTS} items")
+            self._shared[leaf] = self._shared.get(leaf, 0) + 1
+        else:
+            self._claim_page(leaf // self.spec.levels[-1])
+            for level in reversed(range(self.spec.num_levels)):
+                row, byte, bit = self._place(level, prefixes[level])
+                if row[byte] & bit:
+                    break  # so its parents live already
+                row[byte] |= bit
+        self._num_items += 1
+
+    def delete(self, codes: Codes) -> None:
+        """Take one item away. O(levels). Raises KeyError where none lives there."""
+        self.spec.check(codes)
+        prefixes = self.spec.prefixes(codes)
+        leaf = prefixes[-1]
+        if not self._is_set(-1, leaf):
+            raise KeyError(f"no item lives at codes {codes}")
+        self._num_items -= 1
+        if leaf in self._shared:
+            self._shared[leaf] -= 1
+            if not self._shared[leaf]:
+                del self._shared[leaf]
+            return
+        for level in reversed(range(self.spec.num_levels)):
+            row, byte, bit = self._place(level, prefixes[level])
+            row[byte] ^= bit
+            parent = prefixes[level] // self.spec.levels[level]
+            if self._row(level, parent).any():
+                break  # so its parents live on
+            if level == self.spec.num_levels - 1:
+                self._release_page(parent)
+
+    def count(self, codes: Codes) -> int:
+        """How many items live at these full codes."""
+        self.spec.check(codes)
+        leaf = self.spec.prefixes(codes)[-1]
+        return 1 + self._shared.get(leaf, 0) if self._is_set(-1, leaf) else 0
+
+    def __len__(self) -> int:
+        return self._num_items
+
+    @property
+    def num_shared(self) -> int:
+        """Codes with more than one item."""
+        return len(self._shared)
+
+    def num_used_codes(self) -> tuple[int, ...]:
+        """For each level how many of its codes lead to a living item. Reads every table once."""
+        last = self._bits[-1] if self._page_of is None else self._bits[-1][: self._num_pages]
+        return tuple(_num_set(_union(rows)) for rows in (*self._bits[:-1], last))
+
+    def children(self, level: int, parent: int) -> NDArray[np.int64]:
+        """The living codes of `level` after a parent prefix, ascending."""
+        bits = np.unpackbits(self._row(level, parent), count=self.spec.levels[level], bitorder="little")
+        return np.flatnonzero(bits)
+
+    def living(self, codes: Codes = ()) -> Iterator[int]:
+        """Full prefixes of the living codes that begin with `codes`, in trie order; lazy."""
+        prefix = 0
+        for level, code in enumerate(codes):
+            prefix = prefix * self.spec.levels[level] + code
+        return self._living(prefix, len(codes))
+
+    def digest(self) -> str:
+        """Equal for equal contents, whatever the order of edits: what two replicas compare."""
+        hasher = hashlib.sha256()
+        if self._page_of is None:
+            hasher.update(self._bits[-1].tobytes())
+        else:
+            parents = np.flatnonzero(self._page_of)
+            hasher.update(parents.tobytes())
+            hasher.update(self._bits[-1][self._page_of[parents]].tobytes())
+        hasher.update(repr(sorted(self._shared.items())).encode())
+        return hasher.hexdigest()[:16]
+
+    def _living(self, prefix: int, level: int) -> Iterator[int]:
+        if level == self.spec.num_levels:
+            if self._is_set(-1, prefix):
+                yield prefix
+            return
+        first = prefix * self.spec.levels[level]
+        for code in self.children(level, prefix).tolist():
+            if level == self.spec.num_levels - 1:
+                yield first + code
+            else:
+                yield from self._living(first + code, level + 1)
+
+    def _row(self, level: int, parent: int) -> NDArray[np.uint8]:
+        is_deepest = level in (-1, self.spec.num_levels - 1)
+        row = int(self._page_of[parent]) if is_deepest and self._page_of is not None else parent
+        bits: NDArray[np.uint8] = self._bits[level][row]
+        return bits
+
+    def _place(self, level: int, prefix: int) -> tuple[NDArray[np.uint8], int, int]:
+        """The row of a prefix's bit, the byte in it, and the bit in that."""
+        parent, code = divmod(prefix, self.spec.levels[level])
+        return self._row(level, parent), code >> 3, 1 << (code & 7)
+
+    def _is_set(self, level: int, prefix: int) -> bool:
+        row, byte, bit = self._place(level, prefix)
+        return bool(row[byte] & bit)
+
+    def _claim_page(self, parent: int) -> None:
+        if self._page_of is None or self._page_of[parent]:
+            return
+        if self._free_pages:
+            self._page_of[parent] = self._free_pages.pop()
+        else:
+            self._page_of[parent] = self._num_pages
+            self._num_pages += 1
+
+    def _release_page(self, parent: int) -> None:
+        if self._page_of is not None:
+            self._free_pages.append(int(self._page_of[parent]))
+            self._page_of[parent] = 0
+
+    def _take_pages(self, parent: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give each of `parents`, the set of `parent`, a page -> the row of each of `parent`."""
+        if self._page_of is None:
+            return parent
+        self._page_of[parents] = np.arange(1, len(parents) + 1)
+        self._num_pages = 1 + len(parents)
+        return self._page_of[parent].astype(np.int64)
+
+
+def _union(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[row, byte] -> the bits that are set in any row [byte]; many at once, as short ones take longer."""
+    count, width = rows.shape
+    whole = count - count % ROWS_AT_ONCE
+    wide = np.bitwise_or.reduce(rows[:whole].reshape(-1, ROWS_AT_ONCE * width), axis=0)
+    folded: NDArray[np.uint8] = np.bitwise_or.reduce(wide.reshape(ROWS_AT_ONCE, width), axis=0)
+    folded |= np.bitwise_or.reduce(rows[whole:], axis=0)
+    return folded
+
+
+def _num_set(row: NDArray[np.uint8]) -> int:
+    return int(np.unpackbits(row).sum())

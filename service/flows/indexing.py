@@ -1,0 +1,348 @@
+"""The POST /items flow, in order: check -> hash -> held? -> render -> tokenise -> store -> follow the log.
+
+Each item has an outcome of its own, and a bad one harms no other. Only new content is drawn and read.
+An id that comes twice in one request is stored as it comes last, and both places report that outcome.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.catalog.catalog import CatalogFollower
+from service.core.bundle import RenderSpec
+from service.core.items import Item, check_item
+from service.core.render import Rendered, content_hash, item_text, render_text
+from service.core.sid import Codes, Sid
+from service.errors import (
+    InvalidItem,
+    ItemChanged,
+    ServiceError,
+    SidSpaceFull,
+    StoreUnavailable,
+    TookTooLong,
+)
+from service.inference.batching import MicroBatcher
+from service.inference.runtime import Tokenizer
+from service.store.items import ItemStore
+from service.store.records import ItemRecord, PutResult
+from service.telemetry.metrics import Metrics, Stages
+
+log = logging.getLogger(__name__)
+
+Strips = NDArray[np.uint8]  # [strip, height, width]
+T = TypeVar("T")
+
+# Items that are drawn, read and stored together: few, so that one posted meanwhile does not wait for long.
+CHUNK = 32
+# While one chunk is being read, the next is drawn.
+CHUNKS_IN_FLIGHT = 2
+# How long an answer waits until this replica has seen its own change; the log brings it within milliseconds.
+FOLLOW_TIMEOUT_S = 5.0
+
+
+class Reading(NamedTuple):
+    """A checked item and the text that stands for it."""
+
+    record: ItemRecord
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    item_id: str | None  # None where the item had no usable id
+    status: Literal["created", "moved", "updated", "unchanged", "failed"]
+    sid: Sid | None = None
+    truncated: bool | None = None  # None where the item was not drawn
+    missing: str | None = None
+    error: ServiceError | None = None
+
+
+class Indexed(NamedTuple):
+    outcomes: list[Outcome]  # in the order of the request
+    version: int  # of the catalogue, as this replica now serves it
+
+
+def tokenise_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[Codes]]:
+    """What the tokenizer's batcher runs."""
+
+    def run(strips: list[Strips]) -> list[Codes]:
+        return [tuple(codes) for codes in tokenizer.run(strips).codes.tolist()]
+
+    return run
+
+
+class Indexer:
+    def __init__(
+        self,
+        store: ItemStore,
+        follower: CatalogFollower,
+        batcher: MicroBatcher[Strips, Codes],
+        *,
+        render: RenderSpec,
+        max_item_chars: int,
+        timeout_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._follower = follower
+        self._batcher = batcher
+        self._render = render
+        self._max_item_chars = max_item_chars
+        self._timeout_s = timeout_s
+        self._metrics = metrics
+        # Of the model that is to replace this one, or has: what is acknowledged here is in its catalogue too.
+        self.successor: Indexer | None = None
+
+    async def index(self, items: Sequence[object], stages: Stages, deadline: float = math.inf) -> Indexed:
+        """Store the items and give each its SID; the next search on this replica knows them.
+
+        By the deadline of the event loop's clock or the timeout, whichever is first; what was stored before
+        it stays, and can be sent again.
+
+        Raises Overloaded, StoreUnavailable or TookTooLong where nothing at all was stored because of it, and
+        StoreUnavailable where what was stored is not seen here in time.
+        """
+        started_at = asyncio.get_running_loop().time()
+        deadline = min(deadline, started_at + self._timeout_s)
+        try:
+            async with asyncio.timeout_at(deadline):
+                indexed = await self._index(items, stages, deadline)
+        except TimeoutError:
+            raise TookTooLong("Reading these items", deadline - started_at) from None
+        for outcome in indexed.outcomes:
+            self._metrics.indexed_items.labels(outcome.status).inc()
+        stages.flow = "index"
+        return indexed
+
+    async def read(self, records: Sequence[ItemRecord]) -> list[Codes]:
+        """The codes of items that are stored already: what a new tokenizer asks for."""
+        texts = [item_text(record.item, self._render) for record in records]
+        drawn = await self._draw(texts)
+        answers = await asyncio.gather(
+            *(self._batcher.submit(each.strips, is_admitted=True) for each in drawn)
+        )
+        return [answer.result for answer in answers]
+
+    async def drop(self, item_id: str) -> int | None:
+        """Take an item away -> the catalogue's version without it; None where there was none.
+
+        Either way the next search on this replica does not know it. Raises StoreUnavailable.
+        """
+        dropped = (await self._store.drop([item_id]))[0]
+        if dropped.existed:
+            await self._hand_on([item_id])
+        await self._follow_to(dropped.version)
+        return dropped.version if dropped.existed else None
+
+    async def take_over(self, item_ids: Sequence[str]) -> None:
+        """Bring these items to what they are now, as they were put or dropped under another tokenizer.
+
+        Safe to repeat. The next search of this model knows them, where it follows its log already. Raises
+        ServiceError; SidSpaceFull after all others are done.
+        """
+        version = 0
+        full: SidSpaceFull | None = None
+        records = await self._store.records(item_ids)
+        present = {record.item_id for record in records}
+        for dropped in await self._store.forget([each for each in item_ids if each not in present]):
+            version = max(version, dropped.version)
+        for last_try in (False, True):
+            held = await self._store.held([record.item_id for record in records])
+            unread = [
+                each
+                for each in records
+                if each.item_id not in held or held[each.item_id].content_hash != each.content_hash
+            ]
+            codes: dict[str, Codes | None] = dict.fromkeys(held)
+            codes |= zip((each.item_id for each in unread), await self.read(unread), strict=True)
+            results = await self._store.assign([(each, codes[each.item_id]) for each in records], tell=True)
+            changed = []
+            for record, result in zip(records, results, strict=True):
+                if isinstance(result, PutResult):
+                    version = max(version, result.version)
+                elif isinstance(result, ItemChanged) and not last_try:
+                    changed.append(record.item_id)
+                elif isinstance(result, SidSpaceFull):
+                    full = result
+                elif not isinstance(result, ItemChanged):  # whoever changed it again takes care of it
+                    raise result
+            records = await self._store.records(changed)
+        if self._follower.is_loaded:
+            await self._follow_to(version)
+        if self.successor is not None:
+            await self.successor.take_over(item_ids)
+        if full is not None:
+            raise full
+
+    async def _index(self, items: Sequence[object], stages: Stages, deadline: float) -> Indexed:
+        checked = await asyncio.to_thread(lambda: [self._check(item) for item in items])
+        latest = {each.record.item_id: each for each in checked if isinstance(each, Reading)}
+        with stages.time("held"):
+            held = await self._store.held(list(latest))
+        known: list[Reading] = []
+        new: list[Reading] = []
+        for item_id, reading in latest.items():
+            same = item_id in held and held[item_id].content_hash == reading.record.content_hash
+            (known if same else new).append(reading)
+        if new:
+            self._batcher.check_room(deadline=deadline)
+
+        outcomes, versions = await self._keep(known, stages) if known else ({}, [])
+        # Somebody changed these between our two looks: they are read like any new item.
+        new += [latest[i] for i, outcome in outcomes.items() if isinstance(outcome.error, ItemChanged)]
+        chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
+        for found, version in await _bounded(
+            [self._read_and_put(chunk, stages, deadline) for chunk in chunks]
+        ):
+            outcomes |= found
+            versions += version
+
+        answers = [_answer_for(each, item, outcomes) for each, item in zip(checked, items, strict=True)]
+        errors = [answer.error for answer in answers]
+        passing = [error for error in errors if error is not None and error.retry_after_s is not None]
+        if passing and not versions and len(passing) == len(errors):
+            raise passing[0]  # the whole request can be sent again as it is
+        if versions:
+            with stages.time("follow"):
+                await self._follow_to(max(versions))
+        return Indexed(answers, self._follower.catalog.version)
+
+    def _check(self, item: object) -> Reading | ServiceError:
+        try:
+            fields: Item = check_item(item, self._max_item_chars)
+            text = item_text(fields, self._render)
+            if not text:
+                raise InvalidItem("item", "has no text to read. Give it a title")
+        except ServiceError as error:
+            return error
+        return Reading(ItemRecord(fields["item_id"], content_hash(text), fields), text)
+
+    async def _keep(
+        self, readings: Sequence[Reading], stages: Stages
+    ) -> tuple[dict[str, Outcome], list[int]]:
+        """Store items whose text is known; they keep their SIDs."""
+        with stages.time("store"):
+            results = await self._put([(reading.record, None) for reading in readings])
+        return _outcomes(readings, results)
+
+    async def _read_and_put(
+        self, readings: Sequence[Reading], stages: Stages, deadline: float
+    ) -> tuple[dict[str, Outcome], list[int]]:
+        """Draw, tokenise and store one chunk."""
+        with stages.time("render"):
+            drawn = await self._draw([reading.text for reading in readings])
+        answers = await asyncio.gather(
+            *(self._batcher.submit(each.strips, deadline=deadline) for each in drawn), return_exceptions=True
+        )
+        failed: dict[str, Outcome] = {}
+        readable, pictures, records = [], [], []
+        queue_s = run_s = 0.0
+        for reading, picture, answer in zip(readings, drawn, answers, strict=True):
+            if isinstance(answer, ServiceError):
+                item_id = reading.record.item_id
+                failed[item_id] = Outcome(item_id, "failed", error=answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                readable.append(reading)
+                pictures.append(picture)
+                records.append((reading.record, answer.result))
+                queue_s, run_s = max(queue_s, answer.queue_s), max(run_s, answer.run_s)
+        stages.add_row(queue=queue_s, tokenise=run_s)
+        if not records:
+            return failed, []
+        try:
+            with stages.time("store"):
+                results: Sequence[PutResult | ServiceError] = await self._put(records)
+        except ServiceError as error:  # of this chunk; others may have got through
+            results = [error] * len(records)
+        outcomes, versions = _outcomes(readable, results, pictures)
+        return failed | outcomes, versions
+
+    async def _put(
+        self, records: Sequence[tuple[ItemRecord, Codes | None]]
+    ) -> Sequence[PutResult | ServiceError]:
+        results = await self._store.put(records)
+        await self._hand_on([result.item_id for result in results if isinstance(result, PutResult)])
+        return results
+
+    async def _hand_on(self, item_ids: Sequence[str]) -> None:
+        """To be called after the change is in Redis: who becomes the successor later finds it in the log."""
+        successor = self.successor
+        if successor is None or not item_ids:
+            return
+        try:
+            await successor.take_over(item_ids)
+        except ServiceError as error:
+            if self.successor is successor and not isinstance(error, SidSpaceFull):
+                raise
+            log.warning("not under the tokenizer that is to come: %s", error)
+
+    async def _follow_to(self, version: int) -> None:
+        """Acknowledged means seen here; what is stored and not seen is to be sent again."""
+        if not await self._follower.wait_for(version, FOLLOW_TIMEOUT_S):
+            raise StoreUnavailable("This replica does not see the change yet.")
+
+    async def _draw(self, texts: Sequence[str]) -> list[Rendered]:
+        return await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
+
+
+def _outcomes(
+    readings: Sequence[Reading],
+    results: Sequence[PutResult | ServiceError],
+    pictures: Sequence[Rendered] | None = None,
+) -> tuple[dict[str, Outcome], list[int]]:
+    """What became of each item, by id, and the versions of the catalogue that hold them."""
+    outcomes, versions = {}, []
+    for place, (reading, result) in enumerate(zip(readings, results, strict=True)):
+        item_id = reading.record.item_id
+        if isinstance(result, ServiceError):
+            outcomes[item_id] = Outcome(item_id, "failed", error=result)
+            continue
+        picture = pictures[place] if pictures else None
+        outcomes[item_id] = Outcome(
+            item_id,
+            result.status,
+            sid=result.sid,
+            truncated=picture.truncated if picture else None,
+            missing=picture.missing if picture else None,
+        )
+        versions.append(result.version)
+    return outcomes, versions
+
+
+def _answer_for(checked: Reading | ServiceError, item: object, outcomes: dict[str, Outcome]) -> Outcome:
+    if isinstance(checked, Reading):
+        return outcomes[checked.record.item_id]
+    given_id: Any = item.get("item_id") if isinstance(item, dict) else None
+    usable = isinstance(given_id, str) and not (
+        isinstance(checked, InvalidItem) and checked.field == "item_id"
+    )
+    return Outcome(given_id if usable else None, "failed", error=checked)
+
+
+async def _bounded(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results, in order, with few in flight. Where one raises, the others are cancelled."""
+    waiting: Iterator[tuple[int, Coroutine[Any, Any, T]]] = iter(list(enumerate(work)))
+    results: dict[int, T] = {}
+
+    async def worker() -> None:
+        for place, each in waiting:
+            results[place] = await each
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CHUNKS_IN_FLIGHT):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        for _, each in waiting:
+            each.close()  # never started: without this Python warns that nobody awaited it
+    return [results[place] for place in range(len(work))]

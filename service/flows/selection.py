@@ -1,0 +1,70 @@
+"""A page in the making: items are offered best first, and those that may stand on it are taken. Pure."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import islice
+
+from service.core.sid import Sid
+
+
+@dataclass(frozen=True)
+class Ranked:
+    item_id: str
+    sid: Sid
+    score: float | None  # None: a popular item, not scored by the model
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How many items of a page may be alike; None: any number."""
+
+    max_per_first_code: int | None = None
+    max_per_category: int | None = None
+
+
+class Selection:
+    """Whether an item is taken depends on those offered before it alone.
+
+    So the page of the best items is the beginning of the page of all items, and can be proven like it.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        excluded: AbstractSet[str],
+        diversity: Diversity,
+        category_of: Callable[[str], str | None],
+    ) -> None:
+        self.page: list[Ranked] = []
+        self._limit = limit
+        self._shown = set(excluded)
+        self._diversity = diversity
+        self._category_of = category_of
+        self._per_first_code = Counter[int]()
+        self._per_category = Counter[str | None]()
+
+    def offer(self, items: Iterable[Ranked]) -> None:
+        """Take what may be taken, until the page is full; asks for no more than that."""
+        left = self._limit - len(self.page)
+        self.page += islice((each for each in items if self._take(each)), left)
+
+    def _take(self, item: Ranked) -> bool:
+        is_taken = item.item_id not in self._shown and self._fits(item)
+        if is_taken:
+            self._shown.add(item.item_id)
+        return is_taken
+
+    def _fits(self, item: Ranked) -> bool:
+        """Count it in, where it is not one too many of its kind. Items without a category are not alike."""
+        first_code, most = item.sid.codes[0], self._diversity.max_per_first_code
+        if most is not None and self._per_first_code[first_code] >= most:
+            return False
+        if (most := self._diversity.max_per_category) is not None:
+            category = self._category_of(item.item_id)
+            if category is not None and self._per_category[category] >= most:
+                return False
+            self._per_category[category] += 1
+        self._per_first_code[first_code] += 1
+        return True

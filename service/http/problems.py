@@ -1,0 +1,194 @@
+"""Every error as an RFC 9457 problem document, by handlers that no route needs to know of."""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from service.errors import InvalidItem, MissingKey, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+MAX_FIELD_ERRORS = 20
+_TAGS = ("batch", "bare", "<range>", "<value>")  # of the unions in schemas.py
+
+
+class FieldError(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    field: str = Field(description="where in the request, as a path of names")
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `type` is stable; everything else is for people."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str = Field(examples=["urn:glyphrec:problem:item-not-found"])
+    title: str
+    status: int
+    detail: str = Field(description="what was wrong and what to do")
+    instance: str = Field(description="path of the request, percent-encoded")
+    request_id: str
+    errors: list[FieldError]
+
+
+def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """For `responses=` of a route: what it may refuse with."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+    return {int(status): {"description": status.phrase, "content": content} for status in statuses}
+
+
+# Whatever the route: who asks, how much, and what became of the service.
+OF_ANY_ROUTE = problems(
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+OF_A_BODY = problems(HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+OF_A_QUEUE = problems(HTTPStatus.TOO_MANY_REQUESTS)
+OF_AN_ITEM = problems(HTTPStatus.NOT_FOUND)
+OF_A_PUT = OF_A_BODY | OF_A_QUEUE | problems(HTTPStatus.CONFLICT, HTTPStatus.INSUFFICIENT_STORAGE)
+
+
+class ProblemResponse(Response):
+    media_type = MEDIA_TYPE
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        # ASCII with escapes: a refused name may hold half a surrogate pair, which UTF-8 cannot carry.
+        content = json.dumps(problem.model_dump()).encode("ascii")
+        super().__init__(content, status_code=problem.status, headers=dict(headers or {}))
+
+
+class RefusedBody(HTTPException):
+    """Takes a ServiceError through FastAPI's reading of the body, which makes a 400 of all but these."""
+
+    def __init__(self, error: ServiceError) -> None:
+        super().__init__(error.status)
+        self.error = error
+
+
+def problem_of(error: ServiceError, *, instance: str, request_id: str) -> Problem:
+    field_errors = []
+    if isinstance(error, InvalidItem):
+        field_errors = [FieldError(field=error.field, message=str(error))]
+    return _problem(error.slug, error.status, str(error), instance, request_id, field_errors)
+
+
+def problem_response(error: ServiceError, *, instance: str, request_id: str) -> ProblemResponse:
+    """With the headers that the error asks for."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, MissingKey):
+        headers["WWW-Authenticate"] = 'Bearer realm="glyphrec"'
+    return ProblemResponse(problem_of(error, instance=instance, request_id=request_id), headers)
+
+
+def internal_problem(*, instance: str, request_id: str) -> ProblemResponse:
+    """Says nothing of what went wrong inside; the log does, under the same request id."""
+    detail = f"Something failed inside. The service's log says what, under the request id {request_id}."
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return ProblemResponse(_problem("internal", status, detail, instance, request_id))
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return _refused(request, error)
+
+
+async def on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = error.errors()
+    instance, request_id = request.scope["path"], request.state.request_id
+    field_errors = [
+        FieldError(field=_path(each["loc"]), message=each["msg"]) for each in details[:MAX_FIELD_ERRORS]
+    ]
+    first = field_errors[0]
+    more = f" And {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
+    detail = f"{first.field}: {first.message}.{more} GET /docs shows what this route takes."
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return ProblemResponse(_problem("invalid-request", status, detail, instance, request_id, field_errors))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    instance, request_id = request.scope["path"], request.state.request_id
+    headers = error.headers
+    if isinstance(error, RefusedBody):
+        return _refused(request, error.error)
+    status = HTTPStatus(error.status_code)
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists them all."
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = ", ".join(sorted(_methods_of(request)))
+            headers = {"Allow": allowed}
+            slug, detail = (
+                "method-not-allowed",
+                f"{instance} does not take {request.method}; it takes {allowed}.",
+            )
+        case _:
+            slug, detail = status.phrase.lower().replace(" ", "-"), f"{status.phrase}."
+    return ProblemResponse(_problem(slug, status, detail, instance, request_id), headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """All that this path takes: Starlette tells those of the first route only."""
+    found: set[str] = set()
+    for route in request.app.router.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return found
+
+
+def _refused(request: Request, error: ServiceError) -> Response:
+    request.state.refusal = error  # envelope.py counts it
+    return problem_response(error, instance=request.scope["path"], request_id=request.state.request_id)
+
+
+def _problem(
+    slug: str,
+    status: HTTPStatus,
+    detail: str,
+    instance: str,
+    request_id: str,
+    errors: Sequence[FieldError] = (),
+) -> Problem:
+    return Problem(
+        type=f"urn:glyphrec:problem:{slug}",
+        title=slug.replace("-", " ").capitalize(),
+        status=status,
+        detail=detail,
+        instance=quote(instance),
+        request_id=request_id,
+        errors=list(errors),
+    )
+
+
+def _path(loc: Sequence[Any]) -> str:
+    """`("body", "batch", "items", 3)` -> `items.3`: names as the client knows them."""
+    inner = [str(part) for part in loc if part not in _TAGS]
+    return ".".join(inner[1:] if len(inner) > 1 else inner)[:200]

@@ -1,0 +1,225 @@
+"""ONNX Runtime behind two classes: arrays in, arrays out, each session checked as it loads."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.graphs import GraphSpec, TensorSpec
+from service.errors import ContractMismatch, GlyphrecError
+from service.inference.onnx_file import external_tensors
+
+# Where the better ones come first. TensorRT is left out: it builds for minutes on first use.
+PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# TF32 keeps ten bits of a product's factors: scores are off by thousandths, often more than lies between two
+# items.
+PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+    "uint16": "tensor(uint16)",
+    "uint8": "tensor(uint8)",
+}
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Tokens(NamedTuple):
+    codes: NDArray[np.int64]  # [item, level]
+    vectors: NDArray[np.float32]  # [item, dim]
+
+
+class Beams(NamedTuple):
+    codes: NDArray[np.int64]  # [batch, beam, level]
+    scores: NDArray[np.float32]  # [batch, beam], best first; under graphs.FILLER where none was left
+    bound: NDArray[np.float32]  # [batch], the best score that the search pruned
+
+
+class Tokenizer:
+    """Pixels -> codes and vectors."""
+
+    def __init__(
+        self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
+    ) -> None:
+        self._session = _open(path, graph, threads, providers)
+
+    def run(self, strips: Sequence[NDArray[np.uint8]]) -> Tokens:
+        """strips [strip, height, width] of each item, at least one item with at least one strip each."""
+        counts = [len(item) for item in strips]
+        first_strip = np.cumsum([0, *counts[:-1]], dtype=np.int64)  # [item]
+        feeds = {"strips": np.concatenate(list(strips)), "first_strip": first_strip}
+        return Tokens(*self._session.run(["codes", "vector"], feeds))
+
+
+class RecommenderSession:
+    """Histories and the trie's tables -> the best living codes."""
+
+    def __init__(
+        self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
+    ) -> None:
+        self._session = _open(path, graph, threads, providers)
+        names = [tensor.name for tensor in graph.inputs]
+        self._beams = [name for name in names if name.startswith("beams_")]
+        self._tables = [tensor for tensor in graph.inputs if tensor.name not in {"history", *self._beams}]
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return bool(self._session.get_providers()[0] != PREFERRED_PROVIDERS[-1])
+
+    def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]) -> Beams:
+        """history [batch, position, level], oldest first, PADDING on the left; `tables` of SidTrie; `widths`
+        of graphs.beam_widths, one for each level.
+
+        Raises ContractMismatch where tables or widths are of another spec than the graph's.
+        """
+        feeds = self.feeds(history, tables, widths)
+        return Beams(*self._session.run(["codes", "scores", "bound"], feeds))
+
+    def feeds(
+        self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]
+    ) -> dict[str, NDArray[Any]]:
+        """The graph's inputs for `run`, by name. Raises what that raises."""
+        for what, num_given, names in (
+            ("trie tables", len(tables), [tensor.name for tensor in self._tables]),
+            ("beam widths", len(widths), self._beams),
+        ):
+            if num_given != len(names):
+                raise ContractMismatch(
+                    f"{num_given} {what} were given; the graph takes {len(names)}: {', '.join(names)}. "
+                    "Build them with the bundle's SidSpec."
+                )
+        for tensor, table in zip(self._tables, tables, strict=True):
+            sizes = zip(tensor.shape, table.shape, strict=False)
+            fits = table.ndim == len(tensor.shape) and all(isinstance(p, str) or p == n for p, n in sizes)
+            if table.dtype != tensor.dtype or not fits:
+                raise ContractMismatch(
+                    f"trie table {tensor.name!r} is {table.dtype} {list(table.shape)}; the graph takes "
+                    f"{tensor.dtype} {list(tensor.shape)}. Build the trie with the bundle's SidSpec."
+                )
+        beams = {name: np.zeros(width, np.int64) for name, width in zip(self._beams, widths, strict=True)}
+        live = {tensor.name: table for tensor, table in zip(self._tables, tables, strict=True)}
+        return {"history": history, **beams, **live}
+
+
+def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:
+    runtime = _runtime()
+    available = runtime.get_available_providers()
+    wanted = list(providers) if providers else [name for name in PREFERRED_PROVIDERS if name in available]
+    if unknown := [name for name in wanted if name not in available]:
+        raise GlyphrecError(f"ONNX Runtime here has no {', '.join(unknown)}; it has {', '.join(available)}.")
+    _refuse_external_data(path)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    with_options = [(name, PROVIDER_OPTIONS.get(name, {})) for name in wanted]
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=with_options)
+    except Exception as error:  # ONNX Runtime's own classes share no base below Exception
+        raise ContractMismatch(
+            f"{path}: ONNX Runtime cannot load it ({_reason(error)}). Export again."
+        ) from error
+    if wanted[0] not in session.get_providers():  # ONNX Runtime goes on with the next one
+        log.warning(
+            "%s runs on %s: %s could not start. Its lines above say why; mostly there is no GPU, or a "
+            "library of CUDA or cuDNN is missing.",
+            path.name,
+            session.get_providers()[0],
+            wanted[0],
+        )
+    _check(path, "input", graph.inputs, session.get_inputs())
+    _check(path, "output", graph.outputs, session.get_outputs())
+    return session
+
+
+def _refuse_external_data(path: Path) -> None:
+    try:
+        elsewhere = external_tensors(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ContractMismatch(f"{path}: not an ONNX file ({error}). Export again.") from error
+    except OSError as error:
+        raise ContractMismatch(f"{path}: cannot be read ({error.strerror}). Copy it again.") from error
+    if elsewhere:
+        raise ContractMismatch(
+            f"{path}: keeps {len(elsewhere)} tensors in other files, {elsewhere[0]!r} first, which nothing "
+            "verifies. Export again, with all data inside."
+        )
+
+
+def tried(path: Path, run: Callable[[], T]) -> T:
+    """What the graph of this file gives, the first time it runs. Raises ContractMismatch where it fails."""
+    try:
+        return run()
+    except ContractMismatch:
+        raise
+    except Exception as error:  # ONNX Runtime's own classes share no base below Exception
+        raise ContractMismatch(f"{path}: loads but does not run ({_reason(error)}). Export again.") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _check(path: Path, kind: str, promised: Sequence[TensorSpec], found: Sequence[Any]) -> None:
+    """Raise ContractMismatch unless the session has exactly the promised tensors."""
+    by_name = {tensor.name: tensor for tensor in found}
+    if by_name.keys() != {tensor.name for tensor in promised}:
+        names = ", ".join(sorted(tensor.name for tensor in promised))
+        raise ContractMismatch(
+            f"{path}: its {kind}s are {', '.join(sorted(by_name))}; the manifest promises {names}. "
+            "Export again."
+        )
+    for tensor in promised:
+        shape, dtype = tuple(by_name[tensor.name].shape), by_name[tensor.name].type
+        if dtype != _ORT_TYPES.get(tensor.dtype) or not _shape_fits(tensor.shape, shape):
+            raise ContractMismatch(
+                f"{path}: {kind} {tensor.name!r} is {dtype} {list(shape)}; the manifest promises "
+                f"{tensor.dtype} {list(tensor.shape)}. Export again."
+            )
+
+
+def _shape_fits(promised: tuple[int | str, ...], found: tuple[Any, ...]) -> bool:
+    """A number must be that number. A name promises that the dimension may vary, so a number breaks it."""
+    return len(promised) == len(found) and all(
+        isinstance(size, str | None) if isinstance(dimension, str) else size == dimension
+        for dimension, size in zip(promised, found, strict=True)
+    )
+
+
+def _runtime() -> Any:
+    """Import ONNX Runtime. Its CPU and GPU wheels overwrite each other's files, so both is as bad as none."""
+    installed = [name for name in RUNTIMES if _is_installed(name)]
+    if len(installed) > 1:
+        raise GlyphrecError(
+            "Both onnxruntime and onnxruntime-gpu are installed and overwrite each other's files. Run "
+            "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install 'glyphrec[cpu]'` or "
+            "`pip install 'glyphrec[gpu]'`."
+        )
+    if not installed:
+        raise GlyphrecError(
+            "ONNX Runtime is not installed. Run `pip install 'glyphrec[cpu]'`, or [gpu] for CUDA."
+        )
+    # Unless told otherwise before its import it keeps a database in the home folder and reports to its maker.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    if installed == ["onnxruntime-gpu"]:
+        onnxruntime.preload_dlls()  # those of CUDA from pip's nvidia packages, where there are such
+    return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,71 @@
+"""Events in Redis: each is taken once, whoever posts it how often, and every replica hears of it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis, RedisCluster
+
+from service.errors import ServiceError
+from service.store.client import Script, redis_errors
+from service.store.records import to_bytes
+
+EVENTS_KEPT = 100_000  # for replicas to follow; some 100 bytes each
+EVENTS_PER_READ = 1_000
+
+
+class Event(NamedTuple):
+    """An item of a page was taken: clicked, bought, played."""
+
+    event_id: str
+    request_id: str  # of the answer that held the page
+    item_id: str
+
+
+class Told(NamedTuple):
+    """An event as replicas hear of it."""
+
+    entry_id: bytes
+    request_id: str
+    item_id: str
+
+
+class EventStore:
+    """The events of the catalogue `catalog`, whichever model was served. Any number of these may write."""
+
+    def __init__(self, redis: Redis | RedisCluster, *, catalog: str, keep_s: float) -> None:
+        """`keep_s`: how long an event is known again, at least."""
+        self._redis: Any = redis
+        # The same hash tag as all keys of the catalogue: one slot of a cluster.
+        self._ids, self._events = f"{{{catalog}}}:event_ids", f"{{{catalog}}}:events"
+        self._keep_s = math.ceil(keep_s)
+        self._take = Script("events")
+
+    async def take(self, events: Sequence[Event]) -> int:
+        """How many of them were new. All at one moment; may be repeated. Raises StoreUnavailable."""
+        flat = [to_bytes(part) for event in events for part in event]
+        call = [self._keep_s, EVENTS_KEPT, *flat]
+        (reply,) = await self._take.run(self._redis, [self._ids, self._events], [call])
+        if isinstance(reply, ServiceError):
+            raise reply
+        return int(reply)
+
+    async def end(self) -> bytes:
+        """Where what comes from now on begins."""
+        with redis_errors():
+            newest = await self._redis.xrevrange(self._events, count=1)
+        return newest[0][0] if newest else b"0-0"
+
+    async def after(self, entry_id: bytes, block_ms: int) -> list[Told]:
+        """The oldest events after an entry, in order. None there: waits up to `block_ms` for the first."""
+        with redis_errors():
+            streams = await self._redis.xread({self._events: entry_id}, count=EVENTS_PER_READ, block=block_ms)
+        return [
+            Told(each_id, _text(fields.get(b"request", b"")), _text(fields.get(b"item", b"")))
+            for each_id, fields in (streams[0][1] if streams else [])
+        ]
+
+
+def _text(raw: bytes) -> str:
+    """What others may have written becomes text too, whatever it is: then of no page."""
+    return raw.decode("utf-8", "surrogateescape")

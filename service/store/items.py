@@ -1,0 +1,370 @@
+"""The catalogue in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
+rollout_store.py, event_store.py and fsck.py speak to Redis.
+
+A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
+changes nothing. Keys and values are described in lua/put.lua. Needs Redis 7, or Valkey.
+"""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import ResponseError
+
+from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.sid import NUM_SLOTS, Codes, SidSpec
+from service.errors import GlyphrecError, ItemChanged, ServiceError, SidSpaceFull
+from service.store.client import (
+    PIPELINE_LENGTH,
+    RESPONSE_TIMEOUT_S,
+    Script,
+    chunks,
+    connect,
+    observing,
+    redis_errors,
+)
+from service.store.persistence import Persistence, read_persistence
+from service.store.records import (
+    Change,
+    DropResult,
+    Held,
+    ItemRecord,
+    Keys,
+    Page,
+    Position,
+    PutResult,
+    RecordCodec,
+    StoredItem,
+    TrieEntry,
+    to_bytes,
+    version_of,
+)
+
+__all__ = [
+    "Change",
+    "DropResult",
+    "Held",
+    "ItemRecord",
+    "ItemStore",
+    "Page",
+    "Position",
+    "PutResult",
+    "StoredItem",
+    "TrieEntry",
+    "connect",
+]
+
+NO_FIELDS = DeclaredFields()
+TRIE_PAGE = 5_000  # members in one reply: some 100 KB
+OLDEST_REDIS = 7
+
+
+class ItemStore:
+    """The catalogue `catalog` as the tokenizer `tokenizer_id` reads it. Any number of these may write."""
+
+    def __init__(
+        self,
+        redis: Redis | RedisCluster,
+        *,
+        catalog: str,
+        tokenizer_id: str,
+        spec: SidSpec,
+        log_length: int = 100_000,
+        num_slots: int = NUM_SLOTS,
+        fields: DeclaredFields = NO_FIELDS,
+    ) -> None:
+        self._redis: Any = redis  # redis-py's own types differ between releases and between RESP 2 and 3
+        self._codec = RecordCodec(spec, fields)
+        self._tokenizer_id = tokenizer_id
+        self._log_length = log_length
+        self._num_slots = num_slots
+        keys = Keys.of(catalog, tokenizer_id)
+        self._items, self._codes, self._trie, self._log, self._active = keys
+        self._keys = keys.changed
+        self._put = Script("put")
+        self._drop = Script("drop")
+
+    @property
+    def num_unreadable(self) -> int:
+        """How many values were skipped, as somebody else has written them."""
+        return self._codec.num_unreadable
+
+    async def put(self, records: Sequence[tuple[ItemRecord, Codes | None]]) -> list[PutResult | ServiceError]:
+        """Add or replace items, in order; one script each, so that an error harms only its own item.
+
+        The same content keeps its sid, whatever the codes. Codes None: the caller knows from `held` that the
+        content is unchanged; where that is no longer true the answer is ItemChanged: read it and put
+        it with codes. Raises StoreUnavailable where Redis took none; some may also have it as their answer.
+        """
+        values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
+        return await self._put_all(records, values)
+
+    async def assign(
+        self, records: Sequence[tuple[ItemRecord, Codes | None]], *, tell: bool = False
+    ) -> list[PutResult | ServiceError]:
+        """Give codes to items that are in Redis already, as a new tokenizer does; the items stay as they are.
+
+        ItemChanged where an item was posted anew or dropped since the caller read it. `tell` logs also an
+        item that has its codes, as its attributes may have changed under another tokenizer.
+        """
+        # Without attributes: what the caller has read may be older than what is there.
+        values = [(self._codec.pack_hash(record), b"") for record, _ in records]
+        return await self._put_all(records, values, tell=tell)
+
+    async def _put_all(
+        self,
+        records: Sequence[tuple[ItemRecord, Codes | None]],
+        values: Sequence[tuple[bytes, bytes]],
+        *,
+        tell: bool = False,
+    ) -> list[PutResult | ServiceError]:
+        calls: list[list[Any]] = []
+        for (record, codes), (value, attributes) in zip(records, values, strict=True):
+            packed = b"" if codes is None else self._codec.pack_codes(codes)
+            item_id = to_bytes(record.item_id)
+            calls.append(
+                [
+                    item_id,
+                    value,
+                    packed,
+                    self._num_slots,
+                    _new_mark(),
+                    self._log_length,
+                    attributes,
+                    int(tell),
+                ]
+            )
+        replies = await self._put.run(self._redis, self._keys, calls)
+        return [
+            self._read_put(record.item_id, codes, reply)
+            for (record, codes), reply in zip(records, replies, strict=True)
+        ]
+
+    def _read_put(self, item_id: str, codes: Codes | None, reply: Any) -> PutResult | ServiceError:
+        if isinstance(reply, ServiceError):
+            return reply
+        status, sid, version = reply[0].decode(), reply[1], reply[2]
+        if status == "changed":
+            return ItemChanged(item_id)
+        if status == "full":
+            return SidSpaceFull(codes or (), self._num_slots)
+        return PutResult(item_id, self._codec.unpack_sid(sid), status, version)
+
+    async def drop(self, item_ids: Sequence[str]) -> list[DropResult]:
+        """Take items away, in order; an absent one changes nothing. Raises the first error."""
+        return await self._drop_all(item_ids, spare_items=False)
+
+    async def forget(self, item_ids: Sequence[str]) -> list[DropResult]:
+        """Take away the codes of items that no longer exist: another tokenizer's writer dropped them."""
+        return await self._drop_all(item_ids, spare_items=True)
+
+    async def _drop_all(self, item_ids: Sequence[str], *, spare_items: bool) -> list[DropResult]:
+        calls = [[to_bytes(i), _new_mark(), self._log_length, int(spare_items)] for i in item_ids]
+        results = []
+        for item_id, reply in zip(
+            item_ids, await self._drop.run(self._redis, self._keys, calls), strict=True
+        ):
+            if isinstance(reply, ServiceError):
+                raise reply
+            results.append(DropResult(item_id, bool(reply[0]), reply[1]))
+        return results
+
+    async def held(self, item_ids: Sequence[str]) -> dict[str, Held]:
+        """The sids of these items and the hash of the text each was read from; absent ones are left out."""
+        found: dict[str, Held] = {}
+        for ids in chunks(item_ids, PIPELINE_LENGTH):
+            with redis_errors():
+                values = await self._redis.hmget(self._codes, [to_bytes(i) for i in ids])
+            for item_id, value in zip(ids, values, strict=True):
+                if value is not None and (held := self._codec.read_held(value)):
+                    found[item_id] = held
+        return found
+
+    async def get(self, item_id: str) -> StoredItem | None:
+        return (await self.get_many([item_id])).get(item_id)
+
+    async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+        """These items, each as of one moment; those not in this tokenizer's catalogue are left out."""
+        found: dict[str, StoredItem] = {}
+        for ids in chunks(item_ids, PIPELINE_LENGTH):
+            keys = [to_bytes(i) for i in ids]
+            with redis_errors():
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.hmget(self._items, keys)
+                    pipe.hmget(self._codes, keys)
+                    with observing(self._redis, "hmget", 2):
+                        values, codes = await pipe.execute()
+            for item_id, value, held_value in zip(ids, values, codes, strict=True):
+                if value is None or held_value is None:
+                    continue
+                record, held = self._codec.read_item(item_id, value), self._codec.read_held(held_value)
+                if record and held:
+                    found[item_id] = StoredItem(item_id, dict(record.item), held.sid)
+        return found
+
+    async def page(self, cursor: str | None, limit: int) -> Page:
+        """Up to `limit` items in trie order, after those of the page that gave the cursor.
+
+        An item that lives through all pages is on exactly one of them, unless its text changes meanwhile. A
+        page may hold fewer items than asked for; only the last has no next_cursor. Raises InvalidCursor.
+        """
+        members = await self._members(self._codec.read_cursor(cursor), limit + 1)
+        shown = members[:limit]
+        entries = [entry for member in shown if (entry := self._codec.read_member(member))]
+        found = await self.get_many([entry.item_id for entry in entries])
+        items = [
+            StoredItem(entry.item_id, found[entry.item_id].item, entry.sid)
+            for entry in entries
+            if entry.item_id in found
+        ]
+        return Page(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
+
+    async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
+        """Every item in trie order, page by page.
+
+        An item that moves meanwhile may come twice or not at all: replay `changes` since before the call.
+        """
+        last: bytes | None = None
+        while members := await self._members(last, TRIE_PAGE):
+            entries = [entry for member in members if (entry := self._codec.read_member(member))]
+            keys = [to_bytes(entry.item_id) for entry in entries]
+            present = await self._attributes_of(keys)
+            yield [
+                TrieEntry(entry.item_id, entry.sid, present.get(key, NO_ATTRIBUTES))
+                for entry, key in zip(entries, keys, strict=True)
+            ]
+            last = members[-1]
+
+    async def _attributes_of(self, keys: Sequence[bytes]) -> dict[bytes, Attributes]:
+        """What filters ask of these items, as they are now; absent ones are left out."""
+        found: dict[bytes, Attributes] = {}
+        for part in chunks(keys, PIPELINE_LENGTH):  # so that reading them does not hold up the event loop
+            with redis_errors():
+                values = await self._redis.hmget(self._items, part)
+            for key, value in zip(part, values, strict=True):
+                if value is not None and (attributes := self._codec.read_attributes(value)):
+                    found[key] = attributes
+        return found
+
+    async def _members(self, after: bytes | None, limit: int) -> list[bytes]:
+        start = b"-" if after is None else b"(" + after
+        with redis_errors():
+            found: list[bytes] = await self._redis.zrange(
+                self._trie, start, b"+", bylex=True, offset=0, num=limit
+            )
+        return found
+
+    async def num_items(self) -> int:
+        with redis_errors():
+            return int(await self._redis.zcard(self._trie))
+
+    async def position(self) -> Position:
+        """Where the log stands now; version 0 where nothing was ever changed."""
+        with redis_errors():
+            try:
+                info = await self._redis.xinfo_stream(self._log)
+            except ResponseError as error:
+                if "no such key" in str(error):
+                    return Position(0, "")
+                raise
+        last_id, last = info["last-generated-id"], info["last-entry"]
+        mark = last[1].get(b"mark", b"") if last and last[0] == last_id else b""
+        return Position(version_of(last_id), mark.decode(errors="replace"))
+
+    async def last_version(self) -> int:
+        return (await self.position()).version
+
+    async def changes(self, after: int, block_ms: int | None = None, limit: int = 1_000) -> list[Change]:
+        """The oldest changes after a version, in order. None there: waits up to `block_ms` for the first.
+
+        A put has the attributes of its version. Where the log does not tell them, as for codes that were
+        assigned or where the writer is an older release or declares other fields, it has those of now: never
+        older ones, and what made them newer follows in the log.
+        """
+        if block_ms is not None and not 0 < block_ms < 1_000 * RESPONSE_TIMEOUT_S:
+            raise ValueError(f"block_ms must be below the {RESPONSE_TIMEOUT_S:g} s that a reply may take")
+        with redis_errors():
+            streams = await self._redis.xread({self._log: f"{after}-0"}, count=limit, block=block_ms)
+        entries = streams[0][1] if streams else []
+        puts = [fields for _, fields in entries if fields.get(b"op") == b"put" and b"id" in fields]
+        untold = {fields[b"id"] for fields in puts if not self._codec.tells_attributes(fields)}
+        present = await self._attributes_of(list(untold))
+        return [self._codec.read_change(entry_id, fields, present) for entry_id, fields in entries]
+
+    async def unread_items(self) -> AsyncIterator[list[ItemRecord]]:
+        """Items whose present text this tokenizer has not read, page by page; `assign` takes their codes."""
+        cursor = 0
+        while True:
+            with redis_errors():
+                cursor, values = await self._redis.hscan(self._items, cursor, count=PIPELINE_LENGTH)
+            records = [
+                record
+                for key, value in values.items()
+                if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
+            ]
+            held = await self.held([record.item_id for record in records])
+            unread = [
+                record
+                for record in records
+                if record.item_id not in held or held[record.item_id].content_hash != record.content_hash
+            ]
+            if unread:
+                yield unread
+            if cursor == 0:
+                return
+
+    async def records(self, item_ids: Sequence[str]) -> list[ItemRecord]:
+        """Those of these items that exist, whichever tokenizers have read them."""
+        found: list[ItemRecord] = []
+        for ids in chunks(item_ids, PIPELINE_LENGTH):
+            with redis_errors():
+                values = await self._redis.hmget(self._items, [to_bytes(i) for i in ids])
+            read = (self._codec.read_item(i, v) for i, v in zip(ids, values, strict=True) if v is not None)
+            found += [record for record in read if record]
+        return found
+
+    async def forget_dropped(self) -> None:
+        """Take away all codes whose items were dropped under another tokenizer."""
+        cursor = 0
+        while True:
+            with redis_errors():
+                cursor, codes = await self._redis.hscan(self._codes, cursor, count=PIPELINE_LENGTH)
+                items = await self._redis.hmget(self._items, list(codes)) if codes else []
+            gone = [item_id for item_id, item in zip(codes, items, strict=True) if item is None]
+            await self.forget([item_id for item_id in map(self._codec.read_id, gone) if item_id])
+            if cursor == 0:
+                return
+
+    async def activate(self) -> None:
+        """Make this tokenizer the one that is served, less the items that were dropped under another one."""
+        await self.forget_dropped()
+        with redis_errors():
+            await self._redis.set(self._active, self._tokenizer_id)
+
+    async def active(self) -> str | None:
+        """The tokenizer that is served, or None for a new catalogue."""
+        with redis_errors():
+            value = await self._redis.get(self._active)
+        return None if value is None else value.decode(errors="replace")
+
+    async def ping(self) -> None:
+        """Raise StoreUnavailable unless Redis answers."""
+        with redis_errors():
+            await self._redis.ping()
+
+    async def check_server(self) -> None:
+        """Raise GlyphrecError where the server is too old for the scripts."""
+        with redis_errors():
+            info = await self._redis.info("server")
+        version = str(info.get("redis_version", "0"))
+        if int(version.split(".")[0]) < OLDEST_REDIS:
+            raise GlyphrecError(f"Redis {version} is too old: use Redis {OLDEST_REDIS} or later, or Valkey.")
+
+    async def persistence(self) -> Persistence:
+        """Whether acknowledged items outlive the server: for /info, metrics and warnings."""
+        return await read_persistence(self._redis, self._items)
+
+
+def _new_mark() -> str:
+    return os.urandom(8).hex()

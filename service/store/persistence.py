@@ -1,0 +1,94 @@
+"""How safe an acknowledged change is: what Redis does with it, and what that may lose."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import ResponseError
+
+from service.store.client import redis_errors
+
+
+class LossWindow(NamedTuple):
+    """How much of what was acknowledged may be lost where Redis' machine fails."""
+
+    seconds: float  # at worst; nan where nobody can say, infinite where nothing bounds it
+    sentence: str
+
+
+_OFF = LossWindow(
+    math.inf, "The append-only file is off: everything since the last snapshot may be lost, if there is one."
+)
+_UNKNOWN = LossWindow(
+    math.nan, "The append-only file is on, but Redis does not tell this user how often it is synced."
+)
+_BY_POLICY = {
+    "always": LossWindow(0, "None: every change is on the disk before it is acknowledged."),
+    "everysec": LossWindow(
+        2,
+        "A machine that fails loses up to about one second of acknowledged changes, two at worst; "
+        "a Redis that is killed loses none.",
+    ),
+    "no": LossWindow(
+        30,
+        "A machine that fails loses what its system has not written yet, on Linux up to about 30 seconds of "
+        "acknowledged changes; a Redis that is killed loses none.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Persistence:
+    append_only: bool
+    append_fsync: str  # always, everysec, no, or unknown
+    last_append_ok: bool
+    last_snapshot_ok: bool
+    eviction: str  # other than noeviction loses items
+    used_memory_bytes: int
+    max_memory_bytes: int  # 0: no limit
+
+    @property
+    def loss_window(self) -> LossWindow:
+        return _BY_POLICY.get(self.append_fsync, _UNKNOWN) if self.append_only else _OFF
+
+    def warnings(self) -> Iterator[str]:
+        """What an operator should change before he trusts this Redis with items."""
+        if not self.append_only:
+            yield (
+                "Redis keeps no append-only file, so a restart of it loses acknowledged items. "
+                "Start it with --appendonly yes."
+            )
+        if self.eviction != "noeviction":
+            yield (
+                f"Redis' maxmemory-policy is {self.eviction}, so it may throw items away when its memory is "
+                "full. Set it to noeviction."
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        window = self.loss_window
+        seconds = window.seconds if math.isfinite(window.seconds) else None
+        return {**vars(self), "loss_window_s": seconds, "loss_window": window.sentence}
+
+
+async def read_persistence(redis: Any, key: str) -> Persistence:
+    """Ask Redis, of a cluster the node that has this key. Raises StoreUnavailable."""
+    node = redis.get_node_from_key(key) if isinstance(redis, RedisCluster) else None
+    options = {"target_nodes": node} if node else {}
+    with redis_errors():
+        persistence = await redis.info("persistence", **options)
+        memory = await redis.info("memory", **options)
+        try:
+            config = await redis.config_get("appendfsync", **options)
+        except ResponseError:  # who runs Redis for others often keeps CONFIG to himself
+            config = {}
+    return Persistence(
+        append_only=bool(persistence.get("aof_enabled")),
+        append_fsync=str(config.get("appendfsync", "unknown")),
+        last_append_ok=persistence.get("aof_last_write_status") == "ok",
+        last_snapshot_ok=persistence.get("rdb_last_bgsave_status") == "ok",
+        eviction=str(memory.get("maxmemory_policy", "unknown")),
+        used_memory_bytes=int(memory.get("used_memory", 0)),
+        max_memory_bytes=int(memory.get("maxmemory", 0)),
+    )

@@ -1,0 +1,287 @@
+"""What the store takes and gives, and how it is spelled in Redis' bytes. Pure.
+
+A value that is not ours is skipped and counted, never fatal: one of them must not stop a catalogue.
+"""
+
+import base64
+import json
+import logging
+import operator
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+
+from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.sid import Codes, Sid, SidSpec
+from service.errors import InvalidCursor
+
+log = logging.getLogger(__name__)
+
+HASH_LENGTH = 32
+
+T = TypeVar("T")
+Status = Literal["created", "moved", "updated", "unchanged"]
+
+
+class Keys(NamedTuple):
+    """Names of a catalogue's keys, as lua/put.lua takes them, and the one that all tokenizers share."""
+
+    items: str
+    codes: str
+    trie: str
+    log: str
+    active: str
+
+    @classmethod
+    def of(cls, catalog: str, tokenizer_id: str) -> "Keys":
+        if not catalog or set("{}") & set(catalog):
+            raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
+        # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
+        tag = f"{{{catalog}}}"
+        codes, trie, log = (f"{tag}:{kind}:{tokenizer_id}" for kind in ("codes", "trie", "log"))
+        return cls(f"{tag}:items", codes, trie, log, f"{tag}:active")
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Those that a script changes together."""
+        return self[:4]
+
+
+@dataclass(frozen=True)
+class ItemRecord:
+    item_id: str
+    content_hash: str  # 32 characters; of the text that the tokenizer reads
+    item: Mapping[str, Any]  # as posted, with its item_id
+
+
+@dataclass(frozen=True)
+class PutResult:
+    item_id: str
+    sid: Sid
+    status: Status
+    version: int  # a replica that has seen this version of the catalogue knows the item
+
+
+@dataclass(frozen=True)
+class DropResult:
+    item_id: str
+    existed: bool
+    version: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """An item's sid, and the hash of the text that it was read from."""
+
+    content_hash: str
+    sid: Sid
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    item_id: str
+    item: dict[str, Any]
+    sid: Sid
+
+
+class Page(NamedTuple):
+    items: list[StoredItem]
+    next_cursor: str | None  # None after the last page
+
+
+class TrieEntry(NamedTuple):
+    item_id: str
+    sid: Sid
+    attributes: Attributes = NO_ATTRIBUTES
+
+
+class Position(NamedTuple):
+    """Where the log stands. The same version with another mark is another history: Redis lost changes."""
+
+    version: int
+    mark: str
+
+
+class Change(NamedTuple):
+    version: int
+    op: Literal["put", "drop", "unreadable"]
+    item_id: str
+    sid: Sid
+    after: str  # mark of the change before this one
+    mark: str
+    attributes: Attributes = NO_ATTRIBUTES  # of a put
+
+
+class RecordCodec:
+    """Reads and writes the values that lua/put.lua describes; counts those that it cannot read.
+
+    Attributes in the log are a JSON list: the declared fields, categories, available, a value for each field.
+    So a replica that declares other fields, as while settings change, does not take them for its own.
+    """
+
+    def __init__(self, spec: SidSpec, fields: DeclaredFields) -> None:
+        self._spec = spec
+        self._fields = fields
+        self._names = sorted(fields.kinds)
+        self._declared = _to_json(str(fields))
+        self._codes = struct.Struct(f">{spec.num_levels}H")
+        self._sid = struct.Struct(f">{spec.num_levels + 1}H")
+        self.num_unreadable = 0
+
+    def pack_codes(self, codes: Codes) -> bytes:
+        self._spec.check(codes)
+        return self._codes.pack(*codes)
+
+    def pack_item(self, record: ItemRecord) -> bytes:
+        # Sorted, so that the same fields in another order are the same item.
+        return self.pack_hash(record) + b" " + _to_json(record.item)
+
+    def pack_attributes(self, record: ItemRecord) -> bytes:
+        found = self._fields.attributes_of(record.item)
+        values = [found.values.get(name) for name in self._names]
+        told = _to_json([found.categories, found.available, values])
+        return b"[" + self._declared + b"," + told[1:]
+
+    def pack_hash(self, record: ItemRecord) -> bytes:
+        packed = record.content_hash.encode("ascii")
+        if len(packed) != HASH_LENGTH:
+            raise ValueError(f"a content hash has {HASH_LENGTH} characters, got {record.content_hash!r}")
+        return packed
+
+    def pack_cursor(self, member: bytes) -> str:
+        return base64.urlsafe_b64encode(member).decode().rstrip("=")
+
+    def unpack_sid(self, raw: bytes) -> Sid:
+        values = self._sid.unpack(raw)
+        if any(
+            map(operator.ge, values, self._spec.levels)
+        ):  # `spec.check` at load takes longer than all else
+            raise ValueError(f"codes {values[:-1]} do not fit the levels {self._spec.levels}")
+        return Sid(values[:-1], values[-1])
+
+    def read_cursor(self, cursor: str | None) -> bytes | None:
+        """The member that the cursor names. Raises InvalidCursor."""
+        if cursor is None:
+            return None
+        try:
+            padded = cursor + "=" * (-len(cursor) % 4)
+            member = base64.b64decode(padded, altchars=b"-_", validate=True)
+            self.unpack_sid(member[: self._sid.size])
+        except (ValueError, struct.error) as error:
+            raise InvalidCursor(cursor) from error
+        return member
+
+    def read_member(self, member: bytes) -> TrieEntry | None:
+        def read() -> TrieEntry:
+            item_id, sid = to_str(member[self._sid.size :]), self.unpack_sid(member[: self._sid.size])
+            if not item_id:
+                raise ValueError("no item id")
+            return TrieEntry(item_id, sid)
+
+        return self._readable("the trie", member, read)
+
+    def read_held(self, value: bytes) -> Held | None:
+        def read() -> Held:
+            return Held(value[-HASH_LENGTH:].decode("ascii"), self.unpack_sid(value[:-HASH_LENGTH]))
+
+        return self._readable("the codes", value, read)
+
+    def read_id(self, raw: bytes) -> str | None:
+        """An item id that is a field of a hash."""
+        return self._readable("an item id", raw, lambda: to_str(raw))
+
+    def read_item(self, item_id: str, value: bytes) -> ItemRecord | None:
+        def read() -> ItemRecord:
+            item = _item(value)
+            if item["item_id"] != item_id:
+                raise ValueError("another item's id")
+            return ItemRecord(item_id, value[:HASH_LENGTH].decode("ascii"), item)
+
+        return self._readable("the items", value, read)
+
+    def read_attributes(self, value: bytes) -> Attributes | None:
+        """Those of an item."""
+        return self._readable("the items", value, lambda: self._fields.attributes_of(_item(value)))
+
+    def tells_attributes(self, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether this entry of the log has them, of the fields that are declared here."""
+        return fields.get(b"attrs", b"").startswith(b"[" + self._declared + b",")
+
+    def read_change(
+        self, entry_id: bytes, fields: Mapping[bytes, bytes], present: Mapping[bytes, Attributes]
+    ) -> Change:
+        """A change; `present` has the attributes of items whose entries do not tell them."""
+        version = version_of(entry_id)
+
+        def read() -> Change:
+            op = _OPS[fields[b"op"]]
+            sid = self.unpack_sid(fields[b"sid"])
+            after, mark = fields[b"after"].decode(), fields[b"mark"].decode()
+            attributes = NO_ATTRIBUTES
+            if op == "put" and self.tells_attributes(fields):
+                attributes = self._unpack_attributes(fields[b"attrs"])
+            elif op == "put":
+                attributes = present.get(fields[b"id"], NO_ATTRIBUTES)
+            return Change(version, op, to_str(fields[b"id"]), sid, after, mark, attributes)
+
+        found = self._readable("the log", entry_id, read)
+        return found or Change(version, "unreadable", "", Sid((), 0), "", "")
+
+    def _unpack_attributes(self, raw: bytes) -> Attributes:
+        _, categories, available, values = json.loads(to_str(raw))
+        item = dict(zip(self._names, values, strict=True))
+        return self._fields.attributes_of({**item, "categories": categories, "available": available})
+
+    def _readable(self, where: str, value: bytes, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except (ValueError, TypeError, KeyError, RecursionError, struct.error) as error:
+            self.num_unreadable += 1
+            log.warning("%s: a value that is not ours, skipped: %r (%s)", where, value[:80], error)
+            return None
+
+
+_OPS: dict[bytes, Literal["put", "drop"]] = {b"put": "put", b"drop": "drop"}
+
+
+def version_of(entry_id: bytes) -> int:
+    return int(entry_id.split(b"-")[0])
+
+
+# Made once: json.dumps makes one at each call, which takes as long as spelling a small item.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _to_json(value: object) -> bytes:
+    return to_bytes(_ENCODER.encode(value))
+
+
+def _item(value: bytes) -> dict[str, Any]:
+    """Raises ValueError, KeyError or RecursionError where the value is no item that an answer can hold."""
+    text = to_str(value[HASH_LENGTH:])
+    item = _DECODER.decode(text)
+    if not isinstance(item, dict):
+        raise ValueError("not a JSON object")
+    if not isinstance(item["item_id"], str):
+        raise ValueError("its item_id is no text")
+    if "\\u" in text:  # we escape control characters only, but others may have spelt half a surrogate pair
+        json.dumps(item, ensure_ascii=False).encode()
+    return item
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)  # made once, as the encoder
+
+
+def to_bytes(text: str) -> bytes:
+    # What half a surrogate pair names does not exist here, and asking for it is no fault.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def to_str(raw: bytes) -> str:
+    """Raises ValueError where this is no Unicode, half a surrogate pair included: no answer could hold it."""
+    return raw.decode("utf-8")

@@ -1,0 +1,115 @@
+"""Letter grams against grams counted in Python on the text that was drawn."""
+
+import numpy as np
+import pytest
+import torch
+
+from model_export.configs import CompactConfig
+from model_export.encoders.base import Reading
+from model_export.encoders.compact.letter_grams import (
+    LENGTHS,
+    LetterGrams,
+    buckets,
+    fit_letter_grams,
+    symbols_of,
+)
+from model_export.encoders.compact.reader import ALPHABET, CompactReader
+from service.core.bundle import RenderSpec
+from service.core.render import render_text
+from service.errors import GlyphrecError
+
+SPEC = RenderSpec(max_strips=2)
+TEXTS = [
+    "Hex nuts M3 zinc plated, 500 ct; fasteners > nuts",
+    "Hex nuts M4 zinc plated, 250 ct; fasteners > nuts",
+    "HEX NUTS M3 ZINC PLATED, 500 CT; FASTENERS > NUTS",
+    "Beaker 250 ml borosilicate glass; labware > beakers",
+    "Beaker 500 ml borosilicate glass; labware > beakers",
+    "Nitrile gloves, powder free, large, box of 100",
+]
+
+
+class Spelt(torch.nn.Linear):
+    """Frames that are one-hot letters are spelt as what they are."""
+
+    def __init__(self) -> None:
+        super().__init__(len(ALPHABET), len(ALPHABET))
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(len(ALPHABET)))
+            self.bias.zero_()
+
+
+def spelt(texts: list[str]) -> Reading:
+    letters = [ALPHABET.index(letter) for text in texts for letter in text]
+    frames = np.eye(len(ALPHABET), dtype=np.float16)[letters]
+    first = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    return Reading(frames, first, np.zeros(len(ALPHABET) + 1, np.float32))
+
+
+def fitted(texts: list[str], **changes: int) -> LetterGrams:
+    config = CompactConfig(**{"num_grams": 100_000, "feature_dim": 4} | changes)
+    return fit_letter_grams(spelt(texts), Spelt(), ALPHABET, config, seed=0)
+
+
+def grams_of(text: str) -> set[str]:
+    text = text.casefold()
+    return {text[at : at + length] for length in LENGTHS for at in range(len(text) - length + 1)}
+
+
+@torch.no_grad()
+def test_counts_are_those_of_the_text():
+    pooling, reading = fitted(TEXTS), spelt(TEXTS)
+    frames = torch.from_numpy(reading.frames.astype(np.float32))
+    counts = pooling.counts(frames, torch.from_numpy(reading.item_of_frame()), len(TEXTS))
+    known = set().union(*map(grams_of, TEXTS))
+    assert counts.shape[1] == pytest.approx(len(known), abs=2), "hardly any two share a bucket"
+    for row, text in zip(counts, TEXTS, strict=True):
+        assert int((row > 0).sum()) == pytest.approx(len(grams_of(text)), abs=2)
+        assert int(row.sum()) == sum(len(text) - length + 1 for length in LENGTHS)
+
+
+def test_case_accents_and_typography_are_folded_and_letters_are_not():
+    symbols = dict(zip(ALPHABET, symbols_of(ALPHABET).tolist(), strict=True))
+    assert symbols["A"] == symbols["a"] == symbols["\N{LATIN SMALL LETTER A WITH ACUTE}"]
+    assert symbols["-"] == symbols["\N{EN DASH}"]
+    assert symbols["x"] == symbols["\N{MULTIPLICATION SIGN}"]
+    assert len({symbols[letter] for letter in "abcdefghijklmnopqrstuvwxyz0123456789 .,;/-"}) == 42
+    features = fitted(TEXTS).pool(spelt(TEXTS))
+    np.testing.assert_allclose(features[0], features[2], atol=1e-5)
+    assert features[0] @ features[1] > features[0] @ features[3]
+
+
+def test_runs_never_cross_items():
+    symbols, item = torch.tensor([1, 2, 3, 1, 2, 3, 4]), torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    bucket, is_whole = buckets(symbols, item, 3)
+    assert is_whole.tolist() == [True, False, False, True, True, False, False]
+    assert bucket[0] == bucket[3] != bucket[4]
+
+
+def test_only_the_grams_that_most_items_show_are_kept():
+    pooling = fitted(TEXTS, num_grams=40)
+    assert pooling.num_grams == 40
+    counts = [sum(gram in grams_of(text) for text in TEXTS) for gram in set().union(*map(grams_of, TEXTS))]
+    assert np.exp(pooling.idf.max().item() - 1) <= (1 + len(TEXTS)) / (1 + sorted(counts)[-40]) + 1e-3
+
+
+def test_an_item_without_letters_is_finite_and_a_catalogue_without_is_refused():
+    empty = Reading(np.zeros((0, len(ALPHABET)), np.float16), np.zeros(2, np.int64), np.zeros(1, np.float32))
+    assert np.isfinite(fitted(TEXTS).pool(empty)).all()
+    with pytest.raises(GlyphrecError, match="Give the items titles"):
+        fit_letter_grams(empty, Spelt(), ALPHABET, CompactConfig(), seed=0)
+
+
+@torch.no_grad()
+def test_drawn_and_read_items_show_the_grams_of_their_text():
+    """Through the real reader; where a line ends, a space is not seen."""
+    encoder = CompactReader(SPEC, CompactConfig(num_grams=100_000, feature_dim=5), seed=0)
+    reading = encoder.read([render_text(text, SPEC).strips for text in TEXTS])
+    pooling = encoder.fit(reading)
+    frames = torch.from_numpy(reading.frames.astype(np.float32))
+    counts = pooling.counts(frames, torch.from_numpy(reading.item_of_frame()), len(TEXTS)).numpy()
+    for row, text in zip(counts, TEXTS, strict=True):
+        assert (row > 0).sum() == pytest.approx(len(grams_of(text)), rel=0.1)
+    shared = np.minimum(counts[0], counts).sum(axis=1) / counts[0].sum()  # [item]
+    expected = [len(grams_of(TEXTS[0]) & grams_of(text)) / len(grams_of(TEXTS[0])) for text in TEXTS]
+    np.testing.assert_allclose(shared, expected, atol=0.12)

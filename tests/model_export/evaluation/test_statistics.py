@@ -1,0 +1,91 @@
+"""Intervals against the normal approximation, full enumeration and what pairing must do."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from model_export.evaluation.statistics import interval, intervals, paired_difference, spread_over_seeds
+
+
+def test_the_interval_of_many_users_is_the_normal_one():
+    values = np.random.default_rng(0).binomial(1, 0.1, size=(1, 8000)).astype(float)
+    found = interval(values)
+    half = 1.96 * values.std() / np.sqrt(8000)
+    assert found.mean == values.mean()
+    assert found.low == pytest.approx(values.mean() - half, abs=0.04 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.04 * half)
+
+
+def test_the_interval_of_few_users_is_that_of_every_possible_draw():
+    values = np.array([[0.0, 0.1, 0.7, 3.0]])
+    every = [np.mean(draw) for draw in product(values[0], repeat=4)]
+    found = interval(values, num_resamples=200_000)
+    assert found[1:] == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.03)
+
+
+def test_seeds_are_resampled_together_and_do_not_narrow_what_users_say():
+    """Three seeds that agree on every user are one system, not three times the users."""
+    one = np.random.default_rng(1).random((1, 500))
+    assert interval(np.repeat(one, 3, axis=0)) == pytest.approx(interval(one))
+
+
+def test_seeds_that_err_on_other_users_do_narrow_it():
+    values = np.random.default_rng(2).random((4, 500))
+    width, of_one = (found.high - found.low for found in (interval(values), interval(values[:1])))
+    assert width == pytest.approx(of_one / 2, rel=0.1)
+
+
+def test_identical_systems_differ_by_exactly_nothing():
+    values = np.random.default_rng(3).random((3, 200))
+    assert paired_difference(values, values.copy()) == (0.0, 0.0, 0.0)
+
+
+def test_a_constant_gain_is_found_without_doubt():
+    """Users vary a thousand times as much as the systems differ; paired, that does not matter."""
+    b = 100 * np.random.default_rng(4).random((1, 300))
+    found = paired_difference(np.repeat(b, 3, axis=0) + 0.1, b)
+    assert found == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_figures_side_by_side_are_what_each_is_alone():
+    a, b = np.random.default_rng(8).random((2, 1, 300))
+    found = intervals(np.concatenate([a, b, a - b]))
+    alone = [interval(a), interval(b), paired_difference(a, b)]
+    assert np.array(found) == pytest.approx(np.array(alone), abs=1e-12)
+
+
+def test_a_difference_within_noise_has_zero_inside():
+    rng = np.random.default_rng(5)
+    a, b = rng.binomial(1, 0.1, size=(2, 1, 1000)).astype(float)
+    found = paired_difference(a, b)
+    assert found.low < 0 < found.high
+    assert found.mean == pytest.approx(a.mean() - b.mean())
+
+
+def test_the_interval_holds_the_truth_in_about_95_of_100_samples():
+    rng = np.random.default_rng(6)
+    samples = rng.binomial(1, 0.2, size=(300, 1, 400)).astype(float)
+    found = [interval(sample, num_resamples=1000) for sample in samples]
+    assert np.mean([low <= 0.2 <= high for _, low, high in found]) == pytest.approx(0.95, abs=0.04)
+
+
+def test_one_seed_of_chance_gives_one_answer_and_another_a_near_one():
+    values = np.random.default_rng(7).random((2, 300))
+    assert interval(values, seed=1) == interval(values, seed=1)
+    assert interval(values, seed=1) != interval(values, seed=2)
+    assert interval(values, seed=1) == pytest.approx(interval(values, seed=2), abs=0.002)
+
+
+def test_the_spread_is_of_the_means_of_the_seeds():
+    values = np.array([[0.0, 2.0], [2.0, 2.0], [3.0, 3.0]])
+    assert spread_over_seeds(values) == pytest.approx(1.0)
+    assert spread_over_seeds(values[:1]) is None
+
+
+def test_unequal_users_and_missing_axes_are_refused():
+    with pytest.raises(ValueError, match="same users: 3 beside 4"):
+        paired_difference(np.zeros((1, 3)), np.zeros((1, 4)))
+    for shape in ((3,), (0, 3), (3, 0)):
+        with pytest.raises(ValueError, match="seed, user"):
+            interval(np.zeros(shape))

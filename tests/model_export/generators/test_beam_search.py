@@ -1,0 +1,328 @@
+"""The beam against scoring every item: all generators, paged tries, int8; in PyTorch and as graphs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model_export.bundle.precision import write_int8
+from model_export.bundle.recommender import exhaustive_scores, export_recommender, random_histories
+from model_export.configs import TigerConfig, TreeConfig
+from model_export.generators import seen_prefixes
+from model_export.generators.base import Generator
+from model_export.generators.beam_search import BeamSearch, search_eagerly
+from model_export.generators.tiger import TigerGenerator
+from model_export.generators.tree import TreeGenerator
+from service.core.graphs import FILLER, PADDING, beam_widths, recommender_graph
+from service.core.sid import SidSpec
+from service.core.trie import SidTrie
+from service.inference.runtime import Beams, RecommenderSession
+
+HISTORY = 5
+BEAM_LIMIT = 300  # more than any of SPECS has codes
+SPECS = {
+    "even": SidSpec(levels=(4, 4, 4)),
+    "odd": SidSpec(levels=(5, 3, 7)),
+    "one-code level": SidSpec(levels=(6, 1, 4)),
+    "paged": SidSpec(levels=(4, 3, 2, 9), paged=True),
+}
+Truth = list[dict[int, float]]
+
+
+def make_generator(kind: str, spec: SidSpec, *, trained: bool = False) -> Generator:
+    """A small generator with weights far from zero, so that scores differ; optionally after some real
+    steps.
+    """
+    torch.manual_seed(3)
+    rng = np.random.default_rng(3)
+    seen = rng.integers(0, spec.levels, size=(20, spec.num_levels))
+    if kind.startswith("tree"):
+        config = TreeConfig(
+            width=8, num_layers=2, num_heads=2, ffn_dim=16, dropout=0.0, has_bonus="no bonus" not in kind
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(seen_prefixes, "ROWS_PER_GATHERED_CHILD", 0 if "sparse" in kind else 1000)
+            generator: Generator = TreeGenerator(
+                config=config, spec=spec, history_length=HISTORY, seen_codes=seen
+            )
+    else:
+        config = TigerConfig(
+            reads="items" if "items" in kind else "codes",
+            width=8,
+            num_layers=1,
+            num_heads=2,
+            head_dim=4,
+            ffn_dim=16,
+            dropout=0.0,
+        )
+        generator = TigerGenerator(config=config, spec=spec, seen_codes=seen)
+    with torch.no_grad():
+        for name, weight in generator.named_parameters():
+            weight.mul_(1.0 if "norm" in name else 4.0 if kind.startswith("tree") else 2.0)
+    if trained:
+        optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
+        windows = torch.from_numpy(seen[rng.integers(0, 20, size=(32, HISTORY + 1))])
+        for _ in range(30):
+            loss = generator.loss(windows)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return generator.eval()
+
+
+class Case(NamedTuple):
+    generator: Generator
+    session: RecommenderSession
+    truth: Callable[[NDArray[np.int64], SidTrie], Truth]  # each history's {full prefix: score} of all living
+    tolerance: float  # in nats, of a score against the float32 model in PyTorch
+
+    def run(self, history: NDArray[np.int64], trie: SidTrie, num_beams: int) -> Beams:
+        return self.session.run(history, trie.tables, beam_widths(self.generator.spec, num_beams))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(("tree", name, "float32") for name in SPECS),
+        *(("tiger", name, "float32") for name in SPECS),
+        ("tree, sparse", "odd", "float32"),
+        ("tree, sparse", "paged", "float32"),
+        ("tree, no bonus", "odd", "float32"),
+        ("tiger, items", "odd", "float32"),
+        ("tree", "odd", "int8"),
+        ("tiger", "paged", "int8"),
+    ],
+    ids=str,
+)
+def case(request, tmp_path_factory) -> Case:
+    kind, name, precision = request.param
+    spec = SPECS[name]
+    generator = make_generator(kind, spec, trained=name == "odd")
+    path = tmp_path_factory.mktemp("graph") / "recommender.onnx"
+    graph = export_recommender(path, generator, history_length=HISTORY, beam_limit=BEAM_LIMIT)
+    if precision == "float32":
+        session = RecommenderSession(path, graph, threads=1)
+        return Case(
+            generator, session, lambda history, trie: exhaustive_scores(generator, history, trie), 2e-4
+        )
+
+    # Another model than the float32 one, so its own truth: all codes in one beam, each history alone.
+    session = RecommenderSession(path, graph, threads=1)
+    rng, trie = np.random.default_rng(0), everything(spec)
+    runs = [
+        session.feeds(random_histories(spec, rng, 2, HISTORY), trie.tables, beam_widths(spec, 10))
+        for _ in range(8)
+    ]
+    write_int8(path, path, runs)
+    session = RecommenderSession(path, graph, threads=1)
+
+    def truth(history: NDArray[np.int64], trie: SidTrie) -> Truth:
+        found = []
+        for row in history:
+            beams = session.run(row[None], trie.tables, beam_widths(spec, BEAM_LIMIT))
+            living = beams.scores[0] > FILLER
+            prefixes = spec.prefixes_of(beams.codes[0][living])[-1].tolist()
+            assert sorted(prefixes) == list(trie.living())
+            found.append(dict(zip(prefixes, beams.scores[0][living].tolist(), strict=True)))
+        return found
+
+    return Case(generator, session, truth, tolerance=1.5)
+
+
+def everything(spec: SidSpec) -> SidTrie:
+    return SidTrie.from_prefixes(spec, np.arange(spec.num_prefixes[-1]))
+
+
+def random_trie(spec: SidSpec, rng: np.random.Generator) -> SidTrie:
+    """Unbalanced, with shared and missing codes: sometimes empty, one item, one branch, or everything
+    alive.
+    """
+    shape = rng.integers(0, 5)
+    if shape == 0:
+        codes = np.empty((rng.integers(0, 2), spec.num_levels), dtype=np.int64)
+        codes[:] = rng.integers(0, spec.levels, size=codes.shape)
+    elif shape == 1:  # one branch of the root, items share codes
+        codes = rng.integers(0, spec.levels, size=(rng.integers(1, 30), spec.num_levels))
+        codes[:, 0] = codes[0, 0]
+    elif shape == 2:
+        return everything(spec)
+    else:  # skewed towards small codes
+        codes = (rng.random((rng.integers(1, 60), spec.num_levels)) ** 2 * spec.levels).astype(np.int64)
+    return SidTrie.from_codes(spec, codes)
+
+
+def test_full_width_equals_scoring_every_item(case):
+    spec, rng = case.generator.spec, np.random.default_rng(0)
+    for _ in range(40):
+        trie = random_trie(spec, rng)
+        history = random_histories(spec, rng, int(rng.integers(1, 5)), int(rng.integers(1, HISTORY + 1)))
+        beams = case.run(history, trie, BEAM_LIMIT)  # wider than all codes there are
+        for row, truth in enumerate(case.truth(history, trie)):
+            found = beams.scores[row] > FILLER
+            prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
+            assert sorted(prefixes) == sorted(truth)
+            np.testing.assert_allclose(beams.scores[row][found], [truth[p] for p in prefixes], atol=2e-4)
+            assert (np.diff(beams.scores[row]) <= 0).all()
+            assert beams.bound[row] < FILLER
+
+
+def test_what_is_certified_equals_the_exhaustive_answer(case):
+    """At narrow widths: scores above the bound are the best there are, and a bound below is never
+    surpassed.
+    """
+    spec, rng = case.generator.spec, np.random.default_rng(1)
+    certified = uncertain = 0
+    for _ in range(120):
+        trie = random_trie(spec, rng)
+        num_beams = int(rng.integers(1, 4))
+        history = random_histories(spec, rng, int(rng.integers(1, 4)), int(rng.integers(1, HISTORY + 1)))
+        beams = case.run(history, trie, num_beams)
+        for row, truth in enumerate(case.truth(history, trie)):
+            found = beams.scores[row] > FILLER
+            prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
+            assert set(prefixes) <= set(truth), "a beam left the catalogue"
+            assert len(set(prefixes)) == len(prefixes), "a beam came twice"
+            best = sorted(truth.values(), reverse=True)
+            certain = beams.scores[row][found] > beams.bound[row]
+            np.testing.assert_allclose(beams.scores[row][found][certain], best[: certain.sum()], atol=2e-4)
+            outside = [score for prefix, score in truth.items() if prefix not in prefixes]
+            assert not outside or max(outside) <= beams.bound[row] + 2e-4
+            certified += int(certain.all())
+            uncertain += int(not certain.all())
+    assert certified > 10, "the cases must exercise both answers"
+    assert uncertain > 10
+
+
+def test_graph_equals_eager_search_at_sizes_not_traced(case):
+    spec, rng = case.generator.spec, np.random.default_rng(2)
+    search = BeamSearch(case.generator)
+    for batch, positions, num_beams in ((1, 1, 1), (1, HISTORY, 2), (7, 2, 50), (2, 3, BEAM_LIMIT)):
+        trie, widths = random_trie(spec, rng), beam_widths(spec, num_beams)
+        history = random_histories(spec, rng, batch, positions)
+        ours = case.run(history, trie, num_beams)
+        theirs = search_eagerly(search, history, trie.tables, widths)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=case.tolerance)
+        np.testing.assert_allclose(ours.bound, theirs.bound, atol=case.tolerance)
+
+
+def test_an_item_scores_the_same_whatever_else_is_alive(case):
+    spec, rng = case.generator.spec, np.random.default_rng(4)
+    history = random_histories(spec, rng, 1, HISTORY)
+    among_all = case.truth(history, everything(spec))[0]
+    for prefix in range(0, spec.num_prefixes[-1], 5):
+        alone = SidTrie.from_prefixes(spec, np.array([prefix]))
+        beams = case.run(history, alone, 3)
+        assert beams.scores[0, 0] == pytest.approx(among_all[prefix], abs=2e-4)
+        assert (beams.scores[0, 1:] < FILLER).all()
+
+
+def test_a_request_scores_the_same_in_any_batch(case):
+    """Also in int8: what shares a run must not change an answer, or two replicas would differ."""
+    spec, rng = case.generator.spec, np.random.default_rng(8)
+    trie = everything(spec)
+    history = random_histories(spec, rng, 9, HISTORY)
+    together = case.run(history, trie, 7)
+    for row in range(len(history)):
+        alone = case.run(history[row : row + 1], trie, 7)
+        np.testing.assert_allclose(alone.scores[0], together.scores[row], atol=1e-5)
+
+
+def test_narrower_levels_keep_the_certificate_honest(case):
+    """A search may keep fewer prefixes at one level than at another; what it certifies is still the best."""
+    spec, rng = case.generator.spec, np.random.default_rng(9)
+    for _ in range(30):
+        trie = random_trie(spec, rng)
+        history = random_histories(spec, rng, 1, HISTORY)
+        widths: list[int] = []
+        for num_codes in spec.levels:
+            most = (widths[-1] if widths else 1) * num_codes
+            widths.append(int(rng.integers(1, min(6, most) + 1)))
+        beams = case.session.run(history, trie.tables, widths)
+        truth = sorted(case.truth(history, trie)[0].values(), reverse=True)
+        certain = beams.scores[0][(beams.scores[0] > FILLER) & (beams.scores[0] > beams.bound[0])]
+        np.testing.assert_allclose(certain, truth[: len(certain)], atol=2e-4)
+
+
+def test_probabilities_of_all_codes_sum_to_one(case):
+    """`tree` gives every code that training never saw the share of the new ones: test_tree.py."""
+    if isinstance(case.generator, TreeGenerator):
+        return
+    spec = case.generator.spec
+    history = random_histories(spec, np.random.default_rng(5), 2, 3)
+    for scores in case.truth(history, everything(spec)):
+        assert np.exp(list(scores.values())).sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_gathered_children_are_the_product_over_all_rows():
+    """The two ways of keeping seen prefixes are one model: equal weights, equal scores, equal gradients."""
+    spec, rng = SPECS["odd"], np.random.default_rng(10)
+    sparse, dense = (make_generator(kind, spec) for kind in ("tree, sparse", "tree"))
+    assert all(prefixes.is_sparse for prefixes in sparse.prefixes)
+    assert not any(prefixes.is_sparse for prefixes in dense.prefixes)
+    weights = dense.state_dict()
+    for name, weight in sparse.named_parameters():
+        rows = weights[name]
+        weight.data[: len(rows)] = rows
+    windows = torch.from_numpy(random_histories(spec, rng, 8, HISTORY + 1))
+    losses = [generator.loss(windows) for generator in (sparse, dense)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for name, weight in dense.named_parameters():
+        gradient = sparse.get_parameter(name).grad
+        torch.testing.assert_close(gradient[: len(weight)], weight.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tree", "tree, sparse", "tiger, items"])
+def test_an_item_never_seen_has_the_vectors_of_its_known_prefixes_alone(kind):
+    """Those of its unknown prefixes are zero, whatever was trained."""
+    generator = make_generator(kind, SPECS["odd"], trained=True)
+    for prefixes in generator.prefixes:
+        assert (prefixes.embedding.weight[0] == 0).all()
+        assert (prefixes.embedding.weight[1:] != 0).any()
+
+
+def test_padding_on_the_left_changes_nothing(case):
+    spec, rng = case.generator.spec, np.random.default_rng(6)
+    trie = SidTrie.from_codes(spec, rng.integers(0, spec.levels, size=(30, spec.num_levels)))
+    history = rng.integers(0, spec.levels, size=(1, 2, spec.num_levels))
+    padded = np.concatenate([np.full((1, HISTORY - 2, spec.num_levels), PADDING), history], axis=1)
+    short, long = (case.run(h, trie, 9) for h in (history, padded))
+    np.testing.assert_allclose(short.scores, long.scores, atol=2e-4)
+
+
+def test_an_empty_history_scores_without_nan(case):
+    spec = case.generator.spec
+    trie = SidTrie.from_codes(spec, np.zeros((1, spec.num_levels), dtype=np.int64))
+    beams = case.run(np.full((1, 2, spec.num_levels), PADDING), trie, 2)
+    assert np.isfinite(beams.scores).all()
+
+
+def test_an_edit_of_the_tables_shows_in_the_next_run(case):
+    spec, rng = case.generator.spec, np.random.default_rng(7)
+    trie = SidTrie(spec)
+    history = random_histories(spec, rng, 1, 3)
+    codes = tuple(k - 1 for k in spec.levels)
+    assert case.run(history, trie, 4).scores[0, 0] < FILLER
+    trie.insert(codes)
+    assert tuple(case.run(history, trie, 4).codes[0, 0]) == codes
+    trie.delete(codes)
+    assert case.run(history, trie, 4).scores[0, 0] < FILLER
+
+
+def test_the_graph_keeps_one_copy_of_the_weights(tmp_path):
+    """Unrolling the levels must not repeat what they share."""
+    generator = make_generator("tiger", SidSpec(levels=(64, 64, 64)))
+    path = tmp_path / "recommender.onnx"
+    export_recommender(path, generator, history_length=HISTORY, beam_limit=BEAM_LIMIT)
+    weights = sum(weight.numel() * 4 for weight in generator.parameters())
+    assert path.stat().st_size < 1.5 * weights + 500_000
+
+
+def test_the_contract_names_what_the_graph_holds(case):
+    graph = recommender_graph(case.generator.spec)
+    assert [tensor.name for tensor in graph.outputs] == ["codes", "scores", "bound"]
+    assert {tensor.name for tensor in graph.inputs} >= {"history", "beams_1", "live_1"}

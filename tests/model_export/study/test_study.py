@@ -1,0 +1,148 @@
+"""`glyphrec study` on the plan `tiny`: every kind of cell is really run, kept, and told about."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from model_export.configs import CompactConfig, HeadConfig, MiniLmConfig, base
+from model_export.data.dataset import make_dataset
+from model_export.data.tables import write_dataset
+from model_export.study import cells
+from model_export.study.command import study
+from model_export.study.costs import with_costs
+from model_export.study.plan import PLANS, RESOLUTIONS, Cell, recipe
+from model_export.study.run import Work, works_of
+from service.core.render import render_text
+from service.errors import GlyphrecError
+
+NUM_USERS = 150
+
+
+class Studied(NamedTuple):
+    data: Path
+    out: Path
+    cache: Path
+    said: list[str]
+
+    def again(self, only: list[str] | None = None, plan: str = "tiny", *, costs: bool = False) -> list[str]:
+        said: list[str] = []
+        study(
+            [str(self.data)],
+            plan_name=plan,
+            only=only or [],
+            out=self.out,
+            cache_folder=self.cache,
+            costs=costs,
+            say=said.append,
+        )
+        return said
+
+
+@pytest.fixture(scope="module")
+def studied(small_dataset, tmp_path_factory) -> Studied:
+    folder = tmp_path_factory.mktemp("study")
+    histories = zip(small_dataset.user_ids[:NUM_USERS], small_dataset.sequences[:NUM_USERS], strict=True)
+    write_dataset(make_dataset("groceries", small_dataset.items, list(histories), {}), folder / "groceries")
+    found = Studied(folder / "groceries", folder / "docs", folder / "cache", [])
+    found.said.extend(found.again(costs=True))
+    return found
+
+
+def test_every_cell_of_the_plan_is_run_and_told(studied):
+    plan = PLANS["tiny"]()
+    results = cells.load_all(studied.out / "study" / "cells")
+    assert {result.name for result in results} == {cell.name for cell in plan.cells}
+    figures = json.loads((studied.out / "study.json").read_text())["groceries"]
+    assert {"default", "sasrec", "markov", "tiger_text"} <= set(figures)
+    assert figures["default"]["num_seeds"] == 2
+    assert 0 <= figures["default"]["item_hit@10"] <= 1
+    assert figures["default"]["pixels_per_item"] > 0
+    assert figures["default"]["ms_per_request"] > 0
+    assert figures["text"]["encode_ms_per_item"] > 0
+    assert figures["tiger_text"]["use_level_4"] > 0, "a suffix is a level more"
+    text = (studied.out / "study.md").read_text()
+    assert "all from one\nrun of `glyphrec study … --costs` on one machine" in text
+    for cell in plan.cells:
+        assert cell.label in text, cell.name
+
+
+def test_a_second_run_computes_nothing_and_writes_the_same(studied):
+    before = (studied.out / "study.md").read_bytes()
+    said = studied.again()
+    count = len(cells.load_all(studied.out / "study" / "cells"))
+    assert f"{count} cells, {count} of them done before" in said
+    assert (studied.out / "study.md").read_bytes() == before
+
+
+def test_costs_are_told_only_of_what_they_were_measured_for(studied):
+    results = cells.load_all(studied.out / "study" / "cells")
+    default = next(result for result in results if (result.name, result.seed) == ("default", 0))
+    second = next(result for result in results if (result.name, result.seed) == ("default", 1))
+    changed = replace(default, key="0" * 16)
+    found, machine = with_costs([default, second, changed], studied.out / "study")
+    assert machine.endswith("cores")
+    assert "ms_per_request" in found[0].figures
+    assert "ms_per_request" not in found[1].figures, "costs are of the first seed"
+    assert "ms_per_request" not in found[2].figures
+
+
+def test_a_cell_of_another_configuration_is_not_taken_for_this_one(studied):
+    kept = cells.load(studied.out / "study" / "cells", "groceries", "markov", 0)
+    try:
+        cells.save(studied.out / "study" / "cells", replace(kept, key="0" * 16))
+        assert any("first-order Markov" in line for line in studied.again(["markov"]))
+    finally:
+        cells.save(studied.out / "study" / "cells", kept)
+
+
+def test_an_unknown_plan_or_cell_is_one_clear_error(studied):
+    with pytest.raises(GlyphrecError, match=r"no plan 'huge'. Take one of full, tiny"):
+        studied.again(plan="huge")
+    with pytest.raises(GlyphrecError, match=r"has no cell 'sasrek'. Its cells: default, "):
+        studied.again(["sasrek"])
+
+
+def test_the_first_seed_of_everything_comes_before_the_second_of_anything(small_dataset):
+    works = works_of(PLANS["full"](), {"small": small_dataset})
+    seeds = [work.config.seed for work in works]
+    assert seeds == sorted(seeds)
+    assert len({(work.cell.name, work.config.seed) for work in works}) == len(works)
+
+
+def test_a_cell_is_run_anew_where_something_that_it_depends_on_differs(small_dataset):
+    def key(cell: Cell, **changes: object) -> str:
+        return Work(replace(cell, config=replace(cell.config, **changes)), small_dataset, 0).key
+
+    by_name = {cell.name: cell for cell in PLANS["full"]().cells}
+    other_head, other_encoder = HeadConfig(dropout=0.9), MiniLmConfig()
+    assert key(by_name["default"], head=other_head) != key(by_name["default"])
+    assert key(by_name["sasrec"], head=other_head, encoder=other_encoder) == key(by_name["sasrec"])
+    assert key(by_name["item_knn"], history_length=3) == key(by_name["item_knn"])
+    assert key(by_name["item_knn"], encoder=other_encoder) != key(by_name["item_knn"])
+    assert key(by_name["markov"], head=other_head) == key(by_name["markov"])
+    keys = [Work(cell, small_dataset, 0).key for cell in by_name.values()]
+    assert len(set(keys)) == len(keys), "two cells of the plan are one"
+
+
+def test_all_resolutions_draw_the_same_letters_on_a_strip():
+    default = base().render
+    assert (default.height_px, default.squeeze) in RESOLUTIONS
+    assert recipe(default.height_px, default.squeeze, default) == default
+    text = "Stainless steel hex nuts, M3 x 1/2 in, 500 ct; zinc plated; grade 8; " * 12
+    counts = [
+        len(render_text(text, recipe(*resolution, default).model_copy(update={"max_strips": 64})).strips)
+        for resolution in RESOLUTIONS
+    ]
+    assert max(counts) - min(counts) <= 1
+    pixels = [
+        recipe(*resolution, default).height_px * recipe(*resolution, default).width_px
+        for resolution in RESOLUTIONS
+    ]
+    assert max(pixels) > 4 * default.height_px * default.width_px
+
+
+def test_the_default_reads_with_the_compact_reader():
+    assert base().encoder == CompactConfig()

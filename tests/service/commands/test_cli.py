@@ -1,0 +1,296 @@
+"""The `glyphrec` command as a user runs it: processes, exit codes, and one line of why."""
+
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.cli import main
+from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+
+ROOT = Path(__file__).parents[3]
+READY_TIMEOUT_S = 30
+
+
+def command(*args, **environment):
+    """A process of the command, with nothing of this machine's settings."""
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GLYPHREC_", "REDIS_"))
+    }
+    path = os.pathsep.join([str(ROOT), environment.pop("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *map(str, args)],
+        env=clean | {"PYTHONPATH": path} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(*args, **environment):
+    process = command(*args, **environment)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(bundle, tmp_path_factory):
+    """A service in a process of its own with its own Redis -> its URL."""
+    port, data = free_port(), tmp_path_factory.mktemp("redis")
+    process = command("serve", "--bundle", bundle, "--port", port, "--data-dir", data)
+    url = f"http://127.0.0.1:{port}"
+    wait_until_ready(url, process)
+    yield url
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+
+
+def wait_until_ready(url, process):
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        try:
+            if httpx.get(f"{url}/health/ready").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    pytest.fail("not ready")
+
+
+def test_a_served_bundle_recommends_and_its_redis_ends_with_it(bundle, tmp_path):
+    port = free_port()
+    process = command("serve", "--bundle", bundle, "--port", port, "--data-dir", tmp_path / "redis")
+    url = f"http://127.0.0.1:{port}"
+    wait_until_ready(url, process)
+    answer = httpx.post(f"{url}/recommend", json={"history": ["item-0"]}).json()
+    assert len(answer["items"]) == 10
+    httpx.post(f"{url}/items", json={"item_id": "new", "title": "Brand new"}).raise_for_status()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert not (tmp_path / "redis" / "redis.sock").exists()
+
+    again = command("serve", "--bundle", bundle, "--port", port, "--data-dir", tmp_path / "redis")
+    wait_until_ready(url, again)
+    assert httpx.get(f"{url}/items/new").json()["item"]["title"] == "Brand new"
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=30)
+    assert again.returncode == 130
+
+
+def test_a_client_that_goes_away_in_the_middle_of_a_body_harms_nobody(served):
+    address = (httpx.URL(served).host, httpx.URL(served).port)
+    for _ in range(5):
+        with socket.create_connection(address) as connection:
+            connection.sendall(
+                b"POST /items HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b'Content-Length: 1000\r\n\r\n{"items": [{"item_id"'
+            )
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"NONSENSE\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    assert httpx.get(f"{served}/health/ready").status_code == httpx.codes.OK
+    assert httpx.post(f"{served}/recommend", json={"history": ["item-0"]}).status_code == httpx.codes.OK
+
+
+def test_import_posts_every_item_of_a_file_or_folder(served, tmp_path, capsys):
+    items = [{"item_id": f"imported-{i}", "title": f"Imported {i}"} for i in range(25)]
+    with gzip.open(tmp_path / "items.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n\n".join(map(json.dumps, items)))
+    assert main(["import", str(tmp_path), "--url", served, "--batch", "10"]) == 0
+    assert "25 created" in capsys.readouterr().out
+    assert main(["import", str(tmp_path / "items.jsonl.gz"), "--url", served]) == 0
+    assert "25 unchanged" in capsys.readouterr().out
+
+
+def test_import_at_a_rate_sends_small_requests_that_far_apart(served, tmp_path, monkeypatch):
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps({"item_id": f"slow-{n}", "title": f"t {n}"}) + "\n" for n in range(7)))
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert main(["import", str(path), "--url", served, "--rate", "25"]) == 0
+    assert len(pauses) == 2  # between three requests of at most three items, ten times a second
+    assert all(0 <= pause <= 3 / 25 for pause in pauses)
+    assert main(["import", str(path), "--url", served, "--rate", "0"]) == 2
+
+
+def test_import_names_the_items_that_failed_and_stores_the_others(served, tmp_path, capsys):
+    lines = [
+        '{"item_id": "fine", "title": "Fine"}',
+        '{"title": "no id"}',
+        '{"item_id": "blank", "title": ""}',
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    assert main(["import", str(tmp_path), "--url", served]) == 1
+    shown = capsys.readouterr()
+    assert "1 created, 2 failed" in shown.out
+    assert "item 2: item_id: is missing" in shown.err
+    assert "item 3: item: has no text" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"item_id": "a"}\n{"item_id"', "items.jsonl:2: not JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (None, "has no items.jsonl"),
+    ],
+)
+def test_import_of_a_broken_file_posts_nothing_and_says_where(served, tmp_path, capsys, content, words):
+    if content is not None:
+        (tmp_path / "items.jsonl").write_bytes(content)
+    before = httpx.get(f"{served}/info").json()["catalog"]
+    assert main(["import", str(tmp_path), "--url", served]) == 2
+    assert words in capsys.readouterr().err
+    assert httpx.get(f"{served}/info").json()["catalog"] == before
+
+
+def test_recommend_prints_items_with_their_scores_and_words(served, capsys):
+    assert main(["recommend", "item-0", "nobody", "--limit", "3", "--url", served]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "unknown: nobody"
+    assert lines[1].startswith("next items")
+    assert len(lines) == 5
+    answer = httpx.post(f"{served}/recommend", json={"history": ["item-0", "nobody"], "limit": 3}).json()
+    for line, item in zip(lines[2:], answer["items"], strict=True):
+        assert line.split()[:3] == [f"{item['score']:.3f}", item["semantic_id"], item["item_id"]]
+        assert "hing" in line or "mported" in line
+    assert main(["recommend", "--url", served]) == 0
+    assert capsys.readouterr().out.startswith("popular items")
+    assert main(["recommend", "item-0", "--json", "--url", served]) == 0
+    assert json.loads(capsys.readouterr().out)["source"] == "model"
+
+
+def test_recommend_takes_a_filter_as_the_api_does(served, capsys):
+    asked = {"item_ids": ["item-3", "item-4", "item-0"]}
+    assert main(["recommend", "item-0", "--exact", "--filter", json.dumps(asked), "--url", served]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "next items, exact"
+    assert {line.split()[2] for line in lines[1:]} == {"item-3", "item-4"}
+    assert main(["recommend", "item-0", "--filter", '{"item_ids": []}', "--url", served]) == 0
+    assert capsys.readouterr().out == "no item passes the filter\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("{", "--filter {: not JSON"),
+        ('{"attributes": {"price": NaN}}', "not JSON"),
+        ('{"colour": "red"}', "filter.colour"),
+        ('{"attributes": {"colour": "red"}}', "colour"),
+    ],
+)
+def test_a_filter_that_cannot_be_asked_is_refused_in_one_line(served, capsys, asked, words):
+    assert main(["recommend", "item-0", "--filter", asked, "--url", served]) == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_refused_request_is_one_line(served, capsys):
+    assert main(["recommend", "item-0", "--limit", "0", "--url", served]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_a_service_the_client_says_how_to_start_one(capsys):
+    assert main(["recommend", "a", "--url", f"http://127.0.0.1:{free_port()}"]) == 2
+    shown = capsys.readouterr().err
+    assert "glyphrec serve" in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--bundle", "/no/such/folder"], "manifest.json: not found"),
+        ([], "GLYPHREC_BUNDLE: not set"),
+        (["--bundle", "b", "--host", "0.0.0.0"], "GLYPHREC_API_KEYS"),
+        (["--bundle", "b", "--port", "99999"], "GLYPHREC_PORT"),
+        (["--bundle", "b", "--redis-url", "http://x"], "REDIS_URL"),
+    ],
+)
+def test_serve_refuses_in_one_line(args, words, tmp_path):
+    code, out, err = finished("serve", *args, "--data-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_serve_refuses_a_bundle_whose_file_was_changed(tmp_path):
+    bundle = write_known_bundle(tmp_path / "bundle", KNOWN_ITEMS)
+    with (bundle / "recommender.onnx").open("r+b") as file:
+        file.seek(100)
+        file.write(b"?")
+    code, _, err = finished("serve", "--bundle", bundle, "--data-dir", tmp_path / "redis")
+    assert code == 2
+    assert "recommender.onnx: sha256 is" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_serve_says_when_its_port_is_taken(served, bundle, tmp_path):
+    port = httpx.URL(served).port
+    code, _, err = finished("serve", "--bundle", bundle, "--port", port, "--data-dir", tmp_path / "redis")
+    assert code != 0
+    assert "address already in use" in err
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def registered(tmp_path):
+    """An installed distribution that registers one command that loads and one that lacks a package."""
+    info = tmp_path / "offline-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offline\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[glyphrec.commands]\n"
+        "hello = offline_hello:add\n"
+        "late = offline_hello:add_late\n"
+        "train = offline_train:add\n"
+    )
+    (tmp_path / "offline_hello.py").write_text(
+        "def add(subparsers):\n"
+        "    subparsers.add_parser('hello', help='greet').set_defaults(run=lambda args: print('hello'))\n"
+        "def add_late(subparsers):\n"
+        "    subparsers.add_parser('late').set_defaults(run=late)\n"
+        "def late(args):\n"
+        "    import torch_of_another_world\n"
+    )
+    (tmp_path / "offline_train.py").write_text("import torch_of_another_world\n")
+    return str(tmp_path)
+
+
+def test_registered_commands_run(registered):
+    assert finished("hello", PYTHONPATH=registered)[:2] == (0, "hello\n")
+
+
+@pytest.mark.parametrize("args", [["train", "--data", "x"], ["train", "--help"], ["late"]])
+def test_a_command_whose_package_is_missing_says_what_to_install(registered, args):
+    code, _, err = finished(*args, PYTHONPATH=registered)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "torch_of_another_world" in err
+    assert "pip install 'glyphrec[export]'" in err
+
+
+def test_help_shows_every_command_also_those_that_cannot_run(registered):
+    code, out, _ = finished("--help", PYTHONPATH=registered)
+    assert code == 0
+    for name in ("serve", "import", "recommend", "hello", "train"):
+        assert name in out

@@ -1,0 +1,135 @@
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from service.core.bundle import FORMAT_VERSION, FileRecord, Manifest, RenderSpec, load_bundle, sha256_of
+from service.core.graphs import beam_widths, recommender_graph, tokenizer_graph
+from service.core.sid import SidSpec
+from service.errors import ContractMismatch
+
+SPEC = SidSpec(levels=(3, 5, 2))
+
+
+def test_prefixes_and_codes_are_each_others_inverse_for_every_code():
+    everything = list(itertools.product(*(range(k) for k in SPEC.levels)))
+    for place, codes in enumerate(everything):
+        assert SPEC.prefixes(codes)[-1] == place
+        assert SPEC.codes_of(place) == codes
+    for level, prefix in enumerate(SPEC.prefixes_of(np.array(everything))):
+        assert prefix.tolist() == [SPEC.prefixes(codes)[level] for codes in everything]
+
+
+@pytest.mark.parametrize("levels", [(), (0, 4), (70_000,), (65_536, 65_536, 2)])
+def test_levels_that_no_table_can_hold_are_refused(levels):
+    with pytest.raises(ValidationError):
+        SidSpec(levels=levels)
+
+
+def test_a_search_keeps_no_more_prefixes_than_a_level_can_have():
+    assert beam_widths(SPEC, 50) == (3, 15, 30)
+    assert beam_widths(SPEC, 10) == (3, 10, 10)
+    assert beam_widths(SPEC, 1) == (1, 1, 1)
+    assert beam_widths(SidSpec(levels=(1, 4)), 3) == (1, 3)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """The smallest folder that verifies; the graphs are opened by runtime.py, not here."""
+    files = {}
+    for name in ("tokenizer.onnx", "recommender.onnx", "items.jsonl.gz"):
+        (tmp_path / name).write_bytes(name.encode())
+        files[name] = FileRecord(sha256=sha256_of(tmp_path / name), num_bytes=len(name))
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        export_key="none",
+        created_at="2026-01-01T00:00:00Z",
+        config="tiny",
+        sid=SPEC,
+        render=RenderSpec(),
+        tokenizer_id="a" * 12,
+        recommender_id="b" * 12,
+        trained_for_tokenizer_id="a" * 12,
+        tokenizer=tokenizer_graph(SPEC, height=16, width=216, vector_dim=8),
+        recommender=recommender_graph(SPEC),
+        generator="tree",
+        history_length=20,
+        beam_limit=100,
+        data_fingerprint="c" * 64,
+        data_name="none",
+        num_items=0,
+        metrics={},
+        files=files,
+    )
+    (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
+    return tmp_path
+
+
+def rewrite(bundle: Path, **changes: object) -> None:
+    raw = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(raw | changes))
+
+
+def test_a_whole_bundle_loads(bundle):
+    assert load_bundle(bundle).manifest.sid == SPEC
+
+
+def test_one_flipped_bit_is_refused_with_the_file_and_the_remedy(bundle):
+    (bundle / "tokenizer.onnx").write_bytes(b"tokenizer.onny")
+    with pytest.raises(ContractMismatch, match=r"tokenizer\.onnx: sha256 is .* [Ee]xport again"):
+        load_bundle(bundle)
+
+
+def test_a_truncated_file_is_refused(bundle):
+    (bundle / "recommender.onnx").write_bytes(b"recom")
+    with pytest.raises(ContractMismatch, match=r"recommender\.onnx: 5 bytes, manifest says 16"):
+        load_bundle(bundle)
+
+
+def test_a_missing_file_is_refused(bundle):
+    (bundle / "items.jsonl.gz").unlink()
+    with pytest.raises(ContractMismatch, match=r"items\.jsonl\.gz: missing"):
+        load_bundle(bundle)
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(ContractMismatch, match=r"manifest\.json: not found.*glyphrec export"):
+        load_bundle(tmp_path)
+
+
+def test_a_manifest_that_is_not_json_is_refused(bundle):
+    (bundle / "manifest.json").write_text("{")
+    with pytest.raises(ContractMismatch, match="not JSON"):
+        load_bundle(bundle)
+
+
+def test_an_unknown_format_version_is_refused(bundle):
+    rewrite(bundle, format_version=99)
+    with pytest.raises(ContractMismatch, match=f"format version 99, this service reads {FORMAT_VERSION}"):
+        load_bundle(bundle)
+
+
+def test_a_recommender_of_another_tokenizer_is_refused(bundle):
+    rewrite(bundle, trained_for_tokenizer_id="d" * 12)
+    with pytest.raises(
+        ContractMismatch, match="trained for tokenizer dddddddddddd, but the bundle holds aaaa"
+    ):
+        load_bundle(bundle)
+
+
+def test_an_unknown_manifest_field_is_refused(bundle):
+    rewrite(bundle, surprise=1)
+    with pytest.raises(ContractMismatch, match="surprise"):
+        load_bundle(bundle)
+
+
+def test_a_file_outside_the_bundle_is_refused(bundle):
+    (bundle.parent / "elsewhere").write_bytes(b"x")
+    raw = json.loads((bundle / "manifest.json").read_text())
+    record = {"sha256": sha256_of(bundle.parent / "elsewhere"), "num_bytes": 1}
+    rewrite(bundle, files=raw["files"] | {"../elsewhere": record})
+    with pytest.raises(ContractMismatch, match="outside the bundle"):
+        load_bundle(bundle)

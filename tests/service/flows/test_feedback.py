@@ -1,0 +1,264 @@
+"""What was taken of what was recommended: POST /events, over whole services with a real Redis."""
+
+import asyncio
+import random
+from contextlib import suppress
+
+import pytest
+from redis.exceptions import RedisError
+
+from model_export.local_service import free_port
+from service.flows.feedback import Attribution, ServedPages
+from service.store.events import Event, EventStore
+from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+from tests.service.catalogs import until_true
+from tests.service.redis_nodes import node
+from tests.service.running import is_problem, running, starting, until_ready
+from tests.service.telemetry.test_metrics import by_label, scrape, value
+
+MODEL = "ba9876543210"
+OTHER = "00000000beef"
+
+
+async def page_of(client, request_id=None, **body):
+    """-> the request id and the items of a page."""
+    headers = {"X-Request-ID": request_id} if request_id else {}
+    body = {"history": ["item-0"], "limit": 20} | body
+    answer = await client.post("/recommend", json=body, headers=headers)
+    assert answer.status_code == 200
+    return answer.headers["x-request-id"], [item["item_id"] for item in answer.json()["items"]]
+
+
+async def post(client, *events):
+    """(event id, request id, item id) each -> accepted, duplicates."""
+    names = ("event_id", "request_id", "item_id")
+    body = {"events": [dict(zip(names, event, strict=True)) for event in events]}
+    answer = await client.post("/events", json=body)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["accepted"], answer.json()["duplicates"]
+
+
+async def attributed(client, recommender_id=MODEL):
+    """-> events, hits at 1, 5 and 10, sum of reciprocal ranks."""
+    found = await scrape(client)
+    names = [("attributed_total", {}), *(("hits_total", {"k": str(k)}) for k in (1, 5, 10))]
+    names.append(("reciprocal_rank_total", {}))
+    return [
+        found.get(
+            (
+                f"glyphrec_feedback_{name}",
+                tuple(sorted({"recommender_id": recommender_id, **labels}.items())),
+            ),
+            0,
+        )
+        for name, labels in names
+    ]
+
+
+async def until_attributed(client, *expected, recommender_id=MODEL):
+    async def is_so():
+        return await attributed(client, recommender_id) == list(expected)
+
+    try:
+        await until_true(is_so)
+    except TimeoutError:
+        pytest.fail(f"attributed are {await attributed(client, recommender_id)}")
+
+
+@pytest.fixture
+async def pair(bundle, redis_url):
+    async with running(bundle, redis_url) as first, running(bundle, redis_url) as second:
+        yield first, second
+
+
+async def test_what_is_taken_counts_by_its_rank_on_the_replica_that_served_the_page(pair):
+    server, other = pair
+    request_id, items = await page_of(server)
+    assert len(items) == 20
+    assert await post(other, ("e1", request_id, items[0])) == (1, 0)
+    await until_attributed(server, 1, 1, 1, 1, 1)
+    assert await post(other, ("e2", request_id, items[3]), ("e3", request_id, items[9])) == (2, 0)
+    await until_attributed(server, 3, 1, 2, 3, 1 + 1 / 4 + 1 / 10)
+    assert await post(server, ("e4", request_id, items[19])) == (1, 0)
+    await until_attributed(server, 4, 1, 2, 3, pytest.approx(1 + 1 / 4 + 1 / 10 + 1 / 20))
+    assert await attributed(other) == [0, 0, 0, 0, 0]
+    for client, taken in ((server, 1), (other, 3)):
+        found = await scrape(client)
+        assert by_label(found, "feedback_events_total", "outcome") == {"taken": taken, "duplicate": 0}
+    assert value(await scrape(server), "feedback_remembered_pages") == 1
+
+
+async def test_an_event_counts_once_however_often_and_wherever_it_is_posted(pair):
+    server, other = pair
+    request_id, items = await page_of(server)
+    event = ("once", request_id, items[0])
+    assert await post(server, event, event) == (1, 1)
+    assert await post(other, event) == (0, 1)
+    assert await post(server, ("once", request_id, items[1]), ("last", request_id, items[1])) == (1, 1)
+    await until_attributed(server, 2, 1, 2, 2, 1.5)
+    found = await scrape(server)
+    assert by_label(found, "feedback_events_total", "outcome") == {"taken": 2, "duplicate": 2}
+
+
+async def test_an_item_that_was_not_on_the_page_counts_without_a_hit_and_an_unknown_page_for_nothing(pair):
+    server, _ = pair
+    request_id, items = await page_of(server, limit=3)
+    elsewhere = next(each.item_id for each in KNOWN_ITEMS if each.item_id not in items)
+    events = [("a", "never-served", items[0]), ("b", request_id, elsewhere), ("c", request_id, "no-such")]
+    assert await post(server, *events) == (3, 0)
+    await until_attributed(server, 2, 0, 0, 0, 0)
+
+
+async def test_of_pages_with_the_same_request_id_the_newest_counts(client):
+    _, first = await page_of(client, "mine")
+    _, second = await page_of(client, "mine", exclude_item_ids=[first[0]])
+    assert second[0] != first[0]
+    await post(client, ("a", "mine", second[0]), ("b", "mine", first[0]))
+    await until_attributed(client, 2, 1, 1, 1, 1)
+
+
+async def test_a_page_counts_for_the_model_that_served_it(bundle, redis_url, tmp_path):
+    write_known_bundle(tmp_path / "other", KNOWN_ITEMS, recommender_id=OTHER)
+    settings = {
+        "bundles_dir": tmp_path,
+        "admin_keys": ("the-key-of-an-admin",),
+        "api_keys": ("the-key-of-a-writer",),
+    }
+    async with running(bundle, redis_url, **settings) as client:
+        client.headers["X-API-Key"] = "the-key-of-an-admin"
+        before, items = await page_of(client)
+        assert (await client.post("/admin/bundles", json={"bundle": "other"})).status_code == 200
+        after, _ = await page_of(client)
+        await post(client, ("a", before, items[0]), ("b", after, items[1]), ("c", after, "none"))
+        await until_attributed(client, 1, 1, 1, 1, 1)
+        await until_attributed(client, 2, 0, 1, 1, 0.5, recommender_id=OTHER)
+
+
+async def test_a_page_that_is_too_old_counts_for_nothing(bundle, redis_url):
+    async with running(bundle, redis_url, attribution_s=0.001) as client:
+        old, items = await page_of(client)
+        await asyncio.sleep(0.01)
+        assert await post(client, ("a", old, items[0])) == (1, 0)
+        async with running(bundle, redis_url) as other:  # its page marks the end of what was posted before
+            request_id, _ = await page_of(other)
+            await post(client, ("b", request_id, items[0]))
+            await until_attributed(other, 1, 1, 1, 1, 1)
+        assert await attributed(client) == [0, 0, 0, 0, 0]
+
+
+async def test_a_replica_that_remembers_nothing_takes_events_for_the_others(bundle, redis_url):
+    async with (
+        running(bundle, redis_url) as server,
+        running(bundle, redis_url, remembered_pages=0) as forgetful,
+    ):
+        forgotten, items = await page_of(forgetful)
+        request_id, _ = await page_of(server)
+        assert await post(forgetful, ("a", forgotten, items[0]), ("b", request_id, items[0])) == (2, 0)
+        await until_attributed(server, 1, 1, 1, 1, 1)
+        assert await attributed(forgetful) == [0, 0, 0, 0, 0]
+        assert value(await scrape(forgetful), "feedback_remembered_pages") == 0
+
+
+async def test_without_redis_events_are_refused_and_a_restart_of_it_loses_neither_events_nor_ids(
+    bundle, tmp_path
+):
+    port = free_port()
+    async with node(tmp_path, port) as redis, starting(bundle, f"redis://127.0.0.1:{port}") as (app, client):
+        await until_ready(app)
+        request_id, items = await page_of(client)
+        event = ("a", request_id, items[0])
+        assert await post(client, event) == (1, 0)
+        await until_attributed(client, 1, 1, 1, 1, 1)
+        with suppress(RedisError):
+            await redis.execute_command("SHUTDOWN")
+        follower = app.state.serving.model().follower
+        while follower.lost is None:
+            await asyncio.sleep(0.01)
+        body = {"events": [{"event_id": "b", "request_id": request_id, "item_id": items[1]}]}
+        refused = await client.post("/events", json=body)
+        assert is_problem(refused, 503, "store-unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+        later, _ = await page_of(client)
+        async with node(tmp_path, port):
+            while follower.lost is not None:
+                await asyncio.sleep(0.01)
+            assert await post(client, event, ("b", request_id, items[1]), ("c", later, items[0])) == (2, 1)
+            await until_attributed(client, 3, 2, 3, 3, 2.5)
+
+
+async def test_a_full_redis_takes_no_event_at_all(bundle, tmp_path):
+    port = free_port()
+    async with node(tmp_path, port) as redis, running(bundle, f"redis://127.0.0.1:{port}") as client:
+        request_id, items = await page_of(client)
+        await redis.config_set("maxmemory", "1")
+        body = {"events": [{"event_id": e, "request_id": request_id, "item_id": items[0]} for e in "ab"]}
+        assert is_problem(await client.post("/events", json=body), 503, "store-unavailable")
+        await redis.config_set("maxmemory", "0")
+        assert await post(client, ("a", request_id, items[0]), ("b", request_id, items[0])) == (2, 0)
+        await until_attributed(client, 2, 2, 2, 2, 2)
+
+
+async def test_what_is_not_an_event_is_refused_whole(client):
+    good = {"event_id": "a", "request_id": "b", "item_id": "c"}
+    for events in (
+        [],
+        [good, good | {"event_id": ""}],
+        [good | {"event_id": "x" * 129}],
+        [good | {"request_id": 1}],
+        [good | {"rank": 1}],
+        [{"event_id": "a", "request_id": "b"}],
+        [good] * 1_001,
+    ):
+        assert is_problem(await client.post("/events", json={"events": events}), 422, "invalid-request")
+    assert await post(client, ("a", "b", "c"), *((f"{n}", "b", "c") for n in range(999))) == (1_000, 0)
+
+
+async def test_events_are_kept_as_long_as_asked_for_and_no_more_than_that(redis):
+    brief, lasting = (EventStore(redis, catalog="shop", keep_s=keep_s) for keep_s in (0, 100))
+    first, second = Event("first", "r", "i"), Event("second", "r", "i")
+    assert await lasting.take([first]) == 1
+    assert await lasting.take([second, first]) == 1
+    assert await redis.zcard("{shop}:event_ids") == 2
+    assert 100 <= await redis.ttl("{shop}:event_ids") <= 101
+    assert 100 <= await redis.ttl("{shop}:events") <= 101
+    assert await brief.take([Event("third", "r", "i")]) == 1
+    assert await redis.zcard("{shop}:event_ids") == 0
+    told = await lasting.after(b"0-0", 1)
+    assert [(each.request_id, each.item_id) for each in told] == 3 * [("r", "i")]
+    assert await lasting.end() == told[-1].entry_id
+    await redis.xadd("{shop}:events", {"somebody": "else", "item": b"\xff"})
+    assert [each.request_id for each in await lasting.after(told[-1].entry_id, 1)] == [""]
+
+
+@pytest.mark.parametrize("max_pages", [1, 7, 8, 100])
+def test_pages_are_remembered_up_to_their_number_the_newest_ones(max_pages):
+    pages = ServedPages(max_pages, 1_000.0, clock=lambda: 5.0)
+    for n in range(1, 500):
+        pages.remember(f"request-{n}", MODEL, [f"item-{n}", "other"])
+        assert 1 <= pages.num_pages <= max_pages
+        assert pages.num_pages >= min(n, max_pages - max(1, max_pages // 8) + 1)
+        assert pages.find(f"request-{n}", "other") == Attribution(MODEL, 2)
+        kept = pages.num_pages
+        oldest = max(1, n - kept + 1)
+        assert pages.find(f"request-{oldest}", f"item-{oldest}") == Attribution(MODEL, 1)
+        assert pages.find(f"request-{oldest - 1}", "other") is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pages_are_remembered_for_their_time_and_no_longer(seed):
+    rng, now, truth = random.Random(seed), 0.0, {}
+    pages = ServedPages(10_000, 100.0, clock=lambda: now)
+    for _ in range(600):
+        now += rng.choice([0.0, 0.5, 1.0, 20.0])
+        request_id = f"request-{rng.randrange(200)}"
+        model, items = rng.choice([MODEL, OTHER]), [f"item-{rng.randrange(9)}" for _ in range(3)]
+        pages.remember(request_id, model, items)
+        truth[request_id] = (now, model, items)
+        asked, item = f"request-{rng.randrange(200)}", f"item-{rng.randrange(9)}"
+        at, model, items = truth.get(asked, (-1_000, "", []))
+        expected = Attribution(model, items.index(item) + 1 if item in items else None)
+        assert pages.find(asked, item) == (expected if now - at <= 100 else None)
+    now += 101
+    pages.num_pages  # noqa: B018  begins a generation, so that the last one can be forgotten
+    now += 101
+    assert pages.num_pages == 0

@@ -1,0 +1,212 @@
+"""The HTTP server turns away by the head alone what has no place, and takes in no connection too many."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import uvicorn
+
+from service.http.connection import BoundedHttp
+from service.http.envelope import Envelope
+from service.http.security import Guard
+from service.inference.batching import MicroBatcher
+from service.telemetry.metrics import Metrics
+
+BODY = b'{"history": []}'
+POST = b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Door:
+    """A queue that takes `num_places` requests, and an app that answers once the gate is open."""
+
+    def __init__(self, num_places: int) -> None:
+        self.batcher = MicroBatcher(list, name="recommender", max_batch_units=9, max_queued_units=num_places)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.num_taken = 0
+        self.metrics = Metrics()
+
+    def admit(self, method, path):
+        return self.batcher.reserve(1) if (method, path) == ("POST", "/recommend") else None
+
+    async def app(self, _scope, receive, send):
+        self.num_taken += 1
+        while (await receive()).get("more_body"):
+            pass
+        await self.gate.wait()
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@asynccontextmanager
+async def serving(door: Door, max_connections: int = 100):
+    """-> open(), which connects. The whole envelope is around the app."""
+    app = Envelope(
+        door.app,
+        guard=Guard(read_keys=(), api_keys=(), admin_keys=()),
+        is_stopping=lambda: False,
+        metrics=door.metrics,
+        max_body_bytes=1_000_000,
+        body_timeout_s=5,
+        log_requests=False,
+    )
+    http = partial(
+        BoundedHttp,
+        head_timeout_s=5,
+        max_connections=max_connections,
+        admit=door.admit,
+        metrics=door.metrics,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
+    )
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    opened = []
+
+    async def connect():
+        opened.append(await asyncio.open_connection("127.0.0.1", port))
+        return opened[-1]
+
+    try:
+        yield connect
+    finally:
+        door.gate.set()
+        for _, writer in opened:
+            writer.close()
+        server.should_exit = True
+        await task
+
+
+async def answer(reader):
+    """-> status, headers, body."""
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    body = await reader.readexactly(int(headers["content-length"]))
+    return int(head[0].split()[1]), headers, body
+
+
+def num_rejected(door, reason):
+    return door.metrics.registry.get_sample_value("glyphrec_rejections_total", {"reason": reason})
+
+
+async def occupied(door, connect):
+    """A request that has the only place, and waits."""
+    door.gate.clear()
+    reader, writer = await connect()
+    writer.write(POST)
+    while not door.num_taken:
+        await asyncio.sleep(0.01)
+    return reader
+
+
+async def test_what_has_no_place_is_refused_before_its_body_came_and_its_connection_goes_on():
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        first = await occupied(door, connect)
+        reader, writer = await connect()
+        head, _, body = POST.partition(b"\r\n\r\n")
+        writer.write(head + b"\r\nX-Request-ID: mine\r\n\r\n")
+        status, headers, problem = await answer(reader)
+        assert (status, headers["retry-after"], headers["x-request-id"]) == (429, "1", "mine")
+        assert json.loads(problem)["type"] == "urn:glyphrec:problem:overloaded"
+        assert json.loads(problem)["instance"] == "/recommend"
+        assert door.num_taken == 1
+        writer.write(body)  # the rest of what was refused
+        door.gate.set()
+        assert (await answer(first))[0] == 200
+        writer.write(POST)
+        assert (await answer(reader))[0] == 200
+    refused = {"route": "/recommend", "method": "POST", "status": "429"}
+    assert door.metrics.registry.get_sample_value("glyphrec_http_requests_total", refused) == 1
+    assert num_rejected(door, "overloaded") == 1
+
+
+async def test_many_that_come_at_once_are_taken_up_to_the_room_there_is():
+    door = Door(num_places=3)
+    async with serving(door) as connect:
+        door.gate.clear()
+        pairs = [await connect() for _ in range(20)]
+        for _, writer in pairs:
+            writer.write(POST)
+        refused = [asyncio.create_task(answer(reader)) for reader, _ in pairs]
+        done = 0
+        while done < 17:
+            done = sum(task.done() for task in refused)
+            await asyncio.sleep(0.01)
+        door.gate.set()
+        statuses = sorted([(await task)[0] for task in refused])
+        assert statuses == [200] * 3 + [429] * 17
+        assert door.num_taken == 3
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        POST,
+        POST.replace(b"Host: x", b"Host: x\r\nX-Request-Timeout: soon"),
+        POST.replace(b"Host: x", b"Host: x\r\nConnection: upgrade\r\nUpgrade: websocket"),
+        POST.replace(b"/recommend", b"/recommend?" + b"a" * 9_000),
+        POST.partition(b"\r\n\r\n")[0] + b"\r\n\r\n",  # and the client leaves
+    ],
+    ids=["answered", "refused by the envelope", "an upgrade", "too long", "cut off"],
+)
+async def test_a_place_comes_back_whatever_became_of_its_request(request_):
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        for _ in range(3):
+            reader, writer = await connect()
+            writer.write(request_)
+            if request_.endswith(BODY):
+                assert (await answer(reader))[0] in {200, 400, 414}
+            writer.close()
+            async with asyncio.timeout(10):
+                while door.batcher.reserved_units:
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_body_that_does_not_come_keeps_nobody_out():
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        for _ in range(5):
+            _, writer = await connect()
+            writer.write(POST.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + BODY[:3])
+        while door.num_taken < 5:
+            await asyncio.sleep(0.01)
+        reader, writer = await connect()
+        writer.write(POST)
+        assert (await answer(reader))[0] == 200
+
+
+async def test_pipelined_requests_are_answered_in_their_order():
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        door.gate.clear()
+        reader, writer = await connect()
+        writer.write(POST + POST + GET)
+        while not door.num_taken:
+            await asyncio.sleep(0.01)
+        door.gate.set()
+        assert [(await answer(reader))[0] for _ in range(3)] == [200, 200, 200]
+
+
+async def test_one_connection_too_many_is_told_so_and_closed():
+    door = Door(num_places=9)
+    async with serving(door, max_connections=2) as connect:
+        pairs = [await connect() for _ in range(3)]
+        for reader, writer in pairs[:2]:
+            writer.write(GET)
+            assert (await answer(reader))[0] == 200
+        reader, writer = pairs[2]
+        writer.write(GET)
+        status, headers, problem = await answer(reader)
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert json.loads(problem)["type"] == "urn:glyphrec:problem:too-many-connections"
+        assert await reader.read() == b""
+    assert num_rejected(door, "too-many-connections") == 1

@@ -1,0 +1,198 @@
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="the graphs of these tests are built with the export extra")
+from onnx import TensorProto, helper  # noqa: E402  after the skip
+
+from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph  # noqa: E402  after the skip
+from service.core.sid import SidSpec  # noqa: E402  after the skip
+from service.core.trie import SidTrie  # noqa: E402  after the skip
+from service.errors import ContractMismatch, GlyphrecError  # noqa: E402  after the skip
+from service.inference import runtime  # noqa: E402  after the skip
+from service.inference.runtime import RecommenderSession, Tokenizer  # noqa: E402  after the skip
+
+SID = SidSpec(levels=(4, 3))
+TOKENIZER = tokenizer_graph(SID, height=2, width=3, vector_dim=1)
+TYPES = {
+    "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "float32": TensorProto.FLOAT,
+}
+
+
+def write(path: Path, graph: GraphSpec, nodes: list, initializers: list) -> Path:
+    """A graph of the promised tensors around `nodes`."""
+
+    def values(tensors):
+        return [helper.make_tensor_value_info(t.name, TYPES[t.dtype], t.shape) for t in tensors]
+
+    body = helper.make_graph(nodes, "test", values(graph.inputs), values(graph.outputs), initializers)
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def first_pixel_tokenizer(path: Path, graph: GraphSpec = TOKENIZER) -> Path:
+    """Codes are the first two pixels of an item's first strip, its vector the third."""
+
+    def constant(name, value):
+        return helper.make_tensor(name, TensorProto.INT64, np.shape(value), np.ravel(value))
+
+    nodes = [
+        helper.make_node("Gather", ["strips", "first_strip"], ["first"], axis=0),
+        helper.make_node("Cast", ["first"], ["pixels"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["pixels", "zero"], ["row"], axis=1),
+        helper.make_node("Gather", ["row", "two_pixels"], ["codes"], axis=1),
+        helper.make_node("Gather", ["row", "third_pixel"], ["third"], axis=1),
+        helper.make_node("Cast", ["third"], ["vector"], to=TensorProto.FLOAT),
+    ]
+    constants = [constant("zero", 0), constant("two_pixels", [0, 1]), constant("third_pixel", [2])]
+    return write(path, graph, nodes, constants)
+
+
+def strips_of(codes: tuple[int, int], num_strips: int) -> np.ndarray:
+    strips = np.zeros((num_strips, 2, 3), np.uint8)
+    strips[0, 0] = (*codes, 7)
+    return strips
+
+
+def test_a_tokenizer_gives_each_item_the_codes_of_its_own_strips(tmp_path):
+    tokenizer = Tokenizer(first_pixel_tokenizer(tmp_path / "t.onnx"), TOKENIZER, threads=1)
+    tokens = tokenizer.run([strips_of((1, 2), 3), strips_of((3, 0), 1), strips_of((2, 2), 2)])
+    assert tokens.codes.tolist() == [[1, 2], [3, 0], [2, 2]]
+    assert tokens.vectors.tolist() == [[7.0]] * 3
+    assert tokenizer.run([strips_of((3, 1), 1)]).codes.tolist() == [[3, 1]]
+
+
+def summing_recommender(tmp_path):
+    """Answers with the sums of its inputs, which shows that each arrived under its own name."""
+    graph = recommender_graph(SID)
+    nodes = [
+        helper.make_node("Shape", ["history"], ["batch"], start=0, end=1),
+        helper.make_node("Shape", ["beams_2"], ["beam"]),
+        helper.make_node("Concat", ["batch", "beam"], ["page"], axis=0),
+        helper.make_node("Concat", ["batch", "beam", "levels"], ["code_page"], axis=0),
+        helper.make_node("ReduceSum", ["history", "positions"], ["history_sum"], keepdims=1),
+        helper.make_node("Expand", ["history_sum", "code_page"], ["codes"]),
+        helper.make_node("Cast", ["live_1"], ["uppers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["uppers"], ["upper_sum"], keepdims=0),
+        helper.make_node("Expand", ["upper_sum", "page"], ["scores"]),
+        helper.make_node("Cast", ["live_2"], ["leaves"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["leaves"], ["leaf_sum"], keepdims=0),
+        helper.make_node("Expand", ["leaf_sum", "batch"], ["bound"]),
+    ]
+    positions = helper.make_tensor("positions", TensorProto.INT64, (1,), [1])
+    levels = helper.make_tensor("levels", TensorProto.INT64, (1,), [SID.num_levels])
+    path = write(tmp_path / "r.onnx", graph, nodes, [positions, levels])
+    return RecommenderSession(path, graph, threads=1)
+
+
+def test_a_recommender_gets_history_tables_and_width_and_answers_by_name(tmp_path):
+    tables = (np.array([[3]], np.uint8), np.full((4, 1), 6, np.uint8))
+    beams = summing_recommender(tmp_path).run(np.array([[[1, 2], [3, 0]]]), tables, (2, 5))
+    assert beams.codes.tolist() == [[[4, 2]] * 5]
+    assert beams.scores.tolist() == [[3.0] * 5]
+    assert beams.bound.tolist() == [24.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (SidSpec(levels=(4, 9)), r"'live_2' is uint8 \[4, 2\]; the graph takes uint8 \[4, 1\]"),
+        (SidSpec(levels=(5, 3)), r"'live_2' is uint8 \[5, 1\]; the graph takes uint8 \[4, 1\]"),
+        (SidSpec(levels=(4, 3), paged=True), "3 trie tables were given; the graph takes 2: live_1, live_2"),
+        (SidSpec(levels=(4, 3, 2)), "3 trie tables were given; the graph takes 2"),
+    ],
+)
+def test_tables_of_another_spec_than_the_graphs_are_refused(tmp_path, spec, complaint):
+    session = summing_recommender(tmp_path)
+    with pytest.raises(ContractMismatch, match=f"{complaint}.*Build .* with the bundle's SidSpec"):
+        session.run(np.zeros((1, 1, 2), np.int64), SidTrie(spec).tables, (2, 5))
+
+
+def test_beam_widths_of_another_number_of_levels_are_refused(tmp_path):
+    session = summing_recommender(tmp_path)
+    with pytest.raises(ContractMismatch, match="3 beam widths were given.*takes 2: beams_1, beams_2"):
+        session.run(np.zeros((1, 1, 2), np.int64), SidTrie(SID).tables, (2, 5, 5))
+
+
+def test_a_table_of_another_type_is_refused(tmp_path):
+    session = summing_recommender(tmp_path)
+    tables = (np.ones((1, 1), np.int64), np.zeros((4, 1), np.uint8))
+    with pytest.raises(ContractMismatch, match=r"'live_1' is int64 \[1, 1\]"):
+        session.run(np.zeros((1, 1, 2), np.int64), tables, (2, 5))
+
+
+@pytest.mark.parametrize(
+    ("promised", "complaint"),
+    [
+        (tokenizer_graph(SID, height=2, width=4, vector_dim=1), "input 'strips'"),
+        (tokenizer_graph(SID, height=2, width=3, vector_dim=2), "output 'vector'"),
+        (tokenizer_graph(SidSpec(levels=(4, 3, 2)), height=2, width=3, vector_dim=1), "output 'codes'"),
+        (recommender_graph(SID), "its inputs are first_strip, strips"),
+    ],
+)
+def test_a_graph_that_is_not_as_promised_is_refused(tmp_path, promised, complaint):
+    path = first_pixel_tokenizer(tmp_path / "t.onnx")
+    with pytest.raises(ContractMismatch, match=f"{complaint}.*Export again"):
+        Tokenizer(path, promised, threads=1)
+
+
+def test_a_dimension_that_may_vary_must_not_be_fixed_in_the_graph(tmp_path):
+    batch_of_two = tuple(
+        tensor.model_copy(update={"shape": (2, *tensor.shape[1:])}) for tensor in TOKENIZER.outputs
+    )
+    path = first_pixel_tokenizer(tmp_path / "t.onnx", TOKENIZER.model_copy(update={"outputs": batch_of_two}))
+    with pytest.raises(ContractMismatch, match="output 'codes'"):
+        Tokenizer(path, TOKENIZER, threads=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph"])
+def test_a_file_that_is_no_graph_is_refused(tmp_path, content):
+    path = tmp_path / "t.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ContractMismatch, match=r"t\.onnx: .*Export again"):
+        Tokenizer(path, TOKENIZER, threads=1)
+
+
+def test_a_provider_that_is_not_there_is_named(tmp_path):
+    path = first_pixel_tokenizer(tmp_path / "t.onnx")
+    with pytest.raises(GlyphrecError, match=r"has no NoSuchProvider; it has .*CPUExecutionProvider"):
+        Tokenizer(path, TOKENIZER, threads=1, providers=["NoSuchProvider"])
+
+
+def test_a_provider_that_cannot_start_is_told_of(tmp_path, monkeypatch, caplog):
+    """The GPU wheel on a machine without a GPU: ONNX Runtime goes on with the CPU."""
+    path = first_pixel_tokenizer(tmp_path / "t.onnx")
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.PREFERRED_PROVIDERS))
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *given, providers: real(*given, providers=providers[1:])
+    )
+    tokenizer = Tokenizer(path, TOKENIZER, threads=1)
+    assert "t.onnx runs on CPUExecutionProvider: CUDAExecutionProvider could not start" in caplog.text
+    assert tokenizer.run([np.zeros((1, 2, 3), np.uint8)]).codes.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("installed", "remedy"),
+    [
+        ((), r"not installed. Run `pip install 'glyphrec\[cpu\]'`"),
+        (("onnxruntime", "onnxruntime-gpu"), "pip uninstall -y onnxruntime onnxruntime-gpu"),
+    ],
+)
+def test_no_runtime_or_both_is_reported_with_the_remedy(tmp_path, monkeypatch, installed, remedy):
+    def version(name):
+        if name in installed:
+            return "1.0"
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(GlyphrecError, match=remedy):
+        Tokenizer(first_pixel_tokenizer(tmp_path / "t.onnx"), TOKENIZER, threads=1)
+    assert runtime.RUNTIMES == ("onnxruntime", "onnxruntime-gpu")
