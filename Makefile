@@ -10,9 +10,9 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures lock sbom audit clean
+.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures docs lock sbom audit clean
 
-EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply
+EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply,docs
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -60,6 +60,10 @@ dashboards: $(STAMP)  ## write deploy/grafana/dashboards from the code beside it
 
 pictures: $(STAMP)  ## load two replicas for some minutes, draw what a Prometheus saw: make pictures BUNDLE=folder
 	@exec $(BIN)/python -m tests.e2e.watched --bundle "$(BUNDLE)" $(ARGS)
+
+docs: $(STAMP)  ## build the documentation as a site in build/docs; a warning or a broken link is an error
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	echo "Built: build/docs/index.html"
 
 lock: $(STAMP)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do

@@ -1,0 +1,132 @@
+"""README and docs/: links lead somewhere; files, tests, commands and settings that they name exist."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.anchors import anchors_plugin
+
+from service.settings import CLIENT_KEY, PREFIX, Settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("benchmarks", "deploy", "docs", "model_export", "service", "tests")
+MAX_README_LINES = 120
+# An anchor of a heading is spelled as forges and MyST spell it.
+PARSER = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
+
+TEST_NAME = re.compile(r"(test_\w+)(\[.*\])?")
+MODULE = re.compile(r"python -m ([\w.]+)")
+MAKE = re.compile(r"\bmake ([a-z-]+)")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def tokens_of(page: Path) -> Iterator[Token]:
+    for token in PARSER.parse(page.read_text(encoding="utf-8")):
+        yield token
+        yield from token.children or ()
+
+
+def anchors_of(page: Path) -> set[str]:
+    return {str(token.attrs["id"]) for token in tokens_of(page) if token.type == "heading_open"}
+
+
+def links_of(page: Path) -> Iterator[str]:
+    for token in tokens_of(page):
+        target = token.attrs.get("href") or token.attrs.get("src")
+        if target and not re.match(r"[a-z]+:", str(target)):
+            yield str(target)
+
+
+def code_of(page: Path) -> Iterator[str]:
+    """Code spans and the lines of code blocks."""
+    for token in tokens_of(page):
+        if token.type == "code_inline":
+            yield token.content
+        elif token.type == "fence":
+            yield from token.content.splitlines()
+
+
+def names_a_missing_file(span: str) -> bool:
+    """Whether a code span looks like a file or folder of the repository, and there is none."""
+    if span.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and re.fullmatch(r"[\w./*-]+", span):
+        return not list(ROOT.glob(span.rstrip("/")))
+    if re.fullmatch(r"[\w-]+\.(py|lua)|[\w-]+/", span):  # in the room that the text is about
+        found = (path for folder in FOLDERS for path in (ROOT / folder).rglob(span.rstrip("/")))
+        return not any(path.is_dir() == span.endswith("/") for path in found)
+    return False
+
+
+def test_the_readme_can_be_read_in_one_go() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+@each_page
+def test_a_link_leads_to_a_file_and_a_heading_that_exist(page: Path) -> None:
+    broken = []
+    for link in links_of(page):
+        name, _, anchor = unquote(link).partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors_of(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@each_page
+def test_a_file_that_is_named_exists(page: Path) -> None:
+    spans = [token.content for token in tokens_of(page) if token.type == "code_inline"]
+    assert [span for span in spans if names_a_missing_file(span)] == []
+
+
+@pytest.fixture(scope="module")
+def tests_that_exist() -> set[str]:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    return {name for source in sources for name in re.findall(r"def (test_\w+)\(", source)}
+
+
+@each_page
+def test_a_test_that_is_named_exists(page: Path, tests_that_exist: set[str]) -> None:
+    named = [match[1] for code in code_of(page) if (match := TEST_NAME.fullmatch(code))]
+    assert [name for name in named if name not in tests_that_exist] == []
+
+
+@each_page
+def test_a_command_that_is_shown_can_be_run(page: Path) -> None:
+    modules = [name for code in code_of(page) for name in MODULE.findall(code)]
+    files = {name: ROOT / f"{name.replace('.', '/')}.py" for name in modules}
+    assert [name for name, file in files.items() if not file.is_file()] == []
+    rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shown = [name for code in code_of(page) for name in MAKE.findall(code)]
+    assert [name for name in shown if name not in rules] == []
+
+
+@each_page
+def test_a_setting_that_is_named_exists(page: Path) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
+    named = re.findall(PREFIX + r"[A-Z_]*[A-Z]", page.read_text(encoding="utf-8"))
+    assert [name for name in named if name not in known] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs` builds it. Sphinx warns of broken links, and of pages that the menu leaves out."""
+    pytest.importorskip("furo", reason="the site needs glyphrec[docs]")
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
+        + ["-d", str(tmp_path / "doctrees"), str(ROOT / "docs"), str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+    )
+    assert built.stderr == ""
+    assert built.returncode == 0
+    site = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html"))
+    loaded = re.findall(
+        r'<(?:script|img|link rel="(?:stylesheet|preload)")[^>]*(?:src|href)="(\w+://[^"]*)"', site
+    )
+    assert loaded == []  # it can be read without a network
