@@ -9,6 +9,9 @@ exclude_patterns = ["README.md", "study/notes"]
 html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
+html_static_path = ["site"]
+html_css_files = ["site.css"]
 # Headings get the anchors that a forge gives them, and a link to an anchor that does not exist is an error.
 myst_heading_anchors = 4
 nitpicky = True
