@@ -24,12 +24,14 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_export.local_service import local_service
-from service.catalog.catalog import Catalog, CatalogFollower, Lag
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower, Lag
 from service.core.bundle import ITEMS, load_bundle
 from service.core.sid import Sid, SidSpec
 from service.flows.feedback import ServedPages
 from service.store.items import TrieEntry
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 
 SPEC = SidSpec(levels=(256, 256, 256, 256))
 PAGE = [f"B{n:09d}" for n in range(10)]

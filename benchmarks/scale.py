@@ -42,7 +42,8 @@ from model_export import local_service
 from model_export.bundle.recommender import export_recommender
 from model_export.configs import TreeConfig
 from model_export.generators.tree import TreeGenerator
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.core.bundle import (
     ITEMS,
     MANIFEST,

@@ -12,7 +12,8 @@ from service.inference.batching import Place
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
 from service.settings import Settings
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 
 
 @dataclass

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.dependencies import call_of, require_json
 from service.http.json_body import JsonRoute, parse
 from service.http.problems import RefusedBody, on_invalid_request
-from service.telemetry.metrics import Stages
+from service.telemetry.stages import Stages
 
 
 class DirectRoute(JsonRoute):

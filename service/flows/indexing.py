@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.catalog.catalog import CatalogFollower
+from service.catalog.follower import CatalogFollower
 from service.core.bundle import RenderSpec
 from service.core.items import Item, check_item
 from service.core.render import Rendered, content_hash, item_text, render_text
@@ -31,7 +31,8 @@ from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
 from service.store.items import ItemStore
 from service.store.records import ItemRecord, PutResult
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,8 @@ from service.errors import TookTooLong
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.batching import MicroBatcher, Place
 from service.inference.runtime import Beams, RecommenderSession
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 
 History = NDArray[np.int64]  # [position, level], oldest first
 

@@ -24,7 +24,8 @@ from service.errors import (
 from service.http.problems import RefusedBody, internal_problem, problem_response
 from service.http.security import Guard
 from service.telemetry.logs import request_id_now
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 from service.telemetry.tracing import Tracer
 
 log = logging.getLogger("glyphrec")

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.core.sid import Codes
 from service.errors import GlyphrecError
 from service.flows.indexing import Indexer, Strips, tokenise_in_batches

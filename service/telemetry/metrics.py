@@ -5,75 +5,25 @@ are looked up once, what a batch can tell is told once for all of it, and gauges
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
-from time import perf_counter, time
-from typing import Any, NamedTuple
+from time import time
+from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.core.bundle import Manifest
 from service.errors import REFUSALS, ServiceError
 from service.inference.batching import BatchStats, MicroBatcher
 from service.telemetry.coverage import Coverage
 from service.telemetry.families import HIT_CUTOFFS, MetricFamilies
 from service.telemetry.gpu import GpuCollector
+from service.telemetry.stages import Stages
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-class Span(NamedTuple):
-    stage: str
-    started_at: float  # of time.perf_counter()
-    seconds: float
-
-
-class Stages:
-    """Seconds spent in each stage of one request: what Server-Timing and the stage histograms say."""
-
-    def __init__(self) -> None:
-        self.flow = ""  # which the stages are of; set where the flow has come to its end
-        self.seconds: dict[str, float] = {}
-        self.spans: list[Span] = []  # in the order in which they ended
-        self._started_at: dict[str, float] = {}
-
-    def add(self, stage: str, started_at: float, seconds: float) -> None:
-        """Stages that run several times in one request add up."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.spans.append(Span(stage, started_at, seconds))
-
-    def add_row(self, **seconds: float) -> None:
-        """Stages that came one after the other, the last of which ends now."""
-        started_at = perf_counter() - sum(seconds.values())
-        for stage, each in seconds.items():
-            self.add(stage, started_at, each)
-            started_at += each
-
-    def start(self, stage: str) -> None:
-        """Of a stage that begins in one place and ends in another."""
-        self._started_at[stage] = perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """Without effect where it has not begun."""
-        started_at = self._started_at.pop(stage, None)
-        if started_at is not None:
-            self.add(stage, started_at, perf_counter() - started_at)
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started_at = perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, started_at, perf_counter() - started_at)
-
-    def header(self, total_s: float) -> str:
-        """The value of a Server-Timing header; its durations are milliseconds."""
-        everything = {**self.seconds, "total": total_s}
-        return ", ".join(f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in everything.items())
 
 
 class _Total(Collector):

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from service.errors import GlyphrecError
-from service.telemetry.metrics import Stages
+from service.telemetry.stages import Stages
 
 SERVER_ERROR = 500
 

@@ -2,7 +2,7 @@
 
 from service.catalog.catalog import Catalog
 from service.core.sid import Sid
-from service.telemetry.metrics import Stages
+from service.telemetry.stages import Stages
 from tests.known_bundle import SPEC, ranking
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from service.catalog.catalog import Catalog, CatalogFollower, Loading
+from service.catalog.catalog import Catalog, Loading
+from service.catalog.follower import CatalogFollower
 from service.core.filters import NO_ATTRIBUTES, Attributes, Filter, Range
 from service.core.sid import Codes, Sid
 from service.core.trie import SidTrie

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 from redis.asyncio import Redis
 
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import Attributes, DeclaredFields, Equals, Filter, Range
 from service.core.sid import Codes, Sid, SidSpec
@@ -20,7 +21,8 @@ from service.flows.recommend import Page, Query, Recommender, recommend_in_batch
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession
 from service.store.items import ItemStore
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, PAGED, SPEC, ranking, write_known_bundle
 from tests.service.catalogs import put, record, store_on
 

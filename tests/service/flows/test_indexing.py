@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.core.bundle import TOKENIZER, load_bundle
 from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge
 from service.errors import Overloaded, StoreUnavailable, TookTooLong
@@ -15,7 +16,8 @@ from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
 from service.store.client import connect
 from service.store.items import ItemStore
-from service.telemetry.metrics import Metrics, Stages
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 from tests.known_bundle import SPEC, known_codes, render_spec, write_known_bundle
 
 

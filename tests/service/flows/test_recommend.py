@@ -11,7 +11,7 @@ from service.core.graphs import PADDING
 from service.core.sid import Sid
 from service.errors import Overloaded, TookTooLong
 from service.flows.recommend import Query, pad_left, widths
-from service.telemetry.metrics import Stages
+from service.telemetry.stages import Stages
 from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, SPEC, items_without_text_twice, known_score
 from tests.service.recommending import catalog_of, page_of, popular, truth
 

@@ -14,7 +14,7 @@ from service.errors import UnknownFilterField
 from service.flows.recommend import Query, Search, recommend_in_batches
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.runtime import Beams
-from service.telemetry.metrics import Stages
+from service.telemetry.stages import Stages
 from tests.known_bundle import HISTORY_LENGTH, SPEC, items_without_text_twice
 from tests.service.recommending import catalog_of, page_of, popular, truth
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 import pytest
 from redis.asyncio import Redis
 
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.cli import main
 from service.core.sid import Sid
 from service.errors import GlyphrecError

@@ -11,7 +11,8 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from model_export.local_service import free_port
-from service.catalog.catalog import Catalog, CatalogFollower
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.cli import main
 from service.errors import StoreUnavailable
 from service.store.client import connect_to_any

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from model_export.local_service import free_port
-from service.catalog.catalog import CatalogFollower
+from service.catalog.follower import CatalogFollower
 from service.store.client import RESPONSE_TIMEOUT_S
 from service.store.fsck import check
 from service.store.server import start_server
