@@ -15,13 +15,19 @@ from mdit_py_plugins.anchors import anchors_plugin
 from service.settings import CLIENT_KEY, PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTES = ROOT / "docs/study/notes"  # parts of study.md, which has their links
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent != NOTES),
+]
 FOLDERS = ("benchmarks", "deploy", "docs", "model_export", "service", "tests")
+PACKAGES = ("service", "model_export")
 MAX_README_LINES = 120
 # An anchor of a heading is spelled as forges and MyST spell it.
 PARSER = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
 
 TEST_NAME = re.compile(r"(test_\w+)(\[.*\])?")
+CODE_NAME = re.compile(r"[A-Z]\w+(\.\w+)?|[a-z]+_\w+")  # a class, its method, a function
 MODULE = re.compile(r"python -m ([\w.]+)")
 MAKE = re.compile(r"\bmake ([a-z-]+)")
 
@@ -95,6 +101,17 @@ def tests_that_exist() -> set[str]:
 def test_a_test_that_is_named_exists(page: Path, tests_that_exist: set[str]) -> None:
     named = [match[1] for code in code_of(page) if (match := TEST_NAME.fullmatch(code))]
     assert [name for name in named if name not in tests_that_exist] == []
+
+
+def test_the_walks_name_classes_and_functions_that_exist() -> None:
+    sources = [path.read_text(encoding="utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    defined = {name for source in sources for name in re.findall(r"\b(?:class|def) (\w+)", source)}
+    spans = [
+        token.content for token in tokens_of(ROOT / "docs/architecture.md") if token.type == "code_inline"
+    ]
+    named = {part for span in spans if CODE_NAME.fullmatch(span) for part in span.split(".")}
+    assert {"Indexer", "index", "TrieMask"} <= named
+    assert named - defined - set(PACKAGES) == set()
 
 
 @each_page
