@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -34,10 +35,10 @@ MAKE = re.compile(r"\bmake ([a-z-]+)")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-def tokens_of(page: Path) -> Iterator[Token]:
-    for token in PARSER.parse(page.read_text(encoding="utf-8")):
-        yield token
-        yield from token.children or ()
+@cache
+def tokens_of(page: Path) -> list[Token]:
+    blocks = PARSER.parse(page.read_text(encoding="utf-8"))
+    return [token for block in blocks for token in (block, *(block.children or ()))]
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -60,13 +61,19 @@ def code_of(page: Path) -> Iterator[str]:
             yield from token.content.splitlines()
 
 
+@cache
+def names_in_rooms() -> set[str]:
+    """Names of files, and of folders with a slash behind them."""
+    found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
+    return {path.name + "/" * path.is_dir() for path in found}
+
+
 def names_a_missing_file(span: str) -> bool:
     """Whether a code span looks like a file or folder of the repository, and there is none."""
     if span.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and re.fullmatch(r"[\w./*-]+", span):
         return not list(ROOT.glob(span.rstrip("/")))
     if re.fullmatch(r"[\w-]+\.(py|lua)|[\w-]+/", span):  # in the room that the text is about
-        found = (path for folder in FOLDERS for path in (ROOT / folder).rglob(span.rstrip("/")))
-        return not any(path.is_dir() == span.endswith("/") for path in found)
+        return span not in names_in_rooms()
     return False
 
 
