@@ -1,5 +1,6 @@
 """README and docs/: links lead somewhere; files, tests, commands and settings that they name exist."""
 
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ PAGES = [
 ]
 FOLDERS = ("benchmarks", "deploy", "docs", "model_export", "service", "tests")
 PACKAGES = ("service", "model_export")
+NO_TITLES = ("page", "ticket", "Targets")  # how urgent an alert is; a page of Prometheus
 MAX_README_LINES = 120
 # An anchor of a heading is spelled as forges and MyST spell it.
 PARSER = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
@@ -136,6 +138,28 @@ def test_a_setting_that_is_named_exists(page: Path) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
     named = re.findall(PREFIX + r"[A-Z_]*[A-Z]", page.read_text(encoding="utf-8"))
     assert [name for name in named if name not in known] == []
+
+
+def emphasized(page: Path) -> Iterator[str]:
+    source = tokens_of(page)
+    for start, token in enumerate(source):
+        if token.type == "em_open":
+            end = next(place for place in range(start, len(source)) if source[place].type == "em_close")
+            yield "".join(each.content or " " for each in source[start + 1 : end])
+
+
+@pytest.mark.parametrize("name", ["operations", "runbook"])
+def test_a_dashboard_or_panel_that_a_guide_names_exists(name: str) -> None:
+    """As in *Latency by stage*, and *Resources: Memory per item*; a long title may be cut."""
+    titles = set()
+    for path in ROOT.glob("deploy/grafana/dashboards/*.json"):
+        dashboard = json.loads(path.read_text(encoding="utf-8"))
+        titles |= {dashboard["title"].removeprefix("glyphrec: ")}
+        titles |= {panel["title"] for panel in dashboard["panels"]}
+    named = [each for each in emphasized(ROOT / f"docs/{name}.md") if each.rstrip(".") not in NO_TITLES]
+    assert len(named) > 5
+    parts = {part for each in named for part in each.split(": ")}
+    assert [part for part in parts if not any(title.startswith(part) for title in titles)] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
