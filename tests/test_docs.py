@@ -65,8 +65,8 @@ def code_of(page: Path) -> Iterator[str]:
 
 @cache
 def names_in_rooms() -> set[str]:
-    """Names of files, and of folders with a slash behind them."""
-    found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
+    """Names of files, and of folders with a slash behind them, in the root and in all rooms."""
+    found = [*ROOT.glob("*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]
     return {path.name + "/" * path.is_dir() for path in found}
 
 
@@ -74,7 +74,7 @@ def names_a_missing_file(span: str) -> bool:
     """Whether a code span looks like a file or folder of the repository, and there is none."""
     if span.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and re.fullmatch(r"[\w./*-]+", span):
         return not list(ROOT.glob(span.rstrip("/")))
-    if re.fullmatch(r"[\w-]+\.(py|lua)|[\w-]+/", span):  # in the room that the text is about
+    if re.fullmatch(r"[\w-]+\.(py|lua|md)|[\w-]+/", span):  # in the room that the text is about
         return span not in names_in_rooms()
     return False
 
