@@ -193,8 +193,8 @@ def test_recommend_takes_a_filter_as_the_api_does(served, capsys):
     [
         ("{", "--filter {: not JSON"),
         ('{"attributes": {"price": NaN}}', "not JSON"),
-        ('{"colour": "red"}', "filter.colour"),
-        ('{"attributes": {"colour": "red"}}', "colour"),
+        ('{"color": "red"}', "filter.color"),
+        ('{"attributes": {"color": "red"}}', "color"),
     ],
 )
 def test_a_filter_that_cannot_be_asked_is_refused_in_one_line(served, capsys, asked, words):

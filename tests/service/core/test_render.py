@@ -30,8 +30,8 @@ def ink(strips: np.ndarray) -> int:
 
 
 def test_fields_stand_in_the_recipes_order_and_others_by_name():
-    item = {"description": "Long.", "weight": 2, "title": "Drill", "colour": "red", "brand": "Acme"}
-    assert text_of(**item) == "Drill; Acme; colour red; weight 2; Long."
+    item = {"description": "Long.", "weight": 2, "title": "Drill", "color": "red", "brand": "Acme"}
+    assert text_of(**item) == "Drill; Acme; color red; weight 2; Long."
     assert text_of(**dict(reversed(item.items()))) == text_of(**item)
 
 

@@ -227,6 +227,6 @@ async def test_popular_items_of_a_filter_come_in_the_same_order_however_few_pass
 
 
 async def test_a_field_that_is_not_declared_is_refused_before_the_search(make_recommender):
-    asked = Filter(attributes=(("colour", Equals("red")),))
-    with pytest.raises(UnknownFilterField, match=r"'colour'.*price:number"):
+    asked = Filter(attributes=(("color", Equals("red")),))
+    with pytest.raises(UnknownFilterField, match=r"'color'.*price:number"):
         await page_of(make_recommender(Catalog(SPEC)), Query([], 5, filter=asked))

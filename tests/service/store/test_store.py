@@ -58,8 +58,8 @@ async def test_the_same_post_again_changes_nothing(store: ItemStore, redis: Redi
 
 
 async def test_fields_in_another_order_are_the_same_item(store: ItemStore) -> None:
-    await put(store, record("a", colour="red", size=4), (1, 2, 3))
-    assert (await put(store, record("a", size=4, colour="red"), (1, 2, 3))).status == "unchanged"
+    await put(store, record("a", color="red", size=4), (1, 2, 3))
+    assert (await put(store, record("a", size=4, color="red"), (1, 2, 3))).status == "unchanged"
 
 
 async def test_the_same_text_keeps_its_sid_though_it_was_read_differently(store: ItemStore) -> None:
