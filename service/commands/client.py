@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-from tqdm import tqdm
 
 from service.core.json_lines import parse_json, read_json_lines
+from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 from service.settings import CLIENT_KEY, load_settings
 
@@ -132,7 +132,10 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     lines = [line.value for line in read_json_lines(path)]
     counts: dict[str, int] = {}
     shown = 0
-    with _connect(args) as client, tqdm(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar:
+    with (
+        _connect(args) as client,
+        ProgressBar(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar,
+    ):
         for start in range(0, len(lines), num_at_once):
             batch = lines[start : start + num_at_once]
             next_at = time.monotonic() + pause_s
@@ -141,7 +144,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
                 if result["error"] and shown < MAX_SHOWN_FAILURES:
                     shown += 1
-                    tqdm.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
+                    ProgressBar.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
             if start + num_at_once < len(lines):
                 time.sleep(max(0.0, next_at - time.monotonic()))

@@ -13,12 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from service.core.bundle import Manifest, load_bundle
 from service.core.bundle_items import parse_item
 from service.core.items import check_item
 from service.core.json_lines import LineNotJson, read_json_lines
+from service.core.progress import ProgressBar
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
 from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
@@ -86,7 +85,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
     """
     if settings.redis_url is None:
         raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
-    if not path.is_file():
+    if not path.is_file():  # noqa: ASYNC240  nothing else runs in this loop
         raise GlyphrecError(f"{path}: not a file. It is read twice, so a pipe will not do.")
     manifest = load_bundle(settings.bundle).manifest
     redis = await connect_to_any(settings.redis_url)
@@ -116,8 +115,8 @@ class _Import:
 
     async def run(self) -> Counter[str]:
         await self._check_served()
-        num_items = sum(1 for _ in tqdm(self._file, desc=f"checking {self._path.name}", unit=" items"))
-        with tqdm(total=num_items, desc=f"importing {self._path.name}", unit=" items") as bar:
+        num_items = sum(1 for _ in ProgressBar(self._file, desc=f"checking {self._path.name}", unit=" items"))
+        with ProgressBar(total=num_items, desc=f"importing {self._path.name}", unit=" items") as bar:
             try:
                 await self._put_all(bar)
             except ServiceError as error:
@@ -126,7 +125,7 @@ class _Import:
             await self._store.activate()  # only now: before the whole file is in, the catalog is new
         return self._counts
 
-    async def _put_all(self, bar: "tqdm[None]") -> None:
+    async def _put_all(self, bar: ProgressBar) -> None:
         lines = iter(self._file)
         batch = await _take(lines)
         while batch:
@@ -160,7 +159,9 @@ class _Import:
                 raise result
             self._counts["failed"] += 1
             if self._counts["failed"] <= MAX_NAMED:
-                tqdm.write(f"{self._path}:{line.number}: {line.record.item_id}: {result}", file=sys.stderr)
+                ProgressBar.write(
+                    f"{self._path}:{line.number}: {line.record.item_id}: {result}", file=sys.stderr
+                )
 
     async def _check_served(self) -> None:
         """Raise GlyphrecError if another tokenizer is served: these codes are not its codes."""

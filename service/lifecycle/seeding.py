@@ -1,4 +1,4 @@
-"""The bundle's catalogue on its way into Redis: the whole of it if that is new, else only its codes."""
+"""Brings the bundle's items into Redis: all of them into a new catalog, otherwise only their codes."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ from service.store.records import ItemRecord, PutResult
 log = logging.getLogger(__name__)
 
 SEED_CHUNK = 1_000
-CHUNK = 32  # items read before `pace` may hold the next ones up
+CHUNK = 32  # items that are read between two calls of `pace`
 
-Pace = Callable[[float], Awaitable[None]]  # takes the seconds that were spent
+Pace = Callable[[float], Awaitable[None]]  # gets the seconds that the last chunk took
 
 
 async def _at_once(_spent_s: float) -> None:
@@ -27,11 +27,11 @@ async def _at_once(_spent_s: float) -> None:
 
 
 async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:
-    """Put the whole catalogue of the bundle, in its order, with the codes of the export."""
+    """Put every item of the bundle into Redis, in the bundle's order, with the codes of the export."""
     for chunk in chunks(items, SEED_CHUNK):
         results = await store.put([(_record(each, render), each.codes) for each in chunk])
         _raise_first(results)
-    log.info("put %d items of the bundle into the new catalogue", len(items))
+    log.info("put %d items of the bundle into the new catalog", len(items))
 
 
 async def read_the_unread(
@@ -41,15 +41,15 @@ async def read_the_unread(
     render: RenderSpec,
     pace: Pace = _at_once,
 ) -> int:
-    """Give codes to the items of Redis that this tokenizer has not read -> how many remain unread.
+    """Give codes to the items in Redis that this tokenizer has not read -> number of those left unread.
 
-    Content that the bundle knows takes the codes of the export; anything else is drawn and read by the
-    `indexer`, or left for later where there is none. `pace` is awaited after each few items.
+    Content that the bundle has gets the codes of the export. The `indexer` draws and reads all other content;
+    without an indexer it is left for later. `pace` is awaited after each chunk of items.
     """
     num_read = num_left = 0
     known: dict[str, Codes] | None = None
     async for page in store.unread_items():
-        if known is None:  # only now: most starts find nothing unread
+        if known is None:  # hashed only now, as most starts find nothing unread
             known = {content_hash(item_text(each.item, render)): each.codes for each in items}
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
@@ -71,7 +71,7 @@ async def read_the_unread(
 def _known_codes(
     records: Sequence[ItemRecord], known: Mapping[str, Codes], render: RenderSpec
 ) -> dict[str, Codes]:
-    """By this tokenizer's own hash of the text: another one's may be of other fields."""
+    """Codes by the hash of the text that this tokenizer draws. Another tokenizer may draw other fields."""
     hashes = {each.item_id: content_hash(item_text(each.item, render)) for each in records}
     return {item_id: known[text] for item_id, text in hashes.items() if text in known}
 
@@ -82,6 +82,6 @@ def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
 
 def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:
     for result in results:
-        # Somebody posted it anew meanwhile, and so has read it already.
+        # Somebody has posted the item again meanwhile, so it is read already.
         if isinstance(result, ServiceError) and not isinstance(result, ItemChanged):
             raise result

@@ -207,7 +207,7 @@ async def test_a_password_in_the_url_is_used_and_a_wrong_one_is_said(bundle: Pat
             assert (await client.post("/items", json=item)).json()["items"][0]["status"] == "created"
         for wrong in (f"redis://:wrong@127.0.0.1:{port}", f"redis://127.0.0.1:{port}"):
             async with starting(bundle, wrong) as (app, client):
-                readiness = app.state.serving.readiness
+                readiness = app.state.service.readiness
                 await until(lambda readiness=readiness: "password" in readiness.phase)
                 answer = await client.get("/health/ready")
                 assert answer.status_code == 503
@@ -265,6 +265,6 @@ async def test_a_rediss_url_is_spoken_to_by_tls_and_only_where_its_certificate_i
             item = {"item_id": "a", "title": "Thing"}
             assert (await client.post("/items", json=item)).json()["items"][0]["status"] == "created"
         async with starting(bundle, url) as (app, client):
-            readiness = app.state.serving.readiness
+            readiness = app.state.service.readiness
             await until(lambda: "certificate" in readiness.phase)
             assert (await client.get("/health/ready")).status_code == 503

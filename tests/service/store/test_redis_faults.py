@@ -116,7 +116,7 @@ async def served(bundle: Path, folder: Path, *options: str) -> AsyncIterator[Fau
     ):
         await until_ready(app)
         assert (await client.post("/items", json=KEPT)).status_code == 200
-        yield Fault(client, redis, port, app.state.serving.readiness.parts.follower)
+        yield Fault(client, redis, port, app.state.service.readiness.model.follower)
 
 
 async def test_away_reads_go_on_and_writes_are_refused_at_once(bundle: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ async def test_failed_over_replicas_go_on_with_what_the_new_primary_has(
         with Proxy(ports[0]) as proxy:
             async with starting(bundle, proxy.url) as (app, client):
                 await until_ready(app)
-                follower = app.state.serving.readiness.parts.follower
+                follower = app.state.service.readiness.model.follower
                 fault = Fault(client, old, ports[0], follower)
                 assert (await client.post("/items", json=KEPT)).status_code == 200
                 assert await old.execute_command("WAIT", "1", "5000") == 1
