@@ -28,7 +28,7 @@ from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, PAGED, SPEC, ranking,
 from tests.service.catalogs import put, record, store_on
 
 NUM_ITEMS = 60
-NUM_VERSIONS = 150  # to be asked for; there are more
+NUM_VERSIONS = 150  # that requests ask for; there are more
 TIMEOUT_S = 60
 ITEM_IDS = [f"i{i}" for i in range(NUM_ITEMS)]
 POPULARITY = {item_id: i % 7 for i, item_id in enumerate(ITEM_IDS[::2])}
@@ -43,7 +43,7 @@ FILTERS = [
     Filter(item_ids=frozenset([*ITEM_IDS[:15], "nobody"]), categories_any=frozenset("abc")),
     Filter(categories_any=frozenset(["none of these"])),
 ]
-VIEW_BYTES = 350_000  # not enough for all of them, so that some are built anew between edits
+VIEW_BYTES = 350_000  # too little for all views, so that some are rebuilt between edits
 
 
 class Living(NamedTuple):

@@ -1,4 +1,4 @@
-"""The `glyphrec` command as a user runs it: processes, exit codes, and one line of why."""
+"""The `glyphrec` command as a user runs it: processes, exit codes, and one line with the reason."""
 
 import gzip
 import importlib.metadata
@@ -23,7 +23,7 @@ READY_TIMEOUT_S = 30
 
 
 def command(*args, **environment):
-    """A process of the command, with nothing of this machine's settings."""
+    """Run the command in a process without this machine's settings."""
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("GLYPHREC_", "REDIS_"))
     }
@@ -51,7 +51,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def served(bundle, tmp_path_factory):
-    """A service in a process of its own with its own Redis -> its URL."""
+    """The URL of a service in its own process, with its own Redis."""
     port, data = free_port(), tmp_path_factory.mktemp("redis")
     process = command("serve", "--bundle", bundle, "--port", port, "--data-dir", data)
     url = f"http://127.0.0.1:{port}"

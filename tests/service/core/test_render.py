@@ -107,7 +107,7 @@ def test_a_text_that_just_fits_is_not_called_truncated():
 
 
 def test_words_stay_whole_and_every_strip_holds_ink():
-    """Each strip is that of the words it alone holds, found by adding words until one more wraps."""
+    """Each strip is the picture of its own words, which are found by adding words until one more wraps."""
     words, strips = (
         LONG.split()[:60],
         render_text(" ".join(LONG.split()[:60]), RenderSpec(max_strips=64)).strips,

@@ -1,4 +1,4 @@
-"""Which items stand on a page, and in which order: ties, diversity, filters."""
+"""The items of a page and their order: ties, diversity, filters."""
 
 import random
 from collections import Counter
@@ -20,7 +20,7 @@ from tests.service.recommending import catalog_of, page_of, popular, truth
 
 
 class CoarseSession:
-    """Scores in steps of 20, so that most are equal; in any order, as another device may give them."""
+    """Scores in steps of 20, so that most are equal, in any order, as another device may return them."""
 
     def __init__(self, session, seed):
         self.session, self.rng = session, np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What filters know of an item, as the log and the snapshot tell it."""
+"""The attributes of an item for filters, in the log and in the snapshot."""
 
 import random
 
