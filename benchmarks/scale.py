@@ -117,7 +117,7 @@ def measure(num_items: int, bundle: Path, folder: Path, tables_only: bool) -> di
                 empty_mb = resident_mb(service.process.pid)
             with Redis.from_url(server.url) as redis:
                 redis.flushall()
-        figures["import_s"] = commands([["import", part, "--tokenised"] for part in parts], bundle, server)
+        figures["import_s"] = commands([["import", part, "--tokenized"] for part in parts], bundle, server)
         figures["import_items_per_s"] = num_items / figures["import_s"]
         for part in parts:
             part.unlink()
@@ -154,8 +154,7 @@ def commands(at_once: Sequence[Sequence[object]], bundle: Path, server: RedisSer
     started = time.perf_counter()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "service.cli", *map(str, args)]
-            + ["--bundle", str(bundle), "--redis-url", server.url],
+            local_service.glyphrec_command(*args, "--bundle", bundle, "--redis-url", server.url),
             stdout=sys.stderr,
             stderr=subprocess.DEVNULL,
         )

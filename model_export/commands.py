@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from tqdm import tqdm
+from service.core.progress import ProgressBar
 
 DATA_HELP = (
     "a folder with items.jsonl[.gz] and interactions.jsonl[.gz], or a source: completejourney, "
@@ -24,7 +24,7 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def say(text: str) -> None:
     """Print a line without tearing a progress bar."""
-    tqdm.write(text, file=sys.stdout)
+    ProgressBar.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -16,7 +16,9 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 
 # Items pooled at once from a Reading: bounds the memory of the largest intermediate.
 ITEMS_PER_CHUNK = 64
@@ -44,10 +46,12 @@ class Reading:
 
     def save(self, path: Path) -> None:
         """Write to `path` whole or not at all."""
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, frames=self.frames, first_frame=self.first_frame, gate=self.gate)
-        partial.replace(path)
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.savez(file, frames=self.frames, first_frame=self.first_frame, gate=self.gate)
+
+        write_whole(path, write)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -97,11 +101,13 @@ def read_in_parts(
     strips: Sequence[NDArray[np.uint8]],
     items_per_part: int,
     parts: Path | None,
-    read: Callable[[Sequence[NDArray[np.uint8]], tqdm], Reading],
+    read: Callable[[Sequence[NDArray[np.uint8]], ProgressBar], Reading],
 ) -> Reading:
     """Read items part by part, with a progress bar. What lies in the folder `parts` is not read again."""
     found = []
-    with tqdm(total=sum(map(len, strips)), desc="Reading items", unit="strip", mininterval=1.0) as progress:
+    with ProgressBar(
+        total=sum(map(len, strips)), desc="Reading items", unit="strip", mininterval=1.0
+    ) as progress:
         for start in range(0, len(strips), items_per_part):
             path = parts / f"items_{start:08d}.npz" if parts else None
             items = strips[start : start + items_per_part]

@@ -17,11 +17,11 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model_export.encoders.base import Encoder, Reading, read_in_parts
 from model_export.encoders.visual_words import inked_frames
 from service.core.bundle import RenderSpec
+from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
 BLANK = 0
@@ -62,7 +62,10 @@ class CtcEncoder(Encoder):
         return [spelled(row, self.alphabet) for (letters,) in runs for row in letters]
 
     def read_items(
-        self, items: Sequence[NDArray[np.uint8]], gate: NDArray[np.float32], progress: tqdm | None = None
+        self,
+        items: Sequence[NDArray[np.uint8]],
+        gate: NDArray[np.float32],
+        progress: ProgressBar | None = None,
     ) -> Reading:
         """Read items, strips [strip, height, width] each, by a gate that is known."""
         strips = np.concatenate(list(items))
@@ -90,7 +93,7 @@ class CtcEncoder(Encoder):
 
     @abstractmethod
     def _spike_frames(
-        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: tqdm | None
+        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: ProgressBar | None
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         """Some strips at a time: their frames [strip, frame, dim], and which are spikes [strip, frame]."""
 
@@ -141,7 +144,7 @@ def run_strips(
     session: onnxruntime.InferenceSession,
     outputs: list[str],
     strips: NDArray[np.uint8],
-    progress: tqdm | None = None,
+    progress: ProgressBar | None = None,
 ) -> Iterator[list[NDArray[Any]]]:
     """The outputs of strip after strip, a few strips at a time on every core."""
     batches = [strips[start : start + STRIPS_PER_RUN] for start in range(0, len(strips), STRIPS_PER_RUN)]

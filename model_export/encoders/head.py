@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.configs import HeadConfig
+from service.core.progress import ProgressBar
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MASKED = -1e9
@@ -69,10 +69,9 @@ def train_head(
 
 def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[np.int64]:
     """Pairs [pair, 2] of different items at most `window` apart in a sequence, as often as they occur."""
-    found = []
+    found: list[NDArray[np.int32]] = []
     for step in range(1, window + 1):
-        for sequence in sequences:
-            found.append(np.stack([sequence[:-step], sequence[step:]], axis=1))
+        found.extend(np.stack([sequence[:-step], sequence[step:]], axis=1) for sequence in sequences)
     pairs = np.concatenate(found) if found else np.zeros((0, 2))
     result: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]].astype(np.int64)
     return result
@@ -94,7 +93,7 @@ def _train(head: ItemHead, features: Tensor, pairs: Tensor, config: HeadConfig) 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     bought_together = _bought_together(pairs, len(features))
     head.train()
-    progress = tqdm(range(num_steps), desc="Training the head", unit="step", mininterval=1.0)
+    progress = ProgressBar(range(num_steps), desc="Training the head", unit="step", mininterval=1.0)
     for step in progress:
         place = step % steps_per_epoch
         if place == 0:

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.encoders.hub.base import load_model, require_transformers
 from service.core.bundle import sha256_of
+from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class MiniLm:
         found = np.zeros((len(texts), self.feature_dim), np.float32)
         # Texts of like length together, so that little is padded; the longest first, so that memory lasts.
         order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        with tqdm(total=len(texts), desc="Reading texts", unit="text", mininterval=1.0) as progress:
+        with ProgressBar(total=len(texts), desc="Reading texts", unit="text", mininterval=1.0) as progress:
             for start in range(0, len(order), TEXTS_PER_RUN):
                 places = order[start : start + TEXTS_PER_RUN]
                 found[places] = self._run([texts[place] for place in places])

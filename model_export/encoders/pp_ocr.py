@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.utils import Extractor
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
 from model_export.encoders.base import Reading
 from model_export.encoders.ctc import CtcEncoder, inked, run_strips, spikes
 from model_export.encoders.visual_words import VisualWords, fit_visual_words
 from service.core.bundle import RenderSpec
+from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
@@ -81,7 +81,9 @@ class PpOcr(CtcEncoder):
         flat = np.concatenate(list(strips))  # [strip, height, width]
         rng = np.random.default_rng(self._seed)
         sample = flat[np.sort(rng.choice(len(flat), min(GATE_STRIPS, len(flat)), replace=False))]
-        with tqdm(total=len(sample), desc="Fitting the gate", unit="strip", mininterval=1.0) as progress:
+        with ProgressBar(
+            total=len(sample), desc="Fitting the gate", unit="strip", mininterval=1.0
+        ) as progress:
             runs = list(run_strips(self.classifier_session, ["frames", "letters"], sample, progress))
         frames = np.concatenate([frames for frames, _ in runs])  # [strip, frame, dim]
         is_spike = np.stack([spikes(row) for _, letters in runs for row in letters])  # [strip, frame]
@@ -93,7 +95,7 @@ class PpOcr(CtcEncoder):
         return gate
 
     def _spike_frames(
-        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: tqdm | None
+        self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: ProgressBar | None
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         for (frames,) in run_strips(self.body_session, ["frames"], strips, progress):
             yield frames, frames @ gate[:-1] + gate[-1] > 0

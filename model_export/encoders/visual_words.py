@@ -12,11 +12,11 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.configs import PpOcrConfig
 from model_export.encoders.base import Pooling, Reading, item_of_strip
 from model_export.encoders.tf_idf import MIN_SPREAD, TfIdf, fit_tf_idf
+from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
 PAPER = 255
@@ -181,7 +181,7 @@ def _fit_centroids(
     # From random windows: choosing them far apart (k-means++) takes minutes for thousands of words.
     kmeans = MiniBatchKMeans(num_words, init=some[:num_words], n_init=1, batch_size=batch, random_state=seed)
     batches = [some[i : i + batch] for _ in range(KMEANS_PASSES) for i in range(0, len(some), batch)]
-    for part in tqdm(batches, desc="Finding visual words", unit="batch", mininterval=1.0):
+    for part in ProgressBar(batches, desc="Finding visual words", unit="batch", mininterval=1.0):
         if len(part) >= num_words:
             kmeans.partial_fit(part)
     result: NDArray[np.float32] = kmeans.cluster_centers_

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model_export.configs import TrainingConfig
 from model_export.data.splits import Split, Targets
@@ -21,6 +20,8 @@ from model_export.evaluation.ranking import ItemsOfCodes, Ranker, left_padded
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import PADDING
+from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 VALIDATION_BEAMS = 30
@@ -80,7 +81,7 @@ def train_generator(
     started = time.monotonic() - run.curve.seconds
     started_core = time.process_time() - run.curve.core_seconds
     losses: list[float] = []
-    bar = tqdm(
+    bar = ProgressBar(
         total=total_steps,
         initial=run.step,
         desc=f"train {type(generator).__name__}",
@@ -182,9 +183,7 @@ class _Progress:
             "torch_rng": torch.get_rng_state(),
             "curve": asdict(self.curve),
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        write_whole(self.path, lambda partial: torch.save(state, partial))
 
     def resume(self, device: torch.device) -> None:
         if not self.path.exists():

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model_export.configs import RqKMeansConfig
 from model_export.quantizers.balanced import balanced_kmeans
@@ -23,6 +22,7 @@ from model_export.quantizers.base import (
     measure,
     nearest,
 )
+from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
@@ -70,7 +70,9 @@ def train_rq_kmeans(
     residual = model.latents(data)  # [item, latent]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for level in tqdm(range(spec.num_levels), desc="fit RQ-k-means", unit="level", disable=not progress):
+        for level in ProgressBar(
+            range(spec.num_levels), desc="fit RQ-k-means", unit="level", disable=not progress
+        ):
             _fit_level(model, level, residual, config, seed)
             codebook = model.codebooks[level]
             residual = residual - codebook[nearest(residual, codebook, model.prices[level])]

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.configs import QuantizerConfig
 from model_export.quantizers.base import (
@@ -27,6 +26,7 @@ from model_export.quantizers.base import (
     measure,
     nearest,
 )
+from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
@@ -170,7 +170,9 @@ def _train(
         cycle_momentum=False,
     )
     history = []
-    bar = tqdm(range(1, config.num_epochs + 1), desc=f"train {name}", unit="epoch", disable=not progress)
+    bar = ProgressBar(
+        range(1, config.num_epochs + 1), desc=f"train {name}", unit="epoch", disable=not progress
+    )
     for epoch in bar:
         total_loss = 0.0
         for batch in torch.randperm(len(data)).split(config.batch_size):

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from model_export.configs import SasRecConfig
 from model_export.pipeline.cache import key_of
 from model_export.pipeline.run import Run
 from model_export.study import timing
 from model_export.study.cells import CellResult
 from model_export.study.run import Work
+from service.core.progress import ProgressBar
 
 FILE = "costs.json"
 ASKED_FOR_SPEED = {"ablation", "generators"}  # elsewhere the graph is the default's
@@ -28,7 +27,7 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
     """Measure what the first seed of each of `works` costs, and write all of it to `folder`/costs.json."""
     known: dict[str, Mapping[str, float]] = {}  # many cells read alike
     cells: dict[str, dict[str, object]] = {}
-    for work in tqdm([work for work in works if work.config.seed == 0], desc="costs", unit="cell"):
+    for work in ProgressBar([work for work in works if work.config.seed == 0], desc="costs", unit="cell"):
         cell, dataset, config = work.cell, work.dataset, work.config
         if cell.counting or cell.question or isinstance(config.generator, SasRecConfig):
             continue

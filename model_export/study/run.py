@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
@@ -26,6 +25,7 @@ from model_export.study import cells, cold, ranks, robustness
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
+from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
 NO_RANKS = np.zeros(0, np.uint8)
@@ -104,7 +104,7 @@ def run_study(
     splits = {name: leave_one_out(dataset) for name, dataset in datasets.items()}
     missing = [work for work in works if kept_result(work, store) is None]
     say(f"{len(works)} cells, {len(works) - len(missing)} of them done before")
-    for work in tqdm(missing, desc="cells", unit="cell"):
+    for work in ProgressBar(missing, desc="cells", unit="cell"):
         say(f"{work.dataset.name}, {work.cell.label} ({work.cell.name}), seed {work.config.seed}")
         cells.save(store, run_cell(work, splits[work.dataset.name], cache, say))
 

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.encoders.compact.reader import ALPHABET, WEIGHTS, CompactNet, save_weights
 from model_export.encoders.compact.synthetic import SIZES, SyntheticBatch, SyntheticStrips
 from model_export.encoders.ctc import BLANK, character_accuracy, spelled
+from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 
 SECONDS_PER_CHECKPOINT = 120.0
 LEARNING_RATE = 2e-3
@@ -72,7 +73,7 @@ def pretrain(
     plan = Random(seed + progress.step)
     limit_s, before_s = minutes * 60, progress.elapsed_s
     found: dict[str, float] = {}
-    with tqdm(initial=progress.step, total=max_steps, unit="step", mininterval=2.0) as bar:
+    with ProgressBar(initial=progress.step, total=max_steps, unit="step", mininterval=2.0) as bar:
         begun = saved = time.monotonic()
         while progress.elapsed_s < limit_s and (max_steps is None or progress.step < max_steps):
             done = progress.elapsed_s / limit_s
@@ -182,10 +183,9 @@ def _keep(
     if mean >= progress.best:
         progress.best = mean
         save_weights(network, out)
-    partial = checkpoint.with_suffix(".partial")
-    torch.save((network.state_dict(), optimizer.state_dict(), vars(progress)), partial)
-    partial.replace(checkpoint)
-    tqdm.write(f"step {progress.step}, {progress.elapsed_s / 60:.1f} min: {found}")
+    state = network.state_dict(), optimizer.state_dict(), vars(progress)
+    write_whole(checkpoint, lambda partial: torch.save(state, partial))
+    ProgressBar.write(f"step {progress.step}, {progress.elapsed_s / 60:.1f} min: {found}")
     return found
 
 

@@ -119,8 +119,8 @@ class ProductTexts:
             parts.append(self._word())
         if random.random() < 0.5:
             parts.append(" > ".join(random.choice(SHELVES) for _ in range(random.randint(1, 4))))
-        for _ in range(random.choice((0, 0, 1, 2, 3))):
-            parts.append(f"{random.choice(NAMES)} {self._piece()}")
+        num_named = random.choice((0, 0, 1, 2, 3))
+        parts.extend(f"{random.choice(NAMES)} {self._piece()}" for _ in range(num_named))
         if random.random() < 0.4:
             parts.append(self._sentence())
         return "; ".join(parts)

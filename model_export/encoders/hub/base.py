@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model_export.configs import HubEncoderConfig
 from model_export.encoders.base import Encoder, Reading, read_in_parts
@@ -28,6 +27,7 @@ from model_export.encoders.hub.mean_pooling import MeanPooling
 from model_export.encoders.hub.pixels import Pixels
 from model_export.onnx_graphs import to_onnx
 from service.core.bundle import RenderSpec
+from service.core.progress import ProgressBar
 from service.errors import ContractMismatch, GlyphrecError
 
 ITEMS_PER_PART = 256
@@ -126,7 +126,7 @@ class HubEncoder(Encoder):
         return model
 
     @torch.inference_mode()
-    def _read_items(self, items: Sequence[NDArray[np.uint8]], progress: tqdm) -> Reading:
+    def _read_items(self, items: Sequence[NDArray[np.uint8]], progress: ProgressBar) -> Reading:
         found = []
         for batch in torch.from_numpy(np.concatenate(list(items))).split(self._config.strips_per_run):
             frames = self.reader(batch.to(self.reader.device))[:, 0]  # [strip, dim]

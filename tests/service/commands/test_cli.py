@@ -1,19 +1,21 @@
 """The `glyphrec` command as a user runs it: processes, exit codes, and one line of why."""
 
 import gzip
+import importlib.metadata
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from model_export.local_service import glyphrec_command
 from service.cli import main
+from service.core.version import service_version
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +29,7 @@ def command(*args, **environment):
     }
     path = os.pathsep.join([str(ROOT), environment.pop("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-m", "service.cli", *map(str, args)],
+        glyphrec_command(*args),
         env=clean | {"PYTHONPATH": path} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -287,6 +289,11 @@ def test_a_command_whose_package_is_missing_says_what_to_install(registered, arg
     assert err.count("\n") == 1
     assert "torch_of_another_world" in err
     assert "pip install 'glyphrec[export]'" in err
+
+
+def test_the_command_says_which_version_is_installed():
+    assert finished("--version")[:2] == (0, f"glyphrec {service_version()}\n")
+    assert service_version() == importlib.metadata.version("glyphrec")
 
 
 def test_help_shows_every_command_also_those_that_cannot_run(registered):
