@@ -10,12 +10,15 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures lock sbom audit clean
+.PHONY: help install demo serve test test-fast coverage check bench fuzz chaos dashboards pictures lock sbom audit clean
 
 EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
+# One worker for each processor, up to four; a file stays on one of them. One process: make test ARGS=-n0
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+FAST := 'not slow and not e2e'
 export PYTHON TORCH_INDEX EXTRAS
 # Threads that wait for each other sleep instead of spinning: on a busy machine that is several times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -35,7 +38,13 @@ demo: $(STAMP)  ## train on real purchases, serve, add items, recommend; Ctrl-C 
 	@exec $(BIN)/glyphrec demo $(ARGS)
 
 test: check  ## check, then all tests
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(PYTEST) $(ARGS)
+
+test-fast: $(STAMP)  ## the tests that answer in minutes; the last lines say what was left out
+	@exec $(PYTEST) -m $(FAST) $(ARGS)
+
+coverage: $(STAMP)  ## what test-fast does not run, by file and line; of all tests: make coverage ARGS='-m ""'
+	@exec $(PYTEST) -m $(FAST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose files
 	@$(BIN)/ruff format --check --quiet .
@@ -90,7 +99,7 @@ serve: $(STAMP)  ## serve a bundle: the demo's, or make serve BUNDLE=folder
 	exec $(BIN)/glyphrec serve --bundle "$$bundle" $(ARGS)
 
 clean:  ## remove what make made: .venv, .glyphrec, caches
-	@rm -rf .venv .glyphrec build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .glyphrec build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
