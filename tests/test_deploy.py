@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from service.settings import PREFIX, Settings
+from tests.house import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROVISIONING = ROOT / "deploy/grafana/provisioning"
 PROMETHEUS = ROOT / "deploy/prometheus/prometheus.yml"
 
