@@ -82,13 +82,12 @@ class CompactReader(CtcEncoder):
 
 @lru_cache(maxsize=8)  # an export takes seconds, and a run asks for the same graph many times
 def _graph(weights: Path, height_px: int, width_px: int, with_letters: bool) -> bytes:
-    network: nn.Module = load_weights(weights)
-    outputs = ["frames"]
-    if with_letters:
-        network, outputs = _Classifier(load_weights(weights)), ["frames", "letters"]
+    network = load_weights(weights)
+    read = _Classifier(network) if with_letters else network
+    outputs = ["frames", "letters"] if with_letters else ["frames"]
     traced = torch.zeros(TRACED_STRIPS, height_px, width_px, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("strip")},)
-    graph = to_onnx(network, (traced,), inputs=["strips"], outputs=outputs, dynamic_shapes=shapes)
+    graph = to_onnx(read, (traced,), inputs=["strips"], outputs=outputs, dynamic_shapes=shapes)
     return graph.SerializeToString()
 
 

@@ -10,7 +10,7 @@ import pytest
 from model_export.configs import CompactConfig, HeadConfig, MiniLmConfig, base
 from model_export.data.dataset import make_dataset
 from model_export.data.tables import write_dataset
-from model_export.study import cells, cost
+from model_export.study import cells, timing
 from model_export.study.command import study
 from model_export.study.cost_table import with_costs
 from model_export.study.plan import PLANS, RESOLUTIONS, Cell, recipe
@@ -59,8 +59,8 @@ def studied(small_dataset, tmp_path_factory) -> Studied:
     found = Studied(folder / "groceries", folder / "docs", folder / "cache", [])
     # In two goes: costs are measured of what the first has run, each kind of reading and of request once.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "NUM_ITEMS", 6)
-        patch.setattr(cost, "NUM_REQUESTS", 6)
+        patch.setattr(timing, "NUM_ITEMS", 6)
+        patch.setattr(timing, "NUM_REQUESTS", 6)
         found.said.extend(found.again(COSTED, costs=True))
     found.said.extend(found.again())
     return found
