@@ -7,14 +7,12 @@ import pkgutil
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PROJECT = PYPROJECT["project"]
+from tests.house import PROJECT, PYPROJECT, ROOT
+
 PACKAGES = ("service", "model_export")
 MAX_LINES = 500
 # In two parts, so that this file does not name what no file may name.
