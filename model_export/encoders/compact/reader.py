@@ -51,10 +51,12 @@ class CompactReader(CtcEncoder):
     alphabet = ALPHABET
 
     def body(self) -> onnx.ModelProto:
-        return onnx.ModelProto.FromString(self._graph(with_letters=False))
+        result: onnx.ModelProto = onnx.ModelProto.FromString(self._graph(with_letters=False))
+        return result
 
     def classifier(self) -> onnx.ModelProto:
-        return onnx.ModelProto.FromString(self._graph(with_letters=True))
+        result: onnx.ModelProto = onnx.ModelProto.FromString(self._graph(with_letters=True))
+        return result
 
     def fit(self, reading: Reading) -> LetterGrams:
         classifier = load_weights(weights_file()).letters
@@ -89,7 +91,8 @@ def _graph(weights: Path, height_px: int, width_px: int, with_letters: bool) -> 
     traced = torch.zeros(TRACED_STRIPS, height_px, width_px, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("strip")},)
     graph = to_onnx(read, (traced,), inputs=["strips"], outputs=outputs, dynamic_shapes=shapes)
-    return graph.SerializeToString()
+    result: bytes = graph.SerializeToString()
+    return result
 
 
 class CompactNet(nn.Module):
