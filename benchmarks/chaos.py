@@ -38,7 +38,7 @@ from redis import Redis
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from model_export.local_service import free_port  # noqa: E402  the path is set above
+from model_export.local_service import free_port, glyphrec_command  # noqa: E402  the path is set above
 from service.core.bundle import load_bundle  # noqa: E402
 from service.store.server import RedisServer, start_server  # noqa: E402
 from tests.e2e.clients import Clients, Reached, some_item  # noqa: E402
@@ -102,7 +102,7 @@ class Replica(Reached):
     def __init__(self, bundle: Path, proxy: Proxy, log: Path) -> None:
         super().__init__(f"http://127.0.0.1:{free_port()}")
         self.proxy, self.log = proxy, log
-        self._command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle)]
+        self._command = glyphrec_command("serve", "--bundle", bundle)
         self._command += ["--port", self.url.rpartition(":")[2], "--redis-url", proxy.url]
         self._client = httpx.Client(base_url=self.url, timeout=5)
         self.process = self.start()

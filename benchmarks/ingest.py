@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model_export.local_service import LocalService
+from model_export.local_service import LocalService, glyphrec_command
 from service.core.bundle import TOKENIZER, Bundle
 from service.core.render import item_text, render_text
 from service.inference.runtime import Tokenizer
@@ -97,7 +97,7 @@ def lines_of(items: Sequence[dict[str, Any]], folder: Path) -> Path:
 
 
 def start_import(path: Path, *options: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "service.cli", "import", str(path), *map(str, options)]
+    command = glyphrec_command("import", path, *options)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -154,8 +154,7 @@ def commands(at_once: Sequence[Sequence[object]], bundle: Path, server: RedisSer
     started = time.perf_counter()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "service.cli", *map(str, args)]
-            + ["--bundle", str(bundle), "--redis-url", server.url],
+            local_service.glyphrec_command(*args, "--bundle", bundle, "--redis-url", server.url),
             stdout=sys.stderr,
             stderr=subprocess.DEVNULL,
         )

@@ -30,6 +30,15 @@ class LocalService:
     ready_s: float  # from the start of the process to the first ready answer
 
 
+def glyphrec_command(*arguments: object) -> list[str]:
+    """The command line of `glyphrec` with `arguments`, run by this interpreter.
+
+    `-m` alone puts the working directory first on sys.path, so a folder there called `service` would be
+    imported in place of ours. `-P` leaves the working directory out; PYTHONPATH still counts.
+    """
+    return [sys.executable, "-P", "-m", "service.cli", *map(str, arguments)]
+
+
 @contextmanager
 def local_service(
     bundle: Path,
@@ -46,7 +55,7 @@ def local_service(
     """
     port = free_port() if port is None else port
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port", str(port)]
+    command = glyphrec_command("serve", "--bundle", bundle, "--port", port)
     if data_dir is not None:
         command += ["--data-dir", str(data_dir)]
     if redis_url is not None:

@@ -3,7 +3,6 @@
 import json
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+
+from model_export.local_service import glyphrec_command
 
 IDS_PER_WRITER = 40
 RETRY_S = 0.02
@@ -122,10 +123,8 @@ def _item(item_id: str, rng: random.Random) -> dict[str, Any]:
 
 def fsck(redis_url: str, bundle: Path, *more: str) -> dict[str, Any]:
     """The report of the real command; its status says the same."""
-    command = [sys.executable, "-m", "service.cli", "fsck", "--redis-url", redis_url, "--bundle", str(bundle)]
-    done = subprocess.run(
-        [*command, "--json", *more], capture_output=True, text=True, timeout=120, check=False
-    )
+    command = glyphrec_command("fsck", "--redis-url", redis_url, "--bundle", bundle, "--json", *more)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode in (0, 1), done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["is_clean"] == (done.returncode == 0)

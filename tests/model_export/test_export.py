@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from model_export.data.splits import leave_one_out
 from model_export.data.tables import write_dataset
 from model_export.evaluation.evaluate import evaluate_model, read_catalogue, table
 from model_export.export import export
+from model_export.local_service import glyphrec_command
 from model_export.pipeline import stages
 from model_export.pipeline.cache import StageCache
 from service.core.bundle import ITEMS, load_bundle
@@ -117,7 +117,7 @@ def test_threads_do_not_change_what_a_seed_gives(tiny_export, tmp_path):
         cache.mkdir()
         for reading in tiny_export.cache.glob("reading-*.npz"):
             (cache / reading.name).hardlink_to(reading)
-        command = [sys.executable, "-m", "service.cli", "export", "--config", "tiny", "--data", str(data)]
+        command = glyphrec_command("export", "--config", "tiny", "--data", data)
         command += ["--out", str(tmp_path / f"{attempt}-bundle"), "--cache", str(cache)]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True)
         bundles.append(load_bundle(tmp_path / f"{attempt}-bundle").manifest)

@@ -6,13 +6,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from model_export.local_service import glyphrec_command
 from service.cli import main
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
@@ -27,7 +27,7 @@ def command(*args, **environment):
     }
     path = os.pathsep.join([str(ROOT), environment.pop("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-m", "service.cli", *map(str, args)],
+        glyphrec_command(*args),
         env=clean | {"PYTHONPATH": path} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

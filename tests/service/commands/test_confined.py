@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 import service
+from model_export.local_service import glyphrec_command
 from tests.service.commands.test_cli import ROOT, command, free_port, wait_until_ready
 
 SERVICE = Path(service.__file__).parent
@@ -80,12 +81,12 @@ def test_it_serves_from_a_read_only_file_system_without_capabilities(bundle, red
     home = tmp_path / "home"
     home.mkdir()
     port = free_port()
-    serve = [sys.executable, "-m", "service.cli", "serve", "--bundle", bundle, "--port", port]
+    serve = glyphrec_command("serve", "--bundle", bundle, "--port", port)
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url}
     before = written_under(SERVICE, tmp_path)
     process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", CONFINE, "sh", *map(str, serve)],
+        ["unshare", "--mount", "sh", "-c", CONFINE, "sh", *serve],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,

@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from model_export.local_service import glyphrec_command
 from service.cli import main
 from service.commands import import_tokenised as importing
 from service.core.filters import DeclaredFields
@@ -289,7 +289,7 @@ async def test_an_import_that_was_killed_is_finished_by_the_next_one(
     many = items_without_text_twice(20_000, seed=2)
     path = written(tmp_path, many)
     process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "import", path, "--tokenised", "--bundle", bundle],
+        glyphrec_command("import", path, "--tokenised", "--bundle", bundle),
         env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
