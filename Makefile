@@ -47,13 +47,13 @@ check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose f
 	echo "Checked: format, lint, types, import contracts, Dockerfile, compose files."
 
 bench: $(STAMP)  ## first timings of the service; the last line is JSON
-	@exec $(BIN)/python benchmarks/first.py $(ARGS)
+	@exec $(BIN)/python -m benchmarks.first $(ARGS)
 
 fuzz: $(STAMP)  ## 10,000 requests made up from the API's own description; the last line is JSON
-	@exec $(BIN)/python benchmarks/fuzz.py $(ARGS)
+	@exec $(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 chaos: $(STAMP)  ## 10,000 acknowledged changes while processes are killed, paused and cut off; the last line is JSON
-	@exec $(BIN)/python benchmarks/chaos.py $(ARGS)
+	@exec $(BIN)/python -m benchmarks.chaos $(ARGS)
 
 dashboards: $(STAMP)  ## write deploy/grafana/dashboards from the code beside it
 	@exec $(BIN)/python -m deploy.grafana.build

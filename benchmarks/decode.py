@@ -15,7 +15,7 @@ the GEMM ceiling is float32's.
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -82,7 +82,7 @@ class Systems:
         self.graphs = self._export_all(folder)
 
     def check_agreement(self, num_histories: int = 8) -> dict[str, float]:
-        """Assert that `generate` finds what float32 finds; the share of int8's ten best that float32 has too."""
+        """Assert that `generate` finds what float32 finds; the share of int8's ten best that it has too."""
         some = random_histories(self.codes, num_histories, seed=1)
         found: dict[str, Beams] = {}
         for system, (path, graph) in self.graphs.items():
@@ -202,31 +202,41 @@ def gemm_ceiling(threads: int) -> float:
 def gflop(generator: Generator, shapes: Shapes) -> float:
     """Of one request: two for each multiply-add of a weight product, attention or prefix bonus."""
     rows = (1, *shapes.widths[:-1])  # that each level scores
-    num_codes = shapes.spec.levels[0]
     if isinstance(generator, TigerGenerator):
-        layer, tokens, depth = generator.encoder[0], HISTORY * shapes.spec.num_levels, len(generator.encoder)
-        width, ffn = layer.ffn_in.in_features, layer.ffn_in.out_features
-        inner = layer.attend_self.query.out_features
-        of_token = 4 * width * inner + 2 * width * ffn + 2 * tokens * inner
-        of_row = 6 * width * inner + 2 * width * ffn + 2 * tokens * inner
-        products = depth * (tokens * (of_token + 2 * width * inner) + sum(rows) * of_row)
-        return 2e-9 * (products + sum(rows) * width * num_codes)
-    if not isinstance(generator, TreeGenerator):
+        products = _tiger_products(shapes, rows)
+    elif isinstance(generator, TreeGenerator):
+        products = _tree_products(generator, shapes, rows)
+    else:
         raise TypeError(f"no count for {type(generator).__name__}")
-    width = generator.norm.normalized_shape[0]
-    ffn = generator.blocks[0].ffn[0].out_features
+    return 2e-9 * products
+
+
+def _tiger_products(shapes: Shapes, rows: Sequence[int]) -> int:
+    tiger, tokens = shapes.tiger, HISTORY * shapes.spec.num_levels
+    width, ffn, inner = tiger.width, tiger.ffn_dim, tiger.num_heads * tiger.head_dim
+    of_token = 4 * width * inner + 2 * width * ffn + 2 * tokens * inner
+    of_row = 6 * width * inner + 2 * width * ffn + 2 * tokens * inner
+    layers = tiger.num_layers * (tokens * (of_token + 2 * width * inner) + sum(rows) * of_row)
+    return layers + sum(rows) * width * shapes.spec.levels[0]
+
+
+def _tree_products(generator: TreeGenerator, shapes: Shapes, rows: Sequence[int]) -> int:
+    tree = shapes.tree
+    width, ffn = tree.width, tree.ffn_dim
     of_item = 4 * width * width + 2 * width * ffn + 2 * HISTORY * width
     last = HISTORY * 2 * width * width + 2 * width * width + 2 * width * ffn + 2 * HISTORY * width
-    products = (len(generator.blocks) - 1) * HISTORY * of_item + last
-    products += sum(rows) * (4 * width * width + width * num_codes)
-    for row, prefixes in zip(rows, generator.prefixes, strict=True):
+    products = (tree.num_layers - 1) * HISTORY * of_item + last
+    products += sum(rows) * (4 * width * width + width * shapes.spec.levels[0])
+    tables: Any = generator.prefixes
+    for row, prefixes in zip(rows, tables, strict=True):
         products += width * (row * prefixes.max_children if prefixes.is_sparse else prefixes.num_rows)
-    return 2e-9 * products
+    return products
 
 
 def show(ms: dict[Row, float], ceiling: dict[int, float], operations: dict[Kind, float]) -> None:
     print(
-        f"a request is {operations['tiger']:.3g} GFLOP for tiger, {1_000 * operations['tree']:.3g} MFLOP for tree"
+        f"a request is {operations['tiger']:.3g} GFLOP for tiger, "
+        f"{1_000 * operations['tree']:.3g} MFLOP for tree"
     )
     for threads, rate in ceiling.items():
         print(f"float32 GEMM ceiling with {threads} threads: {rate:.0f} GFLOP/s")
@@ -235,8 +245,8 @@ def show(ms: dict[Row, float], ceiling: dict[int, float], operations: dict[Kind,
         per_request = ms[row] / row.batch
         rate = operations["tree" if row.system.startswith("tree") else "tiger"] / per_request * 1_000
         peer = ms[row._replace(system=GENERATE)] / row.batch
-        cells = (f"{per_request:.3f}", f"{1_000 / per_request:.0f}", f"{rate:.0f}")
-        cells += (f"{rate / ceiling[row.threads]:.0%}", f"{peer / per_request:.1f}")
+        cells = [f"{per_request:.3f}", f"{1_000 / per_request:.0f}", f"{rate:.0f}"]
+        cells += [f"{rate / ceiling[row.threads]:.0%}", f"{peer / per_request:.1f}"]
         rows.append((row.system, str(row.threads), str(row.batch), *cells))
     header = ("", "threads", "batch", "ms/request", "requests/s", "GFLOP/s", "of ceiling", "generate / this")
     report.table(header, rows)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.filters
 
-History 20 items, three levels of 256, 50 beams, 100,000 random-code items with a price each, the exported graph
-of `tree` with random weights on one thread. Filters are ranges of the price. A request is one run of
+History 20 items, three levels of 256, 50 beams, 100,000 random-code items with a price each, the exported
+graph of `tree` with random weights on one thread. Filters are ranges of the price. A request is one run of
 recommend_in_batches on a real Catalog, without HTTP and queue; filtered and unfiltered ones take turns. The
 baseline is the unfiltered request.
 
@@ -49,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
         ("one request, half of the items pass", f"{half:.2f} ms", f"{half / none:.2f}"),
         ("one request, 1 % of the items pass", f"{few:.2f} ms", f"{few / none:.2f}"),
         ("a view that was not cached", f"{figures['cold_view_ms']:.2f} ms", ""),
-        *((f"one edit, {n} cached views", f"{figures[f'edit_us_with_{n}_views']:.1f} us", "") for n in WARM_VIEWS),
+        *(
+            (f"one edit, {n} cached views", f"{figures[f'edit_us_with_{n}_views']:.1f} us", "")
+            for n in WARM_VIEWS
+        ),
     ]
     report.table(("", "median", "times no filter"), rows)
     report.finish("filters", argv, figures, baseline)
@@ -79,7 +82,9 @@ def request_ms(shapes: Shapes, repeats: int, folder: Path) -> dict[str, float]:
     catalog, rng = catalog_of(shapes), np.random.default_rng(2)
     session = RecommenderSession(*export_cached("tree", folder, shapes), threads=1)
     run = recommend_in_batches(session, catalog, history_length=HISTORY)
-    histories = [[f"item-{i}" for i in rng.integers(0, shapes.num_items, size=HISTORY)] for _ in range(repeats + 5)]
+    histories = [
+        [f"item-{i}" for i in rng.integers(0, shapes.num_items, size=HISTORY)] for _ in range(repeats + 5)
+    ]
 
     def request(n: int, below: float | None) -> None:
         asked = None if below is None else cheaper_than(below)
@@ -115,7 +120,10 @@ def edit_us(shapes: Shapes, repeats: int) -> dict[str, float]:
     found = {}
 
     def edit() -> float:
-        item_id, to = f"item-{rng.integers(shapes.num_items)}", tuple(rng.integers(0, shapes.spec.levels).tolist())
+        item_id, to = (
+            f"item-{rng.integers(shapes.num_items)}",
+            tuple(rng.integers(0, shapes.spec.levels).tolist()),
+        )
         sid, attributes = Sid(to, len(catalog.items_at(to))), priced(float(rng.random()))
         return 1_000 * elapsed_ms(lambda: catalog.put(item_id, sid, attributes))
 

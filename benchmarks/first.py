@@ -2,8 +2,8 @@
 
     python -m benchmarks.first [--bundle FOLDER]        by default the newest bundle that `make demo` made
 
-Starts a service of its own on an embedded Redis that is thrown away, and speaks to it over one connection. The
-baseline is the exported graph called directly in this process, on the same inputs. The last line is JSON.
+Starts a service of its own on an embedded Redis that is thrown away, and speaks to it over one connection.
+The baseline is the exported graph called directly in this process, on the same inputs. The last line is JSON.
 """
 
 import os
@@ -93,8 +93,7 @@ def measure(
 
     # Nothing of the catalog is read twice: a number in the title makes each a new text of the same length.
     fresh = [
-        {**catalog[n % len(catalog)]["item"], "item_id": f"bench-{n}"}
-        for n in range(num_items + num_bulk)
+        {**catalog[n % len(catalog)]["item"], "item_id": f"bench-{n}"} for n in range(num_items + num_bulk)
     ]
     for n, item in enumerate(fresh):
         item["title"] = f"{item.get('title', '')} {n}"

@@ -108,9 +108,7 @@ class Measured:
         self.on_cpu = RecommenderSession(path, graph, threads=0, providers=[CPU])
         self.plain = onnxruntime.InferenceSession(str(path), _options(), providers=_providers(provider))
 
-    def batch(
-        self, batch: int, repeats: int, figures: dict[str, float], baseline: dict[str, float]
-    ) -> None:
+    def batch(self, batch: int, repeats: int, figures: dict[str, float], baseline: dict[str, float]) -> None:
         """Adds the figures of one size of a batch."""
         history = random_histories(self.codes, batch, seed=batch)
         feeds = self.on_cpu.feeds(history, self.tables, self.shapes.widths)
@@ -123,7 +121,9 @@ class Measured:
             except Exception as error:  # ONNX Runtime's own classes share no base below Exception
                 print(f"{self.kind}, batch {batch}, {name}: refused: {str(error).splitlines()[0][:300]}")
         expected = self.on_cpu.run(history, self.tables, self.shapes.widths)
-        cpu_ms = median_ms(lambda: self.on_cpu.run(history, self.tables, self.shapes.widths), min(repeats, 10))
+        cpu_ms = median_ms(
+            lambda: self.on_cpu.run(history, self.tables, self.shapes.widths), min(repeats, 10)
+        )
         took_ms = {"cpu": cpu_ms}
         for name, run in runs.items():
             found = dict(zip(OUTPUTS, run(), strict=True))
@@ -158,7 +158,9 @@ class Measured:
         kernels = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
         left = Counter(args["op_name"] for args in kernels if args["provider"] != self.provider)
         on_device = len(kernels) - left.total()
-        print(f"{self.kind}: {on_device} of {len(kernels)} nodes run by {self.provider}; others: {dict(left)}")
+        print(
+            f"{self.kind}: {on_device} of {len(kernels)} nodes run by {self.provider}; others: {dict(left)}"
+        )
         return {f"{self.kind}_nodes": len(kernels), f"{self.kind}_nodes_on_device": on_device}
 
     def edit_is_seen(self) -> bool | None:

@@ -31,7 +31,7 @@ from service.core.bundle import RenderSpec
 from service.core.render import item_text, render_text
 
 BASELINE = "pp_ocr"
-BODIES = {BASELINE: PpOcrConfig(), "compact": CompactConfig()}
+BODIES: dict[str, PpOcrConfig | CompactConfig] = {BASELINE: PpOcrConfig(), "compact": CompactConfig()}
 SPEC = RenderSpec(max_strips=16)  # the default, with room for 256 characters of any width
 CHARACTERS = 256
 ITEMS_PER_RUN = 4
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     num_strips = np.mean([len(item) for item in items])
     print(f"{num_items} items of {CHARACTERS} characters, {num_strips:.1f} strips each, one thread")
 
-    encoders = {body: make_encoder(SPEC, config, seed=0) for body, config in BODIES.items()}
+    encoders = {body: encoder_of(config) for body, config in BODIES.items()}
     graphs = {body: encoder.body().SerializeToString() for body, encoder in encoders.items()}
     sessions = {body: one_thread(graph) for body, graph in graphs.items()}
     figures = {f"{body}_graph_mb": len(graph) / 1e6 for body, graph in graphs.items()}
@@ -67,10 +67,14 @@ def main(argv: Sequence[str]) -> int:
     rows = [(name, *(f"{figures[f'{body}_{name}']:.4g}" for body in BODIES)) for name in names]
     report.table(("", *BODIES), rows)
     baseline = {name: value for name, value in figures.items() if name.startswith(BASELINE)}
-    report.finish(
-        "reading", argv, {name: v for name, v in figures.items() if name not in baseline}, baseline
-    )
+    report.finish("reading", argv, {name: v for name, v in figures.items() if name not in baseline}, baseline)
     return 0
+
+
+def encoder_of(config: PpOcrConfig | CompactConfig) -> CtcEncoder:
+    encoder = make_encoder(SPEC, config, seed=0)
+    assert isinstance(encoder, CtcEncoder)
+    return encoder
 
 
 def synthetic_texts(count: int) -> list[str]:

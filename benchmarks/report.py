@@ -43,7 +43,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tiny", action="store_true", help="seconds, to see that it works; no figure to cite")
+    parser.add_argument(
+        "--tiny", action="store_true", help="seconds, to see that it works; no figure to cite"
+    )
     return parser
 
 

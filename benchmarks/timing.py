@@ -32,7 +32,9 @@ def fastest_s(call: Callable[[], object], tries: int = 3) -> float:
     return min(elapsed_ms(call) for _ in range(tries)) / 1_000
 
 
-def in_turns(calls: Mapping[str, Callable[[int], object]], rounds: int, *, warm_up: int = 0) -> dict[str, Times]:
+def in_turns(
+    calls: Mapping[str, Callable[[int], object]], rounds: int, *, warm_up: int = 0
+) -> dict[str, Times]:
     """Milliseconds of each round of each call: the calls take turns, so a busy moment hits all of them."""
     took: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(rounds + warm_up):

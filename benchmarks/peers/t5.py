@@ -1,4 +1,4 @@
-"""The same weights in transformers' T5, decoded by `generate` under a Python trie: what one would run now."""
+"""The same weights in transformers' T5, decoded by `generate` under a Python trie: the usual way."""
 
 import re
 import warnings
@@ -35,7 +35,7 @@ T5_NAMES = (  # of transformers -> ours
 )
 
 
-class LevelwiseT5(T5ForConditionalGeneration):
+class LevelwiseT5(T5ForConditionalGeneration):  # type: ignore[no-untyped-call]  # transformers has no types there
     """T5 that scores after each token only the codes of the next level, as `tiger` normalises them."""
 
     def forward(self, *args: Any, decoder_input_ids: Tensor | None = None, **kwargs: Any) -> Any:
@@ -46,7 +46,9 @@ class LevelwiseT5(T5ForConditionalGeneration):
 
 def as_t5(generator: TigerGenerator, *, levelwise: bool = False) -> Any:
     """The generator's weights as a T5ForConditionalGeneration. Raises where a weight has no place in it."""
-    spec, layer = generator.spec, generator.decoder[0]
+    layer: Any = generator.decoder[0]
+    spec = generator.spec
+    others: Any = {"attn_implementation": "eager", "decoder_start_token_id": 0}
     config = T5Config(
         vocab_size=1 + sum(spec.levels),
         d_model=layer.ffn_in.in_features,
@@ -55,12 +57,11 @@ def as_t5(generator: TigerGenerator, *, levelwise: bool = False) -> Any:
         num_layers=len(generator.decoder),
         num_heads=layer.attend_self.num_heads,
         dropout_rate=layer.dropout.p,
-        attn_implementation="eager",
         eos_token_id=None,  # every sequence has as many codes as there are levels
         pad_token_id=0,
-        decoder_start_token_id=0,
+        **others,
     )
-    t5 = (LevelwiseT5 if levelwise else T5ForConditionalGeneration)(config)
+    t5: Any = (LevelwiseT5 if levelwise else T5ForConditionalGeneration)(config)
     ours, used = generator.state_dict(), {}
     for name in t5.state_dict():
         our_name = name

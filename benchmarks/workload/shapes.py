@@ -1,7 +1,7 @@
 """What the benchmarks of constrained decoding share: random codes, random weights, exported graphs.
 
 A history of 20 items, 50 beams. FULL has 100,000 items and three levels of 256 codes; `tiger` is T5 with 4+4
-layers, `tree` has 2 layers of width 128. TINY has fewer levels, layers and items, so that its export takes seconds.
+layers, `tree` has 2 layers of width 128. TINY has fewer levels, layers and items: its export takes seconds.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,9 @@ class Shapes:
         return beam_widths(self.spec, BEAMS)
 
 
-FULL = Shapes("full", SidSpec(levels=(256, 256, 256)), 100_000, TreeConfig(width=128, ffn_dim=512), TigerConfig())
+FULL = Shapes(
+    "full", SidSpec(levels=(256, 256, 256)), 100_000, TreeConfig(width=128, ffn_dim=512), TigerConfig()
+)
 TINY = Shapes(
     "tiny",
     SidSpec(levels=(64, 64)),
