@@ -34,15 +34,16 @@ def records(num_items: int) -> list[tuple[ItemRecord, Codes]]:
     rng = random.Random(0)
     found = []
     for i in range(num_items):
+        item_id = f"B{i:09d}"
         item = {
-            "item_id": f"B{i:09d}",
+            "item_id": item_id,
             "title": f"Thing number {i}",
             "categories": [f"category {i % 50}"],
             "price": rng.randrange(10_000) / 100,
             "brand": f"brand {i % 200}",
         }
         codes = tuple(rng.randrange(num_codes) for num_codes in SPEC.levels)
-        found.append((ItemRecord(item["item_id"], f"{i:032x}", item), codes))
+        found.append((ItemRecord(item_id, f"{i:032x}", item), codes))
     return found
 
 

@@ -31,6 +31,7 @@ UNITS = {
     "mb": "MB",
     "bytes": "B",
 }
+DIMENSIONLESS = ("_ratio", "_growth", "_drift")
 SIGNIFICANT_DIGITS = 6
 
 
@@ -43,9 +44,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--tiny", action="store_true", help="seconds, to see that it works; no figure to cite"
-    )
+    parser.add_argument("--tiny", action="store_true", help="seconds, to see that it works")
     return parser
 
 
@@ -104,7 +103,8 @@ def unit_of(name: str) -> str:
     """
     parts = f"_{name}_"
     found = [part for part in UNITS if f"_{part}_" in parts]
-    return UNITS[max(found, key=len)] if found and "ratio" not in name and "share" not in name else "1"
+    is_ratio = name.endswith(DIMENSIONLESS) or "_share" in name or "speedup" in name
+    return UNITS[max(found, key=len)] if found and not is_ratio else "1"
 
 
 def machine() -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 workload/skewed.py says what the items are like. Import, check and services are the real commands, on one
 machine with the server, which keeps an append-only file (everysec). With --tables-only the file is cut into
-as many parts as there are cores, which are imported at once. The baseline is the tenth. The last line is JSON.
+as many parts as there are cores, which are imported at once. The baseline is the tenth.
+The last line is JSON.
 """
 
 import asyncio
@@ -65,11 +66,13 @@ def main(argv: Sequence[str]) -> int:
             measure(each, bundle, Path(name) / str(each), args.tables_only)
             for each in (num_items, num_items // 10)
         )
+    growth = {key: value / tenth[key] for key, value in figures.items() if tenth[key]}
     rows = [
-        (key, f"{tenth[key]:,.2f}", f"{value:,.2f}", f"{value / tenth[key]:.1f}" if tenth[key] else "")
+        (key, f"{tenth[key]:,.2f}", f"{value:,.2f}", f"{growth[key]:.1f}" if key in growth else "")
         for key, value in figures.items()
     ]
     report.table(("", f"{tenth['items']:,.0f}", f"{figures['items']:,.0f}", "times"), rows)
+    figures |= {f"{key}_growth": value for key, value in growth.items()}
     report.finish("scale", argv, figures, {f"tenth_{key}": value for key, value in tenth.items()})
     return 0
 
@@ -127,7 +130,7 @@ def commands(at_once: Sequence[Sequence[object]], bundle: Path, server: RedisSer
     processes = [
         subprocess.Popen(
             glyphrec_command(*args, "--bundle", bundle, "--redis-url", server.url),
-            stdout=sys.stderr,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         for args in at_once

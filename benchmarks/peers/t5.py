@@ -36,7 +36,9 @@ T5_NAMES = (  # of transformers -> ours
 
 
 class LevelwiseT5(T5ForConditionalGeneration):  # type: ignore[no-untyped-call]  # transformers has no types there
-    """T5 that scores after each token only the codes of the next level, as `tiger` normalises them."""
+    """T5 that scores after each token only the codes of the next level, as `tiger` normalizes them."""
+
+    outside_next_level: Tensor  # [token, next token]
 
     def forward(self, *args: Any, decoder_input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         output = super().forward(*args, decoder_input_ids=decoder_input_ids, **kwargs)
@@ -46,7 +48,8 @@ class LevelwiseT5(T5ForConditionalGeneration):  # type: ignore[no-untyped-call] 
 
 def as_t5(generator: TigerGenerator, *, levelwise: bool = False) -> Any:
     """The generator's weights as a T5ForConditionalGeneration. Raises where a weight has no place in it."""
-    layer: Any = generator.decoder[0]
+    decoder: Any = generator.decoder
+    layer = decoder[0]
     spec = generator.spec
     others: Any = {"attn_implementation": "eager", "decoder_start_token_id": 0}
     config = T5Config(
@@ -54,7 +57,7 @@ def as_t5(generator: TigerGenerator, *, levelwise: bool = False) -> Any:
         d_model=layer.ffn_in.in_features,
         d_kv=layer.attend_self.query.out_features // layer.attend_self.num_heads,
         d_ff=layer.ffn_in.out_features,
-        num_layers=len(generator.decoder),
+        num_layers=len(decoder),
         num_heads=layer.attend_self.num_heads,
         dropout_rate=layer.dropout.p,
         eos_token_id=None,  # every sequence has as many codes as there are levels
