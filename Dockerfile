@@ -2,6 +2,7 @@
 #
 #   docker build -t glyphrec .                          ONNX Runtime for the CPU
 #   docker build -t glyphrec --build-arg VARIANT=gpu .  ONNX Runtime for CUDA 13; run it with --gpus all
+#   docker build -t glyphrec --build-arg VERSION=0.2.0 .  the version that the service reports; 0.0 otherwise
 
 ARG VARIANT=cpu
 
@@ -30,8 +31,11 @@ RUN python3 -m venv /opt/glyphrec \
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY service service
 COPY model_export model_export
-RUN /opt/glyphrec/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
-    && /opt/glyphrec/bin/pip uninstall --yes setuptools
+# The git folder is not sent to the builder, so the version is an argument.
+ARG VERSION=0.0
+RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_GLYPHREC="${VERSION}" \
+    /opt/glyphrec/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/glyphrec/bin/pip uninstall --yes setuptools setuptools-scm vcs-versioning
 
 FROM base AS serve
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin glyphrec

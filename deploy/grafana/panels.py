@@ -26,7 +26,7 @@ class Query(NamedTuple):
 
 
 def where(**matchers: str) -> str:
-    """Matchers of the chosen replicas and more: where(route="/recommend", status="~5..")."""
+    """Matchers of the chosen replicas and of `matchers`, such as route="/recommend", status="~5.."."""
     parts = ['instance=~"$instance"']
     for label, value in matchers.items():
         operator = "=" + "~" * value.startswith("~")

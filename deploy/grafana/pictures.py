@@ -125,8 +125,7 @@ def _changes(dashboard: dict[str, Any], asked: Asked) -> list[float]:
     """When a replica took another bundle, in minutes."""
     found = []
     for annotation in dashboard["annotations"]["list"]:
-        for series in asked.series({"expr": annotation["expr"]}):
-            found.append(series.points[0][0])
+        found.extend(series.points[0][0] for series in asked.series({"expr": annotation["expr"]}))
     return found
 
 

@@ -1,6 +1,7 @@
 """The recommender graph: generator and whole beam search in one ONNX file, and the proof that it is right."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.onnx_graphs import name_dimensions, to_onnx
-from service.core.graphs import FILLER, PADDING, GraphSpec, beam_widths, recommender_graph
+from service.core.graphs import FILLER_SCORE, PADDING, GraphSpec, beam_widths, recommender_graph
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import ContractMismatch
 from service.inference.runtime import RecommenderSession
+
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
@@ -31,7 +34,9 @@ def export_recommender(
     beams = [torch.arange(TRACED_BEAMS + level) for level in range(spec.num_levels)]
     tables = [torch.from_numpy(table) for table in SidTrie(spec).tables]
     dim = torch.export.Dim
-    pages = [{}] * (len(tables) - 1) + [{0: dim("page", min=2)} if spec.is_paged else {}]
+    pages: list[dict[int, Any]] = [{} for _ in tables]
+    if spec.is_paged:
+        pages[-1] = {0: dim("page", min=2)}
     dynamic = {
         "history": {0: dim("batch", min=1), 1: dim("position", min=1, max=max(history_length, 2))},
         "beams": [
@@ -138,7 +143,7 @@ def _gap_to_exhaustive(
     """
     worst = 0.0
     for row, scored in enumerate(truth):
-        valid = scores[row] > FILLER
+        valid = scores[row] > FILLER_SCORE
         prefixes = spec.prefixes_of(codes[row][valid])[-1].tolist()
         gaps = [
             abs(scored[prefix] - score) for prefix, score in zip(prefixes, scores[row][valid], strict=True)
@@ -147,7 +152,7 @@ def _gap_to_exhaustive(
         certain = [p for p, score in zip(prefixes, scores[row][valid], strict=True) if score > bound[row]]
         best = sorted(scored.values(), reverse=True)[: len(certain)]
         worst = max([worst, *(float(abs(scored[p] - b)) for p, b in zip(certain, best, strict=True))])
-        if bound[row] < FILLER and len(prefixes) != len(scored):
+        if bound[row] < FILLER_SCORE and len(prefixes) != len(scored):
             raise ContractMismatch(
                 f"the graph found {len(prefixes)} of {len(scored)} live codes and pruned none"
             )

@@ -5,7 +5,7 @@ What is broken stops the reading, with file and line: a missing file, a line tha
 an id that is missing, not a string or given twice, a list of items that is not one. What is merely
 useless is left out and counted: items without any text, interactions that name them or an unknown item,
 users with fewer than two items left. An item may come again in a user's list; an item that nobody
-bought stays in the catalogue.
+bought stays in the catalog.
 """
 
 import os.path
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
-from model_export.data.jsonl import Line, read_lines, shown, write_lines
+from model_export.data.jsonl import Line, read_lines
 from service.core.bundle import RenderSpec
+from service.core.json_lines import shown, write_json_lines
 from service.core.render import item_text
 
 ITEMS, INTERACTIONS = "items", "interactions"
@@ -45,7 +46,7 @@ def read_folder(folder: Path) -> Dataset:
 
 
 def read_items(folder: Path) -> list[Item]:
-    """Only the items, for a catalogue that nobody has bought from yet. Those without text are left out."""
+    """Only the items, for a catalog that nobody has bought from yet. Those without text are left out."""
     return [
         line.record
         for line in _unique(_find(folder, ITEMS), "item_id")
@@ -62,9 +63,9 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_lines(folder / f"{ITEMS}.jsonl.gz", dataset.items)
+        write_json_lines(folder / f"{ITEMS}.jsonl.gz", dataset.items)
         item_ids = dataset.item_ids
-        write_lines(
+        write_json_lines(
             folder / f"{INTERACTIONS}.jsonl.gz",
             (
                 {"user_id": user_id, "items": [item_ids[item] for item in sequence]}

@@ -1,6 +1,6 @@
-"""Codes of texts that are not in the catalogue, as a service would give them.
+"""Codes of texts that are not in the catalog, as a service would give them.
 
-They are the quantiser's own. Treating collisions moves items of a catalogue, never one that comes later.
+They are the quantizer's own. Treating collisions moves items of a catalog, never one that comes later.
 """
 
 import os
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model_export.bundle.tokenizer import export_tokenizer
 from model_export.configs import MiniLmConfig, RunConfig
@@ -19,6 +18,7 @@ from model_export.encoders.choose import make_encoder
 from model_export.encoders.minilm import MiniLm
 from model_export.pipeline.stages import Coded, Read
 from service.core.bundle import TOKENIZER
+from service.core.progress import ProgressBar
 from service.core.render import render_text
 from service.inference.runtime import Tokenizer
 
@@ -56,7 +56,7 @@ def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:
 
     def codes_of(texts: Sequence[str]) -> NDArray[np.int64]:
         rows = [np.zeros((0, config.sid.num_levels), dtype=np.int64)]
-        with tqdm(total=len(texts), desc="Reading pictures", unit="text", mininterval=1.0) as progress:
+        with ProgressBar(total=len(texts), desc="Reading pictures", unit="text", mininterval=1.0) as progress:
             for start in range(0, len(texts), TEXTS_PER_RUN):
                 part = texts[start : start + TEXTS_PER_RUN]
                 rows.append(tokenizer.run([render_text(text, config.render).strips for text in part]).codes)

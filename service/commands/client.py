@@ -1,18 +1,16 @@
 """The subcommands that speak to a running service over HTTP: import and recommend.
 
-Import of tokenised items goes to Redis instead: importing.py.
+Import of tokenized items goes to Redis instead: import_tokenized.py.
 """
 
 import argparse
 import asyncio
-import gzip
 import json
 import logging
 import math
 import os
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-from tqdm import tqdm
 
+from service.core.json_lines import parse_json, read_json_lines
+from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 from service.settings import CLIENT_KEY, load_settings
 
@@ -38,7 +37,7 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 def add_import(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "import",
-        help="post the items of a file to a running service, or put tokenised ones into Redis",
+        help="post the items of a file to a running service, or put tokenized ones into Redis",
         description="Status: 0 all items are in, 1 some failed and are named, 2 stopped, and why.",
     )
     parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder that has one")
@@ -50,15 +49,17 @@ def add_import(subparsers: Subparsers) -> None:
     )
     _add_connection(parser)
     direct = parser.add_argument_group(
-        "items that are tokenised already",
+        "items that are tokenized already",
         "go straight to Redis, with no service needed; running ones follow. Settings are those of "
         "`glyphrec serve`. The popularity of a line is not kept: that of the served bundle counts.",
     )
     direct.add_argument(
-        "--tokenised",
+        "--tokenized",
         action="store_true",
         help="the lines are as those of a bundle's items.jsonl.gz: item_id, codes, popularity, item",
     )
+    # How the flag was spelled before.
+    direct.add_argument("--tokenised", dest="tokenized", action="store_true", help=argparse.SUPPRESS)
     direct.add_argument("--bundle", type=Path, help="whose tokenizer has read them; default $GLYPHREC_BUNDLE")
     direct.add_argument("--redis-url", help="default $REDIS_URL")
     direct.add_argument("--catalog", help="default $GLYPHREC_CATALOG, else glyphrec")
@@ -83,14 +84,14 @@ def add_recommend(subparsers: Subparsers) -> None:
 def run_import(args: argparse.Namespace) -> int:
     """Bring in all items. 1 where some of them failed; each failure is named on stderr."""
     path = find_items(args.source)
-    if args.tokenised:
+    if args.tokenized:
         _refuse(
             args,
             {"url", "key", "batch", "rate"},
-            "goes to a service; --tokenised goes to Redis, see --redis-url",
+            "goes to a service; --tokenized goes to Redis, see --redis-url",
         )
-        return _import_tokenised(path, args)
-    _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenised")
+        return _import_tokenized(path, args)
+    _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenized")
     return _import_by_service(path, args)
 
 
@@ -102,13 +103,13 @@ def _refuse(args: argparse.Namespace, names: set[str], why: str) -> None:
             raise GlyphrecError(f"--{name.replace('_', '-')}: {why}")
 
 
-def _import_tokenised(path: Path, args: argparse.Namespace) -> int:
-    from service.commands import import_tokenised  # only here: it takes time to load
+def _import_tokenized(path: Path, args: argparse.Namespace) -> int:
+    from service.commands import import_tokenized  # only here: it takes time to load
 
     logging.basicConfig(level=logging.CRITICAL)  # what Redis refuses is tried again, or said at the end
     settings = load_settings(bundle=args.bundle, redis_url=args.redis_url, catalog=args.catalog)
-    counts = asyncio.run(import_tokenised.run(path, settings))
-    return _conclude(counts, num_shown=import_tokenised.MAX_NAMED)
+    counts = asyncio.run(import_tokenized.run(path, settings))
+    return _conclude(counts, num_shown=import_tokenized.MAX_NAMED)
 
 
 def _import_by_service(path: Path, args: argparse.Namespace) -> int:
@@ -119,12 +120,14 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     if num_at_once < 1:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
     pause_s = 0.0 if args.rate is None else num_at_once / args.rate
-    lines = list(
-        read_items(path)
-    )  # all of it first, so that a broken line is found before anything is posted
+    # All of it first, so that a broken line is found before anything is posted.
+    lines = [line.value for line in read_json_lines(path)]
     counts: dict[str, int] = {}
     shown = 0
-    with _connect(args) as client, tqdm(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar:
+    with (
+        _connect(args) as client,
+        ProgressBar(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar,
+    ):
         for start in range(0, len(lines), num_at_once):
             batch = lines[start : start + num_at_once]
             next_at = time.monotonic() + pause_s
@@ -133,7 +136,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
                 if result["error"] and shown < MAX_SHOWN_FAILURES:
                     shown += 1
-                    tqdm.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
+                    ProgressBar.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
             if start + num_at_once < len(lines):
                 time.sleep(max(0.0, next_at - time.monotonic()))
@@ -151,7 +154,10 @@ def _conclude(counts: Mapping[str, int], num_shown: int) -> int:
 def run_recommend(args: argparse.Namespace) -> int:
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
-        body["filter"] = _json(args.filter, f"--filter {args.filter}")
+        try:
+            body["filter"] = parse_json(args.filter)
+        except ValueError as error:
+            raise GlyphrecError(f"--filter {args.filter}: not JSON ({error})") from None
     with _connect(args) as client:
         answer = _ask(client, "POST", "/recommend", json=body)
         if args.json:
@@ -180,33 +186,6 @@ def find_items(source: Path) -> Path:
         if (source / name).is_file():
             return source / name
     raise GlyphrecError(f"{source}: has no items.jsonl or items.jsonl.gz")
-
-
-def read_items(path: Path) -> Iterator[Any]:
-    """One item per line, blank lines left out. Raises GlyphrecError with file and line."""
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json(line, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise GlyphrecError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise GlyphrecError(f"{path}: cannot be read ({error})") from error
-
-
-def _json(text: str, where: str) -> Any:
-    """The value. Raises GlyphrecError also for what Python reads but no request can carry."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # NaN, half a surrogate pair
-        return value
-    except (ValueError, RecursionError) as error:
-        raise GlyphrecError(f"{where}: not JSON ({error})") from None
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,7 @@ CHUNKS_IN_FLIGHT = 2
 FOLLOW_TIMEOUT_S = 5.0
 
 
-class Reading(NamedTuple):
+class CheckedItem(NamedTuple):
     """A checked item and the text that stands for it."""
 
     record: ItemRecord
@@ -66,7 +66,7 @@ class Outcome:
 
 class Indexed(NamedTuple):
     outcomes: list[Outcome]  # in the order of the request
-    version: int  # of the catalogue, as this replica now serves it
+    version: int  # of the catalog, as this replica now serves it
 
 
 def tokenise_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[Codes]]:
@@ -97,7 +97,7 @@ class Indexer:
         self._max_item_chars = max_item_chars
         self._timeout_s = timeout_s
         self._metrics = metrics
-        # Of the model that is to replace this one, or has: what is acknowledged here is in its catalogue too.
+        # Of the model that is to replace this one, or has: what is acknowledged here is in its catalog too.
         self.successor: Indexer | None = None
 
     async def index(self, items: Sequence[object], stages: Stages, deadline: float = math.inf) -> Indexed:
@@ -131,7 +131,7 @@ class Indexer:
         return [answer.result for answer in answers]
 
     async def drop(self, item_id: str) -> int | None:
-        """Take an item away -> the catalogue's version without it; None where there was none.
+        """Take an item away -> the catalog's version without it; None where there was none.
 
         Either way the next search on this replica does not know it. Raises StoreUnavailable.
         """
@@ -183,11 +183,11 @@ class Indexer:
 
     async def _index(self, items: Sequence[object], stages: Stages, deadline: float) -> Indexed:
         checked = await asyncio.to_thread(lambda: [self._check(item) for item in items])
-        latest = {each.record.item_id: each for each in checked if isinstance(each, Reading)}
+        latest = {each.record.item_id: each for each in checked if isinstance(each, CheckedItem)}
         with stages.time("held"):
             held = await self._store.held(list(latest))
-        known: list[Reading] = []
-        new: list[Reading] = []
+        known: list[CheckedItem] = []
+        new: list[CheckedItem] = []
         for item_id, reading in latest.items():
             same = item_id in held and held[item_id].content_hash == reading.record.content_hash
             (known if same else new).append(reading)
@@ -214,7 +214,7 @@ class Indexer:
                 await self._follow_to(max(versions))
         return Indexed(answers, self._follower.catalog.version)
 
-    def _check(self, item: object) -> Reading | ServiceError:
+    def _check(self, item: object) -> CheckedItem | ServiceError:
         try:
             fields: Item = check_item(item, self._max_item_chars)
             text = item_text(fields, self._render)
@@ -222,10 +222,10 @@ class Indexer:
                 raise InvalidItem("item", "has no text to read. Give it a title")
         except ServiceError as error:
             return error
-        return Reading(ItemRecord(fields["item_id"], content_hash(text), fields), text)
+        return CheckedItem(ItemRecord(fields["item_id"], content_hash(text), fields), text)
 
     async def _keep(
-        self, readings: Sequence[Reading], stages: Stages
+        self, readings: Sequence[CheckedItem], stages: Stages
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Store items whose text is known; they keep their SIDs."""
         with stages.time("store"):
@@ -233,7 +233,7 @@ class Indexer:
         return _outcomes(readings, results)
 
     async def _read_and_put(
-        self, readings: Sequence[Reading], stages: Stages, deadline: float
+        self, readings: Sequence[CheckedItem], stages: Stages, deadline: float
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Draw, tokenise and store one chunk."""
         with stages.time("render"):
@@ -295,11 +295,11 @@ class Indexer:
 
 
 def _outcomes(
-    readings: Sequence[Reading],
+    readings: Sequence[CheckedItem],
     results: Sequence[PutResult | ServiceError],
     pictures: Sequence[Rendered] | None = None,
 ) -> tuple[dict[str, Outcome], list[int]]:
-    """What became of each item, by id, and the versions of the catalogue that hold them."""
+    """What became of each item, by id, and the versions of the catalog that hold them."""
     outcomes, versions = {}, []
     for place, (reading, result) in enumerate(zip(readings, results, strict=True)):
         item_id = reading.record.item_id
@@ -318,8 +318,8 @@ def _outcomes(
     return outcomes, versions
 
 
-def _answer_for(checked: Reading | ServiceError, item: object, outcomes: dict[str, Outcome]) -> Outcome:
-    if isinstance(checked, Reading):
+def _answer_for(checked: CheckedItem | ServiceError, item: object, outcomes: dict[str, Outcome]) -> Outcome:
+    if isinstance(checked, CheckedItem):
         return outcomes[checked.record.item_id]
     given_id: Any = item.get("item_id") if isinstance(item, dict) else None
     usable = isinstance(given_id, str) and not (

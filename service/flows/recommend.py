@@ -1,6 +1,6 @@
 """The POST /recommend flow, in order: history -> codes -> beam search -> items. It needs no Redis.
 
-A batch of searches runs while the catalogue stands still, from the look-up of the histories to the items of
+A batch of searches runs while the catalog stands still, from the look-up of the histories to the items of
 the pages, so a page is of one version of it. The search returns codes, best first, and a bound: no codes that
 it left out score above it. So a page whose last score is above the bound is provably the best there is, and
 `exact` says so.
@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from service.catalog.catalog import Catalog
 from service.catalog.views import View
 from service.core.filters import DeclaredFields, Filter
-from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import TookTooLong
 from service.flows.selection import Diversity, Ranked, Selection
-from service.inference.batching import MicroBatcher, Place
+from service.inference.batching import MicroBatcher, Reservation
 from service.inference.runtime import Beams, RecommenderSession
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
@@ -63,7 +63,7 @@ class Search(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """What one search found, all of it under one version of the catalogue."""
+    """What one search found, all of it under one version of the catalog."""
 
     items: list[Ranked]
     exact: bool
@@ -86,7 +86,7 @@ class Recommended:
     beam_limit_reached: bool  # and yet the page is short or, where that was asked for, not proven
 
 
-class Found(NamedTuple):
+class RankedPrefixes(NamedTuple):
     """One row of Beams: without filler beams, equal scores in trie order."""
 
     prefixes: list[int]  # full ones, best first
@@ -95,14 +95,14 @@ class Found(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A search, and what this version of the catalogue makes of it."""
+    """A search, and what this version of the catalog makes of it."""
 
     search: Search
     history: History  # only known items, the newest
     unknown_item_ids: list[str]
     excluded: AbstractSet[str]
     view: View | None
-    trie: SidTrie  # of the view, or of the whole catalogue
+    trie: SidTrie  # of the view, or of the whole catalog
     num_candidates: int  # living items that pass the filter and are not excluded
 
 
@@ -116,7 +116,7 @@ def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
 def recommend_in_batches(
     session: RecommenderSession, catalog: Catalog, *, history_length: int, observe: Observe = _unobserved
 ) -> Callable[[list[Search]], list[Page]]:
-    """What the recommender's batcher runs, holding `catalog.turns`."""
+    """What the recommender's batcher runs, holding `catalog.lock`."""
 
     def run(searches: list[Search]) -> list[Page]:
         started_at = perf_counter()
@@ -157,7 +157,9 @@ def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
     return _Asked(search, history, unknown, query.excluded, view, trie, len(trie) - num_excluded)
 
 
-def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]) -> dict[int, Found]:
+def _search(
+    session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]
+) -> dict[int, RankedPrefixes]:
     """What was found, by place in `asked`, where there is anything to find and a history to tell by.
 
     Searches share a run where they read the same tables and are equally wide.
@@ -167,7 +169,7 @@ def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Aske
         if len(each.history) and each.num_candidates:
             widths = beam_widths(catalog.spec, each.search.num_beams)
             runs.setdefault((id(each.trie), widths), []).append(place)
-    found: dict[int, Found] = {}
+    found: dict[int, RankedPrefixes] = {}
     for (_, widths), places in runs.items():
         histories = pad_left([asked[place].history for place in places])
         beams = session.run(histories, asked[places[0]].trie.tables, widths)
@@ -175,16 +177,16 @@ def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Aske
     return found
 
 
-def found_in(spec: SidSpec, beams: Beams) -> list[Found]:
+def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
     """For each row of the beams what it found; all rows at once, as each look at an array takes its time."""
     batch, width, num_levels = beams.codes.shape
     prefixes = spec.prefixes_of(beams.codes.reshape(-1, num_levels))[-1].reshape(batch, width)
     order = np.lexsort((prefixes, -beams.scores))  # filler beams, the lowest, last
-    num_living = np.count_nonzero(beams.scores > FILLER, axis=1).tolist()
+    num_living = np.count_nonzero(beams.scores > FILLER_SCORE, axis=1).tolist()
     ordered_prefixes = np.take_along_axis(prefixes, order, axis=1).tolist()
     ordered_scores = np.take_along_axis(beams.scores, order, axis=1).tolist()
     rows = zip(num_living, ordered_prefixes, ordered_scores, beams.bound.tolist(), strict=True)
-    return [Found(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
+    return [RankedPrefixes(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
 
 
 def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
@@ -196,14 +198,16 @@ def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
     return padded
 
 
-def _page(catalog: Catalog, asked: _Asked, found: Found | None, history_s: float, decode_s: float) -> Page:
+def _page(
+    catalog: Catalog, asked: _Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
+) -> Page:
     query = asked.search.query
     selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
     is_popular = not len(asked.history)
     exact, is_settled = not is_popular, True
     if found:
         selection.offer(_ranked(catalog, asked, found))
-        is_full = len(selection.page) >= _room(asked) or found.bound <= FILLER
+        is_full = len(selection.page) >= _room(asked) or found.bound <= FILLER_SCORE
         exact = _is_exact(selection.page, asked, found.bound, is_full=is_full)
         is_settled = is_full and (exact or not query.wants_exact)
     if is_popular or (asked.search.is_last and not is_settled):
@@ -234,13 +238,13 @@ def _room(asked: _Asked) -> int:
 
 def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
     """A full page is proven by its last score, any page by nothing being left that could be on it."""
-    if bound <= FILLER or len(page) == asked.num_candidates:
+    if bound <= FILLER_SCORE or len(page) == asked.num_candidates:
         return True
     last = page[-1].score if page else None
     return is_full and last is not None and last > bound
 
 
-def _ranked(catalog: Catalog, asked: _Asked, found: Found) -> Iterator[Ranked]:
+def _ranked(catalog: Catalog, asked: _Asked, found: RankedPrefixes) -> Iterator[Ranked]:
     """The items of the beams that pass the filter, best first; those of the same codes by slot."""
     for prefix, score in zip(found.prefixes, found.scores, strict=True):
         items = catalog.items_of(prefix)
@@ -257,7 +261,7 @@ def _popular(catalog: Catalog, view: View | None) -> Iterator[Ranked]:
 def _with_sids(catalog: Catalog, items: Iterable[str], score: float | None) -> Iterator[Ranked]:
     for item_id in items:
         sid = catalog.sid_of(item_id)
-        assert sid is not None, "the catalogue's maps agree"
+        assert sid is not None, "the catalog's maps agree"
         yield Ranked(item_id, sid, score)
 
 
@@ -279,11 +283,15 @@ class Recommender:
         self._metrics = metrics
 
     async def recommend(
-        self, query: Query, stages: Stages, deadline: float = math.inf, place: Place | None = None
+        self,
+        query: Query,
+        stages: Stages,
+        deadline: float = math.inf,
+        reservation: Reservation | None = None,
     ) -> Recommended:
         """A page of items, by the deadline of the event loop's clock or the timeout, whichever is first.
 
-        The first search takes the `place` that was reserved for it. Raises UnknownFilterField, InvalidFilter,
+        The first search uses the `reservation`, where there is one. Raises UnknownFilterField, InvalidFilter,
         Overloaded, TookTooLong.
         """
         if query.filter is not None:
@@ -292,7 +300,7 @@ class Recommender:
         deadline = min(deadline, started_at + self._timeout_s)
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await self._recommend(query, stages, deadline, place)
+                answer = await self._recommend(query, stages, deadline, reservation)
         except TimeoutError:
             raise TookTooLong("The recommendation", deadline - started_at) from None
         self._metrics.observe_recommendation(
@@ -304,16 +312,16 @@ class Recommender:
         return answer
 
     async def _recommend(
-        self, query: Query, stages: Stages, deadline: float, place: Place | None
+        self, query: Query, stages: Stages, deadline: float, reservation: Reservation | None
     ) -> Recommended:
         """From the narrowest search that fills the page, and proves it where that is asked for."""
         wider = self._widths_for(query)
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
             search = Search(query, num_beams, is_last)
-            is_admitted = widened > 0 or (place is not None and place.is_held)
-            if place is not None:
-                place.give_back()
+            is_admitted = widened > 0 or (reservation is not None and reservation.is_held)
+            if reservation is not None:
+                reservation.release()
             answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
             stages.add_row(

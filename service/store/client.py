@@ -1,6 +1,5 @@
 """How the store calls Redis: calls that end and are counted, errors for clients, scripts by their hash."""
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +52,7 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     ReadOnlyError: "This Redis is a read-only copy; a failover may be under way.",
     MasterDownError: "This Redis has lost its primary.",
     ClusterDownError: "The Redis cluster is down.",
-    TryAgainError: "The Redis cluster is moving the catalogue's keys.",
+    TryAgainError: "The Redis cluster is moving the catalog's keys.",
     "MISCONF": "Redis cannot write to its disk.",
     "NOREPLICAS": "Redis misses the replicas that it must write to.",
     "BUSY": "Redis is busy with another program's script.",
@@ -245,14 +244,6 @@ class Script:
                 for args in calls:
                     pipe.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
                 return await pipe.execute(raise_on_error=False)
-
-
-def is_cancelled() -> bool:
-    """Whether this task is to end. redis-py sends under asyncio.wait_for, which may swallow that before
-    Python 3.12.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def chunks(values: Sequence[T], length: int) -> Iterator[Sequence[T]]:

@@ -1,4 +1,4 @@
-"""The catalogue in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
+"""The catalog in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
 rollout_store.py, event_store.py and fsck.py speak to Redis.
 
 A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
@@ -29,12 +29,12 @@ from service.store.records import (
     Change,
     DropResult,
     Held,
+    ItemListing,
     ItemRecord,
-    Keys,
-    Page,
     Position,
     PutResult,
     RecordCodec,
+    RedisKeys,
     StoredItem,
     TrieEntry,
     to_bytes,
@@ -47,7 +47,7 @@ __all__ = [
     "Held",
     "ItemRecord",
     "ItemStore",
-    "Page",
+    "ItemListing",
     "Position",
     "PutResult",
     "StoredItem",
@@ -61,7 +61,7 @@ OLDEST_REDIS = 7
 
 
 class ItemStore:
-    """The catalogue `catalog` as the tokenizer `tokenizer_id` reads it. Any number of these may write."""
+    """The catalog `catalog` as the tokenizer `tokenizer_id` reads it. Any number of these may write."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class ItemStore:
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
-        keys = Keys.of(catalog, tokenizer_id)
+        keys = RedisKeys.of(catalog, tokenizer_id)
         self._items, self._codes, self._trie, self._log, self._active = keys
         self._keys = keys.changed
         self._put = Script("put")
@@ -185,7 +185,7 @@ class ItemStore:
         return (await self.get_many([item_id])).get(item_id)
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """These items, each as of one moment; those not in this tokenizer's catalogue are left out."""
+        """These items, each as of one moment; those not in this tokenizer's catalog are left out."""
         found: dict[str, StoredItem] = {}
         for ids in chunks(item_ids, PIPELINE_LENGTH):
             keys = [to_bytes(i) for i in ids]
@@ -203,7 +203,7 @@ class ItemStore:
                     found[item_id] = StoredItem(item_id, dict(record.item), held.sid)
         return found
 
-    async def page(self, cursor: str | None, limit: int) -> Page:
+    async def page(self, cursor: str | None, limit: int) -> ItemListing:
         """Up to `limit` items in trie order, after those of the page that gave the cursor.
 
         An item that lives through all pages is on exactly one of them, unless its text changes meanwhile. A
@@ -218,7 +218,7 @@ class ItemStore:
             for entry in entries
             if entry.item_id in found
         ]
-        return Page(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
+        return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         """Every item in trie order, page by page.
@@ -343,7 +343,7 @@ class ItemStore:
             await self._redis.set(self._active, self._tokenizer_id)
 
     async def active(self) -> str | None:
-        """The tokenizer that is served, or None for a new catalogue."""
+        """The tokenizer that is served, or None for a new catalog."""
         with redis_errors():
             value = await self._redis.get(self._active)
         return None if value is None else value.decode(errors="replace")

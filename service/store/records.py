@@ -1,6 +1,6 @@
 """What the store takes and gives, and how it is spelled in Redis' bytes. Pure.
 
-A value that is not ours is skipped and counted, never fatal: one of them must not stop a catalogue.
+A value that is not ours is skipped and counted, never fatal: one of them must not stop a catalog.
 """
 
 import base64
@@ -24,8 +24,8 @@ T = TypeVar("T")
 Status = Literal["created", "moved", "updated", "unchanged"]
 
 
-class Keys(NamedTuple):
-    """Names of a catalogue's keys, as lua/put.lua takes them, and the one that all tokenizers share."""
+class RedisKeys(NamedTuple):
+    """Names of a catalog's keys, as lua/put.lua takes them, and the one that all tokenizers share."""
 
     items: str
     codes: str
@@ -34,9 +34,9 @@ class Keys(NamedTuple):
     active: str
 
     @classmethod
-    def of(cls, catalog: str, tokenizer_id: str) -> "Keys":
+    def of(cls, catalog: str, tokenizer_id: str) -> "RedisKeys":
         if not catalog or set("{}") & set(catalog):
-            raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
+            raise ValueError(f"a catalog's name must not be empty or have braces, got {catalog!r}")
         # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
         tag = f"{{{catalog}}}"
         codes, trie, log = (f"{tag}:{kind}:{tokenizer_id}" for kind in ("codes", "trie", "log"))
@@ -60,7 +60,7 @@ class PutResult:
     item_id: str
     sid: Sid
     status: Status
-    version: int  # a replica that has seen this version of the catalogue knows the item
+    version: int  # a replica that has seen this version of the catalog knows the item
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StoredItem:
     sid: Sid
 
 
-class Page(NamedTuple):
+class ItemListing(NamedTuple):
     items: list[StoredItem]
     next_cursor: str | None  # None after the last page
 

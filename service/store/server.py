@@ -29,6 +29,7 @@ from service.errors import GlyphrecError
 log = logging.getLogger(__name__)
 
 OLDEST_MAJOR = 7  # of redis-server and valkey-server alike
+NEWEST_PYTHON_WITH_WHEEL = (3, 13)  # as the extra `embedded` in pyproject.toml has it
 START_TIMEOUT_S = 600.0  # ten million items are minutes of append-only file
 STOP_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 3.0  # a server whose parent was just killed still writes its last second
@@ -97,9 +98,12 @@ def find_server_binary() -> Path:
             return path
         too_old.append(f"{path} is {'not runnable' if version is None else f'version {version}'}")
     found = f" ({'; '.join(too_old)}; {OLDEST_MAJOR} or later is needed)" if too_old else ""
+    if sys.version_info[:2] <= NEWEST_PYTHON_WITH_WHEEL:
+        remedy = "Install the one that comes as a wheel, pip install 'glyphrec[embedded]'"
+    else:
+        remedy = "Install valkey-server or redis-server, on Debian and Ubuntu with apt install redis-server"
     raise GlyphrecError(
-        f"No Redis server here{found}. Install the one that comes as a wheel, "
-        "pip install 'glyphrec[embedded]', or set REDIS_URL to a Redis that runs elsewhere."
+        f"No Redis server here{found}. {remedy}, or set REDIS_URL to a Redis that runs elsewhere."
     )
 
 

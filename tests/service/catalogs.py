@@ -1,4 +1,4 @@
-"""Items without a tokenizer, and what Redis really holds, for the tests of the store and the catalogue."""
+"""Items without a tokenizer, and what Redis really holds, for the tests of the store and the catalog."""
 
 import asyncio
 import hashlib

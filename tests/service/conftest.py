@@ -39,7 +39,7 @@ async def make_recommender(session):
             recommend_in_batches(session, catalog, history_length=HISTORY_LENGTH),
             name="test",
             units=lambda search: search.num_beams,
-            turns=catalog.turns,
+            lock=catalog.lock,
             **options,
         )
         batcher.start()

@@ -38,7 +38,7 @@ async def starting(
 
 async def until_ready(app: FastAPI) -> None:
     async with asyncio.timeout(READY_TIMEOUT_S):
-        while app.state.serving.readiness.parts is None:
+        while app.state.service.readiness.model is None:
             await asyncio.sleep(0.01)
 
 

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.encoders.compact.reader import ALPHABET, WEIGHTS, CompactNet, save_weights
 from model_export.encoders.compact.synthetic import SIZES, SyntheticBatch, SyntheticStrips
 from model_export.encoders.ctc import BLANK, character_accuracy, spelled
+from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 
 SECONDS_PER_CHECKPOINT = 120.0
 LEARNING_RATE = 2e-3
@@ -61,7 +63,7 @@ def pretrain(
     """
     torch.manual_seed(seed)
     network = CompactNet()
-    network.look = network.look.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+    network.look.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster on a CPU
     optimizer = _optimizer(network)
     checkpoint = out.with_suffix(".checkpoint")
     progress = _resume(checkpoint, network, optimizer)
@@ -71,7 +73,7 @@ def pretrain(
     plan = Random(seed + progress.step)
     limit_s, before_s = minutes * 60, progress.elapsed_s
     found: dict[str, float] = {}
-    with tqdm(initial=progress.step, total=max_steps, unit="step", mininterval=2.0) as bar:
+    with ProgressBar(initial=progress.step, total=max_steps, unit="step", mininterval=2.0) as bar:
         begun = saved = time.monotonic()
         while progress.elapsed_s < limit_s and (max_steps is None or progress.step < max_steps):
             done = progress.elapsed_s / limit_s
@@ -95,10 +97,11 @@ def pretrain(
 
 def _optimizer(network: CompactNet) -> torch.optim.Optimizer:
     """AdamW that lets gains, offsets and the nearness of frames grow as they must."""
-    matrices, others = [], []
+    matrices: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
     for name, value in network.named_parameters():
         (matrices if value.ndim > 1 and not name.endswith("nearness") else others).append(value)
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
 
 
@@ -180,10 +183,9 @@ def _keep(
     if mean >= progress.best:
         progress.best = mean
         save_weights(network, out)
-    partial = checkpoint.with_suffix(".partial")
-    torch.save((network.state_dict(), optimizer.state_dict(), vars(progress)), partial)
-    partial.replace(checkpoint)
-    tqdm.write(f"step {progress.step}, {progress.elapsed_s / 60:.1f} min: {found}")
+    state = network.state_dict(), optimizer.state_dict(), vars(progress)
+    write_whole(checkpoint, lambda partial: torch.save(state, partial))
+    ProgressBar.write(f"step {progress.step}, {progress.elapsed_s / 60:.1f} min: {found}")
     return found
 
 

@@ -14,14 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model_export.encoders.base import Reading
 from model_export.encoders.compact.letter_grams import LetterGrams, fit_letter_grams
 from model_export.encoders.ctc import CtcEncoder, run_strips, spikes
 from model_export.onnx_graphs import to_onnx
+from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 WEIGHTS = Path(__file__).parent / "weights" / "compact_reader.npz"
 PRETRAIN = "python -m model_export.encoders.pretrain_compact"
 
@@ -43,7 +45,7 @@ ALPHABET = ["", *map(chr, range(0x20, 0x7F)), *LATIN, *SYMBOLS, OTHER]
 
 
 class CompactReader(CtcEncoder):
-    """Its classifier is small and stays in the graph, so what it reads is spelt, and pooled as letters."""
+    """Its classifier is small and stays in the graph, so what it reads is spelled, and pooled as letters."""
 
     alphabet = ALPHABET
 
@@ -68,7 +70,7 @@ class CompactReader(CtcEncoder):
         self,
         strips: NDArray[np.uint8],
         gate: NDArray[np.float32],  # noqa: ARG002
-        progress: tqdm | None,
+        progress: ProgressBar | None,
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         outputs = ["frames", "letters"]
         for frames, letters in run_strips(self.classifier_session, outputs, strips, progress):
@@ -99,7 +101,8 @@ class CompactNet(nn.Module):
     def forward(self, strips: Tensor) -> Tensor:
         ink = 1 - strips.to(torch.float32).unsqueeze(1) / WHITE  # [strip, 1, height, width]
         seen = self.look(_resized(ink)).squeeze(2).transpose(1, 2)  # [strip, frame, dim]
-        return self.norm(self.blocks(seen))
+        result: Tensor = self.norm(self.blocks(seen))
+        return result
 
 
 def _resized(ink: Tensor) -> Tensor:
@@ -153,7 +156,8 @@ class _Block(nn.Module):
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + self.nearness[:, distance]
         seen = (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)  # [strip, frame, dim]
         frames = frames + self.joined(seen)
-        return frames + self.layers(frames)
+        result: Tensor = frames + self.layers(frames)
+        return result
 
 
 class _Read(NamedTuple):
@@ -179,10 +183,12 @@ def save_weights(network: CompactNet, path: Path) -> None:
     for name, value in network.state_dict().items():
         is_matrix = value.ndim > 1
         arrays[name] = value.contiguous().numpy().astype(np.float16) if is_matrix else value.numpy()
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_whole(path, write)
 
 
 def load_weights(path: Path) -> CompactNet:

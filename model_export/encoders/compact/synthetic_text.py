@@ -1,6 +1,6 @@
-"""Endless made-up product texts, seeded: what a recogniser of catalogues should be able to read.
+"""Endless made-up product texts, seeded: what a recognizer of catalogs should be able to read.
 
-No catalogue was read for them. The words are a small vocabulary written here, syllables that spell no word,
+No catalog was read for them. The words are a small vocabulary written here, syllables that spell no word,
 and characters without any pattern, so that a network learns to see letters more than to guess words.
 """
 
@@ -119,8 +119,8 @@ class ProductTexts:
             parts.append(self._word())
         if random.random() < 0.5:
             parts.append(" > ".join(random.choice(SHELVES) for _ in range(random.randint(1, 4))))
-        for _ in range(random.choice((0, 0, 1, 2, 3))):
-            parts.append(f"{random.choice(NAMES)} {self._piece()}")
+        num_named = random.choice((0, 0, 1, 2, 3))
+        parts.extend(f"{random.choice(NAMES)} {self._piece()}" for _ in range(num_named))
         if random.random() < 0.4:
             parts.append(self._sentence())
         return "; ".join(parts)

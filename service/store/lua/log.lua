@@ -1,6 +1,6 @@
 -- Put before put.lua and drop.lua: the log of changes.
 --
--- The log is a stream. Its ids are the catalogue's versions, 1-0, 2-0, 3-0, … without gaps, so a reader that
+-- The log is a stream. Its ids are the catalog's versions, 1-0, 2-0, 3-0, … without gaps, so a reader that
 -- misses a number knows that the log was trimmed. Each entry has a random `mark` and, in `after`, the mark of the
 -- entry before it, so a reader also notices when Redis lost its last changes and went on with others.
 -- Entries of a put have in `attrs` what filters ask about the item, as records.py spells it: as of this version,

@@ -1,6 +1,6 @@
 """Edits and requests at once, with a real Redis: every answer is right for the version that it names.
 
-The writers note what each version changed, so the catalogue of any version can be made again afterwards.
+The writers note what each version changed, so the catalog of any version can be made again afterwards.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Living(NamedTuple):
 
 @dataclass
 class Past:
-    """Every version of the catalogue."""
+    """Every version of the catalog."""
 
     changes: dict[int, tuple[str, Living | None]] = field(default_factory=dict)
 
@@ -102,7 +102,7 @@ def random_query(rng: random.Random) -> Query:
 
 
 def check(query: Query, page: Page, living: dict[str, Living]) -> None:
-    """The page against the slow ranking of the catalogue of its version."""
+    """The page against the slow ranking of the catalog of its version."""
     known = [living[item_id].sid.codes for item_id in query.history if item_id in living]
     passing = {
         item_id: each.sid
@@ -135,7 +135,7 @@ def check(query: Query, page: Page, living: dict[str, Living]) -> None:
 async def served(
     request: pytest.FixtureRequest, redis: Redis, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[ItemStore, Recommender, CatalogFollower]]:
-    """A store, and a recommender over a catalogue that follows it."""
+    """A store, and a recommender over a catalog that follows it."""
     spec: SidSpec = request.param
     bundle = load_bundle(write_known_bundle(tmp_path_factory.mktemp("known"), [], spec))
     session = RecommenderSession(bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=1)
@@ -148,7 +148,7 @@ async def served(
         max_batch_units=200,
         max_queued_units=10_000,
         units=lambda search: search.num_beams,
-        turns=catalog.turns,
+        lock=catalog.lock,
     )
     recommender = Recommender(
         batcher, fields=FIELDS, num_beams=8, beam_limit=64, timeout_s=30, metrics=Metrics()

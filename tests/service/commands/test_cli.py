@@ -1,6 +1,7 @@
 """The `glyphrec` command as a user runs it: processes, exit codes, and one line of why."""
 
 import gzip
+import importlib.metadata
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from model_export.local_service import glyphrec_command
 from service.cli import main
+from service.core.version import service_version
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -287,6 +289,11 @@ def test_a_command_whose_package_is_missing_says_what_to_install(registered, arg
     assert err.count("\n") == 1
     assert "torch_of_another_world" in err
     assert "pip install 'glyphrec[export]'" in err
+
+
+def test_the_command_says_which_version_is_installed():
+    assert finished("--version")[:2] == (0, f"glyphrec {service_version()}\n")
+    assert service_version() == importlib.metadata.version("glyphrec")
 
 
 def test_help_shows_every_command_also_those_that_cannot_run(registered):

@@ -117,7 +117,7 @@ def test_two_items_at_one_code_are_another_digest_than_one():
     assert bulk(spec, [(1, 1, 1)]).digest() != bulk(spec, [(1, 1, 1)] * 2).digest()
 
 
-def test_a_catalogue_too_large_for_rows_is_paged_by_itself_and_grows_without_moving():
+def test_a_catalog_too_large_for_rows_is_paged_by_itself_and_grows_without_moving():
     assert LARGE.is_paged
     assert not SidSpec(levels=(256, 256, 256)).is_paged
     trie = SidTrie(LARGE)

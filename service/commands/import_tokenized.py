@@ -1,4 +1,4 @@
-"""`glyphrec import --tokenised`: items whose codes are known already, from a file straight into Redis.
+"""`glyphrec import --tokenized`: items whose codes are known already, from a file straight into Redis.
 
 The file is read twice and never held: once to check every line before anything is put, and once to put.
 Batches go in the file's order, so of an id that comes twice the last line counts, and the next one is read
@@ -6,33 +6,31 @@ while Redis takes the one before. All of it may be repeated: what is there is `u
 """
 
 import asyncio
-import gzip
-import io
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-from tqdm import tqdm
+from typing import Any, NamedTuple
 
 from service.core.bundle import Manifest, load_bundle
+from service.core.bundle_items import parse_item
 from service.core.items import check_item
+from service.core.json_lines import LineNotJson, read_json_lines
+from service.core.progress import ProgressBar
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
 from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
-from service.lifecycle.seeding import MAX_LINE_BYTES, parse_item
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.items import ItemStore
 from service.store.records import ItemRecord, PutResult
+from service.store.retry import retry
 
 BATCH = 1_000  # items; several round trips
 TURN = 50  # lines that are read before Redis' answer is looked for
 MAX_TRIES = 30
-RETRY_S = 1.0
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 2.0  # between two tries
 MAX_NAMED = 20  # items that found no slot; all of them are counted
 
 AGAIN = "Give the same command again: what was put is not put twice."
@@ -44,7 +42,7 @@ class Line(NamedTuple):
     codes: Codes
 
 
-class TokenisedFile:
+class TokenizedFile:
     """Lines as those of a bundle's items.jsonl.gz, as the service would take their items."""
 
     def __init__(self, path: Path, manifest: Manifest, max_item_chars: int) -> None:
@@ -55,22 +53,29 @@ class TokenisedFile:
 
     def __iter__(self) -> Iterator[Line]:
         """Raises GlyphrecError with the line at fault."""
-        for number, line in _numbered_lines(self._path):
-            try:
-                yield self._parse(number, line)
-            except (ValueError, InvalidItem) as error:
-                raise GlyphrecError(
-                    f"{self._path}:{number}: not an item with codes of this bundle: {error}. Give the bundle "
-                    "that read it, or lines as those of its items.jsonl.gz."
-                ) from None
+        try:
+            for number, value in read_json_lines(self._path):
+                try:
+                    yield self._parse(number, value)
+                except (ValueError, InvalidItem) as error:
+                    raise _not_an_item(f"{self._path}:{number}", str(error)) from None
+        except LineNotJson as error:
+            raise _not_an_item(error.where, error.problem) from None
 
-    def _parse(self, number: int, line: bytes) -> Line:
-        read = parse_item(line, self._spec)
+    def _parse(self, number: int, value: Any) -> Line:
+        read = parse_item(value, self._spec)
         item = check_item(read.item, self._max_item_chars)
         text = item_text(item, self._render)
         if not text:
-            raise InvalidItem("item", "has no text")  # whoever reads the catalogue anew needs some
+            raise InvalidItem("item", "has no text")  # whoever reads the catalog anew needs some
         return Line(number, ItemRecord(read.item_id, content_hash(text), item), read.codes)
+
+
+def _not_an_item(where: str, problem: str) -> GlyphrecError:
+    return GlyphrecError(
+        f"{where}: not an item with codes of this bundle: {problem}. Give the bundle that read it, or lines "
+        "as those of its items.jsonl.gz."
+    )
 
 
 async def run(path: Path, settings: Settings) -> Counter[str]:
@@ -80,7 +85,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
     """
     if settings.redis_url is None:
         raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
-    if not path.is_file():
+    if not path.is_file():  # noqa: ASYNC240  nothing else runs in this loop
         raise GlyphrecError(f"{path}: no file. It is read twice, so a pipe will not do.")
     manifest = load_bundle(settings.bundle).manifest
     redis = await connect_to_any(settings.redis_url)
@@ -102,7 +107,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
 class _Import:
     def __init__(self, path: Path, manifest: Manifest, store: ItemStore, settings: Settings) -> None:
         self._path = path
-        self._file = TokenisedFile(path, manifest, settings.max_item_chars)
+        self._file = TokenizedFile(path, manifest, settings.max_item_chars)
         self._store = store
         self._catalog = settings.catalog
         self._tokenizer_id = manifest.tokenizer_id
@@ -110,17 +115,17 @@ class _Import:
 
     async def run(self) -> Counter[str]:
         await self._check_served()
-        num_items = sum(1 for _ in tqdm(self._file, desc=f"checking {self._path.name}", unit=" items"))
-        with tqdm(total=num_items, desc=f"importing {self._path.name}", unit=" items") as bar:
+        num_items = sum(1 for _ in ProgressBar(self._file, desc=f"checking {self._path.name}", unit=" items"))
+        with ProgressBar(total=num_items, desc=f"importing {self._path.name}", unit=" items") as bar:
             try:
                 await self._put_all(bar)
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
         if await self._store.active() is None:
-            await self._store.activate()  # only now: a new catalogue is the file, or is still new
+            await self._store.activate()  # only now: a new catalog is the file, or is still new
         return self._counts
 
-    async def _put_all(self, bar: "tqdm[None]") -> None:
+    async def _put_all(self, bar: ProgressBar) -> None:
         lines = iter(self._file)
         batch = await _take(lines)
         while batch:
@@ -132,19 +137,18 @@ class _Import:
             batch = following
 
     async def _put(self, batch: Sequence[Line]) -> list[PutResult | ServiceError]:
-        """As long as Redis does not take it, again."""
-        for tries in count(1):
-            try:
-                results = await self._store.put([(line.record, line.codes) for line in batch])
-                lost = next((each for each in results if isinstance(each, StoreUnavailable)), None)
-            except StoreUnavailable as error:
-                lost = error
-            if lost is None:
-                break
-            if tries == MAX_TRIES:
-                raise lost
-            await asyncio.sleep(RETRY_S)
-        return results
+        """Put a batch, again and again while Redis does not take all of it."""
+
+        async def attempt() -> list[PutResult | ServiceError]:
+            results = await self._store.put([(line.record, line.codes) for line in batch])
+            for each in results:
+                if isinstance(each, StoreUnavailable):
+                    raise each
+            return results
+
+        return await retry(
+            attempt, on=(StoreUnavailable,), first_s=FIRST_WAIT_S, max_s=MAX_WAIT_S, max_tries=MAX_TRIES
+        )
 
     def _count(self, batch: Sequence[Line], results: Sequence[PutResult | ServiceError]) -> None:
         for line, result in zip(batch, results, strict=True):
@@ -155,7 +159,9 @@ class _Import:
                 raise result
             self._counts["failed"] += 1
             if self._counts["failed"] <= MAX_NAMED:
-                tqdm.write(f"{self._path}:{line.number}: {line.record.item_id}: {result}", file=sys.stderr)
+                ProgressBar.write(
+                    f"{self._path}:{line.number}: {line.record.item_id}: {result}", file=sys.stderr
+                )
 
     async def _check_served(self) -> None:
         """Raise GlyphrecError where another tokenizer is served, whose codes these are not."""
@@ -163,9 +169,9 @@ class _Import:
         if served not in (None, self._tokenizer_id):
             done = f" {self._counts.total()} items were put before." if self._counts else ""
             raise GlyphrecError(
-                f"The catalogue {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
+                f"The catalog {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
                 f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
-                "a service read the items: `glyphrec import` without --tokenised."
+                "a service read the items: `glyphrec import` without --tokenized."
             )
 
 
@@ -176,24 +182,3 @@ async def _take(lines: Iterator[Line]) -> list[Line]:
         batch += part
         await asyncio.sleep(0)
     return batch
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers. Raises GlyphrecError."""
-    try:
-        with _opened(path) as file:
-            for number in count(1):
-                line = file.readline(MAX_LINE_BYTES + 1)
-                if len(line) > MAX_LINE_BYTES:
-                    raise GlyphrecError(f"{path}:{number}: over {MAX_LINE_BYTES} bytes, so it is no item")
-                if not line:
-                    return
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        raise GlyphrecError(f"{path}: cannot be read ({error}). Copy it again.") from error
-
-
-def _opened(path: Path) -> BinaryIO:
-    # Line by line a gzip file is slow by itself.
-    return io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else path.open("rb")

@@ -1,0 +1,169 @@
+"""Build the distributions of a release and try each as a user would: `make release`.
+
+The sdist comes from the working tree and the wheel from the sdist. Each is installed into an environment of
+its own, with the versions of constraints.txt, and serves a small bundle from there. Nothing is tagged or
+uploaded.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import httpx
+
+from model_export.local_service import free_port
+from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+
+ROOT = Path(__file__).parents[1]
+DIST = ROOT / "dist"
+CONSTRAINTS = ROOT / "constraints.txt"
+READY_TIMEOUT_S = 60.0
+# An environment of a user has none of ours.
+FOREIGN = ("GLYPHREC_", "REDIS_", "PYTHON")
+
+
+class ReleaseError(Exception):
+    """A distribution that must not be released."""
+
+
+def main() -> None:
+    try:
+        wheel, sdist = build()
+        run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
+        for distribution in (wheel, sdist):
+            try_out(distribution)
+    except (ReleaseError, subprocess.CalledProcessError) as error:
+        sys.exit(f"Not fit for a release: {error}")
+    print(next_steps(wheel, sdist))
+
+
+def build() -> tuple[Path, Path]:
+    """The wheel and the sdist, in an empty dist/."""
+    shutil.rmtree(DIST, ignore_errors=True)
+    print("Building the sdist, and the wheel from it.", flush=True)
+    environment = os.environ | {"PIP_CONSTRAINT": str(CONSTRAINTS)}
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT)]
+        status = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+        log.seek(0)
+        if status:
+            raise ReleaseError(f"the build ended with status {status}: {log.read().decode()[-2000:]}")
+    (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def try_out(distribution: Path) -> None:
+    """Install `distribution` into an empty environment and run its commands. Raises ReleaseError."""
+    print(f"Trying {distribution.name} in an empty environment.", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        venv.create(folder / "venv", with_pip=True)
+        programs = folder / "venv/bin"
+        install = [programs / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        run(*install, "--constraint", CONSTRAINTS, f"{distribution}[cpu,embedded]")
+        shown = run(programs / "glyphrec", "--version", folder=folder)
+        version = version_of(distribution)
+        if shown != f"glyphrec {version}\n":
+            raise ReleaseError(f"`glyphrec --version` says {shown!r}, the file name says {version}")
+        offers = run(programs / "glyphrec", "--help", folder=folder)
+        for command in ("serve", "import", "recommend", "export", "demo"):
+            if f" {command} " not in offers:
+                raise ReleaseError(f"`glyphrec --help` does not offer {command}")
+        if not (refused := remedy_without_torch(programs, folder)).startswith(
+            "glyphrec: `glyphrec export` needs"
+        ):
+            raise ReleaseError(
+                f"`glyphrec export` without torch does not say what to install but {refused!r}"
+            )
+        serve(programs, folder, version)
+
+
+def remedy_without_torch(programs: Path, folder: Path) -> str:
+    """What a command of the offline step says in an environment that has only the serving part."""
+    command = [str(programs / "glyphrec"), "export", "--data", "d", "--out", "o"]
+    return subprocess.run(
+        command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False
+    ).stderr
+
+
+def serve(programs: Path, folder: Path, version: str) -> None:
+    """Serve a bundle from the environment and ask for a recommendation."""
+    bundle, port = write_known_bundle(folder / "bundle", KNOWN_ITEMS), free_port()
+    command = [programs / "glyphrec", "serve", "--bundle", bundle, "--port", port]
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*map(str, command), "--data-dir", str(folder / "redis")],
+            cwd=folder,
+            env=clean_environment(),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            until_ready(client, process, log)
+            found = client.post("/recommend", json={"history": []}).raise_for_status().json()["items"]
+            reported = client.get("/info").raise_for_status().json()["service_version"]
+        if not found or reported != version:
+            raise ReleaseError(f"the service has version {reported} and recommends {len(found)} items")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if client.get("/health/ready").is_success:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.1)
+    raise ReleaseError(f"the service did not get ready: {log.read_text()[-2000:]}")
+
+
+def next_steps(wheel: Path, sdist: Path) -> str:
+    version = version_of(wheel)
+    made = f"{wheel.relative_to(ROOT)} and {sdist.relative_to(ROOT)} are built and work."
+    if "dev" in version or "+" in version:
+        return (
+            f"{made}\n{version} is no release: the commit has no tag of its own, or files are changed.\n"
+            "For a release, move the entries of CHANGELOG.md from Unreleased to the version, commit, tag\n"
+            "that commit, as in git tag -a v0.2.0 -m 'glyphrec 0.2.0', and run make release again."
+        )
+    return (
+        f"{made}\nNext: git push origin v{version}, then twine upload dist/*, and build the image with\n"
+        f"docker build -t glyphrec:{version} --build-arg VERSION={version} ."
+    )
+
+
+def version_of(distribution: Path) -> str:
+    """The version in the name of a wheel or an sdist."""
+    return distribution.name.removesuffix(".tar.gz").split("-")[1]
+
+
+def run(*command: object, folder: Path = ROOT) -> str:
+    """What a command prints. Raises ReleaseError with its last words where it fails."""
+    done = subprocess.run(
+        [*map(str, command)], cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        shown = " ".join(map(str, command))
+        raise ReleaseError(
+            f"`{shown}` ended with status {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
+        )
+    return done.stdout
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+
+
+if __name__ == "__main__":
+    main()
