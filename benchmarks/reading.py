@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="a folder with items.jsonl.gz")
     args = parser.parse_args(argv)
-    num_items, rounds = (2, 1) if args.tiny else (64, 9)
+    num_items, rounds = (1, 1) if args.tiny else (64, 9)
     texts = synthetic_texts(num_items)
     items = [render_text(text, SPEC).strips for text in texts]
     num_strips = np.mean([len(item) for item in items])

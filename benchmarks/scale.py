@@ -41,6 +41,7 @@ CATALOG = "glyphrec"
 HISTORY = 20
 REQUESTS = 300
 PUTS = 100
+TINY_REQUESTS = TINY_PUTS = 20
 TINY_ITEMS = 1_000
 READY_TIMEOUT_S = 600.0  # a start that loads so much is what is measured
 
@@ -106,7 +107,10 @@ def measure(num_items: int, bundle: Path, folder: Path, tables_only: bool) -> di
                 figures["replica_ready_s"] = service.ready_s
                 figures["replica_mb"] = resident_mb(service.process.pid) - empty_mb
                 figures["replica_bytes_per_item"] = 1e6 * figures["replica_mb"] / num_items
-                figures |= latencies(service, num_items)
+                is_tiny = num_items <= TINY_ITEMS
+                figures |= latencies(
+                    service, num_items, *((TINY_REQUESTS, TINY_PUTS) if is_tiny else (REQUESTS, PUTS))
+                )
             say("served")
             figures["fsck_s"] = commands([["fsck"]], bundle, server)
         figures["append_only_mb"] = size_mb(folder / "redis")
@@ -144,20 +148,20 @@ def served(bundle: Path, server: RedisServer, folder: Path) -> AbstractContextMa
     return local_service(bundle, redis_url=server.url, log=folder / "log", ready_timeout_s=READY_TIMEOUT_S)
 
 
-def latencies(service: LocalService, num_items: int) -> dict[str, float]:
+def latencies(service: LocalService, num_items: int, num_requests: int, num_puts: int) -> dict[str, float]:
     rng = np.random.default_rng(1)
-    histories = [[item_id(n) for n in rng.integers(num_items, size=HISTORY)] for _ in range(REQUESTS)]
+    histories = [[item_id(n) for n in rng.integers(num_items, size=HISTORY)] for _ in range(num_requests)]
     recommended = each_ms(
         lambda n: service.client.post(
             "/recommend", json={"history": histories[n], "limit": 10}
         ).raise_for_status(),
-        REQUESTS,
+        num_requests,
     )
     put = each_ms(
         lambda n: service.client.post(
             "/items", json={"item_id": f"new{n}", "title": f"new thing {n}"}
         ).raise_for_status(),
-        PUTS,
+        num_puts,
     )
     return {
         "recommend_p50_ms": float(np.percentile(recommended, 50)),
