@@ -23,7 +23,7 @@ from benchmarks.workload.shapes import BEAMS, FULL, HISTORY, TINY, Shapes, expor
 from service.catalog.catalog import Catalog
 from service.core.filters import Attributes, Filter, Range
 from service.core.sid import Sid
-from service.flows.recommend import Page, Query, Search, recommend_in_batches
+from service.flows.search import Page, Query, Search, recommend_in_batches
 from service.inference.runtime import RecommenderSession
 from service.store.items import TrieEntry
 

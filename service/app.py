@@ -23,8 +23,9 @@ from service.catalog.follower import CatalogFollower
 from service.core.version import service_version
 from service.errors import GlyphrecError
 from service.flows.feedback import Feedback
-from service.flows.indexing import Indexer, tokenise_in_batches
-from service.flows.recommend import Recommender, observed_by, recommend_in_batches
+from service.flows.indexing import Indexer, tokenize_in_batches
+from service.flows.recommend import Recommender
+from service.flows.search import observed_by, recommend_in_batches
 from service.flows.served_pages import ServedPages
 from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
@@ -220,7 +221,7 @@ def build_model(
     catalog = Catalog(manifest.sid, loaded.popularity, max_view_bytes=settings.max_view_bytes)
     follower = CatalogFollower(catalog, store)
     strips = MicroBatcher(
-        tokenise_in_batches(loaded.tokenizer),
+        tokenize_in_batches(loaded.tokenizer),
         name="tokenizer",
         max_batch_units=settings.max_batch_strips,
         max_queued_units=settings.max_queued_strips,

@@ -14,7 +14,7 @@ from service.api.schemas import (
     SearchInfo,
 )
 from service.core.filters import Equals, Filter, Range
-from service.flows.recommend import Query
+from service.flows.search import Query
 from service.flows.selection import Diversity
 from service.http.problems import OF_A_BODY, OF_A_QUEUE
 from service.http.security import Scope

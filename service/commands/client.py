@@ -1,6 +1,6 @@
-"""The subcommands that speak to a running service over HTTP: import and recommend.
+"""The subcommands that call a running service over HTTP: import and recommend.
 
-Import of tokenized items goes to Redis instead: import_tokenized.py.
+Tokenized items go to Redis instead: import_tokenized.py.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from service.settings import CLIENT_KEY, load_settings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_BATCH = 100
-REQUESTS_PER_S = 10  # where a rate is asked for: small ones, evenly
-TIMEOUT_S = 600.0  # a batch of long texts takes its time on a small machine
+REQUESTS_PER_S = 10  # with --rate: many small requests, evenly spread
+TIMEOUT_S = 600.0  # a batch of long texts is slow on a small machine
 MAX_TRIES = 30
 MAX_SHOWN_FAILURES = 20
 
@@ -37,52 +37,60 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 def add_import(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "import",
-        help="post the items of a file to a running service, or put tokenized ones into Redis",
-        description="Status: 0 all items are in, 1 some failed and are named, 2 stopped, and why.",
+        help="post the items of a file to a running service, or put tokenized items into Redis",
+        description="Exit status: 0 all items are in, 1 some failed and are named, 2 stopped.",
     )
-    parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder that has one")
+    parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder with one")
     parser.add_argument(
         "--batch", type=int, metavar="N", help=f"items in one request (default {DEFAULT_BATCH})"
     )
     parser.add_argument(
-        "--rate", type=float, metavar="N", help="post N items a second at most, and leave the rest to traffic"
+        "--rate", type=float, metavar="N", help="post at most N items a second, to leave room for traffic"
     )
     _add_connection(parser)
     direct = parser.add_argument_group(
-        "items that are tokenized already",
-        "go straight to Redis, with no service needed; running ones follow. Settings are those of "
-        "`glyphrec serve`. The popularity of a line is not kept: that of the served bundle counts.",
+        "items that have codes already",
+        "These go directly to Redis, without a service; running services follow. The settings are those of "
+        "`glyphrec serve`. The popularity of a line is not stored: the served bundle's popularity counts.",
     )
     direct.add_argument(
         "--tokenized",
         action="store_true",
-        help="the lines are as those of a bundle's items.jsonl.gz: item_id, codes, popularity, item",
+        help="the lines are like those of a bundle's items.jsonl.gz: item_id, codes, popularity, item",
     )
-    # How the flag was spelled before.
+    # The old spelling still works.
     direct.add_argument("--tokenised", dest="tokenized", action="store_true", help=argparse.SUPPRESS)
-    direct.add_argument("--bundle", type=Path, help="whose tokenizer has read them; default $GLYPHREC_BUNDLE")
+    direct.add_argument(
+        "--bundle", type=Path, help="the bundle whose tokenizer gave the codes; default $GLYPHREC_BUNDLE"
+    )
     direct.add_argument("--redis-url", help="default $REDIS_URL")
     direct.add_argument("--catalog", help="default $GLYPHREC_CATALOG, else glyphrec")
     parser.set_defaults(run=run_import)
 
 
 def add_recommend(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("recommend", help="ask a running service for the next items of a history")
+    parser = subparsers.add_parser(
+        "recommend", help="ask a running service for the next items after a history"
+    )
     parser.add_argument(
-        "history", nargs="*", metavar="ITEM_ID", help="oldest first; none asks for popular items"
+        "history", nargs="*", metavar="ITEM_ID", help="oldest first; without any, popular items are shown"
     )
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="items to show (default 10)")
-    parser.add_argument("--exact", action="store_true", help="widen the search until the page is proven")
     parser.add_argument(
-        "--filter", metavar="JSON", help="""as POST /recommend takes it: '{"categories_any": ["Pens"]}'"""
+        "--exact", action="store_true", help="widen the search until the page is proven to be exact"
     )
-    parser.add_argument("--json", action="store_true", help="print the answer as it came")
+    parser.add_argument(
+        "--filter",
+        metavar="JSON",
+        help="""in the format of POST /recommend: '{"categories_any": ["Pens"]}'""",
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     _add_connection(parser)
     parser.set_defaults(run=run_recommend)
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Bring in all items. 1 where some of them failed; each failure is named on stderr."""
+    """Import all items. Returns 1 if some of them failed; stderr names them."""
     path = find_items(args.source)
     if args.tokenized:
         _refuse(
@@ -96,7 +104,7 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def _refuse(args: argparse.Namespace, names: set[str], why: str) -> None:
-    """What would be ignored."""
+    """Raise GlyphrecError for the options in `names` that were given: they would be ignored."""
     defaults = {"url": DEFAULT_URL, "key": os.environ.get(CLIENT_KEY)}
     for name in sorted(names):
         if getattr(args, name) != defaults.get(name):
@@ -104,9 +112,9 @@ def _refuse(args: argparse.Namespace, names: set[str], why: str) -> None:
 
 
 def _import_tokenized(path: Path, args: argparse.Namespace) -> int:
-    from service.commands import import_tokenized  # only here: it takes time to load
+    from service.commands import import_tokenized  # here, because it is slow to load
 
-    logging.basicConfig(level=logging.CRITICAL)  # what Redis refuses is tried again, or said at the end
+    logging.basicConfig(level=logging.CRITICAL)  # a refusal is retried, or reported at the end
     settings = load_settings(bundle=args.bundle, redis_url=args.redis_url, catalog=args.catalog)
     counts = asyncio.run(import_tokenized.run(path, settings))
     return _conclude(counts, num_shown=import_tokenized.MAX_NAMED)
@@ -120,7 +128,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     if num_at_once < 1:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
     pause_s = 0.0 if args.rate is None else num_at_once / args.rate
-    # All of it first, so that a broken line is found before anything is posted.
+    # All lines first, so that a broken line is found before anything is posted.
     lines = [line.value for line in read_json_lines(path)]
     counts: dict[str, int] = {}
     shown = 0
@@ -179,7 +187,7 @@ def run_recommend(args: argparse.Namespace) -> int:
 
 
 def find_items(source: Path) -> Path:
-    """The items file itself, or the one in a folder. Raises GlyphrecError."""
+    """The file of items: `source` itself, or the one in that folder. Raises GlyphrecError."""
     if not source.is_dir():
         return source
     for name in ("items.jsonl", "items.jsonl.gz"):
@@ -189,7 +197,7 @@ def find_items(source: Path) -> Path:
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the service (default %(default)s)")
+    parser.add_argument("--url", default=DEFAULT_URL, help="the service's address (default %(default)s)")
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
 
@@ -198,7 +206,7 @@ def _connect(args: argparse.Namespace) -> Iterator[httpx.Client]:
     headers = {"X-API-Key": args.key} if args.key else {}
     try:
         url = httpx.URL(args.url)
-        here = url.host in {"localhost", "127.0.0.1", "::1"}  # a proxy of this machine leads elsewhere
+        here = url.host in {"localhost", "127.0.0.1", "::1"}  # no proxy for this machine
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=not here) as client:
             yield client
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -208,7 +216,7 @@ def _connect(args: argparse.Namespace) -> Iterator[httpx.Client]:
 
 
 def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> Any:
-    """The answer's JSON. Waits where the service asks for it; raises GlyphrecError with its own words."""
+    """The answer's JSON. Waits if the service asks for it. Raises GlyphrecError with the service's words."""
     for _ in range(MAX_TRIES):
         response = client.request(method, path, **request)
         if response.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):

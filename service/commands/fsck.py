@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # what takes time to load is loaded where it is used
 def add_fsck(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "fsck",
-        help="prove that a catalog in Redis is whole, and mend it",
-        description="Checks a catalog while it is served. Status: 0 whole, 1 something was wrong, "
-        "mended or not, 2 not checked.",
+        help="check that a catalog in Redis is consistent, and repair it",
+        description="Checks a catalog while it is served. Exit status: 0 nothing was wrong, 1 something was "
+        "wrong, repaired or not, 2 not checked.",
     )
     parser.add_argument("--redis-url", default=environment("REDIS_URL", "GLYPHREC_REDIS_URL"))
     parser.add_argument(
@@ -30,25 +30,25 @@ def add_fsck(subparsers: Subparsers) -> None:
         "--bundle",
         type=Path,
         default=environment("GLYPHREC_BUNDLE"),
-        help="whose tokenizer to check; default $GLYPHREC_BUNDLE",
+        help="the bundle whose tokenizer to check; default $GLYPHREC_BUNDLE",
     )
-    parser.add_argument("--tokenizer-id", help="without a bundle; default the one that is served")
+    parser.add_argument("--tokenizer-id", help="instead of a bundle; default the served tokenizer")
     parser.add_argument("--levels", help="without a bundle: how many codes each level has, as in 64,64,32")
     parser.add_argument(
-        "--repair", action="store_true", help="mend what follows from the rest; replicas follow"
+        "--repair", action="store_true", help="repair what the other data determine; replicas follow"
     )
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     parser.set_defaults(run=run_fsck)
 
 
 def run_fsck(args: argparse.Namespace) -> int:
-    """Check, or mend, and print what was found -> 0 where nothing was wrong, else 1."""
+    """Check, or repair, and print the findings. Returns 0 if nothing was wrong, else 1."""
     import asyncio
     import json
 
     from service.store.fsck_report import lines
 
-    logging.basicConfig(level=logging.CRITICAL)  # what is skipped stands in the report
+    logging.basicConfig(level=logging.CRITICAL)  # the report has the skipped values
     report = asyncio.run(_check(args))
     if args.json:
         shown = {"is_clean": report.is_clean, "num_quarantined": report.num_quarantined, **vars(report)}

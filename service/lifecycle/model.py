@@ -13,7 +13,8 @@ from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.core.sid import Codes
 from service.flows.indexing import Indexer, Strips
-from service.flows.recommend import Page, Recommender, Search
+from service.flows.recommend import Recommender
+from service.flows.search import Page, Search
 from service.inference.batching import MicroBatcher
 from service.lifecycle.bundles import LoadedBundle
 from service.lifecycle.tasks import cancel

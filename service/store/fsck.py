@@ -1,8 +1,8 @@
-"""Prove that a catalog in Redis is whole that is served and written to; mend what follows from the rest.
+"""Checks that a catalog in Redis is consistent while it is served and written to, and repairs it on demand.
 
-Each pass looks for items that seem wrong, in pages, so memory grows with the log's length and with what is
-wrong, never with the catalog. lua/mend.lua then judges each suspect at one moment, and mends it at the same
-moment where that was asked for: what others write meanwhile is never taken for a fault, nor overwritten.
+Each pass looks for items that seem wrong, page by page. So memory grows with the log and with the number of
+faults, never with the catalog. lua/mend.lua then judges each suspect atomically, and repairs it in the same
+script if asked to. So concurrent writes are never taken for faults, and never overwritten.
 """
 
 import secrets
@@ -19,11 +19,11 @@ from service.store.fsck_report import Finding, FsckReport
 from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
 
 SCAN_COUNT = 1_000  # members or changes in one reply
-KEEP_LOG = 2**53  # a mend trims nothing: how long the log may be is the service's setting
+KEEP_LOG = 2**53  # a repair trims nothing: the log's length is a setting of the service
 
 
 class _Suspect(NamedTuple):
-    item_id: bytes  # b"" for members that name none
+    item_id: bytes  # b"" for members without an id
     members: tuple[bytes, ...] = ()
     log_is_wrong: bool = False
 
@@ -34,7 +34,7 @@ class _LastChange(NamedTuple):
 
 
 async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | None:
-    """The tokenizer that the catalog is served with; None for a new catalog. Raises StoreUnavailable."""
+    """The tokenizer with which the catalog is served; None for a new catalog. Raises StoreUnavailable."""
     with redis_errors():
         value: Any = await redis.get(RedisKeys.of(catalog, "").active)
     return None if value is None else to_str(value)
@@ -45,7 +45,7 @@ async def check(
 ) -> FsckReport:
     """Check all invariants of a catalog as one tokenizer reads it.
 
-    Raises GlyphrecError where there is no such catalog, ServiceError where Redis fails.
+    Raises GlyphrecError if there is no such catalog, ServiceError if Redis fails.
     """
     served, keys = await served_tokenizer(redis, catalog), RedisKeys.of(catalog, tokenizer_id)
     with redis_errors():
@@ -72,7 +72,7 @@ class _Checker:
         self._report = report
         self._repair = repair
         self._mend = Script("mend")
-        self._wrong: dict[bytes, set[str]] = {}  # what was found of an id; later passes know less of it
+        self._wrong: dict[bytes, set[str]] = {}  # id -> kinds found so far; later passes know less of it
 
     async def run(self) -> None:
         keys, report = self._keys, self._report
@@ -81,7 +81,7 @@ class _Checker:
             report.num_codes = await self._redis.hlen(keys.codes)
             report.num_members = await self._redis.zcard(keys.trie)
             report.num_changes = await self._redis.xlen(keys.log)
-        # In this order: who knows most about an item judges it first.
+        # In this order: the pass that knows most about an item judges it first.
         async for suspects in self._suspects_by_score():
             await self._judge(suspects)
         async for suspects in self._suspects_in_trie():
@@ -93,7 +93,7 @@ class _Checker:
             await self._judge(suspects, again=False)
 
     async def _judge(self, suspects: Sequence[_Suspect], *, again: bool = True) -> None:
-        """What is wrong with each. `again`: also with those that had a finding before."""
+        """Report what is wrong with each. `again`: also for items that had a finding before."""
         asked = [each for each in suspects if again or each.item_id not in self._wrong]
         calls = [
             [each.item_id, secrets.token_hex(8), KEEP_LOG, NUM_SLOTS, self._levels]
@@ -112,7 +112,7 @@ class _Checker:
             self._report.add(Finding("unreadable_member", repr(suspect.members[0]), is_mended))
             return
         kinds = self._wrong.setdefault(suspect.item_id, set())
-        if kind not in kinds or kind == "stray_member":  # of which an item may have many
+        if kind not in kinds or kind == "stray_member":  # an item may have many of these
             kinds.add(kind)
             self._report.add(Finding(kind, to_str(suspect.item_id), is_mended))
 
@@ -127,10 +127,10 @@ class _Checker:
                 if not members:
                     break
                 yield [self._suspect_of(member) for member in members]
-                offset += 0 if self._repair else len(members)  # mended ones have left the range
+                offset += 0 if self._repair else len(members)  # repaired members have left the range
 
     async def _suspects_in_trie(self) -> AsyncIterator[list[_Suspect]]:
-        """Members that the codes do not tell, and those that share a slot, which lie side by side."""
+        """Members that do not match the codes, and members that share a slot, which are adjacent."""
         last = b""
         while True:
             with redis_errors():
@@ -156,7 +156,7 @@ class _Checker:
             members = [(self._sid_in(page[i]) or b"") + i for i in ids]
             with redis_errors():
                 scores = await self._redis.zmscore(self._keys.trie, members) if ids else []
-                # Whole values, as there is no one call that asks of many fields whether they exist.
+                # Whole values: no single command tells for many fields whether they exist.
                 items = await self._redis.hmget(self._keys.items, ids) if ids else []
             yield [
                 _Suspect(item_id)
@@ -169,7 +169,7 @@ class _Checker:
             held = dict(zip(page, await self._codes_of(list(page)), strict=True))
             unread = [i for i, value in held.items() if not self._is_of(value, page[i])]
             self._report.num_unread += len(unread)
-            if self._report.is_served:  # else the service reads them before it is
+            if self._report.is_served:  # otherwise the service reads them before it serves
                 yield [_Suspect(item_id) for item_id in unread]
             for item_id in [i for i, value in page.items() if not self._codec.read_item(to_str(i), value)]:
                 with redis_errors():
@@ -178,7 +178,7 @@ class _Checker:
                     self._report.add(Finding("unreadable_item", to_str(item_id), False))
 
     async def _suspects_in_log(self) -> list[_Suspect]:
-        """Items whose last change in the log is not what their codes say."""
+        """Items whose last change in the log does not match their codes."""
         reader = _LogReader(self._redis, self._keys.log, self._codec, self._report, self._repair)
         while await reader.read():
             pass
@@ -201,7 +201,7 @@ class _Checker:
     async def _as_of_one_moment(
         self, reader: "_LogReader", ids: Sequence[bytes]
     ) -> dict[bytes, bytes | None]:
-        """The codes of these items at the moment up to which the reader has read the log."""
+        """The codes of these items at exactly the version that the reader has reached."""
         while True:
             with redis_errors():
                 async with self._redis.pipeline(transaction=True) as pipe:
@@ -235,7 +235,7 @@ class _Checker:
         return found
 
     async def _scan(self, key: str) -> AsyncIterator[Mapping[bytes, bytes]]:
-        """A hash, page by page, less the fields that are no ids. Some fields may come twice."""
+        """A hash, page by page, without fields that are not ids. Some fields may occur twice."""
         cursor = 0
         while True:
             with redis_errors():
@@ -251,18 +251,18 @@ class _Checker:
 
 
 class _LogReader:
-    """Reads the log from its first kept entry on: no version is missing, each follows on the one before."""
+    """Reads the log from its first entry on, and checks that each entry follows the previous one."""
 
     def __init__(self, redis: Any, key: str, codec: RecordCodec, report: FsckReport, repair: bool) -> None:
         self._redis, self._key, self._codec = redis, key, codec
         self._report, self._repair = report, repair
-        self.last: dict[bytes, _LastChange] = {}  # of each item since the last gap
-        self.version = 0  # read so far
-        self.broken_until: int | None = None  # entries from this version on are whole
-        self._mark: bytes | None = None  # None: nothing is known of the entry before
+        self.last: dict[bytes, _LastChange] = {}  # item id -> its last change since the last gap
+        self.version = 0  # the last version read
+        self.broken_until: int | None = None  # entries from this version on are consistent
+        self._mark: bytes | None = None  # of the previous entry; None: unknown
 
     async def read(self) -> bool:
-        """One page. False where there is no more."""
+        """Read one page. False at the end."""
         with redis_errors():
             entries = await self._redis.xrange(self._key, f"({self.version}-0", count=SCAN_COUNT)
         await self.take(entries)
@@ -287,7 +287,7 @@ class _LogReader:
             self.version, self._mark = version, fields.get(b"mark", b"")
 
     async def _was_trimmed(self, version: int) -> bool:
-        """Whether what is missing before this entry was trimmed since the page before was read."""
+        """Whether the entries before this one were trimmed after the previous page was read."""
         with redis_errors():
             first = await self._redis.xrange(self._key, count=1)
         return not first or version_of(first[0][0]) >= version
@@ -298,7 +298,7 @@ class _LogReader:
         if info is None:
             return
         end = version_of(info["last-generated-id"])
-        if info["last-entry"] is None:  # as a trimmed log may be
+        if info["last-entry"] is None:  # a trimmed log may be empty
             self.version = end
         elif version_of(info["last-entry"][0]) < end:
             self._break("log_gap", end)

@@ -1,4 +1,4 @@
-"""The findings of fsck: what each kind means, and how a person reads the report."""
+"""The findings of fsck: what each kind means, and the report as text."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 MAX_LISTED = 1_000  # findings of a report; more are only counted
 
-# kind -> what it means, and what helps where `--repair` does not.
+# kind -> its meaning, and what helps if `--repair` does not
 KINDS = {
-    "wrong_score": "a member of the trie has another score than 0, so pages of the trie are out of order",
-    "stray_member": "the trie has the item at a place where its codes do not put it",
+    "wrong_score": "a member of the trie has a score other than 0, so pages of the trie are out of order",
+    "stray_member": "the trie has the item at a place that does not fit its codes",
     "missing_member": "the item has codes, but is not in the trie, so it is never recommended",
-    "missing_codes": "the item has no codes, though the trie or the log tells them",
+    "missing_codes": "the item has no codes, although the trie or the log has them",
     "codes_without_item": "there are codes of an item that does not exist",
     "shared_slot": "another item has the same Semantic ID",
     "unread": "the item has no codes. Restart a replica, which reads it; or post it again",
     "outdated_codes": "the codes are of an older text. Restart a replica, which reads it; or post it again",
-    "log_disagrees": "the log's last change of the item is not what its codes say, so replicas may differ",
-    "log_gap": "changes are missing in the log. Replicas that are not past them load the catalog anew",
+    "log_disagrees": "the log's last change of the item does not match its codes, so replicas may differ",
+    "log_gap": "changes are missing in the log. Replicas that have not passed them load the catalog again",
     "unreadable_item": "the item's value is not ours, so it is not served. Post the item again or delete it",
     "unreadable_codes": "the item's codes are not ours. Restart a replica, which reads it; or post it again",
     "unreadable_member": "a member of the trie is not ours, and is skipped",
-    "unreadable_change": "an entry of the log is not ours. Replicas that reach it load the catalog anew",
+    "unreadable_change": "an entry of the log is not ours. Replicas that reach it load the catalog again",
     "unreadable_id": "an item's id is not UTF-8. Another program writes under the catalog's keys",
 }
 
@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class FsckReport:
-    """What was looked at and what is wrong with it."""
+    """What was checked, and the findings."""
 
     catalog: str
     tokenizer_id: str
@@ -48,7 +48,7 @@ class FsckReport:
     num_unread: int = (
         0  # items without codes of their present text; no fault where the tokenizer is not served
     )
-    found: Counter[str] = field(default_factory=Counter)  # kind -> how many
+    found: Counter[str] = field(default_factory=Counter)  # kind -> count
     mended: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)  # the first MAX_LISTED
 
@@ -58,7 +58,7 @@ class FsckReport:
 
     @property
     def num_quarantined(self) -> int:
-        """Values that are not ours: skipped by the service, and listed here."""
+        """Values of other programs: the service skips them, and the report lists them."""
         return sum(count for kind, count in self.found.items() if kind.startswith("unreadable"))
 
     def add(self, finding: Finding) -> None:
@@ -70,7 +70,7 @@ class FsckReport:
 
 
 def lines(report: FsckReport) -> Iterator[str]:
-    """The report for a person."""
+    """The report as text."""
     serves = "which is served" if report.is_served else "which is not served"
     yield (
         f"{report.catalog}: {report.num_items} items, {report.num_codes} codes, "

@@ -1,7 +1,7 @@
-"""Trying again while Redis is away. The wait doubles up to a limit, and a part of it is drawn by chance.
+"""Retries with exponential backoff and jitter, for the time while Redis is away.
 
-The library `tenacity` does the same, but a swallowed cancellation (see `is_cancelled`) and a wait that starts
-anew after each success would be code of ours there too.
+The library `tenacity` has both, but we would still write the rest: the check for a lost cancellation (see
+`is_cancelled`), and a backoff that starts again after each success.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Backoff:
-    """How long to wait before the next try. `reset` it after a success."""
+    """The wait before the next try, which doubles up to a limit. `reset` it after a success."""
 
     def __init__(self, first_s: float = FIRST_S, max_s: float = MAX_S) -> None:
         self._first_s, self._max_s = first_s, max_s
@@ -31,7 +31,7 @@ class Backoff:
         self._longest_s = self._first_s
 
     def next_s(self) -> float:
-        """Seconds: between half of this turn's wait and all of it, so that replicas do not return as one."""
+        """Seconds. A random part of it, up to half, is left out, so that replicas do not return together."""
         wait_s = self._longest_s * random.uniform(0.5, 1)
         self._longest_s = min(2 * self._longest_s, self._max_s)
         return wait_s
@@ -49,9 +49,9 @@ async def retry(
     max_s: float = MAX_S,
     max_tries: int | None = None,
 ) -> T:
-    """Call `attempt` until it works. Only the errors in `on` are worth another try; `say` gets their text.
+    """Call `attempt` until it succeeds. Only errors in `on` are retried; `say` gets their text.
 
-    Raises any other error at once, and the last one after `max_tries`.
+    Raises any other error at once, and the last error after `max_tries`.
     """
     backoff, num_tries = Backoff(first_s, max_s), 0
     while True:

@@ -11,7 +11,7 @@ from service.catalog.follower import CatalogFollower
 from service.core.bundle import TOKENIZER, load_bundle
 from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge
 from service.errors import Overloaded, StoreUnavailable, TookTooLong
-from service.flows.indexing import Indexer, tokenise_in_batches
+from service.flows.indexing import Indexer, tokenize_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
 from service.store.client import connect
@@ -32,7 +32,7 @@ class Bench:
 
     def __init__(self, redis, tokenizer, **options):
         self.num_read = 0
-        run = tokenise_in_batches(tokenizer)
+        run = tokenize_in_batches(tokenizer)
 
         def counting(strips):
             self.num_read += len(strips)

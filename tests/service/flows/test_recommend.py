@@ -10,7 +10,8 @@ from service.catalog.catalog import Catalog
 from service.core.graphs import PADDING
 from service.core.sid import Sid
 from service.errors import Overloaded, TookTooLong
-from service.flows.recommend import Query, pad_left, widths
+from service.flows.recommend import widths
+from service.flows.search import Query, pad_left
 from service.telemetry.stages import Stages
 from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, SPEC, items_without_text_twice, known_score
 from tests.service.recommending import catalog_of, page_of, popular, truth
