@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import FigureError, Number, main, names_of_runs, read_runs, record
+from benchmarks.figures import TABLE, FigureError, Number, main, names_of_runs, read_runs, record
 from benchmarks.report import finish
 from benchmarks.tables import TABLES
 
@@ -104,6 +104,12 @@ def test_a_figure_is_shown_as_the_documents_write_it(value, spec, shown):
 
 def test_the_documents_show_the_figures_that_are_kept(capsys):
     assert main(["check"]) == 0, capsys.readouterr().out
+
+
+def test_every_table_is_shown_in_a_document():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = {name for page in pages for _, name, *_ in TABLE.findall(page.read_text(encoding="utf-8"))}
+    assert shown == TABLES.keys()
 
 
 def test_every_run_that_a_table_names_is_kept_with_its_command_date_and_machine():
