@@ -66,13 +66,13 @@ check: $(ALL)  ## format, lint, spelling, types, import contracts, Dockerfile, c
 	echo "Checked: format, lint, spelling, types, import contracts, Dockerfile, compose files."
 
 bench: $(ALL)  ## first timings of the service; the last line is JSON
-	@exec $(BIN)/python benchmarks/first.py $(ARGS)
+	@exec $(BIN)/python -m benchmarks.first $(ARGS)
 
 fuzz: $(ALL)  ## 10,000 requests made up from the API's own description; the last line is JSON
-	@exec $(BIN)/python benchmarks/fuzz.py $(ARGS)
+	@exec $(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 chaos: $(ALL)  ## 10,000 acknowledged changes while processes are killed, paused and cut off; the last line is JSON
-	@exec $(BIN)/python benchmarks/chaos.py $(ARGS)
+	@exec $(BIN)/python -m benchmarks.chaos $(ARGS)
 
 dashboards: $(ALL)  ## write deploy/grafana/dashboards from the code beside it
 	@exec $(BIN)/python -m deploy.grafana.build

@@ -1,6 +1,6 @@
 """Writers and readers on several replicas while processes are killed, paused and cut off: is anything lost?
 
-    python benchmarks/chaos.py --seed 1 [--operations 10000] [--faults 50] [--replicas 3] [--bundle BUNDLE]
+    python -m benchmarks.chaos --seed 1 [--operations 10000] [--faults 50] [--replicas 3] [--bundle BUNDLE]
 
 The seed gives every fault (which, of what, after how many acknowledged changes, for how long) and what
 each client sends, in order; how they fall together is the machine's. Prints each fault as it begins. The
@@ -16,8 +16,6 @@ last line is JSON:
 `--append-only no` lets Redis keep nothing: then a kill of it must show as lost.
 """
 
-import argparse
-import json
 import os
 import random
 import signal
@@ -28,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -35,18 +34,17 @@ from urllib.parse import unquote
 import httpx
 from redis import Redis
 
+from benchmarks import report
+from model_export.local_service import free_port, glyphrec_command
+from service.core.bundle import load_bundle
+from service.store.server import RedisServer, start_server
+from tests.e2e.clients import Clients, Reached, some_item
+from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, text_of
+from tests.e2e.traffic import fsck, until
+from tests.known_bundle import KNOWN_ITEMS, known_codes, write_known_bundle
+from tests.proxy import Proxy
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from model_export.local_service import free_port, glyphrec_command  # noqa: E402  the path is set above
-from service.core.bundle import load_bundle  # noqa: E402
-from service.store.server import RedisServer, start_server  # noqa: E402
-from tests.e2e.clients import Clients, Reached, some_item  # noqa: E402
-from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, text_of  # noqa: E402
-from tests.e2e.traffic import fsck, until  # noqa: E402
-from tests.known_bundle import KNOWN_ITEMS, known_codes, write_known_bundle  # noqa: E402
-from tests.proxy import Proxy  # noqa: E402
-
 CATALOG = "glyphrec"
 HASH_LENGTH = 32  # what follows the SID in Redis' hash of codes
 OF_A_REPLICA = ("kill", "end", "pause", "cut", "freeze")
@@ -183,8 +181,8 @@ class Faults:
         return not self._to_come and not self._under_way
 
     def go_on(self, num_acknowledged: int) -> None:
-        for target, fault in list(self._under_way.items()):
-            if next(fault, "over") == "over":
+        for target, under_way in list(self._under_way.items()):
+            if next(under_way, "over") == "over":
                 del self._under_way[target]
                 self.num_over += 1
         due = [each for each in self._to_come if each.after <= num_acknowledged]
@@ -316,14 +314,14 @@ def put_base_items(replica: Replica, judge: Judge, rng: random.Random) -> None:
 def end_of(scene: Scene, judge: Judge) -> tuple[list[str], list[str], list[str]]:
     """What is lost, which SIDs are bad, which replicas differ."""
     fresh = scene.add_replica()
-    report = fsck(scene.server.url, scene.bundle)
-    bad_sids = [*(f"fsck: {each}" for each in report["findings"]), *bad_sids_in(scene)]
+    checked = fsck(scene.server.url, scene.bundle)
+    bad_sids = [*(f"fsck: {each}" for each in checked["findings"]), *bad_sids_in(scene)]
     diverged = []
     for each in (fresh, *scene.replicas[:-1]):
         try:
-            until(lambda each=each: (each.catalog or {}).get("version") == report["version"], LEVEL_TIMEOUT_S)
+            until(partial(is_at, each, checked["version"]), LEVEL_TIMEOUT_S)
         except AssertionError:
-            diverged.append(f"{each.url} is not at version {report['version']}: {each.catalog}")
+            diverged.append(f"{each.url} is not at version {checked['version']}: {each.catalog}")
     catalogs = {each.url: each.catalog for each in scene.replicas}
     diverged += [
         f"{url} has {catalog}, one started later {catalogs[fresh.url]}"
@@ -332,6 +330,11 @@ def end_of(scene: Scene, judge: Judge) -> tuple[list[str], list[str], list[str]]
     ]
     lost = [each for replica in scene.replicas for each in lost_at(replica, judge)]
     return lost, bad_sids, diverged
+
+
+def is_at(replica: Replica, version: int) -> bool:
+    catalog = replica.catalog
+    return catalog is not None and catalog["version"] == version
 
 
 def lost_at(replica: Replica, judge: Judge) -> Iterator[str]:
@@ -371,10 +374,8 @@ def bad_sids_in(scene: Scene) -> Iterator[str]:
     yield from (f"{sid!r}: {count} items" for sid, count in Counter(sids.values()).items() if count > 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> int:
+    parser = report.arguments(__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--operations", type=int, default=10_000, help="acknowledged changes, at least")
     parser.add_argument("--faults", type=int, default=50)
@@ -384,7 +385,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="a folder; by default a tiny bundle that starts fast")
     parser.add_argument("--append-only", choices=["always", "no"], default="always")
     parser.add_argument("--keep", type=Path, help="a new folder for Redis' data and the replicas' logs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.tiny:
+        args.operations, args.faults, args.replicas, args.writers, args.readers = 60, 1, 1, 2, 1
     faults = schedule(args.seed, faults=args.faults, operations=args.operations, replicas=args.replicas)
     print("acknowledged  fault", flush=True)
     started = time.monotonic()
@@ -402,14 +405,15 @@ def main() -> None:
             readers=args.readers,
             keeps=args.append_only == "always",
         )
-    figures: dict[str, Any] = {}
+    figures: dict[str, float] = {}
     for name, value in found._asdict().items():
         for each in value[:SHOWN] if isinstance(value, list) else []:
             print(f"{name}: {each}", file=sys.stderr)
         figures[name] = len(value) if isinstance(value, list) else value
-    print(json.dumps(figures | {"seed": args.seed, "seconds": round(time.monotonic() - started)}))
-    sys.exit(not found.is_clean)
+    figures |= {"seed": args.seed, "seconds": round(time.monotonic() - started)}
+    report.finish("chaos", argv, figures, {})
+    return 0 if found.is_clean else 1
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

@@ -1,25 +1,25 @@
-"""What a filter costs: a request under it once its view is warm, the first request, every edit meanwhile.
+"""The cost of a filter: a request under it once its view is cached, the first request, every edit meanwhile.
 
-    python benchmarks/filters.py [--quick]
+    python -m benchmarks.filters
 
-Shapes: history 20 items, three levels of 256, 50 beams, 100,000 random-code items with a price each, the
-exported graph of `tree` with random weights on one thread. Filters are ranges of the price. A request is one
-run of recommend_in_batches on a real Catalog, without HTTP and queue; filtered and not, they take turns.
+History 20 items, three levels of 256, 50 beams, 100,000 random-code items with a price each, the exported
+graph of `tree` with random weights on one thread. Filters are ranges of the price. A request is one run of
+recommend_in_batches on a real Catalog, without HTTP and queue; filtered and unfiltered ones take turns. The
+baseline is the unfiltered request.
 
-The last line is JSON. filtered_cost_ratio is the dearer of the two warm filters over none; target: 1.3.
+The last line is JSON. filtered_cost_ratio is the slower of the two filters with a cached view over no filter;
+target: 1.3.
 """
 
-import argparse
-import json
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, random_codes, spec
 
+from benchmarks import report
+from benchmarks.timing import each_ms, elapsed_ms, in_turns
+from benchmarks.workload.shapes import BEAMS, FULL, HISTORY, TINY, Shapes, export_cached
 from service.catalog.catalog import Catalog
 from service.core.filters import Attributes, Filter, Range
 from service.core.sid import Sid
@@ -29,28 +29,33 @@ from service.store.items import TrieEntry
 
 LIMIT = 10
 WARM_VIEWS = (0, 1, 10, 100)
-Codes = NDArray[np.int64]  # [item, level]
+FILTERS = {"unfiltered_ms": None, "half_pass_ms": 0.5, "one_percent_passes_ms": 0.01}  # by price, below it
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few repeats, for a first look")
-    repeats = 40 if parser.parse_args().quick else 400
-    codes = random_codes(NUM_ITEMS, seed=0)
-    figures = request_ms(codes, repeats)
-    none, half, few = figures["unfiltered_ms"], figures["half_pass_ms"], figures["one_percent_passes_ms"]
-    print(f"one request, no filter           {none:8.2f} ms")
-    print(f"             half of items pass  {half:8.2f} ms  {half / none:5.2f} times")
-    print(f"             1 % of items pass   {few:8.2f} ms  {few / none:5.2f} times")
+def main(argv: Sequence[str]) -> int:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--graphs", type=Path, help="where the exported graph is kept for the next run")
+    args = parser.parse_args(argv)
+    shapes, repeats = (TINY, 20) if args.tiny else (FULL, 400)
+    with tempfile.TemporaryDirectory() as name:
+        figures = request_ms(shapes, repeats, args.graphs or Path(name))
+    baseline = {"unfiltered_ms": figures.pop("unfiltered_ms")}
+    none, half, few = baseline["unfiltered_ms"], figures["half_pass_ms"], figures["one_percent_passes_ms"]
     figures["filtered_cost_ratio"] = max(half, few) / none
-    figures["cold_view_ms"] = cold_view_ms(codes, repeats // 10)
-    print(f"a view that was not cached       {figures['cold_view_ms']:8.2f} ms")
-    for num_views, took in edit_us(codes, repeats).items():
-        print(f"one edit, {num_views:3} warm views         {took:8.1f} us")
-        figures[f"edit_us_with_{num_views}_views"] = took
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+    figures["cold_view_ms"] = cold_view_ms(shapes, repeats // 10)
+    figures |= edit_us(shapes, repeats)
+    rows = [
+        ("one request, no filter", f"{none:.2f} ms", ""),
+        ("one request, half of the items pass", f"{half:.2f} ms", f"{half / none:.2f}"),
+        ("one request, 1 % of the items pass", f"{few:.2f} ms", f"{few / none:.2f}"),
+        ("a view that was not cached", f"{figures['cold_view_ms']:.2f} ms", ""),
+        *(
+            (f"one edit, {n} cached views", f"{figures[f'edit_us_with_{n}_views']:.1f} us", "")
+            for n in WARM_VIEWS
+        ),
+    ]
+    report.table(("", "median", "times no filter"), rows)
+    report.finish("filters", argv, figures, baseline)
     return 0
 
 
@@ -62,35 +67,36 @@ def priced(price: float) -> Attributes:
     return Attributes((), True, {"price": price})
 
 
-def catalog_of(codes: Codes) -> Catalog:
+def catalog_of(shapes: Shapes) -> Catalog:
     """Items of all prices from 0 to 1; of each codes the slots in order."""
     slots, entries = dict[tuple[int, ...], int](), []
+    codes = shapes.codes
     prices = np.random.default_rng(1).random(len(codes)).tolist()
     for place, (each, price) in enumerate(zip(map(tuple, codes.tolist()), prices, strict=True)):
         slot = slots[each] = slots.get(each, -1) + 1
         entries.append(TrieEntry(f"item-{place}", Sid(each, slot), priced(price)))
-    return Catalog.from_entries(spec(), entries)
+    return Catalog.from_entries(shapes.spec, entries)
 
 
-def request_ms(codes: Codes, repeats: int) -> dict[str, float]:
-    catalog, rng = catalog_of(codes), np.random.default_rng(2)
-    filters = {
-        "unfiltered_ms": None,
-        "half_pass_ms": cheaper_than(0.5),
-        "one_percent_passes_ms": cheaper_than(0.01),
-    }
-    took: dict[str, list[float]] = {name: [] for name in filters}
-    with tempfile.TemporaryDirectory() as folder:
-        session = RecommenderSession(*export_cached("tree", Path(folder)), threads=1)
-        run = recommend_in_batches(session, catalog, history_length=HISTORY)
-        for n in range(repeats + 5):
-            history = [f"item-{place}" for place in rng.integers(0, NUM_ITEMS, size=HISTORY)]
-            for name, asked in filters.items():
-                search = Search(Query(history, LIMIT, filter=asked), BEAMS, is_last=False)
-                found, ms = timed_ms(lambda search=search: run([search])[0])
-                check(found, catalog, asked)
-                if n >= 5:  # the first ones warm up
-                    took[name].append(ms)
+def request_ms(shapes: Shapes, repeats: int, folder: Path) -> dict[str, float]:
+    catalog, rng = catalog_of(shapes), np.random.default_rng(2)
+    session = RecommenderSession(*export_cached("tree", folder, shapes), threads=1)
+    run = recommend_in_batches(session, catalog, history_length=HISTORY)
+    histories = [
+        [f"item-{i}" for i in rng.integers(0, shapes.num_items, size=HISTORY)] for _ in range(repeats + 5)
+    ]
+
+    def request(n: int, below: float | None) -> None:
+        asked = None if below is None else cheaper_than(below)
+        page = run([Search(Query(histories[n], LIMIT, filter=asked), BEAMS, is_last=False)])[0]
+        assert isinstance(page, Page)
+        pages.append((page, asked))
+
+    pages: list[tuple[Page, Filter | None]] = []
+    calls = {name: lambda n, below=below: request(n, below) for name, below in FILTERS.items()}
+    took = in_turns(calls, repeats, warm_up=5)
+    for page, asked in pages:
+        check(page, catalog, asked)
     return {name: float(np.median(values)) for name, values in took.items()}
 
 
@@ -101,34 +107,34 @@ def check(page: Page, catalog: Catalog, asked: Filter | None) -> None:
         assert all(asked.passes(i.item_id, catalog.views.attributes_of(i.item_id)) for i in page.items)
 
 
-def cold_view_ms(codes: Codes, repeats: int) -> float:
-    catalog = catalog_of(codes)
+def cold_view_ms(shapes: Shapes, repeats: int) -> float:
+    catalog = catalog_of(shapes)
     bounds = np.linspace(0.01, 0.99, max(repeats, 4)).tolist()
-    return float(np.median([timed_ms(lambda p=p: catalog.views.view_of(cheaper_than(p)))[1] for p in bounds]))
+    took_ms = each_ms(lambda n: catalog.views.view_of(cheaper_than(bounds[n])), len(bounds))
+    return float(np.median(took_ms))
 
 
-def edit_us(codes: Codes, repeats: int) -> dict[int, float]:
+def edit_us(shapes: Shapes, repeats: int) -> dict[str, float]:
     """An item gets another text and another price, so every view looks at it and half of them take part."""
-    catalog, rng = catalog_of(codes), np.random.default_rng(3)
+    catalog, rng = catalog_of(shapes), np.random.default_rng(3)
     found = {}
+
+    def edit() -> float:
+        item_id, to = (
+            f"item-{rng.integers(shapes.num_items)}",
+            tuple(rng.integers(0, shapes.spec.levels).tolist()),
+        )
+        sid, attributes = Sid(to, len(catalog.items_at(to))), priced(float(rng.random()))
+        return 1_000 * elapsed_ms(lambda: catalog.put(item_id, sid, attributes))
+
     for num_views in WARM_VIEWS:
         for place in range(catalog.views.num_views, num_views):
             catalog.views.view_of(cheaper_than((0.5 + 0.618 * place) % 1))  # spread, and no two alike
-        took = []
-        for _ in range(repeats):
-            item_id, to = f"item-{rng.integers(NUM_ITEMS)}", tuple(rng.integers(0, spec().levels).tolist())
-            sid, attributes = Sid(to, len(catalog.items_at(to))), priced(float(rng.random()))
-            took.append(timed_ms(lambda i=item_id, s=sid, a=attributes: catalog.put(i, s, a))[1] * 1000)
+        took_us = [edit() for _ in range(repeats)]
         assert catalog.views.num_views == num_views
-        found[num_views] = float(np.median(took))
+        found[f"edit_us_with_{num_views}_views"] = float(np.median(took_us))
     return found
 
 
-def timed_ms(call: Callable[[], object]) -> tuple[object, float]:
-    started = time.perf_counter()
-    result = call()
-    return result, (time.perf_counter() - started) * 1000
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    report.run(main)

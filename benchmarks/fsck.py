@@ -1,18 +1,19 @@
-"""How long a check of a whole catalogue takes, and what the digest of a replica costs.
+"""How long a check of a whole catalog takes, and what the digest of a replica costs.
 
-    python benchmarks/fsck.py [--items 100000]
+    python -m benchmarks.fsck [--items 100000]
 
 Items have random codes and are put through the store into a server of their own. The digest is kept as items
-change: it costs its part of building the tables, and of each put.
+change: it costs its part of building the tables, and of each put. The baseline is the building of the tables.
+The last line is JSON.
 """
 
-import argparse
 import asyncio
-import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
+from benchmarks import report
+from benchmarks.timing import fastest_s
 from service.catalog.catalog import Catalog, hash_of_item
 from service.core.filters import DeclaredFields
 from service.core.sid import Codes, SidSpec
@@ -33,19 +34,30 @@ def records(num_items: int) -> list[tuple[ItemRecord, Codes]]:
     rng = random.Random(0)
     found = []
     for i in range(num_items):
+        item_id = f"B{i:09d}"
         item = {
-            "item_id": f"B{i:09d}",
+            "item_id": item_id,
             "title": f"Thing number {i}",
             "categories": [f"category {i % 50}"],
             "price": rng.randrange(10_000) / 100,
             "brand": f"brand {i % 200}",
         }
         codes = tuple(rng.randrange(num_codes) for num_codes in SPEC.levels)
-        found.append((ItemRecord(item["item_id"], f"{i:032x}", item), codes))
+        found.append((ItemRecord(item_id, f"{i:032x}", item), codes))
     return found
 
 
-async def main(num_items: int) -> dict[str, float]:
+def main(argv: Sequence[str]) -> int:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--items", type=int, default=100_000)
+    args = parser.parse_args(argv)
+    figures = asyncio.run(measure(1_000 if args.tiny else args.items))
+    baseline = {"tables_s": figures.pop("tables_s")}
+    report.finish("fsck", argv, figures, baseline, shown=False)
+    return 0
+
+
+async def measure(num_items: int) -> dict[str, float]:
     with start_server() as server:
         redis = connect(server.url)
         store = ItemStore(redis, catalog=CATALOG, tokenizer_id=TOKENIZER, spec=SPEC, fields=FIELDS)
@@ -60,8 +72,8 @@ async def main(num_items: int) -> dict[str, float]:
         fsck_s = time.perf_counter() - started
         assert report.is_clean, report.findings
         await redis.aclose()
-    load_s = fastest(lambda: Catalog.from_entries(SPEC, entries))
-    digest_s = fastest(lambda: sum(hash_of_item(each.item_id, 0, each.attributes) for each in entries))
+    load_s = fastest_s(lambda: Catalog.from_entries(SPEC, entries))
+    digest_s = fastest_s(lambda: sum(hash_of_item(each.item_id, 0, each.attributes) for each in entries))
     loaded = Catalog.from_entries(SPEC, entries)
     return {
         "items": num_items,
@@ -71,7 +83,7 @@ async def main(num_items: int) -> dict[str, float]:
         "of_it_digest_s": digest_s,
         "digest_us_per_item": 1e6 * digest_s / num_items,
         "put_us": put_us(loaded, entries),
-        "read_digest_us": 1e6 * fastest(lambda: loaded.digest),
+        "read_digest_us": 1e6 * fastest_s(lambda: loaded.digest),
     }
 
 
@@ -84,22 +96,5 @@ def put_us(loaded: Catalog, entries: list[TrieEntry]) -> float:
     return 1e6 * (time.perf_counter() - started) / len(moved)
 
 
-def fastest(work: Callable[[], object], tries: int = 3) -> float:
-    """Seconds of the fastest of some tries."""
-    seconds = []
-    for _ in range(tries):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--items", type=int, default=100_000)
-    figures = asyncio.run(main(parser.parse_args().items))
-    for name, value in figures.items():
-        print(f"{name:>24}  {value:,.2f}")
-    print(json.dumps(figures))
+    report.run(main)

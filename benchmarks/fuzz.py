@@ -1,27 +1,26 @@
 """schemathesis against a real service: every route of its OpenAPI, all checks, valid and invalid requests.
 
-    python benchmarks/fuzz.py --cases 10000 --seed 0
+    python -m benchmarks.fuzz --cases 10000 --seed 0
 
-Prints what failed, each with a curl line that repeats it. The last line is JSON.
+Prints each failure with a curl line that repeats it. The baseline is none.
+The last line is JSON.
 """
 
-import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import report
+from model_export.local_service import local_service
+from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from model_export.local_service import local_service  # noqa: E402  the path is set above
-from tests.known_bundle import KNOWN_ITEMS, write_known_bundle  # noqa: E402
-
 CASES_PER_EXAMPLE = 13  # what one more example of each route and phase adds, at least
 KEY = "an-admin-key-that-may-all"
 SETTINGS = {
@@ -66,25 +65,27 @@ def fuzz(url: str, folder: Path, *, cases: int, seed: int, timeout_s: float) -> 
     return Fuzzed(int(counted[1]), failures or done.returncode, time.perf_counter() - started, done.stdout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def main(argv: Sequence[str]) -> int:
+    parser = report.arguments(__doc__)
     parser.add_argument("--cases", type=int, default=10_000, help="requests, at least (default 10000)")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    os.environ.update(SETTINGS)
+    args = parser.parse_args(argv)
+    cases = 1 if args.tiny else args.cases
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         bundle = write_known_bundle(folder / "bundle", KNOWN_ITEMS)
-        with local_service(bundle, data_dir=folder / "redis", log=folder / "log") as service:
-            found = fuzz(service.url, folder, cases=args.cases, seed=args.seed, timeout_s=24 * 3600)
+        with local_service(
+            bundle, data_dir=folder / "redis", log=folder / "log", settings=SETTINGS
+        ) as service:
+            found = fuzz(service.url, folder, cases=cases, seed=args.seed, timeout_s=24 * 3600)
             assert service.client.get("/health/ready").is_success
         log = (folder / "log").read_text()
     print(found.said)
     traces = log.count("Traceback")
     figures = {"cases": found.cases, "failures": found.failures, "traces": traces}
-    print(json.dumps(figures | {"seed": args.seed, "seconds": round(found.seconds)}))
-    sys.exit(1 if found.failures or traces else 0)
+    report.finish("fuzz", argv, figures | {"seed": args.seed, "seconds": round(found.seconds)}, {})
+    return 1 if found.failures or traces else 0
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

@@ -1,32 +1,36 @@
-"""What metrics cost a recommendation and a scrape, and how well their buckets tell a latency.
+"""The cost of metrics for a recommendation and a scrape, and how well their buckets show a latency.
 
-    python benchmarks/observing.py [--items 1000000] [--bundle FOLDER] [--rate 100]
+    python -m benchmarks.observing [--items 1000000] [--bundle FOLDER] [--rate 100]
 
 Costs are those of the calls that POST /recommend makes, the best of five runs; the baseline is one increment
 of a bare counter. With a bundle it also starts a service, asks it for recommendations from another process at
-a steady rate, and compares the quantiles that Prometheus would reckon from the buckets with those of the
-answers.
+a steady rate, and compares the quantiles that Prometheus would compute from the buckets with those of the
+answers. The last line is JSON.
 """
 
-import argparse
-import json
+import itertools
 import tempfile
 import timeit
 import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 from uuid import uuid4
 
 import numpy as np
-from load import body_of, send
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model_export.local_service import local_service
+from benchmarks import report
+from benchmarks.serving import OK
+from benchmarks.workload import bundles
+from benchmarks.workload.catalog import write_body
+from benchmarks.workload.load import send
+from benchmarks.workload.processes import service_of
 from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower, Lag
-from service.core.bundle import ITEMS, load_bundle
+from service.core.bundle import load_bundle
 from service.core.sid import Sid, SidSpec
 from service.flows.served_pages import ServedPages
 from service.store.items import TrieEntry
@@ -36,25 +40,28 @@ from service.telemetry.stages import Stages
 SPEC = SidSpec(levels=(256, 256, 256, 256))
 PAGE = [f"B{n:09d}" for n in range(10)]
 CALLS = 20_000
+REPEATS = 5
+REMEMBERED_PAGES = 100_000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> int:
+    parser = report.arguments(__doc__)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--rate", type=float, default=100, help="recommendations a second")
     parser.add_argument("--seconds", type=float, default=20)
-    args = parser.parse_args()
-    figures = costs() | scrape(args.items)
+    args = parser.parse_args(argv)
+    figures, baseline = costs(num_pages=2_000 if args.tiny else 300_000, calls=100 if args.tiny else CALLS)
+    figures |= scrape(1_000 if args.tiny else args.items)
     if args.bundle:
         figures |= buckets(args.bundle, args.rate, args.seconds)
-    print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+    report.finish("observing", argv, figures, baseline)
+    return 0
 
 
-def costs() -> dict[str, float]:
-    metrics, pages, stages = Metrics(), ServedPages(100_000, 1_800), Stages()
+def costs(*, num_pages: int, calls: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures and baseline, by name."""
+    metrics, pages, stages = Metrics(), ServedPages(REMEMBERED_PAGES, 1_800), Stages()
     stages.flow = "recommend"
     stages.seconds = {
         "parse": 5e-5,
@@ -64,11 +71,11 @@ def costs() -> dict[str, float]:
         "resolve": 2e-4,
         "write": 1e-4,
     }
-    request_ids = [uuid4().hex for _ in range(300_000)]
-    upcoming = iter(10 * request_ids)
+    request_ids = [uuid4().hex for _ in range(num_pages)]
+    upcoming = itertools.cycle(request_ids)
     counter = Counter("bare", "Baseline.", registry=CollectorRegistry())
-    found = {"baseline_us": _microseconds(counter.inc)}
-    calls = {
+    baseline_us = _microseconds(counter.inc, calls)
+    work: dict[str, Callable[[], object]] = {
         "its six stages": lambda: metrics.observe_stages(stages),
         "its answer": lambda: metrics.observe_http("/recommend", "POST", 200, 2e-3),
         "its kind": lambda: metrics.observe_recommendation("model", exact=True, filtered=False),
@@ -76,20 +83,20 @@ def costs() -> dict[str, float]:
         "its ten items": lambda: metrics.observe_recommended(PAGE, 9),
         "its page, for POST /events": lambda: pages.remember(next(upcoming), "0123456789ab", PAGE),
     }
-    took = {name: _microseconds(call) for name, call in calls.items()}
-    print(f"one increment of a bare counter {found['baseline_us']:6.2f} µs; of a recommendation:")
-    for name, microseconds in took.items():
-        print(f"    {name:28}{microseconds:6.2f} µs")
-    found["recommendation_us"] = sum(took.values())
+    took_us = {name: _microseconds(call, calls) for name, call in work.items()}
+    found = {"recommendation_us": sum(took_us.values())}
+    rows = [("one increment of a bare counter", f"{baseline_us:.2f}")]
+    rows += [(name, f"{microseconds:.2f}") for name, microseconds in took_us.items()]
+    report.table(("of a recommendation", "us"), [*rows, ("together", f"{found['recommendation_us']:.2f}")])
 
     tracemalloc.start()
-    pages = ServedPages(100_000, 1_800)
-    for _ in range(300_000):
+    pages = ServedPages(REMEMBERED_PAGES, 1_800)
+    for _ in range(num_pages):
         pages.remember(uuid4().hex, "0123456789ab", PAGE)  # it keeps the request id, too
     found["page_bytes"] = tracemalloc.get_traced_memory()[0] / pages.num_pages
     tracemalloc.stop()
-    print(f"together {found['recommendation_us']:.1f} µs; {found['page_bytes']:.0f} bytes a remembered page")
-    return found
+    print(f"{found['page_bytes']:.0f} bytes a remembered page")
+    return found, {"baseline_us": baseline_us}
 
 
 def scrape(num_items: int) -> dict[str, float]:
@@ -105,8 +112,8 @@ def scrape(num_items: int) -> dict[str, float]:
         catalog.version += 1
         generate_latest(metrics.registry)
 
-    changed_ms = min(timeit.repeat(changed, number=1, repeat=5)) * 1e3
-    same_ms = min(timeit.repeat(lambda: generate_latest(metrics.registry), number=1, repeat=5)) * 1e3
+    changed_ms = min(timeit.repeat(changed, number=1, repeat=REPEATS)) * 1e3
+    same_ms = min(timeit.repeat(lambda: generate_latest(metrics.registry), number=1, repeat=REPEATS)) * 1e3
     print(f"a scrape of {num_items:,} items {changed_ms:.1f} ms, {same_ms:.1f} ms where nothing has changed")
     return {"scrape_changed_ms": changed_ms, "scrape_same_ms": same_ms}
 
@@ -115,11 +122,11 @@ def buckets(path: Path, rate: float, seconds: float) -> dict[str, float]:
     bundle = load_bundle(path)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        body = body_of(bundle.file(ITEMS), folder, limit=10)
-        with local_service(bundle.path, data_dir=folder / "redis", log=folder / "log") as service:
+        body = write_body(bundles.catalog_of(bundle), folder)
+        with service_of(bundle, folder) as service:
             answers = send(f"{service.url}/recommend", body, rate=rate, seconds=seconds)
             text = service.client.get("/metrics").text
-    told = [
+    buckets_told = [
         (float(sample.labels["le"]), sample.value)
         for family in text_string_to_metric_families(text)
         for sample in family.samples
@@ -127,8 +134,11 @@ def buckets(path: Path, rate: float, seconds: float) -> dict[str, float]:
     ]
     found = {}
     for percent in (50, 99):
-        true_ms = float(np.percentile(answers.latency_ms[answers.status == 200], percent))
-        found[f"p{percent}_ms"], found[f"p{percent}_told_ms"] = true_ms, 1e3 * _quantile(told, percent / 100)
+        true_ms = float(np.percentile(answers.latency_ms[answers.status == OK], percent))
+        found[f"p{percent}_ms"], found[f"p{percent}_told_ms"] = (
+            true_ms,
+            1e3 * _quantile(buckets_told, percent / 100),
+        )
         print(f"p{percent} {true_ms:7.2f} ms seen from outside, {found[f'p{percent}_told_ms']:.2f} ms told")
     return found
 
@@ -143,10 +153,9 @@ def _quantile(told: list[tuple[float, float]], q: float) -> float:
     return from_s
 
 
-def _microseconds(call: object) -> float:
-    assert callable(call)
-    return min(timeit.repeat(call, number=CALLS, repeat=5)) / CALLS * 1e6
+def _microseconds(call: Callable[[], object], calls: int) -> float:
+    return min(timeit.repeat(call, number=calls, repeat=REPEATS)) / calls * 1e6
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

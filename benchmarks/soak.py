@@ -1,17 +1,14 @@
 """Half an hour at 70 % of saturation, with items coming and going: does memory grow, does p99 drift?
 
-    python benchmarks/soak.py                         the newest bundle of the demo
-    python benchmarks/soak.py --bundle FOLDER --minutes 30
+    python -m benchmarks.soak                         the newest bundle of the demo
+    python -m benchmarks.soak --bundle FOLDER --minutes 30
 
 The service of serving.py, 100,000 items. Beside the requests a client posts new items and deletes them half a
-minute later. Each minute is one line. Baseline: the first third, after the minutes that warm up; the last
-third is held against it, by medians. The last line is JSON.
+minute later. Each minute is one line. The baseline is the first third, after the minutes that warm up; the
+last third is compared with it, by medians. The last line is JSON. With --tiny a minute has two seconds.
 """
 
-import argparse
 import itertools
-import json
-import sys
 import tempfile
 import threading
 import time
@@ -23,16 +20,20 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
-from first import newest_demo_bundle, resident_mb
-from load import send
-from serving import CALLERS, NUM_ITEMS, OK, body_of, catalogue_of, full
 
+from benchmarks import report
+from benchmarks.serving import CALLERS, NUM_ITEMS, OK, settle_s
+from benchmarks.workload import bundles
+from benchmarks.workload.catalog import enlarged, service_with, write_body
+from benchmarks.workload.load import require_h2load, send
+from benchmarks.workload.processes import resident_mb
 from model_export.local_service import LocalService
-from service.core.bundle import load_bundle
 
 SHARE = 0.7
 KEPT_S = 30.0  # that a posted item lives
 WARM_UP_MINUTES = 3
+MINUTE_S, TINY_MINUTE_S = 60.0, 2.0
+TINY_ITEMS, TINY_MINUTES = 300, 2
 
 
 class Minute(NamedTuple):
@@ -43,54 +44,54 @@ class Minute(NamedTuple):
     memory_mb: float
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path)
+def main(argv: Sequence[str]) -> int:
+    parser = report.arguments(__doc__)
+    bundles.add_argument(parser)
     parser.add_argument("--minutes", type=int, default=30)
     parser.add_argument("--rate", type=float, default=5, help="items a second that come, and that go")
-    args = parser.parse_args()
-    bundle = load_bundle(args.bundle or newest_demo_bundle())
-    catalogue = catalogue_of(bundle, NUM_ITEMS)
+    args = parser.parse_args(argv)
+    require_h2load()
+    num_items, num_minutes = (TINY_ITEMS, TINY_MINUTES) if args.tiny else (NUM_ITEMS, args.minutes)
+    minute_s = TINY_MINUTE_S if args.tiny else MINUTE_S
+    minutes = []
     with tempfile.TemporaryDirectory() as name:
-        body = body_of(catalogue, Path(name))
-        with full(bundle, catalogue, Path(name)) as service:
-            rate = SHARE * saturation(service, body)
-            with items_that_come_and_go(service, catalogue, args.rate) as changes:
-                minutes = []
-                for number in range(args.minutes):
-                    minutes.append(minute(service, body, rate))
+        bundle = bundles.chosen(args, Path(name))
+        catalog = enlarged(bundle, num_items)
+        body = write_body(catalog, Path(name))
+        with service_with(bundle, catalog, Path(name)) as service:
+            rate = SHARE * saturation(service, body, seconds=minute_s / 12)
+            with items_that_come_and_go(service, catalog, args.rate, KEPT_S * minute_s / MINUTE_S) as changes:
+                for number in range(num_minutes):
+                    minutes.append(minute(service, body, rate, minute_s))
                     print(number, *(f"{value:.3g}" for value in minutes[-1]), changes, flush=True)
     settled = minutes[min(WARM_UP_MINUTES, len(minutes) - 1) :]
     third = max(1, len(settled) // 3)
     first, last = settled[:third], settled[-third:]
+    baseline = {"first_memory_mb": median(first, "memory_mb"), "first_p99_ms": median(first, "p99_ms")}
     figures = {
-        "minutes": args.minutes,
+        "minutes": num_minutes,
         "offered_rps": rate,
         "refused_share": float(np.mean([each.refused_share for each in minutes])),
         "failed": sum(each.num_failed for each in minutes),
         "changes": changes["put"] + changes["deleted"],
         "changes_refused": changes["refused"],
         "memory_mb": median(last, "memory_mb"),
-        "memory_growth": median(last, "memory_mb") / median(first, "memory_mb") - 1,
+        "memory_growth": median(last, "memory_mb") / baseline["first_memory_mb"] - 1,
         "p99_ms": median(last, "p99_ms"),
-        "p99_drift": median(last, "p99_ms") / median(first, "p99_ms") - 1,
+        "p99_drift": median(last, "p99_ms") / baseline["first_p99_ms"] - 1,
     }
-    for key, value in figures.items():
-        print(f"{key:18} {value:12,.4f}")
-    print(json.dumps({key: round(value, 4) for key, value in figures.items()}))
+    report.finish("soak", argv, figures, baseline, shown=False)
     return 0
 
 
-def saturation(service: LocalService, body: Path) -> float:
-    loads = [send(f"{service.url}/recommend", body, callers=CALLERS, seconds=5) for _ in range(4)]
+def saturation(service: LocalService, body: Path, seconds: float) -> float:
+    loads = [send(f"{service.url}/recommend", body, callers=CALLERS, seconds=seconds) for _ in range(4)]
     return float(np.median([np.sum(each.status == OK) / each.took_s for each in loads[1:]]))
 
 
-def minute(service: LocalService, body: Path, rate: float) -> Minute:
-    answers = send(f"{service.url}/recommend", body, rate=rate, seconds=60)
-    settled = answers.latency_ms[(answers.status == OK) & (answers.sent_at_s >= 1)]
+def minute(service: LocalService, body: Path, rate: float, seconds: float) -> Minute:
+    answers = send(f"{service.url}/recommend", body, rate=rate, seconds=seconds)
+    settled = answers.latency_ms[(answers.status == OK) & (answers.sent_at_s >= settle_s(seconds))]
     is_refused = np.isin(answers.status, (429, 503))
     return Minute(
         p50_ms=float(np.percentile(settled, 50)),
@@ -103,9 +104,9 @@ def minute(service: LocalService, body: Path, rate: float) -> Minute:
 
 @contextmanager
 def items_that_come_and_go(
-    service: LocalService, catalogue: Sequence[dict[str, Any]], rate: float
+    service: LocalService, catalog: Sequence[dict[str, Any]], rate: float, kept_s: float
 ) -> Iterator[dict[str, int]]:
-    """-> how many were put, deleted and refused so far."""
+    """How many were put, deleted and refused so far. An item lives `kept_s` seconds."""
     counts = {"put": 0, "deleted": 0, "refused": 0}
     is_over = threading.Event()
 
@@ -116,11 +117,11 @@ def items_that_come_and_go(
                 if is_over.wait(1 / rate):
                     return
                 item_id = f"soak-{number}"
-                item = catalogue[number % len(catalogue)]["item"]
+                item = catalog[number % len(catalog)]["item"]
                 given = {**item, "item_id": item_id, "title": f"{item.get('title', '')} {number}"}
                 count(client.post("/items", json=given), "put")
                 alive.append((time.monotonic(), item_id))
-                while time.monotonic() - alive[0][0] > KEPT_S:
+                while time.monotonic() - alive[0][0] > kept_s:
                     count(client.delete(f"/items/{alive.popleft()[1]}"), "deleted")
 
     def count(answer: httpx.Response, what: str) -> None:
@@ -140,4 +141,4 @@ def median(minutes: Sequence[Minute], what: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

@@ -1,25 +1,23 @@
 """The constraint step by itself and inside a request, beside the usual tries: dictionaries and STATIC's CSR.
 
-    python benchmarks/trie.py [--quick]
+    python -m benchmarks.trie
 
 A step is the masks of one search: of its 1 + 50 + 50 living prefixes at three levels of 256, batch 1, one
-thread. Catalogues and systems take turns in random order, so that a busy moment of the machine hits all of
+thread. Catalogs and systems take turns in random order, so that a busy moment of the machine hits all of
 them; times are medians. All systems must allow the same codes. Ours and CSR run the same way: written in
 PyTorch, exported by the same exporter, tables as inputs of the graph. CSR also runs in eager PyTorch, and the
-quicker of its two is compared.
+faster of its two is compared. CSR and the dictionaries are the baseline.
 
-Index bytes of ours are the graph's tables and the counts that make deleting safe where items share codes; the
-other two keep no counts. CSR has no edits: its build is its edit.
+The index bytes of ours are the graph's tables and the counts that make deleting safe where items share codes;
+the other two keep no counts. CSR has no edits: its build is its edit.
 
 The share of a request is measured twice: as time of the step by itself over time of the request, and as the
 mask's nodes in ONNX Runtime's profile of the request's graph, where the rest of the model has just used the
-caches. The larger of the two is the figure.
+caches. The larger of the two is the figure. The last line is JSON.
 """
 
-import argparse
 import gc
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,11 +29,22 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from t5_peer import DictTrie
 from torch import Tensor, nn
-from trie_peers import CsrStep, CsrTrie, dict_bytes, dict_delete, dict_masks
-from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, median_ms, random_codes, spec
 
+from benchmarks import report
+from benchmarks.peers.t5 import DictTrie
+from benchmarks.peers.tries import CsrStep, CsrTrie, dict_bytes, dict_delete, dict_masks
+from benchmarks.timing import elapsed_ms, median_ms
+from benchmarks.workload.shapes import (
+    BEAMS,
+    FULL,
+    TINY,
+    Kind,
+    Shapes,
+    export_cached,
+    random_codes,
+    random_histories,
+)
 from model_export.generators.beam_search import TrieMask
 from model_export.onnx_graphs import to_onnx
 from service.core.graphs import beam_widths
@@ -43,7 +52,9 @@ from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
 
-SIZES = (1_000, 10_000, NUM_ITEMS, 1_000_000, 10_000_000)
+SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+TINY_SIZES = (1_000, 10_000)
+SPEC = FULL.spec
 PAGED = SidSpec(levels=(256, 256, 256, 256), paged=True)
 OURS, CSR, CSR_EAGER, PYTHON = "ours", "CSR", "CSR, eager PyTorch", "Python dict"
 
@@ -79,7 +90,7 @@ class TrieStep(nn.Module):
 
 
 class Graph:
-    """A step in ONNX Runtime, exported with the sizes of a small catalogue and run with any."""
+    """A step in ONNX Runtime, exported with the sizes of a small catalog and run with any."""
 
     def __init__(
         self, step: nn.Module, small: tuple[list[NDArray[Any]], ...], varies: tuple[list[int], ...]
@@ -99,7 +110,8 @@ class Graph:
         )
 
     def run(self, feed: Feed) -> list[NDArray[np.float32]]:
-        return self.session.run(None, feed)
+        masks: list[NDArray[np.float32]] = self.session.run(None, feed)
+        return masks
 
     def feed(self, arrays: list[NDArray[Any]]) -> Feed:
         return dict(zip(self.inputs, arrays, strict=True))
@@ -131,7 +143,7 @@ def parents_of(of: SidSpec, codes: NDArray[np.int64], widths: Sequence[int]) -> 
     return [prefix[None, :width] for prefix, width in zip(above, widths, strict=True)]
 
 
-class Catalogue:
+class TrieCatalog:
     """One set of items in the three tries, and what each cost."""
 
     def __init__(self, of: SidSpec, num_items: int) -> None:
@@ -216,16 +228,11 @@ class Catalogue:
 
 
 def each_us(call: Callable[[Any], Any], arguments: list[Any]) -> NDArray[np.float64]:
-    took = []
-    for argument in arguments:
-        started = time.perf_counter()
-        call(argument)
-        took.append(time.perf_counter() - started)
-    return 1e6 * np.array(took)
+    return 1_000 * np.array([elapsed_ms(lambda argument=argument: call(argument)) for argument in arguments])  # type: ignore[misc]  # a default is no type
 
 
 def steps_us(runs: list[dict[str, Runs]], rounds: int) -> list[dict[str, float]]:
-    """Median microseconds of a step of each system on each catalogue; all take turns in random order."""
+    """Median microseconds of a step of each system on each catalog; all take turns in random order."""
     took: list[dict[str, list[float]]] = [{system: [] for system in of} for of in runs]
     rng = np.random.default_rng(2)
     for n in range(rounds + 3):
@@ -256,15 +263,14 @@ def mask_nodes(model: onnx.ModelProto) -> set[str]:
     return adds | set(found)
 
 
-def share_in_profile(path: Path, feed: Feed, repeats: int) -> float:
-    """Of the time in kernels of a whole request."""
+def share_in_profile(path: Path, scratch: Path, feed: Feed, repeats: int) -> float:
+    """Of the time in kernels of a whole request. `scratch` takes the profile and the optimized graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.enable_profiling = True
-    options.profile_file_prefix = str(path.with_suffix(""))
-    options.optimized_model_filepath = str(
-        path.with_suffix(".optimized.onnx")
-    )  # whose names the profile uses
+    options.profile_file_prefix = str(scratch / "profile")
+    # The profile uses its nodes' names.
+    options.optimized_model_filepath = str(scratch / "optimized.onnx")
     options.log_severity_level = 3  # it warns that such a file is for this machine only
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     nodes = mask_nodes(onnx.load(options.optimized_model_filepath, load_external_data=False))
@@ -275,19 +281,19 @@ def share_in_profile(path: Path, feed: Feed, repeats: int) -> float:
     of_mask = [event for event in kernels if event["name"].removesuffix("_kernel_time") in nodes]
     if len({event["name"] for event in of_mask}) != len(nodes):
         raise AssertionError(f"{path.name}: the profile lacks nodes of the mask")
-    return sum(event["dur"] for event in of_mask) / sum(event["dur"] for event in kernels)
+    return float(sum(event["dur"] for event in of_mask) / sum(event["dur"] for event in kernels))
 
 
-def share_of_request(kind: str, trie: SidTrie, step_us: float, repeats: int) -> float:
-    codes = random_codes(NUM_ITEMS, seed=0)
-    history = codes[np.random.default_rng(3).integers(0, NUM_ITEMS, (1, HISTORY))]
-    with tempfile.TemporaryDirectory() as folder:
-        path, graph = export_cached(kind, Path(folder))
-        session = RecommenderSession(path, graph, threads=1)
-        widths = beam_widths(spec(), BEAMS)
-        request_ms = median_ms(lambda: session.run(history, trie.tables, widths), repeats)
-        profiled = share_in_profile(path, session.feeds(history, trie.tables, widths), repeats)
-    alone = step_us / 1000 / request_ms
+def share_of_request(kind: Kind, shapes: Shapes, folder: Path, step_us: float, repeats: int) -> float:
+    history = random_histories(shapes.codes, 1, seed=3)
+    tables = SidTrie.from_codes(shapes.spec, shapes.codes).tables
+    path, graph = export_cached(kind, folder, shapes)
+    session = RecommenderSession(path, graph, threads=1)
+    request_ms = median_ms(lambda: session.run(history, tables, shapes.widths), repeats)
+    with tempfile.TemporaryDirectory() as scratch:
+        feed = session.feeds(history, tables, shapes.widths)
+        profiled = share_in_profile(path, Path(scratch), feed, repeats)
+    alone = step_us / 1_000 / request_ms
     print(
         f"{kind:6} request {request_ms:8.3f} ms; the step by itself is {alone:.1%} of it, "
         f"in its profile {profiled:.1%}"
@@ -295,70 +301,106 @@ def share_of_request(kind: str, trie: SidTrie, step_us: float, repeats: int) -> 
     return max(alone, profiled)
 
 
-def show(catalogues: list[Catalogue], steps: list[dict[str, float]], edits: list[dict[str, Edits]]) -> None:
-    print(
-        f"{'items':27} {'system':18} step us  build s   index MB    insert us p50  p99    delete us p50  p99"
-    )
-    for of, us, edit in zip(catalogues, steps, edits, strict=True):
+def show(catalogs: list[TrieCatalog], steps: list[dict[str, float]], edits: list[dict[str, Edits]]) -> None:
+    rows = []
+    for of, us, edit in zip(catalogs, steps, edits, strict=True):
         for system, step_us in us.items():
-            line = f"{of.name:27} {system:18} {step_us:7.1f}"
-            if system in of.build_s:
-                line += f" {of.build_s[system]:8.3f} {of.num_bytes[system] / 1e6:10.2f}"
-            for took in edit.get(system, ()):
-                p50, p99 = np.percentile(took, [50, 99])
-                line += f" {p50:16.1f} {p99:4.0f}"
-            print(line)
+            cells = [f"{of.name}, {system}", f"{step_us:.1f}"]
+            has_index = system in of.build_s
+            cells.append(f"{of.build_s[system]:.3f}" if has_index else "")
+            cells.append(f"{of.num_bytes[system] / 1e6:.2f}" if has_index else "")
+            for took in edit.get(system, (None, None)):
+                cells += (
+                    ["", ""] if took is None else [f"{each:.1f}" for each in np.percentile(took, [50, 99])]
+                )
+            rows.append(cells)
+    header = (
+        "items, system",
+        "step us",
+        "build s",
+        "index MB",
+        "insert us p50",
+        "p99",
+        "delete us p50",
+        "p99",
+    )
+    report.table(header, rows)
 
 
 def summary(
-    catalogues: list[Catalogue], steps: list[dict[str, float]], edits: list[dict[str, Edits]]
-) -> dict[str, float]:
-    dense = [place for place, of in enumerate(catalogues) if of.spec == spec()]
+    catalogs: list[TrieCatalog], steps: list[dict[str, float]], edits: list[dict[str, Edits]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures and baseline, by name. Sizes are 1k, 10k, 100k, 1m and 10m."""
+    dense = [place for place, of in enumerate(catalogs) if of.spec == SPEC]
     ours = [steps[place][OURS] for place in dense]
-    at = next(place for place in dense if catalogues[place].num_items == NUM_ITEMS)
     largest = dense[-1]
-    last = {100_000: "100k", 10_000_000: "10m"}[catalogues[largest].num_items]
-    return {
+    last = short(catalogs[largest].num_items)
+    at_100k = next((place for place in dense if catalogs[place].num_items == FULL.num_items), largest)
+    figures: dict[str, float] = {}
+    baseline: dict[str, float] = {}
+    for place in dense:
+        size, us = short(catalogs[place].num_items), steps[place]
+        figures[f"step_us_{size}"] = us[OURS]
+        baseline[f"csr_step_us_{size}"] = min(us[CSR], us[CSR_EAGER])
+        baseline[f"dict_step_us_{size}"] = us[PYTHON]
+    figures |= {
         f"flatness_1k_to_{last}": max(ours) / min(ours),
-        "speedup_vs_csr": min(steps[at][CSR], steps[at][CSR_EAGER]) / steps[at][OURS],
-        "speedup_vs_python": steps[at][PYTHON] / steps[at][OURS],
+        "speedup_vs_csr": min(steps[at_100k][CSR], steps[at_100k][CSR_EAGER]) / steps[at_100k][OURS],
+        "speedup_vs_python": steps[at_100k][PYTHON] / steps[at_100k][OURS],
         f"edit_us_{last}": edits[largest][OURS].both_us,
-        f"index_bytes_{last}": catalogues[largest].num_bytes[OURS],
-        f"index_bytes_in_graph_{last}": sum(t.nbytes for t in catalogues[largest].sid_trie.tables),
-        f"csr_bytes_{last}": catalogues[largest].num_bytes[CSR],
-        f"dict_bytes_{last}": catalogues[largest].num_bytes[PYTHON],
-        f"csr_rebuild_s_{last}": catalogues[largest].build_s[CSR],
+        f"index_bytes_{last}": catalogs[largest].num_bytes[OURS],
+        f"index_bytes_in_graph_{last}": sum(t.nbytes for t in catalogs[largest].sid_trie.tables),
     }
+    baseline |= {
+        f"csr_bytes_{last}": catalogs[largest].num_bytes[CSR],
+        f"csr_rebuild_s_{last}": catalogs[largest].build_s[CSR],
+        f"dict_bytes_{last}": catalogs[largest].num_bytes[PYTHON],
+        f"dict_edit_us_{last}": edits[largest][PYTHON].both_us,
+    }
+    return figures, baseline
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few repeats, at most 100,000 items, no request")
-    quick = parser.parse_args().quick
+def short(num_items: int) -> str:
+    """1k, 100k, 10m."""
+    return f"{num_items // 1_000_000}m" if num_items >= 1_000_000 else f"{num_items // 1_000}k"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--graphs", type=Path, help="where exported graphs are kept for the next run")
+    args = parser.parse_args(argv)
+    rounds, num_searches, num_edits = (2, 4, 20) if args.tiny else (1_500, 1_024, 2_000)
+    shapes, sizes = (TINY, TINY_SIZES) if args.tiny else (FULL, SIZES)
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
-    rounds, num_searches, num_edits = (20, 16, 100) if quick else (1500, 1024, 2000)
-    sizes = [size for size in SIZES if size <= NUM_ITEMS] if quick else SIZES
-    catalogues = [Catalogue(spec(), size) for size in sizes]
-    catalogues.append(Catalogue(PAGED, NUM_ITEMS if quick else 1_000_000))
-    gc.freeze()  # the dictionaries: no collection shall walk them while others are timed
-    graphs = {of: step_graphs(of) for of in (spec(), PAGED)}
-    runs = [of.runs(graphs[of.spec], of.searches(num_searches, seed=4)) for of in catalogues]
-    for of, systems in zip(catalogues, runs, strict=True):
-        of.check(systems, count=16)
-    print("all systems allow the same codes")
-    steps = steps_us(runs, rounds)
-    edits = [{system: of.edits_us(system, num_edits) for system in (OURS, PYTHON)} for of in catalogues]
-    show(catalogues, steps, edits)
-    figures = summary(catalogues, steps, edits)
-    if not quick:
-        at = sizes.index(NUM_ITEMS)
-        for name, kind in (("share_of_request", "tiger"), ("share_of_tree_request", "tree")):
-            figures[name] = share_of_request(kind, catalogues[at].sid_trie, steps[at][OURS], repeats=200)
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    try:
+        catalogs = [TrieCatalog(SPEC, size) for size in sizes]
+        catalogs.append(TrieCatalog(PAGED, sizes[0] if args.tiny else 1_000_000))
+        gc.freeze()  # the dictionaries: no collection shall walk them while others are timed
+        graphs = {of: step_graphs(of) for of in (SPEC, PAGED)}
+        runs = [of.runs(graphs[of.spec], of.searches(num_searches, seed=4)) for of in catalogs]
+        for of, systems in zip(catalogs, runs, strict=True):
+            of.check(systems, count=min(num_searches, 16))
+        print("all systems allow the same codes")
+        steps = steps_us(runs, rounds)
+        edits = [{system: of.edits_us(system, num_edits) for system in (OURS, PYTHON)} for of in catalogs]
+        show(catalogs, steps, edits)
+        figures, baseline = summary(catalogs, steps, edits)
+        step_us = figures["step_us_1k" if args.tiny else "step_us_100k"]
+        with tempfile.TemporaryDirectory() as name:
+            kinds: dict[str, Kind] = {"share_of_tree_request": "tree"}
+            kinds |= {} if args.tiny else {"share_of_request": "tiger"}
+            for name_of_figure, kind in kinds.items():
+                folder = args.graphs or Path(name)
+                figures[name_of_figure] = share_of_request(
+                    kind, shapes, folder, step_us, repeats=2 if args.tiny else 200
+                )
+    finally:
+        gc.unfreeze()
+        torch.set_num_threads(threads_before)
+    report.finish("trie", argv, figures, baseline)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +47,13 @@ def local_service(
     data_dir: Path | None = None,
     redis_url: str | None = None,
     log: Path | None = None,
+    settings: Mapping[str, str] | None = None,
+    ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> Iterator[LocalService]:
     """`glyphrec serve`, ready. Without a port a free one; without a log it speaks to this terminal.
 
-    Redis is at `redis_url`, or the embedded one in `data_dir`. Ended with SIGTERM, later with SIGKILL.
+    Redis is at `redis_url`, or the embedded one in `data_dir`. `settings` are added to its environment.
+    Ended with SIGTERM, later with SIGKILL.
     Raises GlyphrecError where it does not get ready.
     """
     port = free_port() if port is None else port
@@ -62,12 +65,15 @@ def local_service(
         command += ["--redis-url", redis_url]
     # A Redis that the environment names belongs to somebody.
     environment = {name: value for name, value in os.environ.items() if name not in REDIS_VARIABLES}
+    environment |= settings or {}
     output = log.open("wb") if log else None
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         with httpx.Client(base_url=url, timeout=300.0) as client:
-            yield LocalService(process, client, url, _wait_until_ready(client, process, started, log))
+            yield LocalService(
+                process, client, url, _wait_until_ready(client, process, started, log, ready_timeout_s)
+            )
     finally:
         _stop(process)
         if output:
@@ -88,9 +94,13 @@ def free_port(first: int = 0) -> int:
 
 
 def _wait_until_ready(
-    client: httpx.Client, process: subprocess.Popen[bytes], started: float, log: Path | None
+    client: httpx.Client,
+    process: subprocess.Popen[bytes],
+    started: float,
+    log: Path | None,
+    timeout_s: float,
 ) -> float:
-    while time.perf_counter() - started < READY_TIMEOUT_S and process.poll() is None:
+    while time.perf_counter() - started < timeout_s and process.poll() is None:
         try:
             if client.get("/health/ready").status_code == httpx.codes.OK:
                 return time.perf_counter() - started
@@ -98,7 +108,7 @@ def _wait_until_ready(
             pass  # not listening yet
         time.sleep(0.01)
     words = log.read_text() if log else "its own words stand above."
-    raise GlyphrecError(f"the service did not get ready within {READY_TIMEOUT_S:.0f} s: {words}")
+    raise GlyphrecError(f"the service did not get ready within {timeout_s:.0f} s: {words}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

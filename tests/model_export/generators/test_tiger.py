@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.t5_peer import as_t5
+from benchmarks.peers.t5 import as_t5
 from model_export.bundle.recommender import random_histories
 from model_export.configs import TigerConfig, TrainingConfig
 from model_export.data.splits import Split, Targets

@@ -1,4 +1,4 @@
-"""What benchmarks/trie.py compares the trie with: a CSR table laid out as STATIC's, and dictionaries."""
+"""The peers of the trie in benchmarks/trie.py: a CSR table laid out like STATIC's, and dictionaries."""
 
 import sys
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from t5_peer import DictTrie
 from torch import Tensor, nn
 
+from benchmarks.peers.t5 import DictTrie
 from model_export.generators.beam_search import NEG_INF
 from service.core.sid import SidSpec
 
@@ -49,7 +49,7 @@ class CsrTrie:
 
     def states_of(self, level: int, prefix: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of living prefixes of the second level or a deeper one."""
-        return self.first_state[level] + np.searchsorted(self.nodes[level], prefix)
+        return np.asarray(self.first_state[level] + np.searchsorted(self.nodes[level], prefix))
 
     def inputs(self, prefixes: list[NDArray[np.int64]]) -> list[NDArray[Any]]:
         """What CsrStep takes. Deeper states come with the candidates, so they are found off the clock."""

@@ -1,4 +1,4 @@
-"""The same weights in transformers' T5, decoded by `generate` under a Python trie: what one would run now."""
+"""The same weights in transformers' T5, decoded by `generate` under a Python trie: the usual way."""
 
 import re
 import warnings
@@ -36,7 +36,9 @@ T5_NAMES = (  # of transformers -> ours
 
 
 class LevelwiseT5(T5ForConditionalGeneration):
-    """T5 that scores after each token only the codes of the next level, as `tiger` normalises them."""
+    """T5 that scores after each token only the codes of the next level, as `tiger` normalizes them."""
+
+    outside_next_level: Tensor  # [token, next token]
 
     def forward(self, *args: Any, decoder_input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         output = super().forward(*args, decoder_input_ids=decoder_input_ids, **kwargs)
@@ -46,21 +48,23 @@ class LevelwiseT5(T5ForConditionalGeneration):
 
 def as_t5(generator: TigerGenerator, *, levelwise: bool = False) -> Any:
     """The generator's weights as a T5ForConditionalGeneration. Raises where a weight has no place in it."""
-    spec, layer = generator.spec, generator.decoder[0]
+    decoder: Any = generator.decoder
+    layer = decoder[0]
+    spec = generator.spec
+    others: Any = {"attn_implementation": "eager", "decoder_start_token_id": 0}
     config = T5Config(
         vocab_size=1 + sum(spec.levels),
         d_model=layer.ffn_in.in_features,
         d_kv=layer.attend_self.query.out_features // layer.attend_self.num_heads,
         d_ff=layer.ffn_in.out_features,
-        num_layers=len(generator.decoder),
+        num_layers=len(decoder),
         num_heads=layer.attend_self.num_heads,
         dropout_rate=layer.dropout.p,
-        attn_implementation="eager",
         eos_token_id=None,  # every sequence has as many codes as there are levels
         pad_token_id=0,
-        decoder_start_token_id=0,
+        **others,
     )
-    t5 = (LevelwiseT5 if levelwise else T5ForConditionalGeneration)(config)
+    t5: Any = (LevelwiseT5 if levelwise else T5ForConditionalGeneration)(config)
     ours, used = generator.state_dict(), {}
     for name in t5.state_dict():
         our_name = name

@@ -1,21 +1,21 @@
-"""What a two-tower recommender costs on the same machine: one history encoder, then a search among all items.
+"""The cost of a two-tower recommender on the same machine: a history encoder, then a search among all items.
 
 The encoder is a SASRec as the study tunes it (width 128), exported to ONNX; its weights are random, as only
-its time is looked at. The search is faiss' exact inner product, and its HNSW graph; the items' vectors lie in
-clusters, as learnt ones do, and the queries near them, or no graph would find anything.
+its time counts. The search is faiss' exact inner product, and its HNSW graph. The items' vectors lie in
+clusters, as learned ones do, and the queries near them, or no graph would find anything.
 """
 
-import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.report import NotAvailable
+from benchmarks.timing import each_ms
 from model_export.configs import SasRecConfig
 from model_export.generators.sasrec import SasRecGenerator
 from model_export.onnx_graphs import to_onnx
@@ -24,7 +24,7 @@ from service.core.sid import MAX_CODES_PER_LEVEL, SidSpec
 WIDTH = 128
 LIMIT = 10
 NUM_CLUSTERS = 1_000
-NEIGHBOURS, EF = 32, 64  # of HNSW: links of a node, candidates of a search
+NEIGHBORS, EF = 32, 64  # of HNSW: links of a node, candidates of a search
 BATCHES = (1, 4, 8, 16, 32)
 
 
@@ -36,7 +36,11 @@ class TwoTower(NamedTuple):
 
 
 def measure(num_items: int, history: int, repeats: int = 50) -> dict[str, TwoTower]:
-    """One thread each, as the service has. By name of the search."""
+    """One thread each, as the service has. By name of the search. Raises NotAvailable without faiss."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise NotAvailable("faiss is missing: pip install faiss-cpu") from error
     faiss.omp_set_num_threads(1)
     vectors, queries = _clustered(num_items, 512)
     encode = _encoder(
@@ -44,7 +48,7 @@ def measure(num_items: int, history: int, repeats: int = 50) -> dict[str, TwoTow
     )  # its table may be smaller; its time is not
     exact = faiss.IndexFlatIP(WIDTH)
     exact.add(vectors)
-    graph = faiss.IndexHNSWFlat(WIDTH, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    graph = faiss.IndexHNSWFlat(WIDTH, NEIGHBORS, faiss.METRIC_INNER_PRODUCT)
     faiss.omp_set_num_threads(2)  # building it is not what is measured
     graph.add(vectors)
     faiss.omp_set_num_threads(1)
@@ -55,11 +59,11 @@ def measure(num_items: int, history: int, repeats: int = 50) -> dict[str, TwoTow
         took_s = {}
         for batch in BATCHES:
 
-            def ask(n: int, index: faiss.Index = index, batch: int = batch) -> None:
+            def ask(n: int, index: Any = index, batch: int = batch) -> None:
                 encode(n, batch)
                 index.search(queries[n % (len(queries) - batch) :][:batch], LIMIT)
 
-            took_s[batch] = median_s(ask, repeats)
+            took_s[batch] = float(np.median(each_ms(ask, repeats + 1, warm_up=1))) / 1_000
         ids = index.search(queries, LIMIT)[1]
         hits = [len(set(row) & set(best)) for row, best in zip(ids.tolist(), truth.tolist(), strict=True)]
         found[name] = TwoTower(
@@ -71,24 +75,15 @@ def measure(num_items: int, history: int, repeats: int = 50) -> dict[str, TwoTow
     return found
 
 
-def median_s(run: Callable[[int], object], repeats: int) -> float:
-    """Seconds of one run, after one that warms up."""
-    run(0)
-    took = []
-    for n in range(repeats):
-        started = time.perf_counter()
-        run(n)
-        took.append(time.perf_counter() - started)
-    return float(np.median(took))
-
-
 def _clustered(num_items: int, num_queries: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(NUM_CLUSTERS, WIDTH))
+    centers = rng.normal(size=(NUM_CLUSTERS, WIDTH))
 
     def near(count: int) -> NDArray[np.float32]:
-        found = centres[rng.integers(NUM_CLUSTERS, size=count)] + 0.5 * rng.normal(size=(count, WIDTH))
-        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+        found: NDArray[np.float64] = centers[rng.integers(NUM_CLUSTERS, size=count)] + 0.5 * rng.normal(
+            size=(count, WIDTH)
+        )
+        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
 
     return near(num_items), near(num_queries)
 

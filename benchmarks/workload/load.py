@@ -1,25 +1,23 @@
 """Load from another process: h2load, of Debian's nghttp2-client, which costs a tenth of what it asks for.
 
-Every connection sends at its own steady rate, and waits for its answer before it sends again. They begin one
-after the other, so that requests come evenly. The load is open, as that of independent users, as long as
-answers come sooner than the connection is due again, `DUE_AGAIN_S`. A latency is that of one request,
-from its first byte sent to its answer's last byte.
+Every connection sends at its own steady rate, and waits for its answer before it sends again. The connections
+begin one after the other, so that requests come evenly. The load is open, like that of independent users, as
+long as an answer comes before its connection has to send again (`DUE_AGAIN_S`). A latency reaches from the
+first byte of a request to the last byte of its answer.
 """
 
-import json
 import math
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.core.json_lines import read_json_lines
+from benchmarks.report import NotAvailable
 
-HISTORY = 20
 DUE_AGAIN_S = 0.1
 MAX_CALLERS = 900
 
@@ -28,25 +26,24 @@ MAX_CALLERS = 900
 class Answers:
     """In the order of sending."""
 
-    sent_at_s: np.ndarray  # [request]
-    status: np.ndarray  # [request]; -1 where the connection failed
-    latency_ms: np.ndarray  # [request]
+    sent_at_s: NDArray[np.float64]  # [request]
+    status: NDArray[np.int64]  # [request]; -1 where the connection failed
+    latency_ms: NDArray[np.float64]  # [request]
     took_s: float
 
 
-def body_of(items: Path, folder: Path, *, limit: int, seed: int = 0) -> Path:
-    """A file with the body of POST /recommend: a history of items of the bundle."""
-    ids = [line.value["item_id"] for line in read_json_lines(items)]
-    history = np.random.default_rng(seed).choice(ids, min(HISTORY, len(ids)), replace=False).tolist()
-    path = folder / "body.json"
-    path.write_text(json.dumps({"history": history, "limit": limit}), encoding="utf-8")
-    return path
+def require_h2load() -> None:
+    """Raises NotAvailable where it is not installed."""
+    if shutil.which("h2load") is None:
+        raise NotAvailable("h2load is missing. Debian and Ubuntu have it: apt install nghttp2-client")
 
 
 def send(url: str, body: Path, *, callers: int = 0, rate: float = 0, seconds: float) -> Answers:
-    """POST the body `rate` times a second; or from so many `callers`, as often as answers come."""
-    if shutil.which("h2load") is None:
-        sys.exit("h2load is missing. Debian and Ubuntu have it: apt install nghttp2-client")
+    """POST the body `rate` times a second; or from so many `callers`, as often as answers come.
+
+    Raises NotAvailable without h2load.
+    """
+    require_h2load()
     with NamedTemporaryFile("r") as log:
         command = ["h2load", "--h1", f"--data={body}", "--header=content-type: application/json"]
         command += [f"--log-file={log.name}", url]

@@ -1,6 +1,6 @@
 """The least that HTTP costs: a FastAPI route that answers every POST /recommend with the same bytes.
 
-python benchmarks/bare.py PORT FILE      the answer is what the file holds
+python -m benchmarks.peers.bare PORT FILE      the answer is the content of the file
 """
 
 import sys

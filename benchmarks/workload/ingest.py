@@ -1,8 +1,6 @@
 """Items that must be read: one by one, in bulk, and beside live traffic. A part of serving.py."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model_export.local_service import LocalService, glyphrec_command
+from benchmarks.timing import each_ms
+from benchmarks.workload.processes import run_import, start_import, threads_of_a_graph
+from model_export.local_service import LocalService
 from service.core.bundle import TOKENIZER, Bundle
 from service.core.render import item_text, render_text
 from service.inference.runtime import Tokenizer
 
 BATCHES = (1, 4, 8, 16, 32)
-TURNS = 3
 LIVE_SHARE = 0.3  # of saturation, beside the ingest
 
 
@@ -24,49 +23,48 @@ class Load(NamedTuple):
     p99_ms: Callable[[float], float]  # of POST /recommend, at a share of saturation
     seconds: float  # that it lasts
     items_per_s: float  # of the import beside it
+    turns: int  # with and without it
 
 
 def ingest(
     service: LocalService,
     bundle: Bundle,
-    catalogue: Sequence[dict[str, Any]],
+    catalog: Sequence[dict[str, Any]],
     folder: Path,
     num_items: int,
     load: Load,
-) -> dict[str, float]:
-    one_by_one, bulk = new_items(catalogue, num_items // 5, "one"), new_items(catalogue, num_items, "bulk")
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures and baseline, by name."""
+    one_by_one, bulk = new_items(catalog, num_items // 5, "one"), new_items(catalog, num_items, "bulk")
     own = tokenizer_alone(bundle, bulk)
-    took_s = []
-    for item in one_by_one:
-        started = time.perf_counter()
-        service.client.post("/items", json=item).raise_for_status()
-        took_s.append(time.perf_counter() - started)
+    took_ms = each_ms(
+        lambda n: service.client.post("/items", json=one_by_one[n]).raise_for_status(), len(one_by_one)
+    )
     started = time.perf_counter()
     run_import(lines_of(bulk, folder), "--url", service.url)
     bulk_s = time.perf_counter() - started
     without, beside = [], []
-    for turn in range(TURNS):  # one after the other, as the machine changes
+    for turn in range(load.turns):  # one after the other, as the machine changes
         without.append(load.p99_ms(LIVE_SHARE))
-        some = new_items(catalogue, int(load.items_per_s * load.seconds), f"beside {turn}")
+        some = new_items(catalog, int(load.items_per_s * load.seconds), f"beside {turn}")
         process = start_import(lines_of(some, folder), "--url", service.url, "--rate", load.items_per_s)
         beside.append(load.p99_ms(LIVE_SHARE))
         process.wait()
-    return {
-        "tokenizer_items_per_s": own,
-        "one_by_one_items_per_s": len(one_by_one) / sum(took_s),
-        "items_p50_ms": 1_000 * float(np.percentile(took_s, 50)),
-        "items_p99_ms": 1_000 * float(np.percentile(took_s, 99)),
+    figures = {
+        "one_by_one_items_per_s": 1_000 / float(np.mean(took_ms)),
+        "items_p50_ms": float(np.percentile(took_ms, 50)),
+        "items_p99_ms": float(np.percentile(took_ms, 99)),
         "bulk_items_per_s": len(bulk) / bulk_s,
         "ingest_share": len(bulk) / bulk_s / own,
-        "p99_without_ingest_ms": float(np.median(without)),
         "p99_while_ingesting_ms": float(np.median(beside)),
         "p99_rise_while_ingesting": float(np.median(beside) / np.median(without) - 1),
     }
+    return figures, {"tokenizer_items_per_s": own, "p99_without_ingest_ms": float(np.median(without))}
 
 
 def tokenizer_alone(bundle: Bundle, items: Sequence[dict[str, Any]]) -> float:
-    """Items a second of the graph, in its best batches. One thread, as the service gives it on two cores."""
-    tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, threads=1)
+    """Items a second of the graph, in its best batches, with the threads that the service gives it."""
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, threads=threads_of_a_graph())
     render = bundle.manifest.render
     strips = [render_text(item_text(item, render), render).strips for item in items[:256]]
 
@@ -81,9 +79,9 @@ def tokenizer_alone(bundle: Bundle, items: Sequence[dict[str, Any]]) -> float:
     return max(items_per_s(batch) for batch in BATCHES)
 
 
-def new_items(catalogue: Sequence[dict[str, Any]], count: int, mark: str) -> list[dict[str, Any]]:
-    """Of the catalogue's lengths, but with a number in each title, so that nothing was read before."""
-    rows = [catalogue[n % len(catalogue)]["item"] for n in range(count)]
+def new_items(catalog: Sequence[dict[str, Any]], count: int, mark: str) -> list[dict[str, Any]]:
+    """As long as the catalog's, but with a number in each title, so that nothing was read before."""
+    rows = [catalog[n % len(catalog)]["item"] for n in range(count)]
     return [
         {**row, "item_id": f"{mark}-{n}", "title": f"{row.get('title', '')} {mark} {n}"}
         for n, row in enumerate(rows)
@@ -94,13 +92,3 @@ def lines_of(items: Sequence[dict[str, Any]], folder: Path) -> Path:
     path = folder / "new.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     return path
-
-
-def start_import(path: Path, *options: object) -> subprocess.Popen[bytes]:
-    command = glyphrec_command("import", path, *options)
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def run_import(path: Path, *options: object) -> None:
-    if status := start_import(path, *options).wait():
-        sys.exit(f"`glyphrec import {path.name} {' '.join(map(str, options))}` ended with status {status}")

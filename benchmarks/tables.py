@@ -1,0 +1,440 @@
+"""The tables of the documents. Cells are templates that name every figure: no number is typed by hand.
+
+`{serving.http_p50_ms:.1f}` is the figure `http_p50_ms` of the run that docs/figures.json keeps as `serving`.
+`{scientific[default][item_hit@10]:rate}` is a figure of a cell of docs/study.json, `[a/b]` the ratio of two.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+SYSTEMS = {
+    "generate": "`transformers.generate`, `prefix_allowed_tokens_fn`",
+    "tiger_eager": "`tiger` in eager PyTorch",
+    "tiger_float32": "`tiger`, float32",
+    "tiger": "`tiger`, int8",
+    "tree_float32": "`tree`, float32",
+    "tree": "`tree`, int8",
+}
+STUDY_CELLS = {
+    "markov": "first-order Markov, then popularity",
+    "tiger_text": "TIGER on MiniLM text, RQ-VAE, suffix (one seed)",
+    "item_knn": "nearest items by the default's vectors",
+    "sasrec": "SASRec with full cross-entropy, tuned (three seeds)",
+    "text": "the configuration `base` on MiniLM text (three seeds)",
+    "default": "glyphrec, `base` (three seeds)",
+}
+DEMO_SYSTEMS = {
+    "model": "the demo's model, `tree` after 1,000 steps",
+    "markov": "first-order Markov, then popularity",
+    "markov_popular_ties": "the same, equal counts by popularity",
+    "popularity": "popularity",
+}
+GPU_RUNS = {
+    "tree_cpu": "`tree`, the CPU beside it, {gpu.cores:.0f} cores",
+    "tree_plain": "`tree`, as the service calls it",
+    "tree_replayed": "`tree`, tables resident, one CUDA graph replayed",
+    "tiger_cpu": "`tiger`, the CPU beside it",
+    "tiger_plain": "`tiger`, as the service calls it",
+}
+OVERLOADS = ("overload_2", "overload_5", "overload_10")
+CERTIFIED_BEAMS = (10, 20, 50, 100, 200)
+
+
+class Table(NamedTuple):
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def _decode_row(system: str, label: str) -> tuple[str, ...]:
+    ms, many = f"{{decode.{system}_ms:.2f}}", f"{{decode.{system}_batch32_ms:.2f}}"
+    if system == "generate":
+        return label, ms, many, "1 / 1"
+    speedup = f"{system}_speedup_vs_generate", f"{system}_batch32_speedup_vs_generate"
+    return label, ms, many, f"{{decode.{speedup[0]}:.0f}} / {{decode.{speedup[1]}:.0f}}"
+
+
+def _study_row(cell: str, label: str) -> tuple[str, ...]:
+    mark = "**" if cell == "default" else ""
+    hit, ndcg = (f"{mark}{{DATA[{cell}][{each}]:rate}}{mark}" for each in ("item_hit@10", "item_ndcg@10"))
+    return label, *(f"{hit} / {ndcg}".replace("DATA", data) for data in ("scientific", "office"))
+
+
+def _gpu_cell(run: str, batch: int) -> str:
+    return f"{{gpu.{run}_batch{batch}_rps:,.0f}} ({{gpu.{run}_batch{batch}_ms:short}} ms)"
+
+
+def _chaos_row(run: str) -> tuple[str, ...]:
+    counts = ("acknowledged", "faults", "lost", "bad_sids", "diverged", "wrong")
+    cells = [f"{{{run}.{name}:,.0f}}" for name in counts]
+    return (
+        f"{{{run}.seed:.0f}}",
+        *cells,
+        f"{{{run}.answers:,.0f}}, {{{run}.refused:,.0f}}",
+        f"{{{run}.seconds:.0f}}",
+    )
+
+
+def _overload_row(label: str, template: str) -> tuple[str, ...]:
+    return label, *(template.replace("RUN", run) for run in OVERLOADS)
+
+
+TABLES: Mapping[str, Table] = {
+    "headline": Table(
+        ("", "glyphrec", "baseline in the same run", "printed by"),
+        (
+            (
+                "quality: Hit@10 / NDCG@10 on Amazon scientific",
+                "**{scientific[default][item_hit@10]:rate}** / **{scientific[default][item_ndcg@10]:rate}**",
+                "tuned SASRec: {scientific[sasrec][item_hit@10]:rate} / "
+                "{scientific[sasrec][item_ndcg@10]:rate}",
+                "`glyphrec study --data DIR/scientific --data DIR/office`",
+            ),
+            (
+                "speed: one search of 50 beams among 100,000 items",
+                "**{decode.tree_ms:.2f} ms**",
+                "`transformers.generate`: {decode.generate_ms:.2f} ms",
+                "`{decode.command}`",
+            ),
+            (
+                "scale: a replica with {scale.items:,.0f} items, until ready / memory above an empty one",
+                "**{scale.replica_ready_s:short} s** / **{scale.replica_mb:.0f} MB**",
+                "{scale.tenth_items:,.0f} items: {scale.tenth_replica_ready_s:short} s / "
+                "{scale.tenth_replica_mb:.0f} MB",
+                "`{scale.command}`",
+            ),
+        ),
+    ),
+    "quality": Table(
+        ("Hit@10 / NDCG@10, history excluded", "Amazon scientific", "Amazon office"),
+        tuple(_study_row(*each) for each in STUDY_CELLS.items()),
+    ),
+    "cold": Table(
+        ("", "Amazon scientific", "Amazon office"),
+        (
+            (
+                "such items are found among ten, times as often as by chance",
+                *(
+                    f"{{{data}[cold][cold_hit@10/cold_hit@10_chance]:.0f}}"
+                    for data in ("scientific", "office")
+                ),
+            ),
+        ),
+    ),
+    "demo": Table(
+        ("", "Recall@5", "Recall@10", "NDCG@5", "NDCG@10"),
+        tuple(
+            (
+                label,
+                *(
+                    f"{{demo[{system}_{each}]:rate}}"
+                    for each in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+                ),
+            )
+            for system, label in DEMO_SYSTEMS.items()
+        ),
+    ),
+    "serving": Table(
+        ("", "glyphrec", "baseline in the same run"),
+        (
+            (
+                "`POST /recommend`, one caller, p50",
+                "{serving.http_p50_ms:short} ms, {serving.overhead_ms_p50:short} of them around the graph",
+                "the graph in a loop {serving.graph_p50_ms:.2f} ms; "
+                "a FastAPI route that answers the same bytes {serving.bare_p50_ms:.2f} ms",
+            ),
+            (
+                "at saturation",
+                "{serving.saturation_rps:,.0f} requests a second, "
+                "{serving.cpu_s_per_1000:.2f} s of CPU for 1,000",
+                "the graph in batches of {serving.graph_best_batch:.0f}, one thread "
+                "{serving.graph_best_rps:,.0f}; that route {serving.bare_saturation_rps:,.0f}",
+            ),
+            (
+                "at 70 % of it, p50 / p99",
+                "{serving.p50_ms_at_70pct:short} / {serving.p99_ms_at_70pct:short} ms",
+                "",
+            ),
+            (
+                "new items, read in bulk (`glyphrec import`)",
+                "{serving.bulk_items_per_s:.0f} a second",
+                "the tokenizer graph in its best batches {serving.tokenizer_items_per_s:.0f}",
+            ),
+            ("one new item, `POST /items`, p50", "{serving.items_p50_ms:short} ms", ""),
+            (
+                "p99 at 30 % of saturation, 10 new items a second beside it",
+                "{serving.p99_while_ingesting_ms:short} ms",
+                "without them {serving.p99_without_ingest_ms:short} ms",
+            ),
+            ("from the start of the process to ready", "{serving.ready_s_100k:short} s", ""),
+        ),
+    ),
+    "two_tower": Table(
+        ("search", "one request", "requests a second, in batches", "memory", "of the exact ten"),
+        (
+            (
+                "exact",
+                "{serving.two_tower_exact_p50_ms:short} ms",
+                "{serving.two_tower_exact_best_rps:,.0f}",
+                "",
+                "{serving.two_tower_exact_recall:.0%}",
+            ),
+            (
+                "HNSW",
+                "**{serving.two_tower_hnsw_p50_ms:.2f} ms**",
+                "**{serving.two_tower_hnsw_best_rps:,.0f}**",
+                "{serving.two_tower_hnsw_index_mb:.0f} MB",
+                "{serving.two_tower_hnsw_recall:.0%}",
+            ),
+        ),
+    ),
+    "soak": Table(
+        ("`python -m benchmarks.soak`, {soak.minutes:.0f} minutes", ""),
+        (
+            ("requests a second", "{soak.offered_rps:,.0f}"),
+            ("puts and deletes of items", "{soak.changes:,.0f}"),
+            (
+                "resident memory, first third and last",
+                "{soak.first_memory_mb:.0f} MB and {soak.memory_mb:.0f} MB",
+            ),
+            ("p99 in the last third, against the first", "{soak.p99_ms:.0f} ms, {soak.p99_drift:+.0%}"),
+            ("requests that failed", "{soak.failed:.0f}"),
+            ("requests that were refused", "{soak.refused_share:.1%}"),
+        ),
+    ),
+    "reading": Table(
+        ("", "items a second", "one new item", "letters right, real text", "graph"),
+        tuple(
+            (
+                label,
+                f"{{reading.{name}_items_per_second:short}}",
+                f"{{reading.{name}_one_item_ms:.0f}} ms",
+                f"{{reading.{name}_accuracy_real:.2%}}",
+                f"{{reading.{name}_graph_mb:.1f}} MB",
+            )
+            for name, label in (("pp_ocr", "PP-OCRv6 (`pp-ocr-base`)"), ("compact", "compact reader"))
+        ),
+    ),
+    "decode": Table(
+        (
+            "ms a request, at the better of one and two threads",
+            "one at a time",
+            "32 at once",
+            "times faster than generate, one / 32",
+        ),
+        tuple(_decode_row(*each) for each in SYSTEMS.items()),
+    ),
+    "gpu": Table(
+        ("", "1 at a time", "64 at once", "256 at once"),
+        tuple((label, *(_gpu_cell(run, batch) for batch in (1, 64, 256))) for run, label in GPU_RUNS.items()),
+    ),
+    "gpu_nodes": Table(
+        ("", "nodes", "on the GPU"),
+        tuple(
+            (f"`{kind}`", f"{{gpu.{kind}_nodes:.0f}}", f"{{gpu.{kind}_nodes_on_device:.0f}}")
+            for kind in ("tree", "tiger")
+        ),
+    ),
+    "trie": Table(
+        ("", "1,000 items", "100,000", "10,000,000", "bytes at 10,000,000", "edit at 10,000,000"),
+        (
+            (
+                "rows of bits",
+                *(f"{{trie.step_us_{size}:,.0f}} µs" for size in ("1k", "100k", "10m")),
+                "{trie.index_bytes_10m:mega} MB",
+                "{trie.edit_us_10m:.0f} µs, in and out",
+            ),
+            (
+                "CSR table",
+                *(f"{{trie.csr_step_us_{size}:,.0f}} µs" for size in ("1k", "100k", "10m")),
+                "{trie.csr_bytes_10m:mega} MB",
+                "{trie.csr_rebuild_s_10m:.0f} s rebuild",
+            ),
+            (
+                "Python dictionaries",
+                *(f"{{trie.dict_step_us_{size}:,.0f}} µs" for size in ("1k", "100k", "10m")),
+                "{trie.dict_bytes_10m:mega} MB",
+                "{trie.dict_edit_us_10m:.0f} µs",
+            ),
+        ),
+    ),
+    "trie_share": Table(
+        ("", "`tiger`", "`tree`"),
+        (
+            (
+                "the constraint's share of a request",
+                "{trie.share_of_request:.1%}",
+                "{trie.share_of_tree_request:.1%}",
+            ),
+        ),
+    ),
+    "filters": Table(
+        ("`{filters.command}`", ""),
+        (
+            (
+                "a filtered request against an unfiltered one, its view cached",
+                "{filters.filtered_cost_ratio:.2f} times",
+            ),
+            ("building a view of 100,000 items that was not cached", "{filters.cold_view_ms:.0f} ms"),
+            (
+                "an edit that changes all of 10 cached views",
+                "{filters.edit_us_with_10_views:.0f} µs",
+            ),
+        ),
+    ),
+    "certificate": Table(
+        ("beams", *map(str, CERTIFIED_BEAMS)),
+        (
+            ("ten best proven", *(f"{{certificate.exact_at_{beams}:.1%}}" for beams in CERTIFIED_BEAMS)),
+            (
+                "ms a request, one thread",
+                *(f"{{certificate.ms_at_{beams}:.2f}}" for beams in CERTIFIED_BEAMS),
+            ),
+        ),
+    ),
+    "certificate_exact": Table(
+        ("with `guarantee: exact`", ""),
+        (
+            ("ten best proven", "{certificate.guaranteed_exact:.1%}"),
+            ("searches a request, on average", "{certificate.guaranteed_searches:.2f}"),
+        ),
+    ),
+    "fsck": Table(
+        ("{fsck.items:,.0f} items", ""),
+        (
+            ("`glyphrec fsck`", "{fsck.fsck_s:short} s"),
+            ("building a replica's tables", "{fsck.tables_s:short} s"),
+            ("of that, the digest", "{fsck.of_it_digest_s:.2f} s"),
+            ("reading the digest", "{fsck.read_digest_us:.1f} µs"),
+        ),
+    ),
+    "scale": Table(
+        ("", "{scale.tenth_items:,.0f} items", "{scale.items:,.0f} items", "growth"),
+        (
+            (
+                "`glyphrec import --tokenized`, check and start included",
+                "{scale.tenth_import_s:short} s",
+                "{scale.import_s:short} s ({scale.import_items_per_s:,.0f} items/s)",
+                "{scale.import_s_growth:.1f}",
+            ),
+            (
+                "memory of Redis",
+                "{scale.tenth_redis_mb:.0f} MB",
+                "{scale.redis_mb:.0f} MB ({scale.redis_bytes_per_item:.0f} bytes an item)",
+                "{scale.redis_mb_growth:.1f}",
+            ),
+            (
+                "its append-only file",
+                "{scale.tenth_append_only_mb:.0f} MB",
+                "{scale.append_only_mb:.0f} MB",
+                "{scale.append_only_mb_growth:.1f}",
+            ),
+            (
+                "Redis, from its start until loaded",
+                "{scale.tenth_redis_restart_s:.1f} s",
+                "{scale.redis_restart_s:.1f} s",
+                "{scale.redis_restart_s_growth:.1f}",
+            ),
+            (
+                "a fresh replica, from its start until ready",
+                "{scale.tenth_replica_ready_s:short} s",
+                "{scale.replica_ready_s:short} s",
+                "{scale.replica_ready_s_growth:.1f}",
+            ),
+            (
+                "its memory, above that of an empty one",
+                "{scale.tenth_replica_mb:.0f} MB",
+                "{scale.replica_mb:.0f} MB ({scale.replica_bytes_per_item:.0f} bytes an item)",
+                "{scale.replica_mb_growth:.1f}",
+            ),
+            (
+                "`glyphrec fsck`",
+                "{scale.tenth_fsck_s:short} s",
+                "{scale.fsck_s:short} s",
+                "{scale.fsck_s_growth:.1f}",
+            ),
+            (
+                "`POST /recommend`, history 20, p50 / p99",
+                "{scale.tenth_recommend_p50_ms:.1f} / {scale.tenth_recommend_p99_ms:.0f} ms",
+                "{scale.recommend_p50_ms:.1f} / {scale.recommend_p99_ms:.0f} ms",
+                "-",
+            ),
+            (
+                "`POST /items`, one item, without reading its picture, p50 / p99",
+                "{scale.tenth_put_p50_ms:.1f} / {scale.tenth_put_p99_ms:.0f} ms",
+                "{scale.put_p50_ms:.1f} / {scale.put_p99_ms:.0f} ms",
+                "-",
+            ),
+        ),
+    ),
+    "scale_tables": Table(
+        ("", "{scale_tables.tenth_items:,.0f} items", "{scale_tables.items:,.0f} items", "growth"),
+        (
+            (
+                "import",
+                "{scale_tables.tenth_import_s:,.0f} s",
+                "{scale_tables.import_s:,.0f} s ({scale_tables.import_items_per_s:,.0f} items/s)",
+                "{scale_tables.import_s_growth:.1f}",
+            ),
+            (
+                "memory of Redis",
+                "{scale_tables.tenth_redis_mb:,.0f} MB",
+                "{scale_tables.redis_mb:,.0f} MB ({scale_tables.redis_bytes_per_item:.0f} bytes an item)",
+                "{scale_tables.redis_mb_growth:.1f}",
+            ),
+            (
+                "its append-only file",
+                "{scale_tables.tenth_append_only_mb:,.0f} MB",
+                "{scale_tables.append_only_mb:,.0f} MB",
+                "{scale_tables.append_only_mb_growth:.1f}",
+            ),
+            (
+                "Redis, from its start until loaded",
+                "{scale_tables.tenth_redis_restart_s:short} s",
+                "{scale_tables.redis_restart_s:short} s",
+                "{scale_tables.redis_restart_s_growth:.1f}",
+            ),
+            (
+                "a replica's tables, built from Redis",
+                "{scale_tables.tenth_tables_load_s:.1f} s",
+                "{scale_tables.tables_load_s:.0f} s",
+                "{scale_tables.tables_load_s_growth:.1f}",
+            ),
+            (
+                "their memory",
+                "{scale_tables.tenth_tables_mb:,.0f} MB",
+                "{scale_tables.tables_mb:,.0f} MB ({scale_tables.tables_bytes_per_item:.0f} bytes an item), "
+                "at the peak {scale_tables.tables_peak_mb:,.0f} MB",
+                "{scale_tables.tables_mb_growth:.1f}",
+            ),
+        ),
+    ),
+    "overload": Table(
+        _overload_row("offered, times the capacity", "{RUN.times:.0f}"),
+        (
+            _overload_row(
+                "requests a second, offered / accepted", "{RUN.offered_rps:,.0f} / {RUN.accepted_rps:,.0f}"
+            ),
+            _overload_row(
+                "accepted, p50 / p99", "{RUN.overloaded_p50_ms:.0f} / {RUN.overloaded_p99_ms:.0f} ms"
+            ),
+            _overload_row("target: twice the unloaded p99 and the allowed wait", "{RUN.limit_p99_ms:.0f} ms"),
+            _overload_row("a refusal, p50 / p99", "{RUN.reject_p50_ms:short} / {RUN.reject_p99_ms:.0f} ms"),
+            _overload_row("connections that failed", "{RUN.failed:,.0f}"),
+            _overload_row("memory, against before", "{RUN.memory_growth:+.1%}"),
+        ),
+    ),
+    "chaos": Table(
+        (
+            "seed",
+            "acknowledged",
+            "faults",
+            "lost",
+            "bad_sids",
+            "diverged",
+            "wrong",
+            "answers, of them refused",
+            "seconds",
+        ),
+        tuple(_chaos_row(f"chaos_{seed}") for seed in (1, 2, 3)),
+    ),
+}

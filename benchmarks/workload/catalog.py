@@ -1,0 +1,53 @@
+"""A service whose catalog is larger than its bundle's, and the request that is sent to it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.workload.bundles import catalog_of
+from benchmarks.workload.processes import run_import
+from model_export.local_service import LocalService, local_service
+from service.core.bundle import Bundle
+from service.store.server import start_server
+
+HISTORY = 20
+LIMIT = 10
+JSON = {"content-type": "application/json"}
+
+
+def enlarged(bundle: Bundle, num_items: int) -> list[dict[str, Any]]:
+    """Lines of so many items: the bundle's again and again, with another last code each time."""
+    known = catalog_of(bundle)
+    rng = np.random.default_rng(0)
+    last = rng.integers(bundle.manifest.sid.levels[-1], size=num_items).tolist()
+    rows = []
+    for n in range(num_items):
+        row = known[n % len(known)]
+        item_id = row["item_id"] if n < len(known) else f"{row['item_id']}-{n // len(known)}"
+        codes = row["codes"] if n < len(known) else [*row["codes"][:-1], last[n]]
+        rows.append({**row, "item_id": item_id, "codes": codes, "item": {**row["item"], "item_id": item_id}})
+    return rows
+
+
+def write_body(catalog: Sequence[dict[str, Any]], folder: Path, limit: int = LIMIT) -> Path:
+    """A file with the body of POST /recommend: a history of random items."""
+    places = np.random.default_rng(0).choice(len(catalog), min(HISTORY, len(catalog)), replace=False)
+    path = folder / "body.json"
+    history = [catalog[place]["item_id"] for place in places]
+    path.write_text(json.dumps({"history": history, "limit": limit}), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def service_with(bundle: Bundle, catalog: Sequence[dict[str, Any]], folder: Path) -> Iterator[LocalService]:
+    """A service that starts on a Redis which already holds the catalog."""
+    lines = folder / "catalog.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in catalog), encoding="utf-8")
+    with start_server(folder / "redis") as server:
+        run_import(lines, "--tokenized", "--bundle", bundle.path, "--redis-url", server.url)
+        with local_service(bundle.path, redis_url=server.url, log=folder / "log") as service:
+            yield service
