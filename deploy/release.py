@@ -6,6 +6,7 @@ uploaded.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def try_out(distribution: Path) -> None:
             raise ReleaseError(f"`glyphrec --version` says {shown!r}, the file name says {version}")
         offers = run(programs / "glyphrec", "--help", folder=folder)
         for command in ("serve", "import", "recommend", "export", "demo"):
-            if f" {command} " not in offers:
+            if not re.search(rf"^ +{command}\b", offers, flags=re.MULTILINE):
                 raise ReleaseError(f"`glyphrec --help` does not offer {command}")
         if not (refused := remedy_without_torch(programs, folder)).startswith(
             "glyphrec: `glyphrec export` needs"

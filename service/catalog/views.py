@@ -127,7 +127,7 @@ class FilterViews:
         return categories[0] if categories else None
 
     def load(self, items: Sequence[Placed]) -> None:
-        """Add many items at once, none of which is there yet. May be called again. Views are built anew."""
+        """Add many items at once, none of which is there yet. May be called again. Drops all views."""
         place, found = self._next_place, [each.attributes for each in items]
         self._views.clear()
         self._place_of.update(zip((each.item_id for each in items), count(place), strict=False))

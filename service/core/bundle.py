@@ -5,13 +5,13 @@ of them is used.
 """
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
+from service.core.json_lines import parse_json
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
@@ -162,15 +162,11 @@ def _read_json(path: Path) -> Any:
             content = file.read(MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
             raise ContractMismatch(f"{path}: too large, over {MAX_MANIFEST_BYTES} bytes. Export again.")
-        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        return parse_json(content.decode("utf-8"))
     except OSError as error:
         raise ContractMismatch(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number there")
 
 
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:

@@ -14,7 +14,7 @@ MAX_INFLATION = 200
 
 
 class BundledItem(NamedTuple):
-    """One line of items.jsonl.gz. The slot in it is the export's; the store gives slots anew."""
+    """One line of items.jsonl.gz. The store assigns slots itself, so the line's slot is not read."""
 
     item_id: str
     codes: Codes

@@ -1,7 +1,7 @@
 """JSON lines, plain or gzipped: the only reader and the only writer.
 
-The reader bounds what it reads and refuses what JSON does not allow or nothing can write again: NaN, infinite
-numbers, half of a surrogate pair. Each error names the file, the line where there is one, and the remedy.
+The reader limits the size of lines and files. It refuses values that JSON does not allow or that cannot be
+written again: NaN, infinite numbers, half of a surrogate pair. Each error names file, line and remedy.
 """
 
 import gzip
@@ -99,7 +99,7 @@ def parse_json(text: str) -> Any:
     """One JSON value. Raises ValueError, also for what Python reads but nothing can write as JSON."""
     try:
         value = _DECODER.decode(text)
-        if "\\u" in text:  # an escape can hold half a character, which nothing can write again
+        if "\\u" in text:  # an escape can be half of a surrogate pair, which cannot be written again
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("a \\u escape is half of a surrogate pair; write the character itself") from None

@@ -10,9 +10,10 @@ import operator
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.json_lines import parse_json
 from service.core.sid import Codes, Sid, SidSpec
 from service.errors import InvalidCursor
 
@@ -258,23 +259,13 @@ def _to_json(value: object) -> bytes:
 
 
 def _item(value: bytes) -> dict[str, Any]:
-    """Raises ValueError, KeyError or RecursionError if the value is not an item that an answer can hold."""
-    text = to_str(value[HASH_LENGTH:])
-    item = _DECODER.decode(text)
+    """Raises ValueError or KeyError if the value is not an item that an answer can hold."""
+    item = parse_json(to_str(value[HASH_LENGTH:]))
     if not isinstance(item, dict):
         raise ValueError("not a JSON object")
     if not isinstance(item["item_id"], str):
         raise ValueError("its item_id is no text")
-    if "\\u" in text:  # we escape control characters only, but others may have written half a pair
-        json.dumps(item, ensure_ascii=False).encode()
     return item
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)  # made once, like the encoder
 
 
 def to_bytes(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Catalogs of known items, and the slow truth of what is recommended from them."""
+"""Catalogs of known items, and a slow exact ranking of them."""
 
 from service.catalog.catalog import Catalog
 from service.core.sid import Sid

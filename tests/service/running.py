@@ -1,4 +1,4 @@
-"""A whole service in this process, for tests that speak HTTP to it, and what its refusals look like."""
+"""A whole service in this process, for tests over HTTP, and a check of its problem documents."""
 
 import asyncio
 from collections.abc import AsyncIterator

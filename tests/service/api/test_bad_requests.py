@@ -69,9 +69,9 @@ async def test_a_malformed_recommend_names_the_field(client, body, field):
     ("attributes", "slug", "complaint"),
     [
         (
-            {"colour": "red"},
+            {"color": "red"},
             "unknown-filter-field",
-            "'colour', which is not declared. The declared fields are brand:text, price:number",
+            "'color', which is not declared. The declared fields are brand:text, price:number",
         ),
         ({"categories": "a"}, "unknown-filter-field", "'categories'"),
         ({"brand": 1}, "invalid-filter", "brand: is declared as text"),

@@ -273,7 +273,7 @@ async def test_replicas_started_at_any_moment_of_the_writing_end_the_same(
 
 
 class DisturbedStore(ItemStore):
-    """Somebody writes between any two pages of a snapshot."""
+    """Another writer writes between any two pages of a snapshot."""
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         rng = random.Random(7)
@@ -340,7 +340,7 @@ async def test_a_log_trimmed_before_it_was_read_means_a_reload_into_fresh_tables
         assert await follower.wait_for(version, timeout_s=5)
         assert follower.num_loads == 2
         await assert_level(catalog, redis)
-    assert old.digest() == digest  # a reader of the old tables was not disturbed
+    assert old.digest() == digest  # a reader of the old tables sees no change
 
 
 async def test_a_flushed_redis_is_noticed_without_any_write(store: ItemStore, redis: Redis) -> None:

@@ -28,22 +28,22 @@ from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, PAGED, SPEC, ranking,
 from tests.service.catalogs import put, record, store_on
 
 NUM_ITEMS = 60
-NUM_VERSIONS = 150  # to be asked for; there are more
+NUM_VERSIONS = 150  # that requests ask for; there are more
 TIMEOUT_S = 60
 ITEM_IDS = [f"i{i}" for i in range(NUM_ITEMS)]
 POPULARITY = {item_id: i % 7 for i, item_id in enumerate(ITEM_IDS[::2])}
-FIELDS = DeclaredFields({"price": "number", "colour": "text"})
+FIELDS = DeclaredFields({"price": "number", "color": "text"})
 FILTERS = [
     Filter(categories_any=frozenset("ab")),
     Filter(categories_all=frozenset("ab")),
     Filter(categories_none=frozenset("a")),
     Filter(available=False),
     Filter(available=True, attributes=(("price", Range(gte=3, lt=8)),)),
-    Filter(attributes=(("colour", Equals("red")),)),
+    Filter(attributes=(("color", Equals("red")),)),
     Filter(item_ids=frozenset([*ITEM_IDS[:15], "nobody"]), categories_any=frozenset("abc")),
     Filter(categories_any=frozenset(["none of these"])),
 ]
-VIEW_BYTES = 350_000  # not enough for all of them, so that some are built anew between edits
+VIEW_BYTES = 350_000  # too little for all views, so that some are rebuilt between edits
 
 
 class Living(NamedTuple):
@@ -84,7 +84,7 @@ async def write(store: ItemStore, past: Past, rng: random.Random, is_enough: Cal
             "categories": rng.sample("abc", k=rng.randint(0, 3)),
             "available": rng.random() < 0.7,
             "price": rng.randrange(10),
-            "colour": rng.choice(["red", "blue"]),
+            "color": rng.choice(["red", "blue"]),
         }
         result = await put(store, record(item_id, f"text {text}", **fields), codes)
         if result.status != "unchanged":

@@ -55,7 +55,7 @@ def line(**changes):
 
 
 async def imported(source, bundle, redis_url, *more):
-    """The command, in a thread, as it has an event loop of its own -> its status."""
+    """Run the command in a thread, as it has its own event loop. Returns its exit status."""
     args = ["import", str(source), "--tokenized", "--bundle", str(bundle), "--redis-url", redis_url, *more]
     return await asyncio.to_thread(main, args)
 
@@ -75,7 +75,7 @@ async def is_whole(redis):
 
 
 async def shown(client):
-    """What a service serves: every item of its listing with its codes."""
+    """All items that a service lists, with their codes."""
     found, cursor = {}, None
     while True:
         page = (
@@ -115,7 +115,7 @@ async def test_a_new_catalog_is_the_file_and_not_the_bundle_too(bundle, redis_ur
 async def test_running_services_follow_also_where_they_were_left_behind(
     bundle, redis, redis_url, tmp_path, monkeypatch
 ):
-    """The log keeps fewer changes than are imported, so they may have to load anew."""
+    """The log keeps fewer changes than are imported, so replicas may have to load again."""
     monkeypatch.setenv("GLYPHREC_LOG_LENGTH", "100")
     async with running(bundle, redis_url) as first, running(bundle, redis_url) as second:
         assert (await first.get("/info")).json()["catalog"]["items"] == len(KNOWN_ITEMS)
@@ -177,7 +177,7 @@ async def test_an_item_without_a_free_slot_is_named_and_the_others_are_put(
     full = (3, 1, 2)
     member = b"".join(code.to_bytes(2, "big") for code in full)
     trie = RedisKeys.of(CATALOG, TOKENIZER).trie
-    for start in range(0, NUM_SLOTS, 5_000):  # as if that many were there; the script looks at nothing else
+    for start in range(0, NUM_SLOTS, 5_000):  # as if there were so many items; the script reads nothing else
         slots = range(start, min(start + 5_000, NUM_SLOTS))
         await redis.zadd(trie, {member + slot.to_bytes(2, "big") + b"x": 0 for slot in slots})
     lines = [each._replace(codes=full if each is MANY[1] else (0, 0, 0)) for each in MANY[:3]]
@@ -212,7 +212,7 @@ async def test_a_broken_line_is_named_and_nothing_is_put(bundle, redis, redis_ur
     content, words = BROKEN[broken]
     path = written(tmp_path, MANY, "items.jsonl")
     with path.open("ab") as file:
-        file.write(b"\n")  # a blank line counts as one, and harms nobody
+        file.write(b"\n")  # a blank line has a number and is skipped
         file.write(content if isinstance(content, bytes) else content.encode())
     assert await imported(path, bundle, redis_url) == 2
     said = capsys.readouterr().err
@@ -347,7 +347,7 @@ async def test_a_redis_that_stays_full_ends_the_import_and_says_how_far_it_came(
     ("args", "words"),
     [
         (["--tokenized"], "GLYPHREC_BUNDLE: not set"),
-        (["--tokenised"], "GLYPHREC_BUNDLE: not set"),  # how it was spelled before
+        (["--tokenised"], "GLYPHREC_BUNDLE: not set"),  # the old spelling
         (["--tokenized", "--bundle", "BUNDLE"], "Set REDIS_URL, or give --redis-url"),
         (["--tokenized", "--bundle", "BUNDLE", "--redis-url", "http://x"], "REDIS_URL"),
         (

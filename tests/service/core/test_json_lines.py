@@ -1,4 +1,4 @@
-"""Files of JSON lines from anywhere are read, or one line says which of theirs is wrong."""
+"""Files of JSON lines from any source are read, or an error names the wrong line."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ values = st.recursive(
 
 
 def read(path: Path) -> list[object] | None:
-    """What the file holds, or None where it is refused by name; any other exception is a failure."""
+    """The file's values, or None if an error names the file. Any other exception is a failure."""
     try:
         found = [line.value for line in read_json_lines(path)]
     except GlyphrecError as error:

@@ -27,7 +27,7 @@ def all_codes(spec):
 
 
 def some_codes(spec):
-    """Few different ones, so that they meet."""
+    """Few different codes, so that items share them."""
     return st.sampled_from(all_codes(spec)[::3])
 
 
@@ -51,7 +51,7 @@ def living_by_bits(trie):
 
 
 def assert_holds(trie, items):
-    """Everything that can be asked of a trie, against a count of its items."""
+    """All queries of a trie, against a count of its items."""
     spec = trie.spec
     living = [codes for codes in all_codes(spec) if items[codes]]
     assert living_by_bits(trie) == [

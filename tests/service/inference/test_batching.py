@@ -10,7 +10,7 @@ from service.inference.batching import BatchStats, MicroBatcher
 
 
 class Device:
-    """Doubles numbers, a batch at a time, and waits inside a batch for as long as the gate is shut."""
+    """Doubles numbers, batch by batch, and waits inside a batch while the gate is closed."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -158,7 +158,7 @@ async def test_a_job_whose_deadline_passes_in_the_queue_is_not_run(make, device)
 
 
 async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
-    """A batch runs under the lock, gives it up after each run, and takes along what came while it waited."""
+    """A batch runs under the lock, releases it after each run, and has the jobs that came while it waited."""
     lock = asyncio.Lock()
     batcher = make(lock=lock)
     tasks = await fill(batcher, device, [1])
@@ -217,7 +217,7 @@ async def test_every_batch_is_reported_with_its_size(make):
 
 
 async def test_who_would_wait_longer_than_the_bound_or_the_deadline_is_turned_away_at_once(make, device):
-    """By the time that batches took so far; the work that was taken before is done."""
+    """The measured time per batch decides; jobs that were accepted before are done."""
     batcher = make(max_queued_units=1_000, max_wait_s=0.5)
     device.gate.clear()
     slow = asyncio.create_task(batcher.submit(0))

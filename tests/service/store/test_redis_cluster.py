@@ -1,4 +1,4 @@
-"""Redis Cluster, passwords and TLS: a URL is all that an operator gives."""
+"""Redis Cluster, passwords and TLS: an operator gives only a URL."""
 
 import asyncio
 import shutil
@@ -80,7 +80,7 @@ async def owner_of(nodes: list[tuple[int, Redis]], slot: int) -> int:
 
 
 async def move_slot(nodes: list[tuple[int, Redis]], slot: int, source: int, target: int) -> None:
-    """As an operator reshards: keys one by one, then all nodes are told."""
+    """Move a slot as an operator does: keys one by one, then tell all nodes."""
     (_, old), (port, new) = nodes[source], nodes[target]
     ids = [await client.execute_command("CLUSTER MYID") for _, client in nodes]
     await new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
@@ -222,14 +222,14 @@ def tls_binaries() -> list[Path]:
 
 
 def speaks_tls(binary: Path) -> bool:
-    """By how it refuses to start: for the certificate that is missing, or for the option."""
+    """Told by the reason why it does not start: the missing certificate, or the unknown option."""
     options = ("--port", "0", "--tls-port", "1", "--tls-cert-file", "/nowhere")
     said = subprocess.run([binary, *options], capture_output=True, text=True, timeout=10, check=False)
     return not any(words in said.stdout + said.stderr for words in ("Bad directive", "Failed finding TLS"))
 
 
 def make_certificates(folder: Path) -> None:
-    """A throwaway authority and a server's certificate of it, for 127.0.0.1."""
+    """A temporary authority, and its certificate for a server at 127.0.0.1."""
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
     new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     for arguments in (

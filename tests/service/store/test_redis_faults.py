@@ -1,4 +1,4 @@
-"""What a whole service answers in each state of Redis: the table in docs/reliability.md, row by row."""
+"""The answers of a whole service in each state of Redis, row by row as in the table of the documents."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ from tests.service.catalogs import TOKENIZER, until, until_true
 from tests.service.redis_nodes import node
 from tests.service.running import is_problem, running, starting, until_ready
 
-AT_ONCE_S = 0.9 * RESPONSE_TIMEOUT_S  # nobody has waited for Redis, however busy the machine
+AT_ONCE_S = 0.9 * RESPONSE_TIMEOUT_S  # no request waited for Redis, even on a busy machine
 KEPT = {"item_id": "kept", "title": "Kept thing"}
 
 
@@ -70,7 +70,7 @@ class Fault(NamedTuple):
         return not await self.is_stale()
 
     async def refuses_writes(self, words: str, within_s: float, *, drops_too: bool = True) -> None:
-        """503 with Retry-After, in time, in a sentence that says what Redis has."""
+        """503 with Retry-After, in time, with a sentence about the state of Redis."""
         calls = [("POST", "/items", {"item_id": "new", "title": "New thing"})]
         calls.append(("PATCH", "/items/kept", {"title": "Other thing"}))
         calls += [("DELETE", "/items/kept", None)] if drops_too else []
@@ -85,7 +85,7 @@ class Fault(NamedTuple):
             assert seconds < within_s, f"{method} took {seconds:.2f} s"
 
     async def recommends(self) -> None:
-        """From the tables, which Redis need not be there for."""
+        """From the tables in memory, without Redis."""
         started = time.perf_counter()
         allowed = {"history": ["item-0"], "filter": {"item_ids": ["kept"]}}
         page = (await self.client.post("/recommend", json=allowed)).json()["items"]
@@ -120,7 +120,7 @@ async def served(bundle: Path, folder: Path, *options: str) -> AsyncIterator[Fau
 
 
 async def test_away_reads_go_on_and_writes_are_refused_at_once(bundle: Path, tmp_path: Path) -> None:
-    """Ended and started again at the same address, from its own file."""
+    """End it, and start it again at the same address from its own file."""
     async with served(bundle, tmp_path) as fault:
         with suppress(RedisError):
             await fault.redis.execute_command("SHUTDOWN", "NOSAVE")

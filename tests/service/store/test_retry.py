@@ -1,4 +1,4 @@
-"""What fails for now is tried again, at growing distances that no two replicas share."""
+"""A call that may succeed later is retried, after growing waits that differ between replicas."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ SOON = {"first_s": 0.001, "max_s": 0.002}
 
 
 class Failing:
-    """Raises `errors`, one a call, and then answers."""
+    """Raises `errors`, one at each call, and then returns."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)

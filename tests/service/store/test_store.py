@@ -58,8 +58,8 @@ async def test_the_same_post_again_changes_nothing(store: ItemStore, redis: Redi
 
 
 async def test_fields_in_another_order_are_the_same_item(store: ItemStore) -> None:
-    await put(store, record("a", colour="red", size=4), (1, 2, 3))
-    assert (await put(store, record("a", size=4, colour="red"), (1, 2, 3))).status == "unchanged"
+    await put(store, record("a", color="red", size=4), (1, 2, 3))
+    assert (await put(store, record("a", size=4, color="red"), (1, 2, 3))).status == "unchanged"
 
 
 async def test_the_same_text_keeps_its_sid_though_it_was_read_differently(store: ItemStore) -> None:
@@ -138,7 +138,7 @@ async def test_a_kept_sid_is_refused_where_the_text_has_changed_meanwhile(
     store: ItemStore, redis: Redis
 ) -> None:
     await put(store, record("a", "one"), (1, 2, 3))
-    await put(store, record("a", "two"), (1, 2, 4))  # somebody else was faster
+    await put(store, record("a", "two"), (1, 2, 4))  # another writer was faster
     before = await read_raw(redis)
     for gone in (record("a", "one"), record("never there")):
         assert isinstance((await store.put([(gone, None)]))[0], ItemChanged)
@@ -410,7 +410,7 @@ async def test_a_new_tokenizer_reads_the_catalog_and_takes_over(redis: Redis) ->
     assert {item.item_id for item in unread} == {f"i{i}" for i in range(600)}
     await new.assign([(item, (2, 2, 2)) for item in unread])
     assert [items async for items in new.unread_items()] == []
-    await put(old, record("i1", "new text"), (1, 1, 2))  # meanwhile the old one serves on
+    await put(old, record("i1", "new text"), (1, 1, 2))  # meanwhile the old tokenizer still serves
     await old.drop(["i2"])
     assert [item.item_id async for items in new.unread_items() for item in items] == ["i1"]
     await new.assign([(record("i1", "new text"), (3, 2, 1))])
