@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from model_export.bundle.report import draw_page
-from model_export.evaluation.evaluate import read_catalogue
+from model_export.evaluation.evaluate import read_catalog
 from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.graphs import FILLER, beam_widths
 from service.core.render import item_text, render_text
@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     bundle = load_bundle(args.bundle)
     spec = bundle.manifest.render
-    catalogue = read_catalogue(bundle)
+    catalogue = read_catalog(bundle)
     popular = sorted(range(len(catalogue)), key=lambda place: -catalogue[place].popularity)[:300]
     # The one with the most digits: what text tokenizers shatter.
     shown = max(popular, key=lambda place: sum(map(str.isdigit, item_text(catalogue[place].item, spec))))

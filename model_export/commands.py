@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from service.core.progress import ProgressBar
 
@@ -18,7 +19,7 @@ DATA_HELP = (
 # Read by OpenMP when torch loads it, which happens in the functions below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def say(text: str) -> None:
@@ -46,7 +47,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def add_export(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
-        "export", help="train on a catalogue and its interactions, and write a bundle"
+        "export", help="train on a catalog and its interactions, and write a bundle"
     )
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument(
@@ -107,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def add_study(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
-        "study", help="compare encoders, quantisers, generators and baselines; write the report"
+        "study", help="compare encoders, quantizers, generators and baselines; write the report"
     )
     parser.add_argument("--data", action="append", required=True, help=f"{DATA_HELP}. Once for each data set")
     parser.add_argument(

@@ -150,7 +150,6 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     clip_norm: float = 1.0
-    averaging: float = 0.0  # decay of the mean of the weights over the steps; 0: the last step's weights
     patience: int = 5  # validations without a better item-level NDCG@10
     validate_every_epochs: float = 1.0
     max_validation_users: int = 2000

@@ -101,7 +101,8 @@ def describe(item: dict[str, Any]) -> str:
 
 def _most_bought(dataset: Dataset) -> list[int]:
     count = np.bincount(np.concatenate(dataset.sequences), minlength=len(dataset.items))
-    return np.argsort(-count, kind="stable").tolist()
+    result: list[int] = np.argsort(-count, kind="stable").tolist()
+    return result
 
 
 def _farewell(url: str, dataset: Dataset) -> str:
@@ -118,4 +119,5 @@ def _json(response: httpx.Response) -> dict[str, Any]:
         raise GlyphrecError(
             f"{response.request.method} {response.request.url}: {response.status_code} {response.text}"
         )
-    return response.json()
+    result: dict[str, Any] = response.json()
+    return result

@@ -41,6 +41,7 @@ def to_onnx(
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+    assert program is not None  # only a failed export has none, and that raises
     model = program.model_proto
     del model.metadata_props[:]
     del model.graph.metadata_props[:]

@@ -2,7 +2,7 @@
 
 int8: each product with a weight matrix becomes one of 8-bit integers (VNNI on today's CPUs). A weight has a
 scale for each of its outputs, an activation one scale that is measured at export on real histories. Scales
-of the moment (dynamic quantisation) are as fast, but then a score would depend on the other requests of its
+of the moment (dynamic quantization) are as fast, but then a score would depend on the other requests of its
 batch, and `exact` would mean nothing. What is no weight stays float32: attention, softmax, scores.
 """
 
@@ -22,14 +22,24 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from model_export.configs import RunConfig
+from model_export.data.splits import Targets
+from model_export.evaluation.evaluate import ranker_of
+from model_export.evaluation.ranking import ItemsOfCodes, Ranker
+from model_export.generators.training import some_users
+from service.core.graphs import GraphSpec, beam_widths
+from service.inference.runtime import RecommenderSession
+
 Feeds = dict[str, Any]  # the inputs of one run
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MOST_SCALES = 4096
-PAGE = 10
+TOP_K = 10  # items that both graphs are compared on
+NUM_CALIBRATION_RUNS = 64  # histories that set the scales
 LEAST_OVERLAP = 0.9
 
 
-class _Feeds(CalibrationDataReader):
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # it has no types
     def __init__(self, runs: Iterable[Feeds]) -> None:
         self._runs = iter(runs)
 
@@ -54,7 +64,7 @@ class Agreement:
 
 
 def agreement(pages: NDArray[np.int32], float32: NDArray[np.int32], targets: NDArray[np.int32]) -> Agreement:
-    """pages and float32 [user, PAGE] of items, -1 where there were fewer; targets [user]"""
+    """pages and float32 [user, TOP_K] of items, -1 where there were fewer; targets [user]"""
     shared = [
         len(set(ours[ours >= 0]) & set(theirs[theirs >= 0])) / max(1, int((theirs >= 0).sum()))
         for ours, theirs in zip(pages, float32, strict=True)
@@ -67,6 +77,37 @@ def agreement(pages: NDArray[np.int32], float32: NDArray[np.int32], targets: NDA
         recall_at_10_float32=float(hits_float32.mean()),
         standard_error=float(difference.std()) / math.sqrt(len(targets)),
     )
+
+
+def try_int8(
+    path: Path, graph: GraphSpec, codes: NDArray[np.int64], validation: Targets, config: RunConfig
+) -> Agreement:
+    """Put an int8 graph in the place of the float32 one at `path` if they agree on validation users.
+
+    codes [item, level]
+    """
+    users = some_users(validation, config.training.max_validation_users, config.seed)
+    catalog = ItemsOfCodes.build(config.sid, codes)
+
+    def ranker(session: RecommenderSession) -> Ranker:
+        return ranker_of(session, catalog, config.history_length, config.beam_limit)
+
+    float32 = RecommenderSession(path, graph, threads=1)
+    pages = ranker(float32)
+    widths = beam_widths(config.sid, pages.num_beams)
+    histories = [history for history in users.histories[:NUM_CALIBRATION_RUNS] if len(history)]
+    runs = [float32.feeds(pages.window([history]), catalog.trie.tables, widths) for history in histories]
+    int8 = path.with_suffix(".int8.onnx")
+    write_int8(path, int8, runs)
+    found = agreement(
+        ranker(RecommenderSession(int8, graph, threads=1)).rank(users.histories, TOP_K),
+        pages.rank(users.histories, TOP_K),
+        users.targets,
+    )
+    if found.holds:
+        int8.replace(path)
+    int8.unlink(missing_ok=True)
+    return found
 
 
 def write_int8(source: Path, target: Path, runs: Sequence[Feeds]) -> None:
@@ -111,7 +152,7 @@ def _quantize(
 def _quiet() -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # the quantiser advises a preprocessing that our graphs do not need
+    root.setLevel(logging.ERROR)  # the quantizer advises a preprocessing that our graphs do not need
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """The recommender graph: generator and whole beam search in one ONNX file, and the proof that it is right."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,8 @@ from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import ContractMismatch
 from service.inference.runtime import RecommenderSession
+
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
@@ -31,7 +34,9 @@ def export_recommender(
     beams = [torch.arange(TRACED_BEAMS + level) for level in range(spec.num_levels)]
     tables = [torch.from_numpy(table) for table in SidTrie(spec).tables]
     dim = torch.export.Dim
-    pages = [{}] * (len(tables) - 1) + [{0: dim("page", min=2)} if spec.is_paged else {}]
+    pages: list[dict[int, Any]] = [{} for _ in tables]
+    if spec.is_paged:
+        pages[-1] = {0: dim("page", min=2)}
     dynamic = {
         "history": {0: dim("batch", min=1), 1: dim("position", min=1, max=max(history_length, 2))},
         "beams": [

@@ -11,10 +11,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.evaluation.evaluate import table
+from model_export.data.dataset import Dataset
+from model_export.data.splits import Targets
+from model_export.evaluation.evaluate import ranker_of, table
+from model_export.evaluation.ranking import ItemsOfCodes
 from model_export.generators.training import Curve
 from model_export.quantizers.base import EpochStats
 from model_export.quantizers.collisions import CollisionReport
+from service.core.bundle import RECOMMENDER, Bundle
+from service.core.render import item_text
+from service.inference.runtime import RecommenderSession
+
+NUM_EXAMPLES = 5
+NUM_RECOMMENDED = 5
+NUM_SHOWN_OF_HISTORY = 5
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,8 @@ def write_report(
         "",
         table(figures),
         "",
-        "Where a source lists one day's purchases in catalogue order, as the Amazon sets do, part of every "
-        "next-item figure is an artefact of that order.",
+        "Where a source lists one day's purchases in catalog order, as the Amazon sets do, part of every "
+        "next-item figure is an artifact of that order.",
         "",
         "## Codes",
         "",
@@ -85,8 +95,29 @@ def write_report(
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[np.int64]) -> list[Example]:
+    """What the graphs recommend to some test users, in words. codes [item, level]"""
+    manifest = bundle.manifest
+    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=1)
+    catalog = ItemsOfCodes.build(manifest.sid, codes)
+    users = np.random.default_rng(0).choice(
+        len(test.users), size=min(NUM_EXAMPLES, len(test.users)), replace=False
+    )
+    ranker = ranker_of(session, catalog, manifest.history_length, manifest.beam_limit)
+    ranked = ranker.rank([test.histories[user] for user in users], NUM_RECOMMENDED)
+    words = [item_text(item, manifest.render)[:100] for item in dataset.items]
+    return [
+        Example(
+            history=[words[item] for item in test.histories[user][-NUM_SHOWN_OF_HISTORY:]],
+            recommended=[words[item] for item in items if item >= 0],
+            target=words[test.targets[user]],
+        )
+        for user, items in zip(users, ranked, strict=True)
+    ]
+
+
 def draw_page(items: Sequence[NDArray[np.uint8]], scale: int = 3) -> Image.Image:
-    """Strips of several items under each other, enlarged without smoothing, a grey line between items."""
+    """Strips of several items under each other, enlarged without smoothing, a gray line between items."""
     width = items[0].shape[2]
     rule = np.full((1, width), 160, dtype=np.uint8)
     rows = [row for strips in items for row in (*strips, rule)]

@@ -1,11 +1,11 @@
 """The tokenizer graph: pixels -> codes and vector, in one file.
 
-strips --body (ONNX as it came)--> frames --pooling, head, quantiser (exported from torch)--> codes, vector
+strips --body (ONNX as it came)--> frames --pooling, head, quantizer (exported from torch)--> codes, vector
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from model_export.encoders.base import Pooling
 from model_export.encoders.head import ItemHead
 from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
+from model_export.quantizers.base import ResidualQuantizer
 from service.core.bundle import RenderSpec
 from service.core.graphs import GraphSpec, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer
+
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 
 # Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
 TRACED_STRIPS, TRACED_FIRST = 5, (0, 2, 3)
@@ -30,14 +33,7 @@ BODY = "body/"  # in front of the body's names, which might be those of the rema
 TOLERANCE = 1e-3
 
 
-class Quantizer(Protocol):
-    """What the tokenizer asks of a quantiser: a module that can be exported."""
-
-    def encode(self, vectors: Tensor) -> Tensor:
-        """vectors [item, dim] -> codes [item, level]."""
-
-
-class Tokenized(NamedTuple):
+class TokenizedBatch(NamedTuple):
     codes: Tensor  # [item, level]
     vector: Tensor  # [item, dim]
 
@@ -45,13 +41,13 @@ class Tokenized(NamedTuple):
 class Remainder(nn.Module):
     """All that follows the body."""
 
-    def __init__(self, pooling: Pooling, head: ItemHead, quantizer: nn.Module) -> None:
+    def __init__(self, pooling: Pooling, head: ItemHead, quantizer: ResidualQuantizer) -> None:
         super().__init__()
         self.pooling, self.head, self.quantizer = pooling, head, quantizer
 
-    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tokenized:
+    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> TokenizedBatch:
         vector = self.head(self.pooling(strips, frames, first_strip))  # [item, dim]
-        return Tokenized(self.quantizer.encode(vector), vector)
+        return TokenizedBatch(self.quantizer.encode(vector), vector)
 
 
 def export_tokenizer(
@@ -59,7 +55,7 @@ def export_tokenizer(
     body: onnx.ModelProto,
     pooling: Pooling,
     head: ItemHead,
-    quantizer: nn.Module,
+    quantizer: ResidualQuantizer,
     *,
     sid: SidSpec,
     render: RenderSpec,
@@ -82,7 +78,7 @@ def check_tokenizer(
     body: onnx.ModelProto,
     pooling: Pooling,
     head: ItemHead,
-    quantizer: nn.Module,
+    quantizer: ResidualQuantizer,
     *,
     graph: GraphSpec,
     items: Sequence[NDArray[np.uint8]],
@@ -117,14 +113,19 @@ def check_tokenizer(
     return worst
 
 
-def _reference(body: onnx.ModelProto, remainder: Remainder, items: Sequence[NDArray[np.uint8]]) -> Tokenized:
+def _reference(
+    body: onnx.ModelProto, remainder: Remainder, items: Sequence[NDArray[np.uint8]]
+) -> TokenizedBatch:
     """What the graph should say: the body as it came, the rest in PyTorch."""
     strips = np.concatenate(list(items))
     first_strip = np.cumsum([0, *(len(item) for item in items[:-1])], dtype=np.int64)  # [item]
     session = onnxruntime.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
     frames = session.run(["frames"], {"strips": strips})[0]  # [strip, frame, dim]
     with torch.no_grad():
-        return remainder(torch.from_numpy(strips), torch.from_numpy(frames), torch.from_numpy(first_strip))
+        result: TokenizedBatch = remainder(
+            torch.from_numpy(strips), torch.from_numpy(frames), torch.from_numpy(first_strip)
+        )
+        return result
 
 
 def _export(remainder: Remainder, body: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:

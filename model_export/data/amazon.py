@@ -63,7 +63,7 @@ def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Data
 
     described = _describe(metadata, item_of, left_out)
     has_text = np.array([item_id in described for item_id in item_of], dtype=bool)
-    left_out["reviews of products without metadata or text"] = np.count_nonzero(~has_text[events.item])
+    left_out["reviews of products without metadata or text"] = int(np.count_nonzero(~has_text[events.item]))
     events = events.where(has_text[events.item])
 
     users, item_ids = list(user_of), list(item_of)
@@ -71,7 +71,7 @@ def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Data
     events = first_of_each(in_order(events, users, item_ids))
     left_out["later reviews of a product by the same user"] = num_reviews - len(events)
     in_core = k_core(events, core)
-    left_out[f"reviews outside the {core}-core"] = np.count_nonzero(~in_core)
+    left_out[f"reviews outside the {core}-core"] = int(np.count_nonzero(~in_core))
     events = events.where(in_core)
 
     present_items, item_index = np.unique(events.item, return_inverse=True)

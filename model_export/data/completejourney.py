@@ -4,7 +4,7 @@ A product is known by attributes only, so products with the same attributes are 
 as in "Frzn bagged vegetables - plain 16 oz". (The manufacturer is a bare number; nobody reads it off a
 shelf.) An item is kept when at least MIN_HOUSEHOLDS households bought it. A household's sequence is its
 first purchase of each item, so that the next item is always new to it. All lines of a basket have one
-time, and the table lists them in catalogue order; events.py orders them by a hash instead.
+time, and the table lists them in catalog order; events.py orders them by a hash instead.
 
 Left out, and counted: lines with quantity 0, lines of products that the product table lacks or does not
 describe, and what is no good on a shelf (fuel, coupons, deposits, department supplies, "misc sales trans").
@@ -65,10 +65,10 @@ def read_complete_journey(folder: Path | None = None) -> Dataset:
     events = Events(household, item, bought["transaction_timestamp"].astype(np.int64))
 
     real = bought["quantity"] > 0
-    left_out["purchases of quantity 0"] = np.count_nonzero(~real)
+    left_out["purchases of quantity 0"] = int(np.count_nonzero(~real))
     events = events.where(real)
     for reason in (UNKNOWN, NOTHING_TO_READ, NO_GOOD):
-        left_out[REASONS[reason]] = np.count_nonzero(events.item == reason)
+        left_out[REASONS[reason]] = int(np.count_nonzero(events.item == reason))
     events = events.where(events.item >= 0)
 
     households = list(map(str, household_ids))
@@ -76,8 +76,8 @@ def read_complete_journey(folder: Path | None = None) -> Dataset:
     events = first_of_each(in_order(events, households, [item["item_id"] for item in items]))
     left_out["purchases of an item that the household had bought before"] = num_bought - len(events)
     common = np.bincount(events.item, minlength=len(items)) >= MIN_HOUSEHOLDS
-    left_out[f"items that fewer than {MIN_HOUSEHOLDS} households bought"] = np.count_nonzero(~common)
-    left_out[REASONS[RARE]] = np.count_nonzero(~common[events.item])
+    left_out[f"items that fewer than {MIN_HOUSEHOLDS} households bought"] = int(np.count_nonzero(~common))
+    left_out[REASONS[RARE]] = int(np.count_nonzero(~common[events.item]))
     events = events.where(common[events.item])
     renumbered = Events(events.user, (np.cumsum(common) - 1)[events.item], events.time)
     kept = [item for item, is_common in zip(items, common, strict=True) if is_common]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from service.errors import GlyphrecError
 
 Item = dict[str, Any]
-Sequence = NDArray[np.int32]  # [position] item indices, oldest first
+ItemSequence = NDArray[np.int32]  # [position] item indices, oldest first
 
 MIN_ITEMS_PER_USER = 2  # fewer hold no "and next came"
 
@@ -29,7 +29,7 @@ class DataError(GlyphrecError):
 class Dataset:
     name: str
     items: list[Item]  # each with "item_id"
-    sequences: list[Sequence]  # one a user
+    sequences: list[ItemSequence]  # one a user
     user_ids: list[str]
     exclusions: dict[str, int]  # what was left out, in words, and how many
 

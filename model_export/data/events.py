@@ -1,7 +1,7 @@
 """Timed events become sequences: who, what, when.
 
 Events of one user at one time have no order of their own. The order in which a source lists them
-(catalogue order, mostly) would be an artefact that a model can learn, so they are ordered by a seeded
+(catalog order, mostly) would be an artifact that a model can learn, so they are ordered by a seeded
 hash of user and item instead: the same on every machine, whatever the order of the source.
 """
 
@@ -25,7 +25,8 @@ class Events:
     item: NDArray[np.int64]
     time: NDArray[np.int64]  # any unit
 
-    def where(self, keep: NDArray[np.bool_]) -> "Events":
+    def where(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> "Events":
+        """Those of a mask [event], or of places in the order that they are given in."""
         return Events(self.user[keep], self.item[keep], self.time[keep])
 
     def __len__(self) -> int:

@@ -74,7 +74,9 @@ def shown(value: object) -> str:
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    return gzip.open(path, "rb") if packed else path.open("rb")
+    if packed:
+        return gzip.open(path, "rb")  # type: ignore[return-value]  # it reads as IO does
+    return path.open("rb")
 
 
 def _parse(path: Path, number: int, raw: bytes) -> Line | None:

@@ -69,9 +69,9 @@ def read_movielens(folder: Path | None = None) -> Dataset:
             continue
         user = user_of.setdefault(row.cells["user_id"], len(user_of))
         columns.append((user, index, row.whole_number("timestamp")))
-    user, item_index, time = np.array(columns, dtype=np.int64).reshape(-1, 3).T
+    users_of, items_of, times = np.array(columns, dtype=np.int64).reshape(-1, 3).T
     users = list(user_of)
-    ordered = in_order(Events(user, item_index, time), users, [item["item_id"] for item in items])
+    ordered = in_order(Events(users_of, items_of, times), users, [item["item_id"] for item in items])
     return make_dataset("movielens-100k", items, histories(ordered, users), left_out)
 
 

@@ -5,7 +5,7 @@ What is broken stops the reading, with file and line: a missing file, a line tha
 an id that is missing, not a string or given twice, a list of items that is not one. What is merely
 useless is left out and counted: items without any text, interactions that name them or an unknown item,
 users with fewer than two items left. An item may come again in a user's list; an item that nobody
-bought stays in the catalogue.
+bought stays in the catalog.
 """
 
 import os.path
@@ -45,7 +45,7 @@ def read_folder(folder: Path) -> Dataset:
 
 
 def read_items(folder: Path) -> list[Item]:
-    """Only the items, for a catalogue that nobody has bought from yet. Those without text are left out."""
+    """Only the items, for a catalog that nobody has bought from yet. Those without text are left out."""
     return [
         line.record
         for line in _unique(_find(folder, ITEMS), "item_id")

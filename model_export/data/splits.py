@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.dataset import Dataset, Sequence
+from model_export.data.dataset import Dataset, ItemSequence
 
 MIN_ITEMS_TO_EVALUATE = 3  # one to train on, two targets
 
@@ -17,7 +17,7 @@ MIN_ITEMS_TO_EVALUATE = 3  # one to train on, two targets
 @dataclass(frozen=True)
 class Targets:
     users: NDArray[np.int64]  # [target] indices into the dataset's users
-    histories: list[Sequence]  # [target] everything before the target
+    histories: list[ItemSequence]  # [target] everything before the target
     targets: NDArray[np.int32]  # [target]
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Split:
-    train: list[Sequence]  # one a user
+    train: list[ItemSequence]  # one a user
     validation: Targets
     test: Targets
 
@@ -44,7 +44,7 @@ def leave_one_out(dataset: Dataset) -> Split:
     return Split(train, validation=_targets(sequences, users, 2), test=_targets(sequences, users, 1))
 
 
-def _targets(sequences: list[Sequence], users: NDArray[np.int64], from_end: int) -> Targets:
+def _targets(sequences: list[ItemSequence], users: NDArray[np.int64], from_end: int) -> Targets:
     return Targets(
         users=users,
         histories=[sequences[user][:-from_end] for user in users],

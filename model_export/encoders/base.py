@@ -2,14 +2,14 @@
 
     strips --body (frozen, ONNX)--> frames --Pooling (fitted, torch)--> features of items
 
-The body is slow and fixed, so it runs once over a catalogue and leaves a Reading; all fitting comes after.
+The body is slow and fixed, so it runs once over a catalog and leaves a Reading; all fitting comes after.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import onnx
@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from service.core.progress import ProgressBar
+
 # Items pooled at once from a Reading: bounds the memory of the largest intermediate.
 ITEMS_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read of a catalogue: the frames worth keeping, one item after another."""
+    """What was read of a catalog: the frames worth keeping, one item after another."""
 
     frames: NDArray[np.float16]  # [frame, dim]
     first_frame: NDArray[np.int64]  # [item + 1]; item i holds frames first_frame[i] to first_frame[i + 1]
@@ -73,12 +75,12 @@ class Pooling(nn.Module, ABC):
         """
 
     @abstractmethod
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         """Kept frames [frame, dim] of the items `item` [frame], ascending -> features [item, feature_dim]."""
 
     @torch.no_grad()
     def pool(self, reading: Reading) -> NDArray[np.float32]:
-        """Features [item, feature_dim] of a whole catalogue that was read."""
+        """Features [item, feature_dim] of a whole catalog that was read."""
         rows = []
         for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
             part = reading.of_items(start, min(start + ITEMS_PER_CHUNK, reading.num_items))
@@ -87,13 +89,33 @@ class Pooling(nn.Module, ABC):
         return np.concatenate(rows) if rows else np.zeros((0, self.feature_dim), np.float32)
 
 
-class TextEncoder(Protocol):
-    """A way to read texts as they are, for comparison."""
+def item_of_strip(strip: Tensor, first_strip: Tensor) -> Tensor:
+    """Which item each of the strips [any] belongs to, from the first strip of each item [item]: [any]."""
+    return (strip[:, None] >= first_strip).sum(dim=1) - 1
 
-    feature_dim: int
 
-    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The features [item, feature_dim] of each text. Slow; shows its progress."""
+def read_in_parts(
+    strips: Sequence[NDArray[np.uint8]],
+    items_per_part: int,
+    parts: Path | None,
+    read: Callable[[Sequence[NDArray[np.uint8]], ProgressBar], Reading],
+) -> Reading:
+    """Read items part by part, with a progress bar. What lies in the folder `parts` is not read again."""
+    found = []
+    with ProgressBar(
+        total=sum(map(len, strips)), desc="Reading items", unit="strip", mininterval=1.0
+    ) as progress:
+        for start in range(0, len(strips), items_per_part):
+            path = parts / f"items_{start:08d}.npz" if parts else None
+            items = strips[start : start + items_per_part]
+            if path and path.is_file():
+                found.append(Reading.load(path))
+                progress.update(sum(map(len, items)))
+                continue
+            found.append(read(items, progress))
+            if path:
+                found[-1].save(path)
+    return Reading.join(found)
 
 
 class Encoder(ABC):
@@ -101,7 +123,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
-        """Read a catalogue: strips [strip, height, width] of each item. The slow step; shows its progress.
+        """Read a catalog: strips [strip, height, width] of each item. The slow step; shows its progress.
 
         With a folder `parts`, finished pieces stay there and an interrupted call goes on where it stopped.
         The caller names the folder after its inputs and deletes it.

@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-from model_export import onnx_graphs
 from model_export.configs import CompactConfig, HubEncoderConfig, PpOcrConfig
-from model_export.encoders import ctc, pp_ocr, visual_words
+from model_export.encoders import pp_ocr
 from model_export.encoders.base import Encoder
-from model_export.encoders.compact import letter_grams
 from model_export.encoders.compact import reader as compact
 from model_export.encoders.hub import base as hub
-from model_export.encoders.hub import deepseek_ocr2, donut, mean_pooling, pixels, trocr
+from model_export.encoders.hub import deepseek_ocr2, donut, trocr
 from service.core.bundle import RenderSpec
 
 AnyEncoderConfig = CompactConfig | PpOcrConfig | HubEncoderConfig
@@ -21,7 +18,8 @@ AnyEncoderConfig = CompactConfig | PpOcrConfig | HubEncoderConfig
 class Choice(NamedTuple):
     make: Callable[[RenderSpec, Any, int], Encoder]  # of recipe, configuration and seed
     files: Callable[[Any], list[Path]]  # of the configuration; their content is that of the weights
-    module: ModuleType  # where it is written
+    name: str
+    version: int
 
 
 def make_encoder(render: RenderSpec, config: AnyEncoderConfig, seed: int) -> Encoder:
@@ -33,13 +31,13 @@ def encoder_files(config: AnyEncoderConfig) -> list[Path]:
     return _choice(config).files(config)
 
 
-def modules_of(config: AnyEncoderConfig) -> tuple[ModuleType, ...]:
-    """The code that reads and pools, for the key of a stage."""
-    return _choice(config).module, *SHARED[type(config)]
+def encoder_version(config: AnyEncoderConfig) -> dict[str, int]:
+    """Name and version of what reads and pools."""
+    return {_choice(config).name: _choice(config).version}
 
 
-def _hub(kind: type[hub.HubEncoder], module: ModuleType) -> Choice:
-    return Choice(lambda render, config, _: kind(render, config), _checkpoint_files, module)
+def _hub(kind: type[hub.HubEncoder], name: str, version: int) -> Choice:
+    return Choice(lambda render, config, _: kind(render, config), _checkpoint_files, name, version)
 
 
 def _checkpoint_files(config: HubEncoderConfig) -> list[Path]:
@@ -51,15 +49,12 @@ def _choice(config: AnyEncoderConfig) -> Choice:
     return CHOICES[config.kind if isinstance(config, HubEncoderConfig) else type(config)]
 
 
-SHARED = {
-    CompactConfig: (ctc, letter_grams, visual_words, onnx_graphs),
-    PpOcrConfig: (ctc, visual_words, onnx_graphs),
-    HubEncoderConfig: (hub, pixels, mean_pooling, onnx_graphs),
-}
 CHOICES = {
-    PpOcrConfig: Choice(pp_ocr.PpOcr, lambda _: [pp_ocr.model_file()], pp_ocr),
-    CompactConfig: Choice(compact.CompactReader, lambda _: [compact.weights_file()], compact),
-    "donut": _hub(donut.Donut, donut),
-    "trocr": _hub(trocr.TrOcr, trocr),
-    "deepseek-ocr-2": _hub(deepseek_ocr2.DeepseekOcr2, deepseek_ocr2),
+    PpOcrConfig: Choice(pp_ocr.PpOcr, lambda _: [pp_ocr.model_file()], "pp_ocr", pp_ocr.VERSION),
+    CompactConfig: Choice(
+        compact.CompactReader, lambda _: [compact.weights_file()], "compact", compact.VERSION
+    ),
+    "donut": _hub(donut.Donut, "donut", donut.VERSION),
+    "trocr": _hub(trocr.TrOcr, "trocr", trocr.VERSION),
+    "deepseek-ocr-2": _hub(deepseek_ocr2.DeepseekOcr2, "deepseek_ocr2", deepseek_ocr2.VERSION),
 }

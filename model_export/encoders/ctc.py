@@ -1,6 +1,6 @@
-"""What recognisers trained with CTC share: they give a letter or a blank for every frame of a line.
+"""What recognizers trained with CTC share: they give a letter or a blank for every frame of a line.
 
-A *spike* is a frame in which the recogniser sees a letter that the frame before did not show. Only spikes are
+A *spike* is a frame in which the recognizer sees a letter that the frame before did not show. Only spikes are
 kept of what was read.
 """
 
@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from model_export.encoders.base import Encoder, Reading
+from model_export.encoders.base import Encoder, Reading, read_in_parts
 from model_export.encoders.visual_words import inked_frames
 from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
@@ -52,20 +52,9 @@ class CtcEncoder(Encoder):
 
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
         gate = self._gate(strips, parts)
-        found = []
-        num_strips = sum(map(len, strips))
-        with ProgressBar(total=num_strips, desc="Reading items", unit="strip", mininterval=1.0) as progress:
-            for start in range(0, len(strips), ITEMS_PER_PART):
-                path = parts / f"items_{start:08d}.npz" if parts else None
-                items = strips[start : start + ITEMS_PER_PART]
-                if path and path.is_file():
-                    found.append(Reading.load(path))
-                    progress.update(sum(map(len, items)))
-                    continue
-                found.append(self.read_items(items, gate, progress))
-                if path:
-                    found[-1].save(path)
-        return Reading.join(found)
+        return read_in_parts(
+            strips, ITEMS_PER_PART, parts, lambda items, progress: self.read_items(items, gate, progress)
+        )
 
     def transcribe(self, strips: NDArray[np.uint8]) -> list[str]:
         """Read strips aloud, by CTC's rule. A check on the rendering, not part of the encoder."""
@@ -80,7 +69,8 @@ class CtcEncoder(Encoder):
     ) -> Reading:
         """Read items, strips [strip, height, width] each, by a gate that is known."""
         strips = np.concatenate(list(items))
-        kept, counts = [], []
+        kept: list[NDArray[np.float16]] = []
+        counts: list[int] = []
         for frames, is_spike in self._spike_frames(strips, gate, progress):
             is_spike &= inked(strips[len(counts) : len(counts) + len(frames)], frames.shape[1])
             kept.append(frames[is_spike].astype(np.float16))
@@ -111,7 +101,8 @@ class CtcEncoder(Encoder):
 def spikes(letters: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which frames of one strip [frame] begin a letter."""
     before = np.concatenate([[BLANK], letters[:-1]])
-    return (letters != BLANK) & (letters != before)
+    result: NDArray[np.bool_] = (letters != BLANK) & (letters != before)
+    return result
 
 
 def spelled(letters: NDArray[np.int64], alphabet: Sequence[str]) -> str:
@@ -154,7 +145,7 @@ def run_strips(
     outputs: list[str],
     strips: NDArray[np.uint8],
     progress: ProgressBar | None = None,
-) -> Iterator[list[NDArray]]:
+) -> Iterator[list[NDArray[Any]]]:
     """The outputs of strip after strip, a few strips at a time on every core."""
     batches = [strips[start : start + STRIPS_PER_RUN] for start in range(0, len(strips), STRIPS_PER_RUN)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

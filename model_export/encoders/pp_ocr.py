@@ -1,4 +1,4 @@
-"""PP-OCRv6's recogniser (PaddleOCR, Apache-2.0) as the encoder's body, cut before its CTC classifier.
+"""PP-OCRv6's recognizer (PaddleOCR, Apache-2.0) as the encoder's body, cut before its CTC classifier.
 
 That classifier is nearly half of all weights (120 x 18,710). A linear gate, fitted to which frames it finds
 to be spikes, takes its place, and visual words tell the frames apart.
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MODEL_FILE = "PP-OCRv6_rec_small.onnx"
 RAPIDOCR = "rapidocr==3.10.0"
 
@@ -38,7 +40,7 @@ IR_VERSION = 10
 
 
 def model_file() -> Path:
-    """The recogniser inside the rapidocr wheel, which is used as a folder of files and never imported."""
+    """The recognizer inside the rapidocr wheel, which is used as a folder of files and never imported."""
     spec = find_spec("rapidocr")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "models" / MODEL_FILE
@@ -74,7 +76,8 @@ class PpOcr(CtcEncoder):
         """Weights and bias [dim + 1] that tell a spike by its own frame."""
         path = parts / "gate.npy" if parts else None
         if path and path.is_file():
-            return np.load(path)
+            result: NDArray[np.float32] = np.load(path)
+            return result
         flat = np.concatenate(list(strips))  # [strip, height, width]
         rng = np.random.default_rng(self._seed)
         sample = flat[np.sort(rng.choice(len(flat), min(GATE_STRIPS, len(flat)), replace=False))]
@@ -99,20 +102,20 @@ class PpOcr(CtcEncoder):
 
 
 def _cut(outputs: list[str]) -> onnx.ModelProto:
-    """The recogniser up to `outputs`, brought to OPSET."""
+    """The recognizer up to `outputs`, brought to OPSET."""
     model = Extractor(onnx.load(model_file())).extract_model([PIXELS], outputs)
     return version_converter.convert_version(model, OPSET)
 
 
 def _from_strips(model: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:
-    """Put the way from `strips` to the recogniser's pixels in front, and name its first output `frames`.
+    """Put the way from `strips` to the recognizer's pixels in front, and name its first output `frames`.
 
     Linear interpolation reads as well as cubic and is cheaper. The width is fixed, because the squeeze-excite
     blocks average over it: the same letters on a wider strip would give other frames.
     """
     width_px = round(render.width_px * HEIGHT_PX / render.height_px / PX_PER_FRAME) * PX_PER_FRAME
     scales = [1, 1, HEIGHT_PX / render.height_px, width_px / render.width_px]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "strips.channel_axis": np.array([1], np.int64),
         "strips.half_range": np.array(127.5, np.float32),
         "strips.one": np.array(1.0, np.float32),

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.preprocessing import normalize
+from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
 
 from model_export.configs import PpOcrConfig
-from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.base import Pooling, Reading, item_of_strip
+from model_export.encoders.tf_idf import MIN_SPREAD, TfIdf, fit_tf_idf
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
@@ -25,7 +25,6 @@ KMEANS_PASSES = 3
 KMEANS_BATCH = 8192  # windows
 MAX_FIT_WINDOWS = 300_000
 STATS_WEIGHT = 0.5  # beside the words; both are of length 1
-MIN_SPREAD = 1e-2  # of the widest axis; whitening a narrower one would blow up rounding
 WINDOWS_PER_WORD = 4  # at the least, or a word is a single window
 
 
@@ -41,6 +40,15 @@ def inked_frames(strips: Tensor, num_frames: int) -> Tensor:
 
 class VisualWords(Pooling):
     """The fitted pooling. Dimensions are those of PpOcrConfig."""
+
+    gate: Tensor  # [dim + 1]
+    mean: Tensor  # [dim]
+    projection: Tensor  # [dim, projection_dim]
+    centroids: Tensor  # [word, window * projection_dim]
+    idf: Tensor  # [word]
+    word_basis: Tensor  # [word, word_dim]
+    stats_mean: Tensor  # [2 * dim]
+    stats_basis: Tensor  # [2 * dim, stats_dim]
 
     def __init__(
         self,
@@ -78,10 +86,10 @@ class VisualWords(Pooling):
         strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
         # A Reading stores float16; rounding here as well makes the graph see what the words were fitted to.
         spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
-        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
+        item = item_of_strip(strip, first_strip)  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         words = self._word_features(self.words(frames, item), item, num_items)  # [item, word_dim]
         return torch.cat([words, STATS_WEIGHT * self._stats(frames, item, num_items)], dim=1)
 
@@ -90,14 +98,14 @@ class VisualWords(Pooling):
         projected = (frames - self.mean) @ self.projection  # [spike, projection_dim]
         return nearest(make_windows(projected, item, self.window), self.centroids)
 
-    def _word_features(self, words: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def _word_features(self, words: Tensor, item: Tensor, num_items: int) -> Tensor:
         cell = item * self.num_words + words  # [spike]
         ones = torch.ones_like(cell, dtype=torch.float32)
         counts = torch.zeros(num_items * self.num_words).index_add(0, cell, ones)
         weights = counts.view(num_items, self.num_words).log1p() * self.idf  # [item, word]
         return F.normalize(F.normalize(weights, dim=1) @ self.word_basis, dim=1)  # [item, word_dim]
 
-    def _stats(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def _stats(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         stats = spike_stats(frames - self.mean, item, num_items)  # [item, 2 * dim]
         return F.normalize((stats - self.stats_mean) @ self.stats_basis, dim=1)  # [item, stats_dim]
 
@@ -120,7 +128,7 @@ def nearest(windows: Tensor, centroids: Tensor) -> Tensor:
     return (centroids.square().sum(dim=1) / 2 - windows @ centroids.T).argmin(dim=1)
 
 
-def spike_stats(frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+def spike_stats(frames: Tensor, item: Tensor, num_items: int) -> Tensor:
     """Mean and deviation over each item's frames [spike, dim]: [item, 2 * dim]. Zero means for no frames."""
     zeros = torch.zeros(num_items, frames.shape[1])
     ones = torch.ones_like(item, dtype=torch.float32)
@@ -131,7 +139,7 @@ def spike_stats(frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor
 
 
 def fit_visual_words(reading: Reading, config: PpOcrConfig, seed: int) -> VisualWords:
-    """Fit every part to a catalogue, one after another. A small catalogue gets fewer words and dimensions."""
+    """Fit every part to a catalog, one after another. A small catalog gets fewer words and dimensions."""
     rng = np.random.default_rng(seed)
     kept = np.sort(rng.permutation(reading.num_items)[: config.max_fit_items])
     sample = Reading.join([reading.of_items(item, item + 1) for item in kept])
@@ -176,22 +184,15 @@ def _fit_centroids(
     for part in ProgressBar(batches, desc="Finding visual words", unit="batch", mininterval=1.0):
         if len(part) >= num_words:
             kmeans.partial_fit(part)
-    return kmeans.cluster_centers_
+    result: NDArray[np.float32] = kmeans.cluster_centers_
+    return result
 
 
-def _fit_tf_idf(
-    word: NDArray[np.int64], sample: Reading, num_words: int, word_dim: int, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Words [spike] of the sample -> idf [word], and the SVD's basis [word, word_dim] of the TF-IDF table."""
+def _fit_tf_idf(word: NDArray[np.int64], sample: Reading, num_words: int, word_dim: int, seed: int) -> TfIdf:
+    """Of the words [spike] of the sample."""
     num_items = sample.num_items
     ones = np.ones(len(word), np.float32)
     counts = csr_matrix((ones, (sample.item_of_frame(), word)), shape=(num_items, num_words))
     counts.sum_duplicates()
     items_with = np.bincount(counts.indices, minlength=num_words)  # [word]
-    idf = (np.log((1 + num_items) / (1 + items_with)) + 1).astype(np.float32)
-    weights = normalize(counts.log1p().multiply(idf).tocsr())  # [item, word]
-    dim = max(1, min(word_dim, num_items - 1, num_words - 1))
-    svd = TruncatedSVD(dim, random_state=seed).fit(weights)
-    # Whitened: otherwise the words that nearly all items share outweigh those that tell them apart.
-    scale = svd.singular_values_.clip(min=MIN_SPREAD * svd.singular_values_[0])
-    return idf, svd.components_.T * (svd.singular_values_[0] / scale)
+    return fit_tf_idf(counts, items_with, num_items, word_dim, seed)

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.splits import Targets
-from model_export.evaluation.metrics import ndcg_at
+from model_export.evaluation.metrics import NO_ITEM, ndcg_at
 
-FILLER = -1
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9)
 USERS_AT_ONCE = 512
 
 Sequences = Sequence[NDArray[np.int32]]  # [user][position] item indices, oldest first
-Ranked = NDArray[np.int32]  # [user, k] item indices, best first; FILLER where nothing is left
+Ranked = NDArray[np.int32]  # [user, k] item indices, best first; NO_ITEM where nothing is left
 
 
 class Popularity:
@@ -76,7 +76,7 @@ class Markov:
         return _rank(candidates, len(histories), k, exclude_history)
 
 
-class Neighbours:
+class Neighbors:
     """Ranks by cosine with the newest items, each step into the past counting `decay` as much as the one
     before: 0 asks the last item alone.
 
@@ -137,7 +137,7 @@ def _rank(
     exclude_history: bool,
 ) -> Ranked:
     """The first `k` different candidates of each user that the history does not hold."""
-    ranked = np.full((num_users, k), FILLER, dtype=np.int32)
+    ranked = np.full((num_users, k), NO_ITEM, dtype=np.int32)
     for row, (items, history) in enumerate(candidates):
         taken = set(history.tolist()) if exclude_history else set()
         best = list(islice(_new(items, taken), k))

@@ -1,10 +1,10 @@
 """Quality of a bundle, measured on its exported graphs over all test users, beside baselines from the same
 code.
 
-Leave-one-out, the whole catalogue ranked, the user's history excluded, every figure counted in items
+Leave-one-out, the whole catalog ranked, the user's history excluded, every figure counted in items
 (methods: arXiv 2602.02338's protocol without its removal of cold items). In the Amazon sets, purchases of
-one day stand in catalogue order and times are not known: part of every next-item figure there is an
-artefact of that order.
+one day stand in catalog order and times are not known: part of every next-item figure there is an
+artifact of that order.
 """
 
 import gzip
@@ -21,20 +21,21 @@ from model_export.data.splits import Split, leave_one_out
 from model_export.evaluation.baselines import Markov, Popularity
 from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
-from model_export.evaluation.ranking import ItemsOfCodes, left_padded, rank_items, search_by
+from model_export.evaluation.ranking import ItemsOfCodes, Ranker, search_by
 from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle
 from service.core.graphs import FILLER, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 NUM_BEAMS = 50
 BATCH = 64
-PAGE = 10
+TOP_K = 10  # ranks that are looked at
 NEAR_COPIES = 300
 
 
 @dataclass(frozen=True)
-class CatalogueItem:
+class CatalogItem:
     """One line of a bundle's items.jsonl.gz."""
 
     item: dict[str, Any]
@@ -43,17 +44,17 @@ class CatalogueItem:
     popularity: int
 
 
-def read_catalogue(bundle: Bundle) -> list[CatalogueItem]:
+def read_catalog(bundle: Bundle) -> list[CatalogItem]:
     with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return [CatalogueItem(row["item"], tuple(row["codes"]), row["slot"], row["popularity"]) for row in rows]
+    return [CatalogItem(row["item"], tuple(row["codes"]), row["slot"], row["popularity"]) for row in rows]
 
 
 def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
     """The bundle's codes [item, level] of the dataset's items. Raises DataError where the bundle lacks
     some.
     """
-    codes = {row.item["item_id"]: row.codes for row in read_catalogue(bundle)}
+    codes = {row.item["item_id"]: row.codes for row in read_catalog(bundle)}
     missing = [item_id for item_id in dataset.item_ids if item_id not in codes]
     if missing:
         raise DataError(
@@ -77,49 +78,50 @@ def evaluate_model(
     manifest, test = bundle.manifest, split.test
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=os.cpu_count() or 1)
     codes = codes_for(bundle, dataset)
-    catalogue = ItemsOfCodes.build(manifest.sid, codes)
-    tables = catalogue.trie.tables
+    catalog = ItemsOfCodes.build(manifest.sid, codes)
+    ranker = ranker_of(session, catalog, manifest.history_length, manifest.beam_limit)
+    widths = beam_widths(manifest.sid, ranker.num_beams)
     certified = []
 
     figures = {"test_users": float(len(test.users)), "items": float(len(dataset.items))}
     for name, exclude in (("", True), ("history_included_", False)):
-        ranked = rank_items(
-            search_by(session, catalogue),
-            catalogue,
-            test.histories,
-            k=PAGE,
-            history_length=manifest.history_length,
-            num_beams=min(NUM_BEAMS, manifest.beam_limit),
-            beam_limit=manifest.beam_limit,
-            batch_size=BATCH,
-            exclude_history=exclude,
-            progress=f"test users, history {'excluded' if exclude else 'included'}" if progress else None,
-        )
+        told = f"test users, history {'excluded' if exclude else 'included'}" if progress else None
+        ranked = ranker.rank(test.histories, TOP_K, exclude_history=exclude, progress=told)
         figures |= _figures(f"{name}model", ranked, test.targets)
     for first in range(0, len(test.histories), BATCH):
-        histories = [history[-manifest.history_length :] for history in test.histories[first : first + BATCH]]
-        beams = session.run(
-            catalogue.codes[left_padded(histories)],
-            tables,
-            beam_widths(manifest.sid, min(NUM_BEAMS, manifest.beam_limit)),
-        )
-        last = beams.scores[:, min(PAGE, beams.scores.shape[1]) - 1]
+        window = ranker.window(test.histories[first : first + BATCH])
+        beams = session.run(window, catalog.trie.tables, widths)
+        last = beams.scores[:, min(TOP_K, beams.scores.shape[1]) - 1]
         certified.append((last > beams.bound) | (beams.bound < FILLER))
     figures["exact_rate"] = float(np.concatenate(certified).mean())
     figures["collision_rate"] = collisions(codes).shared_rate
     return figures
 
 
+def ranker_of(
+    session: RecommenderSession, catalog: ItemsOfCodes, history_length: int, beam_limit: int
+) -> Ranker:
+    """Ranks by an exported graph, as every figure of a bundle is measured."""
+    return Ranker(
+        search_by(session, catalog),
+        catalog,
+        history_length=history_length,
+        num_beams=min(NUM_BEAMS, beam_limit),
+        beam_limit=beam_limit,
+        batch_size=BATCH,
+    )
+
+
 def evaluate_baselines(split: Split, num_items: int) -> dict[str, float]:
     """Popularity, and first-order Markov with popularity behind it, counted in the training part."""
     figures: dict[str, float] = {}
-    baselines = {
+    baselines: dict[str, Popularity | Markov] = {
         "popularity": Popularity(),
         "markov": Markov(),
         "markov_popular_ties": Markov(ties="popularity"),
     }
     for name, baseline in baselines.items():
-        ranked = baseline.fit(split.train, num_items).rank(split.test.histories, PAGE)
+        ranked = baseline.fit(split.train, num_items).rank(split.test.histories, TOP_K)
         figures |= _figures(name, ranked, split.test.targets)
     return figures
 
@@ -136,7 +138,7 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
         found.append(tokenizer.run([strips]).codes[0])
     known = codes_for(bundle, dataset)[chosen]
     shared = shared_levels(np.stack(found), known)
-    # What codes drawn at random from the catalogue would share.
+    # What codes drawn at random from the catalog would share.
     chance = shared_levels(known[rng.permutation(len(known))], known)
     return {
         "near_copies": float(len(chosen)),
@@ -178,7 +180,7 @@ def table(figures: dict[str, float]) -> str:
     ]
     if "near_copies" in figures:
         lines.append(
-            f"Of {figures['near_copies']:.0f} unseen near copies (another number or colour), "
+            f"Of {figures['near_copies']:.0f} unseen near copies (another number or color), "
             f"{figures['near_copy_first_code']:.1%} got the first code of their original and "
             f"{figures['near_copy_two_codes']:.1%} the first two "
             f"(random pairs of items share the first: {figures['near_copy_first_code_by_chance']:.1%})."

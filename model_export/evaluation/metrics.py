@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FILLER = -1  # in a ranking: nothing here
+NO_ITEM = -1  # in a ranking: nothing here
 
 Ints = NDArray[np.integer[Any]]
 
@@ -26,30 +26,22 @@ def ndcg_at(ranked: Ints, targets: Ints, k: int) -> float:
 
 def hits_at(ranked: Ints, targets: Ints, k: int) -> NDArray[np.float64]:
     """Of each user 1 where the target is among the first `k`, else 0. [user]"""
-    return (target_ranks(ranked, targets, k) < k).astype(np.float64)
+    return hits_of_ranks(target_ranks(ranked, targets, k), k)
 
 
 def gains_at(ranked: Ints, targets: Ints, k: int) -> NDArray[np.float64]:
     """Of each user what `ndcg_at` averages. [user]"""
-    rank = target_ranks(ranked, targets, k)
-    return np.where(rank < k, 1 / np.log2(rank + 2), 0.0)
+    return gains_of_ranks(target_ranks(ranked, targets, k), k)
 
 
-def mrr(ranked: Ints, targets: Ints) -> float:
-    """1 / rank of the target, rank from 1, over the whole width of `ranked`."""
-    width = ranked.shape[1]
-    rank = target_ranks(ranked, targets, width)
-    return _mean(np.where(rank < width, 1 / (rank + 1), 0))
+def hits_of_ranks(ranks: Ints, k: int) -> NDArray[np.float64]:
+    """What a target at each rank, from 0, adds to recall at `k`: 1 or 0. The shape of `ranks`."""
+    return (ranks < k).astype(np.float64)
 
 
-def ranking_metrics(ranked: Ints, targets: Ints, cutoffs: tuple[int, ...] = (5, 10, 20)) -> dict[str, float]:
-    """{"recall@10": …, "ndcg@10": …, "mrr": …}, for those cutoffs that the ranking is wide enough for."""
-    found: dict[str, float] = {}
-    for k in cutoffs:
-        if k <= ranked.shape[1]:
-            found[f"recall@{k}"] = recall_at(ranked, targets, k)
-            found[f"ndcg@{k}"] = ndcg_at(ranked, targets, k)
-    return found | {"mrr": mrr(ranked, targets)}
+def gains_of_ranks(ranks: Ints, k: int) -> NDArray[np.float64]:
+    """What a target at each rank, from 0, adds to NDCG at `k`. The shape of `ranks`."""
+    return np.where(ranks < k, 1 / np.log2(ranks.astype(np.float64) + 2), 0.0)
 
 
 def target_ranks(ranked: Ints, targets: Ints, k: int) -> NDArray[np.int64]:
@@ -58,35 +50,6 @@ def target_ranks(ranked: Ints, targets: Ints, k: int) -> NDArray[np.int64]:
         raise ValueError(f"a ranking of width {ranked.shape[1]} cannot tell what is among the first {k}")
     hit = ranked[:, :k] == targets[:, None]  # [user, rank]
     return np.where(hit.any(axis=1), hit.argmax(axis=1), k)
-
-
-class CodeMetrics(NamedTuple):
-    item_hit: float
-    item_ndcg: float
-
-
-def corrected_code_metrics(ranked: Ints, targets: Ints, num_at: Ints, k: int) -> CodeMetrics:
-    """ItemHit@k and ItemNDCG@k of rankings of *codes*: the expected item-level figures when each code is
-    replaced by its items in random order and the longer list is cut at `k`.
-
-    ranked [user, rank] and targets [user] hold full codes as one integer; num_at [code] is how many items
-    have them (the leaf table of a trie). A code that no item has takes one place. Where no items share codes
-    these are recall_at and ndcg_at.
-    """
-    sizes = np.where(ranked == FILLER, 0, np.maximum(num_at[ranked].astype(np.int64), 1))  # [user, rank]
-    before = np.cumsum(sizes, axis=1) - sizes  # [user, rank]  items ahead of each code
-    rank = target_ranks(ranked, targets, ranked.shape[1])
-    found = rank < ranked.shape[1]
-    place = np.where(found, rank, 0)[:, None]
-    ahead = np.take_along_axis(before, place, axis=1)[:, 0]  # [user]
-    group = np.where(found, np.take_along_axis(sizes, place, axis=1)[:, 0], 1)  # [user]
-    inside = np.where(found, np.clip(k - ahead, 0, group), 0)  # [user]  of the target's group, within the cut
-    gains = np.append(0, np.cumsum(1 / np.log2(np.arange(k) + 2)))  # [count]  of the first so many places
-    start = np.minimum(ahead, k)
-    return CodeMetrics(
-        item_hit=_mean(inside / group),
-        item_ndcg=_mean((gains[start + inside] - gains[start]) / group),
-    )
 
 
 class Collisions(NamedTuple):

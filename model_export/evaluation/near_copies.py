@@ -1,4 +1,4 @@
-"""Near copies of catalogue items: the same text in another size or colour, as shops add them every day.
+"""Near copies of catalog items: the same text in another size or color, as shops add them every day.
 
 A good tokenizer gives a copy at least the first code of its original, so that the model knows what it is.
 """
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = ("Red", "Blue", "Green", "Black", "White", "Silver", "Yellow", "Brown")
+COLORS = ("Red", "Blue", "Green", "Black", "White", "Silver", "Yellow", "Brown")
 _NUMBER = re.compile(r"\d+")
-_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b", re.IGNORECASE)
+_COLOR = re.compile(rf"\b({'|'.join(COLORS)})\b", re.IGNORECASE)
 
 
 def near_copy(item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """The item with one number or colour of its text changed; where it has neither, with a colour added.
+    """The item with one number or color of its text changed; where it has neither, with a color added.
 
-    A fixed rule, so that the rate it measures compares between exports: a colour in the title first, then
+    A fixed rule, so that the rate it measures compares between exports: a color in the title first, then
     the last number of the title, then the same in other text fields, by name.
     """
     copy = {name: value for name, value in item.items() if name != "item_id"}
@@ -26,18 +26,18 @@ def near_copy(item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, An
         (name for name, value in copy.items() if isinstance(value, str)), key=lambda n: (n != "title", n)
     )
     for name in fields:
-        changed = _other_colour(copy[name], rng) or _other_number(copy[name], rng)
+        changed = _other_color(copy[name], rng) or _other_number(copy[name], rng)
         if changed:
             return copy | {name: changed}
     name = fields[0] if fields else "title"
-    return copy | {name: f"{copy.get(name, '')} {rng.choice(COLOURS)}".strip()}
+    return copy | {name: f"{copy.get(name, '')} {rng.choice(COLORS)}".strip()}
 
 
-def _other_colour(text: str, rng: np.random.Generator) -> str | None:
-    found = _COLOUR.search(text)
+def _other_color(text: str, rng: np.random.Generator) -> str | None:
+    found = _COLOR.search(text)
     if not found:
         return None
-    others = [colour for colour in COLOURS if colour.lower() != found[0].lower()]
+    others = [color for color in COLORS if color.lower() != found[0].lower()]
     return text[: found.start()] + str(rng.choice(others)) + text[found.end() :]
 
 
@@ -52,4 +52,5 @@ def _other_number(text: str, rng: np.random.Generator) -> str | None:
 
 def shared_levels(codes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many leading codes each pair shares: [pair, level] twice -> [pair]"""
-    return np.cumprod(codes == others, axis=1).sum(axis=1)
+    result: NDArray[np.int64] = np.cumprod(codes == others, axis=1).sum(axis=1)
+    return result

@@ -1,12 +1,14 @@
 """From beams of codes to ranked items, offline: the same rules as the service's, over whole test sets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.evaluation.metrics import NO_ITEM
 from service.core.graphs import FILLER, PADDING, beam_widths
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
@@ -14,12 +16,13 @@ from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     codes: NDArray[np.int64]  # [batch, beam, level]
     scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER
 
 
-Search = Callable[[NDArray[np.int64], int], Found]  # histories [batch, position, level], num_beams
+# Of histories [batch, position, level] and the number of beams.
+SearchFunction = Callable[[NDArray[np.int64], int], SearchResult]
 
 
 @dataclass(frozen=True)
@@ -43,79 +46,83 @@ class ItemsOfCodes:
         first, last = np.searchsorted(self.prefixes, [prefix, prefix + 1])
         return self.order[first:last]
 
+    def first_items(self, prefixes: NDArray[np.int64], excluded: AbstractSet[int], k: int) -> list[int]:
+        """At most `k` items below full prefixes [beam], in their order, without the excluded ones."""
+        found: list[int] = []
+        for prefix in prefixes.tolist():
+            found += [item for item in self.items_at(prefix).tolist() if item not in excluded]
+            if len(found) >= k:
+                break
+        return found[:k]
 
-def search_by(session: RecommenderSession, catalogue: ItemsOfCodes) -> Search:
+
+@dataclass(frozen=True)
+class Ranker:
+    """Ranks the items of a catalog for histories, by one search function."""
+
+    search: SearchFunction
+    catalog: ItemsOfCodes
+    history_length: int  # items; the model sees the newest
+    num_beams: int  # of the first search
+    beam_limit: int  # of the widest
+    batch_size: int  # histories searched at once
+
+    def rank(
+        self,
+        histories: list[NDArray[np.int32]],
+        k: int,
+        *,
+        exclude_history: bool = True,
+        progress: str | None = None,
+    ) -> NDArray[np.int32]:
+        """The best `k` items for each history [user, k], NO_ITEM where fewer were found.
+
+        The whole history is excluded, also what the model does not see. Where that leaves a page short, the
+        search is repeated twice as wide, up to the beam limit.
+        """
+        ranked = np.full((len(histories), k), NO_ITEM, dtype=np.int32)
+        num_beams, waiting = self.num_beams, np.arange(len(histories))
+        bar = ProgressBar(total=len(histories), desc=progress, unit="user", disable=progress is None)
+        while waiting.size:
+            short = []
+            for first in range(0, len(waiting), self.batch_size):
+                rows = waiting[first : first + self.batch_size]
+                codes, scores = self.search(self.window([histories[row] for row in rows]), num_beams)
+                for row, row_codes, score in zip(rows, codes, scores, strict=True):
+                    prefix = self.catalog.spec.prefixes_of(row_codes)[-1]  # [beam]
+                    excluded = set(histories[row].tolist()) if exclude_history else set()
+                    found = self.catalog.first_items(prefix[score > FILLER], excluded, k)
+                    ranked[row, : len(found)] = found
+                    if len(found) < k and (score > FILLER).all():
+                        short.append(row)
+                    else:
+                        bar.update()
+            if num_beams >= self.beam_limit:
+                bar.update(len(short))
+                break
+            num_beams = min(2 * num_beams, self.beam_limit)
+            waiting = np.array(short, dtype=np.int64)
+        bar.close()
+        return ranked
+
+    def window(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+        """What the model sees of histories of items: codes [history, position, level], padded on the left."""
+        return self.catalog.codes[left_padded([history[-self.history_length :] for history in histories])]
+
+
+def search_by(session: RecommenderSession, catalog: ItemsOfCodes) -> SearchFunction:
     """A search by an exported graph."""
 
-    def search(history: NDArray[np.int64], num_beams: int) -> Found:
-        widths = beam_widths(catalogue.spec, num_beams)
-        beams = session.run(history, catalogue.trie.tables, widths)
-        return Found(beams.codes, beams.scores)
+    def search(history: NDArray[np.int64], num_beams: int) -> SearchResult:
+        beams = session.run(history, catalog.trie.tables, beam_widths(catalog.spec, num_beams))
+        return SearchResult(beams.codes, beams.scores)
 
     return search
 
 
-def rank_items(
-    search: Search,
-    catalogue: ItemsOfCodes,
-    histories: list[NDArray[np.int32]],
-    *,
-    k: int,
-    history_length: int,
-    num_beams: int,
-    beam_limit: int,
-    batch_size: int,
-    exclude_history: bool = True,
-    progress: str | None = None,
-) -> NDArray[np.int32]:
-    """The best k items for each history [user, k], -1 where fewer were found.
-
-    The model sees the newest `history_length` items; the whole history is excluded. Where that leaves a
-    page short, the search is repeated twice as wide, up to `beam_limit`.
-    """
-    ranked = np.full((len(histories), k), -1, dtype=np.int32)
-    waiting = np.arange(len(histories))
-    bar = ProgressBar(total=len(histories), desc=progress, unit="user", disable=progress is None)
-    while waiting.size:
-        short = []
-        for first in range(0, len(waiting), batch_size):
-            rows = waiting[first : first + batch_size]
-            window = left_padded([histories[row][-history_length:] for row in rows])
-            codes, scores = search(catalogue.codes[window], num_beams)
-            prefixes = catalogue.spec.prefixes_of(codes.reshape(-1, codes.shape[-1]))[-1].reshape(
-                scores.shape
-            )
-            for row, prefix, score in zip(rows, prefixes, scores, strict=True):
-                excluded = set(histories[row].tolist()) if exclude_history else set()
-                found = _take(catalogue, prefix[score > FILLER], excluded, k)
-                ranked[row, : len(found)] = found
-                if len(found) < k and (score > FILLER).all():
-                    short.append(row)
-                else:
-                    bar.update()
-        if num_beams >= beam_limit:
-            bar.update(len(short))
-            break
-        num_beams = min(2 * num_beams, beam_limit)
-        waiting = np.array(short, dtype=np.int64)
-    bar.close()
-    return ranked
-
-
-def _take(catalogue: ItemsOfCodes, prefixes: NDArray[Any], excluded: set[int], k: int) -> list[int]:
-    found: list[int] = []
-    for prefix in prefixes:
-        for item in catalogue.items_at(int(prefix)).tolist():
-            if item not in excluded:
-                found.append(item)
-                if len(found) == k:
-                    return found
-    return found
-
-
-def left_padded(sequences: list[NDArray[np.int32]]) -> NDArray[np.int64]:
-    """Ragged item indices -> [row, position] with -1 on the left; at least one position."""
-    window = np.full((len(sequences), max([1, *map(len, sequences)])), -1, dtype=np.int64)
+def left_padded(sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    """Ragged item indices -> [row, position] with NO_ITEM on the left; at least one position."""
+    window = np.full((len(sequences), max([1, *map(len, sequences)])), NO_ITEM, dtype=np.int64)
     for row, items in enumerate(sequences):
         if len(items):
             window[row, -len(items) :] = items

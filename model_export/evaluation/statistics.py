@@ -23,11 +23,6 @@ class Interval(NamedTuple):
     high: float
 
 
-def interval(values: Values, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
-    """Of the mean of values [seed, user], by percentiles. Equal seeds draw equal users."""
-    return intervals(_of_user(values)[None], num_resamples=num_resamples, seed=seed)[0]
-
-
 def intervals(
     of_user: NDArray[np.floating], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> list[Interval]:
@@ -52,24 +47,7 @@ def intervals(
     ]
 
 
-def paired_difference(a: Values, b: Values, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
-    """Of mean a - mean b, both [seed, user] over the same users in the same order.
-
-    Each may have seeds of its own number: a baseline without chance has one.
-    """
-    if a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"a pair needs the same users: {a.shape[-1]} beside {b.shape[-1]}")
-    return interval((_of_user(a) - _of_user(b))[None], num_resamples=num_resamples, seed=seed)
-
-
 def spread_over_seeds(values: Values) -> float | None:
     """Standard deviation of the seeds' means; None where there is one seed, which tells nothing."""
     means = values.mean(axis=1)
     return float(means.std(ddof=1)) if len(means) > 1 else None
-
-
-def _of_user(values: Values) -> NDArray[np.float64]:
-    """All seeds share one draw of users, so their mean is all that a resample needs: [user]"""
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"values are [seed, user] and there are some of each, got the shape {values.shape}")
-    return values.mean(axis=0, dtype=np.float64)

@@ -1,20 +1,33 @@
 """What the one beam search, the one training loop and the export ask of a generator."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from service.core.sid import SidSpec
 
+M = TypeVar("M", bound=nn.Module)
+
 State = Any  # a NamedTuple of tensors, first dimension batch; each generator has its own
+
+
+class Modules(nn.ModuleList, Generic[M]):
+    """nn.ModuleList, with a type that says what it holds."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, place: int) -> M: ...  # type: ignore[override]  # no slices
+
+        def __iter__(self) -> Iterator[M]: ...
 
 
 class Generator(nn.Module, ABC):
     """Reads a history and scores, level by level, the next code given the codes so far.
 
     Scores are log-probabilities over the codes of the level, dead or alive, or sums of several such. So the
-    score of an item depends neither on the filter nor on the rest of the catalogue, and never rises along a
+    score of an item depends neither on the filter nor on the rest of the catalog, and never rises along a
     path: that of a prefix bounds all of its completions.
     """
 

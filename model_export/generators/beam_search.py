@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model_export.evaluation.ranking import ItemsOfCodes, SearchFunction, SearchResult
 from model_export.generators.base import Generator
+from service.core.graphs import beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import Tables
 
@@ -22,7 +24,7 @@ NEG_INF = -1e9  # finite, as -inf minus -inf is nan; well below FILLER
 NOTHING = -1e30  # below every sum of NEG_INFs, so that it is chosen only where there is nothing else
 
 
-class Beams(NamedTuple):
+class BeamState(NamedTuple):
     codes: Tensor  # [batch, beam, level]
     scores: Tensor  # [batch, beam]  sum of log-probabilities, best first; below FILLER nothing was found
     bound: (
@@ -35,6 +37,8 @@ class TrieMask(nn.Module):
 
     A byte is looked up and not taken apart, as the CUDA provider has no bitwise operators.
     """
+
+    mask_of_byte: Tensor  # [byte, bit]
 
     def __init__(self, spec: SidSpec) -> None:
         super().__init__()
@@ -62,7 +66,7 @@ class BeamSearch(nn.Module):
         self.generator = generator
         self.mask = TrieMask(generator.spec).to(next(generator.parameters()).device)
 
-    def forward(self, history: Tensor, beams: list[Tensor], tables: list[Tensor]) -> Beams:
+    def forward(self, history: Tensor, beams: list[Tensor], tables: list[Tensor]) -> BeamState:
         """Search the tries -> the best beams.
 
         history: codes [batch, position, level], PADDING (-1) on the left.
@@ -91,20 +95,32 @@ class BeamSearch(nn.Module):
             prefix = prefix.gather(1, parent) * num_codes + place % num_codes
             if level + 1 < len(levels):
                 state = self.generator.reorder(state, parent)
-        return Beams(codes_of(prefix, levels), score, bound)
+        return BeamState(codes_of(prefix, levels), score, bound)
 
 
 @torch.no_grad()
 def search_eagerly(
     search: BeamSearch, history: NDArray[np.int64], tables: Tables, widths: tuple[int, ...]
-) -> Beams:
+) -> BeamState:
     """The search in PyTorch, called as runtime.RecommenderSession is; on the device of its weights."""
     device = next(search.parameters()).device
-    return search(
+    result: BeamState = search(
         torch.from_numpy(history).to(device),
         [torch.arange(width) for width in widths],
         [torch.from_numpy(table).to(device) for table in tables],
     )
+    return result
+
+
+def eager_search(generator: Generator, catalog: ItemsOfCodes) -> SearchFunction:
+    """A search by a generator in PyTorch, on the device of its weights, for a Ranker."""
+    search = BeamSearch(generator)
+
+    def run(history: NDArray[np.int64], num_beams: int) -> SearchResult:
+        beams = search_eagerly(search, history, catalog.trie.tables, beam_widths(generator.spec, num_beams))
+        return SearchResult(beams.codes.cpu().numpy(), beams.scores.cpu().numpy())
+
+    return run
 
 
 def codes_of(prefix: Tensor, levels: tuple[int, ...]) -> Tensor:

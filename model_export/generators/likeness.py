@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_export.configs import TreeConfig
-from model_export.generators.seen_prefixes import ROOT, UNSEEN, PrefixBonus, prefix_means
+from model_export.generators.base import Modules
+from model_export.generators.seen_prefixes import ROOT, UNSEEN, PrefixBonus, SeenPrefixes, prefix_means
 
 MASKED = -1e9  # finite: a row with every code masked must not become nan
 
@@ -29,10 +30,13 @@ class Likeness(nn.Module):
     one, and q the sum of the history's vectors, each step into the past counting `recency` of the one before.
     """
 
+    weight: Tensor  # [position], of the oldest first
+    middle: Tensor  # [dim]
+
     def __init__(
         self,
         config: TreeConfig,
-        prefixes: nn.ModuleList,
+        prefixes: Modules[SeenPrefixes],
         codes: NDArray[np.integer[Any]],
         vectors: NDArray[np.float32],
         history_length: int,
@@ -42,9 +46,9 @@ class Likeness(nn.Module):
         self.prefixes = [prefixes]  # in a list, as its weights are another module's
         unit = torch.from_numpy(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6))
         weight = config.likeness * config.recency ** torch.arange(history_length - 1, -1, -1.0)
-        self.register_buffer("weight", weight)  # [position], of the oldest first
-        self.register_buffer("middle", unit.mean(dim=0))  # [dim]
-        self.contents = nn.ModuleList(
+        self.register_buffer("weight", weight)
+        self.register_buffer("middle", unit.mean(dim=0))
+        self.contents: Modules[PrefixBonus] = Modules(
             PrefixBonus(own, vectors.shape[1] + 1).requires_grad_(False) for own in prefixes
         )
         row = torch.full((len(codes),), ROOT)

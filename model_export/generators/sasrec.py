@@ -3,7 +3,7 @@
 It knows no Semantic IDs: as a generator its one level has a code for each item, so the loop, the search and
 the ranking that serve the others serve it. Blocks are the paper's, x + dropout(f(norm(x))), and so are the
 learnt places, counted from the newest item, and the item embeddings shared by input and output. Instead of
-one sampled negative it learns from cross-entropy over the whole catalogue, without which it is a weak
+one sampled negative it learns from cross-entropy over the whole catalog, without which it is a weak
 baseline (methods §0.2).
 """
 
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.configs import SasRecConfig
-from model_export.generators.base import Generator
+from model_export.generators.base import Generator, Modules
 from service.core.sid import SidSpec
+
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 
 
 class SasRecState(NamedTuple):
@@ -65,14 +67,17 @@ class Block(nn.Module):
         dropped = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropped)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.ffn(self.norm_ffn(x)))
+        result: Tensor = x + self.dropout(self.ffn(self.norm_ffn(x)))
+        return result
 
     def _split(self, x: Tensor) -> Tensor:
         """[batch, position, width] -> [batch, head, position, dim]"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        result: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return result
 
 
 class SasRecGenerator(Generator):
+    is_seen: Tensor  # [item]  occurs in the training sequences
     learns_every_position = True
 
     def __init__(
@@ -93,10 +98,10 @@ class SasRecGenerator(Generator):
         nn.init.normal_(self.embed.weight, std=config.width**-0.5)
         nn.init.normal_(self.place.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks: Modules[Block] = Modules(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
         is_seen = np.isin(np.arange(spec.levels[0]), seen_codes)
-        self.register_buffer("is_seen", torch.from_numpy(is_seen))  # [item]
+        self.register_buffer("is_seen", torch.from_numpy(is_seen))
 
     def start(self, history: Tensor) -> SasRecState:
         return SasRecState(self._read(history)[:, -1])
@@ -131,7 +136,8 @@ class SasRecGenerator(Generator):
         visible = (causal & is_item[:, None, None, :]) | itself  # [batch, 1, position, position]
         for block in self.blocks:
             x = block(x, visible)
-        return self.norm(x)
+        result: Tensor = self.norm(x)
+        return result
 
     def _logits(self, h: Tensor) -> Tensor:
         """[..., width] -> [..., item]"""

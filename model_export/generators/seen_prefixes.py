@@ -4,8 +4,8 @@ Rows 1..n of a level are its seen prefixes in trie order, so the children of one
 rows; row 0 stands for every prefix never seen, and its embedding is zero. What a parent's children are is
 kept in one of two ways. Where they are most of what there is, a table says the row of every code, and
 something about all rows is one product. Where they are few among many rows, the children of a parent are
-gathered and nothing else is touched: the deep levels of large catalogues. Either is fixed by the training
-data, never by the catalogue that is served.
+gathered and nothing else is touched: the deep levels of large catalogs. Either is fixed by the training
+data, never by the catalog that is served.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model_export.generators.base import Modules
 from service.core.sid import SidSpec
 
 # A product touches every row, a gather the children of some fifty beams, each at the cost of ten rows.
@@ -25,6 +26,12 @@ UNSEEN, ROOT = 0, 1  # rows of the level above the first
 
 class SeenPrefixes(nn.Module):
     """One level's rows and their embeddings."""
+
+    # Sparse levels have the first three, dense ones the last.
+    num_children: Tensor  # [parent row]
+    first_child: Tensor  # [parent row]
+    code_of: Tensor  # [row]
+    row_of: Tensor  # [parent row, code]
 
     def __init__(
         self, *, seen: NDArray[np.int64], parents: NDArray[np.int64], num_codes: int, width: int
@@ -94,7 +101,7 @@ class PrefixBonus(nn.Module):
         if of_rows is not None:
             return of_rows.gather(1, rows.flatten(1)).view(rows.shape)
         rows, is_child = prefixes.window(parent_row)  # [batch, beam, child]
-        vectors = self.vectors(rows).flatten(1, 2)  # [batch, beam * child, width]
+        vectors: Tensor = self.vectors(rows).flatten(1, 2)  # [batch, beam * child, width]
         bonus = (vectors @ h[..., None]).view(rows.shape) * is_child
         none = bonus.new_zeros(1).expand(*parent_row.shape, prefixes.num_codes)
         return none.scatter_add(2, _take(prefixes.code_of, rows), bonus)
@@ -108,7 +115,8 @@ class PrefixBonus(nn.Module):
         (prefixes,) = self.prefixes
         if prefixes.is_sparse or prefixes.has_one_parent:
             return self.of_children(h, self.of_rows(h), parent_row[:, None], rows[:, None])[:, 0]
-        return (self.vectors(rows) @ h[..., None])[..., 0]
+        bonus: Tensor = (self.vectors(rows) @ h[..., None])[..., 0]
+        return bonus
 
     @torch.no_grad()
     def start_from(self, means: Tensor) -> None:
@@ -127,7 +135,7 @@ def seen_prefixes(spec: SidSpec, codes: NDArray[np.integer[Any]], width: int) ->
 
 
 @torch.no_grad()
-def prefix_means(prefixes: nn.ModuleList, codes: Tensor, vectors: Tensor) -> list[Tensor]:
+def prefix_means(prefixes: Modules[SeenPrefixes], codes: Tensor, vectors: Tensor) -> list[Tensor]:
     """The mean vector of the items below each prefix, level by level [row, width], zero for UNSEEN.
 
     codes [item, level] and vectors [item, width] of seen items.
@@ -142,7 +150,7 @@ def prefix_means(prefixes: nn.ModuleList, codes: Tensor, vectors: Tensor) -> lis
     return means
 
 
-def item_vectors(prefixes: nn.ModuleList, history: Tensor, hidden: Tensor | None = None) -> Tensor:
+def item_vectors(prefixes: Modules[SeenPrefixes], history: Tensor, hidden: Tensor | None = None) -> Tensor:
     """The sum of an item's prefix embeddings: codes [batch, position, level] -> [batch, position, width]
 
     Of c1, c1c2, c1c2c3, …: prefix-ngram, arXiv 2504.02137 §3. An item never seen shares what its prefixes
@@ -151,13 +159,13 @@ def item_vectors(prefixes: nn.ModuleList, history: Tensor, hidden: Tensor | None
     """
     codes = history.clamp(min=0)
     row = torch.full_like(codes[..., 0], ROOT)
-    total = None
+    total = torch.zeros(())
     for level, own in enumerate(prefixes):
         row = own.rows(row, codes[..., level])
         if hidden is not None and level == len(prefixes) - 1:
             row = row.masked_fill(hidden[row], UNSEEN)
-        vector = own.embedding(row)
-        total = vector if total is None else total + vector
+        vector: Tensor = own.embedding(row)
+        total = vector if level == 0 else total + vector
     return total
 
 

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.configs import TigerConfig
-from model_export.generators.base import Generator
-from model_export.generators.seen_prefixes import item_vectors, seen_prefixes
+from model_export.generators.base import Generator, Modules
+from model_export.generators.seen_prefixes import SeenPrefixes, item_vectors, seen_prefixes
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 PAD = 0  # the token of padding, and the decoder's first input, as in T5
 NUM_BUCKETS, MAX_DISTANCE = 32, 128  # T5's, of relative positions
@@ -63,7 +64,7 @@ class TigerState(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias. Spelt out, as opset 20 has no operator for it."""
+    """T5's layer norm: no mean, no bias. Spelled out, as opset 20 has no operator for it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -87,7 +88,8 @@ class RelativeBias(nn.Module):
         """Places [query] and [key] in the sequence -> [head, query, key]"""
         distance = (key_place[None, :] - query_place[:, None]).clamp(-MAX_DISTANCE, MAX_DISTANCE)
         by_distance = self.buckets(self.bucket_of).T  # [head, distance]
-        return by_distance[:, distance + MAX_DISTANCE]
+        result: Tensor = by_distance[:, distance + MAX_DISTANCE]
+        return result
 
 
 def rows_of(steps: Tensor, parent: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ def bucket_of(distance: Tensor, *, bidirectional: bool) -> Tensor:
         first = torch.where(distance > 0, count, 0)
         distance = distance.abs()
     else:
-        count, first = NUM_BUCKETS, 0
+        count, first = NUM_BUCKETS, torch.zeros((), dtype=torch.int64, device=distance.device)
         distance = (-distance).clamp(min=0)
     num_exact = count // 2
     log_share = torch.log(distance.clamp(min=1).float() / num_exact) / math.log(MAX_DISTANCE / num_exact)
@@ -137,7 +139,8 @@ class Attention(nn.Module):
         """x [batch, query, width], bias [..., head, query, token] -> [batch, query, width]"""
         logits = self._split(self.query(x)) @ memory.keys.transpose(-1, -2) + bias
         mixed = self.dropout(logits.softmax(dim=-1)) @ memory.values  # [batch, head, query, dim]
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return result
 
     def advance(self, x: Tensor, past: Past, bias: Tensor) -> tuple[Tensor, Past]:
         """The newest step of each beam x [batch, beam, width] looks at its past and itself, for serving.
@@ -156,7 +159,8 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """[batch, token, width] -> [batch, head, token, dim]"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        result: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return result
 
 
 class Layer(nn.Module):
@@ -201,7 +205,8 @@ class Layer(nn.Module):
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(F.relu(self.ffn_in(self.norm_ffn(x))))
-        return x + self.dropout(self.ffn_out(hidden))
+        result: Tensor = x + self.dropout(self.ffn_out(hidden))
+        return result
 
 
 class TigerGenerator(Generator):
@@ -216,19 +221,23 @@ class TigerGenerator(Generator):
         super().__init__()
         self.spec = spec
         self.temperature = config.temperature
-        self.prefixes: nn.ModuleList | None = None
+        self.prefixes: Modules[SeenPrefixes] | None = None
         if config.reads == "items":
             if seen_codes is None:
                 raise ValueError("reading items needs the codes of those in the training sequences")
-            self.prefixes = nn.ModuleList(seen_prefixes(spec, seen_codes, config.width))
+            self.prefixes = Modules(seen_prefixes(spec, seen_codes, config.width))
         # Token of code c at level l: first_token[l] + c.
         self.first_token = tuple(1 + sum(spec.levels[:level]) for level in range(spec.num_levels))
         self.embed = nn.Embedding(1 + sum(spec.levels), config.width)
         self.bias = RelativeBias(config.num_heads, bidirectional=True)
-        self.encoder = nn.ModuleList(Layer(config, is_decoder=False) for _ in range(config.num_layers))
+        self.encoder: Modules[Layer] = Modules(
+            Layer(config, is_decoder=False) for _ in range(config.num_layers)
+        )
         self.encoder_norm = RMSNorm(config.width)
         self.causal_bias = RelativeBias(config.num_heads, bidirectional=False)
-        self.decoder = nn.ModuleList(Layer(config, is_decoder=True) for _ in range(config.num_layers))
+        self.decoder: Modules[Layer] = Modules(
+            Layer(config, is_decoder=True) for _ in range(config.num_layers)
+        )
         self.decoder_norm = RMSNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         for bias in (self.bias, self.causal_bias):
@@ -305,4 +314,5 @@ class TigerGenerator(Generator):
         """[..., width] -> [..., code]"""
         first = self.first_token[level]
         weight = self.embed.weight[first : first + self.spec.levels[level]]  # [code, width]
-        return (h * weight.shape[1] ** -0.5) @ weight.T
+        result: Tensor = (h * weight.shape[1] ** -0.5) @ weight.T
+        return result

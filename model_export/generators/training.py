@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.optim.swa_utils import AveragedModel
 
 from model_export.configs import TrainingConfig
 from model_export.data.splits import Split, Targets
 from model_export.evaluation.metrics import ndcg_at
-from model_export.evaluation.ranking import Found, ItemsOfCodes, rank_items
+from model_export.evaluation.ranking import ItemsOfCodes, Ranker, left_padded
 from model_export.generators.base import Generator
-from model_export.generators.beam_search import BeamSearch, search_eagerly
-from service.core.graphs import PADDING, beam_widths
+from model_export.generators.beam_search import eager_search
+from service.core.graphs import PADDING
 from service.core.progress import ProgressBar
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
 WINDOWS_PER_CHUNK = 4096  # sorted by length together
@@ -66,8 +66,7 @@ def train_generator(
     optimizer = torch.optim.AdamW(
         generator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    averaged = averaged_over_steps(generator, config.averaging) if config.averaging else None
-    run = _Run(generator, averaged, optimizer, rng, checkpoint)
+    run = _Progress(generator, optimizer, rng, checkpoint)
     run.resume(device)
     run.curve.device = device.type
 
@@ -98,8 +97,6 @@ def train_generator(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
             optimizer.step()
-            if averaged is not None:
-                averaged.update_parameters(generator)
             losses.append(float(loss.detach()))
             run.step += 1
             bar.update()
@@ -107,7 +104,7 @@ def train_generator(
             run.curve.core_seconds = time.process_time() - started_core
             out_of_time = run.curve.seconds > config.time_limit_s
             if run.step % every == 0 or run.step >= total_steps or out_of_time:
-                ndcg = validate(run.candidate, codes, users, history_length=history_length)
+                ndcg = validate(generator, codes, users, history_length=history_length)
                 run.validated(ndcg, float(np.mean(losses)))
                 losses = []
                 bar.set_postfix(
@@ -128,70 +125,40 @@ def train_generator(
     return run.curve
 
 
-def averaged_over_steps(generator: Generator, decay: float) -> AveragedModel:
-    """A copy that follows `generator` at a distance: its weights are an exponential mean over the last steps,
-    some 1 / (1 - decay) of them, and over fewer in the beginning.
-    """
-
-    def average(mean: torch.Tensor, now: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
-        count = float(steps)
-        return mean.lerp(now, 1 - min(decay, (1 + count) / (10 + count)))
-
-    return AveragedModel(generator, avg_fn=average)
-
-
 @torch.no_grad()
 def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, history_length: int) -> float:
     """Item-level NDCG@10 over `users`, their history excluded, by the eager beam search."""
     was_training = generator.training
     generator.eval()
-    search = BeamSearch(generator)
-    catalogue = ItemsOfCodes.build(generator.spec, codes)
-    tables = catalogue.trie.tables
-
-    def run(history: NDArray[np.int64], num_beams: int) -> Found:
-        beams = search_eagerly(search, history, tables, beam_widths(generator.spec, num_beams))
-        return Found(beams.codes.cpu().numpy(), beams.scores.cpu().numpy())
-
-    ranked = rank_items(
-        run,
-        catalogue,
-        users.histories,
-        k=10,
+    catalog = ItemsOfCodes.build(generator.spec, codes)
+    ranker = Ranker(
+        eager_search(generator, catalog),
+        catalog,
         history_length=history_length,
         num_beams=VALIDATION_BEAMS,
         beam_limit=VALIDATION_BEAMS * 4,
         batch_size=VALIDATION_BATCH,
     )
+    ranked = ranker.rank(users.histories, 10)
     generator.train(was_training)
     return ndcg_at(ranked, users.targets, 10)
 
 
-class _Run:
+class _Progress:
     """What a resumed run must know, and the file that keeps it."""
 
     def __init__(
         self,
         generator: Generator,
-        averaged: AveragedModel | None,
         optimizer: torch.optim.Optimizer,
         rng: np.random.Generator,
         path: Path,
     ) -> None:
-        self.generator, self.averaged = generator, averaged
+        self.generator = generator
         self.optimizer, self.rng, self.path = optimizer, rng, path
         self.step, self.best, self.without_gain = 0, -1.0, 0
         self.best_weights = generator.state_dict()
         self.curve = Curve()
-
-    @property
-    def candidate(self) -> Generator:
-        """What is validated, and kept where it is best: the averaged weights where there are such."""
-        if self.averaged is None:
-            return self.generator
-        candidate = self.averaged.module
-        assert isinstance(candidate, Generator)
-        return candidate
 
     def validated(self, ndcg: float, train_loss: float) -> None:
         self.curve.step.append(self.step)
@@ -199,7 +166,7 @@ class _Run:
         self.curve.validation_ndcg_at_10.append(ndcg)
         if ndcg > self.best:
             self.best, self.without_gain = ndcg, 0
-            self.best_weights = {name: value.clone() for name, value in self.candidate.state_dict().items()}
+            self.best_weights = {name: value.clone() for name, value in self.generator.state_dict().items()}
         else:
             self.without_gain += 1
 
@@ -210,7 +177,6 @@ class _Run:
             "without_gain": self.without_gain,
             "best_weights": self.best_weights,
             "weights": self.generator.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.bit_generator.state,
             "torch_rng": torch.get_rng_state(),
@@ -225,8 +191,6 @@ class _Run:
             return
         state = torch.load(self.path, map_location=device, weights_only=True)
         self.generator.load_state_dict(state["weights"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch_rng"].cpu())
@@ -269,11 +233,7 @@ def _batches(
         by_length = chunk[np.argsort([len(windows[i]) for i in chunk], kind="stable")]
         batches += _cut(by_length, windows, config.batch_positions)
     for place in rng.permutation(len(batches)):
-        chosen = [windows[i] for i in batches[place]]
-        window = np.full((len(chosen), max(map(len, chosen))), -1, dtype=np.int64)
-        for row, items in enumerate(chosen):
-            window[row, -len(items) :] = items
-        yield window
+        yield left_padded([windows[i] for i in batches[place]])
 
 
 def _cut(

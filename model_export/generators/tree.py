@@ -33,18 +33,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.configs import TreeConfig
-from model_export.generators.base import Generator
+from model_export.generators.base import Generator, Modules
 from model_export.generators.likeness import About, Likeness, shared_with_a_new_one
 from model_export.generators.seen_prefixes import (
     ROOT,
     UNSEEN,
     PrefixBonus,
+    SeenPrefixes,
     item_vectors,
     prefix_means,
     seen_prefixes,
 )
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 
 
@@ -95,11 +97,13 @@ class Block(nn.Module):
         weights = torch.where(visible, logits, MASKED).softmax(dim=-1)
         mixed = (weights @ value).transpose(1, 2).flatten(2)  # [batch, query, width]
         x = x + self.dropout(self.out(mixed))
-        return x + self.dropout(self.ffn(self.norm_ffn(x)))
+        mixed_in: Tensor = x + self.dropout(self.ffn(self.norm_ffn(x)))
+        return mixed_in
 
     def _split(self, x: Tensor) -> Tensor:
         """[batch, position, width] -> [batch, head, position, dim]"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        result: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return result
 
 
 class TreeGenerator(Generator):
@@ -120,9 +124,9 @@ class TreeGenerator(Generator):
         super().__init__()
         self.spec = spec
         width = config.width
-        self.prefixes = nn.ModuleList(seen_prefixes(spec, seen_codes, width))
+        self.prefixes: Modules[SeenPrefixes] = Modules(seen_prefixes(spec, seen_codes, width))
         self.has_bonus, self.hidden_share = config.has_bonus, config.hidden_share
-        self.bonus = nn.ModuleList(
+        self.bonus: Modules[PrefixBonus] = Modules(
             PrefixBonus(prefixes, width) for prefixes in self.prefixes if config.has_bonus
         )
         self.code = nn.ParameterList(
@@ -133,7 +137,7 @@ class TreeGenerator(Generator):
             for _ in spec.levels
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, history_length) for _ in range(config.num_layers))
+        self.blocks: Modules[Block] = Modules(Block(config, history_length) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
         if config.start_scale and seen_vectors is not None:
             self._start_from(seen_codes, config.start_scale * principal_axes(seen_vectors, width))
@@ -203,7 +207,8 @@ class TreeGenerator(Generator):
         x = self.dropout(item_vectors(self.prefixes, history, hidden) * is_item[..., None])
         for i, block in enumerate(self.blocks):
             x = block(x, is_item, last_only=last_only and i == len(self.blocks) - 1)
-        return self.norm(x[:, -1:] if last_only else x)
+        result: Tensor = self.norm(x[:, -1:] if last_only else x)
+        return result
 
     def _bonus_of(self, h: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(bonus.of_rows(h) for bonus in self.bonus)
@@ -225,8 +230,9 @@ def principal_axes(vectors: NDArray[np.float32], width: int) -> NDArray[np.float
     """vectors [item, dim] -> [item, width]: their widest directions, each row of length 1; zeros where dim or
     the number of items is less.
     """
-    centred = vectors - vectors.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)  # [axis, dim]
+    centered = vectors - vectors.mean(axis=0)
+    _, _, axes = np.linalg.svd(centered, full_matrices=False)  # [axis, dim]
     found = np.zeros((len(vectors), width), np.float32)
-    found[:, : len(axes[:width])] = centred @ axes[:width].T
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
+    found[:, : len(axes[:width])] = centered @ axes[:width].T
+    result: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
+    return result

@@ -1,16 +1,15 @@
 """From items and purchases to codes and a trained generator: the stages that exports and the study share.
 
-    items ─ draw ─ read ─ pool ─ head ─ quantise ─ codes ─ collisions ─ generator
+    items ─ draw ─ read ─ pool ─ head ─ quantize ─ codes ─ collisions ─ generator
 
-Each stage is kept under a key of its inputs, its configuration and its code, so an interrupted or changed run
-repeats only what must be. Only `Split.train` goes into anything that is fitted; validation users decide when
-a generator stops.
+Each stage is kept under a key of its inputs, its configuration and its version, so an interrupted or changed
+run repeats only what must be. Only `Split.train` goes into anything that is fitted; validation users decide
+when a generator stops.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from model_export.configs import (
-    HeadConfig,
     LetterConfig,
     MiniLmConfig,
     RunConfig,
@@ -27,41 +25,33 @@ from model_export.configs import (
     TreeConfig,
     sasrec_training,
 )
-from model_export.data.splits import Split
-from model_export.encoders import base as encoder_base
+from model_export.data.dataset import ItemSequence
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import head as head_module
 from model_export.encoders import minilm
 from model_export.encoders.base import Pooling, Reading
 from model_export.encoders.head import ItemHead, train_head
-from model_export.evaluation import ranking
-from model_export.generators import base as generator_base
-from model_export.generators import beam_search, likeness, sasrec, seen_prefixes, tiger, training, tree
 from model_export.generators.base import Generator
 from model_export.generators.sasrec import SasRecGenerator, codes_of_items
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.training import Curve, train_generator
 from model_export.generators.tree import TreeGenerator
+from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
-from model_export.quantizers import base as quantizer_base
+from model_export.pipeline.run import Run, Say, silent
 from model_export.quantizers import choose as choose_quantizer
-from model_export.quantizers import collisions, sinkhorn
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
-from service.core import render
 from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
 
-Say = Callable[[str], None]
 Strips = list[NDArray[np.uint8]]  # of each item [strip, height, width]
-Sequences = list[NDArray[np.int32]]
-
-COMMON = (training, ranking, beam_search, generator_base)  # whatever the generator
+Sequences = list[ItemSequence]
 
 
 @dataclass(frozen=True)
 class Read:
-    """What an encoder made of a catalogue."""
+    """What an encoder made of a catalog."""
 
     features: NDArray[np.float32]  # [item, feature]
     pooling: Pooling | None  # None where it read text
@@ -69,18 +59,18 @@ class Read:
 
 @dataclass(frozen=True)
 class Coded:
-    """The catalogue with its codes, and what made them."""
+    """The catalog with its codes, and what made them."""
 
     head: ItemHead
     vectors: NDArray[np.float32]  # [item, dim], of the head
     quantizer: ResidualQuantizer
     quantizer_report: QuantizerReport
-    spec: SidSpec  # of the codes: a suffix is one level more than the quantiser's
+    spec: SidSpec  # of the codes: a suffix is one level more than the quantizer's
     codes: NDArray[np.int64]  # [item, level], collisions treated
     collisions: CollisionReport
 
 
-def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = lambda _: None) -> Strips:
+def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = silent) -> Strips:
     spec = config.render
     rendered = [render_text(item_text(item, spec), spec) for item in items]
     num_strips = sum(len(drawn.strips) for drawn in rendered)
@@ -93,27 +83,27 @@ def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = lambda _
     return [drawn.strips for drawn in rendered]
 
 
-def read(items: Sequence[dict[str, Any]], config: RunConfig, cache: StageCache, say: Say) -> Read:
+def read(run: Run) -> Read:
     """Features by the configuration's encoder, of the pictures or, for comparison, of the text itself."""
-    texts = [item_text(item, config.render) for item in items]
+    config, cache = run.config, run.cache
+    texts = [item_text(item, config.render) for item in run.dataset.items]
     if isinstance(config.encoder, MiniLmConfig):
-        features = _stage(cache, "text", (texts, minilm), lambda: minilm.MiniLm().features(texts))
+        inputs: tuple[Any, ...] = (texts, {"minilm": minilm.VERSION})
+        features = _stage(cache, "text", inputs, lambda: minilm.MiniLm().features(texts))
         return Read(features, None)
     encoder = choose_encoder.make_encoder(config.render, config.encoder, config.seed)
-    inputs: tuple[Any, ...] = (
+    inputs = (
         texts,
         config.render,
         config.seed,
         *choose_encoder.encoder_files(config.encoder),
-        *choose_encoder.modules_of(config.encoder),
-        render,
-        encoder_base,
+        versions.of_reading(config),
     )
     path = cache.path("reading", ".npz", *inputs)
     if not path.exists():
         parts = cache.path("reading", ".parts", *inputs)
         parts.mkdir(exist_ok=True)
-        encoder.read(draw(items, config, say), parts).save(path)
+        encoder.read(draw(run.dataset.items, config, run.say), parts).save(path)
         for part in parts.iterdir():
             part.unlink()
         parts.rmdir()
@@ -123,29 +113,27 @@ def read(items: Sequence[dict[str, Any]], config: RunConfig, cache: StageCache, 
     return Read(_stage(cache, "features", inputs, lambda: pooling.pool(reading)), pooling)
 
 
-def vectors_of(
-    features: NDArray[np.float32], train: Sequences, config: HeadConfig, cache: StageCache, *, seed: int
-) -> tuple[ItemHead, NDArray[np.float32]]:
-    """The head, trained on what was bought close together, and the catalogue's vectors [item, dim]."""
-    inputs = (features, train, config, seed, head_module)
-    head: ItemHead = _stage(cache, "head", inputs, lambda: train_head(features, train, config, seed))
+def vectors_of(run: Run, features: NDArray[np.float32]) -> tuple[ItemHead, NDArray[np.float32]]:
+    """The head, trained on what was bought close together, and the catalog's vectors [item, dim]."""
+    train, config, seed = run.split.train, run.config.head, run.config.seed
+    inputs = (features, train, config, seed, {"head": head_module.VERSION})
+    head: ItemHead = _stage(run.cache, "head", inputs, lambda: train_head(features, train, config, seed))
     return head, head.vectors(features)
 
 
-def code(
-    features: NDArray[np.float32], item_ids: Sequence[str], split: Split, config: RunConfig, cache: StageCache
-) -> Coded:
-    """Codes of features [item, feature]: head, quantiser, and the treatment of collisions."""
-    head, vectors = vectors_of(features, split.train, config.head, cache, seed=config.seed)
+def code(run: Run, features: NDArray[np.float32]) -> Coded:
+    """Codes of features [item, feature]: head, quantizer, and the treatment of collisions."""
+    config = run.config
+    head, vectors = vectors_of(run, features)
     collaborative = None
     if isinstance(config.quantizer, LetterConfig):
-        collaborative = collaborative_vectors(len(features), split, config, cache)
+        collaborative = collaborative_vectors(run)
     inputs = (
         vectors, collaborative, config.quantizer, config.sid, config.seed,
-        *choose_quantizer.MODULES[type(config.quantizer)], quantizer_base,
+        versions.of_quantizer(config.quantizer),
     )  # fmt: skip
     quantizer, report = _stage(
-        cache,
+        run.cache,
         "quantizer",
         inputs,
         lambda: choose_quantizer.train_quantizer(
@@ -159,18 +147,17 @@ def code(
             quantizer.encode(data).numpy(),
             quantizer.latents(data).numpy(),
             [codebook.numpy() for codebook in quantizer.codebooks],
-            item_ids,
+            run.dataset.item_ids,
         )
     return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report)
 
 
-def collaborative_vectors(
-    num_items: int, split: Split, config: RunConfig, cache: StageCache
-) -> NDArray[np.float32]:
+def collaborative_vectors(run: Run) -> NDArray[np.float32]:
     """What SASRec learns of each item from the training part: [item, dim], NaN for items not in it."""
-    config = replace(config, generator=SasRecConfig(), training=sasrec_training())
+    num_items = run.dataset.num_items
+    config = replace(run.config, generator=SasRecConfig(), training=sasrec_training())
     spec, codes = SidSpec(levels=(num_items,)), codes_of_items(num_items)
-    generator = generate(codes, spec, split, config, cache).generator
+    generator = generate(replace(run, config=config), codes, spec).generator
     assert isinstance(generator, SasRecGenerator)
     found = generator.item_embeddings()
     return np.where(found.is_learnt[:, None], found.vectors, np.nan).astype(np.float32)
@@ -182,22 +169,15 @@ class Generated(NamedTuple):
 
 
 def generate(
-    codes: NDArray[np.int64],
-    spec: SidSpec,
-    split: Split,
-    config: RunConfig,
-    cache: StageCache,
-    *,
-    vectors: NDArray[np.float32] | None = None,
+    run: Run, codes: NDArray[np.int64], spec: SidSpec, *, vectors: NDArray[np.float32] | None = None
 ) -> Generated:
-    """Train the configuration's generator on codes [item, level]; `vectors` [item, dim] are what it may start
-    from.
-    """
+    """Train the configuration's generator on codes [item, level]. It may start from `vectors` [item, dim]."""
+    split, config, cache = run.split, run.config, run.cache
     torch.manual_seed(config.seed)
-    generator = make_generator(codes, spec, split.train, config, vectors)
+    generator = make_generator(config, codes, spec, split.train, vectors)
     inputs = (
         codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
-        config.history_length, config.seed, *GENERATOR_MODULES[type(config.generator)], *COMMON,
+        config.history_length, config.seed, versions.of_generator(config.generator),
     )  # fmt: skip
     path = cache.path("generator", ".pt", *inputs)
     if not path.exists():
@@ -218,29 +198,11 @@ def generate(
     return Generated(generator.eval(), curve)
 
 
-GENERATOR_MODULES = {
-    TreeConfig: (tree, likeness, seen_prefixes),
-    TigerConfig: (tiger, seen_prefixes),
-    SasRecConfig: (sasrec,),
-}
-
-
-def modules_of(config: RunConfig) -> tuple[ModuleType, ...]:
-    """Whose code decides what comes out of a configuration's stages."""
-    encoder = (
-        (minilm,) if isinstance(config.encoder, MiniLmConfig) else choose_encoder.modules_of(config.encoder)
-    )
-    return (
-        *encoder, encoder_base, render, head_module, *choose_quantizer.MODULES[type(config.quantizer)],
-        quantizer_base, collisions, sinkhorn, *GENERATOR_MODULES[type(config.generator)], *COMMON,
-    )  # fmt: skip
-
-
 def make_generator(
+    config: RunConfig,
     codes: NDArray[np.int64],
     spec: SidSpec,
     train: Sequences,
-    config: RunConfig,
     vectors: NDArray[np.float32] | None = None,
 ) -> Generator:
     """An untrained generator of the configuration. Seed torch before."""

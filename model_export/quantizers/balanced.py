@@ -2,7 +2,7 @@
 
 Dividing n items among k clusters of floor(n / k) or ceil(n / k) at the least total distance is a transport
 problem. The dual variables of its solution are prices, one a cluster: asking each item, without a look at the
-others, for its cheapest cluster gives the balanced division back. So a balanced quantiser stays a function of
+others, for its cheapest cluster gives the balanced division back. So a balanced quantizer stays a function of
 the vector alone, and a new item joins by the same rule.
 
 Items that are exactly alike cannot be told apart by any price: they stay together, and balance gives way.
@@ -125,7 +125,8 @@ def _middle_prices(cost: NDArray[np.float64]) -> NDArray[np.float64]:
     for middle in range(len(cost)):
         distance = np.minimum(distance, distance[:, middle : middle + 1] + distance[middle])
     price = -distance.mean(axis=0)
-    return price - price.min()
+    result: NDArray[np.float64] = price - price.min()
+    return result
 
 
 def _first_guess(distance: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], float]:
@@ -141,9 +142,10 @@ def _first_guess(distance: NDArray[np.float32], seed: int) -> tuple[NDArray[np.f
 
 def squared_distances(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     """[item, dim], [cluster, dim] -> [item, cluster]."""
-    return (
+    result: NDArray[np.float32] = (
         np.square(points).sum(axis=1)[:, None] - 2 * points @ centroids.T + np.square(centroids).sum(axis=1)
     )
+    return result
 
 
 def _means(

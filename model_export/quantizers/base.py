@@ -1,4 +1,4 @@
-"""What quantisers have in common: the interface, the nearest codeword, the k-means start, the report."""
+"""What quantizers have in common: the interface, the nearest codeword, the k-means start, the report."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class ResidualQuantizer(nn.Module, ABC):
     """A vector becomes a few codes, each for what the codewords before it left over.
 
     `encode` is all that the tokenizer graph takes. Nothing in it looks at the other items of a batch, and of
-    equal distances the smallest code wins, so an item posted later gets the codes that the catalogue's had.
+    equal distances the smallest code wins, so an item posted later gets the codes that the catalog's had.
     """
 
     spec: SidSpec
@@ -59,7 +59,6 @@ class EpochStats:
 @dataclass(frozen=True)
 class QuantizerReport:
     history: tuple[EpochStats, ...]  # one an epoch where there are any; the last is the result
-    explained_variance: float  # of the vectors, as the quantiser scales them, by their reconstruction
 
 
 def measure(epoch: int, loss: float, codes: Tensor, spec: SidSpec, num_revived: int = 0) -> EpochStats:

@@ -1,10 +1,12 @@
-"""The quantiser that a configuration asks for."""
+"""The quantizer that a configuration asks for."""
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_export.configs import LetterConfig, QuantizerConfig, RqKMeansConfig
-from model_export.quantizers import balanced, letter, rq_kmeans, rq_vae
+from model_export.quantizers import letter, rq_kmeans, rq_vae
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.letter import train_letter
 from model_export.quantizers.rq_kmeans import train_rq_kmeans
@@ -13,16 +15,15 @@ from service.core.sid import SidSpec
 
 AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig
 
-TRAIN = {
+TRAIN: dict[type, Callable[..., tuple[ResidualQuantizer, QuantizerReport]]] = {
     QuantizerConfig: train_rq_vae,
     RqKMeansConfig: train_rq_kmeans,
     LetterConfig: train_letter,
 }
-# Whose code the result depends on, for keys of caches.
-MODULES = {
-    QuantizerConfig: (rq_vae,),
-    RqKMeansConfig: (rq_kmeans, balanced),
-    LetterConfig: (letter, rq_vae, balanced),
+VERSIONS = {
+    QuantizerConfig: {"rq_vae": rq_vae.VERSION},
+    RqKMeansConfig: {"rq_kmeans": rq_kmeans.VERSION},
+    LetterConfig: {"letter": letter.VERSION},
 }
 
 
@@ -37,4 +38,7 @@ def train_quantizer(
 ) -> tuple[ResidualQuantizer, QuantizerReport]:
     """Fit to vectors [item, dim]; collaborative vectors [item, any] are for LETTER, which needs them."""
     train = TRAIN[type(config)]
-    return train(vectors, spec, config, seed=seed, collaborative=collaborative, progress=progress)
+    result: tuple[ResidualQuantizer, QuantizerReport] = train(
+        vectors, spec, config, seed=seed, collaborative=collaborative, progress=progress
+    )
+    return result

@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from model_export.quantizers.sinkhorn import sinkhorn_assign
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 SINKHORN_ROUNDS = 30
 
 Treatment = Literal["none", "sinkhorn", "zcr", "suffix"]
@@ -44,10 +45,6 @@ class CollisionReport:
     missing_rate_before: float  # (items - distinct codes) / items, as some papers count
     missing_rate_after: float
     distance_increase: float  # squared latent distance, summed over all reassigned items
-
-    @property
-    def mean_distance_increase(self) -> float:
-        return self.distance_increase / max(self.num_reassigned, 1)
 
     def summary(self) -> str:
         """In words, for a person."""
@@ -76,7 +73,8 @@ class _LastLevel(NamedTuple):
 
     def distances(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
         """Squared distances of items [item] to the codewords [item, code]."""
-        return np.square(self.needed[items, None, :] - self.codebook).sum(axis=-1)
+        result: NDArray[np.float64] = np.square(self.needed[items, None, :] - self.codebook).sum(axis=-1)
+        return result
 
     def error(self, codes: NDArray[np.int64]) -> float:
         """Squared distances of all items to the codewords of codes [item, level], summed."""
@@ -121,9 +119,9 @@ def reassign_collisions(
 
 
 def assign_slots(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number items that share codes [item, level] 0, 1, 2, … in the order of the catalogue -> slots [item].
+    """Number items that share codes [item, level] 0, 1, 2, … in the order of the catalog -> slots [item].
 
-    The service finds the same slots when it puts the catalogue into a new Redis in that order.
+    The service finds the same slots when it puts the catalog into a new Redis in that order.
     """
     taken: Counter[tuple[int, ...]] = Counter()
     slots = np.zeros(len(codes), dtype=np.int64)
@@ -143,7 +141,8 @@ def _match(distance: NDArray[np.float64], old: NDArray[np.int64]) -> NDArray[np.
     keep = np.arange(num_codes) == old[:, None]  # [member, code]
     places = -(-num_members // num_codes)  # of each code
     cost = np.tile(np.where(keep, distance, distance + move), places)  # [member, place * code]
-    return linear_sum_assignment(cost)[1] % num_codes
+    result: NDArray[np.int64] = linear_sum_assignment(cost)[1] % num_codes
+    return result
 
 
 def _spread_by_sinkhorn(codes: NDArray[np.int64], spec: SidSpec, last: _LastLevel) -> NDArray[np.int64]:

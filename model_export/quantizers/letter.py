@@ -25,6 +25,7 @@ from model_export.quantizers.base import QuantizerReport, kmeans_centroids
 from model_export.quantizers.rq_vae import RqVae, fit_rq_vae
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 GROUPING_ROUNDS = 20
 
 
@@ -128,7 +129,7 @@ def in_latent_dim(collaborative: Tensor, latent_dim: int) -> Tensor:
     if collaborative.shape[1] == latent_dim:
         found[known] = collaborative[known]
     elif known.any():
-        centred = collaborative[known] - collaborative[known].mean(dim=0)
-        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:latent_dim]  # [axis, any]
-        found[known] = F.pad(centred @ axes.T, (0, latent_dim - len(axes)))
+        centered = collaborative[known] - collaborative[known].mean(dim=0)
+        axes = torch.linalg.svd(centered, full_matrices=False).Vh[:latent_dim]  # [axis, any]
+        found[known] = F.pad(centered @ axes.T, (0, latent_dim - len(axes)))
     return found

@@ -1,10 +1,10 @@
 """RQ-k-means: the k-means centroids of the vectors, then of what those left over, and so on.
 
-The latents are the vectors as they come, unit vectors from the head: standardising each dimension, as RQ-VAE
+The latents are the vectors as they come, unit vectors from the head: standardizing each dimension, as RQ-VAE
 has to, would weigh directions anew that the head has weighed by what people buy.
 
 Balanced, every code of a level gets the same number of items. The prices that see to it (balanced.py) are
-part of `encode`, so new items are encoded as the catalogue was.
+part of `encode`, so new items are encoded as the catalog was.
 """
 
 import numpy as np
@@ -24,6 +24,8 @@ from model_export.quantizers.base import (
 )
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
+
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 
 
 class RqKMeans(ResidualQuantizer):
@@ -57,7 +59,7 @@ def train_rq_kmeans(
     config: RqKMeansConfig,
     *,
     seed: int,
-    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantisers train by one signature
+    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers train by one signature
     progress: bool = True,
 ) -> tuple[RqKMeans, QuantizerReport]:
     """Fit codebooks to vectors [item, dim], level by level. Deterministic for a seed on a machine."""
@@ -74,9 +76,8 @@ def train_rq_kmeans(
             _fit_level(model, level, residual, config, seed)
             codebook = model.codebooks[level]
             residual = residual - codebook[nearest(residual, codebook, model.prices[level])]
-    unexplained, variance = residual.square().mean(), (data - data.mean(dim=0)).square().mean()
-    stats = measure(1, float(unexplained), encode_all(model, data), spec)
-    return model, QuantizerReport((stats,), float(1 - unexplained / variance) if variance > 0 else 1.0)
+    stats = measure(1, float(residual.square().mean()), encode_all(model, data), spec)
+    return model, QuantizerReport((stats,))
 
 
 def _fit_level(model: RqKMeans, level: int, residual: Tensor, config: RqKMeansConfig, seed: int) -> None:

@@ -1,6 +1,6 @@
 """RQ-VAE: an item's vector becomes a few codes, each refining what the codes before it left over.
 
-Encoder and decoder are mirrored MLPs around a residual quantiser: level l takes the codeword nearest to the
+Encoder and decoder are mirrored MLPs around a residual quantizer: level l takes the codeword nearest to the
 residual and hands on what is left. Of the two usual ways to train through that choice (a straight-through at
 every level, or detached codewords) this is the second: the residual is taken with the *detached* codeword, so
 that the commitment of every level reaches the encoder, and one straight-through over the whole sum carries
@@ -29,6 +29,7 @@ from model_export.quantizers.base import (
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 CLIP_NORM = 1.0
 
 # The loss of a batch of items [item], in an epoch counted from 1.
@@ -44,7 +45,7 @@ class Quantized(NamedTuple):
 class Autoencoded(NamedTuple):
     codes: Tensor  # [item, level]
     total: Tensor  # [item, latent]  sum of the chosen codewords; its gradient goes to the latents instead
-    loss: Tensor  # reconstruction of the standardised vectors + quantisation, means over dimensions
+    loss: Tensor  # reconstruction of the standardized vectors + quantization, means over dimensions
 
 
 class RqVae(ResidualQuantizer):
@@ -65,19 +66,21 @@ class RqVae(ResidualQuantizer):
         )  # level l: [code, latent]
 
     def fit_scale(self, vectors: Tensor) -> None:
-        """Take mean and deviation from the training vectors [item, dim]; what is constant is only centred."""
+        """Take mean and deviation from training vectors [item, dim]; what is constant is only centered."""
         std, mean = torch.std_mean(vectors, dim=0, correction=0)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def latents(self, vectors: Tensor) -> Tensor:
-        return self.encoder(self.standardise(vectors))
+        result: Tensor = self.encoder(self.standardize(vectors))
+        return result
 
     def encode(self, vectors: Tensor) -> Tensor:
         return self.quantize(self.latents(vectors)).codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self.decoder(self.total(codes)) * self.std + self.mean
+        result: Tensor = self.decoder(self.total(codes)) * self.std + self.mean
+        return result
 
     def quantize(self, latents: Tensor) -> Quantized:
         residual, total = latents, torch.zeros_like(latents)  # [item, latent]
@@ -93,13 +96,13 @@ class RqVae(ResidualQuantizer):
         return Quantized(torch.stack(codes, dim=-1), total, loss / len(self.codebooks))
 
     def autoencode(self, vectors: Tensor) -> Autoencoded:
-        inputs = self.standardise(vectors)  # [item, dim]
+        inputs = self.standardize(vectors)  # [item, dim]
         latents = self.encoder(inputs)  # [item, latent]
         quantized = self.quantize(latents)
         total = latents + (quantized.total - latents).detach()
         return Autoencoded(quantized.codes, total, F.mse_loss(self.decoder(total), inputs) + quantized.loss)
 
-    def standardise(self, vectors: Tensor) -> Tensor:
+    def standardize(self, vectors: Tensor) -> Tensor:
         return (vectors - self.mean) / self.std
 
 
@@ -116,7 +119,7 @@ def train_rq_vae(
     config: QuantizerConfig,
     *,
     seed: int,
-    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantisers train by one signature
+    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers train by one signature
     progress: bool = True,
 ) -> tuple[RqVae, QuantizerReport]:
     """Fit an RQ-VAE to vectors [item, dim]. Deterministic for a seed on a machine."""
@@ -148,10 +151,7 @@ def fit_rq_vae(
         _kmeans_init(model, data, seed)
         history = _train(model, data, config, loss_of(model, data), name, progress)
     model.eval().requires_grad_(False)
-    inputs = model.standardise(data)
-    unexplained = F.mse_loss(model.standardise(model.decode(encode_all(model, data))), inputs)
-    variance = inputs.square().mean()
-    return model, QuantizerReport(tuple(history), float(1 - unexplained / variance) if variance > 0 else 1.0)
+    return model, QuantizerReport(tuple(history))
 
 
 def _train(

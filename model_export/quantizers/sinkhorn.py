@@ -29,7 +29,8 @@ def sinkhorn_prices(distance: Floats, epsilon: float, iterations: int, start: Fl
 def sinkhorn_plan(distance: Floats, epsilon: float, iterations: int) -> Floats:
     """How much of each row goes to each column [row, column], 1 in all: columns get the same, rows nearly."""
     plan = _each_row_once(distance, sinkhorn_prices(distance, epsilon, iterations), epsilon)
-    return plan / plan.sum(axis=0) / distance.shape[1]
+    result: Floats = plan / plan.sum(axis=0) / distance.shape[1]
+    return result
 
 
 def sinkhorn_assign(
@@ -48,11 +49,13 @@ def sinkhorn_assign(
     is_most = plan >= ABOUT_THE_SAME * plan.max(axis=1, keepdims=True)
     by_distance = np.where(is_most, distance, np.inf).argsort(axis=1, kind="stable")  # [row, column]
     place = np.minimum(nth, is_most.sum(axis=1) - 1)  # [row]
-    return by_distance[np.arange(len(distance)), place]
+    result: NDArray[np.int64] = by_distance[np.arange(len(distance)), place]
+    return result
 
 
 def _each_row_once(distance: Floats, price: Floats, epsilon: float) -> Floats:
     """A plan [row, column] whose rows sum to 1."""
     score = (distance + price) / distance.dtype.type(-epsilon)
     plan = np.exp(score - score.max(axis=1, keepdims=True))
-    return plan / plan.sum(axis=1, keepdims=True)
+    result: Floats = plan / plan.sum(axis=1, keepdims=True)
+    return result

@@ -11,6 +11,7 @@ import binascii
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class CellResult:
     """What one configuration with one seed gave on one dataset.
 
     `key` is of data and configuration and decides whether a stored cell is still the asked one. `made_with`
-    is of the code that computed it: where that has changed since, the study says so and keeps the cell.
+    are the versions of the stages that computed it (pipeline/versions.py): where one is another today, the
+    study says so and keeps the cell.
     A cell that ranks nothing, as those of robustness, has empty ranks.
     """
 
@@ -49,7 +51,7 @@ class CellResult:
     groups: tuple[str, ...]  # the tables it stands in
     seed: int
     key: str
-    made_with: str
+    made_with: Mapping[str, int]  # stage -> version
     ranks_excluded: Ranks = field(default_factory=NO_USERS.copy)  # items of the history left out
     ranks_included: Ranks = field(default_factory=NO_USERS.copy)
     code_ranks: Ranks | None = None  # of the target's codes among the beams, only for reference
@@ -81,7 +83,7 @@ def save(folder: Path, result: CellResult) -> Path:
         "groups": list(result.groups),
         "seed": result.seed,
         "key": result.key,
-        "made_with": result.made_with,
+        "made_with": dict(result.made_with),
         "figures": {name: float(value) for name, value in sorted(result.figures.items())},
         "ranks_excluded": _packed(result.ranks_excluded),
         "ranks_included": _packed(result.ranks_included),
@@ -100,12 +102,6 @@ def load(folder: Path, dataset: str, name: str, seed: int) -> CellResult | None:
     return _read(path) if path.exists() else None
 
 
-def load_all(folder: Path) -> list[CellResult]:
-    """Every stored cell, by dataset, name and seed."""
-    found = [_read(path) for path in folder.glob("*/*.json")]
-    return sorted(found, key=lambda cell: (cell.dataset, cell.name, cell.seed))
-
-
 def _read(path: Path) -> CellResult:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +113,7 @@ def _read(path: Path) -> CellResult:
             groups=tuple(content["groups"]),
             seed=int(content["seed"]),
             key=content["key"],
-            made_with=content["made_with"],
+            made_with=_versions(content["made_with"]),
             ranks_excluded=_unpacked(content["ranks_excluded"]),
             ranks_included=_unpacked(content["ranks_included"]),
             code_ranks=None if codes is None else _unpacked(codes),
@@ -130,6 +126,12 @@ def _read(path: Path) -> CellResult:
     if path != path_of(path.parents[1], result.dataset, result.name, result.seed):
         raise DamagedCell(path, f"it holds {result.dataset}/{result.name}-{result.seed}")
     return result
+
+
+def _versions(content: Any) -> dict[str, int]:
+    if not isinstance(content, dict):
+        raise TypeError(f"made_with is {content!r}, not versions of stages")
+    return {str(stage): int(version) for stage, version in content.items()}
 
 
 def _packed(ranks: Ranks) -> str:

@@ -1,6 +1,6 @@
-"""Codes of texts that are not in the catalogue, as a service would give them.
+"""Codes of texts that are not in the catalog, as a service would give them.
 
-They are the quantiser's own. Treating collisions moves items of a catalogue, never one that comes later.
+They are the quantizer's own. Treating collisions moves items of a catalog, never one that comes later.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Cold items (question 5): some items are taken out of all training and come when everything is trained.
 
-    catalogue ─ remove ─▶ train on the rest ─▶ the cold items come ─▶ how often do their users see them?
+    catalog ─ remove ─▶ train on the rest ─▶ the cold items come ─▶ how often do their users see them?
 
 Pictures are measured where it counts: a bundle is exported, a service runs it, the cold items are posted and
 recommendations asked for over HTTP. No service can run a text encoder, so text goes through the same steps
@@ -10,6 +10,7 @@ offline. The controls go offline on both sides.
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,27 +27,27 @@ from model_export.data.splits import MIN_ITEMS_TO_EVALUATE, Split, Targets, leav
 from model_export.evaluation.evaluate import BATCH, codes_for
 from model_export.evaluation.metrics import hits_at
 from model_export.evaluation.near_copies import shared_levels
-from model_export.evaluation.ranking import ItemsOfCodes, Search, rank_items, search_by
+from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchFunction, search_by
 from model_export.export import export
+from model_export.generators.beam_search import eager_search
 from model_export.local_service import local_service
 from model_export.pipeline import stages
-from model_export.pipeline.cache import StageCache
-from model_export.pipeline.stages import Say
+from model_export.pipeline.run import Run
 from model_export.study.coding import coder
-from model_export.study.ranks import eager_search
 from service.core.bundle import RECOMMENDER, Bundle
 from service.core.render import item_text
 from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 CUTOFFS = (10, 50, 100)
-PAGE = CUTOFFS[-1]  # the most that a service answers with
+TOP_K = CUTOFFS[-1]  # the most that a service answers with
 ITEMS_PER_POST = 32  # read as one piece, so that items of the same codes get their slots in this order
 MAX_HISTORY, MAX_EXCLUDED = 500, 1_000  # that a service takes
 
 Codes = NDArray[np.int64]  # [item, level]
-Ranked = NDArray[np.int32]  # [user, PAGE], -1 where nothing was found
+Ranked = NDArray[np.int32]  # [user, TOP_K], -1 where nothing was found
 
 
 class Removed(NamedTuple):
@@ -62,48 +63,43 @@ class Removed(NamedTuple):
         return [*self.dataset.item_ids, *(item["item_id"] for item in self.items)]
 
 
-class Model(NamedTuple):
+class ColdModel(NamedTuple):
     """What training without the cold items left."""
 
     spec: SidSpec
     codes: Codes  # of the items of Removed.dataset
-    search: Callable[[ItemsOfCodes], Search]
+    search: Callable[[ItemsOfCodes], SearchFunction]
 
 
 class Outcome(NamedTuple):
     """What became of the cold items."""
 
-    model: Model
+    model: ColdModel
     codes: Codes  # of the cold items, as they were given when they came
     ranked: Ranked  # for the users of Removed.cold
 
 
-def cold(
-    dataset: Dataset,
-    split: Split,
-    config: RunConfig,
-    cache_folder: Path,
-    say: Say,
-    *,
-    share: float = 0.05,
-    seed: int = 0,
-) -> dict[str, float]:
+def cold(run: Run, *, share: float = 0.05, seed: int = 0) -> dict[str, float]:
     """How often users whose target is cold find it among the first CUTOFFS items, their history left out; the
     same with random codes, by chance, and of warm targets; and how near the codes are to those of the nearest
     trained relative. Errors are standard errors.
     """
-    removed = remove(dataset, split, share=share, seed=seed)
-    say(f"      {removed.dataset.name}; they are the target of {len(removed.cold)} users")
+    config = run.config
+    removed = remove(run.dataset, run.split, share=share, seed=seed)
+    run.say(f"      {removed.dataset.name}; they are the target of {len(removed.cold)} users")
     with stages.deterministic():
-        if isinstance(config.encoder, MiniLmConfig):
-            outcome = offline(removed, config, StageCache(cache_folder), say)
-        else:
-            outcome = served(removed, config, cache_folder, say)
-        model, targets = outcome.model, removed.cold.targets
-        rng = np.random.default_rng(seed)
-        random_codes = rng.integers(0, model.spec.levels, size=outcome.codes.shape)
-        at_random = rank(model, random_codes, removed.cold, config)
-        warm = rank(model, outcome.codes, removed.warm, config)
+        reads_text = isinstance(config.encoder, MiniLmConfig)
+        outcome = offline(removed, run) if reads_text else served(removed, run)
+        return figures_of(removed, outcome, config, seed=seed)
+
+
+def figures_of(removed: Removed, outcome: Outcome, config: RunConfig, *, seed: int) -> dict[str, float]:
+    """The figures of `cold`, for what became of the items."""
+    model, targets = outcome.model, removed.cold.targets
+    rng = np.random.default_rng(seed)
+    random_codes = rng.integers(0, model.spec.levels, size=outcome.codes.shape)
+    at_random = rank(model, random_codes, removed.cold, config)
+    warm = rank(model, outcome.codes, removed.warm, config)
     return (
         {"cold_num_items": float(len(removed.items)), "cold_num_targets": float(len(targets))}
         | _hits("cold_hit@{}", outcome.ranked, targets)
@@ -116,7 +112,7 @@ def cold(
 
 
 def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Removed:
-    """Take `share` of the items out of catalogue and sequences, drawn among those that are a test target.
+    """Take `share` of the items out of catalog and sequences, drawn among those that are a test target.
 
     A cold user's sequence ends before its cold target, so what is trained on is part of the user's history. A
     warm user may be left with so few items that all of them are trained on, the target too: such users are
@@ -152,52 +148,50 @@ def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Remove
     return Removed(reduced, cold_items, those(is_of_cold), those(~is_of_cold & is_left_out))
 
 
-def served(removed: Removed, config: RunConfig, cache_folder: Path, say: Say) -> Outcome:
+def served(removed: Removed, run: Run) -> Outcome:
     """Export a bundle, start a service with it, post the cold items, ask for recommendations."""
+    folder = run.cache.folder
     bundle = export(
-        removed.dataset, cache_folder / "cold", config, cache_folder=cache_folder, say=say, named_by_key=True
+        removed.dataset, folder / "cold", run.config, cache_folder=folder, say=run.say, named_by_key=True
     )
     session = RecommenderSession(
         bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=os.cpu_count() or 1
     )
-    model = Model(bundle.manifest.sid, codes_for(bundle, removed.dataset), partial(search_by, session))
-    say("      post the cold items to a service and ask it for recommendations")
+    model = ColdModel(bundle.manifest.sid, codes_for(bundle, removed.dataset), partial(search_by, session))
+    run.say("      post the cold items to a service and ask it for recommendations")
     return Outcome(model, *_ask_service(bundle, removed))
 
 
-def offline(removed: Removed, config: RunConfig, cache: StageCache, say: Say) -> Outcome:
+def offline(removed: Removed, run: Run) -> Outcome:
     """The same steps without bundle and service."""
-    split = leave_one_out(removed.dataset)
-    read = stages.read(removed.dataset.items, config, cache, say)
-    coded = stages.code(read.features, removed.dataset.item_ids, split, config, cache)
+    config = run.config
+    run = replace(run, dataset=removed.dataset, split=leave_one_out(removed.dataset))
+    read = stages.read(run)
+    coded = stages.code(run, read.features)
     if coded.spec != config.sid:
         raise GlyphrecError(
-            f"configuration {config.name}: a suffix numbers the items of one catalogue, so a new item could "
+            f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item could "
             "have none. Treat collisions in another way."
         )
-    generator = stages.generate(
-        coded.codes, coded.spec, split, config, cache, vectors=coded.vectors
-    ).generator
+    generator = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
-    model = Model(coded.spec, coded.codes, partial(eager_search, generator))
+    model = ColdModel(coded.spec, coded.codes, partial(eager_search, generator))
     codes = coder(read, coded, config)(_texts(removed.items, config))
     return Outcome(model, codes, rank(model, codes, removed.cold, config))
 
 
-def rank(model: Model, cold_codes: Codes, users: Targets, config: RunConfig) -> Ranked:
+def rank(model: ColdModel, cold_codes: Codes, users: Targets, config: RunConfig) -> Ranked:
     """Pages for `users` by the model, with the cold items living at these codes; as a service finds them."""
-    catalogue = ItemsOfCodes.build(model.spec, np.concatenate([model.codes, cold_codes]))
-    return rank_items(
-        model.search(catalogue),
-        catalogue,
-        users.histories,
-        k=PAGE,
+    catalog = ItemsOfCodes.build(model.spec, np.concatenate([model.codes, cold_codes]))
+    ranker = Ranker(
+        model.search(catalog),
+        catalog,
         history_length=config.history_length,
-        num_beams=min(2 * PAGE, config.beam_limit),  # where a service starts for a page of this length
+        num_beams=min(2 * TOP_K, config.beam_limit),  # where a service starts for a page of this length
         beam_limit=config.beam_limit,
         batch_size=BATCH,
-        progress="test users",
     )
+    return ranker.rank(users.histories, TOP_K, progress="test users")
 
 
 def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
@@ -207,7 +201,7 @@ def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
     """
     ids = removed.item_ids
     number = {item_id: place for place, item_id in enumerate(ids)}
-    ranked = np.full((len(removed.cold), PAGE), -1, dtype=np.int32)
+    ranked = np.full((len(removed.cold), TOP_K), -1, dtype=np.int32)
     codes: list[list[int]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -226,7 +220,7 @@ def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
             asked = {
                 "history": [ids[item] for item in history[-MAX_HISTORY:]],
                 "exclude_item_ids": list(older)[:MAX_EXCLUDED],
-                "limit": PAGE,
+                "limit": TOP_K,
             }
             page = _post(service.client, "/recommend", asked)
             found = [number[each["item_id"]] for each in page if each["score"] is not None]

@@ -10,8 +10,8 @@ from model_export.configs import base
 from model_export.data.dataset import Dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import read_dataset
-from model_export.pipeline.stages import Say
-from model_export.study.costs import measure_costs, with_costs
+from model_export.pipeline.run import Say
+from model_export.study.cost_table import measure_costs, with_costs
 from model_export.study.plan import PLANS, Plan
 from model_export.study.run import kept_result, kept_results, run_study, works_of
 from model_export.study.segments import segments_of
@@ -43,7 +43,7 @@ def study(
     datasets = {dataset.name: dataset for dataset in map(read_dataset, data)}
     store = out / "study" / "cells"
     if not report_only:
-        run_study(plan.only(only), datasets, store=store, cache_folder=cache_folder, say=say)
+        run_study(plan.only(list(only)), datasets, store=store, cache_folder=cache_folder, say=say)
     if costs:
         works = [work for work in works_of(plan, datasets) if kept_result(work, store) is not None]
         measure_costs(works, folder=store.parent, cache_folder=cache_folder)
@@ -60,7 +60,7 @@ def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> Non
         cost_machine=machine,
         notes=read_notes(out),
         segments={name: segments_of_targets(dataset) for name, dataset in datasets.items()},
-        code_now={work.cell.name: work.made_with for work in works},
+        versions_now={work.cell.name: work.made_with for work in works},
     )
     say(f"{len(results)} of {len(works)} cells are done; the report is {out / 'study.md'}")
 

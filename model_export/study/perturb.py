@@ -27,7 +27,7 @@ Change = Callable[[Item, RenderSpec, np.random.Generator], str]
 
 
 def mistyped(item: Item, rng: np.random.Generator) -> dict[str, Any]:
-    """The title with a typo for every LETTERS_PER_TYPO letters, at least one: two neighbours swapped, or the
+    """The title with a typo for every LETTERS_PER_TYPO letters, at least one: two neighbors swapped, or the
     key beside the right one.
     """
     title = list(str(item.get("title") or ""))
@@ -47,11 +47,13 @@ def mistyped(item: Item, rng: np.random.Generator) -> dict[str, Any]:
 
 def with_units_rewritten(item: Item, rng: np.random.Generator) -> dict[str, Any]:
     """Every quantity of every text in another unit or spelling (units.py)."""
-    return _in_all_texts(_without_id(item), lambda text: with_other_units(text, rng))
+    result: dict[str, Any] = _in_all_texts(_without_id(item), lambda text: with_other_units(text, rng))
+    return result
 
 
 def in_capitals(item: Item) -> dict[str, Any]:
-    return _in_all_texts(_without_id(item), str.upper)
+    result: dict[str, Any] = _in_all_texts(_without_id(item), str.upper)
+    return result
 
 
 def cut_to_half(item: Item) -> dict[str, Any]:
@@ -111,6 +113,6 @@ def _in_all_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _key_beside(letter: str, rng: np.random.Generator) -> str:
-    """A neighbour on the keyboard, of the same case; a letter of another alphabet is doubled."""
+    """A neighbor on the keyboard, of the same case; a letter of another alphabet is doubled."""
     beside = str(rng.choice(BESIDE.get(letter.lower(), [2 * letter])))
     return beside.upper() if letter.isupper() else beside

@@ -171,7 +171,7 @@ def cells_of(
         ),
         *counting_cells(default),
         *sasrec_variants(default, num_seeds),
-        # Question 1: pictures or text, as they come and after the catalogue's training.
+        # Question 1: pictures or text, as they come and after the catalog's training.
         Cell("frozen", "compact reader, no head", ("encoders",), other(head=untrained)),
         Cell(
             "learnt_text",
@@ -222,7 +222,7 @@ def cells_of(
             ("ablation", "generators"),
             other(generator=replace(tree, likeness=0.0, start_scale=0.0)),
         ),
-        # Quantisers and collisions.
+        # Quantizers and collisions.
         Cell("rq_kmeans", "RQ-k-means", ("quantizers",), other(quantizer=RqKMeansConfig())),
         Cell(
             "rq_kmeans_balanced",

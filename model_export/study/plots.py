@@ -1,10 +1,10 @@
-"""The plots of study.md: SVG whose bytes depend on nothing but the figures, in colours that a colour-blind
+"""The plots of study.md: SVG whose bytes depend on nothing but the figures, in colors that a color-blind
 reader tells apart (Okabe and Ito's).
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from model_export.evaluation.statistics import Interval
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#707070"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GRAY = "#707070"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "glyphrec",  # element ids are random without it
     "svg.fonttype": "none",  # text stays text: small files, and a search finds it
     "font.size": 9,
@@ -86,7 +86,7 @@ def resolution(path: Path, datasets: Mapping[str, Sequence[Resolution]]) -> None
         figure = Figure(figsize=(10, 3.2))
         quality, reading, time = figure.subplots(1, 3)
         for series, (dataset, points) in enumerate(datasets.items()):
-            look = {"color": COLOURS[series % 6], "marker": MARKERS[series % 6], "markersize": 4}
+            look = {"color": COLORS[series % 6], "marker": MARKERS[series % 6], "markersize": 4}
             look |= {"linestyle": ":", "linewidth": 1}
             points = sorted(points, key=lambda point: point.pixels)
             pixels = [point.pixels for point in points]
@@ -118,14 +118,14 @@ def ablation(path: Path, datasets: Mapping[str, Sequence[Step]]) -> None:
         )
         for (quality, training, request), (dataset, steps) in zip(grid, datasets.items(), strict=True):
             places = range(len(steps))
-            quality.barh(places, [step.ndcg.mean for step in steps], color=COLOURS[0], height=0.6)
+            quality.barh(places, [step.ndcg.mean for step in steps], color=COLORS[0], height=0.6)
             for place, step in enumerate(steps):
                 quality.plot([step.ndcg.low, step.ndcg.high], [place, place], color="black", linewidth=1)
             for axis, costs in (
                 (training, [step.train_seconds for step in steps]),
                 (request, [step.ms_per_request for step in steps]),
             ):
-                axis.barh(places, [cost or 0 for cost in costs], color=GREY, height=0.6)
+                axis.barh(places, [cost or 0 for cost in costs], color=GRAY, height=0.6)
             _rows(quality, [step.label for step in steps])
             quality.set(title=dataset, xlabel="NDCG@10")
             training.set(xlabel="training, s")
@@ -147,7 +147,7 @@ def robustness(
             for series, (name, shares) in enumerate(cells.items()):
                 places = [place + (series + 0.5) * height - 0.4 for place in range(len(changes))]
                 for axis, kept in zip(row, zip(*shares, strict=True), strict=True):
-                    axis.barh(places, kept, height=0.9 * height, color=COLOURS[series % 6], label=name)
+                    axis.barh(places, kept, height=0.9 * height, color=COLORS[series % 6], label=name)
             _rows(row[0], changes)
             for axis, what in zip(row, ("all codes", "the first code"), strict=True):
                 axis.set(title=dataset, xlabel=f"share of items that keep {what}", xlim=(0, 1))
@@ -161,13 +161,13 @@ def _panels(num_panels: int, num_rows: int) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _dot(axis: Axes, interval: Interval, place: float, series: int | None, name: str | None = None) -> None:
-    colour, marker = (GREY, "o") if series is None else (COLOURS[series], MARKERS[series])
+    color, marker = (GRAY, "o") if series is None else (COLORS[series], MARKERS[series])
     below, above = _distances(interval)
     axis.errorbar(
         [interval.mean],
         [place],
         xerr=[[below], [above]],
-        color=colour,
+        color=color,
         marker=marker,
         markersize=5,
         capsize=2,

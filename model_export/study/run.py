@@ -3,24 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_export.bundle import tokenizer
-from model_export.configs import SasRecConfig
+from model_export.bundle.writing import versions_of_bundle
+from model_export.configs import MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, leave_one_out
-from model_export.evaluation import baselines, metrics, ranking
-from model_export.evaluation.baselines import Markov, Neighbours, Popularity
+from model_export.evaluation import baselines
+from model_export.evaluation.baselines import Markov, Neighbors, Popularity
 from model_export.evaluation.metrics import codebook_use, collisions, target_ranks
 from model_export.generators.sasrec import codes_of_items
-from model_export.pipeline import stages
+from model_export.pipeline import stages, versions
 from model_export.pipeline.cache import StageCache, key_of
-from model_export.pipeline.stages import Say
-from model_export.study import cells, coding, cold, perturb, ranks, robustness, units
+from model_export.pipeline.run import Run, Say
+from model_export.pipeline.versions import Versions
+from model_export.study import cells, cold, ranks, robustness
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
@@ -58,18 +59,28 @@ class Work:
         return key_of(self.dataset.fingerprint, cell.counting, cell.question, cell.shuffled, *parts)
 
     @property
-    def made_with(self) -> str:
-        """Of the code behind the figures: where it differs from today's, the report says so."""
-        return key_of(*code_of(self.cell), *stages.modules_of(self.config))
+    def made_with(self) -> Versions:
+        """The versions behind the figures. Where they differ from today's, the report says so."""
+        return versions_of_cell(self.cell)
 
 
-def code_of(cell: Cell) -> tuple[ModuleType, ...]:
+def versions_of_cell(cell: Cell) -> Versions:
+    """Of the stages that the cell runs, and of what turns their outputs into figures."""
+    config = cell.config
+    reads_pictures = not isinstance(config.encoder, MiniLmConfig)
     match cell.question:
         case "robustness":
-            return robustness, coding, perturb, units
+            graph = {"tokenizer_graph": tokenizer.VERSION} if reads_pictures else {}
+            return versions.of_codes(config) | graph | {"robustness": robustness.VERSION}
         case "cold":
-            return cold, coding, ranking, tokenizer
-    return ranks, metrics, baselines
+            found = versions_of_bundle(config) if reads_pictures else versions.versions_of(config)
+            return found | {"cold": cold.VERSION}
+    match cell.counting:
+        case "item_knn":
+            return versions.of_vectors(config) | {"baselines": baselines.VERSION}
+        case None:
+            return versions.versions_of(config) | {"ranks": ranks.VERSION}
+    return {"baselines": baselines.VERSION}
 
 
 def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:
@@ -89,12 +100,13 @@ def run_study(
 ) -> None:
     """Fill `store` with the results of the whole plan."""
     works = works_of(plan, datasets)
+    cache = StageCache(cache_folder)
     splits = {name: leave_one_out(dataset) for name, dataset in datasets.items()}
     missing = [work for work in works if kept_result(work, store) is None]
     say(f"{len(works)} cells, {len(works) - len(missing)} of them done before")
     for work in ProgressBar(missing, desc="cells", unit="cell"):
         say(f"{work.dataset.name}, {work.cell.label} ({work.cell.name}), seed {work.config.seed}")
-        cells.save(store, run_cell(work, splits[work.dataset.name], cache_folder, say))
+        cells.save(store, run_cell(work, splits[work.dataset.name], cache, say))
 
 
 def kept_result(work: Work, store: Path) -> CellResult | None:
@@ -110,19 +122,19 @@ def kept_results(works: Sequence[Work], store: Path) -> list[CellResult]:
     return [result for result in found if result is not None]
 
 
-def run_cell(work: Work, split: Split, cache_folder: Path, say: Say) -> CellResult:
+def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResult:
     cell, dataset, config = work.cell, work.dataset, work.config
-    cache = StageCache(cache_folder)
+    run = Run(dataset, split, config, cache, say)
     found = Ranks(NO_RANKS, NO_RANKS, None)
     with stages.deterministic():
         if cell.question == "robustness":
-            figures = robustness.robustness(dataset, split, config, cache, say)
+            figures = robustness.robustness(run)
         elif cell.question == "cold":
-            figures = cold.cold(dataset, split, config, cache_folder, say)
+            figures = cold.cold(run)
         elif cell.counting:
-            found, figures = _count(work, split, cache, say)
+            found, figures = _count(cell, run)
         else:
-            found, figures = _train(work, split, cache, say)
+            found, figures = _train(cell, run)
     return CellResult(
         dataset=dataset.name,
         name=cell.name,
@@ -138,20 +150,19 @@ def run_cell(work: Work, split: Split, cache_folder: Path, say: Say) -> CellResu
     )
 
 
-def _count(work: Work, split: Split, cache: StageCache, say: Say) -> tuple[Ranks, dict[str, float]]:
-    dataset, config = work.dataset, work.config
+def _count(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
+    dataset, split = run.dataset, run.split
     figures: dict[str, float] = {}
-    match work.cell.counting:
+    match cell.counting:
         case "popularity":
-            baseline: Popularity | Markov | Neighbours = Popularity()
+            baseline: Popularity | Markov | Neighbors = Popularity()
         case "markov":
             baseline = Markov()
         case "markov_popular_ties":
             baseline = Markov(ties="popularity")
         case _:
-            read = stages.read(dataset.items, config, cache, say)
-            _, vectors = stages.vectors_of(read.features, split.train, config.head, cache, seed=config.seed)
-            baseline = Neighbours.tuned(vectors, split.train, split.validation)
+            _, vectors = stages.vectors_of(run, stages.read(run).features)
+            baseline = Neighbors.tuned(vectors, split.train, split.validation)
             figures["decay"] = baseline.decay
     baseline.fit(split.train, dataset.num_items)
     ranks_of = [
@@ -163,20 +174,19 @@ def _count(work: Work, split: Split, cache: StageCache, say: Say) -> tuple[Ranks
     return Ranks(ranks_of[0], ranks_of[1], None), figures
 
 
-def _train(work: Work, split: Split, cache: StageCache, say: Say) -> tuple[Ranks, dict[str, float]]:
-    cell, dataset, config = work.cell, work.dataset, work.config
+def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
+    dataset, config = run.dataset, run.config
     figures: dict[str, float] = {}
     vectors = None
     if isinstance(config.generator, SasRecConfig):
         codes, spec = codes_of_items(dataset.num_items), SidSpec(levels=(dataset.num_items,))
     else:
-        read = stages.read(dataset.items, config, cache, say)
-        coded = stages.code(read.features, dataset.item_ids, split, config, cache)
+        coded = stages.code(run, stages.read(run).features)
         codes, spec, vectors = coded.codes, coded.spec, coded.vectors
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
         figures |= _figures_of_codes(codes, spec)
-    generated = stages.generate(codes, spec, split, config, cache, vectors=vectors)
+    generated = stages.generate(run, codes, spec, vectors=vectors)
     generator, curve = generated
     if curve.device == "cuda":
         figures["train_gpu_seconds"] = curve.seconds
@@ -184,7 +194,7 @@ def _train(work: Work, split: Split, cache: StageCache, say: Say) -> tuple[Ranks
         figures["train_seconds"] = curve.core_seconds
     figures["num_parameters"] = float(sum(weights.numel() for weights in generator.parameters()))
     figures["validation_ndcg@10"] = max(curve.validation_ndcg_at_10)
-    found = ranks.rank_targets(generator, codes, split.test, config)
+    found = ranks.rank_targets(generator, codes, run.split.test, config)
     return found, figures
 
 

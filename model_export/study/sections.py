@@ -26,7 +26,7 @@ ENCODERS = Section(
     "1. Pictures against text",
     ("encoders",),
     "The encoder alone changes: quantizer, generator, seeds and, where the label says so, the training on "
-    "the catalogue are the same for both sides. Without likeness, as what the codes are like is the "
+    "the catalog are the same for both sides. Without likeness, as what the codes are like is the "
     "question; with it, see the headline.",
     "learnt",
 )
@@ -43,7 +43,7 @@ SEGMENTS = Section(
     "3. Which items gain",
     (),
     "Test users by the kind of item that they took next: dense with attributes or narrative, long or short "
-    "by their text (halves of the catalogue), popular or rare (halves of the purchases).",
+    "by their text (halves of the catalog), popular or rare (halves of the purchases).",
 )
 ROBUSTNESS = Section(
     "robustness",
@@ -109,7 +109,7 @@ beside it and [study.json](study.json), which has every figure with its interval
 Conclusions in words are written by hand in [study/notes](study/notes) and included."""
 
 METHOD = """Item-level, leave-one-out: the last item of each user is the target, the one before serves
-validation, and all else is training. Every test user counts, the full catalogue is ranked, and a hit is the
+validation, and all else is training. Every test user counts, the full catalog is ranked, and a hit is the
 item itself, not its codes. Figures are with the items of the history left out of the ranking, unless a
 column says that they are included.
 
@@ -119,8 +119,8 @@ user by user. Code-level figures count a beam that has the target's codes, which
 are for reference only.
 
 **Caution.** Of these purchases only the order is known and not the times. In the Amazon sets most of what a
-user bought on one day stands in catalogue order, so what comes next can in part be guessed from that order
-alone: part of every next-item figure, here and in print, is an artefact of it. Where times are known, the
+user bought on one day stands in catalog order, so what comes next can in part be guessed from that order
+alone: part of every next-item figure, here and in print, is an artifact of it. Where times are known, the
 honest variant shuffles the purchases of one day; here these ties cannot be found, so they cannot be
 shuffled. Figures from sets that were prepared in another way are not comparable with these."""
 

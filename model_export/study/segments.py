@@ -1,7 +1,7 @@
 """Kinds of items, to ask which of them gain: dense with attributes or narrative, long or short, popular or
 rare.
 
-A kind is half of the catalogue. Half of the items by text, above the median of what is measured; half of the
+A kind is half of the catalog. Half of the items by text, above the median of what is measured; half of the
 purchases by popularity, as half of the items would leave hardly a user with a rare target.
 """
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.evaluation.metrics import gains_of_ranks, hits_of_ranks
 from model_export.evaluation.statistics import Interval, intervals, spread_over_seeds
-from model_export.study.cells import PAGE, CellResult
+from model_export.study.cells import CellResult
 
 CUTOFFS = (5, 10)
 RULES = {"": "ranks_excluded", "_history_included": "ranks_included"}
@@ -27,19 +28,7 @@ Values = NDArray[np.float64]  # [seed, user]
 Figures = dict[str, float]
 
 
-def gains(ranks: NDArray[np.uint8], k: int) -> NDArray[np.float64]:
-    """What a target at each rank adds to NDCG@k."""
-    table = np.where(np.arange(PAGE + 1) < k, 1 / np.log2(np.arange(PAGE + 1) + 2), 0.0)  # [rank]
-    table[PAGE] = 0.0
-    return table[ranks]
-
-
-def hits(ranks: NDArray[np.uint8], k: int) -> NDArray[np.float64]:
-    """What a target at each rank adds to Hit@k."""
-    return (ranks < k).astype(np.float64)
-
-
-METRICS = {"hit": hits, "ndcg": gains}
+METRICS = {"hit": hits_of_ranks, "ndcg": gains_of_ranks}
 
 
 def study_json(results: Sequence[CellResult]) -> dict[str, Any]:

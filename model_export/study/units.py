@@ -11,7 +11,7 @@ import numpy as np
 class Unit(NamedTuple):
     dimension: str
     size: float  # in the smallest unit of its dimension
-    spelt: str  # a regular expression, letters of either case unless it says otherwise
+    spelled: str  # a regular expression, letters of either case unless it says otherwise
     forms: tuple[str, ...]  # how it is written here
 
 
@@ -36,14 +36,14 @@ WRITABLE = (0.1, 10_000.0)  # in another unit than its own: nobody writes 1/2 in
 # Not 9018 3/4: a whole part that long is a part number.
 _NUMBER = r"\d{1,2}[ -]\d+/\d+|\d+/\d+|\d[\d,]*(?:\.\d+)?|\.\d+"
 _AMOUNT = rf"(?:{_NUMBER})(?:\s*[x×]\s*(?:{_NUMBER}))*"
-_SPELT = "|".join(f"(?P<unit_{place}>{unit.spelt})" for place, unit in enumerate(UNITS))
+_SPELLED = "|".join(f"(?P<unit_{place}>{unit.spelled})" for place, unit in enumerate(UNITS))
 # Not within a word, a part number or a range: there the number is only half of what is meant.
 _QUANTITY = re.compile(
-    rf"(?<![\w.,/-])(?:pack of (?P<packed>\d+)|(?P<amount>{_AMOUNT})[ -]?(?:{_SPELT}))(?![a-z\d])",
+    rf"(?<![\w.,/-])(?:pack of (?P<packed>\d+)|(?P<amount>{_AMOUNT})[ -]?(?:{_SPELLED}))(?![a-z\d])",
     re.IGNORECASE,
 )
 _PACKS = next(unit for unit in UNITS if unit.dimension == "packs")
-_UNIT_WORD = re.compile("|".join(unit.spelt for unit in UNITS), re.IGNORECASE)
+_UNIT_WORD = re.compile("|".join(unit.spelled for unit in UNITS), re.IGNORECASE)
 
 
 def is_unit(word: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.evaluation.statistics import Interval
+from model_export.pipeline.versions import Versions
 from model_export.study import plots, sections, tables
 from model_export.study.cells import CellResult
 from model_export.study.sections import Section
@@ -43,16 +44,16 @@ def write_study(
     *,
     notes: Mapping[str, str] | None = None,
     segments: Mapping[str, SegmentMasks] | None = None,
-    code_now: Mapping[str, str] | None = None,
+    versions_now: Mapping[str, Versions] | None = None,
     cost_machine: str | None = None,
 ) -> None:
     """Write study.md, study.json and study/*.svg into `folder`; tables keep the order of `results`.
 
-    `segments`: dataset -> segment -> which test users have a target of that kind. `code_now`: cell ->
-    `made_with` of the code as it is; a cell computed by other code gets a footnote.
+    `segments`: dataset -> segment -> which test users have a target of that kind. `versions_now`:
+    cell -> versions of its stages today; a cell computed by others gets a footnote.
     """
     study = _Study(
-        results, segments or {}, code_now or {}, study_json(results), notes or {}, folder / "study"
+        results, segments or {}, versions_now or {}, study_json(results), notes or {}, folder / "study"
     )
     study.pictures.mkdir(parents=True, exist_ok=True)
     shown = (*sections.SECTIONS, *sections.further({group for cell in results for group in cell.groups}))
@@ -72,8 +73,9 @@ def write_study(
         parts += [*study.note(section.key), *(study.answer(section) or [NOT_YET])]
     if study.outdated:
         parts.append(
-            f"{tables.OUTDATED} Computed by code that has changed since, from the same data and "
-            "configuration. Delete the file of the cell to have it computed again."
+            f"{tables.OUTDATED} Computed from the same data and configuration, but a stage has a new version "
+            f"since, which gives other results: {study.changed_stages}. Delete the file of the cell, and "
+            "`glyphrec study` computes it again."
         )
     (folder / "study.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     text = json.dumps(study.figures, indent=1, sort_keys=True, ensure_ascii=False)
@@ -84,7 +86,7 @@ def write_study(
 class _Study:
     results: Sequence[CellResult]
     segments: Mapping[str, SegmentMasks]
-    code_now: Mapping[str, str]
+    versions_now: Mapping[str, Versions]
     figures: dict[str, Any]  # the content of study.json
     notes: Mapping[str, str]
     pictures: Path
@@ -98,8 +100,20 @@ class _Study:
         return frozenset(
             cell.name
             for cell in self.results
-            if self.code_now.get(cell.name, cell.made_with) != cell.made_with
+            if self.versions_now.get(cell.name, cell.made_with) != cell.made_with
         )
+
+    @property
+    def changed_stages(self) -> str:
+        """In words, as in "tree (1, now 2)"; 0 stands for a stage that is not run."""
+        changes = {
+            (stage, cell.made_with.get(stage, 0), now.get(stage, 0))
+            for cell in self.results
+            if (now := self.versions_now.get(cell.name)) is not None
+            for stage in {*cell.made_with, *now}
+            if cell.made_with.get(stage, 0) != now.get(stage, 0)
+        }
+        return ", ".join(f"{stage} ({then}, now {now})" for stage, then, now in sorted(changes))
 
     def cells(self, section: Section) -> dict[str, list[CellResult]]:
         """The section's cells of each dataset, one for each name, in the order of the results."""

@@ -15,7 +15,7 @@ from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
-FORMAT_VERSION = 2  # 2: the recommender reads rows of bits, and a width for each level
+FORMAT_VERSION: Literal[2] = 2  # 2: the recommender reads rows of bits, and a width for each level
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
@@ -69,7 +69,7 @@ class Manifest(Frozen):
     """manifest.json. Everything the service needs to know before it opens a graph."""
 
     format_version: Literal[2]
-    export_key: str = Field(description="equal for equal data, configuration and code")
+    export_key: str = Field(description="equal for equal data, configuration and versions of the stages")
     created_at: str
     config: str
     sid: SidSpec

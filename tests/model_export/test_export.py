@@ -13,17 +13,13 @@ from model_export.configs import TigerConfig, tiny
 from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import write_dataset
-from model_export.evaluation.evaluate import evaluate_model, read_catalogue, table
+from model_export.evaluation.evaluate import evaluate_model, read_catalog, table
 from model_export.export import export
 from model_export.local_service import glyphrec_command
 from model_export.pipeline import stages
-from model_export.pipeline.cache import StageCache
+from model_export.pipeline.run import Run, silent
 from service.core.bundle import ITEMS, load_bundle
 from service.errors import GlyphrecError
-
-
-def quiet(_: str) -> None:
-    """An export that tells nobody."""
 
 
 def with_other_last_items(dataset: Dataset, num_changed: int) -> Dataset:
@@ -63,7 +59,7 @@ def test_too_short_histories_are_one_clear_error(tmp_path):
             tmp_path / "bundle",
             tiny(),
             cache_folder=tmp_path,
-            say=quiet,
+            say=silent,
         )
 
 
@@ -84,14 +80,14 @@ def test_a_bundle_is_never_overwritten(tiny_export):
             tiny_export.bundle.path,
             replace(tiny(), seed=1),
             cache_folder=tiny_export.cache,
-            say=quiet,
+            say=silent,
         )
 
 
 def test_a_folder_of_other_things_is_left_alone(tiny_export, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(GlyphrecError, match="exists and is no bundle"):
-        export(tiny_export.dataset, tmp_path, tiny(), cache_folder=tiny_export.cache, say=quiet)
+        export(tiny_export.dataset, tmp_path, tiny(), cache_folder=tiny_export.cache, say=silent)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -99,9 +95,9 @@ def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
     """Only the reading is taken over from the first run; everything that is fitted is fitted again."""
     for reading in tiny_export.cache.glob("reading-*"):
         (tmp_path / reading.name).hardlink_to(reading)
-    again = export(tiny_export.dataset, tmp_path / "bundle", tiny(), cache_folder=tmp_path, say=quiet)
-    assert [row.codes for row in read_catalogue(again)] == [
-        row.codes for row in read_catalogue(tiny_export.bundle)
+    again = export(tiny_export.dataset, tmp_path / "bundle", tiny(), cache_folder=tmp_path, say=silent)
+    assert [row.codes for row in read_catalog(again)] == [
+        row.codes for row in read_catalog(tiny_export.bundle)
     ]
     assert again.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
     assert again.manifest.recommender_id == tiny_export.bundle.manifest.recommender_id
@@ -130,37 +126,34 @@ def test_the_other_generator_goes_the_same_way(tiny_export, tmp_path):
         (tmp_path / reading.name).hardlink_to(reading)
     small = TigerConfig(width=16, num_layers=1, num_heads=2, head_dim=8, ffn_dim=32)
     config = replace(tiny(), generator=small, training=replace(tiny().training, max_steps=10))
-    bundle = export(tiny_export.dataset, tmp_path / "bundle", config, cache_folder=tmp_path, say=quiet)
+    bundle = export(tiny_export.dataset, tmp_path / "bundle", config, cache_folder=tmp_path, say=silent)
     assert bundle.manifest.generator == "tiger"
     assert bundle.manifest.metrics["max_exhaustive_difference"] < 1e-3
     # The tokenizer is the same, so a service can change from one recommender to the other.
     assert bundle.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
 
 
-def test_targets_touch_neither_encoder_nor_quantiser_nor_generator(tiny_export, tmp_path):
+def test_targets_touch_neither_encoder_nor_quantizer_nor_generator(tiny_export, tmp_path):
     """With every target replaced by another item, all that is fitted comes out the same.
 
     Validation targets may choose which of the generator's epochs is kept, so there only test targets change.
     """
-    config, cache = tiny(), StageCache(tmp_path)
     for reading in tiny_export.cache.glob("reading-*"):
         (tmp_path / reading.name).hardlink_to(reading)
-    codes = np.array([row.codes for row in read_catalogue(tiny_export.bundle)])
-    config = replace(config, render=tiny_export.bundle.manifest.render)
+    codes = np.array([row.codes for row in read_catalog(tiny_export.bundle)])
+    config = replace(tiny(), render=tiny_export.bundle.manifest.render)
 
     changed = with_other_last_items(tiny_export.dataset, 2)
     assert changed.fingerprint != tiny_export.dataset.fingerprint
-    split = leave_one_out(changed)
-    read = stages.read(changed.items, config, cache, quiet)
-    coded = stages.code(read.features, changed.item_ids, split, config, cache)
+    run = Run.of(changed, config, tmp_path)
+    coded = stages.code(run, stages.read(run).features)
     np.testing.assert_array_equal(coded.codes, codes)
 
-    split = leave_one_out(with_other_last_items(tiny_export.dataset, 1))
     ours, theirs = (
-        stages.generate(codes, coded.spec, split, config, folder, vectors=coded.vectors).generator
-        for split, folder in (
-            (split, cache),
-            (leave_one_out(tiny_export.dataset), StageCache(tiny_export.cache)),
+        stages.generate(run, codes, coded.spec, vectors=coded.vectors).generator
+        for run in (
+            Run.of(with_other_last_items(tiny_export.dataset, 1), config, tmp_path),
+            Run.of(tiny_export.dataset, config, tiny_export.cache),
         )
     )
     for name, weight in theirs.state_dict().items():

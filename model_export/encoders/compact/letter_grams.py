@@ -1,8 +1,8 @@
 """Letter grams: which short runs of letters an item shows, read from frames that a linear layer can spell.
 
-A recogniser's frame is spelt by its own classifier. Of the letters read, capitals, accents and the many
+A recognizer's frame is spelled by its own classifier. Of the letters read, capitals, accents and the many
 dashes and quotes are folded together, so that FRZN and frzn are one; every run of three or four is hashed
-into a bucket; an item is the TF-IDF of its buckets, reduced by an SVD. What a recogniser misreads it mostly
+into a bucket; an item is the TF-IDF of its buckets, reduced by an SVD. What a recognizer misreads it mostly
 misreads alike.
 """
 
@@ -13,21 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
-from sklearn.decomposition import TruncatedSVD
-from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.configs import CompactConfig
-from model_export.encoders.base import ITEMS_PER_CHUNK, Pooling, Reading
+from model_export.encoders.base import ITEMS_PER_CHUNK, Pooling, Reading, item_of_strip
 from model_export.encoders.ctc import BLANK
-from model_export.encoders.visual_words import MIN_SPREAD, inked_frames
+from model_export.encoders.tf_idf import fit_tf_idf
+from model_export.encoders.visual_words import inked_frames
 from service.errors import GlyphrecError
 
 LENGTHS = (3, 4)  # of the runs, in letters
-NUM_BUCKETS = 1_048_573  # a prime; enough that hardly any two grams of a catalogue share one
+NUM_BUCKETS = 1_048_573  # a prime; enough that hardly any two grams of a catalog share one
 BASE = 257  # more than there are symbols
-MIN_ITEMS = 3  # that show a gram, or it tells nothing about others; fewer in a catalogue of few items
+MIN_ITEMS = 3  # that show a gram, or it tells nothing about others; fewer in a catalog of few items
 ALIKE = str.maketrans("–—‘’“”•×", "--''\"\"*x")
 
 
@@ -45,6 +44,11 @@ def _folded(letter: str) -> str:
 
 class LetterGrams(Pooling):
     """The fitted pooling. Dimensions are those of CompactConfig."""
+
+    symbol_of: Tensor  # [letter]
+    row_of: Tensor  # [bucket]  0: not kept
+    idf: Tensor  # [gram]
+    basis: Tensor  # [gram, feature]
 
     def __init__(
         self,
@@ -70,14 +74,14 @@ class LetterGrams(Pooling):
         strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
         # A Reading stores float16; rounding here as well makes the graph see what the grams were fitted to.
         spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
-        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [spike]
+        item = item_of_strip(strip, first_strip)  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         weights = self.counts(frames, item, num_items).log1p() * self.idf  # [item, gram]
         return F.normalize(F.normalize(weights, dim=1) @ self.basis, dim=1)  # [item, feature]
 
-    def counts(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def counts(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         """How often each item shows each gram: [item, gram]"""
         symbols = self.symbol_of[self.classifier(frames).argmax(dim=-1)]  # [spike]
         num_columns = self.num_grams + 1  # the first is for what is not kept
@@ -117,19 +121,13 @@ def fit_letter_grams(
     kept = np.sort(kept[enough[kept]])  # [gram]
     row_of = np.zeros(NUM_BUCKETS, np.int64)
     row_of[kept] = np.arange(1, len(kept) + 1)
-    idf = (np.log((1 + num_items) / (1 + items_with[kept])) + 1).astype(np.float32)
-    weights = normalize(counts[:, kept].log1p().multiply(idf).tocsr())  # [item, gram]
-    dim = max(1, min(config.feature_dim, num_items - 1, len(kept) - 1))
-    svd = TruncatedSVD(dim, random_state=seed).fit(weights)
-    # Whitened: otherwise the grams that nearly all items share outweigh those that tell them apart.
-    scale = svd.singular_values_.clip(min=MIN_SPREAD * svd.singular_values_[0])
-    basis = svd.components_.T * (svd.singular_values_[0] / scale)
+    idf, basis = fit_tf_idf(counts[:, kept], items_with[kept], num_items, config.feature_dim, seed)
     return LetterGrams(classifier=classifier, symbol_of=symbol_of, row_of=row_of, idf=idf, basis=basis)
 
 
 @torch.no_grad()
 def _sparse_counts(reading: Reading, classifier: nn.Linear, symbol_of: NDArray[np.int64]) -> list[csr_matrix]:
-    """Counts of all buckets, part by part of the catalogue: [item, bucket] each"""
+    """Counts of all buckets, part by part of the catalog: [item, bucket] each"""
     found = []
     for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
         part = reading.of_items(start, min(start + ITEMS_PER_CHUNK, reading.num_items))

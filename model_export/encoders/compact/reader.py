@@ -22,6 +22,7 @@ from model_export.onnx_graphs import to_onnx
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 WEIGHTS = Path(__file__).parent / "weights" / "compact_reader.npz"
 PRETRAIN = "python -m model_export.encoders.pretrain_compact"
 
@@ -43,7 +44,7 @@ ALPHABET = ["", *map(chr, range(0x20, 0x7F)), *LATIN, *SYMBOLS, OTHER]
 
 
 class CompactReader(CtcEncoder):
-    """Its classifier is small and stays in the graph, so what it reads is spelt, and pooled as letters."""
+    """Its classifier is small and stays in the graph, so what it reads is spelled, and pooled as letters."""
 
     alphabet = ALPHABET
 
@@ -99,7 +100,8 @@ class CompactNet(nn.Module):
     def forward(self, strips: Tensor) -> Tensor:
         ink = 1 - strips.to(torch.float32).unsqueeze(1) / WHITE  # [strip, 1, height, width]
         seen = self.look(_resized(ink)).squeeze(2).transpose(1, 2)  # [strip, frame, dim]
-        return self.norm(self.blocks(seen))
+        result: Tensor = self.norm(self.blocks(seen))
+        return result
 
 
 def _resized(ink: Tensor) -> Tensor:
@@ -153,7 +155,8 @@ class _Block(nn.Module):
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + self.nearness[:, distance]
         seen = (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)  # [strip, frame, dim]
         frames = frames + self.joined(seen)
-        return frames + self.layers(frames)
+        result: Tensor = frames + self.layers(frames)
+        return result
 
 
 class _Read(NamedTuple):

@@ -1,6 +1,6 @@
-"""Endless made-up product texts, seeded: what a recogniser of catalogues should be able to read.
+"""Endless made-up product texts, seeded: what a recognizer of catalogs should be able to read.
 
-No catalogue was read for them. The words are a small vocabulary written here, syllables that spell no word,
+No catalog was read for them. The words are a small vocabulary written here, syllables that spell no word,
 and characters without any pattern, so that a network learns to see letters more than to guess words.
 """
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model_export.configs import HubEncoderConfig
-from model_export.encoders.base import Encoder, Reading
+from model_export.encoders.base import Encoder, Reading, read_in_parts
 from model_export.encoders.hub.mean_pooling import MeanPooling
 from model_export.encoders.hub.pixels import Pixels
 from model_export.onnx_graphs import to_onnx
@@ -39,6 +39,8 @@ TOLERANCE = 1e-3  # of the largest entry
 VISION_ENCODER_DECODER = "vision-encoder-decoder"
 MAX_MODEL_BYTES = 2**31  # what one ONNX file holds
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 class View(NamedTuple):
     """Pictures of one size that a model takes of each strip, and what its image processor calls them."""
@@ -54,7 +56,7 @@ class PictureReader(nn.Module):
         """`model` gives tokens [picture, token, dim], of which the first `num_special` stand for no place."""
         super().__init__()
         self.model = model.eval()
-        self.views = nn.ModuleList(nn.ModuleList(view.pictures) for view in views)
+        self.views: Any = nn.ModuleList(nn.ModuleList(view.pictures) for view in views)  # of Pixels
         self.names = [view.name for view in views]
         self.num_special = num_special
 
@@ -73,7 +75,8 @@ class PictureReader(nn.Module):
     def _tokens(self, pictures: Tensor) -> Tensor:
         num_pictures = pictures.shape[1]
         tokens = self.model(pictures.flatten(0, 1)).last_hidden_state[:, self.num_special :]
-        return tokens.unflatten(0, (-1, num_pictures)).flatten(1, 2)  # [strip, picture * token, dim]
+        result: Tensor = tokens.unflatten(0, (-1, num_pictures)).flatten(1, 2)
+        return result
 
 
 class HubEncoder(Encoder):
@@ -98,21 +101,7 @@ class HubEncoder(Encoder):
 
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
         self.reader.to("cuda" if torch.cuda.is_available() else "cpu")
-        found = []
-        with ProgressBar(
-            total=sum(map(len, strips)), desc="Reading items", unit="strip", mininterval=1.0
-        ) as progress:
-            for start in range(0, len(strips), ITEMS_PER_PART):
-                path = parts / f"items_{start:08d}.npz" if parts else None
-                items = strips[start : start + ITEMS_PER_PART]
-                if path and path.is_file():
-                    found.append(Reading.load(path))
-                    progress.update(sum(map(len, items)))
-                    continue
-                found.append(self._read_items(items, progress))
-                if path:
-                    found[-1].save(path)
-        return Reading.join(found)
+        return read_in_parts(strips, ITEMS_PER_PART, parts, self._read_items)
 
     def fit(self, reading: Reading) -> MeanPooling:
         return MeanPooling.fit(reading)
@@ -180,10 +169,10 @@ def load_processor(checkpoint: str) -> Any:
         return AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
 
 
-def load_model(kind: Any, checkpoint: str, *, needed: str = "", **options: Any) -> nn.Module:
+def load_model(kind: type[Model], checkpoint: str, *, needed: str = "", **options: Any) -> Model:
     """A model of the class `kind` in float32. Weights whose names begin with `needed` must all be there."""
     with _loading(checkpoint, "model.safetensors"):
-        model, report = kind.from_pretrained(
+        model, report = cast(Any, kind).from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True, **options
         )
     missing = sorted(name for name in report["missing_keys"] if name.startswith(needed))
@@ -192,6 +181,7 @@ def load_model(kind: Any, checkpoint: str, *, needed: str = "", **options: Any) 
             f"{checkpoint}: {len(missing)} weights of {kind.__name__} are missing, {missing[0]} among them. "
             "They would be random: take the checkpoint from its source again."
         )
+    assert isinstance(model, kind)
     return model
 
 
@@ -206,7 +196,8 @@ def load_encoder(checkpoint: str, kinds: Mapping[str, Any], **options: Any) -> n
         config, names = config.encoder, {r"^encoder\.": ""}  # the decoder is not even read
     if config.model_type not in kinds:
         raise wrong_model(checkpoint, config.model_type, tuple(kinds))
-    return load_model(kinds[config.model_type], checkpoint, config=config, key_mapping=names, **options)
+    kind: type[nn.Module] = kinds[config.model_type]
+    return load_model(kind, checkpoint, config=config, key_mapping=names, **options)
 
 
 def wrong_model(checkpoint: str, found: str, wanted: Sequence[str]) -> GlyphrecError:
@@ -273,7 +264,7 @@ def _levels_apart(pictures: Tensor, expected: Tensor, pixels: Pixels) -> float:
     """The largest difference of pictures [picture, 3, height, width] in levels of 0 to 255."""
     if pictures.shape != expected.shape:
         return math.inf
-    return ((pictures - expected) / pixels.scale).abs().max().item()
+    return float(((pictures - expected) / pixels.scale).abs().max())
 
 
 @torch.inference_mode()

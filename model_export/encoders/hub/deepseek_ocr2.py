@@ -20,6 +20,7 @@ from model_export.encoders.hub.base import (
 )
 from model_export.encoders.hub.pixels import Geometry, Pixels
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 WHOLE, ENCODER = "deepseek_ocr2", "deepseek_ocr2_vision"
 
 
@@ -47,11 +48,13 @@ def load_vision_model(checkpoint: str) -> nn.Module:
     whole = load_model(
         DeepseekOcr2Model, checkpoint, needed="vision_tower.", config=config, attn_implementation="eager"
     )
-    return whole.vision_tower
+    tower = whole.vision_tower
+    assert isinstance(tower, nn.Module)
+    return tower
 
 
 def global_geometry(processor: Any, height: int, width: int) -> Geometry:
-    """The whole picture: enlarged until its long side fills the square, grey around it."""
+    """The whole picture: enlarged until its long side fills the square, gray around it."""
     side = processor.size.height if processor.crop_to_patches else processor.tile_size
     scale = side / max(height, width)
     picture = Geometry.of(height, width)

@@ -9,6 +9,8 @@ from model_export.encoders.hub.base import HubEncoder, PictureReader, View, load
 from model_export.encoders.hub.pixels import Geometry, Pixels
 from service.errors import GlyphrecError
 
+VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+
 
 class Donut(HubEncoder):
     def _load(self, checkpoint: str, processor: Any, height: int, width: int) -> PictureReader:

@@ -1,6 +1,6 @@
-"""Mean pooling: an item is the mean of its frames, of length 1, then standardised in each dimension.
+"""Mean pooling: an item is the mean of its frames, of length 1, then standardized in each dimension.
 
-For encoders that give one frame a picture. Over the catalogue each dimension has mean 0 and deviation 1.
+For encoders that give one frame a picture. Over the catalog each dimension has mean 0 and deviation 1.
 """
 
 from typing import Self
@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.base import Pooling, Reading, item_of_strip
 
-MIN_SPREAD = 1e-2  # of the widest dimension; standardising a narrower one would blow up rounding
+MIN_SPREAD = 1e-2  # of the widest dimension; standardizing a narrower one would blow up rounding
 
 
 class MeanPooling(Pooling):
     """The fitted pooling."""
+
+    mean: Tensor  # [dim]
+    std: Tensor  # [dim]
 
     def __init__(self, *, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:  # [dim] each
         super().__init__()
@@ -35,13 +38,13 @@ class MeanPooling(Pooling):
 
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
         strip = torch.arange(strips.shape[0])
-        item = (strip[:, None] >= first_strip).sum(dim=1) - 1  # [strip]
+        item = item_of_strip(strip, first_strip)  # [strip]
         item = item[:, None].expand(-1, frames.shape[1]).flatten()  # [strip * frame]
         # A Reading stores float16; rounding here as well makes the graph see what was fitted to.
         kept = frames.flatten(0, 1).to(torch.float16).to(torch.float32)  # [strip * frame, dim]
         return self.features(kept, item, first_strip.shape[0])
 
-    def features(self, frames: Tensor, item: Tensor, num_items: Tensor | int) -> Tensor:
+    def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         zeros = torch.zeros(num_items, frames.shape[1])
         # The sum points where the mean does, and only the direction is kept.
         total = zeros.index_add(0, item, frames)  # [item, dim]

@@ -34,11 +34,11 @@ class Geometry:
 
     @property
     def height(self) -> int:
-        return self.rows.shape[1]
+        return int(self.rows.shape[1])
 
     @property
     def width(self) -> int:
-        return self.columns.shape[1]
+        return int(self.columns.shape[1])
 
     def resize(self, height: int, width: int, resample: int) -> Self:
         rows = resize_matrix(self.height, height, resample)
@@ -62,7 +62,7 @@ class Geometry:
         return replace(self, rows=rows, columns=columns)
 
     def pad(self, height: int, width: int, fill: float) -> Self:
-        """Centre the picture on one of this size; half a pixel goes to the right and the bottom."""
+        """Center the picture on one of this size; half a pixel goes to the right and the bottom."""
         left, top = (width - self.width) // 2, (height - self.height) // 2
         padding = (left, width - self.width - left, top, height - self.height - top)
         return replace(self, padding=padding, fill=fill)
@@ -96,7 +96,12 @@ def _resized(levels: Tensor, rows: Tensor, columns: Tensor, rows_first: bool) ->
 
 
 class Pixels(nn.Module):
-    """Strips [strip, height, width] uint8 -> normalised pictures [strip, 3, height, width]."""
+    """Strips [strip, height, width] uint8 -> normalized pictures [strip, 3, height, width]."""
+
+    rows: Tensor  # [picture row, strip row]
+    columns: Tensor  # [strip column, picture column]
+    scale: Tensor  # [3, 1, 1]
+    shift: Tensor  # [3, 1, 1]
 
     def __init__(self, geometry: Geometry, processor: Any) -> None:
         super().__init__()
@@ -110,9 +115,9 @@ class Pixels(nn.Module):
         self.register_buffer("shift", -mean / std)
 
     def forward(self, strips: Tensor) -> Tensor:
-        grey = _resized(strips, self.rows, self.columns, self.rows_first)
-        grey = F.pad(grey, self.padding, value=self.fill)  # [strip, height, width]
-        return grey[:, None] * self.scale + self.shift
+        gray = _resized(strips, self.rows, self.columns, self.rows_first)
+        gray = F.pad(gray, self.padding, value=self.fill)  # [strip, height, width]
+        return gray[:, None] * self.scale + self.shift
 
 
 def _channels(value: float | list[float]) -> Tensor:

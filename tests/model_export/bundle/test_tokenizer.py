@@ -27,7 +27,7 @@ VECTOR_DIM = 16
 
 
 class TwoLevels(nn.Module):
-    """A quantiser as small as can be: the nearest codeword, then the nearest to what is left."""
+    """A quantizer as small as can be: the nearest codeword, then the nearest to what is left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_codes_do_not_depend_on_the_batch(case, seed):
     assert batch.codes.tolist() == alone[chosen].tolist()
 
 
-def test_an_empty_text_has_codes_and_does_not_move_its_neighbours(case):
+def test_an_empty_text_has_codes_and_does_not_move_its_neighbors(case):
     blank = render_text("", SPEC).strips
     tokens = case.tokenizer.run([case.items[0], blank, case.items[1], blank])
     alone = case.tokenizer.run([blank])

@@ -195,7 +195,7 @@ def test_an_empty_file_is_refused(tmp_path):
     assert message_of(folder_of(tmp_path, items="")).startswith("shop: no items remain (")
 
 
-def test_a_catalogue_without_interactions_can_be_read_alone(tmp_path):
+def test_a_catalog_without_interactions_can_be_read_alone(tmp_path):
     folder = folder_of(tmp_path, items=lines([*ITEMS, {"item_id": "empty"}]))
     (folder / "interactions.jsonl").unlink()
     assert read_items(folder) == ITEMS

@@ -1,4 +1,4 @@
-"""Reading is tested on the real recogniser: it ships in a wheel, and a made-up one would prove nothing."""
+"""Reading is tested on the real recognizer: it ships in a wheel, and a made-up one would prove nothing."""
 
 from difflib import SequenceMatcher
 
@@ -79,7 +79,7 @@ def random_reading(seed: int, num_items: int = 40, dim: int = 10) -> Reading:
     return Reading(frames, first_frame, rng.normal(size=dim + 1).astype(np.float32))
 
 
-def test_the_recogniser_reads_our_rendering_back(encoder):
+def test_the_recognizer_reads_our_rendering_back(encoder):
     expected = titles(40, seed=1)
     strips = np.concatenate([render_text(text[:45].strip(), SPEC).strips[:1] for text in expected])
     read = encoder.transcribe(strips)
@@ -128,7 +128,7 @@ def test_a_reading_survives_saving_cutting_and_joining(tmp_path):
 
 
 def test_items_of_like_text_have_like_features(pooling, reading, texts):
-    """Neighbours by visual words against neighbours by character n-grams of the text that was drawn."""
+    """Neighbors by visual words against neighbors by character n-grams of the text that was drawn."""
     features = pooling.pool(reading)
     found = features @ features.T
     truth_table = TfidfVectorizer(analyzer="char", ngram_range=(4, 4), sublinear_tf=True).fit_transform(texts)
@@ -159,13 +159,13 @@ def test_features_are_finite_for_an_item_without_a_single_letter():
     assert np.isfinite(fit_visual_words(reading, CONFIG, seed=0).pool(empty)).all()
 
 
-def test_a_catalogue_without_letters_is_refused_with_the_remedy():
+def test_a_catalog_without_letters_is_refused_with_the_remedy():
     nothing = Reading(np.zeros((0, 10), np.float16), np.zeros(6, np.int64), np.zeros(11, np.float32))
     with pytest.raises(GlyphrecError, match="Give the items titles"):
         fit_visual_words(nothing, CONFIG, seed=0)
 
 
-def test_a_tiny_catalogue_gets_fewer_words_and_dimensions():
+def test_a_tiny_catalog_gets_fewer_words_and_dimensions():
     reading = random_reading(1, num_items=3)
     features = fit_visual_words(reading, CONFIG, seed=0).pool(reading)
     assert features.shape[0] == 3

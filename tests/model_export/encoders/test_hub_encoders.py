@@ -66,7 +66,7 @@ class Case(NamedTuple):
 
 
 class Nearest(nn.Module):
-    """A quantiser of one level, by direction."""
+    """A quantizer of one level, by direction."""
 
     def __init__(self) -> None:
         super().__init__()

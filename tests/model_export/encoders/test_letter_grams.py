@@ -29,8 +29,8 @@ TEXTS = [
 ]
 
 
-class Spelt(torch.nn.Linear):
-    """Frames that are one-hot letters are spelt as what they are."""
+class Spelled(torch.nn.Linear):
+    """Frames that are one-hot letters are spelled as what they are."""
 
     def __init__(self) -> None:
         super().__init__(len(ALPHABET), len(ALPHABET))
@@ -39,7 +39,7 @@ class Spelt(torch.nn.Linear):
             self.bias.zero_()
 
 
-def spelt(texts: list[str]) -> Reading:
+def spelled(texts: list[str]) -> Reading:
     letters = [ALPHABET.index(letter) for text in texts for letter in text]
     frames = np.eye(len(ALPHABET), dtype=np.float16)[letters]
     first = np.cumsum([0, *map(len, texts)], dtype=np.int64)
@@ -48,7 +48,7 @@ def spelt(texts: list[str]) -> Reading:
 
 def fitted(texts: list[str], **changes: int) -> LetterGrams:
     config = CompactConfig(**{"num_grams": 100_000, "feature_dim": 4} | changes)
-    return fit_letter_grams(spelt(texts), Spelt(), ALPHABET, config, seed=0)
+    return fit_letter_grams(spelled(texts), Spelled(), ALPHABET, config, seed=0)
 
 
 def grams_of(text: str) -> set[str]:
@@ -58,7 +58,7 @@ def grams_of(text: str) -> set[str]:
 
 @torch.no_grad()
 def test_counts_are_those_of_the_text():
-    pooling, reading = fitted(TEXTS), spelt(TEXTS)
+    pooling, reading = fitted(TEXTS), spelled(TEXTS)
     frames = torch.from_numpy(reading.frames.astype(np.float32))
     counts = pooling.counts(frames, torch.from_numpy(reading.item_of_frame()), len(TEXTS))
     known = set().union(*map(grams_of, TEXTS))
@@ -74,7 +74,7 @@ def test_case_accents_and_typography_are_folded_and_letters_are_not():
     assert symbols["-"] == symbols["\N{EN DASH}"]
     assert symbols["x"] == symbols["\N{MULTIPLICATION SIGN}"]
     assert len({symbols[letter] for letter in "abcdefghijklmnopqrstuvwxyz0123456789 .,;/-"}) == 42
-    features = fitted(TEXTS).pool(spelt(TEXTS))
+    features = fitted(TEXTS).pool(spelled(TEXTS))
     np.testing.assert_allclose(features[0], features[2], atol=1e-5)
     assert features[0] @ features[1] > features[0] @ features[3]
 
@@ -93,11 +93,11 @@ def test_only_the_grams_that_most_items_show_are_kept():
     assert np.exp(pooling.idf.max().item() - 1) <= (1 + len(TEXTS)) / (1 + sorted(counts)[-40]) + 1e-3
 
 
-def test_an_item_without_letters_is_finite_and_a_catalogue_without_is_refused():
+def test_an_item_without_letters_is_finite_and_a_catalog_without_is_refused():
     empty = Reading(np.zeros((0, len(ALPHABET)), np.float16), np.zeros(2, np.int64), np.zeros(1, np.float32))
     assert np.isfinite(fitted(TEXTS).pool(empty)).all()
     with pytest.raises(GlyphrecError, match="Give the items titles"):
-        fit_letter_grams(empty, Spelt(), ALPHABET, CompactConfig(), seed=0)
+        fit_letter_grams(empty, Spelled(), ALPHABET, CompactConfig(), seed=0)
 
 
 @torch.no_grad()

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from model_export.encoders import minilm
-from model_export.encoders.base import TextEncoder
 from model_export.encoders.minilm import MiniLm, model_folder
 from service.errors import GlyphrecError
 
 
 @pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
+def encoder() -> MiniLm:
     return MiniLm()
 
 

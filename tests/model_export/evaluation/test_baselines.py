@@ -8,8 +8,8 @@ import pytest
 
 from model_export.data.splits import Targets, leave_one_out
 from model_export.data.tables import read_dataset
-from model_export.evaluation.baselines import FILLER, Markov, Neighbours, Popularity
-from model_export.evaluation.metrics import recall_at
+from model_export.evaluation.baselines import Markov, Neighbors, Popularity
+from model_export.evaluation.metrics import NO_ITEM, recall_at
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -24,7 +24,7 @@ TRAIN = sequences_of([0, 1, 2], [0, 1, 3], [4, 1, 3], [0, 5])
 def test_popularity_ranks_by_count_then_by_who_was_seen_first():
     ranked = Popularity().fit(TRAIN, 7).rank(sequences_of([], [1, 3]), 7)
     assert ranked.dtype == np.int32
-    assert ranked.tolist() == [[0, 1, 3, 2, 4, 5, 6], [0, 2, 4, 5, 6, FILLER, FILLER]]
+    assert ranked.tolist() == [[0, 1, 3, 2, 4, 5, 6], [0, 2, 4, 5, 6, NO_ITEM, NO_ITEM]]
 
 
 def test_markov_ranks_what_followed_the_last_item_then_the_popular():
@@ -53,8 +53,8 @@ def test_ties_by_popularity_put_the_more_popular_successor_first():
 
 def test_a_baseline_without_training_data_ranks_by_index():
     for baseline in (Popularity(), Markov()):
-        assert baseline.fit(sequences_of([2]), 3).rank(sequences_of([1]), 3).tolist() == [[2, 0, FILLER]]
-        assert baseline.fit([], 3).rank(sequences_of([1]), 3).tolist() == [[0, 2, FILLER]]
+        assert baseline.fit(sequences_of([2]), 3).rank(sequences_of([1]), 3).tolist() == [[2, 0, NO_ITEM]]
+        assert baseline.fit([], 3).rank(sequences_of([1]), 3).tolist() == [[0, 2, NO_ITEM]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -74,15 +74,15 @@ def test_markov_equals_counting_by_hand(seed):
         order = [item for item, _ in followed[history[-1]].most_common()] if len(history) else []
         order += [item for item, _ in popular.most_common()] + list(range(num_items))
         expected = [item for item in dict.fromkeys(order) if item not in history.tolist()][:10]
-        assert row == expected + [FILLER] * (10 - len(expected))
+        assert row == expected + [NO_ITEM] * (10 - len(expected))
 
 
 # Their lengths do not count.
 VECTORS = np.array([[1, 0], [0.8, 0.6], [0, 2], [-1, 0], [0.96, 0.28], [2, 0], [0, 0]])
 
 
-def test_neighbours_rank_by_cosine_with_the_last_item_and_equals_by_popularity():
-    ranked = Neighbours(VECTORS).fit(TRAIN, 7).rank(sequences_of([2, 1], [2], []), 5)
+def test_neighbors_rank_by_cosine_with_the_last_item_and_equals_by_popularity():
+    ranked = Neighbors(VECTORS).fit(TRAIN, 7).rank(sequences_of([2, 1], [2], []), 5)
     assert ranked.tolist() == [
         [4, 0, 5, 6, 3],  # 0 and 5 are equal; item 2 is in the history
         [1, 4, 0, 3, 5],  # all that is at right angles, by popularity
@@ -91,22 +91,22 @@ def test_neighbours_rank_by_cosine_with_the_last_item_and_equals_by_popularity()
 
 
 def test_an_item_is_its_own_nearest_where_the_history_stays_in():
-    ranked = Neighbours(VECTORS).fit(TRAIN, 7).rank(sequences_of([2, 4]), 2, exclude_history=False)
+    ranked = Neighbors(VECTORS).fit(TRAIN, 7).rank(sequences_of([2, 4]), 2, exclude_history=False)
     assert ranked.tolist() == [[4, 0]]
 
 
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_neighbours_equal_a_sort_of_all_cosines(decay, exclude):
+def test_neighbors_equal_a_sort_of_all_cosines(decay, exclude):
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((30, 4))
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     histories = [rng.integers(0, 30, rng.integers(1, 12)).astype(np.int32) for _ in range(40)]
-    ranked = Neighbours(vectors, decay).fit(TRAIN, 30).rank(histories, 25, exclude_history=exclude)
+    ranked = Neighbors(vectors, decay).fit(TRAIN, 30).rank(histories, 25, exclude_history=exclude)
     for history, row in zip(histories, ranked.tolist(), strict=True):
         score = sum(decay**age * (unit @ unit[item]) for age, item in enumerate(history[::-1]))
         order = [item for item in np.argsort(-score) if not (exclude and item in history)][:25]
-        assert row == order + [FILLER] * (25 - len(order))
+        assert row == order + [NO_ITEM] * (25 - len(order))
 
 
 @pytest.mark.parametrize("newest_counts", [True, False])
@@ -119,14 +119,14 @@ def test_the_decay_is_the_one_that_validation_likes(newest_counts):
         np.array([*(old * 12 + np.arange(5)), new * 12], dtype=np.int32) for old, new in groups.tolist()
     ]
     targets = (groups[:, int(newest_counts)] * 12 + rng.integers(5, 12, 60)).astype(np.int32)
-    found = Neighbours.tuned(vectors, histories, Targets(np.arange(60), histories, targets))
+    found = Neighbors.tuned(vectors, histories, Targets(np.arange(60), histories, targets))
     assert (found.decay <= 0.3) if newest_counts else (found.decay >= 0.5)
     assert f"{found.decay:g}" in found.name
 
 
 def test_vectors_of_other_items_are_refused():
     with pytest.raises(ValueError, match="7 vectors cannot rank 8 items"):
-        Neighbours(VECTORS).fit(TRAIN, 8)
+        Neighbors(VECTORS).fit(TRAIN, 8)
 
 
 # (data, is the history left out): Recall@10 of popularity, of Markov, and of Markov with equal counts by

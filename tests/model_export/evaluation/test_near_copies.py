@@ -7,10 +7,10 @@ from model_export.evaluation.near_copies import near_copy, shared_levels
 @pytest.mark.parametrize(
     ("item", "field"),
     [
-        ({"item_id": "1", "title": "Paint, red, 500 ml"}, "title"),  # a colour goes first
+        ({"item_id": "1", "title": "Paint, red, 500 ml"}, "title"),  # a color goes first
         ({"item_id": "1", "title": "Bolt M3 x 12"}, "title"),
         ({"item_id": "1", "title": "Bolt", "size": "12 mm"}, "size"),
-        ({"item_id": "1", "title": "Bolt", "brand": "Acme"}, "title"),  # nothing to change: a colour is added
+        ({"item_id": "1", "title": "Bolt", "brand": "Acme"}, "title"),  # nothing to change: a color is added
     ],
 )
 def test_a_near_copy_differs_in_one_field_and_has_no_id(item, field):
@@ -20,7 +20,7 @@ def test_a_near_copy_differs_in_one_field_and_has_no_id(item, field):
     assert changed == [field]
 
 
-def test_the_colour_becomes_another_colour():
+def test_the_color_becomes_another_color():
     copy = near_copy({"title": "Paint, red, 500 ml"}, np.random.default_rng(0))
     assert copy["title"].startswith("Paint, ")
     assert copy["title"].endswith(", 500 ml")

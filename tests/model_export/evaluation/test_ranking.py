@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model_export.evaluation.ranking import Found, ItemsOfCodes, left_padded, rank_items
+from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchResult, left_padded
 from model_export.generators.beam_search import NEG_INF
 from service.core.graphs import PADDING
 from service.core.sid import SidSpec
@@ -29,25 +29,17 @@ def search(history, num_beams):
         best = sorted(live.tolist(), key=lambda prefix: -score[prefix])[:num_beams]
         codes[row, : len(best)] = [SPEC.codes_of(prefix) for prefix in best]
         scores[row, : len(best)] = score[best]
-    return Found(codes, scores)
+    return SearchResult(codes, scores)
 
 
 @pytest.mark.parametrize("exclude", [True, False])
-def test_ranked_items_equal_a_sort_of_the_whole_catalogue(exclude):
+def test_ranked_items_equal_a_sort_of_the_whole_catalog(exclude):
     rng = np.random.default_rng(1)
     histories = [rng.permutation(NUM_ITEMS)[: rng.integers(1, NUM_ITEMS)].astype(np.int32) for _ in range(30)]
-    catalogue = ItemsOfCodes.build(SPEC, CODES)
-    ranked = rank_items(
-        search,
-        catalogue,
-        histories,
-        k=5,
-        history_length=3,
-        num_beams=2,
-        beam_limit=16,
-        batch_size=7,
-        exclude_history=exclude,
+    ranker = Ranker(
+        search, ItemsOfCodes.build(SPEC, CODES), history_length=3, num_beams=2, beam_limit=16, batch_size=7
     )
+    ranked = ranker.rank(histories, 5, exclude_history=exclude)
     prefixes = SPEC.prefixes_of(CODES)[-1]
     for row, history in enumerate(histories):
         score = scores_of(CODES[history])

@@ -183,7 +183,7 @@ def test_what_is_certified_equals_the_exhaustive_answer(case):
         for row, truth in enumerate(case.truth(history, trie)):
             found = beams.scores[row] > FILLER
             prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
-            assert set(prefixes) <= set(truth), "a beam left the catalogue"
+            assert set(prefixes) <= set(truth), "a beam left the catalog"
             assert len(set(prefixes)) == len(prefixes), "a beam came twice"
             best = sorted(truth.values(), reverse=True)
             certain = beams.scores[row][found] > beams.bound[row]

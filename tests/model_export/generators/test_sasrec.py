@@ -64,7 +64,7 @@ def test_a_block_equals_torchs_pre_norm_layer_with_the_same_weights(num_heads):
     torch.testing.assert_close(block(x, causal[None, None]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_untrained_embeddings_of_zero_cost_the_logarithm_of_the_catalogue():
+def test_untrained_embeddings_of_zero_cost_the_logarithm_of_the_catalog():
     """So the loss is cross-entropy over every item, not over sampled ones."""
     generator = make_sasrec()
     nn.init.zeros_(generator.embed.weight)
@@ -126,7 +126,7 @@ def test_the_search_finds_the_best_living_items_of_one_level_of_thousands(num_it
 
 
 def test_what_is_certain_is_learnt(tmp_path):
-    """Everybody walks the catalogue in circles; eight of twelve items are excluded as history."""
+    """Everybody walks the catalog in circles; eight of twelve items are excluded as history."""
     generator, items = make_sasrec(), np.arange(NUM_ITEMS)
     walks = [((items[:9] + start) % NUM_ITEMS).astype(np.int32) for start in items]
     everybody = Targets(items, [walk[:-1] for walk in walks], np.array([walk[-1] for walk in walks]))

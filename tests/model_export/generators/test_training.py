@@ -10,7 +10,7 @@ import torch
 from model_export.configs import TigerConfig, TrainingConfig, TreeConfig
 from model_export.data.splits import Split, Targets
 from model_export.generators.tiger import TigerGenerator
-from model_export.generators.training import _batches, averaged_over_steps, train_generator, validate
+from model_export.generators.training import _batches, train_generator, validate
 from model_export.generators.tree import TreeGenerator
 from service.core.sid import SidSpec
 
@@ -38,7 +38,7 @@ def make_tiger(seed: int = 0) -> TigerGenerator:
 
 @pytest.fixture
 def cycle() -> Split:
-    """Everybody walks the catalogue in circles, so the next item is certain."""
+    """Everybody walks the catalog in circles, so the next item is certain."""
     sequences = [(np.arange(9) + start).astype(np.int32) % NUM_ITEMS for start in range(NUM_ITEMS)]
     users = np.arange(len(sequences))
 
@@ -71,15 +71,14 @@ def test_an_epoch_has_each_target_once_with_the_items_right_before_it(make, leng
 
 
 @pytest.mark.parametrize("make", [make_tree, make_tiger])
-@pytest.mark.parametrize("averaging", [0.0, 0.9])
-def test_what_is_certain_is_learnt(make, averaging, cycle, tmp_path):
+def test_what_is_certain_is_learnt(make, cycle, tmp_path):
     generator = make()
     before = validate(generator, CODES, cycle.test, history_length=6)
     curve = train_generator(
         generator,
         codes=CODES,
         split=cycle,
-        config=replace(CONFIG, averaging=averaging),
+        config=CONFIG,
         history_length=6,
         seed=0,
         checkpoint=tmp_path / "run.checkpoint",
@@ -89,8 +88,7 @@ def test_what_is_certain_is_learnt(make, averaging, cycle, tmp_path):
     assert curve.train_loss[-1] < curve.train_loss[0] / 3
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.9])
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(averaging, cycle, tmp_path):
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(cycle, tmp_path):
     def train(config: TrainingConfig, name: str) -> TreeGenerator:
         generator = make_tree()
         train_generator(
@@ -105,7 +103,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(averaging, cycl
         return generator
 
     # Without a gain to wait for, the run is the same however long the search for a best takes.
-    config = replace(CONFIG, max_epochs=30, patience=100, averaging=averaging)
+    config = replace(CONFIG, max_epochs=30, patience=100)
     whole = train(config, "whole")
 
     class Interrupted(Exception):
@@ -119,31 +117,17 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(averaging, cycl
         if len(saves) == 1:
             raise Interrupted
 
-    from model_export.generators.training import _Run
+    from model_export.generators.training import _Progress
 
-    save, _Run.save = _Run.save, interrupt_after_the_first
+    save, _Progress.save = _Progress.save, interrupt_after_the_first
     try:
         with pytest.raises(Interrupted):
             train(config, "parts")
     finally:
-        _Run.save = save
+        _Progress.save = save
     parts = train(config, "parts")
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], weight, msg=name)
-
-
-def test_averaged_weights_are_the_exponential_mean_of_the_steps():
-    generator, decay = make_tree(), 0.9
-    averaged = averaged_over_steps(generator, decay)
-    expected = None
-    for step in range(40):
-        with torch.no_grad():
-            generator.norm.weight.fill_(float(step))
-        averaged.update_parameters(generator)
-        share = min(decay, (1 + step) / (10 + step))
-        expected = float(step) if expected is None else share * expected + (1 - share) * step
-    assert averaged.module.norm.weight[0].item() == pytest.approx(expected, rel=1e-4)
-    assert generator.norm.weight[0].item() == 39
 
 
 def test_patience_ends_a_run_that_no_longer_gains(cycle, tmp_path):

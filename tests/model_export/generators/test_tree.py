@@ -192,8 +192,8 @@ def test_training_does_not_see_likeness():
 def test_principal_axes_keep_angles_where_they_fit_and_the_widest_directions_where_not():
     rng = np.random.default_rng(4)
     vectors = rng.normal(size=(NUM_ITEMS, DIM)).astype(np.float32) * [9, 7, 5, 0.1, 0.1, 0.1]
-    centred = vectors - vectors.mean(axis=0)
-    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    centered = vectors - vectors.mean(axis=0)
+    unit = centered / np.linalg.norm(centered, axis=1, keepdims=True)
     whole = principal_axes(vectors, 16)
     np.testing.assert_allclose(whole @ whole.T, unit @ unit.T, atol=1e-4)
     assert not whole[:, DIM:].any()

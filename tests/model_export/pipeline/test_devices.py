@@ -37,7 +37,7 @@ def test_everything_is_made_on_the_device_of_the_model(name):
     train = [rng.integers(0, NUM_ITEMS, size=12).astype(np.int32) for _ in range(50)]
     vectors = rng.normal(size=(NUM_ITEMS, 32)).astype(np.float32)
     config = replace(base(), generator=GENERATORS[name])
-    generator = stages.make_generator(codes, spec, train, config, vectors).to("meta")
+    generator = stages.make_generator(config, codes, spec, train, vectors).to("meta")
 
     loss = generator.train().loss(torch.zeros(8, 12, len(spec.levels), dtype=torch.int64, device="meta"))
     loss.backward()

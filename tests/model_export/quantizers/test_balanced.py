@@ -20,9 +20,9 @@ def total_of(distance, cluster) -> float:
 def skewed(seed: int, *, num_items: int, dim: int = 4):
     """Many items in one place, few in others."""
     rng = np.random.default_rng(seed)
-    centres = 3 * rng.normal(size=(8, dim))
+    centers = 3 * rng.normal(size=(8, dim))
     share = 0.5 ** np.arange(8)
-    points = centres[rng.choice(8, num_items, p=share / share.sum())] + rng.normal(size=(num_items, dim))
+    points = centers[rng.choice(8, num_items, p=share / share.sum())] + rng.normal(size=(num_items, dim))
     return points.astype(np.float32)
 
 
@@ -91,8 +91,8 @@ def test_balanced_k_means_keeps_sizes_even_where_items_crowd(seed, num_items):
 
 def test_balanced_k_means_finds_clusters_that_are_balanced_already():
     rng = np.random.default_rng(0)
-    centres = 10 * rng.normal(size=(6, 3)).astype(np.float32)
-    points = (np.repeat(centres, 20, axis=0) + 0.1 * rng.normal(size=(120, 3))).astype(np.float32)
+    centers = 10 * rng.normal(size=(6, 3)).astype(np.float32)
+    points = (np.repeat(centers, 20, axis=0) + 0.1 * rng.normal(size=(120, 3))).astype(np.float32)
     found = balanced_kmeans(points, points[::20] + 0.05, max_rounds=20, seed=0)
     assert (found.cluster == np.repeat(np.arange(6), 20)).all()
     np.testing.assert_allclose(found.centroids, points.reshape(6, 20, 3).mean(axis=1), atol=1e-5)

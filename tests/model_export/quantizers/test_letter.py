@@ -81,9 +81,9 @@ def test_groups_are_of_near_equal_size_and_of_two_or_more_where_there_are_two(nu
 
 
 def test_groups_hold_codewords_that_are_close():
-    centres = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, 0.0]])
+    centers = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, 0.0]])
     torch.manual_seed(0)
-    codebook = centres.repeat(4, 1) + 0.1 * torch.randn(12, 2)
+    codebook = centers.repeat(4, 1) + 0.1 * torch.randn(12, 2)
     cluster = torch.arange(12) % 3
     expected = (cluster[:, None] == cluster) & ~torch.eye(12, dtype=torch.bool)
     assert (group_mates(codebook, 3, seed=0) == expected).all()
@@ -145,14 +145,14 @@ def test_narrower_vectors_keep_their_geometry_and_wider_ones_their_principal_axe
     flat = torch.randn(30, 3) @ torch.randn(3, 10)  # three dimensions' worth in ten
     flat[4] = NAN
     known = torch.arange(30) != 4
-    centred = flat[known] - flat[known].mean(dim=0)
+    centered = flat[known] - flat[known].mean(dim=0)
     for latent_dim in (3, 5, 16):
         found = in_latent_dim(flat, latent_dim)
         assert found.shape == (30, latent_dim)
         assert found[4].isnan().all()
-        torch.testing.assert_close(found[known] @ found[known].T, centred @ centred.T, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[known] @ found[known].T, centered @ centered.T, atol=1e-4, rtol=1e-4)
     kept = in_latent_dim(flat, 1)[known].square().sum()
-    torch.testing.assert_close(kept, torch.linalg.svdvals(centred)[0].square(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kept, torch.linalg.svdvals(centered)[0].square(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("collaborative", [None, np.zeros((3, 8), dtype=np.float32)])

@@ -1,4 +1,4 @@
-"""What holds for every quantiser, whatever it optimises. As a program it prints the codes that each gives."""
+"""What holds for every quantizer, whatever it optimizes. As a program it prints the codes that each gives."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
 
 
 def train(name: str) -> Trained:
-    """On unit vectors around a few centres, some of them near copies."""
+    """On unit vectors around a few centers, some of them near copies."""
     rng = np.random.default_rng(0)
     vectors = (
         rng.normal(size=(12, DIM))[rng.integers(0, 12, NUM_ITEMS)] + rng.normal(size=(NUM_ITEMS, DIM)) / 3
@@ -68,7 +68,7 @@ def codes_of_another_process() -> dict[str, list[list[int]]]:
     return json.loads(found.stdout)
 
 
-def test_it_offers_what_the_pipeline_asks_of_a_quantiser(trained):
+def test_it_offers_what_the_pipeline_asks_of_a_quantizer(trained):
     _, (model, report, vectors, codes) = trained
     latents = model.latents(vectors)
     assert model.spec == SPEC

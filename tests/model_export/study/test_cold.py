@@ -1,7 +1,6 @@
 """Cold items are met by nothing that learns, and a live service and the offline path agree about them."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +8,8 @@ import pytest
 from model_export.configs import MiniLmConfig, tiny
 from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import Split, Targets, leave_one_out
+from model_export.pipeline.cache import StageCache
+from model_export.pipeline.run import Run
 from model_export.study import cold as cold_module
 from model_export.study.cold import CUTOFFS, Outcome, Removed, cold, rank, remove, served
 
@@ -38,13 +39,13 @@ def removed(small_dataset: Dataset, split: Split) -> Removed:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cold")
+def run(small_dataset: Dataset, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(small_dataset, split, CONFIG, StageCache(tmp_path_factory.mktemp("cold")))
 
 
 @pytest.fixture(scope="module")
-def live(removed: Removed, cache: Path) -> Outcome:
-    return served(removed, CONFIG, cache, nothing)
+def live(removed: Removed, run: Run) -> Outcome:
+    return served(removed, run)
 
 
 def ids_of(dataset: Dataset, items: np.ndarray) -> list[str]:
@@ -112,9 +113,9 @@ def test_the_offline_path_finds_what_the_live_service_answers(removed, live):
 
 @pytest.mark.usefixtures("live")  # its bundle is kept
 @pytest.mark.parametrize("encoder", [CONFIG.encoder, MiniLmConfig()], ids=["pictures", "text"])
-def test_the_figures_are_rates_beside_their_controls(encoder, small_dataset, split, removed, cache):
+def test_the_figures_are_rates_beside_their_controls(encoder, removed, run):
     config = replace(CONFIG, encoder=encoder)
-    figures = cold(small_dataset, split, config, cache, nothing, share=SHARE, seed=0)
+    figures = cold(replace(run, config=config), share=SHARE, seed=0)
     assert figures["cold_num_items"] == len(removed.items)
     assert figures["cold_num_targets"] == len(removed.cold)
     for what in ("", "_random_codes", "_chance"):

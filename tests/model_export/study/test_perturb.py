@@ -44,7 +44,7 @@ def test_an_item_with_little_to_change_comes_through(name, item):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_typo_swaps_two_neighbours_or_hits_the_key_beside(seed):
+def test_a_typo_swaps_two_neighbors_or_hits_the_key_beside(seed):
     typed = mistyped({"title": "Stainless bolt", "brand": "Acme"}, np.random.default_rng(seed))
     title, original = typed["title"], "Stainless bolt"
     wrong = [place for place in range(len(original)) if title[place] != original[place]]

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from model_export.configs import MiniLmConfig, RunConfig, tiny
-from model_export.data.splits import leave_one_out
 from model_export.evaluation.near_copies import shared_levels
 from model_export.pipeline import stages
-from model_export.pipeline.cache import StageCache
+from model_export.pipeline.run import Run
 from model_export.study import robustness as robustness_module
 from model_export.study.coding import coder
 from model_export.study.perturb import CHANGES
@@ -32,15 +31,15 @@ def configs(tiny_export) -> dict[str, RunConfig]:
 
 
 def measured(tiny_export, config: RunConfig) -> dict[str, float]:
-    dataset, cache = tiny_export.dataset, StageCache(tiny_export.cache)
-    return robustness(dataset, leave_one_out(dataset), config, cache, nothing, num_items=NUM_ITEMS)
+    return robustness(Run.of(tiny_export.dataset, config, tiny_export.cache), num_items=NUM_ITEMS)
 
 
 @pytest.mark.parametrize("side", ["pictures", "text"])
-def test_a_coder_gives_the_catalogues_texts_the_codes_of_its_quantiser(tiny_export, configs, side):
-    dataset, config, cache = tiny_export.dataset, configs[side], StageCache(tiny_export.cache)
-    read = stages.read(dataset.items, config, cache, nothing)
-    coded = stages.code(read.features, dataset.item_ids, leave_one_out(dataset), config, cache)
+def test_a_coder_gives_the_catalogs_texts_the_codes_of_its_quantizer(tiny_export, configs, side):
+    dataset, config = tiny_export.dataset, configs[side]
+    run = Run.of(dataset, config, tiny_export.cache)
+    read = stages.read(run)
+    coded = stages.code(run, read.features)
     codes_of = coder(read, coded, config)
     expected = coded.quantizer.encode(torch.from_numpy(coded.vectors[:NUM_ITEMS])).numpy()
     texts = [item_text(item, config.render) for item in dataset.items[:NUM_ITEMS]]
@@ -49,7 +48,7 @@ def test_a_coder_gives_the_catalogues_texts_the_codes_of_its_quantiser(tiny_expo
 
 
 def test_what_nobody_sees_keeps_all_codes_and_another_items_text_does_not(tiny_export, configs, monkeypatch):
-    dataset, config, cache = tiny_export.dataset, configs["pictures"], StageCache(tiny_export.cache)
+    dataset, config = tiny_export.dataset, configs["pictures"]
     before = dict(zip(dataset.item_ids, [dataset.items[-1], *dataset.items], strict=False))
     changes = {
         "none": lambda item, spec, _: item_text(item, spec),
@@ -63,8 +62,8 @@ def test_what_nobody_sees_keeps_all_codes_and_another_items_text_does_not(tiny_e
     assert figures["num_changed:unseen"] == NUM_ITEMS
     assert figures["kept_all_codes:unseen"] == figures["kept_first_code:unseen"] == 1
 
-    read = stages.read(dataset.items, config, cache, nothing)
-    coded = stages.code(read.features, dataset.item_ids, leave_one_out(dataset), config, cache)
+    run = Run.of(dataset, config, tiny_export.cache)
+    coded = stages.code(run, stages.read(run).features)
     own = coded.quantizer.encode(torch.from_numpy(coded.vectors)).numpy()
     chosen = np.random.default_rng(0).choice(dataset.num_items, size=NUM_ITEMS, replace=False)
     shared = shared_levels(own[chosen], own[chosen - 1])

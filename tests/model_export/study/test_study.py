@@ -12,11 +12,12 @@ from model_export.data.dataset import make_dataset
 from model_export.data.tables import write_dataset
 from model_export.study import cells
 from model_export.study.command import study
-from model_export.study.costs import with_costs
+from model_export.study.cost_table import with_costs
 from model_export.study.plan import PLANS, RESOLUTIONS, Cell, recipe
 from model_export.study.run import Work, works_of
 from service.core.render import render_text
 from service.errors import GlyphrecError
+from tests.model_export.study.stored import stored_cells
 
 NUM_USERS = 150
 
@@ -53,7 +54,7 @@ def studied(small_dataset, tmp_path_factory) -> Studied:
 
 def test_every_cell_of_the_plan_is_run_and_told(studied):
     plan = PLANS["tiny"]()
-    results = cells.load_all(studied.out / "study" / "cells")
+    results = stored_cells(studied.out / "study" / "cells")
     assert {result.name for result in results} == {cell.name for cell in plan.cells}
     figures = json.loads((studied.out / "study.json").read_text())["groceries"]
     assert {"default", "sasrec", "markov", "tiger_text"} <= set(figures)
@@ -72,13 +73,13 @@ def test_every_cell_of_the_plan_is_run_and_told(studied):
 def test_a_second_run_computes_nothing_and_writes_the_same(studied):
     before = (studied.out / "study.md").read_bytes()
     said = studied.again()
-    count = len(cells.load_all(studied.out / "study" / "cells"))
+    count = len(stored_cells(studied.out / "study" / "cells"))
     assert f"{count} cells, {count} of them done before" in said
     assert (studied.out / "study.md").read_bytes() == before
 
 
 def test_costs_are_told_only_of_what_they_were_measured_for(studied):
-    results = cells.load_all(studied.out / "study" / "cells")
+    results = stored_cells(studied.out / "study" / "cells")
     default = next(result for result in results if (result.name, result.seed) == ("default", 0))
     second = next(result for result in results if (result.name, result.seed) == ("default", 1))
     changed = replace(default, key="0" * 16)

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from model_export.study.cells import CellResult, DamagedCell, load, load_all, path_of, save
+from model_export.study.cells import CellResult, DamagedCell, load, path_of, save
+from tests.model_export.study.stored import stored_cells
 
 RANKS = np.array([0, 10, 3, 10], dtype=np.uint8)
 
@@ -16,7 +17,7 @@ def cell(name: str = "default", seed: int = 0, **changes) -> CellResult:
         "label": "The default – ours",
         "groups": ("headline", "encoders"),
         "key": "0123456789abcdef",
-        "made_with": "fedcba9876543210",
+        "made_with": {"drawing": 1, "tree": 2},
         "ranks_excluded": RANKS,
         "ranks_included": RANKS[::-1].copy(),
         "code_ranks": None,
@@ -38,8 +39,8 @@ def test_a_cell_comes_back_as_it_was_saved(tmp_path):
 
 def test_what_is_not_there_is_none_and_a_cell_without_users_is_a_cell(tmp_path):
     assert load(tmp_path, "shop", "default", 0) is None
-    assert load_all(tmp_path) == []
-    figures_only = CellResult("shop", "typos", "Typos", ("robustness",), 0, "k" * 16, "m" * 16)
+    assert stored_cells(tmp_path) == []
+    figures_only = CellResult("shop", "typos", "Typos", ("robustness",), 0, "k" * 16, {"robustness": 1})
     save(tmp_path, figures_only)
     found = load(tmp_path, "shop", "typos", 0)
     assert len(found.ranks_excluded) == 0
@@ -50,7 +51,7 @@ def test_all_come_in_one_order_and_a_half_written_file_is_no_cell(tmp_path):
     for name, seed in (("sasrec", 1), ("default", 2), ("sasrec", 0)):
         save(tmp_path, cell(name, seed))
     path_of(tmp_path, "shop", "default", 3).with_suffix(".partial").write_text("{")
-    assert [(found.name, found.seed) for found in load_all(tmp_path)] == [
+    assert [(found.name, found.seed) for found in stored_cells(tmp_path)] == [
         ("default", 2),
         ("sasrec", 0),
         ("sasrec", 1),
@@ -99,4 +100,4 @@ def test_what_cannot_be_a_cell_is_refused(tmp_path):
         cell(ranks_included=RANKS[:3])
     with pytest.raises(ValueError, match="not JSON compliant"):
         save(tmp_path, cell(figures={"train_seconds": float("nan")}))
-    assert load_all(tmp_path) == []
+    assert stored_cells(tmp_path) == []

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from model_export.evaluation.metrics import gains_at, hits_at
-from model_export.evaluation.statistics import interval, paired_difference
+from model_export.evaluation.metrics import gains_at, gains_of_ranks, hits_at, hits_of_ranks
+from model_export.evaluation.statistics import intervals
 from model_export.study.cells import CellResult
-from model_export.study.summary import gains, hits, of_segment, study_json
+from model_export.study.summary import of_segment, study_json
 
 MISS = 10
+
+MADE_WITH = {"baselines": 2, "ranks": 1, "tree": 1}
 
 
 def cell(name: str, excluded, included=None, *, seed: int = 0, dataset: str = "shop", **more) -> CellResult:
@@ -20,7 +22,7 @@ def cell(name: str, excluded, included=None, *, seed: int = 0, dataset: str = "s
         ("headline",),
         seed,
         "k" * 16,
-        "m" * 16,
+        MADE_WITH,
         ranks,
         ranks if included is None else np.array(included, dtype=np.uint8),
         **more,
@@ -36,8 +38,8 @@ def test_ranks_give_what_rankings_give():
     ranks = np.arange(11, dtype=np.uint8)
     ranked = np.tile(np.arange(10), (11, 1))
     for k in (5, 10):
-        assert hits(ranks, k).tolist() == hits_at(ranked, ranks, k).tolist()
-        assert gains(ranks, k) == pytest.approx(gains_at(ranked, ranks, k))
+        assert hits_of_ranks(ranks, k).tolist() == hits_at(ranked, ranks, k).tolist()
+        assert gains_of_ranks(ranks, k) == pytest.approx(gains_at(ranked, ranks, k))
 
 
 def test_a_cell_counted_by_hand():
@@ -67,7 +69,7 @@ def test_a_cell_counted_by_hand():
 def test_intervals_are_those_of_the_bootstrap_over_users():
     ranks = [chance(seed, 0.2) for seed in range(3)]
     found = study_json([cell("default", row, seed=seed) for seed, row in enumerate(ranks)])["shop"]["default"]
-    expected = interval((np.array(ranks) < 10).astype(float))
+    expected = intervals((np.array(ranks) < 10).mean(axis=0, dtype=float)[None])[0]
     names = ("item_hit@10", "item_hit@10_low", "item_hit@10_high")
     assert [found[name] for name in names] == pytest.approx(list(expected), rel=1e-5)
 
@@ -84,8 +86,8 @@ def test_differences_are_paired_and_positive_where_the_default_is_better():
     assert found["markov"]["item_hit@10"] == pytest.approx(gained, abs=1e-6)
     assert found["markov"]["item_hit@10_relative"] == pytest.approx(gained / base, rel=1e-5)
     assert 0 < found["markov"]["item_hit@10_low"] < gained < found["markov"]["item_hit@10_high"]
-    both = [(ranks < MISS)[None].astype(float) for ranks in (better, markov)]
-    assert found["markov"]["item_hit@10_low"] == pytest.approx(paired_difference(*both).low, rel=1e-5)
+    gain = (better < MISS).astype(float) - (markov < MISS)
+    assert found["markov"]["item_hit@10_low"] == pytest.approx(intervals(gain[None])[0].low, rel=1e-5)
 
 
 def test_a_difference_where_nothing_is_hit_has_no_relative_gain():
@@ -105,7 +107,9 @@ def test_one_seed_has_no_spread_and_no_default_no_differences():
 
 def test_codes_stand_beside_items_and_cells_without_users_have_figures_only():
     codes = np.array([0, MISS], dtype=np.uint8)
-    figures_only = CellResult("shop", "cold", "Cold", ("cold",), 0, "k", "m", figures={"cold_hit@10": 0.125})
+    figures_only = CellResult(
+        "shop", "cold", "Cold", ("cold",), 0, "k", MADE_WITH, figures={"cold_hit@10": 0.125}
+    )
     found = study_json([cell("default", [MISS, MISS], code_ranks=codes), figures_only])["shop"]
     assert found["default"]["code_hit@10"] == 0.5
     assert found["default"]["item_hit@10"] == 0

@@ -11,6 +11,7 @@ from model_export.study.tables import rate, signed
 from model_export.study.write import NOT_YET, read_notes, write_study
 from service.errors import GlyphrecError
 
+MADE_WITH = {"baselines": 2, "ranks": 1, "tree": 1}
 USERS = 60
 LEVELS = {"use_level_1": 0.975, "use_level_2": 1.0, "entropy_bits_level_1": 7.25, "entropy_bits_level_2": 7.5}
 
@@ -29,15 +30,17 @@ def cells() -> list[CellResult]:
                     figures |= {"reading_accuracy": 0.5, "encode_ms_per_item": 8.0, "ms_per_request": 1.5}
                 words = f"In words, {name}"
                 found.append(
-                    CellResult(dataset, name, words, every, seed, "k", "m", ranks, ranks, ranks, figures)
+                    CellResult(
+                        dataset, name, words, every, seed, "k", MADE_WITH, ranks, ranks, ranks, figures
+                    )
                 )
         for name in ("default", "text"):
             kept = {"kept_all_codes:typo": 0.625, "kept_first_code:typo": 0.875}
             found.append(
-                CellResult(dataset, f"changed_{name}", name, ("robustness",), 0, "k", "m", figures=kept)
+                CellResult(dataset, f"changed_{name}", name, ("robustness",), 0, "k", MADE_WITH, figures=kept)
             )
         cold = {"cold_hit@10": 0.0321, "cold_hit@10_chance": 0.0023, "cold_num_targets": 1234}
-        found.append(CellResult(dataset, "cold", "The default", ("cold",), 0, "k", "m", figures=cold))
+        found.append(CellResult(dataset, "cold", "The default", ("cold",), 0, "k", MADE_WITH, figures=cold))
     return found
 
 
@@ -98,8 +101,8 @@ def test_each_question_has_its_table_and_plot(written, page):
 
 def test_what_the_data_cannot_tell_is_said(page):
     method = section(page, "What is measured")
-    assert "catalogue order" in method
-    assert "artefact" in method
+    assert "catalog order" in method
+    assert "artifact" in method
     assert "glyphrec study" in section(page, "How to reproduce it")
 
 
@@ -120,14 +123,16 @@ def test_a_study_without_cells_says_for_each_section_what_computes_it(tmp_path):
 
 def test_a_resolution_without_pixels_and_a_cell_without_costs_are_tables_only(tmp_path):
     ranks = np.zeros(USERS, dtype=np.uint8)
-    write_study([CellResult("shop", "default", "Ours", ("resolution",), 0, "k", "m", ranks, ranks)], tmp_path)
+    write_study(
+        [CellResult("shop", "default", "Ours", ("resolution",), 0, "k", MADE_WITH, ranks, ranks)], tmp_path
+    )
     text = section((tmp_path / "study.md").read_text(encoding="utf-8"), "2. Resolution")
     assert "| Ours `default` | 1.0000 [1.0000, 1.0000] |" in text
     assert text.count("\n| ---") == 1
     assert list((tmp_path / "study").iterdir()) == []
 
 
-def test_notes_written_by_hand_are_included_and_a_misspelt_one_is_not_lost(tmp_path):
+def test_notes_written_by_hand_are_included_and_a_misspelled_one_is_not_lost(tmp_path):
     notes = tmp_path / "study" / "notes"
     notes.mkdir(parents=True)
     (notes / "cold.md").write_text("They are found.\n", encoding="utf-8")
@@ -141,12 +146,14 @@ def test_notes_written_by_hand_are_included_and_a_misspelt_one_is_not_lost(tmp_p
         write_study([], tmp_path, notes={"colt": "They are lost."})
 
 
-def test_cells_of_other_code_have_a_footnote(tmp_path):
-    write_study(cells(), tmp_path, code_now={"default": "m", "markov": "something else"})
+def test_cells_of_other_versions_have_a_footnote_that_says_which(tmp_path):
+    now = {"default": MADE_WITH, "text": MADE_WITH, "markov": {"baselines": 3, "ranks": 1}}
+    write_study(cells(), tmp_path, versions_now=now)
     page = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert "`markov`†" in page
     assert "`default`†" not in page
-    assert "\n† Computed by code that has changed since" in page
+    assert "\n† Computed from the same data and configuration, but a stage has a new version" in page
+    assert "other results: baselines (2, now 3), tree (1, now 0). Delete" in page
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from model_export.configs import SasRecConfig
-from model_export.data.splits import leave_one_out
-from model_export.pipeline.cache import StageCache, key_of
-from model_export.study import cost
+from model_export.pipeline.cache import key_of
+from model_export.pipeline.run import Run
+from model_export.study import timing
 from model_export.study.cells import CellResult
 from model_export.study.run import Work
 from service.core.progress import ProgressBar
@@ -27,17 +27,17 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
     """Measure what the first seed of each of `works` costs, and write all of it to `folder`/costs.json."""
     known: dict[str, Mapping[str, float]] = {}  # many cells read alike
     cells: dict[str, dict[str, object]] = {}
-    cache = StageCache(cache_folder)
     for work in ProgressBar([work for work in works if work.config.seed == 0], desc="costs", unit="cell"):
         cell, dataset, config = work.cell, work.dataset, work.config
         if cell.counting or cell.question or isinstance(config.generator, SasRecConfig):
             continue
+        run = Run.of(dataset, config, cache_folder)
         key = key_of(dataset.fingerprint, config.encoder, config.render)
         if key not in known:
-            known[key] = cost.of_reading(dataset, config)
+            known[key] = timing.of_reading(run)
         figures = dict(known[key])
         if ASKED_FOR_SPEED & set(cell.groups):
-            figures |= cost.of_request(dataset, leave_one_out(dataset), config, cache)
+            figures |= timing.of_request(run)
         cells.setdefault(dataset.name, {})[cell.name] = {"key": work.key, "figures": figures}
     text = json.dumps({"machine": _machine(), "cells": cells}, indent=1, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,9 @@ None depends on what was learnt: a generator of the same shape with random weigh
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,14 @@ import onnxruntime
 import torch
 
 from model_export.bundle.recommender import export_recommender
-from model_export.configs import MiniLmConfig, RunConfig
-from model_export.data.dataset import Dataset
-from model_export.data.splits import Split
+from model_export.configs import MiniLmConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.minilm import MiniLm
-from model_export.evaluation.evaluate import NUM_BEAMS
-from model_export.evaluation.ranking import ItemsOfCodes, left_padded
+from model_export.evaluation.evaluate import ranker_of
+from model_export.evaluation.ranking import ItemsOfCodes
 from model_export.pipeline import stages
-from model_export.pipeline.cache import StageCache
+from model_export.pipeline.run import Run
 from service.core.bundle import RenderSpec
 from service.core.graphs import beam_widths
 from service.core.render import item_text, render_text
@@ -34,21 +34,20 @@ READ_LETTERS = 150
 NUM_REQUESTS = 64
 
 
-def of_reading(dataset: Dataset, config: RunConfig) -> dict[str, float]:
+def of_reading(run: Run) -> dict[str, float]:
     """Pixels of an item, and the encoder's time for one item at a time; pooling and head are little beside
     it.
     """
+    dataset, config = run.dataset, run.config
     chosen = np.random.default_rng(0).choice(
         dataset.num_items, min(NUM_ITEMS, dataset.num_items), replace=False
     )
     items = [dataset.items[place] for place in chosen]
     if isinstance(config.encoder, MiniLmConfig):
-        encoder = MiniLm()
+        reader = MiniLm()
         texts = [item_text(item, config.render) for item in items]
-        with _OneTorchThread():
-            return {
-                "encode_ms_per_item": _median_ms([lambda t=text: encoder.features([t]) for text in texts])
-            }
+        with _one_torch_thread():
+            return {"encode_ms_per_item": _median_ms([partial(reader.features, [text]) for text in texts])}
     strips = stages.draw(items, config)
     encoder = make_encoder(config.render, config.encoder, config.seed)
     body = encoder.body()
@@ -57,7 +56,7 @@ def of_reading(dataset: Dataset, config: RunConfig) -> dict[str, float]:
     session = onnxruntime.InferenceSession(
         body.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    runs = [lambda s=drawn: session.run(["frames"], {"strips": s}) for drawn in strips]
+    runs = [partial(session.run, ["frames"], {"strips": drawn}) for drawn in strips]
     figures = {
         "pixels_per_item": float(np.mean([drawn.size for drawn in strips])),
         "encode_ms_per_item": _median_ms(runs),
@@ -78,28 +77,28 @@ def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: 
     )
 
 
-def of_request(dataset: Dataset, split: Split, config: RunConfig, cache: StageCache) -> dict[str, float]:
-    """One request at a time through the exported graph, 50 beams, over the catalogue's codes."""
-    features = stages.read(dataset.items, config, cache, lambda _: None).features
-    coded = stages.code(features, dataset.item_ids, split, config, cache)
-    generator = stages.make_generator(coded.codes, coded.spec, split.train, config, coded.vectors).eval()
-    catalogue = ItemsOfCodes.build(generator.spec, coded.codes)
+def of_request(run: Run) -> dict[str, float]:
+    """One request at a time through the exported graph, 50 beams, over the catalog's codes."""
+    split, config = run.split, run.config
+    coded = stages.code(run, stages.read(run).features)
+    generator = stages.make_generator(config, coded.codes, coded.spec, split.train, coded.vectors).eval()
+    catalog = ItemsOfCodes.build(generator.spec, coded.codes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recommender.onnx"
         graph = export_recommender(
             path, generator, history_length=config.history_length, beam_limit=config.beam_limit
         )
         session = RecommenderSession(path, graph, threads=1)
-    widths = beam_widths(generator.spec, min(NUM_BEAMS, config.beam_limit))
-    windows = [
-        catalogue.codes[left_padded([history[-config.history_length :]])]
+    ranker = ranker_of(session, catalog, config.history_length, config.beam_limit)
+    widths = beam_widths(generator.spec, ranker.num_beams)
+    runs = [
+        partial(session.run, ranker.window([history]), catalog.trie.tables, widths)
         for history in split.test.histories[:NUM_REQUESTS]
     ]
-    runs = [lambda w=window: session.run(w, catalogue.trie.tables, widths) for window in windows]
     return {"ms_per_request": _median_ms(runs)}
 
 
-def _median_ms(runs: list[Callable[[], object]]) -> float:
+def _median_ms(runs: Sequence[Callable[[], object]]) -> float:
     runs[0]()  # warm
     times = []
     for run in runs:
@@ -109,10 +108,11 @@ def _median_ms(runs: list[Callable[[], object]]) -> float:
     return float(np.median(times) * 1e3)
 
 
-class _OneTorchThread:
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

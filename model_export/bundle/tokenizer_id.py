@@ -1,0 +1,43 @@
+"""The id of a tokenizer: a hash of its graph and of the pixels that reach it, and not of any source code."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from service.core.bundle import RenderSpec, sha256_of
+from service.core.render import item_text, render_text
+
+# Items that show what drawing does: letters and digits, units, accents, characters that the font lacks,
+# characters without a picture, values of every kind, and more text than one strip or all strips hold.
+PROBES: tuple[dict[str, Any], ...] = (
+    {"title": "The quick brown fox jumps over the lazy dog 0123456789", "brand": "ACME & Sons (GmbH)"},
+    {"title": 'Hex nuts M3 x 1/2 in, 8.5" pipe, 500 ct; 12 fl oz = 355 ml @ 20 °C ±5 %, 3 µm, ½ ft²'},
+    {"title": "Söhne, façade, Łódź, Ærø, Αθήνα, Москва, cafe\u0301 “quotes” – ‘dashes’"},
+    {"title": "Lacking: \U0001f529 \u4e2d; soft\u00adhyphen, zero\u200bwidth, tab\tand\nline"},
+    {
+        "title": "Every kind of value",
+        "categories": ["Tools", "Fasteners", "Nuts"],
+        "colors": ["red", "blue"],
+        "in_stock": True,
+        "weight_kg": 2.5,
+        "pieces": 12.0,
+        "sizes": {"width": 3, "depth": None, "notes": ["new", {"lot": 7}]},
+        "description": "",
+    },
+    {"title": "A" * 400, "description": "words that wrap at the end of a line, " * 40},
+    {},
+)
+
+
+def tokenizer_id(graph: Path, render: RenderSpec) -> str:
+    """12 hex characters, equal where the file `graph` is the same and items become the same pixels.
+
+    A bundle keeps the id that its export wrote into the manifest.
+    """
+    digest = hashlib.sha256(sha256_of(graph).encode())
+    digest.update(render.model_dump_json().encode())
+    for item in PROBES:
+        strips = render_text(item_text(item, render), render).strips
+        digest.update(str(strips.shape).encode())
+        digest.update(strips.tobytes())
+    return digest.hexdigest()[:12]

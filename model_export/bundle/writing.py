@@ -1,0 +1,220 @@
+"""Writes a bundle: both graphs, held to the models that they came from, the items, the report, the manifest.
+
+The folder gets its name at the end, so a bundle is whole or absent.
+"""
+
+import gzip
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.bundle import precision, recommender, tokenizer
+from model_export.bundle.precision import try_int8
+from model_export.bundle.recommender import check_recommender, export_recommender
+from model_export.bundle.report import examples_of, write_report
+from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
+from model_export.bundle.tokenizer_id import tokenizer_id
+from model_export.configs import MiniLmConfig, RunConfig, TreeConfig
+from model_export.encoders import choose as choose_encoder
+from model_export.encoders.base import Pooling
+from model_export.encoders.choose import make_encoder
+from model_export.evaluation import evaluate
+from model_export.generators.base import Generator
+from model_export.pipeline.cache import key_of
+from model_export.pipeline.run import Run
+from model_export.pipeline.stages import Coded, Generated, Strips
+from model_export.pipeline.versions import Versions, versions_of
+from service.core.bundle import (
+    FORMAT_VERSION,
+    ITEMS,
+    MANIFEST,
+    RECOMMENDER,
+    TOKENIZER,
+    Bundle,
+    FileRecord,
+    Manifest,
+    load_bundle,
+    sha256_of,
+)
+from service.core.trie import SidTrie
+from service.errors import GlyphrecError
+
+NUM_CHECKED_ITEMS = 64  # read again by the finished tokenizer graph
+NUM_DRAWN = 12  # items on the report's page
+
+
+@dataclass(frozen=True)
+class TokenizedCatalog:
+    """The catalog with its codes, and all that made them."""
+
+    strips: Strips
+    pooling: Pooling
+    coded: Coded
+    slots: NDArray[np.int64]  # [item]
+
+
+def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> Bundle:
+    """Write the bundle `out`, in a folder beside it that is renamed at the end."""
+    partial = out.with_name(f".partial-{out.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    bundle = _write_graphs(partial, key, run, tokenized, generated.generator)
+    run.say("[5/5] evaluate the exported graphs")
+    figures = evaluate.evaluate(bundle, run.dataset)
+    coded = tokenized.coded
+    write_report(
+        partial / "report",
+        title=f"{run.dataset.name}, configuration {run.config.name}",
+        figures=figures,
+        collisions=coded.collisions,
+        quantizer=coded.quantizer_report.history,
+        curve=generated.curve,
+        page=tokenized.strips[:NUM_DRAWN],
+        examples=examples_of(bundle, run.dataset, run.split.test, coded.codes),
+    )
+    _seal(bundle, figures)
+    partial.rename(out)
+    return load_bundle(out)
+
+
+def key_of_bundle(run: Run) -> str:
+    """Equal for equal data, configuration and versions of the stages. `run.config` has the font's hash."""
+    config = run.config
+    assert not isinstance(config.encoder, MiniLmConfig)
+    return key_of(
+        FORMAT_VERSION, run.dataset.fingerprint, config, *choose_encoder.encoder_files(config.encoder),
+        versions_of_bundle(config),
+    )  # fmt: skip
+
+
+def versions_of_bundle(config: RunConfig) -> Versions:
+    """Of all that decides what a bundle holds."""
+    return versions_of(config) | {
+        "tokenizer_graph": tokenizer.VERSION,
+        "recommender_graph": recommender.VERSION,
+        "precision": precision.VERSION,
+        "evaluation": evaluate.VERSION,
+    }
+
+
+def kept_bundle(out: Path, key: str) -> Bundle | None:
+    """The bundle that `out` holds, where it is the one of `key`; None where there is nothing.
+
+    Raises GlyphrecError where `out` holds anything else.
+    """
+    if not out.exists():
+        return None
+    if not (out / MANIFEST).is_file():
+        raise GlyphrecError(f"{out}: exists and is no bundle. Give another --out, or delete it.")
+    bundle = load_bundle(out)
+    if bundle.manifest.export_key != key:
+        raise GlyphrecError(
+            f"{out}: holds another bundle (configuration {bundle.manifest.config}, data "
+            f"{bundle.manifest.data_name}), and bundles are never edited. Give another --out, or delete it."
+        )
+    return bundle
+
+
+def generator_name(config: RunConfig) -> str:
+    return "tree" if isinstance(config.generator, TreeConfig) else "tiger"
+
+
+def _write_graphs(
+    folder: Path, key: str, run: Run, tokenized: TokenizedCatalog, generator: Generator
+) -> Bundle:
+    """Write both graphs and the items, and hold the graphs to the models they came from."""
+    dataset, config, say = run.dataset, run.config, run.say
+    assert not isinstance(config.encoder, MiniLmConfig)
+    say("[4/5] export the two graphs and check them")
+    coded = tokenized.coded
+    body = make_encoder(config.render, config.encoder, config.seed).body()
+    parts = (body, tokenized.pooling, coded.head, coded.quantizer)
+    tokenizer_graph = export_tokenizer(folder / TOKENIZER, *parts, sid=config.sid, render=config.render)
+    rng = np.random.default_rng(config.seed)
+    sample = rng.choice(len(dataset.items), min(NUM_CHECKED_ITEMS, len(dataset.items)), replace=False)
+    strips = [tokenized.strips[item] for item in sample]
+    checks = {
+        "max_vector_difference": check_tokenizer(
+            folder / TOKENIZER, *parts, graph=tokenizer_graph, items=strips
+        )
+    }
+    recommender_graph = export_recommender(
+        folder / RECOMMENDER, generator, history_length=config.history_length, beam_limit=config.beam_limit
+    )
+    checks |= check_recommender(
+        folder / RECOMMENDER,
+        generator,
+        SidTrie.from_codes(config.sid, coded.codes),
+        history_length=config.history_length,
+        beam_limit=config.beam_limit,
+        seed=config.seed,
+    )
+    say("      " + ", ".join(f"{name} {value:.2g}" for name, value in checks.items()))
+    chosen: Literal["float32", "int8"] = "float32"
+    if config.precision == "int8":
+        found = try_int8(folder / RECOMMENDER, recommender_graph, coded.codes, run.split.validation, config)
+        chosen = "int8" if found.holds else "float32"
+        checks |= {f"int8_{name}": value for name, value in asdict(found).items()}
+        say(
+            f"      int8: {found.overlap_at_10:.1%} of the ten best as in float32, Recall@10 on validation "
+            f"{found.recall_at_10:.4f} after {found.recall_at_10_float32:.4f}; {chosen} is kept"
+        )
+    _write_items(folder / ITEMS, run, tokenized)
+    own_id = tokenizer_id(folder / TOKENIZER, config.render)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        export_key=key,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config.name,
+        sid=config.sid,
+        render=config.render,
+        tokenizer_id=own_id,
+        recommender_id=key_of(folder / RECOMMENDER)[:12],
+        trained_for_tokenizer_id=own_id,
+        tokenizer=tokenizer_graph,
+        recommender=recommender_graph,
+        generator=generator_name(config),
+        precision=chosen,
+        history_length=config.history_length,
+        beam_limit=config.beam_limit,
+        data_fingerprint=dataset.fingerprint,
+        data_name=dataset.name,
+        num_items=len(dataset.items),
+        metrics=checks,
+        files={},
+    )
+    return Bundle(folder, manifest)
+
+
+def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
+    """The catalog with its codes, one JSON object a line; popularity counts the training part."""
+    popularity = np.bincount(np.concatenate(run.split.train), minlength=run.dataset.num_items)
+    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        for place, item in enumerate(run.dataset.items):
+            row = {
+                "item_id": item["item_id"],
+                "codes": tokenized.coded.codes[place].tolist(),
+                "slot": int(tokenized.slots[place]),
+                "popularity": int(popularity[place]),
+                "item": item,
+            }
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def _seal(bundle: Bundle, figures: dict[str, float]) -> None:
+    """Write the manifest, last of all: a folder without one is no bundle."""
+    files = {
+        str(path.relative_to(bundle.path)): FileRecord(sha256=sha256_of(path), num_bytes=path.stat().st_size)
+        for path in sorted(bundle.path.rglob("*"))
+        if path.is_file()
+    }
+    manifest = bundle.manifest.model_copy(
+        update={"files": files, "metrics": bundle.manifest.metrics | figures}
+    )
+    bundle.file(MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,66 @@
+"""Which version of each stage a configuration runs. Keys of stages and bundles and the study's cells name it.
+
+A version is the number VERSION in the stage's own module. It is raised when the same input gives another
+output, and only then. A test pins a known output to each number. A module that only helps a stage has no
+number: the pinned output runs through it, so its changes are seen too (tests/model_export/pin.py).
+"""
+
+from model_export.configs import (
+    LetterConfig,
+    MiniLmConfig,
+    QuantizerConfig,
+    RqKMeansConfig,
+    RunConfig,
+    SasRecConfig,
+    TigerConfig,
+    TreeConfig,
+)
+from model_export.encoders import choose as choose_encoder
+from model_export.encoders import head, minilm
+from model_export.generators import sasrec, tiger, training, tree
+from model_export.quantizers import choose as choose_quantizer
+from model_export.quantizers import collisions
+from service.core import render
+
+Versions = dict[str, int]  # stage -> version
+
+GENERATORS = {
+    TreeConfig: {"tree": tree.VERSION},
+    TigerConfig: {"tiger": tiger.VERSION},
+    SasRecConfig: {"sasrec": sasrec.VERSION},
+}
+
+
+def versions_of(config: RunConfig) -> Versions:
+    """Every stage from the items to a trained generator."""
+    if isinstance(config.generator, SasRecConfig):
+        return of_generator(config.generator)
+    return of_codes(config) | of_generator(config.generator)
+
+
+def of_reading(config: RunConfig) -> Versions:
+    """From items to features. A text encoder takes the line of text that would be drawn."""
+    if isinstance(config.encoder, MiniLmConfig):
+        return {"drawing": render.VERSION, "minilm": minilm.VERSION}
+    return {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder)
+
+
+def of_vectors(config: RunConfig) -> Versions:
+    """From items to the head's vectors."""
+    return of_reading(config) | {"head": head.VERSION}
+
+
+def of_codes(config: RunConfig) -> Versions:
+    """From items to codes, collisions treated."""
+    found = of_vectors(config) | of_quantizer(config.quantizer) | {"collisions": collisions.VERSION}
+    if isinstance(config.quantizer, LetterConfig):  # learns from what SASRec knows of items
+        found |= of_generator(SasRecConfig())
+    return found
+
+
+def of_quantizer(config: QuantizerConfig | RqKMeansConfig | LetterConfig) -> Versions:
+    return choose_quantizer.VERSIONS[type(config)]
+
+
+def of_generator(config: TreeConfig | TigerConfig | SasRecConfig) -> Versions:
+    return GENERATORS[type(config)] | {"training": training.VERSION}

@@ -1,0 +1,56 @@
+"""A stage gives what its version gave: a change of output needs a new version, a new version a new pin."""
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from model_export.bundle.writing import versions_of_bundle
+from model_export.configs import RUNS, HubEncoderConfig, base
+from model_export.pipeline.versions import versions_of
+from model_export.study.plan import PLANS
+from model_export.study.run import versions_of_cell
+from tests.model_export.pin import COMMAND, pinned, problem, written
+from tests.model_export.probe_inputs import one_thread
+from tests.model_export.probes import PROBES, Probe
+
+
+@pytest.mark.parametrize("stage", PROBES)
+def test_a_stage_gives_what_is_pinned_to_its_version(stage):
+    probe = PROBES[stage]
+    with one_thread():
+        wrong = problem(stage, probe, pinned().get(stage), written(probe.run()))
+    assert wrong is None, wrong
+
+
+def test_every_stage_of_every_run_and_cell_is_pinned():
+    hub = [
+        versions_of(replace(base(), encoder=HubEncoderConfig(kind=kind, checkpoint="folder")))
+        for kind in ("donut", "trocr", "deepseek-ocr-2")
+    ]
+    runs = [versions_of_bundle(run()) for run in RUNS.values()]
+    cells = [versions_of_cell(cell) for plan in PLANS.values() for cell in plan().cells]
+    named = {stage: version for versions in (*hub, *runs, *cells) for stage, version in versions.items()}
+    assert named == {stage: probe.module.VERSION for stage, probe in PROBES.items()}
+    assert pinned().keys() == PROBES.keys()
+
+
+def stage_of(version: int) -> Probe:
+    return Probe(SimpleNamespace(VERSION=version, __file__="/somewhere/generators/tree.py"), dict)
+
+
+def test_another_output_without_another_version_is_told_with_the_remedy():
+    output = {"loss": 0.5, "codes": [[1, 2], [3, 4]], "text": "bolt"}
+    pin = {"version": 1, "output": output}
+    assert problem("tree", stage_of(1), pin, {**output, "loss": 0.5004}) is None
+    for change in ({"loss": 0.52}, {"codes": [[1, 2], [3, 5]]}, {"codes": [[1, 2]]}, {"text": "nut"}):
+        wrong = problem("tree", stage_of(1), pin, {**copy.deepcopy(output), **change})
+        assert "raise VERSION in generators/tree.py to 2" in wrong
+        assert f"run `{COMMAND}`" in wrong
+
+
+def test_a_new_version_needs_a_new_pin():
+    pin = {"version": 1, "output": {"loss": 0.5}}
+    assert "is version 2, pinned is version 1" in problem("tree", stage_of(2), pin, {"loss": 0.5})
+    assert "nothing is pinned" in problem("tree", stage_of(1), None, {"loss": 0.5})
