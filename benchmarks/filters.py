@@ -23,7 +23,7 @@ from work_shapes import BEAMS, HISTORY, NUM_ITEMS, export_cached, random_codes, 
 from service.catalog.catalog import Catalog
 from service.core.filters import Attributes, Filter, Range
 from service.core.sid import Sid
-from service.flows.recommend import Page, Query, Search, recommend_in_batches
+from service.flows.search import Page, Query, Search, recommend_in_batches
 from service.inference.runtime import RecommenderSession
 from service.store.items import TrieEntry
 

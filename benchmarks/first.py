@@ -7,7 +7,6 @@ The baseline of the same run is the exported graph called directly in this proce
 """
 
 import argparse
-import gzip
 import json
 import os
 import re
@@ -24,6 +23,7 @@ import numpy as np
 from model_export.local_service import local_service
 from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle, load_bundle
 from service.core.graphs import beam_widths
+from service.core.json_lines import read_json_lines
 from service.core.render import item_text, render_text
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError
@@ -43,8 +43,7 @@ def main() -> int:
     parser.add_argument("--bulk", type=int, default=400, help="items in the bulk request")
     args = parser.parse_args()
     bundle = load_bundle(args.bundle or newest_demo_bundle())
-    with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
-        catalogue = [json.loads(line) for line in lines]
+    catalogue = [line.value for line in read_json_lines(bundle.file(ITEMS))]
     rng = np.random.default_rng(0)
     places = [rng.choice(len(catalogue), HISTORY, replace=False) for _ in range(args.requests)]
     print(

@@ -6,7 +6,6 @@ answers come sooner than the connection is due again, `DUE_AGAIN_S`. A latency i
 from its first byte sent to its answer's last byte.
 """
 
-import gzip
 import json
 import math
 import shutil
@@ -17,6 +16,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import numpy as np
+
+from service.core.json_lines import read_json_lines
 
 HISTORY = 20
 DUE_AGAIN_S = 0.1
@@ -35,8 +36,7 @@ class Answers:
 
 def body_of(items: Path, folder: Path, *, limit: int, seed: int = 0) -> Path:
     """A file with the body of POST /recommend: a history of items of the bundle."""
-    with gzip.open(items, "rt", encoding="utf-8") as lines:
-        ids = [json.loads(line)["item_id"] for line in lines]
+    ids = [line.value["item_id"] for line in read_json_lines(items)]
     history = np.random.default_rng(seed).choice(ids, min(HISTORY, len(ids)), replace=False).tolist()
     path = folder / "body.json"
     path.write_text(json.dumps({"history": history, "limit": limit}), encoding="utf-8")

@@ -11,7 +11,6 @@ The last line is JSON. compact_items_per_second is the claim; target: 25.
 """
 
 import argparse
-import gzip
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from model_export.encoders.compact.reader import LATIN, SYMBOLS
 from model_export.encoders.compact.synthetic_text import ProductTexts
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from service.core.bundle import RenderSpec
+from service.core.json_lines import read_json_lines
 from service.core.render import item_text, render_text
 
 BODIES = {"pp-ocr": PpOcrConfig(), "compact": CompactConfig()}  # the baseline first
@@ -83,8 +83,7 @@ def synthetic_texts(count: int) -> list[str]:
 
 def real_texts(path: Path, count: int) -> list[str]:
     """Of items drawn at random, one after another until they fill the characters of an item."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        drawn = [item_text(json.loads(line), SPEC) for line in lines]
+    drawn = [item_text(line.value, SPEC) for line in read_json_lines(path)]
     order = iter(np.random.default_rng(0).permutation(len(drawn)))
     return [_cut(drawn[place] for place in order) for _ in range(count)]
 

@@ -117,7 +117,7 @@ def measure(num_items: int, bundle: Path, folder: Path, tables_only: bool) -> di
                 empty_mb = resident_mb(service.process.pid)
             with Redis.from_url(server.url) as redis:
                 redis.flushall()
-        figures["import_s"] = commands([["import", part, "--tokenised"] for part in parts], bundle, server)
+        figures["import_s"] = commands([["import", part, "--tokenized"] for part in parts], bundle, server)
         figures["import_items_per_s"] = num_items / figures["import_s"]
         for part in parts:
             part.unlink()

@@ -19,7 +19,6 @@ a loop, with as many threads as the service gives them; a bare FastAPI route tha
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -42,6 +41,7 @@ from load import HISTORY, send
 from model_export.local_service import LocalService, free_port, local_service
 from service.core.bundle import ITEMS, RECOMMENDER, Bundle, load_bundle
 from service.core.graphs import beam_widths
+from service.core.json_lines import read_json_lines
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession
 from service.store.server import start_server
@@ -111,8 +111,7 @@ JSON = {"content-type": "application/json"}
 
 def catalogue_of(bundle: Bundle, num_items: int) -> list[dict[str, Any]]:
     """Lines of so many tokenised items: the bundle's again and again, with another last code each time."""
-    with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
-        known = [json.loads(line) for line in lines]
+    known = [line.value for line in read_json_lines(bundle.file(ITEMS))]
     rng = np.random.default_rng(0)
     last = rng.integers(bundle.manifest.sid.levels[-1], size=num_items).tolist()
     rows = []
@@ -139,7 +138,7 @@ def full(bundle: Bundle, catalogue: Sequence[dict[str, Any]], folder: Path) -> I
     lines = folder / "catalogue.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in catalogue), encoding="utf-8")
     with start_server(folder / "redis") as server:
-        run_import(lines, "--tokenised", "--bundle", bundle.path, "--redis-url", server.url)
+        run_import(lines, "--tokenized", "--bundle", bundle.path, "--redis-url", server.url)
         with local_service(bundle.path, redis_url=server.url, log=folder / "log") as service:
             yield service
 

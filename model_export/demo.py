@@ -20,13 +20,13 @@ from model_export.evaluation.near_copies import near_copy
 from model_export.export import export
 from model_export.local_service import free_port, local_service
 from service.core.bundle import Bundle
+from service.core.limits import MAX_HISTORY
 from service.errors import GlyphrecError
 
 SOURCE = "completejourney"
 NUM_NEW_ITEMS = 20
 NUM_HOUSEHOLDS = 3
 SHOWN_HISTORY = 8
-MAX_HISTORY = 500  # what the service takes; all of it is excluded, the newest items are read
 
 
 def run_demo(folder: Path, *, port: int, keep_running: bool, echo: Callable[[str], None]) -> None:

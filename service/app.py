@@ -1,7 +1,8 @@
-"""create_app(): the only place where things are wired together.
+"""create_app(): the only place where the parts of the service are built and connected.
 
-What lies on this machine (bundle, graphs) is checked before the app exists: a wrong one raises at once. Redis
-is elsewhere and may be late, so it is found in the background; until then only /health/live says 200.
+The bundle and its graphs lie on this machine, so they are checked before the app exists: a wrong one raises
+at once. Redis is elsewhere and may be late, so the app looks for it in the background. Until then only
+/health/live answers 200. This file alone knows all settings; every part gets the ones that it needs.
 """
 
 import asyncio
@@ -13,21 +14,35 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis, RedisCluster
 
-from service.api import admin, events, health, items, recommend
-from service.api.dependencies import Serving
+from service.api.dependencies import ServiceState
 from service.api.direct import direct_routes
+from service.api.options import ApiOptions
+from service.api.routes import ROUTERS, add_routes
+from service.catalog.catalog import Catalog
+from service.catalog.follower import CatalogFollower
 from service.core.version import service_version
-from service.flows.feedback import Feedback, ServedPages
+from service.errors import GlyphrecError
+from service.flows.feedback import Feedback
+from service.flows.indexing import Indexer, tokenize_in_batches
+from service.flows.recommend import Recommender
+from service.flows.search import observed_by, recommend_in_batches
+from service.flows.served_pages import ServedPages
 from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.http.security import Guard
-from service.lifecycle.bundles import LoadedBundle, load
-from service.lifecycle.model import Model, Readiness, end, persist
+from service.inference.batching import MicroBatcher
+from service.lifecycle.bundles import BundleFolder, GraphOptions, LoadedBundle, load
+from service.lifecycle.leader import Leader
+from service.lifecycle.model import Model, Readiness
 from service.lifecycle.opening import Opening
+from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.rollout import Rollout, new_replica_id
+from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.events import EventStore
+from service.store.items import ItemStore
+from service.store.retry import retry
 from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
 from service.telemetry.gpu import find_nvml
@@ -40,14 +55,14 @@ TICK_S = 0.25
 
 
 def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
-    """The service as an ASGI app. Raises GlyphrecError where the bundle or its graphs cannot be served.
+    """The service as an ASGI app. Raises GlyphrecError if the bundle or its graphs cannot be served.
 
-    A `tracer` goes before the one of the settings.
+    A given `tracer` takes precedence over the one that the settings ask for.
     """
     if tracer is None and settings.tracing:
         tracer = tracer_from_environment()
     service = Service(settings, tracer)
-    app = FastAPIOffline(  # its documentation page loads nothing from elsewhere
+    app = FastAPIOffline(  # its documentation page loads nothing from other hosts
         title="glyphrec",
         version=service_version(),
         summary="Reads items as pictures, gives them Semantic IDs, recommends by generating the next one.",
@@ -57,16 +72,20 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         static_url="/docs/assets",
         responses=OF_ANY_ROUTE,
     )
-    app.state.serving = service.serving
-    for module in (recommend, items, events, health, admin):
-        app.include_router(module.router)
+    app.state.service = service.state
+    policies = service.state.policies = add_routes(app)
     add_problem_handlers(app)
     app.add_middleware(
         Envelope,
-        direct=direct_routes(app, recommend.router),
-        guard=Guard(read_keys=settings.read_keys, api_keys=settings.api_keys, admin_keys=settings.admin_keys),
-        is_stopping=lambda: service.serving.readiness.is_stopping,
-        metrics=service.serving.metrics,
+        direct=direct_routes(app, ROUTERS),
+        guard=Guard(
+            policies.scope_of,
+            read_keys=settings.read_keys,
+            api_keys=settings.api_keys,
+            admin_keys=settings.admin_keys,
+        ),
+        is_stopping=lambda: service.state.readiness.is_stopping,
+        metrics=service.state.metrics,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         log_requests=settings.access_log,
@@ -76,75 +95,183 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
 
 
 class Service:
-    """One process and its device: a model that answers, and what replaces it when that is asked for."""
+    """One process and its device: the model that answers requests, and the work beside it."""
 
     def __init__(self, settings: Settings, tracer: Tracer | None) -> None:
         self._settings = settings
         self._tracer = tracer
-        self._configured = load(settings.bundle, settings)
+        self._configured = load(settings.bundle, graph_options(settings))
         pages = ServedPages(settings.remembered_pages, settings.attribution_s)
-        self.serving = Serving(settings, Metrics(), Readiness(), pages)
-        self.serving.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
+        options = ApiOptions(
+            catalog=settings.catalog,
+            filter_fields=settings.filter_fields,
+            num_beams=settings.num_beams,
+            max_items_per_request=settings.max_items_per_request,
+            max_item_chars=settings.max_item_chars,
+            max_body_bytes=settings.max_body_bytes,
+        )
+        self.state = ServiceState(options, Metrics(), Readiness(), pages)
+        self.state.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
         if (nvml := find_nvml()) is not None:
-            self.serving.metrics.watch_gpus(nvml)
+            self.state.metrics.watch_gpus(nvml)
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        """Surrounds the time in which the app answers: starts the background work, and ends it."""
         settings = self._settings
         with redis_url_or_server(settings.redis_url, settings.data_dir) as url:
             async with AsyncExitStack() as ends:
                 keeper = asyncio.create_task(self._keep(url, ends), name="keeper")
-                lag = asyncio.create_task(watch_event_loop(self.serving.metrics), name="event loop lag")
+                lag = asyncio.create_task(watch_event_loop(self.state.metrics), name="event loop lag")
                 try:
                     yield
                 finally:
-                    await end(lag)
-                    await end(keeper)
+                    await cancel(lag)
+                    await cancel(keeper)
                     if self._tracer is not None:
                         await asyncio.to_thread(self._tracer.close)
 
     async def _keep(self, url: str, ends: AsyncExitStack) -> None:
-        """Find Redis, load the catalogue, answer requests, go over to other models; until cancelled.
+        """Find Redis, load the catalog, answer requests and follow changes of the model; until cancelled.
 
-        `ends` learns what must be closed after that.
+        `ends` learns what must be closed afterwards.
         """
-        settings, serving, readiness = self._settings, self.serving, self.serving.readiness
+        state, readiness = self.state, self.state.readiness
         try:
-            observe = serving.metrics.observe_redis
-            redis = await persist(lambda: connect_to_any(url, observe), readiness.say)
+            observe = state.metrics.observe_redis
+            redis = await retry(lambda: connect_to_any(url, observe), on=(GlyphrecError,), say=readiness.say)
             ends.push_async_callback(redis.aclose)
             self._attribute(redis, ends)
-            changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
-
-            def make(loaded: LoadedBundle) -> Model:
-                return Model(loaded, redis, settings, serving.metrics)
-
-            opening = Opening(self._configured, changes, make, settings, serving.metrics, readiness)
+            opening, rollout = self._lifecycle(redis)
             ends.push_async_callback(opening.stop)
-            rollout = Rollout(changes, make, settings, serving.metrics, readiness)
             ends.push_async_callback(rollout.stop)
             model = await opening.open()
             await rollout.begin(model)
-            readiness.phase, serving.rollout = "ready", rollout
-            serving.metrics.ready.set(1)
+            readiness.phase, state.rollout = "ready", rollout
+            state.metrics.ready.set(1)
             log.info("ready: %d items, version %d", model.catalog.num_items, model.catalog.version)
-            rollout.also(opening.finish(model))
+            rollout.finish_start(opening.finish(model))
             await rollout.run()
         except Exception:  # outermost loop: a replica that no longer follows must not call itself ready
-            log.exception("the catalogue is no longer kept; this replica stops answering")
+            log.exception("the catalog is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"
         finally:
-            readiness.parts, serving.rollout, serving.feedback = None, None, None
-            serving.metrics.ready.set(0)
+            readiness.model, state.rollout, state.feedback = None, None, None
+            state.metrics.ready.set(0)
+
+    def _lifecycle(self, redis: Redis | RedisCluster) -> tuple[Opening, Rollout]:
+        settings, metrics, readiness = self._settings, self.state.metrics, self.state.readiness
+
+        def make(loaded: LoadedBundle) -> Model:
+            return build_model(loaded, redis, settings, metrics)
+
+        changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
+        folder = BundleFolder(settings.bundles_dir, graph_options(settings))
+        opening = Opening(
+            self._configured,
+            changes,
+            make,
+            folder,
+            take_over=settings.take_over,
+            seed_catalog=settings.seed_catalog,
+            metrics=metrics,
+            readiness=readiness,
+        )
+        retokenizer = Retokenizer(changes, readiness, share=settings.reread_share)
+        leader = Leader(
+            changes,
+            retokenizer,
+            join_timeout_s=settings.join_timeout_s,
+            keep_old_codes_s=settings.keep_old_codes_s,
+            metrics=metrics,
+        )
+        return opening, Rollout(changes, make, folder, retokenizer, leader, metrics, readiness)
 
     def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:
-        settings, serving = self._settings, self.serving
-        # A repeat that is not known again comes so late that the page is forgotten: it counts for nothing.
+        """Take events, and follow those about pages of this replica."""
+        settings, state = self._settings, self.state
+        # An event that is no longer known again comes after its page was forgotten, so it counts for nothing.
         store = EventStore(redis, catalog=settings.catalog, keep_s=2 * settings.attribution_s)
-        serving.feedback = Feedback(store, serving.pages, serving.metrics)
+        state.feedback = Feedback(store, state.pages, state.metrics)
         if settings.remembered_pages:
-            following = asyncio.create_task(serving.feedback.run(), name="feedback")
-            ends.push_async_callback(end, following)
+            following = asyncio.create_task(state.feedback.run(), name="feedback")
+            ends.push_async_callback(cancel, following)
+
+
+def graph_options(settings: Settings) -> GraphOptions:
+    """The settings that loading a bundle needs."""
+    return GraphOptions(
+        threads=settings.threads, num_beams=settings.num_beams, max_batch_beams=settings.max_batch_beams
+    )
+
+
+def build_model(
+    loaded: LoadedBundle, redis: Redis | RedisCluster, settings: Settings, metrics: Metrics
+) -> Model:
+    """Build the parts of a model for one bundle and connect them. `Model.start` comes next."""
+    manifest = loaded.manifest
+    store = ItemStore(
+        redis,
+        catalog=settings.catalog,
+        tokenizer_id=manifest.tokenizer_id,
+        spec=manifest.sid,
+        fields=settings.filter_fields,
+        log_length=settings.log_length,
+    )
+    catalog = Catalog(manifest.sid, loaded.popularity, max_view_bytes=settings.max_view_bytes)
+    follower = CatalogFollower(catalog, store)
+    strips = MicroBatcher(
+        tokenize_in_batches(loaded.tokenizer),
+        name="tokenizer",
+        max_batch_units=settings.max_batch_strips,
+        max_queued_units=settings.max_queued_strips,
+        gives_way=True,  # a client waits less impatiently for an ingest than for a page
+        units=len,
+        observe=lambda stats: metrics.observe_batch("tokenizer", stats),
+    )
+    searches = MicroBatcher(
+        recommend_in_batches(
+            loaded.session,
+            catalog,
+            history_length=manifest.history_length,
+            observe=observed_by(metrics, loaded.popularity),
+        ),
+        name="recommender",
+        max_batch_units=loaded.max_batch_beams,
+        max_queued_units=settings.max_queued_beams,
+        max_wait_s=settings.max_wait_ms / 1_000,
+        units=lambda search: search.num_beams,
+        observe=lambda stats: metrics.observe_batch("recommender", stats),
+        lock=catalog.lock,
+    )
+    indexer = Indexer(
+        store,
+        follower,
+        strips,
+        render=manifest.render,
+        max_item_chars=settings.max_item_chars,
+        timeout_s=settings.index_timeout_s,
+        metrics=metrics,
+    )
+    recommender = Recommender(
+        searches,
+        fields=settings.filter_fields,
+        num_beams=settings.num_beams,
+        beam_limit=manifest.beam_limit,
+        timeout_s=settings.recommend_timeout_s,
+        metrics=metrics,
+    )
+    return Model(
+        loaded,
+        store=store,
+        catalog=catalog,
+        follower=follower,
+        strips=strips,
+        searches=searches,
+        indexer=indexer,
+        recommender=recommender,
+        metrics=metrics,
+    )
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

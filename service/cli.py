@@ -1,4 +1,4 @@
-"""The `glyphrec` command. Offline subcommands register by entry point, so serving needs none of theirs."""
+"""The `glyphrec` command. Offline subcommands register by entry point, so serving needs none of them."""
 
 import argparse
 import os
@@ -13,13 +13,13 @@ from service.core.version import service_version
 from service.errors import GlyphrecError
 
 COMMANDS = "glyphrec.commands"
-EXTRA = "export"  # brings what the registered commands import
+EXTRA = "export"  # installs the packages that the registered commands import
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand -> exit status: 0 done, 1 in part, 2 not at all, and why in one line on stderr."""
+    """Run one subcommand. Exit status: 0 done, 1 partly done, 2 failed; then stderr has the reason."""
     argv = sys.argv[1:] if argv is None else argv
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the registered commands; runtime.py says why
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the registered commands; runtime.py has the reason
     args = build_parser(argv).parse_args(argv)
     run: Callable[[argparse.Namespace], int | None] = args.run
     try:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in {"service", "model_export"}:
-            raise  # a fault of ours, not of the installation
+            raise  # our bug, not a missing package
         return _fail(_missing(args.command, error.name))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of all commands. Those that `argv` cannot mean are left out: loading them takes time."""
+    """The parser of all commands. Commands that `argv` cannot mean are not loaded, to save time."""
     parser = argparse.ArgumentParser(
         prog="glyphrec", description="Recommendations from items read as pictures, online and exported."
     )
@@ -62,13 +62,13 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_registered(subparsers: Subparsers, command: EntryPoint) -> None:
-    """A subcommand of another package. Where that cannot be imported, it shows and says what to install."""
+    """Add a subcommand of another package. If the import fails, the command says what to install."""
     try:
         add: Callable[[Subparsers], None] = command.load()
     except ModuleNotFoundError as error:
         missing = error.name or command.module
         remedy = f"needs: pip install 'glyphrec[{EXTRA}]'"
-        # With a prefix that nobody types, whatever follows is taken as it is and not as an option.
+        # With a prefix that cannot be typed, all following words are arguments and not options.
         parser = subparsers.add_parser(command.name, help=remedy, add_help=False, prefix_chars="\0")
 
         def refuse(args: argparse.Namespace) -> int:

@@ -1,20 +1,20 @@
-"""Every error that a client or an operator can cause. Each says what happened and what to do."""
+"""Every error that a client or an operator can cause. Each message says what is wrong and what to do."""
 
 from http import HTTPStatus
 
 
 class GlyphrecError(Exception):
-    """Anything from outside that is wrong: a file, a setting, a request. The message is for a person."""
+    """A file, a setting or a request is wrong. The message is for a person."""
 
 
 class ContractMismatch(GlyphrecError):
-    """A bundle, a graph or a table is not what was promised. The service refuses to start on it."""
+    """A bundle, a graph or a table does not match its description. The service refuses to start with it."""
 
 
 class ServiceError(GlyphrecError):
-    """An error that a request can cause. Rendered as an RFC 9457 problem document by one handler in app.py.
+    """An error that a request can cause. http/problems.py renders it as an RFC 9457 problem document.
 
-    `slug` is the stable part of the problem's `type`; `retry_after_s` becomes a Retry-After header.
+    `slug` is the stable part of the problem's `type`. `retry_after_s` becomes the Retry-After header.
     """
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -22,79 +22,19 @@ class ServiceError(GlyphrecError):
     retry_after_s: int | None = None
 
 
+# --- the items and the queries ---
+
+
 class ItemNotFound(ServiceError):
     status = HTTPStatus.NOT_FOUND
     slug = "item-not-found"
 
     def __init__(self, item_id: str) -> None:
-        super().__init__(f"No item has the id {item_id!r}. POST /items adds it.")
-
-
-class SidSpaceFull(ServiceError):
-    status = HTTPStatus.INSUFFICIENT_STORAGE
-    slug = "sid-space-full"
-
-    def __init__(self, codes: tuple[int, ...], num_slots: int) -> None:
-        shown = "-".join(map(str, codes))
-        super().__init__(
-            f"All {num_slots} slots of the codes {shown} are taken: that many items look alike to this "
-            "tokenizer. Delete some of them or export a bundle with more codes."
-        )
-
-
-class Overloaded(ServiceError):
-    """Said before the work is queued, so that a client waits outside and not in a growing line."""
-
-    status = HTTPStatus.TOO_MANY_REQUESTS
-    slug = "overloaded"
-
-    def __init__(self, queue: str, retry_after_s: int) -> None:
-        super().__init__(
-            f"The {queue} queue is full. Send this again in {retry_after_s} s, or start more replicas."
-        )
-        self.retry_after_s = retry_after_s
-
-
-class NotReady(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "not-ready"
-    retry_after_s = 1
-
-    def __init__(self, phase: str) -> None:
-        super().__init__(f"This replica is still starting ({phase}). GET /health/ready says when it is done.")
-
-
-class StoppedServing(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "stopping"
-    retry_after_s = 1
-
-    def __init__(self) -> None:
-        super().__init__("This replica is shutting down. Send the request again to another one.")
-
-
-class TookTooLong(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "took-too-long"
-    retry_after_s = 1
-
-    def __init__(self, what: str, timeout_s: float) -> None:
-        super().__init__(f"{what} was not done within {timeout_s:.3g} s. Send the request again.")
-
-
-class BadTimeout(ServiceError):
-    status = HTTPStatus.BAD_REQUEST
-    slug = "bad-timeout"
-
-    def __init__(self, given: str, limit_s: int) -> None:
-        super().__init__(
-            f"X-Request-Timeout is {given[:40]!r}. Give seconds above 0 and up to {limit_s}, as in 0.5, "
-            "or leave it out."
-        )
+        super().__init__(f"No item has the id {item_id!r}. Check the id, or add the item with POST /items.")
 
 
 class InvalidItem(ServiceError):
-    """What an item may not be; service/core/items.py states the rules."""
+    """An item breaks a rule of service/core/items.py."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-item"
@@ -109,7 +49,31 @@ class TooManyItems(ServiceError):
     slug = "too-many-items"
 
     def __init__(self, num_items: int, limit: int) -> None:
-        super().__init__(f"{num_items} items in one request; the limit is {limit}. Send several requests.")
+        super().__init__(
+            f"The request has {num_items} items, but the limit is {limit}. Send several requests."
+        )
+
+
+class ItemChanged(ServiceError):
+    status = HTTPStatus.CONFLICT
+    slug = "item-changed"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(
+            f"Somebody else changed the item {item_id!r} at the same time. Send the request again."
+        )
+
+
+class SidSpaceFull(ServiceError):
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    slug = "sid-space-full"
+
+    def __init__(self, codes: tuple[int, ...], num_slots: int) -> None:
+        shown = "-".join(map(str, codes))
+        super().__init__(
+            f"All {num_slots} slots of the codes {shown} are taken, because that many items look alike to "
+            "this tokenizer. Delete some of these items, or export a bundle with more codes."
+        )
 
 
 class UnknownFilterField(ServiceError):
@@ -117,15 +81,15 @@ class UnknownFilterField(ServiceError):
     slug = "unknown-filter-field"
 
     def __init__(self, field: str, declared: str) -> None:
-        known = f"Declared are {declared}" if declared else "No field is declared"
+        known = f"The declared fields are {declared}" if declared else "No field is declared"
         super().__init__(
-            f"No filter can ask for the field {field!r}. {known}; GLYPHREC_FILTER_FIELDS declares them, "
-            "as in brand:text,price:number."
+            f"The filter names the field {field!r}, which is not declared. {known}. Use a declared field, or "
+            "declare this one in GLYPHREC_FILTER_FIELDS, for example brand:text,price:number."
         )
 
 
 class InvalidFilter(ServiceError):
-    """What a filter may not ask; service/core/filters.py states the rules."""
+    """A filter breaks a rule of service/core/filters.py."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-filter"
@@ -141,47 +105,45 @@ class InvalidCursor(ServiceError):
     def __init__(self, cursor: str) -> None:
         shown = cursor if len(cursor) <= 40 else cursor[:40] + "…"
         super().__init__(
-            f"The cursor {shown!r} is not one that this catalogue gave. "
-            "Give `next_cursor` of the page before, or none for the first page."
+            f"The cursor {shown!r} does not come from this catalog. "
+            "Give `next_cursor` of the page before, or no cursor for the first page."
         )
 
 
-class BodyTooLarge(ServiceError):
-    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    slug = "body-too-large"
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The body is larger than {limit_bytes} bytes. Send fewer items, or shorter texts.")
+# --- time and load ---
 
 
-class BodyTooSlow(ServiceError):
-    status = HTTPStatus.REQUEST_TIMEOUT
-    slug = "body-too-slow"
+class NotReady(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "not-ready"
+    retry_after_s = 1
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, phase: str) -> None:
         super().__init__(
-            f"The body stopped for {timeout_s:g} s, or came too slowly for longer. Send the request again."
+            f"This replica is still starting ({phase}). Wait until GET /health/ready answers 200."
         )
 
 
-class TargetTooLong(ServiceError):
-    status = HTTPStatus.REQUEST_URI_TOO_LONG
-    slug = "target-too-long"
-
-    def __init__(self, limit_bytes: int, limit_parameters: int) -> None:
-        super().__init__(
-            f"Path and query may have {limit_bytes} bytes and {limit_parameters} parameters. Send fewer."
-        )
-
-
-class HeadTooLarge(ServiceError):
-    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    slug = "head-too-large"
+class StoppedServing(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "stopping"
+    retry_after_s = 1
 
     def __init__(self) -> None:
+        super().__init__("This replica is shutting down. Send the request to another replica.")
+
+
+class Overloaded(ServiceError):
+    """Raised before the work is queued, so that the client waits and the queue stays short."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    slug = "overloaded"
+
+    def __init__(self, queue: str, retry_after_s: int) -> None:
         super().__init__(
-            "The request has too many headers, or too long ones. Send fewer; no route needs many."
+            f"The {queue} queue is full. Send the request again in {retry_after_s} s, or start more replicas."
         )
+        self.retry_after_s = retry_after_s
 
 
 class TooManyConnections(ServiceError):
@@ -191,9 +153,32 @@ class TooManyConnections(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This replica holds as many connections as it may. Keep yours open and use them again, or start "
+            "This replica has as many connections as it may have. Use your open connections again, or start "
             "more replicas."
         )
+
+
+class TookTooLong(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "took-too-long"
+    retry_after_s = 1
+
+    def __init__(self, what: str, timeout_s: float) -> None:
+        super().__init__(f"{what} did not finish within {timeout_s:.3g} s. Send the request again.")
+
+
+class BadTimeout(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    slug = "bad-timeout"
+
+    def __init__(self, given: str, limit_s: int) -> None:
+        super().__init__(
+            f"X-Request-Timeout is {given[:40]!r}. Give seconds above 0 and up to {limit_s}, for example "
+            "0.5, or leave the header out."
+        )
+
+
+# --- the bytes of a request ---
 
 
 class NotHttp(ServiceError):
@@ -201,15 +186,46 @@ class NotHttp(ServiceError):
     slug = "not-http"
 
     def __init__(self) -> None:
-        super().__init__("This is no HTTP/1.1 request. Send one that RFC 9112 allows.")
+        super().__init__("The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it.")
 
 
-class InvalidJson(ServiceError):
-    status = HTTPStatus.BAD_REQUEST
-    slug = "invalid-json"
+class TargetTooLong(ServiceError):
+    status = HTTPStatus.REQUEST_URI_TOO_LONG
+    slug = "target-too-long"
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"The body is not JSON: {reason}.")
+    def __init__(self, limit_bytes: int, limit_parameters: int) -> None:
+        super().__init__(
+            f"The path and the query have more than {limit_bytes} bytes or {limit_parameters} parameters. "
+            "Shorten the ids and the query."
+        )
+
+
+class HeadTooLarge(ServiceError):
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    slug = "head-too-large"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The headers of the request are too many or too long. Send only the headers that you need."
+        )
+
+
+class BodyTooLarge(ServiceError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    slug = "body-too-large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body has more than {limit_bytes} bytes. Send fewer items, or shorter texts.")
+
+
+class BodyTooSlow(ServiceError):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    slug = "body-too-slow"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"The body stopped for {timeout_s:g} s, or came too slowly for that long. Send the request again."
+        )
 
 
 class NotJson(ServiceError):
@@ -218,7 +234,18 @@ class NotJson(ServiceError):
 
     def __init__(self, content_type: str) -> None:
         given = f"is {content_type!r}" if content_type else "is missing"
-        super().__init__(f"Content-Type {given}. Send JSON with `Content-Type: application/json`.")
+        super().__init__(f"Content-Type {given}. Send JSON, with `Content-Type: application/json`.")
+
+
+class InvalidJson(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    slug = "invalid-json"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The body is not JSON: {reason}. Send one JSON value in UTF-8.")
+
+
+# --- keys ---
 
 
 class MissingKey(ServiceError):
@@ -226,7 +253,10 @@ class MissingKey(ServiceError):
     slug = "missing-key"
 
     def __init__(self) -> None:
-        super().__init__("Give a key that this service knows, in `X-API-Key` or as `Authorization: Bearer`.")
+        super().__init__(
+            "The request has no key that this service knows. Send one in `X-API-Key` or as "
+            "`Authorization: Bearer`."
+        )
 
 
 class ReadOnlyKey(ServiceError):
@@ -234,7 +264,7 @@ class ReadOnlyKey(ServiceError):
     slug = "read-only-key"
 
     def __init__(self) -> None:
-        super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalogue.")
+        super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalog.")
 
 
 class AdminKeyNeeded(ServiceError):
@@ -242,7 +272,7 @@ class AdminKeyNeeded(ServiceError):
     slug = "admin-key-needed"
 
     def __init__(self) -> None:
-        super().__init__("What is under /admin/ needs a key of GLYPHREC_ADMIN_KEYS, and this is none.")
+        super().__init__("This key may not use /admin/. Use a key of GLYPHREC_ADMIN_KEYS.")
 
 
 class NoAdminKey(ServiceError):
@@ -251,9 +281,12 @@ class NoAdminKey(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(
-            "What is under /admin/ is closed while the service has no admin key, also on loopback. "
-            "Set GLYPHREC_ADMIN_KEYS to one or more; `glyphrec key` makes one."
+            "Nobody may use /admin/ while the service has no admin key, not even on loopback. "
+            "Set GLYPHREC_ADMIN_KEYS. `glyphrec key` makes a key."
         )
+
+
+# --- bundles ---
 
 
 class NoBundlesFolder(ServiceError):
@@ -262,7 +295,7 @@ class NoBundlesFolder(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This replica has no folder of bundles. Set GLYPHREC_BUNDLES_DIR to one and start it again."
+            "This replica has no folder of bundles. Set GLYPHREC_BUNDLES_DIR to one, and restart the replica."
         )
 
 
@@ -271,19 +304,17 @@ class BundleNotFound(ServiceError):
     slug = "bundle-not-found"
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"GLYPHREC_BUNDLES_DIR of this replica has no folder {name!r}. Copy the bundle there."
-        )
+        super().__init__(f"This replica has no bundle {name!r}. Copy its folder to GLYPHREC_BUNDLES_DIR.")
 
 
 class BundleRefused(ServiceError):
-    """The bundle failed its checks; what was served before is served on."""
+    """The bundle failed its checks. The replica goes on with the bundle that it had."""
 
     status = HTTPStatus.CONFLICT
     slug = "bundle-refused"
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"The bundle {name!r} was refused, and nothing was changed: {reason}")
+        super().__init__(f"The bundle {name!r} was refused, and nothing has changed. {reason}")
 
 
 class ChangeUnderWay(ServiceError):
@@ -293,46 +324,39 @@ class ChangeUnderWay(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(
-            "Another change of the model is under way. GET /admin/bundles tells how far it is; "
-            "send this again when it is done."
+            "Another change of the model is under way. Wait until GET /admin/bundles shows that it is done, "
+            "then send the request again."
         )
 
 
+# --- Redis ---
+
+
 class StoreUnavailable(ServiceError):
-    """Redis cannot take the call now; the same call may succeed in a moment."""
+    """Redis cannot answer the call now. The same call may succeed in a moment."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "store-unavailable"
     retry_after_s = 2
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason} What was not acknowledged can safely be sent again.")
+        super().__init__(f"{reason} A request without an answer can safely be sent again.")
 
 
 class StoreFault(ServiceError):
-    """Redis answers, but not as a Redis that holds only our keys would. Waiting does not mend it."""
+    """Redis refuses a command, because of its version or because of foreign data. Waiting does not help."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     slug = "store-fault"
 
     def __init__(self) -> None:
         super().__init__(
-            "Redis refused a command that the catalogue needs. The service's log has Redis' own words; "
-            "usually another program writes under the same keys, or the server is older than Redis 7."
+            "Redis refused a command that the catalog needs. Read its message in the service's log. Usually "
+            "another program writes under the same keys, or the server is older than Redis 7."
         )
 
 
-class ItemChanged(ServiceError):
-    status = HTTPStatus.CONFLICT
-    slug = "item-changed"
-
-    def __init__(self, item_id: str) -> None:
-        super().__init__(
-            f"The item {item_id!r} was changed by somebody else meanwhile. Send the request again."
-        )
-
-
-# What is turned away for now, by slug: it may be sent again as it is.
+# Errors after which the same request may succeed later, by slug.
 REFUSALS = frozenset(
     error.slug
     for error in ServiceError.__subclasses__()

@@ -1,4 +1,4 @@
-"""The HTTP server around the app. Its end: readiness off first, then no new connections, then what is due."""
+"""The HTTP server around the app. It ends in three steps: readiness off, no new connections, last answers."""
 
 import math
 import signal
@@ -9,15 +9,15 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.dependencies import Serving
+from service.api.dependencies import ServiceState
 from service.http.connection import BoundedHttp
 from service.lifecycle.model import Readiness
 from service.settings import Settings
 
 
 def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
-    """Of what create_app made."""
-    serving: Serving = app.state.serving
+    """A server of an app that `create_app` made, ready to run."""
+    state: ServiceState = app.state.service
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -28,8 +28,8 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
             BoundedHttp,
             head_timeout_s=settings.head_timeout_s,
             max_connections=settings.max_connections,
-            admit=serving.admit,
-            metrics=serving.metrics,
+            admit=state.admit,
+            metrics=state.metrics,
         ),
         ws="none",
         lifespan="on",
@@ -38,11 +38,13 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
-    return GracefulServer(config, readiness=serving.readiness, stop_delay_s=settings.stop_delay_s)
+    return GracefulServer(config, readiness=state.readiness, stop_delay_s=settings.stop_delay_s)
 
 
 class GracefulServer(uvicorn.Server):
-    """SIGTERM turns readiness off and is obeyed after `stop_delay_s`; SIGINT, or a second signal, at once."""
+    """SIGTERM turns readiness off, and ends the server after `stop_delay_s`. SIGINT and any second signal end
+    it at once.
+    """
 
     def __init__(self, config: uvicorn.Config, *, readiness: Readiness, stop_delay_s: float) -> None:
         super().__init__(config)
@@ -51,14 +53,16 @@ class GracefulServer(uvicorn.Server):
         self._stop_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal, in place of uvicorn."""
         is_first = not self._readiness.is_stopping
         self._readiness.is_stopping = True
         if is_first and sig == signal.SIGTERM:
-            self._captured_signals.append(sig)  # what uvicorn hands on when it is done
+            self._captured_signals.append(sig)  # uvicorn raises it again when it is done
             self._stop_at = time.monotonic() + self._stop_delay_s
         else:
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second. True ends the server."""
         self.should_exit |= time.monotonic() >= self._stop_at
         return await super().on_tick(counter)

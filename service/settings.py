@@ -1,6 +1,6 @@
-"""Every choice an operator has, typed, with its unit and the reason for its default. Read once, at start.
+"""Every choice of an operator: typed, with its unit and the reason for its default. Read once, at the start.
 
-Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is understood too.
+Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is accepted too.
 """
 
 import difflib
@@ -17,186 +17,270 @@ from service.core.keys import hashed
 from service.errors import GlyphrecError
 
 PREFIX = "GLYPHREC_"
-CLIENT_KEY = "GLYPHREC_KEY"  # the client commands' own, no setting of the service
+CLIENT_KEY = "GLYPHREC_KEY"  # of the client commands; not a setting of the service
 
-Keys = Annotated[tuple[str, ...], NoDecode]  # as hashes (keys.py), however they were given
+ClientKeys = Annotated[tuple[str, ...], NoDecode]  # kept as hashes (core/keys.py), however they are given
 FilterFields = Annotated[DeclaredFields, NoDecode]
 
 
 class BadSettings(GlyphrecError):
-    """A setting is missing, misspelt or out of its range."""
+    """A setting is missing, misspelled or out of range."""
 
 
 class Settings(BaseSettings):
+    """All settings of the service. Its parts get single values of it, never the whole."""
+
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
 
-    bundle: Path = Field(description="folder that `glyphrec export --out` wrote")
+    # --- models ---
+
+    bundle: Path = Field(description="folder of the bundle to serve, as `glyphrec export --out` wrote it")
     bundles_dir: Path | None = Field(
-        None, description="folder of bundles that POST /admin/bundles may name; unset: none may be named"
+        None,
+        description="folder whose bundles POST /admin/bundles may name. Unset: it may name none, as only the "
+        "operator knows which folder holds bundles",
     )
     take_over: bool = Field(
         False,
-        description="start with `bundle` also where POST /admin/bundles has made another tokenizer the one "
-        "that all replicas serve, and make it that",
+        description="start with `bundle` and make its tokenizer the active one, even if POST /admin/bundles "
+        "has switched all replicas to another tokenizer. Off, so that a forgotten replica that restarts "
+        "does not undo a change",
     )
     reread_share: float = Field(
         0.25,
         gt=0,
         le=1,
-        description="share of the time that reading the catalogue for a new tokenizer may work; it also "
-        "waits for items being posted",
+        description="share of the time, up to 1, in which the items are read for a new tokenizer. A quarter "
+        "leaves most of the machine to requests; reading also waits for posted items",
     )
     join_timeout_s: float = Field(
-        600, gt=0, description="seconds that a change of the tokenizer waits for replicas to load the bundle"
+        600,
+        gt=0,
+        description="seconds that a change of the tokenizer waits for replicas to load the new catalog. Long "
+        "enough for a large catalog; a replica that needs longer follows later",
     )
     keep_old_codes_s: int = Field(
         7 * 86_400,
         ge=0,
-        description="seconds until the codes of a tokenizer that is no longer served are deleted; going "
-        "back to it later reads the catalogue again",
+        description="seconds until the codes of a replaced tokenizer are deleted. A week, in which a change "
+        "back is quick; after that it reads every item again",
     )
+
+    # --- the network ---
+
     host: str = Field(
-        "127.0.0.1", description="address to listen on; only this machine unless asked otherwise"
+        "127.0.0.1",
+        description="address to listen on. By default only this machine can connect; any other address needs "
+        "keys, or `allow_anonymous`",
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+
+    # --- Redis and the catalog ---
 
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("GLYPHREC_REDIS_URL", "REDIS_URL"),
         pattern=r"^(rediss?|unix)://.+",
         repr=False,  # it may hold a password
-        description="redis://, rediss:// or unix://; unset starts an embedded server under `data_dir`",
+        description="URL of Redis: redis://, rediss:// or unix://. Unset: the service starts a server of its "
+        "own, which keeps its files in `data_dir`",
     )
-    data_dir: Path = Field(Path(".glyphrec/redis"), description="where the embedded Redis keeps its files")
+    data_dir: Path = Field(
+        Path(".glyphrec/redis"),
+        description="folder for the files of the server that starts if `redis_url` is unset. By default it "
+        "lies below the working directory, so that each project has its own items",
+    )
     catalog: str = Field(
         "glyphrec",
         pattern=r"^[A-Za-z0-9._:-]{1,64}$",
-        description="name of the catalogue: replicas with the same name and Redis serve the same items",
+        description="name of the catalog. Replicas with the same name and the same Redis serve the same "
+        "items. Several catalogs can share one Redis; the default is for the only one",
     )
     log_length: int = Field(
         100_000,
         ge=1,
-        description="changes that Redis keeps for replicas to follow; one further behind loads everything",
+        description="changes of the catalog that Redis keeps for replicas to follow. A replica that falls "
+        "further behind loads the whole catalog again. An entry takes some hundred bytes",
     )
-    seed_catalog: bool = Field(True, description="put the bundle's items into a catalogue that is new")
+    seed_catalog: bool = Field(
+        True,
+        description="put the bundle's items into a catalog that is new. On, so that a first start can "
+        "recommend; turn it off if all items come from POST /items",
+    )
 
-    read_keys: Keys = Field(
-        (), repr=False, description="keys that may read: several, plain or as `sha256:…`, separated by commas"
-    )
-    api_keys: Keys = Field((), repr=False, description="keys that may read and write, given as `read_keys`")
-    admin_keys: Keys = Field(
+    # --- who may do what ---
+
+    read_keys: ClientKeys = Field(
         (),
         repr=False,
-        description="keys that may do everything, also under /admin/, which nobody may without",
+        description="keys that may read. Several are separated by commas; each is plain, or its hash as "
+        "`sha256:…`",
+    )
+    api_keys: ClientKeys = Field(
+        (), repr=False, description="keys that may read and write, in the form of `read_keys`"
+    )
+    admin_keys: ClientKeys = Field(
+        (),
+        repr=False,
+        description="keys that may do everything, in the form of `read_keys`. Routes under /admin/ need one; "
+        "without any such key nobody may use these routes",
     )
     allow_anonymous: bool = Field(
-        False, description="serve without keys also beyond loopback, where a proxy in front asks for them"
+        False,
+        description="accept requests without a key also if other machines can connect. Off, as this is safe "
+        "only behind a proxy that checks keys itself",
     )
+
+    # --- the models' queues ---
 
     threads: int = Field(
         default_factory=lambda: max(1, (os.cpu_count() or 2) // 2),
         ge=1,
-        description="ONNX Runtime threads of each of the two graphs; half the cores, as both may run at once",
+        description="ONNX Runtime threads of each of the two graphs. By default half the cores, as both may "
+        "run at once",
     )
     num_beams: int = Field(
         50,
         ge=1,
         le=10_000,
-        description="beams of a search that nobody asked to widen; more are slower, rarely better",
+        description="beams of a search that no request asked to widen. More beams are slower and rarely find "
+        "better items",
     )
     max_batch_beams: int | None = Field(
         None,
         ge=1,
-        description="beams in one run of the recommender. By default 800 on a CPU, 16 requests of 50 beams: "
-        "more only wait for each other there; 12800 on a GPU, where more are cheaper",
+        description="beams in one run of the recommender. Unset: 800 on a CPU, which are 16 requests of 50 "
+        "beams (a larger batch is not faster there), and 12800 on a GPU",
     )
     max_queued_beams: int = Field(
         25_600,
         ge=1,
-        description="beams waiting before 429 is answered; 512 requests of 50 beams are about a second",
+        description="beams that may wait in the queue before a request is refused with 429. The default is "
+        "512 requests of 50 beams, about a second of work",
     )
     max_wait_ms: float = Field(
         20,
         gt=0,
-        description="milliseconds that a recommendation may have to wait, reckoned from what batches took "
-        "lately, before 429 is answered; the next batch takes what it can hold, however long it waits",
+        description="milliseconds that a recommendation may be expected to wait in the queue; one that would "
+        "wait longer is refused with 429. The expectation comes from the measured time of recent batches. A "
+        "request that fits into the next batch is never refused. 20 ms are a few batches on a CPU",
     )
     max_batch_strips: int = Field(
         32,
         ge=1,
-        description="strips in one run of the tokenizer; more gain nothing on a CPU and delay single items",
+        description="strips, of which an item has a few, in one run of the tokenizer. More are not faster "
+        "on a CPU, and delay single items",
     )
-    max_queued_strips: int = Field(4_096, ge=1, description="strips waiting before 429 is answered")
+    max_queued_strips: int = Field(
+        4_096,
+        ge=1,
+        description="strips that may wait in the queue before an item is refused with 429. The default holds "
+        "about 800 items of five strips",
+    )
     filter_fields: FilterFields = Field(
         DeclaredFields(),
-        description="item fields that filters may name, and their kinds: "
-        "brand:text,price:number,refurbished:boolean; each costs 4 or 8 bytes an item, and a new value reads "
-        "the item again where the bundle's render.fields draw the field",
+        description="item fields that filters may name, with their kinds, for example "
+        "brand:text,price:number,refurbished:boolean. None by default, as each field costs 4 or 8 bytes an "
+        "item. If the bundle's render.fields draw such a field, a new value reads the item again",
     )
     max_view_bytes: int = Field(
         256 * 2**20,
         ge=0,
-        description="memory of all cached filter views, 128 at most; one takes 2 MiB at three levels of 256, "
-        "but 66 MiB at four, where this should be raised to hold the filters that are in use",
+        description="bytes of memory for the cached tables of filters, of which there are at most 128. One "
+        "table takes 2 MiB with three levels of 256 codes, so the default holds all 128. It takes 66 MiB "
+        "with four levels; raise the value there to hold the filters that are in use",
     )
     recommend_timeout_s: float = Field(
-        10, gt=0, description="seconds until a recommendation is given up with 503"
+        10,
+        gt=0,
+        description="seconds until a recommendation is given up with 503. Far more than a search takes, so "
+        "that only a stuck one reaches it",
     )
     index_timeout_s: float = Field(
         600,
         gt=0,
-        description="seconds until POST /items is given up; 1,000 long texts take minutes on one core",
+        description="seconds until POST /items is given up. 1,000 long texts take minutes on one core",
     )
 
+    # --- bounds of HTTP ---
+
     max_body_bytes: int = Field(
-        8 * 2**20, ge=1_024, description="bytes of a request body; 1,000 items of 8 KiB each"
+        8 * 2**20,
+        ge=1_024,
+        description="bytes of a request body. The default holds 1,000 items of 8 KiB",
     )
     max_connections: int = Field(
         1_000,
         ge=1,
-        description="open connections; one more is answered 503 and closed. Each takes a file of the process",
+        description="open connections. A further one is answered 503 and closed. Each takes one of the "
+        "process's open files, of which many systems allow 1,024",
     )
     head_timeout_s: float = Field(
-        10, gt=0, description="seconds that a connection has to say what it wants, until it is closed"
+        10,
+        gt=0,
+        description="seconds that a connection has to send the head of a request before it is closed. Enough "
+        "for slow networks, too short to hold connections open cheaply",
     )
     body_timeout_s: float = Field(
         30,
         gt=0,
-        description="seconds to wait for the next part of a request body, or to catch up with 4 KiB/s",
+        description="seconds to wait for the next part of a request body. A body slower than 4 KiB/s has as "
+        "many seconds to catch up. Slow networks pause for less",
     )
-    max_items_per_request: int = Field(1_000, ge=1, le=10_000, description="items in one POST /items")
+    max_items_per_request: int = Field(
+        1_000,
+        ge=1,
+        le=10_000,
+        description="items in one POST /items. More gain no speed, and one answer would take very long",
+    )
     max_item_chars: int = Field(
-        20_000, ge=1, description="characters of one item, all fields; far more than its picture can show"
+        20_000,
+        ge=1,
+        description="characters of one item, all its fields together. Far more than its picture can show",
     )
     stop_delay_s: float = Field(
         1,
         ge=0,
-        description="seconds between SIGTERM, when readiness turns off, and the end of new connections; as "
-        "long as a load balancer needs to notice",
+        description="seconds from SIGTERM, which turns readiness off, until no new connections are accepted. "
+        "A load balancer that checks more slowly needs more",
     )
-    shutdown_timeout_s: int = Field(10, ge=1, description="seconds that requests in flight have at shutdown")
+    shutdown_timeout_s: int = Field(
+        10,
+        ge=1,
+        description="seconds that requests in flight have to end at shutdown. As long as a recommendation "
+        "may take",
+    )
+
+    # --- what is measured and told ---
+
     remembered_pages: int = Field(
         100_000,
         ge=0,
-        description="pages of this replica that POST /events can be about; about 200 bytes each. 0: none, so "
-        "the live quality of this replica is not measured",
+        description="answered pages that this replica remembers, so that POST /events can name them; each "
+        "takes about 360 bytes. With 0 it remembers none, and measures no live quality",
     )
     attribution_s: float = Field(
         1_800,
         gt=0,
-        description="seconds after a page within which what is taken counts as taken from it; event ids are "
-        "known again for twice as long",
+        description="seconds after an answered page in which an event counts as caused by it. Half an "
+        "hour is a usual length of a visit. Ids of events are remembered for twice as long",
     )
-    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, for machines")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="format of the log: text for people, json with one object a line for machines"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="of the log on stderr"
+        "INFO",
+        description="least severe level that is written to the log, on stderr. INFO tells of starts, changes "
+        "and lost connections, not of requests",
     )
     tracing: bool = Field(
         False,
-        description="send a span of each request and of its stages by OTLP over HTTP, to where "
-        "OTEL_EXPORTER_OTLP_ENDPOINT says; needs glyphrec[otel]",
+        description="send a span for each request and its stages by OTLP over HTTP to "
+        "OTEL_EXPORTER_OTLP_ENDPOINT. Off, as it needs glyphrec[otel] and a collector",
     )
-    access_log: bool = Field(False, description="one log line per request; the metrics count them anyway")
+    access_log: bool = Field(
+        False, description="write one log line per request. Off, as the metrics count requests anyway"
+    )
 
     @field_validator("read_keys", "api_keys", "admin_keys", mode="before")
     @classmethod
@@ -230,7 +314,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """Settings from the environment; what is `given` and not None goes before it. Raises BadSettings."""
+    """Settings from the environment. A `given` value other than None takes precedence. Raises BadSettings."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable not in known:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from deploy.grafana import catalogue, latency, model, resources, service
+from deploy.grafana import catalog, latency, model, resources, service
 
 FOLDER = Path(__file__).with_name("dashboards")
 
 
 def dashboards() -> Iterator[tuple[str, str]]:
     """The name and text of each file."""
-    for module in (service, latency, catalogue, model, resources):
+    for module in (service, latency, catalog, model, resources):
         text = json.dumps(module.build(), cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False)
         yield f"{module.__name__.rpartition('.')[2]}.json", text + "\n"
 

@@ -119,7 +119,7 @@ PAGES = [
     ),
     lines(
         "Coverage",
-        "Distinct items on the pages of the last ten minutes, as a share of the catalogue, by replica.",
+        "Distinct items on the pages of the last ten minutes, as a share of the catalog, by replica.",
         "percentunit",
         Query(
             f"glyphrec_recommended_distinct_items{where()} / (glyphrec_catalog_items{where()} > 0)",
@@ -138,7 +138,7 @@ PAGES = [
     ),
     lines(
         "Unknown items in histories",
-        "Ids a second that are no living item: deleted, misspelt, or of another catalogue.",
+        "Ids a second that are no living item: deleted, misspelled, or of another catalog.",
         "cps",
         Query(rate("glyphrec_unknown_history_items_total"), "unknown"),
     ),
@@ -153,8 +153,8 @@ PAGES = [
 SEARCH = [
     lines(
         "Proven exact by model version",
-        "Share of the model's pages that are provably its best over the whole catalogue. Falls with fewer "
-        "beams, a flatter model, or a catalogue that has outgrown its codes.",
+        "Share of the model's pages that are provably its best over the whole catalog. Falls with fewer "
+        "beams, a flatter model, or a catalog that has outgrown its codes.",
         "percentunit",
         Query(
             share(
@@ -183,7 +183,7 @@ SEARCH = [
     ),
     lines(
         "Beams that live at the end of a search",
-        "Out of GLYPHREC_NUM_BEAMS. Few: the filter or the catalogue leaves little to choose from.",
+        "Out of GLYPHREC_NUM_BEAMS. Few: the filter or the catalog leaves little to choose from.",
         "short",
         Query(quantile(0.1, "glyphrec_valid_beams"), "p10"),
         Query(quantile(0.5, "glyphrec_valid_beams"), "p50"),

@@ -14,7 +14,7 @@ WIDTH = 24  # of Grafana's grid
 
 Panel = stat.Panel | timeseries.Panel | table.Panel
 P = TypeVar("P", stat.Panel, timeseries.Panel, table.Panel)
-Steps = Sequence[tuple[float, str]]  # from this value on, this colour; below all of them green
+Steps = Sequence[tuple[float, str]]  # from this value on, this color; below all of them green
 
 
 class Query(NamedTuple):
@@ -81,7 +81,7 @@ def number(
     width: int = 3,
     height: int = 4,
 ) -> stat.Panel:
-    """One figure as of now, coloured by its thresholds, with its course behind it."""
+    """One figure as of now, colored by its thresholds, with its course behind it."""
     query = Query(expr) if isinstance(expr, str) else expr
     panel = (
         stat.Panel()
@@ -174,15 +174,15 @@ def _target(query: Query, place: int) -> prometheus.Dataquery:
 
 
 def _dressed(panel: P, title: str, description: str, unit: str, steps: Steps, width: int, height: int) -> P:
-    colours = [models.Threshold(value=None, color="green")]
-    colours += [models.Threshold(value=value, color=colour) for value, colour in steps]
-    if steps and steps[0][0] == 0:  # all of it has a colour of its own
-        colours = [models.Threshold(value=None, color=steps[0][1]), *colours[2:]]
+    colors = [models.Threshold(value=None, color="green")]
+    colors += [models.Threshold(value=value, color=color) for value, color in steps]
+    if steps and steps[0][0] == 0:  # all of it has a color of its own
+        colors = [models.Threshold(value=None, color=steps[0][1]), *colors[2:]]
     return (
         panel.title(title)
         .description(description)
         .unit(unit)
-        .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(colours))
+        .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(colors))
         .datasource(SOURCE)
         .span(width)
         .height(height)

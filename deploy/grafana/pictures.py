@@ -23,8 +23,8 @@ DASHBOARDS = Path(__file__).with_name("dashboards")
 NUM_POINTS = 240
 COLUMN_IN, ROW_IN = 0.66, 0.25  # of Grafana's grid, on paper
 DPI = 90
-NUM_COLOURS = 64  # of the picture, so that it is small
-COLOURS = {"green": "#3c9a3c", "yellow": "#c99a00", "orange": "#e07b00", "red": "#d03030"}
+NUM_COLORS = 64  # of the picture, so that it is small
+COLORS = {"green": "#3c9a3c", "yellow": "#c99a00", "orange": "#e07b00", "red": "#d03030"}
 MAX_LEGENDS = 6
 MAX_ROWS = 8
 
@@ -80,7 +80,7 @@ def draw_dashboards(url: str, start: float, end: float, out: Path, *, rate_inter
             picture = out / f"{path.stem}.png"
             figure.savefig(picture, dpi=DPI)
             with Image.open(picture) as drawn:
-                small = drawn.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
+                small = drawn.convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE)
             small.save(picture, optimize=True)
 
 
@@ -91,7 +91,7 @@ def draw(dashboard: dict[str, Any], asked: Asked) -> Figure:
     figure.text(0.008, 1 - 0.9 / height, dashboard["title"], fontsize=15, weight="bold", va="center")
     ends_at = datetime.fromtimestamp(asked.end, UTC)
     words = f"{(asked.end - asked.start) / 60:.0f} minutes until {ends_at:%Y-%m-%d %H:%M} UTC; x: minutes"
-    figure.text(0.992, 1 - 0.9 / height, words, fontsize=9, color="grey", va="center", ha="right")
+    figure.text(0.992, 1 - 0.9 / height, words, fontsize=9, color="gray", va="center", ha="right")
     changes = _changes(dashboard, asked)
     for panel in panels:
         place = panel["gridPos"]
@@ -139,11 +139,11 @@ def _draw_number(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
     ]
     defaults = panel["fieldConfig"]["defaults"]
     if not points:
-        axes.text(0.5, 0.5, "no data", ha="center", va="center", color="grey", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no data", ha="center", va="center", color="gray", transform=axes.transAxes)
         return
     value = points[-1][1]
-    colour = _colour(value, defaults["thresholds"]["steps"])
-    axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.5)
+    color = _color(value, defaults["thresholds"]["steps"])
+    axes.plot(*zip(*points, strict=True), color=color, linewidth=0.8, alpha=0.5)
     low, high = min(y for _, y in points), max(y for _, y in points)
     room = max(high - low, 1e-9)
     axes.set_ylim(low - 0.1 * room, high + 4 * room)
@@ -155,7 +155,7 @@ def _draw_number(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
         va="center",
         fontsize=17,
         weight="bold",
-        color=colour,
+        color=color,
         transform=axes.transAxes,
     )
 
@@ -179,14 +179,14 @@ def _draw_lines(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
     axes.set_ylim(0, 1 if is_flat else top)
     for step in defaults["thresholds"]["steps"]:
         if step["value"] and step["value"] <= axes.get_ylim()[1]:
-            axes.axhline(step["value"], color=COLOURS[step["color"]], linewidth=0.9, linestyle="--")
+            axes.axhline(step["value"], color=COLORS[step["color"]], linewidth=0.9, linestyle="--")
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: worded(value, defaults["unit"])))
     axes.tick_params(labelsize=7, length=2)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     if not found:
-        axes.text(0.5, 0.5, "no data", ha="center", va="center", color="grey", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no data", ha="center", va="center", color="gray", transform=axes.transAxes)
         return
     handles, names = axes.get_legend_handles_labels()
     if len(names) > MAX_LEGENDS:  # the highest, as Grafana's table can be sorted
@@ -228,7 +228,7 @@ def _draw_rows(axes: Axes, panel: dict[str, Any], asked: Asked) -> None:
         if series.points[-1][0] >= (asked.end - asked.start) / 60 - 0.2  # not of a model that has gone
     ]
     if not rows:
-        axes.text(0.5, 0.5, "no data", ha="center", va="center", color="grey")
+        axes.text(0.5, 0.5, "no data", ha="center", va="center", color="gray")
         return
     rows.sort()
     if len(rows) > MAX_ROWS:  # Grafana's table can be scrolled
@@ -263,9 +263,9 @@ def _is_number(value: float) -> bool:
     return math.isfinite(value)
 
 
-def _colour(value: float, steps: list[dict[str, Any]]) -> str:
+def _color(value: float, steps: list[dict[str, Any]]) -> str:
     reached = [step["color"] for step in steps if step["value"] is None or value >= step["value"]]
-    return COLOURS[reached[-1]]
+    return COLORS[reached[-1]]
 
 
 def worded(value: float, unit: str) -> str:

@@ -35,7 +35,7 @@ PROCESS = [
     ),
     lines(
         "Memory per item",
-        "Resident memory divided by items: for planning, once the catalogue is large.",
+        "Resident memory divided by items: for planning, once the catalog is large.",
         "bytes",
         Query(
             f"process_resident_memory_bytes{{{OURS}}} / on (instance, job) "

@@ -80,7 +80,7 @@ NOW = [
         [(0.05, "yellow"), (0.1, "red")],
     ),
     number(
-        "Catalogue behind",
+        "Catalog behind",
         "How far the replica furthest behind is, out of touch with Redis or late with its log.",
         "s",
         f"max(glyphrec_catalog_stale_seconds{where()} > glyphrec_catalog_lag_seconds{where()} "
@@ -175,7 +175,7 @@ OBJECTIVES = [
 REPLICAS = [
     lines(
         "POST /recommend by replica, p99",
-        "One that stands out is slow itself: look at its CPU, its queue, its neighbours on the host.",
+        "One that stands out is slow itself: look at its CPU, its queue, its neighbors on the host.",
         "s",
         Query(quantile(0.99, SECONDS, "instance", route="/recommend"), "{{instance}}"),
         steps=[(0.1, "red")],
@@ -187,7 +187,7 @@ REPLICAS = [
         Query(rate(REQUESTS, "instance", route=ASKED), "{{instance}}"),
     ),
     lines(
-        "Catalogue behind, by replica",
+        "Catalog behind, by replica",
         "Seconds between a change in Redis and its being seen here.",
         "s",
         Query(total("glyphrec_catalog_lag_seconds", "instance", func="max"), "{{instance}}"),

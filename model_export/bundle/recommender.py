@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.onnx_graphs import name_dimensions, to_onnx
-from service.core.graphs import FILLER, PADDING, GraphSpec, beam_widths, recommender_graph
+from service.core.graphs import FILLER_SCORE, PADDING, GraphSpec, beam_widths, recommender_graph
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import ContractMismatch
@@ -143,7 +143,7 @@ def _gap_to_exhaustive(
     """
     worst = 0.0
     for row, scored in enumerate(truth):
-        valid = scores[row] > FILLER
+        valid = scores[row] > FILLER_SCORE
         prefixes = spec.prefixes_of(codes[row][valid])[-1].tolist()
         gaps = [
             abs(scored[prefix] - score) for prefix, score in zip(prefixes, scores[row][valid], strict=True)
@@ -152,7 +152,7 @@ def _gap_to_exhaustive(
         certain = [p for p, score in zip(prefixes, scores[row][valid], strict=True) if score > bound[row]]
         best = sorted(scored.values(), reverse=True)[: len(certain)]
         worst = max([worst, *(float(abs(scored[p] - b)) for p, b in zip(certain, best, strict=True))])
-        if bound[row] < FILLER and len(prefixes) != len(scored):
+        if bound[row] < FILLER_SCORE and len(prefixes) != len(scored):
             raise ContractMismatch(
                 f"the graph found {len(prefixes)} of {len(scored)} live codes and pruned none"
             )

@@ -3,8 +3,6 @@
 The folder gets its name at the end, so a bundle is whole or absent.
 """
 
-import gzip
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -42,6 +40,7 @@ from service.core.bundle import (
     load_bundle,
     sha256_of,
 )
+from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError
 
@@ -195,16 +194,19 @@ def _write_graphs(
 def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
     """The catalog with its codes, one JSON object a line; popularity counts the training part."""
     popularity = np.bincount(np.concatenate(run.split.train), minlength=run.dataset.num_items)
-    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        for place, item in enumerate(run.dataset.items):
-            row = {
+    write_json_lines(
+        path,
+        (
+            {
                 "item_id": item["item_id"],
                 "codes": tokenized.coded.codes[place].tolist(),
                 "slot": int(tokenized.slots[place]),
                 "popularity": int(popularity[place]),
                 "item": item,
             }
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            for place, item in enumerate(run.dataset.items)
+        ),
+    )
 
 
 def _seal(bundle: Bundle, figures: dict[str, float]) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.events import Events, first_of_each, histories, in_order, k_core
-from model_export.data.jsonl import Line, read_lines, shown
+from model_export.data.jsonl import Line, read_lines
 from service.core.bundle import RenderSpec
+from service.core.json_lines import shown
 from service.core.render import item_text
 
 DEFAULT_CORE = 5

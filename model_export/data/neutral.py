@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
-from model_export.data.jsonl import Line, read_lines, shown, write_lines
+from model_export.data.jsonl import Line, read_lines
 from service.core.bundle import RenderSpec
+from service.core.json_lines import shown, write_json_lines
 from service.core.render import item_text
 
 ITEMS, INTERACTIONS = "items", "interactions"
@@ -62,9 +63,9 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_lines(folder / f"{ITEMS}.jsonl.gz", dataset.items)
+        write_json_lines(folder / f"{ITEMS}.jsonl.gz", dataset.items)
         item_ids = dataset.item_ids
-        write_lines(
+        write_json_lines(
             folder / f"{INTERACTIONS}.jsonl.gz",
             (
                 {"user_id": user_id, "items": [item_ids[item] for item in sequence]}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 
 # Items pooled at once from a Reading: bounds the memory of the largest intermediate.
 ITEMS_PER_CHUNK = 64
@@ -45,10 +46,12 @@ class Reading:
 
     def save(self, path: Path) -> None:
         """Write to `path` whole or not at all."""
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, frames=self.frames, first_frame=self.first_frame, gate=self.gate)
-        partial.replace(path)
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.savez(file, frames=self.frames, first_frame=self.first_frame, gate=self.gate)
+
+        write_whole(path, write)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -7,11 +7,7 @@ one day stand in catalog order and times are not known: part of every next-item 
 artifact of that order.
 """
 
-import gzip
-import json
 import os
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +18,9 @@ from model_export.evaluation.baselines import Markov, Popularity
 from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
 from model_export.evaluation.ranking import ItemsOfCodes, Ranker, search_by
-from service.core.bundle import ITEMS, RECOMMENDER, TOKENIZER, Bundle
-from service.core.graphs import FILLER, beam_widths
+from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
+from service.core.bundle_items import bundle_items
+from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
@@ -34,27 +31,11 @@ TOP_K = 10  # ranks that are looked at
 NEAR_COPIES = 300
 
 
-@dataclass(frozen=True)
-class CatalogItem:
-    """One line of a bundle's items.jsonl.gz."""
-
-    item: dict[str, Any]
-    codes: tuple[int, ...]
-    slot: int
-    popularity: int
-
-
-def read_catalog(bundle: Bundle) -> list[CatalogItem]:
-    with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return [CatalogItem(row["item"], tuple(row["codes"]), row["slot"], row["popularity"]) for row in rows]
-
-
 def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
     """The bundle's codes [item, level] of the dataset's items. Raises DataError where the bundle lacks
     some.
     """
-    codes = {row.item["item_id"]: row.codes for row in read_catalog(bundle)}
+    codes = {each.item_id: each.codes for each in bundle_items(bundle)}
     missing = [item_id for item_id in dataset.item_ids if item_id not in codes]
     if missing:
         raise DataError(
@@ -92,7 +73,7 @@ def evaluate_model(
         window = ranker.window(test.histories[first : first + BATCH])
         beams = session.run(window, catalog.trie.tables, widths)
         last = beams.scores[:, min(TOP_K, beams.scores.shape[1]) - 1]
-        certified.append((last > beams.bound) | (beams.bound < FILLER))
+        certified.append((last > beams.bound) | (beams.bound < FILLER_SCORE))
     figures["exact_rate"] = float(np.concatenate(certified).mean())
     figures["collision_rate"] = collisions(codes).shared_rate
     return figures

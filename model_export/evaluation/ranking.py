@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.evaluation.metrics import NO_ITEM
-from service.core.graphs import FILLER, PADDING, beam_widths
+from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
@@ -18,7 +18,7 @@ from service.inference.runtime import RecommenderSession
 
 class SearchResult(NamedTuple):
     codes: NDArray[np.int64]  # [batch, beam, level]
-    scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER
+    scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER_SCORE
 
 
 # Of histories [batch, position, level] and the number of beams.
@@ -91,9 +91,9 @@ class Ranker:
                 for row, row_codes, score in zip(rows, codes, scores, strict=True):
                     prefix = self.catalog.spec.prefixes_of(row_codes)[-1]  # [beam]
                     excluded = set(histories[row].tolist()) if exclude_history else set()
-                    found = self.catalog.first_items(prefix[score > FILLER], excluded, k)
+                    found = self.catalog.first_items(prefix[score > FILLER_SCORE], excluded, k)
                     ranked[row, : len(found)] = found
-                    if len(found) < k and (score > FILLER).all():
+                    if len(found) < k and (score > FILLER_SCORE).all():
                         short.append(row)
                     else:
                         bar.update()

@@ -20,16 +20,14 @@ from service.core.graphs import beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import Tables
 
-NEG_INF = -1e9  # finite, as -inf minus -inf is nan; well below FILLER
+NEG_INF = -1e9  # finite, as -inf minus -inf is nan; well below FILLER_SCORE
 NOTHING = -1e30  # below every sum of NEG_INFs, so that it is chosen only where there is nothing else
 
 
 class BeamState(NamedTuple):
     codes: Tensor  # [batch, beam, level]
-    scores: Tensor  # [batch, beam]  sum of log-probabilities, best first; below FILLER nothing was found
-    bound: (
-        Tensor  # [batch]  no live codes outside the beams score above this; below FILLER nothing was pruned
-    )
+    scores: Tensor  # [batch, beam]  sum of log-probabilities, best first; a filler is below FILLER_SCORE
+    bound: Tensor  # [batch]  no codes outside the beams score above; below FILLER_SCORE: none were pruned
 
 
 class TrieMask(nn.Module):

@@ -21,6 +21,7 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import PADDING
 from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 VALIDATION_BEAMS = 30
@@ -182,9 +183,7 @@ class _Progress:
             "torch_rng": torch.get_rng_state(),
             "curve": asdict(self.curve),
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        write_whole(self.path, lambda partial: torch.save(state, partial))
 
     def resume(self, device: torch.device) -> None:
         if not self.path.exists():

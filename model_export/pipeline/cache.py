@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from service.core.whole_files import write_whole
+
 
 class StageCache:
     """A folder of finished stages. A stage is written beside its name and then renamed: whole or absent."""
@@ -26,9 +28,7 @@ class StageCache:
         """Have `write` make the file unless it is there. Returns whether it had to."""
         if path.exists():
             return False
-        partial = path.with_name(f"partial-{path.name}")
-        write(partial)
-        partial.replace(path)
+        write_whole(path, write)
         return True
 
 

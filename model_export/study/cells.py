@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
 PAGE = 10
@@ -90,9 +91,7 @@ def save(folder: Path, result: CellResult) -> Path:
         "code_ranks": None if result.code_ranks is None else _packed(result.code_ranks),
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
     return path
 
 

@@ -35,6 +35,7 @@ from model_export.pipeline import stages
 from model_export.pipeline.run import Run
 from model_export.study.coding import coder
 from service.core.bundle import RECOMMENDER, Bundle
+from service.core.limits import MAX_EXCLUDED, MAX_HISTORY
 from service.core.render import item_text
 from service.core.sid import SidSpec
 from service.errors import GlyphrecError
@@ -44,7 +45,6 @@ VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 CUTOFFS = (10, 50, 100)
 TOP_K = CUTOFFS[-1]  # the most that a service answers with
 ITEMS_PER_POST = 32  # read as one piece, so that items of the same codes get their slots in this order
-MAX_HISTORY, MAX_EXCLUDED = 500, 1_000  # that a service takes
 
 Codes = NDArray[np.int64]  # [item, level]
 Ranked = NDArray[np.int32]  # [user, TOP_K], -1 where nothing was found

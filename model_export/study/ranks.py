@@ -13,7 +13,7 @@ from model_export.evaluation.metrics import target_ranks
 from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchFunction, SearchResult
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
-from service.core.graphs import FILLER
+from service.core.graphs import FILLER_SCORE
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 K = 10
@@ -74,6 +74,6 @@ def _code_ranks(ranker: Ranker, users: Targets) -> NDArray[np.uint8]:
         same = (codes[:, :K] == ranker.catalog.codes[users.targets[part]][:, None]).all(
             axis=-1
         )  # [user, beam]
-        same &= scores[:, :K] > FILLER
+        same &= scores[:, :K] > FILLER_SCORE
         found.append(np.where(same.any(axis=1), same.argmax(axis=1), K).astype(np.uint8))
     return np.concatenate(found)

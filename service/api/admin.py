@@ -1,51 +1,55 @@
-"""The routes under /admin: HTTP shapes only; the change of a model is service/lifecycle/rollout.py."""
+"""The routes under /admin. They only shape HTTP; service/lifecycle/rollout.py changes the model."""
 
 from http import HTTPStatus
 
 from fastapi import APIRouter, Response
 
-from service.api.dependencies import JSON_ONLY, PartsDep, RolloutDep, ServingDep
+from service.api.dependencies import JSON_ONLY, ModelDep, RolloutDep, StateDep
+from service.api.direct import ApiRoute
+from service.api.policies import policy
 from service.api.schemas import BundleRequest, BundlesResponse, ChangeInfo, ReplicaInfo, ServedBundle
 from service.errors import NotReady
-from service.http.json_body import JsonRoute
 from service.http.problems import OF_A_BODY, problems
+from service.http.security import Scope
 from service.lifecycle.model import Model
 from service.lifecycle.rollout import Rollout
 
-router = APIRouter(prefix="/admin", tags=["admin"], route_class=JsonRoute)
+router = APIRouter(prefix="/admin", tags=["admin"], route_class=ApiRoute)
 
 OF_A_CHANGE = OF_A_BODY | problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
 @router.post("/bundles", dependencies=[JSON_ONLY], responses=OF_A_CHANGE | {202: {"model": BundlesResponse}})
+@policy(Scope.ADMIN)
 async def change_bundle(
-    body: BundleRequest, rollout: RolloutDep, serving: ServingDep, response: Response
+    body: BundleRequest, rollout: RolloutDep, state: StateDep, response: Response
 ) -> BundlesResponse:
-    """Go over to another bundle while requests are answered.
+    """Change to another bundle while requests are answered.
 
-    200: done, on this replica, as the tokenizer stays. 202: the catalogue is being read for the new
-    tokenizer; then all replicas switch. To send it again changes nothing, or takes up what a dead replica
-    left. Anything else: nothing was changed.
+    200: this replica serves the bundle, because the tokenizer is the same. 202: the catalog is being read for
+    the new tokenizer, and then all replicas switch. The same request again changes nothing, or continues the
+    work of a replica that ended. With any other status, nothing has changed.
     """
     if not await rollout.change(body.bundle):
         response.status_code = HTTPStatus.ACCEPTED
-    parts = serving.readiness.parts  # now, not when the request began
-    if parts is None:
-        raise NotReady(serving.readiness.phase)
-    return _bundles(parts, rollout)
+    model = state.readiness.model  # the model of now, not of when the request began
+    if model is None:
+        raise NotReady(state.readiness.phase)
+    return _bundles(model, rollout)
 
 
 @router.get("/bundles")
-async def bundles(parts: PartsDep, rollout: RolloutDep) -> BundlesResponse:
-    """The bundle that this replica serves, and how far the last change of the tokenizer is."""
-    return _bundles(parts, rollout)
+@policy(Scope.ADMIN)
+async def bundles(model: ModelDep, rollout: RolloutDep) -> BundlesResponse:
+    """The bundle that this replica serves, and the progress of the last change of the tokenizer."""
+    return _bundles(model, rollout)
 
 
-def _bundles(parts: Model, rollout: Rollout) -> BundlesResponse:
-    manifest = parts.manifest
+def _bundles(model: Model, rollout: Rollout) -> BundlesResponse:
+    manifest = model.manifest
     return BundlesResponse(
         serving=ServedBundle(
-            bundle=parts.loaded.name,
+            bundle=model.loaded.name,
             tokenizer_id=manifest.tokenizer_id,
             recommender_id=manifest.recommender_id,
         ),

@@ -1,83 +1,85 @@
-"""What routes need, by type: the model that serves, and the stopwatch of the request."""
+"""Dependencies of the routes: the service's state, the model that serves, and facts about the request."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
+from service.api.options import ApiOptions
+from service.api.policies import Policies
 from service.errors import NotJson, NotReady
-from service.flows.feedback import Feedback, ServedPages
-from service.inference.batching import Place
+from service.flows.feedback import Feedback
+from service.flows.served_pages import ServedPages
+from service.inference.batching import Reservation
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
-from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
 
 
 @dataclass
-class Serving:
-    """What create_app puts in `app.state.serving`."""
+class ServiceState:
+    """The state of one service. create_app puts it in `app.state.service`."""
 
-    settings: Settings
+    options: ApiOptions
     metrics: Metrics
     readiness: Readiness
     pages: ServedPages
-    feedback: Feedback | None = None  # once Redis is found
-    rollout: Rollout | None = None  # as long as `readiness.parts` are there
+    feedback: Feedback | None = None  # None until Redis is found
+    rollout: Rollout | None = None  # None while `readiness.model` is None
+    policies: Policies = field(default_factory=Policies)  # of the routes of the app
 
     def model(self) -> Model:
-        """That serves now. Raises NotReady."""
-        if self.readiness.parts is None:
+        """The model that serves now. Raises NotReady."""
+        if self.readiness.model is None:
             raise NotReady(self.readiness.phase)
-        return self.readiness.parts
+        return self.readiness.model
 
-    def admit(self, method: str, path: str) -> Place | None:
-        """A place in the queue, where the request will need one, before it is read any further.
+    def admit(self, method: str, path: str) -> Reservation | None:
+        """Reserve what the route's policy asks for, before the body of the request is read.
 
-        Raises Overloaded for what would be turned away later: now it costs little.
+        None if it asks for nothing, or no model is there yet. Raises Overloaded: to refuse now costs little.
         """
-        parts = self.readiness.parts
-        if parts is None or (method, path) != ("POST", "/recommend"):
-            return None
-        return parts.searches.reserve(parts.loaded.num_beams)
+        admission = self.policies.admissions.get((method, path))
+        model = self.readiness.model
+        return None if admission is None or model is None else admission.reserve(model)
 
 
-async def get_serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
-    return serving
+async def get_state(request: Request) -> ServiceState:
+    state: ServiceState = request.app.state.service
+    return state
 
 
-ServingDep = Annotated[Serving, Depends(get_serving)]
+StateDep = Annotated[ServiceState, Depends(get_state)]
 
 
-async def get_parts(serving: ServingDep) -> AsyncIterator[Model]:
-    """The model that serves now; the request keeps it to its end, whatever is swapped meanwhile."""
-    with serving.model().in_use() as parts:
-        yield parts
+async def get_model(state: StateDep) -> AsyncIterator[Model]:
+    """The model that serves now. The request keeps it to its end, even if another model takes over."""
+    with state.model().in_use() as model:
+        yield model
 
 
-async def get_rollout(serving: ServingDep) -> Rollout:
-    if serving.rollout is None:
-        raise NotReady(serving.readiness.phase)
-    return serving.rollout
+async def get_rollout(state: StateDep) -> Rollout:
+    if state.rollout is None:
+        raise NotReady(state.readiness.phase)
+    return state.rollout
 
 
-async def get_feedback(serving: ServingDep) -> Feedback:
-    if serving.feedback is None:
-        raise NotReady(serving.readiness.phase)
-    return serving.feedback
+async def get_feedback(state: StateDep) -> Feedback:
+    if state.feedback is None:
+        raise NotReady(state.readiness.phase)
+    return state.feedback
 
 
 class Call(NamedTuple):
-    """What envelope.py and connection.py know of a request that its flow needs."""
+    """What the flow of a request needs from the HTTP room."""
 
     request_id: str
     stages: Stages
-    deadline: float  # of the event loop's clock; infinite where the client does not say
-    place: Place | None  # in the queue; None also behind another HTTP server than ours
-    serving: Serving
+    deadline: float  # of the event loop's clock; infinite if the client gives none
+    reservation: Reservation | None  # in the queue; None behind another HTTP server than ours
+    state: ServiceState
 
 
 def call_of(request: Request) -> Call:
@@ -86,8 +88,8 @@ def call_of(request: Request) -> Call:
         state["request_id"],
         state["stages"],
         state["deadline"],
-        state.get("place"),
-        request.app.state.serving,
+        state.get("reservation"),
+        request.app.state.service,
     )
 
 
@@ -96,23 +98,23 @@ async def get_call(request: Request) -> Call:
 
 
 async def require_json(request: Request) -> None:
-    """A body must be called JSON: browsers send some other types across sites without asking."""
+    """Refuse a body of another type than JSON: browsers send some types to other sites without asking."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
         raise NotJson(content_type[:100])
 
 
-PartsDep = Annotated[Model, Depends(get_parts)]
+ModelDep = Annotated[Model, Depends(get_model)]
 CallDep = Annotated[Call, Depends(get_call)]
 RolloutDep = Annotated[Rollout, Depends(get_rollout)]
 FeedbackDep = Annotated[Feedback, Depends(get_feedback)]
 
 
-async def require_redis(parts: PartsDep) -> None:
-    """Refuse at once what needs Redis while it is known to be away, rather than wait for it too."""
-    if parts.follower.lost is not None:
-        raise parts.follower.lost.with_traceback(None)
+async def require_redis(model: ModelDep) -> None:
+    """Refuse at once if Redis is known to be lost, because to wait for it would take as long again."""
+    if model.follower.lost is not None:
+        raise model.follower.lost.with_traceback(None)
 
 
 JSON_ONLY = Depends(require_json)

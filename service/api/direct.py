@@ -1,10 +1,10 @@
-"""The way past FastAPI for a route that is asked a thousand times a second.
+"""The way past FastAPI for a route that gets a thousand requests a second.
 
-FastAPI describes it as any other. Envelope calls it by itself: to find the route, to resolve its dependencies
-and to validate an answer that was valid when it was made takes longer than the search of a small model.
+FastAPI describes a direct route like any other, but the envelope calls it by itself. FastAPI would find the
+route, resolve its dependencies and validate the answer, which takes longer than the search of a small model.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -13,55 +13,67 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.dependencies import call_of, require_json
+from service.api.policies import policy_of
 from service.http.json_body import JsonRoute, parse
 from service.http.problems import RefusedBody, on_invalid_request
 from service.telemetry.stages import Stages
 
-
-class DirectRoute(JsonRoute):
-    """For an endpoint that takes `body`, a model, and `call`, the Call; and returns a model.
-
-    It starts the stage `write`.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
-        validate = TypeAdapter(endpoint.__annotations__["body"]).validate_python
-
-        async def handle(request: Request) -> Response:
-            await require_json(request)
-            sent = await request.body()
-            stages: Stages = request.scope["state"]["stages"]
-            stages.start("parse")
-            given = parse(sent) if sent else None
-            try:
-                body = validate(given)
-            except ValidationError as error:
-                details = error.errors(include_url=False)
-                raise RequestValidationError(
-                    [{**each, "loc": ("body", *each["loc"])} for each in details]
-                ) from None
-            stages.stop("parse")
-            answer: BaseModel = await endpoint(body=body, call=call_of(request))
-            written = answer.__pydantic_serializer__.to_json(answer)
-            stages.stop("write")
-            return Response(written, media_type="application/json")
-
-        return handle
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def direct_routes(app: FastAPI, *routers: APIRouter) -> Mapping[tuple[str, str], ASGIApp]:
-    """The DirectRoutes of the routers, by method and path. They leave a ServiceError to their caller."""
+class ApiRoute(JsonRoute):
+    """For `APIRouter(route_class=ApiRoute)`: a JsonRoute, direct if the policy of its endpoint says so."""
+
+    def get_route_handler(self) -> Handler:
+        return _direct_handler(self.endpoint) if self.is_direct else super().get_route_handler()
+
+    @property
+    def is_direct(self) -> bool:
+        declared = policy_of(self.endpoint)
+        return declared is not None and declared.is_direct
+
+
+def direct_routes(app: FastAPI, routers: Iterable[APIRouter]) -> Mapping[tuple[str, str], ASGIApp]:
+    """The direct routes of the routers, by method and path. They leave a ServiceError to their caller."""
     return {
         (method, route.path): _as_asgi(app, route)
         for router in routers
         for route in router.routes
-        if isinstance(route, DirectRoute)
+        if isinstance(route, ApiRoute) and route.is_direct
         for method in route.methods or ()
     }
 
 
-def _as_asgi(app: FastAPI, route: DirectRoute) -> ASGIApp:
+def _direct_handler(endpoint: Callable[..., Any]) -> Handler:
+    """`endpoint` takes `body`, a pydantic model, and `call`, a Call; it returns a pydantic model.
+
+    It starts the stage `write`.
+    """
+    validate = TypeAdapter(endpoint.__annotations__["body"]).validate_python
+
+    async def handle(request: Request) -> Response:
+        await require_json(request)
+        sent = await request.body()
+        stages: Stages = request.scope["state"]["stages"]
+        stages.start("parse")
+        given = parse(sent) if sent else None
+        try:
+            body = validate(given)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            raise RequestValidationError(
+                [{**each, "loc": ("body", *each["loc"])} for each in details]
+            ) from None
+        stages.stop("parse")
+        answer: BaseModel = await endpoint(body=body, call=call_of(request))
+        written = answer.__pydantic_serializer__.to_json(answer)
+        stages.stop("write")
+        return Response(written, media_type="application/json")
+
+    return handle
+
+
+def _as_asgi(app: FastAPI, route: ApiRoute) -> ASGIApp:
     handle = route.get_route_handler()
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,27 +1,30 @@
-"""POST /events: HTTP shapes only; what becomes of events is service/flows/feedback.py."""
+"""POST /events. It only shapes HTTP; the flow is service/flows/feedback.py."""
 
 from http import HTTPStatus
 
 from fastapi import APIRouter
 
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, FeedbackDep
+from service.api.direct import ApiRoute
+from service.api.policies import policy
 from service.api.schemas import EventsRequest, EventsResponse
-from service.http.json_body import JsonRoute
 from service.http.problems import OF_A_BODY
+from service.http.security import Scope
 from service.store.events import Event
 
-router = APIRouter(tags=["recommend"], route_class=JsonRoute)
+router = APIRouter(tags=["recommend"], route_class=ApiRoute)
 
 
 @router.post(
     "/events", status_code=HTTPStatus.ACCEPTED, dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_A_BODY
 )
+@policy(Scope.WRITE)
 async def take_events(body: EventsRequest, feedback: FeedbackDep) -> EventsResponse:
-    """Tell what was taken of the pages of POST /recommend, to any replica: all of it or nothing is taken in.
+    """Tell which items users took from the pages of POST /recommend. Any replica accepts all events, or none.
 
-    An `event_id` counts once, so send again what had no answer. `request_id` is the X-Request-ID of the
-    answer with the page; where a client gave its own to several, the newest page counts. Events about pages
-    that nobody remembers any more are taken in too, and count for no model.
+    An `event_id` counts once, so a request without an answer can be sent again. `request_id` is the
+    X-Request-ID of the answer with the page. If a client gave the same id to several, the newest page counts.
+    Events about pages that no replica remembers are accepted, but count for no model.
     """
     events = [Event(each.event_id, each.request_id, each.item_id) for each in body.events]
     num_new = await feedback.take(events)

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what does it serve, and how is it doing."""
+"""Liveness, readiness, a description of what is served, and metrics."""
 
 from contextlib import suppress
 from typing import Any
@@ -7,58 +7,65 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.admin import change_info
-from service.api.dependencies import PartsDep, ServingDep
-from service.api.schemas import MAX_HISTORY, MAX_LIMIT, CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.api.dependencies import ModelDep, StateDep
+from service.api.direct import ApiRoute
+from service.api.policies import policy
+from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.core.version import service_version
 from service.errors import StoreUnavailable
+from service.http.security import Scope
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 
 @router.get("/livez", include_in_schema=False)
 @router.get("/health/live")
+@policy(Scope.OPEN)
 async def live() -> Live:
-    """The event loop turns; restart the process where this does not answer."""
+    """The event loop runs. Restart the process if this does not answer."""
     return Live(status="alive")
 
 
 @router.get("/readyz", include_in_schema=False)
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"model": Ready}})
-async def ready(serving: ServingDep, response: Response) -> Ready:
-    """200 once the bundle is verified, the catalogue loaded and a warm-up search has run; before that 503.
+@policy(Scope.OPEN)
+async def ready(state: StateDep, response: Response) -> Ready:
+    """200 once the bundle is verified, the catalog is loaded and a warm-up search has run. Before that, 503.
 
-    A replica that loses Redis later stays ready, as it keeps recommending; `stale` says so.
+    A replica that loses Redis later stays ready, because it still recommends. Then `stale` is true.
     """
-    parts = serving.readiness.parts
-    is_stopping = serving.readiness.is_stopping
-    if parts is None or is_stopping:
+    model = state.readiness.model
+    is_stopping = state.readiness.is_stopping
+    if model is None or is_stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     return Ready(
-        status="stopping" if is_stopping else "ready" if parts else "starting",
-        phase="answering what still comes" if is_stopping else serving.readiness.phase,
-        stale=parts.follower.is_stale if parts else False,
-        stale_for_s=parts.follower.stale_for_s if parts else 0.0,
-        catalog_items=parts.catalog.num_items if parts else 0,
-        catalog_version=parts.catalog.version if parts else 0,
+        status="stopping" if is_stopping else "ready" if model else "starting",
+        phase="answering the last requests" if is_stopping else state.readiness.phase,
+        stale=model.follower.is_stale if model else False,
+        stale_for_s=model.follower.stale_for_s if model else 0.0,
+        catalog_items=model.catalog.num_items if model else 0,
+        catalog_version=model.catalog.version if model else 0,
     )
 
 
 @router.get("/info")
-async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
-    """What is served: the models, the catalogue, the limits."""
-    manifest, settings = parts.manifest, serving.settings
+@policy(Scope.READ)
+async def info(state: StateDep, model: ModelDep) -> InfoResponse:
+    """The models, the catalog and the limits of this replica."""
+    manifest, options = model.manifest, state.options
     redis: dict[str, Any] = {}
-    if parts.follower.lost is None:
+    if model.follower.lost is None:
         with suppress(StoreUnavailable):
-            persistence = await parts.store.persistence()
+            persistence = await model.store.persistence()
             redis = persistence.as_json()
-            serving.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
-    catalog = parts.catalog
+            state.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
+    catalog = model.catalog
     return InfoResponse(
         service_version=service_version(),
-        bundle=parts.loaded.name,
+        bundle=model.loaded.name,
         tokenizer_id=manifest.tokenizer_id,
         recommender_id=manifest.recommender_id,
         generator=manifest.generator,
@@ -67,30 +74,31 @@ async def info(serving: ServingDep, parts: PartsDep) -> InfoResponse:
         created_at=manifest.created_at,
         levels=list(manifest.sid.levels),
         history_length=manifest.history_length,
-        filter_fields=dict(settings.filter_fields.kinds),
+        filter_fields=dict(options.filter_fields.kinds),
         render=manifest.render.model_dump(),
         metrics=manifest.metrics,
         catalog=CatalogInfo(
-            name=settings.catalog,
+            name=options.catalog,
             items=catalog.num_items,
             version=catalog.version,
             digest=catalog.digest,
-            stale_for_s=parts.follower.stale_for_s,
+            stale_for_s=model.follower.stale_for_s,
         ),
         limits=LimitsInfo(
-            items_per_request=settings.max_items_per_request,
-            item_chars=settings.max_item_chars,
-            body_bytes=settings.max_body_bytes,
+            items_per_request=options.max_items_per_request,
+            item_chars=options.max_item_chars,
+            body_bytes=options.max_body_bytes,
             history=MAX_HISTORY,
             limit=MAX_LIMIT,
-            num_beams=min(settings.num_beams, manifest.beam_limit),
+            num_beams=min(options.num_beams, manifest.beam_limit),
             beam_limit=manifest.beam_limit,
         ),
-        change=change_info(serving.rollout),
+        change=change_info(state.rollout),
         redis=redis,
     )
 
 
 @router.get("/metrics", include_in_schema=False)
-async def metrics(serving: ServingDep) -> Response:
-    return Response(generate_latest(serving.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+@policy(Scope.OPEN)
+async def metrics(state: StateDep) -> Response:
+    return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

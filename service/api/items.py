@@ -1,6 +1,6 @@
-"""The routes under /items: HTTP shapes only; the flow is service/flows/indexing.py.
+"""The routes under /items. They only shape HTTP; the flow is service/flows/indexing.py.
 
-An item id is any text, so it may hold slashes; the routes with something after the id come first.
+An item id is any text, so it may have slashes. Routes with a suffix after the id therefore come first.
 """
 
 from io import BytesIO
@@ -10,7 +10,9 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
-from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, PartsDep, ServingDep
+from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, ModelDep, StateDep
+from service.api.direct import ApiRoute
+from service.api.policies import policy
 from service.api.schemas import (
     Deleted,
     ItemPage,
@@ -18,21 +20,21 @@ from service.api.schemas import (
     ItemsBody,
     ItemsRequest,
     ItemsResponse,
-    Neighbour,
     PatchedItem,
+    SimilarItem,
     SimilarResponse,
     StoredItemOut,
 )
-from service.catalog.neighbours import neighbours
+from service.catalog.neighbors import neighbors
 from service.core.items import MAX_ID_CHARS, check_item_id, merge
 from service.core.render import item_text, render_text
 from service.errors import InvalidItem, ItemNotFound, TooManyItems
 from service.flows.indexing import Outcome
-from service.http.json_body import JsonRoute
 from service.http.problems import OF_A_PUT, OF_AN_ITEM, problem_of
+from service.http.security import Scope
 from service.store.records import StoredItem
 
-router = APIRouter(tags=["items"], route_class=JsonRoute)
+router = APIRouter(tags=["items"], route_class=ApiRoute)
 
 ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
 PNG = {"type": "string", "format": "binary"}
@@ -40,22 +42,24 @@ Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 
 @router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_A_PUT)
+@policy(Scope.WRITE)
 async def put_items(
     body: ItemsBody,
     request: Request,
-    parts: PartsDep,
-    serving: ServingDep,
+    model: ModelDep,
+    state: StateDep,
     call: CallDep,
 ) -> ItemsResponse:
-    """Add or replace items. Each has an outcome of its own, in order; a bad one harms no other.
+    """Add or replace items. Each item has its own outcome, in the order of the request.
 
-    The answer is 200 also where some items failed; a bare item that fails is answered with its own problem.
+    A batch is answered with 200 even if some of its items failed. A single item that failed is answered with
+    its problem.
     """
     call.stages.stop("parse")
     items = body.items if isinstance(body, ItemsRequest) else [body]
-    if len(items) > serving.settings.max_items_per_request:
-        raise TooManyItems(len(items), serving.settings.max_items_per_request)
-    indexed = await parts.indexer.index(items, call.stages, call.deadline)
+    if len(items) > state.options.max_items_per_request:
+        raise TooManyItems(len(items), state.options.max_items_per_request)
+    indexed = await model.indexer.index(items, call.stages, call.deadline)
     call.stages.start("write")
     if not isinstance(body, ItemsRequest) and (error := indexed.outcomes[0].error):
         raise error
@@ -64,38 +68,42 @@ async def put_items(
 
 
 @router.get("/items", dependencies=[NEEDS_REDIS])
+@policy(Scope.READ)
 async def list_items(
-    parts: PartsDep,
+    model: ModelDep,
     cursor: Annotated[
         str | None,
-        Query(max_length=2_000, pattern=r"^[A-Za-z0-9_-]+$", description="`next_cursor` of the page before"),
+        Query(
+            max_length=2_000, pattern=r"^[A-Za-z0-9_-]+$", description="`next_cursor` of the previous page"
+        ),
     ] = None,
     limit: Limit = 100,
 ) -> ItemPage:
-    """All items in trie order, page by page: neighbours look alike to the tokenizer."""
-    page = await parts.store.page(cursor, limit)
+    """All items, page by page, in trie order: items that look alike to the tokenizer are neighbors."""
+    page = await model.store.page(cursor, limit)
     return ItemPage(items=[_stored(item) for item in page.items], next_cursor=page.next_cursor)
 
 
 @router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM)
+@policy(Scope.READ)
 async def similar_items(
     item_id: ItemIdPath,
-    parts: PartsDep,
-    serving: ServingDep,
+    model: ModelDep,
+    state: StateDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
 ) -> SimilarResponse:
-    """The items whose codes share most with this one's: longest common prefix first, then popular ones."""
-    catalog = parts.catalog
+    """The items that share the most leading codes with this one. Among equals, popular ones come first."""
+    catalog = model.catalog
     sid = catalog.sid_of(item_id)
     if sid is None:
         raise ItemNotFound(item_id)
-    found = neighbours(catalog, parts.popularity, item_id, limit)
-    serving.metrics.observe_recommendation("similar", exact=True, filtered=False)
+    found = neighbors(catalog, model.popularity, item_id, limit)
+    state.metrics.observe_recommendation("similar", exact=True, filtered=False)
     return SimilarResponse(
         item_id=item_id,
         semantic_id=str(sid),
         items=[
-            Neighbour(item_id=each.item_id, semantic_id=str(each.sid), shared_levels=each.shared_levels)
+            SimilarItem(item_id=each.item_id, semantic_id=str(each.sid), shared_levels=each.shared_levels)
             for each in found
         ],
         catalog_version=catalog.version,
@@ -108,10 +116,11 @@ async def similar_items(
     dependencies=[NEEDS_REDIS],
     responses=OF_AN_ITEM | {200: {"description": "OK", "content": {"image/png": {"schema": PNG}}}},
 )
-async def item_image(item_id: ItemIdPath, parts: PartsDep) -> Response:
-    """What the tokenizer sees of the item: its strips of text, one below the other, as PNG."""
-    stored = await _find(parts, item_id)
-    render = parts.manifest.render
+@policy(Scope.READ)
+async def item_image(item_id: ItemIdPath, model: ModelDep) -> Response:
+    """The item as the tokenizer sees it: its strips of text, one below the other, as PNG."""
+    stored = await _find(model, item_id)
+    render = model.manifest.render
     strips = render_text(item_text(stored.item, render), render).strips  # [strip, height, width]
     png = BytesIO()
     Image.fromarray(np.concatenate(list(strips))).save(png, format="PNG")
@@ -119,24 +128,28 @@ async def item_image(item_id: ItemIdPath, parts: PartsDep) -> Response:
 
 
 @router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
-async def get_item(item_id: ItemIdPath, parts: PartsDep) -> StoredItemOut:
-    return _stored(await _find(parts, item_id))
+@policy(Scope.READ)
+async def get_item(item_id: ItemIdPath, model: ModelDep) -> StoredItemOut:
+    return _stored(await _find(model, item_id))
 
 
 @router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_PUT)
+@policy(Scope.WRITE)
 async def patch_item(
-    item_id: ItemIdPath, body: dict[str, Any], parts: PartsDep, call: CallDep
+    item_id: ItemIdPath, body: dict[str, Any], model: ModelDep, call: CallDep
 ) -> PatchedItem:
-    """Replace some fields; null removes one. The item is read anew only where its text changed.
+    """Replace some fields of an item. A null removes one. The item is read again only if its text changed.
+
+
 
     Two patches of one item at the same moment are not merged: the later one wins.
     """
     call.stages.stop("parse")
     if body.get("item_id", item_id) != item_id:
-        raise InvalidItem("item_id", "cannot be changed. DELETE the item and POST it under its new id")
-    stored = await _find(parts, item_id)
+        raise InvalidItem("item_id", "cannot be changed. DELETE the item, and POST it with its new id")
+    stored = await _find(model, item_id)
     merged = merge(stored.item, {**body, "item_id": item_id})
-    indexed = await parts.indexer.index([merged], call.stages, call.deadline)
+    indexed = await model.indexer.index([merged], call.stages, call.deadline)
     call.stages.start("write")
     outcome = indexed.outcomes[0]
     if outcome.error is not None:
@@ -153,16 +166,17 @@ async def patch_item(
 
 
 @router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
-async def delete_item(item_id: ItemIdPath, parts: PartsDep) -> Deleted:
-    """Take an item away; the next search on this replica does not know it any more."""
-    version = await parts.indexer.drop(check_item_id(item_id))
+@policy(Scope.WRITE)
+async def delete_item(item_id: ItemIdPath, model: ModelDep) -> Deleted:
+    """Delete an item. The next search on this replica does not find it."""
+    version = await model.indexer.drop(check_item_id(item_id))
     if version is None:
         raise ItemNotFound(item_id)
     return Deleted(item_id=item_id, catalog_version=version)
 
 
-async def _find(parts: PartsDep, item_id: str) -> StoredItem:
-    stored = await parts.store.get(check_item_id(item_id))
+async def _find(model: ModelDep, item_id: str) -> StoredItem:
+    stored = await model.store.get(check_item_id(item_id))
     if stored is None:
         raise ItemNotFound(item_id)
     return stored

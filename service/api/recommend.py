@@ -1,9 +1,10 @@
-"""POST /recommend: HTTP shapes only; the flow is service/flows/recommend.py."""
+"""POST /recommend. It only shapes HTTP; the flow is service/flows/recommend.py."""
 
 from fastapi import APIRouter
 
 from service.api.dependencies import CallDep
-from service.api.direct import DirectRoute
+from service.api.direct import ApiRoute
+from service.api.policies import Admission, policy
 from service.api.schemas import (
     FilterIn,
     RangeIn,
@@ -13,16 +14,20 @@ from service.api.schemas import (
     SearchInfo,
 )
 from service.core.filters import Equals, Filter, Range
-from service.flows.recommend import Query
+from service.flows.search import Query
 from service.flows.selection import Diversity
 from service.http.problems import OF_A_BODY, OF_A_QUEUE
+from service.http.security import Scope
 
-router = APIRouter(tags=["recommend"], route_class=DirectRoute)
+router = APIRouter(tags=["recommend"], route_class=ApiRoute)
+
+ONE_SEARCH = Admission(queue=lambda model: model.searches, units=lambda model: model.loaded.num_beams)
 
 
 @router.post("/recommend", responses=OF_A_BODY | OF_A_QUEUE)
+@policy(Scope.READ, admission=ONE_SEARCH, is_direct=True)
 async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
-    """The next items after a history. Without any known item in it, the popular ones."""
+    """The next items after a history. If the history has no known item, the popular items."""
     asked = body.filter
     excluded = [*body.exclude_item_ids, *(asked.exclude_item_ids if asked else ())]
     query = Query(
@@ -34,12 +39,12 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         diversity=Diversity(body.diversity.max_per_first_code, body.diversity.max_per_category),
         wants_exact=body.guarantee == "exact",
     )
-    with call.serving.model().in_use() as model:
-        answer = await model.recommender.recommend(query, call.stages, call.deadline, call.place)
+    with call.state.model().in_use() as model:
+        answer = await model.recommender.recommend(query, call.stages, call.deadline, call.reservation)
     call.stages.start("write")
     page = answer.page
     recommender_id = model.manifest.recommender_id
-    call.serving.pages.remember(call.request_id, recommender_id, [each.item_id for each in page.items])
+    call.state.pages.remember(call.request_id, recommender_id, [each.item_id for each in page.items])
     searched = SearchInfo(
         num_beams=answer.num_beams,
         widened=answer.widened,
@@ -61,7 +66,7 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
 
 
 def _filter(asked: FilterIn) -> Filter | None:
-    """None where nothing is asked."""
+    """None if the filter asks for nothing."""
     conditions = {
         name: Range(**each.model_dump()) if isinstance(each, RangeIn) else Equals(each)
         for name, each in asked.attributes.items()

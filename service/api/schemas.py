@@ -1,4 +1,4 @@
-"""The shapes of requests and answers. Inputs forbid unknown fields; outputs have no defaults."""
+"""The shapes of requests and answers. Inputs forbid unknown fields, and outputs have no defaults."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,30 +14,28 @@ from pydantic import (
 )
 
 from service.core.items import MAX_ID_CHARS
+from service.core.limits import MAX_EXCLUDED, MAX_HISTORY, MAX_LIMIT
 from service.http.problems import Problem
 
-MAX_HISTORY = 500
-MAX_EXCLUDED = 1_000
 MAX_ALLOWED = 10_000
 MAX_CATEGORIES = 100
 MAX_CONDITIONS = 20
-MAX_LIMIT = 100
 MAX_EVENTS = 1_000
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number, so 10.0 is as whole as 10."""
+    """JSON has one kind of number, so 10.0 is as whole as 10."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# Bounds stand before it, or the schema does not tell them.
+# The bounds of a field stand before it, or the schema does not have them.
 WHOLE = BeforeValidator(_whole)
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
 EventText = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class _In(BaseModel):
-    # A misspelt field or "10" for 10 is a 422, not a silent guess.
+    # A misspelled field or "10" for 10 is a 422, not a silent guess.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -46,9 +44,10 @@ class _Out(BaseModel):
 
 
 class Item(BaseModel):
-    """Any fields beside the id. `render.fields` of GET /info says in which order they are read.
+    """An id and any other fields. `render.fields` of GET /info lists the fields that are read, in order.
 
-    A new value of a field that is read, be it `available`, reads the item again and may move it.
+    A new value of a field that is read makes the service read the item again, and the item may move. This is
+    also true of `available`, if it is one of these fields.
     """
 
     model_config = ConfigDict(
@@ -59,12 +58,12 @@ class Item(BaseModel):
 
 
 class ItemsRequest(_In):
-    # Every item is checked on its own, so that a bad one does not fail its neighbours.
+    # Each item is checked on its own, so that a bad one does not fail the others.
     items: list[Any] = Field(
         min_length=1,
         json_schema_extra={
             "items": {
-                "anyOf": [Item.model_json_schema(), {"description": "or anything: it fails, and alone"}]
+                "anyOf": [Item.model_json_schema(), {"description": "or anything else: only this item fails"}]
             }
         },
     )
@@ -82,26 +81,26 @@ ItemsBody = Annotated[
 
 
 class ItemResult(_Out):
-    item_id: str | None = Field(description="null where the posted item had no usable id")
+    item_id: str | None = Field(description="null if the posted item had no usable id")
     status: Literal["created", "moved", "updated", "unchanged", "failed"]
     semantic_id: str | None = Field(description="codes and slot")
     codes: list[int] | None
     truncated: bool | None = Field(
-        description="the text did not fit its picture; null where it was not read now"
+        description="true if the text did not fit into its picture; null if the item was not read now"
     )
     missing_characters: str | None = Field(
-        description="characters no font here can draw; null where not read now"
+        description="characters that no font of the service can draw; null if the item was not read now"
     )
     error: Problem | None
 
 
 class ItemsResponse(_Out):
     items: list[ItemResult] = Field(description="in the order of the request")
-    catalog_version: int = Field(description="this replica serves at least this version of the catalogue")
+    catalog_version: int = Field(description="this replica serves at least this version of the catalog")
 
 
 class StoredItemOut(_Out):
-    item: dict[str, Any] = Field(description="as it was posted, without its null fields")
+    item: dict[str, Any] = Field(description="the item as it was posted, without null fields")
     semantic_id: str
     codes: list[int]
 
@@ -112,7 +111,7 @@ class PatchedItem(StoredItemOut):
 
 
 class ItemPage(_Out):
-    items: list[StoredItemOut] = Field(description="in trie order: neighbours look alike")
+    items: list[StoredItemOut] = Field(description="in trie order: items that look alike are neighbors")
     next_cursor: str | None
 
 
@@ -121,16 +120,16 @@ class Deleted(_Out):
     catalog_version: int
 
 
-class Neighbour(_Out):
+class SimilarItem(_Out):
     item_id: str
     semantic_id: str
-    shared_levels: int = Field(description="how many leading codes it has in common")
+    shared_levels: int = Field(description="number of leading codes that both items share")
 
 
 class SimilarResponse(_Out):
     item_id: str
     semantic_id: str
-    items: list[Neighbour]
+    items: list[SimilarItem]
     catalog_version: int
 
 
@@ -139,7 +138,7 @@ Categories = Annotated[list[Category], Field(max_length=MAX_CATEGORIES)]
 
 
 class RangeIn(_In):
-    """A number within all bounds that are given, of which there is at least one."""
+    """A number within all given bounds. At least one bound is needed."""
 
     gte: float | None = None
     gt: float | None = None
@@ -158,20 +157,22 @@ Condition = Annotated[
 
 
 class FilterIn(_In):
-    """Items must meet all of it. What is left out, or an empty list of categories, asks nothing."""
+    """An item must meet all conditions. A missing field, or an empty list of categories, sets none."""
 
-    categories_any: Categories = Field(default=[], description="has one of these")
-    categories_all: Categories = Field(default=[], description="has every one of these")
-    categories_none: Categories = Field(default=[], description="has none of these")
+    categories_any: Categories = Field(default=[], description="the item has at least one of these")
+    categories_all: Categories = Field(default=[], description="the item has all of these")
+    categories_none: Categories = Field(default=[], description="the item has none of these")
     attributes: dict[str, Condition] = Field(
         default={},
         max_length=MAX_CONDITIONS,
-        description="declared fields, each with the value that it equals or the bounds of a number; GET "
-        "/info names the fields. An item without the field does not pass",
+        description="conditions on declared fields: for each, a value that it equals, or bounds of a number. "
+        "GET /info lists the declared fields. An item without the field does not pass",
     )
-    available: bool | None = Field(default=None, description="items count as available unless they say false")
+    available: bool | None = Field(
+        default=None, description="an item is available unless its field `available` is false"
+    )
     item_ids: list[ItemId] | None = Field(
-        default=None, max_length=MAX_ALLOWED, description="the only ones that pass; an empty list allows none"
+        default=None, max_length=MAX_ALLOWED, description="only these items pass; with an empty list, none"
     )
     exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
 
@@ -180,26 +181,27 @@ AtLeastOne = Annotated[int, Field(ge=1), WHOLE]
 
 
 class DiversityIn(_In):
-    """Limits of how many items of one page may be alike; null sets none."""
+    """Limits on similar items on one page. Null means no limit."""
 
     max_per_first_code: AtLeastOne | None = Field(
-        default=None, description="items whose first code is the same"
+        default=None, description="largest number of items with the same first code"
     )
     max_per_category: AtLeastOne | None = Field(
-        default=None, description="items whose first category is the same; those without one are not limited"
+        default=None,
+        description="largest number of items with the same first category; items without one are not limited",
     )
 
 
 class RecommendRequest(_In):
     history: list[ItemId] = Field(
-        max_length=MAX_HISTORY, description="item ids, oldest first; the newest known ones count"
+        max_length=MAX_HISTORY, description="item ids, oldest first; only the newest known items count"
     )
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), WHOLE] = 10
     exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
-    exclude_history: bool = Field(default=True, description="never recommend what the history holds")
+    exclude_history: bool = Field(default=True, description="do not recommend items of the history")
     guarantee: Literal["none", "exact"] = Field(
         default="none",
-        description="exact: widen the search until the page is proven, or the bundle's beam limit",
+        description="exact: widen the search until the page is proven, or up to the bundle's beam limit",
     )
     filter: FilterIn | None = None
     diversity: DiversityIn = DiversityIn()
@@ -208,43 +210,44 @@ class RecommendRequest(_In):
 class Recommendation(_Out):
     item_id: str
     score: float | None = Field(
-        description="a sum of log-probabilities, never positive, of which only the order means something; "
-        "items that share codes share it; null for popular items"
+        description="a sum of log-probabilities, never positive; only its order has a meaning. "
+        "Items with the same codes have the same score. Null for popular items"
     )
     semantic_id: str
 
 
 class SearchInfo(_Out):
-    num_beams: int = Field(description="of the search that found the page")
-    widened: int = Field(description="how often the search was repeated with more beams")
+    num_beams: int = Field(description="beams of the search that found the page")
+    widened: int = Field(description="number of times that the search was repeated with more beams")
     beam_limit_reached: bool = Field(
-        description="the widest search left the page short, or unproven where a proof was asked for"
+        description="true if the widest search left the page short, or unproven although `guarantee` is exact"
     )
 
 
 class RecommendResponse(_Out):
     items: list[Recommendation] = Field(
-        description="best first, items of the same codes in slot order; popular items fill up what is left"
+        description="best first; items with the same codes in slot order; popular items fill the rest"
     )
     exact: bool = Field(
-        description="provably the model's best page of all items that pass the filter and are not excluded"
+        description="true if this is proven to be the model's best page, of all items that pass the filter "
+        "and are not excluded"
     )
     search: SearchInfo | None = Field(
-        description="null where none was needed: nothing passes, or no item of the history is known"
+        description="null if no search was needed: no item passes, or no item of the history is known"
     )
     matching_items: int | None = Field(
-        description="living items that pass the filter, the excluded ones among them; null without a filter"
+        description="number of items that pass the filter, including excluded ones; null without a filter"
     )
-    source: Literal["model", "popular"] = Field(description="popular: no item of the history is known")
+    source: Literal["model", "popular"] = Field(description="popular if no item of the history is known")
     unknown_item_ids: list[str]
     model_version: str
     catalog_version: int
 
 
 class EventIn(_In):
-    event_id: EventText = Field(description="one for each event, the same where it is sent again")
-    request_id: EventText = Field(description="X-Request-ID of the answer that held the page")
-    item_id: ItemId = Field(description="that was taken: clicked, bought, played")
+    event_id: EventText = Field(description="a unique id of the event; the same if the event is sent again")
+    request_id: EventText = Field(description="X-Request-ID of the answer with the page")
+    item_id: ItemId = Field(description="the item that was taken: clicked, bought, played")
 
 
 class EventsRequest(_In):
@@ -252,16 +255,18 @@ class EventsRequest(_In):
 
 
 class EventsResponse(_Out):
-    accepted: int = Field(description="events that were new")
-    duplicates: int = Field(description="events whose event_id had been posted before; they changed nothing")
+    accepted: int = Field(description="number of new events")
+    duplicates: int = Field(
+        description="number of events whose event_id was known already; they changed nothing"
+    )
 
 
 class CatalogInfo(_Out):
     name: str
     items: int
     version: int
-    digest: str = Field(description="equal on two replicas that serve the same items")
-    stale_for_s: float = Field(description="since Redis was lost; 0 while in touch")
+    digest: str = Field(description="equal on replicas that serve the same items")
+    stale_for_s: float = Field(description="seconds since Redis was lost; 0 while it is connected")
 
 
 class LimitsInfo(_Out):
@@ -276,7 +281,7 @@ class LimitsInfo(_Out):
 
 class BundleRequest(_In):
     bundle: str = Field(
-        pattern=r"^[\w+@=-][\w.+@=-]{0,127}$", description="name of a folder under GLYPHREC_BUNDLES_DIR"
+        pattern=r"^[\w+@=-][\w.+@=-]{0,127}$", description="the name of a folder in GLYPHREC_BUNDLES_DIR"
     )
 
 
@@ -288,20 +293,23 @@ class ServedBundle(_Out):
 
 class ReplicaInfo(_Out):
     replica: str
-    tokenizer_id: str = Field(description="that it serves")
-    is_prepared: bool = Field(description="it can switch to the new tokenizer, or has")
-    trouble: str = Field(description="why it stays behind; empty where it does not")
+    tokenizer_id: str = Field(description="the tokenizer that the replica serves")
+    is_prepared: bool = Field(
+        description="true if the replica can switch to the new tokenizer, or has switched"
+    )
+    trouble: str = Field(description="why the replica cannot switch; empty if it can")
 
 
 class ChangeInfo(_Out):
-    """The last change to another tokenizer."""
+    """The last change of the tokenizer."""
 
     bundle: str
     tokenizer_id: str
     phase: str = Field(
-        description="reading: the catalogue is read anew; joining: the replicas load it; switched; failed"
+        description="reading: the catalog is read for the new tokenizer; joining: the replicas load it; "
+        "switched; failed"
     )
-    reason: str = Field(description="why it failed; else empty")
+    reason: str = Field(description="why the change failed; else empty")
     read_items: int
     items: int
     replicas: list[ReplicaInfo]
@@ -323,14 +331,16 @@ class InfoResponse(_Out):
     created_at: str
     levels: list[int]
     history_length: int
-    filter_fields: dict[str, str] = Field(description="what `filter.attributes` may name, with its kind")
+    filter_fields: dict[str, str] = Field(
+        description="the declared fields that `filter.attributes` may name, with their kinds"
+    )
     render: dict[str, Any]
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo
     limits: LimitsInfo
     change: ChangeInfo | None
     redis: dict[str, Any] = Field(
-        description="how safe an acknowledged item is; empty while Redis is out of reach"
+        description="how safe Redis keeps an item that was accepted; empty while Redis is lost"
     )
 
 
@@ -340,8 +350,10 @@ class Live(_Out):
 
 class Ready(_Out):
     status: Literal["ready", "starting", "stopping"]
-    phase: str = Field(description="what the start is doing, or that it is done")
-    stale: bool = Field(description="Redis is out of reach: recommendations go on, changes are refused")
+    phase: str = Field(description="the step that the start is at, or ready")
+    stale: bool = Field(
+        description="true while Redis is lost: recommendations go on, and changes are refused"
+    )
     stale_for_s: float
     catalog_items: int
     catalog_version: int

@@ -1,7 +1,7 @@
 """This replica's view of the catalog: the trie and the maps between items and Semantic IDs.
 
-Only the event loop's thread edits it, and only while it holds `Catalog.turns`. Whoever reads it in another
-thread holds that too, and so sees one version of the catalogue from begin to end.
+Only the event loop's thread edits it, and only while it holds `Catalog.lock`. A reader in another thread
+holds the lock too, so it sees one version of the catalog from start to end.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ MAX_VIEW_BYTES = 2**28
 
 
 class Catalog:
-    """Which item has which sid, and which pass a filter.
+    """Knows the sid of each item, and which items pass a filter.
 
-    A sid is kept as one integer, its full prefix followed by 16 bits of slot, so sids sort in trie order.
+    A sid is one integer here: its full prefix, then 16 bits of slot. So sids sort in trie order.
     """
 
     def __init__(
@@ -39,28 +39,28 @@ class Catalog:
         max_view_bytes: int = MAX_VIEW_BYTES,
     ) -> None:
         self.spec = spec
-        self.turns = asyncio.Lock()  # edits and searches take turns, in the order in which they ask
+        self.lock = asyncio.Lock()  # held by an edit or a batch of searches; first come, first served
         self.trie = SidTrie(spec)
         self.views = FilterViews(spec, max_view_bytes)
-        self.version = 0  # of the log: every change up to here is in
+        self.version = 0  # of the log: all changes up to this one are in
         self._sid_of: dict[str, int] = {}
         self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
-        self._num_at_slot: list[int] = []  # [slot] -> items with it; the last one is not 0
-        self._digest = 0  # the sum of all items' hashes, so that an edit costs as little as the item
+        self._num_at_slot: list[int] = []  # [slot] -> items with this slot; the last count is not 0
+        self._digest = 0  # the sum of all items' hashes, so that an edit costs one item's hash
         counts = popularity or {}
         ranking = sorted(counts, key=lambda item_id: (-counts[item_id], item_id))
-        self._rank_of = {item_id: rank for rank, item_id in enumerate(ranking)}  # in its order
+        self._rank_of = {item_id: rank for rank, item_id in enumerate(ranking)}  # in order of rank
 
     @classmethod
     def from_entries(cls, spec: SidSpec, entries: Sequence[TrieEntry]) -> "Catalog":
-        """Build at once. Of an item that comes twice the last counts."""
+        """Build in one go. The last entry of an item that occurs twice counts."""
         last = {entry.item_id: entry for entry in entries}
         loading = Loading(spec)
         loading.add(sorted(last.values(), key=attrgetter("sid")))
         return loading.end()
 
     def adopt(self, other: "Catalog") -> None:
-        """Take over the contents of `other`, not to be used afterwards. Readers see all or nothing."""
+        """Take over the contents of `other`, which must not be used again. Readers see all or nothing."""
         self._sid_of, self._items_of = other._sid_of, other._items_of
         self._num_at_slot = other._num_at_slot
         self.trie, self.version, self._digest = other.trie, other.version, other._digest
@@ -72,17 +72,17 @@ class Catalog:
 
     @property
     def num_colliding(self) -> int:
-        """Items that share their codes with another one."""
+        """Items that share their codes with another item."""
         return len(self._sid_of) - len(self._items_of) + self.trie.num_shared
 
     @property
     def num_slots_in_use(self) -> int:
-        """The largest slot of any item, plus 1."""
+        """The largest slot of all items, plus 1."""
         return len(self._num_at_slot)
 
     @property
     def digest(self) -> str:
-        """Equal for equal items, SIDs and attributes, whatever was before: what two replicas compare."""
+        """Equal for equal items, SIDs and attributes, whatever happened before. Two replicas compare it."""
         return f"{self._digest % 2**64:016x}"
 
     def has(self, item_id: str) -> bool:
@@ -95,7 +95,7 @@ class Catalog:
         return Sid(self.spec.codes_of(packed >> SLOT_BITS), packed & SLOT_MASK)
 
     def codes_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
-        """The codes [item, level] of those that live, in order."""
+        """The codes [item, level] of those items that exist, in order."""
         sids = [sid for item_id in item_ids if (sid := self._sid_of.get(item_id)) is not None]
         prefix = np.array(sids, dtype=np.int64) >> SLOT_BITS
         codes = np.empty((len(sids), self.spec.num_levels), dtype=np.int64)
@@ -104,15 +104,15 @@ class Catalog:
         return codes
 
     def items_at(self, codes: Codes) -> list[str]:
-        """The items with these codes, by slot."""
+        """The items with these codes, in order of slot."""
         return list(self._items_of.get(self.spec.prefixes(codes)[-1], ()))
 
     def items_of(self, prefix: int) -> Iterator[str]:
-        """The items of a full prefix, by slot."""
+        """The items of a full prefix, in order of slot."""
         return iter(self._items_of.get(prefix, ()))
 
     def put(self, item_id: str, sid: Sid, attributes: Attributes = NO_ATTRIBUTES) -> None:
-        """Give the item this sid and these attributes, in place of what it had. O(levels). Safe to repeat."""
+        """Give the item this sid and these attributes instead of its old ones. O(levels). Safe to repeat."""
         packed, held = self._pack(sid), self._sid_of.get(item_id)
         before = 0 if held is None else self._hash_of(item_id, held)
         if packed != held:
@@ -121,7 +121,7 @@ class Catalog:
         self._digest += self._hash_of(item_id, packed) - before
 
     def _place(self, item_id: str, sid: Sid, packed: int, held: int | None) -> None:
-        self.trie.insert(sid.codes)  # first, as it fails where the code is full
+        self.trie.insert(sid.codes)  # first, because it fails if the code is full
         if held is not None:
             self._remove(item_id, held)
         self._sid_of[item_id] = packed
@@ -129,7 +129,7 @@ class Catalog:
         insort(self._items_of.setdefault(packed >> SLOT_BITS, []), item_id, key=self._sid_of.__getitem__)
 
     def drop(self, item_id: str) -> None:
-        """Take the item away. An absent one changes nothing."""
+        """Remove the item. If it is absent, nothing changes."""
         held = self._sid_of.get(item_id)
         if held is not None:
             self._digest -= self._hash_of(item_id, held)
@@ -138,14 +138,14 @@ class Catalog:
             self.views.drop(item_id)
 
     def by_popularity(self, view: View | None = None) -> Iterator[str]:
-        """Every living item, or those of a view: by popularity, then the unknown ones in trie order."""
+        """All items, or those of a view: by popularity, then items without popularity in trie order."""
         trie, passes = (view.trie, view.passes) if view is not None else (self.trie, self.has)
 
         def in_trie_order() -> Iterator[str]:
             for prefix in trie.living():
                 yield from filter(passes, self._items_of[prefix])
 
-        is_few = len(trie) ** 2 < len(self._rank_of)  # to sort them is less than to walk past all others
+        is_few = len(trie) ** 2 < len(self._rank_of)  # sorting them is cheaper than walking past all others
         if is_few:
             known = (item_id for item_id in in_trie_order() if item_id in self._rank_of)
             yield from sorted(known, key=self._rank_of.__getitem__)
@@ -158,7 +158,7 @@ class Catalog:
         self.trie.delete(self.spec.codes_of(prefix))
         items = self._items_of[prefix]
         place = bisect_left(items, held, key=self._sid_of.__getitem__)
-        while items[place] != item_id:  # two items hold one slot only while a log is replayed
+        while items[place] != item_id:  # two items share a slot only while a log is replayed
             place += 1
         del items[place]
         if not items:
@@ -180,15 +180,15 @@ class Catalog:
 
 
 class Loading:
-    """A catalogue that is built page by page: no page outlives its turn, and nothing is sorted."""
+    """Builds a catalog page by page. No page is kept, and nothing is sorted."""
 
     def __init__(self, spec: SidSpec) -> None:
         self._catalog = Catalog(spec)
-        self._last = -1  # the sid of the item before
+        self._last = -1  # the sid of the previous item
         self._late: dict[str, TrieEntry] = {}
 
     def add(self, page: Sequence[TrieEntry]) -> None:
-        """Items in trie order. Late is what comes twice, as it moved meanwhile, or out of order."""
+        """Add items in trie order. An item that moved meanwhile may occur twice; it is kept for `end`."""
         catalog, taken = self._catalog, list[Placed]()
         for entry, packed in zip(page, self._pack(page), strict=True):
             item_id = entry.item_id
@@ -201,12 +201,12 @@ class Loading:
             catalog._digest += hash_of_item(item_id, packed, entry.attributes)
             taken.append(Placed(item_id, leaf, entry.attributes))
         catalog.views.load(taken)
-        # What is loaded lives long. Unless told so, every full collection looks at all of it, and everything
-        # waits: a third of the time to load, 0.1 s each for 400,000 items later.
+        # These objects live long. Without this, each full garbage collection visits all of them and the rest
+        # waits: a third of the loading time, and later 0.1 s each time with 400,000 items.
         gc.freeze()
 
     def end(self) -> Catalog:
-        """The catalogue. Of an item that came twice the last place counts."""
+        """The catalog. The last place of an item that occurred twice counts."""
         catalog = self._catalog
         packed = np.fromiter(catalog._sid_of.values(), dtype=np.int64, count=len(catalog._sid_of))  # [item]
         catalog.trie = SidTrie.from_prefixes(catalog.spec, packed >> SLOT_BITS)
@@ -216,7 +216,7 @@ class Loading:
         return catalog
 
     def _pack(self, page: Sequence[TrieEntry]) -> list[int]:
-        """`Catalog._pack` of many."""
+        """`Catalog._pack` of many entries."""
         spec = self._catalog.spec
         codes = np.array([entry.sid.codes for entry in page], dtype=np.int64).reshape(-1, spec.num_levels)
         slots = np.array([entry.sid.slot for entry in page], dtype=np.int64)
@@ -225,12 +225,12 @@ class Loading:
 
 
 def hash_of_item(item_id: str, packed_sid: int, attributes: Attributes) -> int:
-    """64 bits of one item and all that a search or a filter knows of it."""
+    """A 64-bit hash of an item with everything that a search or a filter knows about it."""
     values = [(name, _canonical(value)) for name, value in sorted(attributes.values.items())]
     told = repr((item_id, packed_sid, attributes.categories, attributes.available, values))
     return int.from_bytes(blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _canonical(value: Value) -> Value:
-    """Equal values are spelled alike, -0.0 and 0 too."""
+    """The same spelling for equal values, also for -0.0 and 0."""
     return value if isinstance(value, str | bool) else value + 0.0

@@ -1,7 +1,7 @@
-"""Columns of values, one for each place, which are compared all at once. Pure.
+"""Columns with one value for each place. All places are compared at once. Pure.
 
-They come in segments, so growth copies nothing. What repeats, texts and lists of categories, stands in its
-column as the number of its only copy.
+Columns grow by segments, so growth copies nothing. Texts and lists of categories repeat, so a column holds a
+number for each of them, and the value itself is kept once.
 """
 
 import math
@@ -22,7 +22,7 @@ T = TypeVar("T", str, tuple[str, ...])
 
 
 def nothing(_segment: int) -> Mask:
-    """The test that no place passes."""
+    """A test that no place passes."""
     return np.zeros(SEGMENT, dtype=np.bool_)
 
 
@@ -42,7 +42,7 @@ class Column:
         self.segments.append(np.full(SEGMENT, self._absent, dtype=self._dtype))
 
     def extend(self, place: int, values: Sequence[float]) -> None:
-        """Values for the places from this one on, the first that no item ever had."""
+        """Set the values from this place on. It must be the first place that no item has ever had."""
         while values:
             start = place % SEGMENT
             if start == 0:
@@ -60,7 +60,7 @@ class Column:
 
 
 class ValueColumn(Protocol):
-    """Values of one kind."""
+    """A column of values of one kind."""
 
     def grow(self) -> None: ...
     def at(self, place: int) -> Value | None: ...
@@ -71,7 +71,7 @@ class ValueColumn(Protocol):
 
 class NumberColumn(Column):
     def __init__(self) -> None:
-        super().__init__(np.float64, math.nan)  # which no condition holds of
+        super().__init__(np.float64, math.nan)  # no condition holds for it
 
     def at(self, place: int) -> float | None:
         value: float = self[place]
@@ -125,13 +125,13 @@ class FlagColumn(Column):
 
 
 class _Interned(Column, Generic[T]):
-    """Numbers of values that are gone are given out again."""
+    """The column holds numbers of values. The number of a value that is gone is used again."""
 
     def __init__(self) -> None:
         super().__init__(np.int32, ABSENT)
         self._number_of: dict[T, int] = {}
         self._value_of: list[T | None] = []
-        self._num_places: list[int] = []  # that hold the value of this number
+        self._num_places: list[int] = []  # [number] -> places that hold this value
         self._free: list[int] = []
 
     def at(self, place: int) -> T | None:
@@ -140,7 +140,7 @@ class _Interned(Column, Generic[T]):
 
     def _replace(self, place: int, value: T | None) -> None:
         held = self[place]
-        self[place] = self._take(value)  # before the release: it may be the same
+        self[place] = self._take(value)  # before the release: it may be the same value
         if held != ABSENT:
             self._release(held)
 
@@ -169,10 +169,10 @@ class _Interned(Column, Generic[T]):
             self._went(value, number)
 
     def _came(self, value: T, number: int) -> None:
-        """The value has its first place."""
+        """Called when a value gets its first place."""
 
     def _went(self, value: T, number: int) -> None:
-        """The value has lost its last place."""
+        """Called when a value has lost its last place."""
 
 
 class TextColumn(_Interned[str]):
@@ -188,7 +188,7 @@ class TextColumn(_Interned[str]):
 
 
 class CategoryColumn(_Interned[tuple[str, ...]]):
-    """Whole lists of categories: items share few of them, so a filter is decided list by list."""
+    """Lists of categories. There are few different ones, so a filter is decided list by list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class CategoryColumn(_Interned[tuple[str, ...]]):
         return test
 
     def _with(self, categories: Iterable[str]) -> Mask:
-        """Which lists have one of these."""
+        """Which lists have at least one of these categories."""
         found = np.zeros(len(self._value_of) + 1, dtype=np.bool_)
         for category in categories:
             numbers = self._numbers_with.get(category, set())

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,35 +10,35 @@ from typing import NamedTuple
 
 from service.catalog.catalog import Catalog, Loading
 from service.errors import StoreFault, StoreUnavailable
-from service.store.client import is_cancelled
 from service.store.items import Change, ItemStore, Position
+from service.store.retry import Backoff, is_cancelled
 
 log = logging.getLogger(__name__)
 
 BLOCK_MS = 1_000  # how long one read waits for a change; also how soon a flushed Redis is noticed
-# How old the follower's knowledge of the log's end may get. It reads on sooner, unless something holds it up.
+# How old the follower's knowledge of the log's end may get. It reads sooner, unless something delays it.
 LOOK_S = 1.5
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 2.0
-# Changes that are taken in without letting a search in between: 0.6 ms of them; with a hundred cached filters
-# 2 ms where they pass the same ones as before, 20 ms where all move (benchmarks/filters.py).
+# Changes that are applied in one turn, during which no search runs. They take 0.6 ms. With a hundred cached
+# filters, 2 ms if the items pass the same filters as before, 20 ms if all move (benchmarks/filters.py).
 CHANGES_PER_TURN = 20
 CHANGES_PER_READ = 1_000
 
 
 class Lag(NamedTuple):
-    """How far a catalogue is behind its log, as far as its follower knows."""
+    """How far a catalog is behind its log, to the follower's knowledge."""
 
     num_changes: int
-    seconds: float  # since it had all of them; 0 while it has
+    seconds: float  # since it had all changes; 0 while it has them
 
 
 class _LogBroken(Exception):
-    """The log does not go on where this replica stands, so the catalogue must be loaded anew."""
+    """The log does not continue at this replica's version, so the catalog must be loaded again."""
 
 
 class CatalogFollower:
-    """Keeps a catalogue level with Redis. Without Redis the catalogue stays as it is, and this says so."""
+    """Applies the changes in Redis' log to a catalog. Without Redis the catalog stays as it is."""
 
     def __init__(
         self,
@@ -50,18 +49,18 @@ class CatalogFollower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.catalog = catalog
-        self.num_loads = 0  # over one: the log was trimmed before it was read, or Redis lost data
+        self.num_loads = 0  # more than one: the log was trimmed before it was read, or Redis lost data
         self._store = store
         self._block_ms = block_ms
         self._clock = clock
-        self._mark = ""  # of the change that made the catalogue's version
+        self._mark = ""  # of the change that made this version of the catalog
         self._needs_load = True
-        self._is_level = False
-        self._level_at: float | None = None
-        self._log_version = 0  # of the last change that is known to be in the log
-        self._looked_at = -math.inf  # when that was all there was
-        self._caught_up_at = clock()  # when the catalogue had that
-        self.lost: StoreUnavailable | None = None  # why Redis is out of reach; None while it answers
+        self._is_caught_up = False
+        self._followed_at: float | None = None
+        self._log_version = 0  # of the last change known to be in the log
+        self._looked_at = -math.inf  # when this was the end of the log
+        self._caught_up_at = clock()  # when the catalog had all changes
+        self.lost: StoreUnavailable | None = None  # why Redis cannot be reached; None while it answers
         self._moved = asyncio.Condition()
 
     @property
@@ -70,48 +69,48 @@ class CatalogFollower:
 
     @property
     def is_stale(self) -> bool:
-        """Whether changes may go unseen: nothing is loaded yet, or Redis does not answer, or it lost data."""
-        return not self._is_level
+        """Whether changes may be unseen: nothing is loaded yet, Redis does not answer, or it lost data."""
+        return not self._is_caught_up
 
     @property
     def stale_for_s(self) -> float:
-        """Seconds since the catalogue last had every change; 0 while it follows, infinite before a load."""
-        if self._is_level:
+        """Seconds since the catalog last had all changes; 0 while it follows, infinite before a load."""
+        if self._is_caught_up:
             return 0.0
-        return math.inf if self._level_at is None else self._clock() - self._level_at
+        return math.inf if self._followed_at is None else self._clock() - self._followed_at
 
     @property
     def lag(self) -> Lag:
         num_changes = max(0, self._log_version - self.catalog.version)
-        is_caught_up = self._is_level and not num_changes
+        is_caught_up = self._is_caught_up and not num_changes
         return Lag(num_changes, 0.0 if is_caught_up else self._clock() - self._caught_up_at)
 
     @property
     def num_unreadable(self) -> int:
-        """How many values of Redis were skipped since the start, as somebody else has written them."""
+        """How many values of Redis were skipped since the start because another program wrote them."""
         return self._store.num_unreadable
 
     async def load(self) -> None:
-        """Read the whole catalogue into fresh tables and swap them in. Raises StoreUnavailable."""
+        """Read the whole catalog into new tables and swap them in. Raises StoreUnavailable."""
         start = self._clock()
         while True:
             try:
                 fresh, mark = await self._read_all()
                 break
             except _LogBroken as error:
-                log.warning("the log broke off while the catalogue was read (%s); reading again", error)
-        async with self.catalog.turns:
+                log.warning("the log broke while the catalog was read (%s); reading again", error)
+        async with self.catalog.lock:
             self.catalog.adopt(fresh)
         self._mark, self._needs_load = mark, False
         self.num_loads += 1
         self._saw_end(fresh.version)
-        await self._now_level()
+        await self._set_caught_up()
         log.info(
             "loaded %d items in %.2f s, version %d", fresh.num_items, self._clock() - start, fresh.version
         )
 
     async def run(self) -> None:
-        """Follow the log until cancelled; loads first where `load` was not called."""
+        """Follow the log until cancelled. Loads first if `load` was not called."""
         watching = asyncio.create_task(self._watch_end(), name="end of the log")
         try:
             await self._run()
@@ -120,29 +119,28 @@ class CatalogFollower:
             await asyncio.wait([watching])
 
     async def _run(self) -> None:
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not is_cancelled():
             try:
                 if self._needs_load:
                     await self.load()
                 await self._check_position()
-                backoff_s = FIRST_BACKOFF_S
+                backoff.reset()
                 while not is_cancelled():
                     await self._follow()
             except _LogBroken as error:
                 log.warning("cannot go on from version %d (%s); loading again", self.catalog.version, error)
-                self._needs_load, self._is_level = True, False
+                self._needs_load, self._is_caught_up = True, False
             except (StoreUnavailable, StoreFault) as error:
                 self.lost = error if isinstance(error, StoreUnavailable) else None
-                if self._is_level:
+                if self._is_caught_up:
                     log.warning("lost Redis at version %d, serving on: %s", self.catalog.version, error)
-                self._is_level = False
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # replicas must not return as one
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                self._is_caught_up = False
+                await backoff.wait()
         raise asyncio.CancelledError
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
-        """Wait until the catalogue has this version. False where that took longer."""
+        """Wait until the catalog has this version. False after the timeout."""
         if self.catalog.version >= version:
             return True
         try:
@@ -153,8 +151,8 @@ class CatalogFollower:
         return True
 
     async def _read_all(self) -> tuple[Catalog, str]:
-        """A fresh catalogue and its mark."""
-        version, mark = await self._position()  # before the first page: what changes later is replayed
+        """A new catalog and its mark."""
+        version, mark = await self._position()  # before the first page: later changes are replayed
         loading = Loading(self.catalog.spec)
         async for page in self._store.snapshot():
             await asyncio.to_thread(loading.add, page)
@@ -172,23 +170,23 @@ class CatalogFollower:
         elif changes:
             await self._position()  # there may be many more
         for start in range(0, len(changes), CHANGES_PER_TURN):
-            async with self.catalog.turns:
+            async with self.catalog.lock:
                 part = changes[start : start + CHANGES_PER_TURN]
                 self._mark = _replay(self.catalog, self._mark, part)
-            await self._now_level()
+            await self._set_caught_up()
             self._note_catching_up()
         if not changes:
             await self._check_position()
 
     async def _check_position(self) -> None:
-        """A flushed or restored Redis gives no changes to read; its position shows that it is another one."""
+        """A flushed or restored Redis has no changes to read; only its position shows what happened."""
         version, mark = await self._position()
         if version < self.catalog.version:
             raise _LogBroken(f"the log is at version {version}")
         if version == self.catalog.version and mark != self._mark:
             raise _LogBroken("the log has another change of this version")
         if version == self.catalog.version:
-            await self._now_level()
+            await self._set_caught_up()
 
     async def _position(self) -> Position:
         position = await self._store.position()
@@ -197,11 +195,11 @@ class CatalogFollower:
         return position
 
     async def _watch_end(self) -> None:
-        """Know the log's end also while changes wait to be taken in, as for a long search."""
+        """Know the log's end also while changes wait to be applied, for example during a long search."""
         while not is_cancelled():
             await asyncio.sleep(LOOK_S / 3)
-            if self._is_level and self._clock() - self._looked_at > LOOK_S:
-                with suppress(StoreUnavailable, StoreFault):  # which the follower notices too
+            if self._is_caught_up and self._clock() - self._looked_at > LOOK_S:
+                with suppress(StoreUnavailable, StoreFault):  # the follower notices these too
                     self._saw_end(await self._store.last_version())
 
     def _saw_end(self, version: int) -> None:
@@ -212,14 +210,14 @@ class CatalogFollower:
         if self.catalog.version >= self._log_version:
             self._caught_up_at = self._clock()
 
-    async def _now_level(self) -> None:
-        self._is_level, self._level_at = True, self._clock()
+    async def _set_caught_up(self) -> None:
+        self._is_caught_up, self._followed_at = True, self._clock()
         async with self._moved:
             self._moved.notify_all()
 
 
 def _replay(catalog: Catalog, mark: str, changes: Sequence[Change]) -> str:
-    """Apply changes that must follow on the one with `mark`; gives the mark of the last."""
+    """Apply changes that must follow the one with `mark`. Returns the last one's mark."""
     for change in changes:
         if change.op == "unreadable":
             raise _LogBroken(f"change {change.version} cannot be read")

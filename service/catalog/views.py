@@ -1,8 +1,8 @@
-"""Filter views: for each filter in use the trie of the items that pass it, kept level with every change.
+"""Filter views: for each filter in use, the trie of the items that pass it. Every change updates all views.
 
-A new view is a comparison of whole columns (columns.py), not a walk over the items. Edits and searches take
-turns (Catalog.turns): a view tells the truth until the next edit and is then asked for again, which costs one
-look-up while it is cached.
+A new view is made by comparing whole columns (columns.py), not by walking over the items. Edits and searches
+exclude each other (Catalog.lock): a view is valid until the next edit. Then the caller asks for it again,
+which costs one look-up while it is cached.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from service.core.trie import SidTrie
 
 NOWHERE = -1  # the leaf of a place that no item has
 EDITS_PER_CHECK = 1_000  # of the memory limit
-# An edit looks at every view. Where tables are small, the memory limit alone would let thousands live.
+# An edit visits every view. With small tables the memory limit alone would allow thousands of them.
 MAX_VIEWS = 128
 VIEW_BYTES = 1_000  # of the objects around a view
 ID_BYTES = 120  # of one id in an allow list
@@ -40,7 +40,7 @@ class View:
     def __init__(self, asked: Filter, trie: SidTrie, members: bytearray, place_of: dict[str, int]) -> None:
         self.filter = asked
         self.trie = trie
-        self._members = members  # by place: 1 where the item there passes
+        self._members = members  # [place] -> 1 if the item there passes
         self._place_of = place_of
         self._own_bytes = VIEW_BYTES + ID_BYTES * len(asked.item_ids or ())
 
@@ -72,12 +72,12 @@ class View:
 
 class Placed(NamedTuple):
     item_id: str
-    leaf: int  # its full prefix
+    leaf: int  # the full prefix of its codes
     attributes: Attributes
 
 
 class FilterViews:
-    """What filters ask about of all living items, and the views that were asked for last."""
+    """The attributes of all items that filters use, and the views that were used last."""
 
     def __init__(self, spec: SidSpec, max_bytes: int) -> None:
         self.num_hits = 0
@@ -85,10 +85,10 @@ class FilterViews:
         self.num_evictions = 0
         self._spec = spec
         self._max_bytes = max_bytes
-        self._views: dict[Filter, View] = {}  # the last one asked for is last
+        self._views: dict[Filter, View] = {}  # the last one used is last
         self._place_of: dict[str, int] = {}
         self._free_places: list[int] = []
-        self._next_place = 0  # the first that no item ever had
+        self._next_place = 0  # the first place that no item has ever had
         self._num_edits = 0
         self._leaf = Column(np.int64, NOWHERE)
         self._available = Column(np.bool_, False)
@@ -102,10 +102,10 @@ class FilterViews:
     @property
     def num_bytes(self) -> int:
         """Memory of the cached views."""
-        return sum(view.num_bytes for view in list(self._views.values()))  # metrics read it amid a search
+        return sum(view.num_bytes for view in list(self._views.values()))  # metrics read it during a search
 
     def view_of(self, asked: Filter) -> View:
-        """The view of a filter, built where it is not cached. It is of use until the next edit."""
+        """The view of a filter, cached or new. It is valid until the next edit."""
         view = self._views.pop(asked, None)
         if view is not None:
             self.num_hits += 1
@@ -117,7 +117,7 @@ class FilterViews:
         return view
 
     def attributes_of(self, item_id: str) -> Attributes:
-        """Raises KeyError where no such item lives."""
+        """Raises KeyError if there is no such item."""
         return self._attributes_at(self._place_of[item_id])
 
     def category_of(self, item_id: str) -> str | None:
@@ -127,7 +127,7 @@ class FilterViews:
         return categories[0] if categories else None
 
     def load(self, items: Sequence[Placed]) -> None:
-        """Put many at once that are not there yet. May be called again; views are built anew."""
+        """Add many items at once, none of which is there yet. May be called again. Drops all views."""
         place, found = self._next_place, [each.attributes for each in items]
         self._views.clear()
         self._place_of.update(zip((each.item_id for each in items), count(place), strict=False))
@@ -143,14 +143,14 @@ class FilterViews:
             column.fill(place, (_of_kind(each.values, key) for each in found))
 
     def adopt(self, other: "FilterViews") -> None:
-        """Take over the items of `other`, not to be used afterwards. Counters go on, views are built anew."""
+        """Take over the items of `other`, which must not be used afterwards. Counters stay, views go."""
         self._views.clear()
         self._place_of, self._free_places = other._place_of, other._free_places
         self._next_place, self._leaf, self._available = other._next_place, other._leaf, other._available
         self._categories, self._values = other._categories, other._values
 
     def put(self, item_id: str, leaf: int, attributes: Attributes) -> None:
-        """Give the item this full prefix and these attributes, in place of what it had. Safe to repeat."""
+        """Give the item this full prefix and these attributes; they replace the old ones. Safe to repeat."""
         place = self._place_of.get(item_id)
         if place is None:
             place = self._place_of[item_id] = self._take_place()
@@ -174,7 +174,7 @@ class FilterViews:
         self._count_edit()
 
     def drop(self, item_id: str) -> None:
-        """Take the item away. An absent one changes nothing."""
+        """Remove the item. If it is absent, nothing changes."""
         place = self._place_of.pop(item_id, None)
         if place is None:
             return
@@ -189,13 +189,13 @@ class FilterViews:
         self._free_places.append(place)
 
     def _count_edit(self) -> None:
-        """Views grow by edits too, but slowly, and to add them up takes longer than an edit."""
+        """Check the memory limit now and then: a sum over all views takes longer than an edit."""
         self._num_edits += 1
         if self._num_edits % EDITS_PER_CHECK == 0:
             self._evict()
 
     def _evict(self) -> None:
-        """Forget views until the rest fits; never the one that was asked for last."""
+        """Drop views until the rest fits. The one that was used last is kept."""
         num_bytes = self.num_bytes
         while len(self._views) > 1 and (num_bytes > self._max_bytes or len(self._views) > MAX_VIEWS):
             num_bytes -= self._views.pop(next(iter(self._views))).num_bytes
@@ -227,7 +227,7 @@ class FilterViews:
             column.set(place, _of_kind(values, key))
 
     def _add_values(self, key: tuple[str, FieldKind]) -> None:
-        """A column that has no value for the items so far."""
+        """Add a column without a value for the items so far."""
         column = self._values[key] = _COLUMN_OF[key[1]]()
         for _ in self._leaf.segments:
             column.grow()

@@ -1,18 +1,16 @@
-"""The subcommands that speak to a running service over HTTP: import and recommend.
+"""The subcommands that call a running service over HTTP: import and recommend.
 
-Import of tokenised items goes to Redis instead: importing.py.
+Tokenized items go to Redis instead: import_tokenized.py.
 """
 
 import argparse
 import asyncio
-import gzip
 import json
 import logging
 import math
 import os
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +19,15 @@ from urllib.parse import quote
 
 import httpx
 
+from service.core.json_lines import parse_json, read_json_lines
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 from service.settings import CLIENT_KEY, load_settings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_BATCH = 100
-REQUESTS_PER_S = 10  # where a rate is asked for: small ones, evenly
-TIMEOUT_S = 600.0  # a batch of long texts takes its time on a small machine
+REQUESTS_PER_S = 10  # with --rate: many small requests, evenly spread
+TIMEOUT_S = 600.0  # a batch of long texts is slow on a small machine
 MAX_TRIES = 30
 MAX_SHOWN_FAILURES = 20
 
@@ -38,77 +37,87 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 def add_import(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "import",
-        help="post the items of a file to a running service, or put tokenised ones into Redis",
-        description="Status: 0 all items are in, 1 some failed and are named, 2 stopped, and why.",
+        help="post the items of a file to a running service, or put tokenized items into Redis",
+        description="Exit status: 0 all items are in, 1 some failed and are named, 2 stopped.",
     )
-    parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder that has one")
+    parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder with one")
     parser.add_argument(
         "--batch", type=int, metavar="N", help=f"items in one request (default {DEFAULT_BATCH})"
     )
     parser.add_argument(
-        "--rate", type=float, metavar="N", help="post N items a second at most, and leave the rest to traffic"
+        "--rate", type=float, metavar="N", help="post at most N items a second, to leave room for traffic"
     )
     _add_connection(parser)
     direct = parser.add_argument_group(
-        "items that are tokenised already",
-        "go straight to Redis, with no service needed; running ones follow. Settings are those of "
-        "`glyphrec serve`. The popularity of a line is not kept: that of the served bundle counts.",
+        "items that have codes already",
+        "These go directly to Redis, without a service; running services follow. The settings are those of "
+        "`glyphrec serve`. The popularity of a line is not stored: the served bundle's popularity counts.",
     )
     direct.add_argument(
-        "--tokenised",
+        "--tokenized",
         action="store_true",
-        help="the lines are as those of a bundle's items.jsonl.gz: item_id, codes, popularity, item",
+        help="the lines are like those of a bundle's items.jsonl.gz: item_id, codes, popularity, item",
     )
-    direct.add_argument("--bundle", type=Path, help="whose tokenizer has read them; default $GLYPHREC_BUNDLE")
+    # The old spelling still works.
+    direct.add_argument("--tokenised", dest="tokenized", action="store_true", help=argparse.SUPPRESS)
+    direct.add_argument(
+        "--bundle", type=Path, help="the bundle whose tokenizer gave the codes; default $GLYPHREC_BUNDLE"
+    )
     direct.add_argument("--redis-url", help="default $REDIS_URL")
     direct.add_argument("--catalog", help="default $GLYPHREC_CATALOG, else glyphrec")
     parser.set_defaults(run=run_import)
 
 
 def add_recommend(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("recommend", help="ask a running service for the next items of a history")
+    parser = subparsers.add_parser(
+        "recommend", help="ask a running service for the next items after a history"
+    )
     parser.add_argument(
-        "history", nargs="*", metavar="ITEM_ID", help="oldest first; none asks for popular items"
+        "history", nargs="*", metavar="ITEM_ID", help="oldest first; without any, popular items are shown"
     )
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="items to show (default 10)")
-    parser.add_argument("--exact", action="store_true", help="widen the search until the page is proven")
     parser.add_argument(
-        "--filter", metavar="JSON", help="""as POST /recommend takes it: '{"categories_any": ["Pens"]}'"""
+        "--exact", action="store_true", help="widen the search until the page is proven to be exact"
     )
-    parser.add_argument("--json", action="store_true", help="print the answer as it came")
+    parser.add_argument(
+        "--filter",
+        metavar="JSON",
+        help="""in the format of POST /recommend: '{"categories_any": ["Pens"]}'""",
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     _add_connection(parser)
     parser.set_defaults(run=run_recommend)
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Bring in all items. 1 where some of them failed; each failure is named on stderr."""
+    """Import all items. Returns 1 if some of them failed; stderr names them."""
     path = find_items(args.source)
-    if args.tokenised:
+    if args.tokenized:
         _refuse(
             args,
             {"url", "key", "batch", "rate"},
-            "goes to a service; --tokenised goes to Redis, see --redis-url",
+            "goes to a service; --tokenized goes to Redis, see --redis-url",
         )
-        return _import_tokenised(path, args)
-    _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenised")
+        return _import_tokenized(path, args)
+    _refuse(args, {"bundle", "redis_url", "catalog"}, "goes with --tokenized")
     return _import_by_service(path, args)
 
 
 def _refuse(args: argparse.Namespace, names: set[str], why: str) -> None:
-    """What would be ignored."""
+    """Raise GlyphrecError for the options in `names` that were given: they would be ignored."""
     defaults = {"url": DEFAULT_URL, "key": os.environ.get(CLIENT_KEY)}
     for name in sorted(names):
         if getattr(args, name) != defaults.get(name):
             raise GlyphrecError(f"--{name.replace('_', '-')}: {why}")
 
 
-def _import_tokenised(path: Path, args: argparse.Namespace) -> int:
-    from service.commands import import_tokenised  # only here: it takes time to load
+def _import_tokenized(path: Path, args: argparse.Namespace) -> int:
+    from service.commands import import_tokenized  # here, because it is slow to load
 
-    logging.basicConfig(level=logging.CRITICAL)  # what Redis refuses is tried again, or said at the end
+    logging.basicConfig(level=logging.CRITICAL)  # a refusal is retried, or reported at the end
     settings = load_settings(bundle=args.bundle, redis_url=args.redis_url, catalog=args.catalog)
-    counts = asyncio.run(import_tokenised.run(path, settings))
-    return _conclude(counts, num_shown=import_tokenised.MAX_NAMED)
+    counts = asyncio.run(import_tokenized.run(path, settings))
+    return _conclude(counts, num_shown=import_tokenized.MAX_NAMED)
 
 
 def _import_by_service(path: Path, args: argparse.Namespace) -> int:
@@ -119,9 +128,8 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     if num_at_once < 1:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
     pause_s = 0.0 if args.rate is None else num_at_once / args.rate
-    lines = list(
-        read_items(path)
-    )  # all of it first, so that a broken line is found before anything is posted
+    # All lines first, so that a broken line is found before anything is posted.
+    lines = [line.value for line in read_json_lines(path)]
     counts: dict[str, int] = {}
     shown = 0
     with (
@@ -154,7 +162,10 @@ def _conclude(counts: Mapping[str, int], num_shown: int) -> int:
 def run_recommend(args: argparse.Namespace) -> int:
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
-        body["filter"] = _json(args.filter, f"--filter {args.filter}")
+        try:
+            body["filter"] = parse_json(args.filter)
+        except ValueError as error:
+            raise GlyphrecError(f"--filter {args.filter}: not JSON ({error})") from None
     with _connect(args) as client:
         answer = _ask(client, "POST", "/recommend", json=body)
         if args.json:
@@ -176,7 +187,7 @@ def run_recommend(args: argparse.Namespace) -> int:
 
 
 def find_items(source: Path) -> Path:
-    """The items file itself, or the one in a folder. Raises GlyphrecError."""
+    """The file of items: `source` itself, or the one in that folder. Raises GlyphrecError."""
     if not source.is_dir():
         return source
     for name in ("items.jsonl", "items.jsonl.gz"):
@@ -185,35 +196,8 @@ def find_items(source: Path) -> Path:
     raise GlyphrecError(f"{source}: has no items.jsonl or items.jsonl.gz")
 
 
-def read_items(path: Path) -> Iterator[Any]:
-    """One item per line, blank lines left out. Raises GlyphrecError with file and line."""
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json(line, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise GlyphrecError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise GlyphrecError(f"{path}: cannot be read ({error})") from error
-
-
-def _json(text: str, where: str) -> Any:
-    """The value. Raises GlyphrecError also for what Python reads but no request can carry."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # NaN, half a surrogate pair
-        return value
-    except (ValueError, RecursionError) as error:
-        raise GlyphrecError(f"{where}: not JSON ({error})") from None
-
-
 def _add_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the service (default %(default)s)")
+    parser.add_argument("--url", default=DEFAULT_URL, help="the service's address (default %(default)s)")
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
 
@@ -222,7 +206,7 @@ def _connect(args: argparse.Namespace) -> Iterator[httpx.Client]:
     headers = {"X-API-Key": args.key} if args.key else {}
     try:
         url = httpx.URL(args.url)
-        here = url.host in {"localhost", "127.0.0.1", "::1"}  # a proxy of this machine leads elsewhere
+        here = url.host in {"localhost", "127.0.0.1", "::1"}  # no proxy for this machine
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=not here) as client:
             yield client
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -232,7 +216,7 @@ def _connect(args: argparse.Namespace) -> Iterator[httpx.Client]:
 
 
 def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> Any:
-    """The answer's JSON. Waits where the service asks for it; raises GlyphrecError with its own words."""
+    """The answer's JSON. Waits if the service asks for it. Raises GlyphrecError with the service's words."""
     for _ in range(MAX_TRIES):
         response = client.request(method, path, **request)
         if response.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):

@@ -3,16 +3,22 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.commands.parsers import Subparsers, environment
+from service.errors import GlyphrecError
+
+if TYPE_CHECKING:  # what takes time to load is loaded where it is used
+    from service.core.sid import SidSpec
+    from service.store.fsck_report import FsckReport
 
 
 def add_fsck(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "fsck",
-        help="prove that a catalogue in Redis is whole, and mend it",
-        description="Checks a catalogue while it is served. Status: 0 whole, 1 something was wrong, "
-        "mended or not, 2 not checked.",
+        help="check that a catalog in Redis is consistent, and repair it",
+        description="Checks a catalog while it is served. Exit status: 0 nothing was wrong, 1 something was "
+        "wrong, repaired or not, 2 not checked.",
     )
     parser.add_argument("--redis-url", default=environment("REDIS_URL", "GLYPHREC_REDIS_URL"))
     parser.add_argument(
@@ -24,29 +30,67 @@ def add_fsck(subparsers: Subparsers) -> None:
         "--bundle",
         type=Path,
         default=environment("GLYPHREC_BUNDLE"),
-        help="whose tokenizer to check; default $GLYPHREC_BUNDLE",
+        help="the bundle whose tokenizer to check; default $GLYPHREC_BUNDLE",
     )
-    parser.add_argument("--tokenizer-id", help="without a bundle; default the one that is served")
+    parser.add_argument("--tokenizer-id", help="instead of a bundle; default the served tokenizer")
     parser.add_argument("--levels", help="without a bundle: how many codes each level has, as in 64,64,32")
     parser.add_argument(
-        "--repair", action="store_true", help="mend what follows from the rest; replicas follow"
+        "--repair", action="store_true", help="repair what the other data determine; replicas follow"
     )
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     parser.set_defaults(run=run_fsck)
 
 
 def run_fsck(args: argparse.Namespace) -> int:
-    """Check, or mend, and print what was found -> 0 where nothing was wrong, else 1."""
+    """Check, or repair, and print the findings. Returns 0 if nothing was wrong, else 1."""
     import asyncio
     import json
 
-    from service.store import fsck
+    from service.store.fsck_report import lines
 
-    logging.basicConfig(level=logging.CRITICAL)  # what is skipped stands in the report
-    report = asyncio.run(fsck.run(args))
+    logging.basicConfig(level=logging.CRITICAL)  # the report has the skipped values
+    report = asyncio.run(_check(args))
     if args.json:
         shown = {"is_clean": report.is_clean, "num_quarantined": report.num_quarantined, **vars(report)}
         print(json.dumps(shown | {"findings": [each._asdict() for each in report.findings]}))
     else:
-        print("\n".join(fsck.lines(report)))
+        print("\n".join(lines(report)))
     return 0 if report.is_clean else 1
+
+
+async def _check(args: argparse.Namespace) -> "FsckReport":
+    """Check what the command line names. Raises GlyphrecError where it does not say enough."""
+    from service.core.bundle import load_bundle
+    from service.store.client import connect_to_any
+    from service.store.fsck import check, served_tokenizer
+
+    if not args.redis_url:
+        raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
+    manifest = load_bundle(Path(args.bundle)).manifest if args.bundle and not args.levels else None
+    spec = manifest.sid if manifest else _spec(args.levels)
+    redis = await connect_to_any(args.redis_url)
+    try:
+        tokenizer_id = args.tokenizer_id or (manifest and manifest.tokenizer_id)
+        tokenizer_id = tokenizer_id or await served_tokenizer(redis, args.catalog)
+        if tokenizer_id is None:
+            raise GlyphrecError(f"The catalog {args.catalog!r} is served by no tokenizer. Give a --bundle.")
+        if manifest and tokenizer_id != manifest.tokenizer_id:
+            raise GlyphrecError(
+                f"The bundle has the tokenizer {manifest.tokenizer_id}, not {tokenizer_id}. Give --levels."
+            )
+        return await check(
+            redis, catalog=args.catalog, tokenizer_id=tokenizer_id, spec=spec, repair=args.repair
+        )
+    finally:
+        await redis.aclose()
+
+
+def _spec(levels: str | None) -> "SidSpec":
+    if levels is None:
+        raise GlyphrecError("Which codes are right? Give --bundle, or --levels as in 64,64,32.")
+    from service.core.sid import SidSpec
+
+    try:
+        return SidSpec(levels=tuple(int(each) for each in levels.split(",")))
+    except ValueError as error:
+        raise GlyphrecError(f"--levels {levels!r}: not understood. Give them as in 64,64,32.") from error

@@ -17,6 +17,6 @@ def add_key(subparsers: Subparsers) -> None:
 
 
 def run_key(_args: argparse.Namespace) -> None:
-    """Print two lines. Nothing keeps the key."""
+    """Print the key and its hash. The key is not stored anywhere."""
     key = new_key()
     print(f"key:  {key}\nhash: {hash_of(key)}")

@@ -1,4 +1,4 @@
-"""What the parsers of all commands share."""
+"""Shared by the parsers of all commands."""
 
 import os
 from typing import Any
@@ -10,5 +10,5 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 
 
 def environment(*names: str) -> str | None:
-    """The value of the first of these environment variables that is set and not empty."""
+    """The first of these environment variables that is set and not empty, or None."""
     return next((os.environ[name] for name in names if os.environ.get(name)), None)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from service.commands.parsers import EXIT_FAILURE, Subparsers
 
-# A graph that is done waits until the event loop lets go of the interpreter: 5 ms as Python has it, longer
-# than a batch takes, so that two cores did the work of one.
+# A finished graph waits until the event loop releases the interpreter. Python's default of 5 ms is longer
+# than a batch takes, so two cores did the work of one.
 SWITCH_INTERVAL_S = 0.0005
 
 
@@ -16,18 +16,20 @@ def add_serve(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve a bundle over HTTP",
-        description="Every other setting is an environment variable, see service/settings.py.",
+        description="All other settings are environment variables; see service/settings.py.",
     )
-    parser.add_argument("--bundle", type=Path, help="folder that `glyphrec export --out` wrote")
+    parser.add_argument("--bundle", type=Path, help="the folder that `glyphrec export --out` wrote")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="TCP port (default 8000)")
     parser.add_argument("--redis-url", help="default $REDIS_URL, else a server of its own under --data-dir")
-    parser.add_argument("--data-dir", type=Path, help="where that keeps its files (default .glyphrec/redis)")
+    parser.add_argument(
+        "--data-dir", type=Path, help="where that server keeps its files (default .glyphrec/redis)"
+    )
     parser.set_defaults(run=run_serve)
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """One process, one event loop, until SIGINT or SIGTERM; requests in flight are answered first."""
+    """Serve with one process and one event loop until SIGINT or SIGTERM. Requests in flight are answered."""
     from service.app import create_app
     from service.server import http_server
     from service.settings import load_settings
@@ -38,9 +40,9 @@ def run_serve(args: argparse.Namespace) -> int:
         bundle=args.bundle, host=args.host, port=args.port, redis_url=args.redis_url, data_dir=args.data_dir
     )
     configure_logs(settings.log_format, settings.log_level)
-    # uvicorn hands the signal on when it is done; the embedded server must still be stopped then.
+    # uvicorn raises the signal again when it is done; then we must still stop the embedded server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # Before the event loop: what is wrong with this machine is one line then, not a failed start of uvicorn.
+    # Before the event loop starts, so that a problem is one line and not a failed start of uvicorn.
     with redis_url_or_server(settings.redis_url, settings.data_dir) as redis_url:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         app = create_app(settings.model_copy(update={"redis_url": redis_url}))

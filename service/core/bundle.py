@@ -1,17 +1,17 @@
-"""The manifest of a bundle: what an export promises and the service checks.
+"""The manifest of a bundle: the promises of an export, which the service checks.
 
-A bundle is a folder, written once and never edited. `load_bundle` verifies every file before anything is
-served.
+A bundle is a folder that is written once and never edited. `load_bundle` verifies every file before any
+of them is used.
 """
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
+from service.core.json_lines import parse_json
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
@@ -22,7 +22,7 @@ TOKENIZER = "tokenizer.onnx"
 RECOMMENDER = "recommender.onnx"
 ITEMS = "items.jsonl.gz"
 
-# What a manifest may ask for at most, so that a damaged one asks for no memory that nobody has.
+# Upper limits, so that a damaged manifest cannot ask for more memory than there is.
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_HISTORY_LENGTH = 10_000
 MAX_BEAM_LIMIT = 100_000
@@ -36,7 +36,7 @@ class FileRecord(Frozen):
 
 
 class RenderSpec(Frozen):
-    """How an item's text becomes strips of pixels; only service/core/render.py reads it."""
+    """How an item's text becomes strips of pixels. Only service/core/render.py uses it."""
 
     height_px: int = Field(default=16, ge=8, le=4096, description="of a strip, with all of its lines")
     width_px: int = Field(default=216, ge=32, le=2048)
@@ -66,7 +66,7 @@ class RenderSpec(Frozen):
 
 
 class Manifest(Frozen):
-    """manifest.json. Everything the service needs to know before it opens a graph."""
+    """manifest.json: everything the service needs to know before it opens a graph."""
 
     format_version: Literal[2]
     export_key: str = Field(description="equal for equal data, configuration and versions of the stages")
@@ -161,23 +161,19 @@ def _read_json(path: Path) -> Any:
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
-            raise ContractMismatch(f"{path}: over {MAX_MANIFEST_BYTES} bytes, so it is none. Export again.")
-        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
+            raise ContractMismatch(f"{path}: too large, over {MAX_MANIFEST_BYTES} bytes. Export again.")
+        return parse_json(content.decode("utf-8"))
     except OSError as error:
         raise ContractMismatch(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number there")
 
 
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a NUL, a loop of links: nothing there has that name
+    except (OSError, ValueError, RuntimeError):  # a NUL or a loop of links: no file has that name
         inside = False
     if not inside:
         raise ContractMismatch(f"{folder / MANIFEST}: {name!r} lies outside the bundle. Export again.")

@@ -1,6 +1,6 @@
-"""What a request may ask of its items, and what of an item it can ask about. Pure.
+"""Filters: the conditions that a request may set, and the attributes of an item that they read. Pure.
 
-`Filter.passes` is the meaning of a filter, item by item; views.py gives the same answer for all at once.
+`Filter.passes` defines a filter's meaning for one item; views.py gives the same answer for all items at once.
 """
 
 import math
@@ -15,15 +15,15 @@ FieldKind = Literal["text", "number", "boolean"]
 Value = str | float | bool
 
 KINDS: tuple[FieldKind, ...] = get_args(FieldKind)
-RESERVED = ("item_id", "categories", "available")  # every filter has these in a place of their own
+RESERVED = ("item_id", "categories", "available")  # every filter has conditions of its own for these
 
 
 class Attributes(NamedTuple):
-    """All that filters know of an item."""
+    """Everything that filters know about an item."""
 
-    categories: tuple[str, ...]  # as posted, without repeats; the first is the one that diversity counts
+    categories: tuple[str, ...]  # as posted, without repeats; diversity counts the first
     available: bool
-    values: Mapping[str, Value]  # of declared fields that the item has
+    values: Mapping[str, Value]  # of the declared fields that the item has
 
 
 NO_ATTRIBUTES = Attributes((), True, MappingProxyType({}))
@@ -32,7 +32,7 @@ NO_ATTRIBUTES = Attributes((), True, MappingProxyType({}))
 @dataclass(frozen=True)
 class Equals:
     value: Value
-    kind: FieldKind = field(init=False)  # or true would equal 1
+    kind: FieldKind = field(init=False)  # without it, true would equal 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", kind_of(self.value))
@@ -45,7 +45,7 @@ class Equals:
 
 @dataclass(frozen=True)
 class Range:
-    """A number within all bounds that are given."""
+    """A number within all given bounds."""
 
     gte: float | None = None
     gt: float | None = None
@@ -76,14 +76,14 @@ Condition = Equals | Range
 
 @dataclass(frozen=True)
 class Filter:
-    """An item passes where all of this holds. Filters that ask the same in another order are equal."""
+    """An item passes if all conditions hold. Filters with the same conditions in another order are equal."""
 
-    categories_any: frozenset[str] = frozenset()  # has one of them; empty asks nothing, as in the next two
+    categories_any: frozenset[str] = frozenset()  # has at least one; empty: no condition, also below
     categories_all: frozenset[str] = frozenset()
     categories_none: frozenset[str] = frozenset()
     attributes: tuple[tuple[str, Condition], ...] = ()  # an item without the field does not pass
     available: bool | None = None
-    item_ids: frozenset[str] | None = None  # the only ones that pass; empty lets nothing pass
+    item_ids: frozenset[str] | None = None  # only these pass; an empty set lets no item pass
 
     def __post_init__(self) -> None:
         in_order = sorted(set(self.attributes), key=repr)
@@ -91,7 +91,7 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything passes."""
+        """Whether every item passes."""
         return self == _EMPTY
 
     def passes(self, item_id: str, attributes: Attributes) -> bool:
@@ -139,10 +139,10 @@ class DeclaredFields:
         return ",".join(f"{name}:{kind}" for name, kind in sorted(self.kinds.items()))
 
     def attributes_of(self, item: Mapping[str, Any]) -> Attributes:
-        """What filters know of an item as it was posted.
+        """The attributes of an item as it was posted.
 
-        `categories` is a text or a list of texts, nested or not. `available` counts as true unless it is
-        false. A number may be spelled as text ("149.99"). Values of another kind count as absent.
+        `categories` is a text or a list of texts, nested or not. `available` is true unless it is false. A
+        number may be given as text ("149.99"). A value of another kind counts as absent.
         """
         values = {}
         for name, kind in self.kinds.items():
@@ -153,7 +153,7 @@ class DeclaredFields:
         return Attributes(categories, item.get("available") is not False, values)
 
     def check(self, asked: Filter) -> None:
-        """Raise UnknownFilterField or InvalidFilter where the filter asks what no item can answer."""
+        """Raise UnknownFilterField or InvalidFilter if a condition cannot be decided for any item."""
         for name, condition in asked.attributes:
             kind = self.kinds.get(name)
             if kind is None:
@@ -193,7 +193,7 @@ def _read(kind: FieldKind, raw: object) -> Value | None:
 def _number(raw: object) -> float | None:
     if isinstance(raw, bool) or not isinstance(raw, int | float | str):
         return None
-    if isinstance(raw, str) and "_" in raw:  # which Python would read over
+    if isinstance(raw, str) and "_" in raw:  # Python would ignore it
         return None
     try:
         number = _as_float(raw)

@@ -1,13 +1,13 @@
-"""What goes into the two graphs of a bundle and what comes out: names, types and shapes of their tensors."""
+"""The inputs and outputs of a bundle's two graphs: names, types and shapes of their tensors."""
 
 from service.core.sid import Frozen, SidSpec
 
-FILLER = -1e8  # a beam scored below this stands for nothing: fewer live prefixes than beams
-PADDING = -1  # a history position that holds no item has this in every level
+FILLER_SCORE = -1e8  # a beam below this is a filler: there are fewer live prefixes than beams
+PADDING = -1  # every level of a history position without an item
 
 
 class TensorSpec(Frozen):
-    """One tensor of a graph. A dimension is a number, or a name where it may vary between runs."""
+    """One tensor of a graph. A dimension is a number, or a name if it may vary between runs."""
 
     name: str
     dtype: str
@@ -22,8 +22,8 @@ class GraphSpec(Frozen):
 def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) -> GraphSpec:
     """The tokenizer's tensors.
 
-    Items have different numbers of strips, so strips of a batch lie one after another and `first_strip`
-    [item] says where each item's begin, ascending from 0 (the layout of torch.nn.EmbeddingBag's offsets).
+    Items have different numbers of strips, so the strips of a batch follow one another. `first_strip` [item]
+    is the index of each item's first strip, ascending from 0 (as the offsets of torch.nn.EmbeddingBag).
     """
     return GraphSpec(
         inputs=(
@@ -40,8 +40,8 @@ def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) 
 def recommender_graph(spec: SidSpec) -> GraphSpec:
     """The recommender's tensors.
 
-    `history` holds codes, oldest first, with PADDING on the left. `beams_l` carries nothing but its length,
-    the number of prefixes that survive level l; they are inputs so that a request can widen its search.
+    `history` holds codes, oldest first, with PADDING on the left. Only the length of `beams_l` matters: the
+    number of prefixes that survive level l. These are inputs so that a request can widen its search.
     """
     beams = tuple(
         TensorSpec(name=f"beams_{level}", dtype="int64", shape=(f"beam_{level}",))
@@ -63,7 +63,7 @@ def recommender_graph(spec: SidSpec) -> GraphSpec:
 
 
 def trie_tables(spec: SidSpec) -> tuple[TensorSpec, ...]:
-    """The tables of trie.SidTrie: `live_l` has one bit for each code of level l after each parent prefix."""
+    """The tables of trie.SidTrie: `live_l` has a bit for each code of level l after each parent prefix."""
     rows: list[int | str] = [*spec.num_parents]
     index: tuple[TensorSpec, ...] = ()
     if spec.is_paged:
@@ -77,7 +77,7 @@ def trie_tables(spec: SidSpec) -> tuple[TensorSpec, ...]:
 
 
 def beam_widths(spec: SidSpec, num_beams: int) -> tuple[int, ...]:
-    """How many prefixes a search of `num_beams` keeps after each level: never more than there can be."""
+    """How many prefixes a search with `num_beams` keeps after each level: at most as many as there can be."""
     widths: list[int] = []
     for num_codes in spec.levels:
         widths.append(min(num_beams, (widths[-1] if widths else 1) * num_codes))

@@ -1,4 +1,4 @@
-"""What an item may be: an id, and fields that hold any JSON within limits. Pure."""
+"""The rules for an item: an id, and fields with any JSON values within limits. Pure."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from service.core.render import MAX_DEPTH
 from service.errors import InvalidItem
 
-Item = dict[str, Any]  # as it is stored: item_id and fields, none of them null
+Item = dict[str, Any]  # as it is stored: item_id and fields without nulls
 
 MAX_ID_CHARS = 256
 MAX_FIELDS = 100
@@ -20,7 +20,7 @@ _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categori
 
 
 def check_item(raw: object, max_chars: int) -> Item:
-    """The item as it will be stored, without its null fields. Raises InvalidItem with the field at fault."""
+    """The item as it will be stored, without null fields. Raises InvalidItem with the field at fault."""
     if not isinstance(raw, dict):
         raise InvalidItem("item", f"must be an object with an item_id, not {_kind(raw)}")
     item_id = check_item_id(raw.get("item_id"))
@@ -40,7 +40,7 @@ def check_item(raw: object, max_chars: int) -> Item:
 
 
 def check_item_id(item_id: object) -> str:
-    """The id itself. Raises InvalidItem where it is none."""
+    """The id itself. Raises InvalidItem if it is not a valid id."""
     if item_id is None:
         raise InvalidItem("item_id", "is missing")
     if not isinstance(item_id, str):
@@ -55,7 +55,7 @@ def check_item_id(item_id: object) -> str:
 
 
 def merge(item: Mapping[str, Any], changes: Mapping[str, Any]) -> Item:
-    """`item` with some fields replaced, and without those that are null in `changes`."""
+    """`item` with the fields of `changes` replaced, and without those that are null there."""
     return {name: value for name, value in {**item, **changes}.items() if value is not None}
 
 

@@ -1,7 +1,7 @@
-"""API keys: how a setting spells them, and how they are hashed and made. Pure.
+"""API keys: how a setting holds them, how they are hashed, how new ones are made. Pure.
 
-A setting may hold `sha256:` and the hash instead of the key, so that nobody who reads the environment can
-use it. No salt and no slow hash: a key of `new_key` has 256 random bits, which nobody guesses.
+A setting may hold `sha256:` and the hash instead of the key. Then a person who reads the environment cannot
+use the key. There is no salt and no slow hash, because a key from `new_key` has 256 random bits.
 """
 
 import hmac
@@ -17,7 +17,7 @@ _HASH = re.compile(HASHED + r"[0-9a-f]{64}")
 
 
 def new_key() -> str:
-    """43 characters that fit into a header, an URL and a shell."""
+    """A random key of 43 characters that are safe in a header, a URL and a shell."""
     return secrets.token_urlsafe(32)
 
 
@@ -26,21 +26,21 @@ def hash_of(key: str) -> str:
     return HASHED + sha256(key.encode()).hexdigest()
 
 
-def hashed(spelt: str) -> str:
-    """The hash of a key that a setting holds plain or hashed. Raises ValueError, without the key in it."""
-    if spelt.startswith(HASHED):
-        if not _HASH.fullmatch(spelt):
+def hashed(given_key: str) -> str:
+    """The hash of a key that a setting holds plain or hashed. A ValueError does not show the key."""
+    if given_key.startswith(HASHED):
+        if not _HASH.fullmatch(given_key):
             raise ValueError(f"a hashed key is {HASHED} and 64 hexadecimal digits; `glyphrec key` prints one")
-        return spelt
-    if len(spelt) < MIN_KEY_LENGTH:
+        return given_key
+    if len(given_key) < MIN_KEY_LENGTH:
         raise ValueError(f"a key needs {MIN_KEY_LENGTH} characters or more, or it can be guessed")
-    if not (spelt.isascii() and spelt.isprintable() and " " not in spelt):
+    if not (given_key.isascii() and given_key.isprintable() and " " not in given_key):
         raise ValueError("a key must be printable ASCII without spaces, as it travels in a header")
-    return hash_of(spelt)
+    return hash_of(given_key)
 
 
 def holds(hashes: Iterable[str], key: str) -> bool:
-    """Whether one of `hashes` is the key's. Compares all of them: the time tells nothing about which."""
+    """Whether `hashes` has the key's hash. It compares all of them, so the time tells nothing."""
     given, found = hash_of(key), False
     for each in hashes:
         found |= hmac.compare_digest(each, given)

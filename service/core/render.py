@@ -1,10 +1,10 @@
-"""An item's text becomes strips of pixels: lines of squeezed letters, black on white, all of one size.
+"""Draws an item's text as strips of pixels: lines of squeezed letters, black on white, all of one size.
 
 A strip is one line, or a page of several lines for encoders that read pages.
 
-Pure: the same text and recipe give the same bytes, in training and in serving. Pillow's basic layout is used
-although it neither shapes nor reorders scripts, because it behaves the same in every Pillow build;
-right-to-left text is therefore drawn in logical order.
+Pure: the same text and recipe give the same bytes, in training and in serving. Pillow's basic layout neither
+shapes nor reorders scripts, but it behaves the same in every Pillow build. Right-to-left text is therefore
+drawn in logical order.
 """
 
 import hashlib
@@ -28,28 +28,28 @@ VERSION = 1  # of what comes out; raised with it, see model_export/pipeline/vers
 FONTS = Path(__file__).parent / "fonts"
 
 WHITE = 255
-# Letters are drawn this much larger and averaged down, once for each of PHASES places between two pixels.
+# Letters are drawn this much larger and averaged down, once for each of PHASES offsets between two pixels.
 SUPERSAMPLE = 4
-# Of a strip's height. The rest keeps accents and descenders inside the strip.
+# A share of the line's height. The rest keeps accents and descenders inside the line.
 FONT_SIZE = 0.78
 PHASES = 4
 MARGIN_PX = 2
-# Combining marks have no width of their own; a line of them ends here.
+# Combining marks have no width, so a line of them must end somewhere.
 MAX_LETTERS_PER_LINE = 1000
-# A nested value deeper than this is not text that anybody reads.
+# No text is nested deeper than this.
 MAX_DEPTH = 8
 
 
 class Rendered(NamedTuple):
     strips: NDArray[np.uint8]  # [strip, height, width], at least one strip
-    truncated: bool  # the text did not fit into max_strips
-    missing: str  # distinct characters the font lacks, drawn as [code point in hex]
+    truncated: bool  # whether the text did not fit into max_strips
+    missing: str  # distinct characters that the font lacks; drawn as [code point in hex]
 
 
 def item_text(item: Mapping[str, Any], spec: RenderSpec) -> str:
-    """The one line of text that stands for an item: its fields in the recipe's order, then drawn and hashed.
+    """The line of text that stands for an item: its fields in the recipe's order. It is drawn and hashed.
 
-    Fields that are empty or absent leave nothing behind; `item_id` is a name, not content.
+    Empty and absent fields leave no trace. `item_id` is a name, not content.
     """
     others = sorted(item.keys() - set(spec.fields) - {"item_id"})
     parts: list[str] = []
@@ -62,7 +62,7 @@ def item_text(item: Mapping[str, Any], spec: RenderSpec) -> str:
 
 
 def content_hash(text: str) -> str:
-    """32 hex characters. Items of one text have one hash and, for one tokenizer, one set of codes."""
+    """32 hex characters. Items with the same text have the same hash and, for one tokenizer, equal codes."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -74,13 +74,13 @@ def render_text(text: str, spec: RenderSpec) -> Rendered:
     kept = [line for _, line in zip(range(spec.max_strips * spec.lines_per_strip), lines, strict=False)]
     truncated = next(lines, None) is not None
     num_strips = max(1, math.ceil(len(kept) / spec.lines_per_strip))
-    kept += [""] * (num_strips * spec.lines_per_strip - len(kept))  # the rest of the last page
+    kept += [""] * (num_strips * spec.lines_per_strip - len(kept))  # fill the last page
     drawn = np.stack([face.draw(line) for line in kept])  # [line, line height, width]
     return Rendered(drawn.reshape(num_strips, spec.height_px, spec.width_px), truncated, missing)
 
 
 def font_sha256(spec: RenderSpec) -> str:
-    """What an export writes into the recipe, so that a service with another font file refuses it."""
+    """The font's hash for the recipe, so that a service with another font file refuses the bundle."""
     return sha256_of(_font_path(spec.font))
 
 
@@ -91,7 +91,7 @@ def _named(names: Iterable[str], values: Mapping[str, Any], depth: int = 0) -> l
 
 
 def _value_text(name: str, value: Any, depth: int = 0) -> str:
-    """A JSON value in words. `categories` is a path, other lists are enumerations."""
+    """A JSON value as text. `categories` is a path; other lists are enumerations."""
     if depth > MAX_DEPTH:
         return ""
     if isinstance(value, Mapping):
@@ -110,7 +110,7 @@ def _value_text(name: str, value: Any, depth: int = 0) -> str:
 
 
 def _clean(text: str) -> str:
-    """Composed (NFC); one space where white space or control characters stood, nothing for unseen ones."""
+    """Composed text (NFC). White space and control characters become one space, invisible ones nothing."""
     if text.isascii() and text.isprintable():
         return " ".join(text.split())
     return " ".join("".join(map(_visible, unicodedata.normalize("NFC", text))).split())
@@ -122,13 +122,13 @@ def _visible(character: str) -> str:
             return " "
         case "Cf":  # joiners, soft hyphens, direction marks
             return ""
-        case "Cs":  # half of a pair: no text encoding takes it
+        case "Cs":  # half of a surrogate pair, which no text encoding accepts
             return "\N{REPLACEMENT CHARACTER}"
     return character
 
 
 class _Face:
-    """One font at one recipe's size. Letters are kept as small pictures; a line is their sum."""
+    """One font at the size of one recipe. Letters are cached as small pictures; a line is their sum."""
 
     def __init__(self, path: Path, height_px: int, width_px: int, squeeze: float) -> None:
         size = height_px * FONT_SIZE * SUPERSAMPLE
@@ -144,7 +144,7 @@ class _Face:
         self.room = width_px - 2.0 * MARGIN_PX
 
     def spell(self, text: str) -> tuple[str, str]:
-        """`text` with what the font lacks written as [code point], and what that was."""
+        """`text` with characters that the font lacks as [code point], and these characters."""
         if text.isascii():
             return text, ""
         missing = sorted({character for character in text if ord(character) not in self._has})
@@ -154,7 +154,7 @@ class _Face:
         return text.translate(written), "".join(missing)
 
     def advance(self, character: str) -> float:
-        """Pixels from this letter's origin to the next one's. Kerning is left out."""
+        """Pixels from this letter's origin to the next letter's, without kerning."""
         found = self._advances.get(character)
         if found is None:
             found = self._advances[character] = self._font.getlength(character) * self._scale
@@ -164,7 +164,7 @@ class _Face:
         return sum(map(self.advance, word))
 
     def draw(self, line: str) -> NDArray[np.uint8]:
-        # Letters may reach beyond their place: keep a border on both sides and cut it off.
+        # Letters may extend beyond the line: draw with a border on both sides and cut it off.
         ink = np.zeros((self._height, self._height + 2 * self._width), dtype=np.uint16)
         x = float(MARGIN_PX + self._height)
         for character in line:
@@ -199,7 +199,7 @@ class _Letter(NamedTuple):
 
 
 def _wrap(text: str, face: _Face) -> Iterator[str]:
-    """Lines that fit, broken at words; only a word wider than a line is broken inside."""
+    """Lines that fit, broken between words. Only a word that is wider than a line is broken inside."""
     space = face.advance(" ")
     line: list[str] = []
     used = 0.0
@@ -214,7 +214,7 @@ def _wrap(text: str, face: _Face) -> Iterator[str]:
 
 
 def _words(text: str, face: _Face) -> Iterator[tuple[str, float]]:
-    """Each word and its width in pixels, one at a time, so that a text costs what is drawn of it."""
+    """Each word and its width in pixels. Lazy, so that the cost is that of the part that is drawn."""
     for match in re.finditer("[^ ]+", text):
         word = match.group()
         start, used = 0, 0.0
@@ -232,7 +232,7 @@ def _face(spec: RenderSpec) -> _Face:
     if spec.font_sha256 and spec.font_sha256 != (found := _cached_sha256(path)):
         raise ContractMismatch(
             f"{path}: sha256 is {found[:12]}, the bundle's recipe says {spec.font_sha256[:12]}. "
-            "Pixels would differ from those it was trained on: install the release that exported it."
+            "The pixels would differ from those in training. Install the release that exported the bundle."
         )
     return _cached_face(path, spec.line_px, spec.width_px, spec.squeeze)
 

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-# A slot travels as two bytes beside the codes, and none is left unused as a mark.
+# Redis holds a slot as two bytes beside the codes. The largest number is not used as a slot.
 NUM_SLOTS = 65_535
-# Codes travel as two bytes each in Redis' sorted set.
+# Redis' sorted set holds each code as two bytes.
 MAX_CODES_PER_LEVEL = 65_536
-# Above this the rows of the deepest level are pages, given out on demand (trie.SidTrie).
+# Above this size the rows of the deepest level are pages, allocated on demand (trie.SidTrie).
 MAX_DENSE_BYTES = 2**26
-# The index of the pages has 4 bytes for each parent prefix of the deepest level: 256 MiB at this.
+# The index of the pages has 4 bytes for each parent prefix of the deepest level: at most 256 MiB.
 MAX_PARENTS = 2**26
 
 
@@ -21,7 +21,7 @@ Codes = tuple[int, ...]
 
 
 class Sid(NamedTuple):
-    """A Semantic ID: codes carry meaning, the slot only tells items with the same codes apart."""
+    """A Semantic ID: the codes carry meaning, the slot only distinguishes items with the same codes."""
 
     codes: Codes
     slot: int
@@ -31,7 +31,7 @@ class Sid(NamedTuple):
 
 
 class Frozen(BaseModel):
-    """Made once and never changed; an unknown field is an error."""
+    """An immutable model; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +41,7 @@ class SidSpec(Frozen):
 
     levels: tuple[int, ...] = Field(min_length=1, max_length=8)
     paged: bool | None = Field(
-        default=None, description="whether the trie's deepest level is paged; null: where it is too large"
+        default=None, description="whether the trie's deepest level is paged; null: if it is large"
     )
 
     @field_validator("levels")
@@ -82,7 +82,7 @@ class SidSpec(Frozen):
         return self.num_parents[-1] * self.row_bytes[-1] > MAX_DENSE_BYTES
 
     def check(self, codes: Codes) -> None:
-        """Raise ValueError unless `codes` has one code of each level, each within its level."""
+        """Raise ValueError unless `codes` has one code for each level, within that level."""
         fits = len(codes) == self.num_levels and all(
             0 <= c < k for c, k in zip(codes, self.levels, strict=True)
         )
@@ -98,7 +98,7 @@ class SidSpec(Frozen):
         return tuple(found)
 
     def prefixes_of(self, codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], ...]:
-        """`prefixes` of many at once: codes [item, level] -> for each level the prefixes [item]."""
+        """`prefixes` of many items at once: codes [item, level] -> for each level the prefixes [item]."""
         prefix = np.zeros(len(codes), dtype=np.int64)
         found = []
         for level, num_codes in enumerate(self.levels):
@@ -107,7 +107,7 @@ class SidSpec(Frozen):
         return tuple(found)
 
     def codes_of(self, prefix: int) -> Codes:
-        """The codes whose full prefix is `prefix`; the inverse of `prefixes(codes)[-1]`."""
+        """The codes with the full prefix `prefix`; the inverse of `prefixes(codes)[-1]`."""
         codes = []
         for num_codes in reversed(self.levels):
             prefix, code = divmod(prefix, num_codes)

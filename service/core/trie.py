@@ -1,7 +1,7 @@
 """The SID trie: one row of bits for every prefix, one bit for every code that may follow it.
 
-A prefix read as an integer is its own trie state and the number of its row, so there are no nodes, no
-children and no rebuild: an edit flips at most one bit a level, and the children of a prefix are one short
+A prefix read as an integer is its own trie state and the number of its row. So there are no nodes, no
+pointers and no rebuild. An edit flips at most one bit per level, and the children of a prefix are one short
 contiguous row, as short for ten million items as for ten.
 """
 
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from service.core.sid import NUM_SLOTS, Codes, SidSpec
 
-Tables = tuple[NDArray[Any], ...]  # what the recommender graph takes; graphs.trie_tables names them
+Tables = tuple[NDArray[Any], ...]  # inputs of the recommender graph, named by graphs.trie_tables
 
-# What the graph sees of the paged level grows in steps, so that its shape changes rarely.
+# The graph sees the paged level in steps of this many pages, so that its shape changes rarely.
 PAGES_PER_STEP = 4096
-BYTES_PER_SHARED_CODE = 128  # of a dictionary's entry, for num_bytes
+BYTES_PER_SHARED_CODE = 128  # the size of a dictionary entry, for num_bytes
 ROWS_AT_ONCE = 256
 
 
 class SidTrie:
-    """Which codes of `spec` have living items, and how many each.
+    """Knows which codes of `spec` have items, and how many each.
 
-    Level l holds bits [parent prefix, code] in whole bytes, the lowest bit first. Where the rows of the
-    deepest level would take more memory than a catalogue deserves, they are pages, given out as parents live:
-    `page_of` [parent prefix] says which, page 0 is nobody's and stays empty. Address space for all pages is
-    reserved at once and costs memory only where it is used, so growth never copies anything.
+    Level l holds bits [parent prefix, code] in whole bytes, lowest bit first. If the rows of the deepest
+    level would take too much memory, they are pages, allocated for parents that have items: `page_of` [parent
+    prefix] is the page's number, and page 0 belongs to no parent and stays empty. Address space for all pages
+    is reserved at once and costs memory only where it is used, so growth never copies anything.
 
-    Edits and searches take turns (Catalog.turns); the tables are the live arrays, never a copy.
+    Edits and searches exclude each other (Catalog.lock); the tables are the live arrays, never a copy.
     """
 
     def __init__(self, spec: SidSpec) -> None:
@@ -44,14 +44,14 @@ class SidTrie:
             np.zeros((count, width), dtype=np.uint8)
             for count, width in zip(rows, spec.row_bytes, strict=True)
         )
-        self._num_pages = 1  # ever given out, with the empty one
+        self._num_pages = 1  # allocated so far, with the empty one
         self._free_pages: list[int] = []
         self._shared: dict[int, int] = {}  # full prefix -> items there beyond the first
         self._num_items = 0
 
     @classmethod
     def from_codes(cls, spec: SidSpec, codes: NDArray[np.integer[Any]]) -> "SidTrie":
-        """Build from codes [item, level] at once. Raises ValueError where a code has over NUM_SLOTS items."""
+        """Build from codes [item, level]. Raises ValueError if some codes have more than NUM_SLOTS items."""
         return cls.from_prefixes(spec, spec.prefixes_of(codes)[-1])
 
     @classmethod
@@ -68,7 +68,7 @@ class SidTrie:
             parent, code = np.divmod(living, spec.levels[level])
             living = parent[np.concatenate([[True], parent[1:] != parent[:-1]])] if parent.size else parent
             row = trie._take_pages(parent, living) if level == spec.num_levels - 1 else parent
-            # Each bit occurs once, so a sum of bits is their union.
+            # Each bit occurs once, so the sum of bits is their union.
             np.add.at(
                 trie._bits[level].reshape(-1),
                 row * spec.row_bytes[level] + (code >> 3),
@@ -86,11 +86,11 @@ class SidTrie:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tables and of the counts beside them."""
+        """Memory of the tables and of the counts."""
         return sum(table.nbytes for table in self.tables) + BYTES_PER_SHARED_CODE * len(self._shared)
 
     def insert(self, codes: Codes) -> None:
-        """Add one item. O(levels). Raises OverflowError where the code is full."""
+        """Add one item. O(levels). Raises OverflowError if the codes are full."""
         self.spec.check(codes)
         prefixes = self.spec.prefixes(codes)
         leaf = prefixes[-1]
@@ -103,12 +103,12 @@ class SidTrie:
             for level in reversed(range(self.spec.num_levels)):
                 row, byte, bit = self._place(level, prefixes[level])
                 if row[byte] & bit:
-                    break  # so its parents live already
+                    break  # its parents are set already
                 row[byte] |= bit
         self._num_items += 1
 
     def delete(self, codes: Codes) -> None:
-        """Take one item away. O(levels). Raises KeyError where none lives there."""
+        """Remove one item. O(levels). Raises KeyError if these codes have none."""
         self.spec.check(codes)
         prefixes = self.spec.prefixes(codes)
         leaf = prefixes[-1]
@@ -125,12 +125,12 @@ class SidTrie:
             row[byte] ^= bit
             parent = prefixes[level] // self.spec.levels[level]
             if self._row(level, parent).any():
-                break  # so its parents live on
+                break  # its parents stay set
             if level == self.spec.num_levels - 1:
                 self._release_page(parent)
 
     def count(self, codes: Codes) -> int:
-        """How many items live at these full codes."""
+        """How many items have these codes."""
         self.spec.check(codes)
         leaf = self.spec.prefixes(codes)[-1]
         return 1 + self._shared.get(leaf, 0) if self._is_set(-1, leaf) else 0
@@ -144,24 +144,24 @@ class SidTrie:
         return len(self._shared)
 
     def num_used_codes(self) -> tuple[int, ...]:
-        """For each level how many of its codes lead to a living item. Reads every table once."""
+        """For each level, how many of its codes lead to an item. Reads every table once."""
         last = self._bits[-1] if self._page_of is None else self._bits[-1][: self._num_pages]
         return tuple(_num_set(_union(rows)) for rows in (*self._bits[:-1], last))
 
     def children(self, level: int, parent: int) -> NDArray[np.int64]:
-        """The living codes of `level` after a parent prefix, ascending."""
+        """The codes of `level` that have items after a parent prefix, ascending."""
         bits = np.unpackbits(self._row(level, parent), count=self.spec.levels[level], bitorder="little")
         return np.flatnonzero(bits)
 
     def living(self, codes: Codes = ()) -> Iterator[int]:
-        """Full prefixes of the living codes that begin with `codes`, in trie order; lazy."""
+        """Full prefixes that begin with `codes` and have items, in trie order. Lazy."""
         prefix = 0
         for level, code in enumerate(codes):
             prefix = prefix * self.spec.levels[level] + code
         return self._living(prefix, len(codes))
 
     def digest(self) -> str:
-        """Equal for equal contents, whatever the order of edits: what two replicas compare."""
+        """Equal for equal contents, whatever the order of edits. Two replicas compare it."""
         hasher = hashlib.sha256()
         if self._page_of is None:
             hasher.update(self._bits[-1].tobytes())
@@ -191,7 +191,7 @@ class SidTrie:
         return bits
 
     def _place(self, level: int, prefix: int) -> tuple[NDArray[np.uint8], int, int]:
-        """The row of a prefix's bit, the byte in it, and the bit in that."""
+        """The row of a prefix's bit, the byte in the row, and the bit in the byte."""
         parent, code = divmod(prefix, self.spec.levels[level])
         return self._row(level, parent), code >> 3, 1 << (code & 7)
 
@@ -214,7 +214,7 @@ class SidTrie:
             self._page_of[parent] = 0
 
     def _take_pages(self, parent: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Give each of `parents`, the set of `parent`, a page -> the row of each of `parent`."""
+        """Allocate a page for each of `parents`, the set of `parent`. Returns the row of each of `parent`."""
         if self._page_of is None:
             return parent
         self._page_of[parents] = np.arange(1, len(parents) + 1)
@@ -223,7 +223,7 @@ class SidTrie:
 
 
 def _union(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[row, byte] -> the bits that are set in any row [byte]; many at once, as short ones take longer."""
+    """[row, byte] -> the bits that are set in any row [byte]. It joins many rows at once, which is faster."""
     count, width = rows.shape
     whole = count - count % ROWS_AT_ONCE
     wide = np.bitwise_or.reduce(rows[:whole].reshape(-1, ROWS_AT_ONCE * width), axis=0)

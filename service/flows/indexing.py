@@ -1,7 +1,7 @@
-"""The POST /items flow, in order: check -> hash -> held? -> render -> tokenise -> store -> follow the log.
+"""The POST /items flow, in order: check -> hash -> known? -> render -> tokenize -> store -> follow the log.
 
-Each item has an outcome of its own, and a bad one harms no other. Only new content is drawn and read.
-An id that comes twice in one request is stored as it comes last, and both places report that outcome.
+Each item has its own outcome, and a bad item does not affect the others. Only new content is drawn and read.
+If an id occurs twice in one request, its last item is stored, and both positions report that outcome.
 """
 
 import asyncio
@@ -39,16 +39,16 @@ log = logging.getLogger(__name__)
 Strips = NDArray[np.uint8]  # [strip, height, width]
 T = TypeVar("T")
 
-# Items that are drawn, read and stored together: few, so that one posted meanwhile does not wait for long.
+# Items that are drawn, read and stored together. Few, so that an item posted meanwhile does not wait long.
 CHUNK = 32
 # While one chunk is being read, the next is drawn.
 CHUNKS_IN_FLIGHT = 2
-# How long an answer waits until this replica has seen its own change; the log brings it within milliseconds.
+# How long an answer waits until this replica has seen its own change. The log usually takes milliseconds.
 FOLLOW_TIMEOUT_S = 5.0
 
 
-class Reading(NamedTuple):
-    """A checked item and the text that stands for it."""
+class CheckedItem(NamedTuple):
+    """An item that passed its checks, and the text that stands for it."""
 
     record: ItemRecord
     text: str
@@ -66,11 +66,11 @@ class Outcome:
 
 class Indexed(NamedTuple):
     outcomes: list[Outcome]  # in the order of the request
-    version: int  # of the catalogue, as this replica now serves it
+    version: int  # of the catalog, as this replica now serves it
 
 
-def tokenise_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[Codes]]:
-    """What the tokenizer's batcher runs."""
+def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[Codes]]:
+    """The function that the tokenizer's batcher runs."""
 
     def run(strips: list[Strips]) -> list[Codes]:
         return [tuple(codes) for codes in tokenizer.run(strips).codes.tolist()]
@@ -97,17 +97,17 @@ class Indexer:
         self._max_item_chars = max_item_chars
         self._timeout_s = timeout_s
         self._metrics = metrics
-        # Of the model that is to replace this one, or has: what is acknowledged here is in its catalogue too.
+        # The indexer of the model that will replace this one, or has: it takes over all changes made here.
         self.successor: Indexer | None = None
 
     async def index(self, items: Sequence[object], stages: Stages, deadline: float = math.inf) -> Indexed:
-        """Store the items and give each its SID; the next search on this replica knows them.
+        """Store the items and give each a SID. The next search on this replica knows them.
 
-        By the deadline of the event loop's clock or the timeout, whichever is first; what was stored before
-        it stays, and can be sent again.
+        The limit is the deadline (by the event loop's clock) or the timeout, whichever is first. Items that
+        were stored before stay, and may be sent again.
 
-        Raises Overloaded, StoreUnavailable or TookTooLong where nothing at all was stored because of it, and
-        StoreUnavailable where what was stored is not seen here in time.
+        Raises Overloaded, StoreUnavailable or TookTooLong if nothing was stored because of it, and
+        StoreUnavailable if this replica does not see the stored items in time.
         """
         started_at = asyncio.get_running_loop().time()
         deadline = min(deadline, started_at + self._timeout_s)
@@ -122,7 +122,7 @@ class Indexer:
         return indexed
 
     async def read(self, records: Sequence[ItemRecord]) -> list[Codes]:
-        """The codes of items that are stored already: what a new tokenizer asks for."""
+        """The codes of items that are stored already, for a new tokenizer."""
         texts = [item_text(record.item, self._render) for record in records]
         drawn = await self._draw(texts)
         answers = await asyncio.gather(
@@ -131,9 +131,9 @@ class Indexer:
         return [answer.result for answer in answers]
 
     async def drop(self, item_id: str) -> int | None:
-        """Take an item away -> the catalogue's version without it; None where there was none.
+        """Remove an item. Returns the catalog's version without it, or None if there was no such item.
 
-        Either way the next search on this replica does not know it. Raises StoreUnavailable.
+        In both cases the next search on this replica does not know it. Raises StoreUnavailable.
         """
         dropped = (await self._store.drop([item_id]))[0]
         if dropped.existed:
@@ -142,10 +142,10 @@ class Indexer:
         return dropped.version if dropped.existed else None
 
     async def take_over(self, item_ids: Sequence[str]) -> None:
-        """Bring these items to what they are now, as they were put or dropped under another tokenizer.
+        """Update these items in this tokenizer's catalog after they were put or dropped under another one.
 
-        Safe to repeat. The next search of this model knows them, where it follows its log already. Raises
-        ServiceError; SidSpaceFull after all others are done.
+        Safe to repeat. The next search of this model knows them if it follows its log already. Raises
+        ServiceError. SidSpaceFull is raised after all other items are done.
         """
         version = 0
         full: SidSpaceFull | None = None
@@ -171,7 +171,7 @@ class Indexer:
                     changed.append(record.item_id)
                 elif isinstance(result, SidSpaceFull):
                     full = result
-                elif not isinstance(result, ItemChanged):  # whoever changed it again takes care of it
+                elif not isinstance(result, ItemChanged):  # the writer that changed it again handles it
                     raise result
             records = await self._store.records(changed)
         if self._follower.is_loaded:
@@ -183,11 +183,11 @@ class Indexer:
 
     async def _index(self, items: Sequence[object], stages: Stages, deadline: float) -> Indexed:
         checked = await asyncio.to_thread(lambda: [self._check(item) for item in items])
-        latest = {each.record.item_id: each for each in checked if isinstance(each, Reading)}
+        latest = {each.record.item_id: each for each in checked if isinstance(each, CheckedItem)}
         with stages.time("held"):
             held = await self._store.held(list(latest))
-        known: list[Reading] = []
-        new: list[Reading] = []
+        known: list[CheckedItem] = []
+        new: list[CheckedItem] = []
         for item_id, reading in latest.items():
             same = item_id in held and held[item_id].content_hash == reading.record.content_hash
             (known if same else new).append(reading)
@@ -195,7 +195,7 @@ class Indexer:
             self._batcher.check_room(deadline=deadline)
 
         outcomes, versions = await self._keep(known, stages) if known else ({}, [])
-        # Somebody changed these between our two looks: they are read like any new item.
+        # These changed after `held` was read, so they are read like new items.
         new += [latest[i] for i, outcome in outcomes.items() if isinstance(outcome.error, ItemChanged)]
         chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
         for found, version in await _bounded(
@@ -208,13 +208,13 @@ class Indexer:
         errors = [answer.error for answer in answers]
         passing = [error for error in errors if error is not None and error.retry_after_s is not None]
         if passing and not versions and len(passing) == len(errors):
-            raise passing[0]  # the whole request can be sent again as it is
+            raise passing[0]  # the whole request can be sent again
         if versions:
             with stages.time("follow"):
                 await self._follow_to(max(versions))
         return Indexed(answers, self._follower.catalog.version)
 
-    def _check(self, item: object) -> Reading | ServiceError:
+    def _check(self, item: object) -> CheckedItem | ServiceError:
         try:
             fields: Item = check_item(item, self._max_item_chars)
             text = item_text(fields, self._render)
@@ -222,20 +222,20 @@ class Indexer:
                 raise InvalidItem("item", "has no text to read. Give it a title")
         except ServiceError as error:
             return error
-        return Reading(ItemRecord(fields["item_id"], content_hash(text), fields), text)
+        return CheckedItem(ItemRecord(fields["item_id"], content_hash(text), fields), text)
 
     async def _keep(
-        self, readings: Sequence[Reading], stages: Stages
+        self, readings: Sequence[CheckedItem], stages: Stages
     ) -> tuple[dict[str, Outcome], list[int]]:
-        """Store items whose text is known; they keep their SIDs."""
+        """Store items whose text is unchanged. They keep their SIDs."""
         with stages.time("store"):
             results = await self._put([(reading.record, None) for reading in readings])
         return _outcomes(readings, results)
 
     async def _read_and_put(
-        self, readings: Sequence[Reading], stages: Stages, deadline: float
+        self, readings: Sequence[CheckedItem], stages: Stages, deadline: float
     ) -> tuple[dict[str, Outcome], list[int]]:
-        """Draw, tokenise and store one chunk."""
+        """Draw, tokenize and store one chunk."""
         with stages.time("render"):
             drawn = await self._draw([reading.text for reading in readings])
         answers = await asyncio.gather(
@@ -261,7 +261,7 @@ class Indexer:
         try:
             with stages.time("store"):
                 results: Sequence[PutResult | ServiceError] = await self._put(records)
-        except ServiceError as error:  # of this chunk; others may have got through
+        except ServiceError as error:  # only of this chunk; others may be stored
             results = [error] * len(records)
         outcomes, versions = _outcomes(readable, results, pictures)
         return failed | outcomes, versions
@@ -274,7 +274,7 @@ class Indexer:
         return results
 
     async def _hand_on(self, item_ids: Sequence[str]) -> None:
-        """To be called after the change is in Redis: who becomes the successor later finds it in the log."""
+        """Tell the successor. Call it after the change is in Redis: a later successor finds it in the log."""
         successor = self.successor
         if successor is None or not item_ids:
             return
@@ -283,10 +283,10 @@ class Indexer:
         except ServiceError as error:
             if self.successor is successor and not isinstance(error, SidSpaceFull):
                 raise
-            log.warning("not under the tokenizer that is to come: %s", error)
+            log.warning("the next tokenizer could not take over a change: %s", error)
 
     async def _follow_to(self, version: int) -> None:
-        """Acknowledged means seen here; what is stored and not seen is to be sent again."""
+        """Wait until this replica sees the change: only then is it acknowledged. Raises StoreUnavailable."""
         if not await self._follower.wait_for(version, FOLLOW_TIMEOUT_S):
             raise StoreUnavailable("This replica does not see the change yet.")
 
@@ -295,11 +295,11 @@ class Indexer:
 
 
 def _outcomes(
-    readings: Sequence[Reading],
+    readings: Sequence[CheckedItem],
     results: Sequence[PutResult | ServiceError],
     pictures: Sequence[Rendered] | None = None,
 ) -> tuple[dict[str, Outcome], list[int]]:
-    """What became of each item, by id, and the versions of the catalogue that hold them."""
+    """The outcome of each item by its id, and the versions of the catalog that have them."""
     outcomes, versions = {}, []
     for place, (reading, result) in enumerate(zip(readings, results, strict=True)):
         item_id = reading.record.item_id
@@ -318,8 +318,8 @@ def _outcomes(
     return outcomes, versions
 
 
-def _answer_for(checked: Reading | ServiceError, item: object, outcomes: dict[str, Outcome]) -> Outcome:
-    if isinstance(checked, Reading):
+def _answer_for(checked: CheckedItem | ServiceError, item: object, outcomes: dict[str, Outcome]) -> Outcome:
+    if isinstance(checked, CheckedItem):
         return outcomes[checked.record.item_id]
     given_id: Any = item.get("item_id") if isinstance(item, dict) else None
     usable = isinstance(given_id, str) and not (
@@ -329,7 +329,7 @@ def _answer_for(checked: Reading | ServiceError, item: object, outcomes: dict[st
 
 
 async def _bounded(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results, in order, with few in flight. Where one raises, the others are cancelled."""
+    """All results in order, with few coroutines at once. If one raises, the others are cancelled."""
     waiting: Iterator[tuple[int, Coroutine[Any, Any, T]]] = iter(list(enumerate(work)))
     results: dict[int, T] = {}
 
@@ -345,5 +345,5 @@ async def _bounded(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         raise errors.exceptions[0] from None
     finally:
         for _, each in waiting:
-            each.close()  # never started: without this Python warns that nobody awaited it
+            each.close()  # never started; without this, Python warns that it was not awaited
     return [results[place] for place in range(len(work))]

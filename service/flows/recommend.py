@@ -1,264 +1,26 @@
-"""The POST /recommend flow, in order: history -> codes -> beam search -> items. It needs no Redis.
+"""The POST /recommend flow: searches in the queue, ever wider, until one fills the page. It needs no Redis.
 
-A batch of searches runs while the catalogue stands still, from the look-up of the histories to the items of
-the pages, so a page is of one version of it. The search returns codes, best first, and a bound: no codes that
-it left out score above it. So a page whose last score is above the bound is provably the best there is, and
-`exact` says so.
-
-Equal scores stand in trie order, and items that share codes, and so the score, in the order of their slots.
-What the widest search leaves short is filled up with popular items, whose score is None.
+search.py has the search itself, from the history's codes to the items of the page.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import islice
-from time import perf_counter
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from service.catalog.catalog import Catalog
-from service.catalog.views import View
-from service.core.filters import DeclaredFields, Filter
-from service.core.graphs import FILLER, PADDING, beam_widths
-from service.core.sid import SidSpec
-from service.core.trie import SidTrie
+from service.core.filters import DeclaredFields
 from service.errors import TookTooLong
-from service.flows.selection import Diversity, Ranked, Selection
-from service.inference.batching import MicroBatcher, Place
-from service.inference.runtime import Beams, RecommenderSession
+from service.flows.search import Page, Query, Search
+from service.inference.batching import MicroBatcher, Reservation
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
-
-History = NDArray[np.int64]  # [position, level], oldest first
-
-
-@dataclass(frozen=True)
-class Query:
-    history: Sequence[str]  # item ids, oldest first
-    limit: int
-    exclude_item_ids: frozenset[str] = frozenset()
-    exclude_history: bool = True
-    filter: Filter | None = None
-    diversity: Diversity = Diversity()
-    wants_exact: bool = False
-
-    @cached_property
-    def excluded(self) -> AbstractSet[str]:
-        return self.exclude_item_ids.union(self.history if self.exclude_history else ())
-
-
-class Search(NamedTuple):
-    """One try at a query."""
-
-    query: Query
-    num_beams: int
-    is_last: bool  # fill up a page that is short
-
-
-@dataclass(frozen=True)
-class Page:
-    """What one search found, all of it under one version of the catalogue."""
-
-    items: list[Ranked]
-    exact: bool
-    is_settled: bool  # a wider search would not serve the query better
-    source: Literal["model", "popular"]
-    unknown_item_ids: list[str]
-    matching_items: int | None  # living items that pass the filter; None without one
-    catalog_version: int
-    was_searched: bool  # False where there was nothing to find, or no history to tell by
-    num_valid_beams: int  # of the search, that stand for living items
-    history_s: float = field(compare=False)  # of the look-up of the histories, for the whole batch
-    decode_s: float = field(compare=False)  # of the graph, likewise
 
 
 @dataclass(frozen=True)
 class Recommended:
     page: Page
     num_beams: int  # of the search that found it
-    widened: int  # how often the search was repeated with more
-    beam_limit_reached: bool  # and yet the page is short or, where that was asked for, not proven
-
-
-class Found(NamedTuple):
-    """One row of Beams: without filler beams, equal scores in trie order."""
-
-    prefixes: list[int]  # full ones, best first
-    scores: list[float]
-    bound: float  # at least the score of everything that was pruned
-
-
-class _Asked(NamedTuple):
-    """A search, and what this version of the catalogue makes of it."""
-
-    search: Search
-    history: History  # only known items, the newest
-    unknown_item_ids: list[str]
-    excluded: AbstractSet[str]
-    view: View | None
-    trie: SidTrie  # of the view, or of the whole catalogue
-    num_candidates: int  # living items that pass the filter and are not excluded
-
-
-Observe = Callable[[Sequence[Search], Sequence[Page]], None]  # takes a whole batch
-
-
-def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
-    pass
-
-
-def recommend_in_batches(
-    session: RecommenderSession, catalog: Catalog, *, history_length: int, observe: Observe = _unobserved
-) -> Callable[[list[Search]], list[Page]]:
-    """What the recommender's batcher runs, holding `catalog.turns`."""
-
-    def run(searches: list[Search]) -> list[Page]:
-        started_at = perf_counter()
-        asked = [_look_up(catalog, search, history_length) for search in searches]
-        decoding_at = perf_counter()
-        found = _search(session, catalog, asked)
-        took = (decoding_at - started_at, perf_counter() - decoding_at)
-        pages = [_page(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
-        observe(searches, pages)
-        return pages
-
-    return run
-
-
-def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
-    """What batches tell the metrics. Items without `popularity`, which training counted, are new."""
-
-    def observe(searches: Sequence[Search], pages: Sequence[Page]) -> None:
-        metrics.observe_searches([page.num_valid_beams for page in pages if page.was_searched])
-        shown = [
-            each.item_id
-            for search, page in zip(searches, pages, strict=True)
-            if page.is_settled or search.is_last  # else nobody sees it: a wider search follows
-            for each in page.items
-        ]
-        metrics.observe_recommended(shown, sum(popularity.get(item_id, 0) > 0 for item_id in shown))
-
-    return observe
-
-
-def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
-    query = search.query
-    history = catalog.codes_of(query.history)[-history_length:]
-    unknown = [item_id for item_id in dict.fromkeys(query.history) if not catalog.has(item_id)]
-    view = None if query.filter is None else catalog.views.view_of(query.filter)
-    trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
-    num_excluded = sum(map(passes, query.excluded))
-    return _Asked(search, history, unknown, query.excluded, view, trie, len(trie) - num_excluded)
-
-
-def _search(session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]) -> dict[int, Found]:
-    """What was found, by place in `asked`, where there is anything to find and a history to tell by.
-
-    Searches share a run where they read the same tables and are equally wide.
-    """
-    runs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for place, each in enumerate(asked):
-        if len(each.history) and each.num_candidates:
-            widths = beam_widths(catalog.spec, each.search.num_beams)
-            runs.setdefault((id(each.trie), widths), []).append(place)
-    found: dict[int, Found] = {}
-    for (_, widths), places in runs.items():
-        histories = pad_left([asked[place].history for place in places])
-        beams = session.run(histories, asked[places[0]].trie.tables, widths)
-        found.update(zip(places, found_in(catalog.spec, beams), strict=True))
-    return found
-
-
-def found_in(spec: SidSpec, beams: Beams) -> list[Found]:
-    """For each row of the beams what it found; all rows at once, as each look at an array takes its time."""
-    batch, width, num_levels = beams.codes.shape
-    prefixes = spec.prefixes_of(beams.codes.reshape(-1, num_levels))[-1].reshape(batch, width)
-    order = np.lexsort((prefixes, -beams.scores))  # filler beams, the lowest, last
-    num_living = np.count_nonzero(beams.scores > FILLER, axis=1).tolist()
-    ordered_prefixes = np.take_along_axis(prefixes, order, axis=1).tolist()
-    ordered_scores = np.take_along_axis(beams.scores, order, axis=1).tolist()
-    rows = zip(num_living, ordered_prefixes, ordered_scores, beams.bound.tolist(), strict=True)
-    return [Found(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
-
-
-def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
-    """Histories of different lengths -> [batch, position, level], each ending in the last position."""
-    longest = max(len(history) for history in histories)
-    padded = np.full((len(histories), longest, histories[0].shape[1]), PADDING, dtype=np.int64)
-    for row, history in zip(padded, histories, strict=True):
-        row[longest - len(history) :] = history
-    return padded
-
-
-def _page(catalog: Catalog, asked: _Asked, found: Found | None, history_s: float, decode_s: float) -> Page:
-    query = asked.search.query
-    selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
-    is_popular = not len(asked.history)
-    exact, is_settled = not is_popular, True
-    if found:
-        selection.offer(_ranked(catalog, asked, found))
-        is_full = len(selection.page) >= _room(asked) or found.bound <= FILLER
-        exact = _is_exact(selection.page, asked, found.bound, is_full=is_full)
-        is_settled = is_full and (exact or not query.wants_exact)
-    if is_popular or (asked.search.is_last and not is_settled):
-        selection.offer(_popular(catalog, asked.view))
-    return Page(
-        items=selection.page,
-        exact=exact,
-        is_settled=is_settled,
-        source="popular" if is_popular else "model",
-        unknown_item_ids=asked.unknown_item_ids,
-        matching_items=len(asked.trie) if asked.view is not None else None,
-        catalog_version=catalog.version,
-        was_searched=found is not None,
-        num_valid_beams=len(found.prefixes) if found else 0,
-        history_s=history_s,
-        decode_s=decode_s,
-    )
-
-
-def _room(asked: _Asked) -> int:
-    """How many items a page can have at most, whatever is searched for."""
-    query = asked.search.query
-    room = min(query.limit, asked.num_candidates)
-    if query.diversity.max_per_first_code is not None:
-        room = min(room, query.diversity.max_per_first_code * len(asked.trie.children(0, 0)))
-    return room
-
-
-def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
-    """A full page is proven by its last score, any page by nothing being left that could be on it."""
-    if bound <= FILLER or len(page) == asked.num_candidates:
-        return True
-    last = page[-1].score if page else None
-    return is_full and last is not None and last > bound
-
-
-def _ranked(catalog: Catalog, asked: _Asked, found: Found) -> Iterator[Ranked]:
-    """The items of the beams that pass the filter, best first; those of the same codes by slot."""
-    for prefix, score in zip(found.prefixes, found.scores, strict=True):
-        items = catalog.items_of(prefix)
-        if asked.view is not None:  # looks no further than to the last one that passes
-            codes = catalog.spec.codes_of(prefix)
-            items = islice(filter(asked.view.passes, items), asked.view.trie.count(codes))
-        yield from _with_sids(catalog, items, score)
-
-
-def _popular(catalog: Catalog, view: View | None) -> Iterator[Ranked]:
-    return _with_sids(catalog, catalog.by_popularity(view), None)
-
-
-def _with_sids(catalog: Catalog, items: Iterable[str], score: float | None) -> Iterator[Ranked]:
-    for item_id in items:
-        sid = catalog.sid_of(item_id)
-        assert sid is not None, "the catalogue's maps agree"
-        yield Ranked(item_id, sid, score)
+    widened: int  # how often the search was repeated with more beams
+    beam_limit_reached: bool  # and the page is still not full, or not proven if asked for
 
 
 class Recommender:
@@ -279,11 +41,15 @@ class Recommender:
         self._metrics = metrics
 
     async def recommend(
-        self, query: Query, stages: Stages, deadline: float = math.inf, place: Place | None = None
+        self,
+        query: Query,
+        stages: Stages,
+        deadline: float = math.inf,
+        reservation: Reservation | None = None,
     ) -> Recommended:
-        """A page of items, by the deadline of the event loop's clock or the timeout, whichever is first.
+        """A page of items, by the deadline (of the event loop's clock) or the timeout, whichever is first.
 
-        The first search takes the `place` that was reserved for it. Raises UnknownFilterField, InvalidFilter,
+        The first search uses the `reservation`, where there is one. Raises UnknownFilterField, InvalidFilter,
         Overloaded, TookTooLong.
         """
         if query.filter is not None:
@@ -292,7 +58,7 @@ class Recommender:
         deadline = min(deadline, started_at + self._timeout_s)
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await self._recommend(query, stages, deadline, place)
+                answer = await self._recommend(query, stages, deadline, reservation)
         except TimeoutError:
             raise TookTooLong("The recommendation", deadline - started_at) from None
         self._metrics.observe_recommendation(
@@ -304,16 +70,16 @@ class Recommender:
         return answer
 
     async def _recommend(
-        self, query: Query, stages: Stages, deadline: float, place: Place | None
+        self, query: Query, stages: Stages, deadline: float, reservation: Reservation | None
     ) -> Recommended:
-        """From the narrowest search that fills the page, and proves it where that is asked for."""
+        """The narrowest search that fills the page, and proves it if asked for."""
         wider = self._widths_for(query)
         for widened, num_beams in enumerate(wider):
             is_last = num_beams == wider[-1]
             search = Search(query, num_beams, is_last)
-            is_admitted = widened > 0 or (place is not None and place.is_held)
-            if place is not None:
-                place.give_back()
+            is_admitted = widened > 0 or (reservation is not None and reservation.is_held)
+            if reservation is not None:
+                reservation.release()
             answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
             stages.add_row(
@@ -329,16 +95,16 @@ class Recommender:
     def _widths_for(self, query: Query) -> tuple[int, ...]:
         """The widths to try, narrowest first.
 
-        Excluded items take beams away, but how many shows only after a search. One doubling is spent on them
-        in advance, no more: most excluded items are not among the best, and a search too wide costs more
-        than one too narrow that is repeated.
+        Excluded items use up beams, but only a search shows how many. The first width is at most doubled for
+        them: most excluded items are not among the best, and a search that is too wide costs more than one
+        that is too narrow and repeated.
         """
         needed = query.limit + min(query.limit, len(query.excluded))
         return tuple(width for width in self._widths if width >= needed) or self._widths[-1:]
 
 
 def widths(num_beams: int, beam_limit: int) -> tuple[int, ...]:
-    """The beams a search may have, doubling up to the limit: few widths, so that requests share runs."""
+    """The widths that a search may have, doubling up to the limit. Few, so that requests share runs."""
     found = [min(num_beams, beam_limit)]
     while found[-1] < beam_limit:
         found.append(min(2 * found[-1], beam_limit))

@@ -1,4 +1,4 @@
-"""A page in the making: items are offered best first, and those that may stand on it are taken. Pure."""
+"""Selects the items of a page: items are offered best first, and taken if they are allowed on it. Pure."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,21 +13,21 @@ from service.core.sid import Sid
 class Ranked:
     item_id: str
     sid: Sid
-    score: float | None  # None: a popular item, not scored by the model
+    score: float | None  # None: a popular item that the model did not score
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """How many items of a page may be alike; None: any number."""
+    """How many similar items a page may have; None: no limit."""
 
     max_per_first_code: int | None = None
     max_per_category: int | None = None
 
 
 class Selection:
-    """Whether an item is taken depends on those offered before it alone.
+    """Whether an item is taken depends only on the items offered before it.
 
-    So the page of the best items is the beginning of the page of all items, and can be proven like it.
+    So the page of the best items is the beginning of the page of all items, and the same proof holds for it.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Selection:
         self._per_category = Counter[str | None]()
 
     def offer(self, items: Iterable[Ranked]) -> None:
-        """Take what may be taken, until the page is full; asks for no more than that."""
+        """Take allowed items until the page is full. `items` is read no further."""
         left = self._limit - len(self.page)
         self.page += islice((each for each in items if self._take(each)), left)
 
@@ -57,7 +57,7 @@ class Selection:
         return is_taken
 
     def _fits(self, item: Ranked) -> bool:
-        """Count it in, where it is not one too many of its kind. Items without a category are not alike."""
+        """Count the item unless its kind is at its limit. Items without a category have no such limit."""
         first_code, most = item.sid.codes[0], self._diversity.max_per_first_code
         if most is not None and self._per_first_code[first_code] >= most:
             return False

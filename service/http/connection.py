@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1 with bounds of its own: on the size of a head, the time that one takes, and the load.
+"""uvicorn's HTTP/1.1 with limits on the size of a head, on the time for a head, and on the load.
 
-What cannot be taken in is refused here, before a task or a scope is made for it. A refusal costs a fraction
-of what any other answer does, so many times more requests than can be served leave time to serve.
+A request that finds no room is refused here, before a task or a scope is made for it. A refusal costs a
+fraction of any other answer, so the service keeps answering while many times its load arrives.
 """
 
 import asyncio
@@ -13,26 +13,27 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import HeadTooLarge, NotHttp, Overloaded, ServiceError, TooManyConnections
-from service.http.envelope import new_request_id, request_id_of
 from service.http.problems import problem_response
-from service.inference.batching import Place
+from service.http.request_ids import new_request_id, request_id_of
+from service.inference.batching import Reservation
 from service.telemetry.metrics import Metrics
 
 MAX_PIPELINED = 50
-MAX_UNUSED_BYTES = 64 * 2**10  # twice what envelope.py takes of a whole head
+MAX_UNUSED_BYTES = 64 * 2**10  # twice what limits.py allows for a whole head
 
-# Of a full queue, as they were sent, cut where the request's id stands: under load the same few go out
-# thousands of times a second. An id of another length makes another body, so those are made anew.
+# The refusals of a full queue as bytes, cut at the request's id: under load the same few go out thousands of
+# times a second. An id of another length changes the Content-Length, so such a refusal is not kept.
 _MARK = new_request_id()
 _answers: dict[tuple[str, str, bool], list[bytes]] = {}
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes a connection that sends much of which nothing comes, or that takes long to say what it wants.
+    """Closes a connection whose head is too long or takes too long, and refuses requests under overload.
 
-    What grows while it comes is a head that does not end and the trailer of a chunked body; what is complete
-    is bounded by envelope.py, and the bodies too. `admit` is asked, by method and path, for a request's place
-    in a queue: it raises Overloaded where there is none. Beyond `max_connections` no request is taken in.
+    A head that does not end and the trailer of a chunked body grow while they come, so they are limited here.
+    limits.py limits complete heads, and bodies. `admit` gets the method and the path, reserves the request's
+    room in a queue, and raises Overloaded if there is none. A connection beyond `max_connections` is answered
+    with an error and closed.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class BoundedHttp(HttpToolsProtocol):
         *args: Any,
         head_timeout_s: float,
         max_connections: int,
-        admit: Callable[[str, str], Place | None],
+        admit: Callable[[str, str], Reservation | None],
         metrics: Metrics,
         **kwargs: Any,
     ) -> None:
@@ -52,8 +53,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unused_bytes = 0
         self._is_surplus = False  # one connection too many
-        self._place: Place | None = None  # of the request whose body comes now
-        self._is_refused = False  # the request whose parts come now
+        self._reservation: Reservation | None = None  # of the request whose body is coming
+        self._is_refused = False  # the request whose parts are coming
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -68,14 +69,14 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._unused_bytes += len(data)
-        super().data_received(data)  # calls the on_… below
-        if self._place is not None:  # its body is yet to come, and until then others may have the room
-            self._place.give_back()
-            self._place = None
+        super().data_received(data)  # calls the on_… methods below
+        if self._reservation is not None:  # its body is not complete, and meanwhile others may use the room
+            self._reservation.release()
+            self._reservation = None
         if self._unused_bytes > MAX_UNUSED_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge())
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own words
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  the text of uvicorn
         self._refuse(NotHttp())
 
     def on_message_begin(self) -> None:
@@ -84,34 +85,32 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if (
-            len(self.pipeline) >= MAX_PIPELINED
-        ):  # one read may hold thousands, and each waits with all its parts
-            raise httptools.HttpParserError("too many requests ahead of their answers")
+        if len(self.pipeline) >= MAX_PIPELINED:  # one read may hold thousands, and each waits in memory
+            raise httptools.HttpParserError("too many requests before the first answer")
         self._unused_bytes = 0
         self._stop_timer()
-        if self._is_idle():  # an answer must not overtake those before it
+        if self._is_idle():  # an answer must not overtake the answers before it
             method = self.parser.get_method().decode("ascii")
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
             try:
                 if self._is_surplus:
                     raise TooManyConnections
-                place = self._admit(method, path)
+                reservation = self._admit(method, path)
             except (TooManyConnections, Overloaded) as error:
                 self._turn_away(error, method, path)
                 return
-            if place is not None:
-                self._begin(place)
+            if reservation is not None:
+                self._begin(reservation)
                 return
         super().on_headers_complete()
 
-    def _begin(self, place: Place) -> None:
-        """The request's task, which envelope.py surrounds, gives the place back; unless there is none."""
-        self.scope["state"]["place"] = self._place = place
+    def _begin(self, reservation: Reservation) -> None:
+        """Start the request's task, which releases the reservation at its end; see envelope.py."""
+        self.scope["state"]["reservation"] = self._reservation = reservation
         try:
             super().on_headers_complete()
         except Exception:
-            place.give_back()
+            reservation.release()
             raise
 
     def on_body(self, body: bytes) -> None:
@@ -120,7 +119,7 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._place = None
+        self._reservation = None
         if not self._is_refused:
             super().on_message_complete()
 
@@ -134,9 +133,9 @@ class BoundedHttp(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _await_head(self) -> None:
-        """From now on, or from the end of the last answer, until the next head is complete.
+        """Close the connection unless the next head is complete in time.
 
-        That is also the time to send the rest of a body that was answered before its end.
+        The rest of a body that was answered before its end must come within the same time.
         """
         self._stop_timer()
         self._head_timer = self.loop.call_later(self._head_timeout_s, self.transport.close)
@@ -147,11 +146,11 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_timer = None
 
     def _turn_away(self, error: TooManyConnections | Overloaded, method: str, path: str) -> None:
-        """Answer a request by its head alone. Its body is dropped as it comes, and the connection goes on."""
+        """Refuse a request by its head alone. Its body is dropped, and the connection stays open."""
         started_at = perf_counter()
         self._is_refused = True
         given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
-        # What has a place in a queue has no parameters in its path, so that is the route's template too.
+        # Only a path without parameters has an admission, so the path is the route's template, too.
         is_known = isinstance(error, Overloaded)
         keep_alive = is_known and self.parser.should_keep_alive()
         self._write(error, path, request_id_of(given.decode("latin-1")), keep_alive)
@@ -161,13 +160,13 @@ class BoundedHttp(HttpToolsProtocol):
             self._await_head()
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer outside of any request, and close. An answer that is under way is cut off instead."""
+        """Answer outside of any request, and close. If an answer is under way, it is cut off instead."""
         if self._is_idle():
             self._write(error, "", new_request_id(), keep_alive=False)
         self.transport.close()
 
     def _write(self, error: ServiceError, instance: str, request_id: str, keep_alive: bool) -> None:
-        # No others: what a client may choose, such as any path, must not fill the memory.
+        # Only these are kept: values that a client chooses, such as the path, must not fill the memory.
         if isinstance(error, Overloaded) and len(request_id) == len(_MARK):
             key = (str(error), instance, keep_alive)
             if (pieces := _answers.get(key)) is None:

@@ -1,4 +1,4 @@
-"""Bodies are JSON as RFC 8259 has it: UTF-8, no NaN, and no name twice, which no two parsers read alike."""
+"""Bodies are JSON as in RFC 8259: UTF-8, no NaN, and no name twice, because parsers disagree about those."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -14,7 +14,7 @@ from service.http.problems import RefusedBody
 class JsonRoute(APIRoute):
     """For `APIRouter(route_class=JsonRoute)`.
 
-    The stage `parse` begins here and `write` ends here, for endpoints that stop the one and start the other.
+    The stage `parse` begins here and `write` ends here. An endpoint may stop the one and start the other.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -39,11 +39,11 @@ class _JsonRequest(Request):
 
 
 def parse(body: bytes) -> Any:
-    """The value. Raises InvalidJson with the reason, also for a number of thousands of digits."""
+    """The value of a body. Raises InvalidJson with the reason, also for a number of thousands of digits."""
     try:
-        text = body.decode("utf-8-sig")  # some tools begin with a mark of the byte order
+        text = body.decode("utf-8-sig")  # some tools begin with a byte order mark
     except UnicodeDecodeError as error:
-        raise InvalidJson(f"no UTF-8 at byte {error.start}") from None
+        raise InvalidJson(f"byte {error.start} is not UTF-8") from None
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except json.JSONDecodeError as error:
@@ -51,7 +51,7 @@ def parse(body: bytes) -> Any:
     except ValueError as error:
         raise InvalidJson(str(error).partition(";")[0]) from None
     except RecursionError:
-        raise InvalidJson("nested too deep to read") from None
+        raise InvalidJson("it is nested too deeply") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidJson(f"one object has the name {twice[:100]!r} twice")
+        raise InvalidJson(f"an object has the name {twice[:100]!r} twice")
     return found
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise InvalidJson(f"{constant} is no number there")
+    raise InvalidJson(f"{constant} is not a JSON number")

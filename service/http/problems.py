@@ -1,4 +1,4 @@
-"""Every error as an RFC 9457 problem document, by handlers that no route needs to know of."""
+"""Every error becomes an RFC 9457 problem document here. No route needs to know about it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,37 +18,37 @@ from service.errors import InvalidItem, MissingKey, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
-_TAGS = ("batch", "bare", "<range>", "<value>")  # of the unions in schemas.py
+_TAGS = ("batch", "bare", "<range>", "<value>")  # which pydantic adds for the unions in schemas.py
 
 
 class FieldError(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    field: str = Field(description="where in the request, as a path of names")
+    field: str = Field(description="place in the request, as names and indexes with dots between")
     message: str
 
 
 class Problem(BaseModel):
-    """RFC 9457. `type` is stable; everything else is for people."""
+    """RFC 9457. `type` is stable. Everything else is for people."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str = Field(examples=["urn:glyphrec:problem:item-not-found"])
     title: str
     status: int
-    detail: str = Field(description="what was wrong and what to do")
-    instance: str = Field(description="path of the request, percent-encoded")
+    detail: str = Field(description="what is wrong and what to do")
+    instance: str = Field(description="the path of the request, percent-encoded")
     request_id: str
     errors: list[FieldError]
 
 
 def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """For `responses=` of a route: what it may refuse with."""
+    """For `responses=` of a route: the statuses of its problems."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
     return {int(status): {"description": status.phrase, "content": content} for status in statuses}
 
 
-# Whatever the route: who asks, how much, and what became of the service.
+# Possible on every route: they depend on the client, on the size of the request, and on the replica.
 OF_ANY_ROUTE = problems(
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.UNAUTHORIZED,
@@ -70,13 +70,13 @@ class ProblemResponse(Response):
     media_type = MEDIA_TYPE
 
     def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
-        # ASCII with escapes: a refused name may hold half a surrogate pair, which UTF-8 cannot carry.
+        # ASCII with escapes: a refused name may hold half a surrogate pair, which UTF-8 cannot encode.
         content = json.dumps(problem.model_dump()).encode("ascii")
         super().__init__(content, status_code=problem.status, headers=dict(headers or {}))
 
 
 class RefusedBody(HTTPException):
-    """Takes a ServiceError through FastAPI's reading of the body, which makes a 400 of all but these."""
+    """Carries a ServiceError through FastAPI's reading of the body, which makes a 400 of other exceptions."""
 
     def __init__(self, error: ServiceError) -> None:
         super().__init__(error.status)
@@ -91,7 +91,7 @@ def problem_of(error: ServiceError, *, instance: str, request_id: str) -> Proble
 
 
 def problem_response(error: ServiceError, *, instance: str, request_id: str) -> ProblemResponse:
-    """With the headers that the error asks for."""
+    """The problem with the headers that the error needs."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -101,8 +101,8 @@ def problem_response(error: ServiceError, *, instance: str, request_id: str) -> 
 
 
 def internal_problem(*, instance: str, request_id: str) -> ProblemResponse:
-    """Says nothing of what went wrong inside; the log does, under the same request id."""
-    detail = f"Something failed inside. The service's log says what, under the request id {request_id}."
+    """Tells nothing about the failure. The log has it, under the same request id."""
+    detail = f"The request failed inside this replica. Search its log for the request id {request_id}."
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return ProblemResponse(_problem("internal", status, detail, instance, request_id))
 
@@ -126,8 +126,8 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
         FieldError(field=_path(each["loc"]), message=each["msg"]) for each in details[:MAX_FIELD_ERRORS]
     ]
     first = field_errors[0]
-    more = f" And {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
-    detail = f"{first.field}: {first.message}.{more} GET /docs shows what this route takes."
+    more = f" There are {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
+    detail = f"{first.field}: {first.message}.{more} GET /docs describes this route."
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     return ProblemResponse(_problem("invalid-request", status, detail, instance, request_id, field_errors))
 
@@ -141,13 +141,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     match status:
         case HTTPStatus.NOT_FOUND:
-            slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists them all."
+            slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists all routes."
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = ", ".join(sorted(_methods_of(request)))
             headers = {"Allow": allowed}
             slug, detail = (
                 "method-not-allowed",
-                f"{instance} does not take {request.method}; it takes {allowed}.",
+                f"{instance} does not take {request.method}. Use {allowed}.",
             )
         case _:
             slug, detail = status.phrase.lower().replace(" ", "-"), f"{status.phrase}."
@@ -155,7 +155,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods_of(request: Request) -> set[str]:
-    """All that this path takes: Starlette tells those of the first route only."""
+    """All methods that this path takes. Starlette knows only those of the first route."""
     found: set[str] = set()
     for route in request.app.router.routes:
         match, _ = route.matches(request.scope)
@@ -165,7 +165,7 @@ def _methods_of(request: Request) -> set[str]:
 
 
 def _refused(request: Request, error: ServiceError) -> Response:
-    request.state.refusal = error  # envelope.py counts it
+    request.state.refusal = error  # exchange.py counts it
     return problem_response(error, instance=request.scope["path"], request_id=request.state.request_id)
 
 

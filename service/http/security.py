@@ -1,6 +1,6 @@
-"""Who may do what: keys have a scope, and each scope may all that the ones before it may."""
+"""Who may do what: a key has a scope, and each scope includes the ones before it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 from starlette.datastructures import Headers
@@ -12,35 +12,34 @@ from service.errors import AdminKeyNeeded, MissingKey, NoAdminKey, ReadOnlyKey
 class Scope(IntEnum):
     """What a request needs, and what a key gives."""
 
-    OPEN = 0  # no key
+    OPEN = 0  # without a key
     READ = 1
     WRITE = 2
     ADMIN = 3
 
 
-# Probes and scrapers carry no keys, and the API's own description holds no secrets.
-_OPEN = frozenset({"/metrics", "/livez", "/readyz", "/healthz", "/docs", "/openapi.json"})
-_OPEN_UNDER = ("/health/", "/docs/")
-_ADMIN, _ADMIN_UNDER = "/admin", "/admin/"
-_READING_POSTS = frozenset({"/recommend"})
-_READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
 class Guard:
-    """Knows the hashes of all keys (keys.py), and no key."""
+    """Checks the key of a request. It holds the hashes of all keys (keys.py), and no key."""
 
     def __init__(
-        self, *, read_keys: Sequence[str] = (), api_keys: Sequence[str] = (), admin_keys: Sequence[str] = ()
+        self,
+        scope_of: Callable[[str, str], Scope],
+        *,
+        read_keys: Sequence[str] = (),
+        api_keys: Sequence[str] = (),
+        admin_keys: Sequence[str] = (),
     ) -> None:
+        """`scope_of` tells the scope that a method and a path need."""
+        self._scope_of = scope_of
         self._keys = {Scope.READ: read_keys, Scope.WRITE: api_keys, Scope.ADMIN: admin_keys}
         self._is_set = any(self._keys.values())
 
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raise MissingKey, ReadOnlyKey, AdminKeyNeeded or NoAdminKey unless the request may go on.
 
-        Without any key set, all may do all, except what needs an admin: that nobody may then.
+        If no key is set at all, everybody may read and write. The admin scope is closed until it has a key.
         """
-        needed = scope_needed(method, path)
+        needed = self._scope_of(method, path)
         if needed is Scope.OPEN:
             return
         given = self._scope_given(headers)
@@ -57,17 +56,6 @@ class Guard:
             return Scope.OPEN
         held = [scope for scope, hashes in self._keys.items() if holds(hashes, key)]
         return max(held, default=Scope.OPEN)
-
-
-def scope_needed(method: str, path: str) -> Scope:
-    """Of a path as the router sees it: decoded once, nothing else made of it."""
-    if path in _OPEN or path.startswith(_OPEN_UNDER):
-        return Scope.OPEN
-    if path == _ADMIN or path.startswith(_ADMIN_UNDER):
-        return Scope.ADMIN
-    if method in _READING_METHODS or (method == "POST" and path in _READING_POSTS):
-        return Scope.READ
-    return Scope.WRITE
 
 
 def _given_key(headers: Headers) -> str:

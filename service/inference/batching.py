@@ -1,13 +1,13 @@
-"""Many awaits become one batch: whatever waits when the device falls idle is the next batch.
+"""Many awaits become one batch: all jobs that wait when the device becomes idle are the next batch.
 
-No wait is added: a job that finds the device idle runs at once and alone. All of it happens in the event
-loop, except `run` in the batcher's one thread, so nothing here needs a lock. `turns` is for what `run` reads:
-it is held while a batch runs, so whoever writes under it waits, and a batch sees no half of a change.
+The batcher adds no wait: a job that finds the device idle runs at once, alone. Everything happens in the
+event loop, except `run`, which has the batcher's one thread. So the batcher's own state needs no lock. `lock`
+protects the data that `run` reads: it is held while a batch runs, so a writer waits until the batch is done.
 
-A job whose caller has given up, or whose deadline has passed, is not run. Whoever would wait too long is
-turned away before anything is queued: by the work in the queue, by the time that it takes, by the deadline.
-A caller that must still be heard out reserves its `Place` first: else all of those that come at once would
-find the same room free, and all but the first would be turned away only after they were heard.
+A job is not run if its caller has given up or its deadline has passed. A job that would wait too long is
+refused before it is queued. Three things decide: the queue's length, the measured time per batch, and the
+job's deadline. A caller whose request must still be read takes a `Reservation` first. Otherwise many requests
+that come at once would all find the same room free, and all but one would be refused after they were read.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ class _Waiting(Generic[Job, Result]):
     submitted_at: float = field(default_factory=perf_counter)
 
 
-class Place:
-    """Room in a queue for a job to come. Give it back when the job is submitted, or does not come."""
+class Reservation:
+    """Room in a queue for a job that will come. Release it when the job is submitted, or does not come."""
 
     __slots__ = ("_batcher", "_units")
 
@@ -65,15 +65,15 @@ class Place:
     def is_held(self) -> bool:
         return self._units > 0
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._batcher.reserved_units -= self._units
         self._units = 0
 
 
 class MicroBatcher(Generic[Job, Result]):
-    """Gives `run` lists of jobs, in order of arrival; `run` answers with one result for each.
+    """Calls `run` with lists of jobs in order of arrival; `run` returns one result for each job.
 
-    The queue is bounded in units of work, as `units` counts them. A job larger than a whole batch runs alone.
+    The queue is bounded in units of work, as `units` counts them. A job larger than a batch runs alone.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class MicroBatcher(Generic[Job, Result]):
         max_wait_s: float = math.inf,
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
-        turns: asyncio.Lock | None = None,
+        lock: asyncio.Lock | None = None,
         gives_way: bool = False,
     ) -> None:
-        """`gives_way`: on Linux its thread leaves the processor to all others that want it."""
+        """`gives_way`: on Linux, the batcher's thread gets a lower priority than all other threads."""
         self._run = run
         self._name = name
         self._max_batch_units = max_batch_units
@@ -97,17 +97,17 @@ class MicroBatcher(Generic[Job, Result]):
         self._max_wait_s = max_wait_s
         self._units = units
         self._observe = observe
-        self._turns: AbstractAsyncContextManager[object] = turns or nullcontext()
+        self._lock: AbstractAsyncContextManager[object] = lock or nullcontext()
         self._gives_way = gives_way
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._batch_s = 0.0  # moving average of what a batch takes
+        self._batch_s = 0.0  # moving average of a batch's duration
         self.reserved_units = 0
         self.queued_units = 0
         self.running_units = 0
-        self.num_admitted = 0  # jobs ever taken in
+        self.num_admitted = 0  # jobs since the start
 
     def start(self) -> None:
         self._thread = ThreadPoolExecutor(
@@ -116,7 +116,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._worker = asyncio.create_task(self._work(self._thread), name=f"{self._name} batcher")
 
     async def stop(self) -> None:
-        """Let the batch in hand end, and fail whatever still waits."""
+        """Let the running batch end, and fail all jobs that still wait."""
         worker, thread, self._worker, self._thread = self._worker, self._thread, None, None
         if worker is None or thread is None:
             return
@@ -128,34 +128,34 @@ class MicroBatcher(Generic[Job, Result]):
         await asyncio.to_thread(thread.shutdown)
 
     def check_room(self, units: int = 1, deadline: float = math.inf) -> None:
-        """Raise Overloaded where `units` more do not fit, or would wait too long.
+        """Raise Overloaded if `units` more do not fit, or would wait too long.
 
-        An empty queue takes a job of any size.
+        An empty queue accepts a job of any size.
         """
         waiting_units = self.reserved_units + self.queued_units
         if not waiting_units:
             return
         num_units = waiting_units + units
         num_batches = math.ceil(num_units / self._max_batch_units) - 1 + (self.running_units > 0)
-        wait_s = num_batches * self._batch_s  # until its own batch begins
-        is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch takes what it can hold
+        wait_s = num_batches * self._batch_s  # until the job's own batch begins
+        is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch is always soon enough
         is_late |= wait_s > deadline - asyncio.get_running_loop().time()
         if is_late or num_units > self.max_queued_units:
             raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
 
-    def reserve(self, units: int) -> Place:
-        """Room for a job to come, of about that size. Raises Overloaded as check_room does."""
+    def reserve(self, units: int) -> Reservation:
+        """Reserve room for a job of about that size. Raises Overloaded as check_room does."""
         self.check_room(units)
-        return Place(self, units)
+        return Reservation(self, units)
 
     async def submit(
         self, job: Job, *, is_admitted: bool = False, deadline: float = math.inf
     ) -> Answer[Result]:
-        """Run the job in some batch. Raises Overloaded at once where the queue is full.
+        """Run the job in a batch. Raises Overloaded at once if the queue is full.
 
-        Not where it `is_admitted`: it had a place, or goes on with what the queue has taken and run before.
-        To turn that away halfway would waste the first half, and as it waits in the queue new work stays out.
-        Raises TimeoutError where its batch would begin after the deadline, of the event loop's clock.
+        A job that `is_admitted` is never refused: it had a reservation, or it continues a job that was run
+        before. Refusing it halfway would waste the first half, and while it waits it keeps new work out.
+        Raises TimeoutError if its batch would begin after the deadline (by the event loop's clock).
         """
         if self._worker is None:
             raise StoppedServing
@@ -173,8 +173,8 @@ class MicroBatcher(Generic[Job, Result]):
     async def _work(self, thread: ThreadPoolExecutor) -> None:
         while True:
             await self._arrived.wait()
-            async with self._turns:
-                batch = self._take()  # not before: what comes during the wait for the turn is in it
+            async with self._lock:
+                batch = self._take()  # only now: it has the jobs that came while we waited for the lock
                 if batch:
                     await self._run_batch(batch, thread)
 
@@ -195,9 +195,9 @@ class MicroBatcher(Generic[Job, Result]):
             loop.call_soon_threadsafe(end, results, error)
 
         def end(results: list[Result], error: BaseException | None) -> None:
-            """In the event loop, and straight to the callers: under load each turn of it takes its time.
+            """Runs in the event loop and answers the callers directly: a further pass of a busy loop is slow.
 
-            The next batch is the first to go on, so that the device works while answers are written.
+            The next batch starts first, so that the device works while answers are written.
             """
             run_s = perf_counter() - started_at
             self._note(BatchStats(len(batch), self.running_units, run_s))
@@ -218,13 +218,13 @@ class MicroBatcher(Generic[Job, Result]):
             raise
 
     def _take(self) -> list[_Waiting[Job, Result]]:
-        """As many of the oldest jobs as one batch holds, without those that nobody waits for any more."""
+        """As many of the oldest jobs as one batch holds, without those that nobody waits for."""
         now = asyncio.get_running_loop().time()
         batch: list[_Waiting[Job, Result]] = []
         units = 0
         while self._queue:
             waiting = self._queue[0]
-            if now > waiting.deadline:  # a busy event loop may be late to tell its caller
+            if now > waiting.deadline:  # a busy event loop may tell the caller late
                 _fail([waiting], TimeoutError())
             gone = waiting.future.done()
             if not gone and batch and units + waiting.units > self._max_batch_units:
@@ -239,14 +239,14 @@ class MicroBatcher(Generic[Job, Result]):
         return batch
 
     def _note(self, stats: BatchStats) -> None:
-        # One batch that was held up by something else is not to turn work away: it counts twice at most.
+        # One batch that something else delayed must not refuse work: it counts as twice the average at most.
         run_s = min(stats.run_s, 2 * self._batch_s) if self._batch_s else stats.run_s
         self._batch_s = 0.8 * self._batch_s + 0.2 * run_s if self._batch_s else run_s
         self._observe(stats)
 
 
 def give_way() -> None:
-    """Make the calling thread as nice as a batch job is; Linux alone has that for a thread."""
+    """Give the calling thread the priority of a batch job. Only Linux has priorities of single threads."""
     with suppress(AttributeError, OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 

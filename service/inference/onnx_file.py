@@ -1,7 +1,7 @@
-"""The one thing of an ONNX file that ONNX Runtime does not refuse and we do: data kept in another file. Pure.
+"""Finds tensors whose data lie in another file. ONNX Runtime accepts them; we refuse them. Pure.
 
-ONNX Runtime follows such a path as long as it stays in the folder, and nobody has verified what lies there.
-The onnx package is not installed where we serve, so this walks protobuf's wire format, onnx.proto beside it.
+ONNX Runtime follows such a path if it stays in the folder, but nobody has verified the file there. The onnx
+package is not installed where we serve, so this walks protobuf's wire format, by the numbers of onnx.proto.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class _Field(NamedTuple):
 
 
 def external_tensors(model: bytes) -> list[str]:
-    """The names of tensors whose data are elsewhere. Raises ValueError where this is no protobuf."""
+    """The names of tensors whose data are in other files. Raises ValueError if `model` is not protobuf."""
     return list(_external(memoryview(model), "model"))
 
 
@@ -67,7 +67,7 @@ def _fields(message: memoryview) -> Iterator[_Field]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """The number, and the place after it."""
+    """The number, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if place == len(message):
@@ -77,4 +77,4 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, place
-    raise ValueError("a number of more than ten bytes")
+    raise ValueError("a number has more than ten bytes")

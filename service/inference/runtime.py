@@ -1,4 +1,4 @@
-"""ONNX Runtime behind two classes: arrays in, arrays out, each session checked as it loads."""
+"""ONNX Runtime behind two classes: arrays in, arrays out. Each session is checked when it loads."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ from service.core.graphs import GraphSpec, TensorSpec
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 
-# Where the better ones come first. TensorRT is left out: it builds for minutes on first use.
+# Best first. TensorRT is left out: it builds for minutes on first use.
 PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-# TF32 keeps ten bits of a product's factors: scores are off by thousandths, often more than lies between two
-# items.
+# TF32 keeps ten bits of each factor of a product. Scores would be off by thousandths, often more than
+# the difference between two items.
 PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
@@ -41,8 +41,8 @@ class Tokens(NamedTuple):
 
 class Beams(NamedTuple):
     codes: NDArray[np.int64]  # [batch, beam, level]
-    scores: NDArray[np.float32]  # [batch, beam], best first; under graphs.FILLER where none was left
-    bound: NDArray[np.float32]  # [batch], the best score that the search pruned
+    scores: NDArray[np.float32]  # [batch, beam], best first; a filler is below graphs.FILLER_SCORE
+    bound: NDArray[np.float32]  # [batch], at least the score of everything that was pruned
 
 
 class Tokenizer:
@@ -54,7 +54,7 @@ class Tokenizer:
         self._session = _open(path, graph, threads, providers)
 
     def run(self, strips: Sequence[NDArray[np.uint8]]) -> Tokens:
-        """strips [strip, height, width] of each item, at least one item with at least one strip each."""
+        """`strips` [strip, height, width] of each item. At least one item; each has at least one strip."""
         counts = [len(item) for item in strips]
         first_strip = np.cumsum([0, *counts[:-1]], dtype=np.int64)  # [item]
         feeds = {"strips": np.concatenate(list(strips)), "first_strip": first_strip}
@@ -77,10 +77,10 @@ class RecommenderSession:
         return bool(self._session.get_providers()[0] != PREFERRED_PROVIDERS[-1])
 
     def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]) -> Beams:
-        """history [batch, position, level], oldest first, PADDING on the left; `tables` of SidTrie; `widths`
-        of graphs.beam_widths, one for each level.
+        """Search. `history` [batch, position, level] is oldest first, with PADDING on the left; `tables` come
+        from SidTrie, `widths` from graphs.beam_widths, one for each level.
 
-        Raises ContractMismatch where tables or widths are of another spec than the graph's.
+        Raises ContractMismatch if tables or widths belong to another spec than the graph.
         """
         feeds = self.feeds(history, tables, widths)
         return Beams(*self._session.run(["codes", "scores", "bound"], feeds))
@@ -88,7 +88,7 @@ class RecommenderSession:
     def feeds(
         self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]
     ) -> dict[str, NDArray[Any]]:
-        """The graph's inputs for `run`, by name. Raises what that raises."""
+        """The graph's inputs for `run`, by name. Raises the same errors."""
         for what, num_given, names in (
             ("trie tables", len(tables), [tensor.name for tensor in self._tables]),
             ("beam widths", len(widths), self._beams),
@@ -128,9 +128,9 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
         raise ContractMismatch(
             f"{path}: ONNX Runtime cannot load it ({_reason(error)}). Export again."
         ) from error
-    if wanted[0] not in session.get_providers():  # ONNX Runtime goes on with the next one
+    if wanted[0] not in session.get_providers():  # ONNX Runtime falls back to the next one
         log.warning(
-            "%s runs on %s: %s could not start. Its lines above say why; mostly there is no GPU, or a "
+            "%s runs on %s: %s could not start. The lines above say why. Usually there is no GPU, or a "
             "library of CUDA or cuDNN is missing.",
             path.name,
             session.get_providers()[0],
@@ -156,7 +156,7 @@ def _refuse_external_data(path: Path) -> None:
 
 
 def tried(path: Path, run: Callable[[], T]) -> T:
-    """What the graph of this file gives, the first time it runs. Raises ContractMismatch where it fails."""
+    """The result of a graph's first run. Raises ContractMismatch if the run fails."""
     try:
         return run()
     except ContractMismatch:
@@ -188,7 +188,7 @@ def _check(path: Path, kind: str, promised: Sequence[TensorSpec], found: Sequenc
 
 
 def _shape_fits(promised: tuple[int | str, ...], found: tuple[Any, ...]) -> bool:
-    """A number must be that number. A name promises that the dimension may vary, so a number breaks it."""
+    """A number must match exactly. A name promises that the dimension may vary, so a number breaks it."""
     return len(promised) == len(found) and all(
         isinstance(size, str | None) if isinstance(dimension, str) else size == dimension
         for dimension, size in zip(promised, found, strict=True)
@@ -196,7 +196,7 @@ def _shape_fits(promised: tuple[int | str, ...], found: tuple[Any, ...]) -> bool
 
 
 def _runtime() -> Any:
-    """Import ONNX Runtime. Its CPU and GPU wheels overwrite each other's files, so both is as bad as none."""
+    """Import ONNX Runtime. Its CPU and GPU wheels overwrite each other's files, so only one may be there."""
     installed = [name for name in RUNTIMES if _is_installed(name)]
     if len(installed) > 1:
         raise GlyphrecError(
@@ -208,12 +208,12 @@ def _runtime() -> Any:
         raise GlyphrecError(
             "ONNX Runtime is not installed. Run `pip install 'glyphrec[cpu]'`, or [gpu] for CUDA."
         )
-    # Unless told otherwise before its import it keeps a database in the home folder and reports to its maker.
+    # Without this, set before the import, it writes a database to the home folder and sends telemetry.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     if installed == ["onnxruntime-gpu"]:
-        onnxruntime.preload_dlls()  # those of CUDA from pip's nvidia packages, where there are such
+        onnxruntime.preload_dlls()  # the CUDA libraries of pip's nvidia packages, if there are any
     return onnxruntime
 
 

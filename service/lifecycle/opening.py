@@ -1,4 +1,4 @@
-"""The start of a replica: which bundle it serves, and what must be done before its first request."""
+"""The start of a replica: chooses the bundle that it serves, and prepares it for the first request."""
 
 import asyncio
 import logging
@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from service.errors import GlyphrecError
 from service.lifecycle.bundles import BundleFolder, LoadedBundle
-from service.lifecycle.model import Model, Readiness, persist
+from service.lifecycle.decide import may_activate
+from service.lifecycle.model import Model, Readiness
 from service.lifecycle.seeding import read_the_unread, seed
-from service.settings import Settings
+from service.store.retry import retry
 from service.store.rollout import RolloutStore, Seen
 from service.telemetry.metrics import Metrics
 
@@ -16,30 +17,39 @@ log = logging.getLogger(__name__)
 
 
 class Opening:
+    """Opens the first model of this process."""
+
     def __init__(
         self,
         configured: LoadedBundle,
         changes: RolloutStore,
         make: Callable[[LoadedBundle], Model],
-        settings: Settings,
+        folder: BundleFolder,
+        *,
+        take_over: bool,
+        seed_catalog: bool,
         metrics: Metrics,
         readiness: Readiness,
     ) -> None:
+        """`configured`: the bundle that the operator named. `take_over`, `seed_catalog`: see `Settings`."""
         self._configured = configured
         self._changes = changes
         self._make = make
-        self._settings = settings
+        self._folder = folder
+        self._take_over = take_over
+        self._seed_catalog = seed_catalog
         self._metrics = metrics
         self._readiness = readiness
         self._model: Model | None = None
 
     async def open(self) -> Model:
-        """A model that is ready for requests, as soon as Redis lets it."""
-        await persist(self._attempt, self._readiness.say)
+        """A model that is ready for requests. Tries until Redis allows it."""
+        await retry(self._attempt, on=(GlyphrecError,), say=self._readiness.say)
         assert self._model is not None
         return self._model
 
     async def stop(self) -> None:
+        """End the model, whether or not it became ready."""
         if self._model is not None:
             await self._model.stop()
 
@@ -52,30 +62,29 @@ class Opening:
         await self._fill(self._model, seen)
 
     async def finish(self, model: Model) -> None:
-        """What may be done while requests are answered: read what is unread, then be the tokenizer in use."""
+        """Read what is unread, then make the tokenizer the active one. Requests are answered meanwhile."""
 
         async def attempt() -> None:
             await read_the_unread(
                 model.store, model.indexer, model.loaded.items, model.loaded.manifest.render
             )
-            if self._may_activate(model, await self._changes.look()):
+            seen = await self._changes.look()
+            if self._take_over or may_activate(seen, model.tokenizer_id):
                 await model.store.activate()
 
-        await persist(attempt, lambda _trouble: None)
+        await retry(attempt, on=(GlyphrecError,))
 
     async def _choose(self, seen: Seen) -> LoadedBundle:
         """The configured bundle, unless another tokenizer is active and a bundle with it is here."""
         configured, active = self._configured, seen.active
-        if active in (None, configured.manifest.tokenizer_id) or self._settings.take_over:
+        if active in (None, configured.manifest.tokenizer_id) or self._take_over:
             return configured
-        folder = BundleFolder(self._settings)
-        name = await asyncio.to_thread(
-            folder.with_tokenizer, active, seen.announced.bundle if seen.announced else ""
-        )
+        preferred = seen.announced.bundle if seen.announced else ""
+        name = await asyncio.to_thread(self._folder.with_tokenizer, active, preferred)
         if name is None:
             return configured
         try:
-            loaded = await asyncio.to_thread(folder.load, name)
+            loaded = await asyncio.to_thread(self._folder.load, name)
         except GlyphrecError as error:
             log.warning("the active bundle cannot be served, so the configured one is: %s", error)
             return configured
@@ -83,28 +92,18 @@ class Opening:
         return loaded
 
     async def _fill(self, model: Model, seen: Seen) -> None:
-        """May be repeated."""
+        """Bring the bundle's items or codes into Redis, then load the catalog. May be repeated."""
         await model.store.check_server()
         persistence = await model.store.persistence()
         self._metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
         for warning in persistence.warnings():
             log.warning(warning)
         items, render = model.loaded.items, model.manifest.render
-        if seen.active is None and self._settings.seed_catalog:
-            self._readiness.say("putting the bundle's items into the new catalogue")
+        if seen.active is None and self._seed_catalog:
+            self._readiness.say("putting the bundle's items into the new catalog")
             await seed(model.store, items, render)
         elif seen.active != model.tokenizer_id:
-            self._readiness.say("giving the bundle's codes to the items of the catalogue")
+            self._readiness.say("giving the bundle's codes to the items of the catalog")
             await read_the_unread(model.store, None, items, render)
-        self._readiness.say("loading the catalogue")
+        self._readiness.say("loading the catalog")
         await model.join()
-
-    def _may_activate(self, model: Model, seen: Seen) -> bool:
-        """A start does not undo, nor forestall, what POST /admin/bundles has begun; unless told to."""
-        if seen.active in (None, model.tokenizer_id) or self._settings.take_over:
-            return True
-        announced = seen.announced
-        if announced is None:
-            return True
-        is_its_work = announced.phase == "switched" and announced.tokenizer_id == seen.active
-        return not (is_its_work or announced.is_under_way)

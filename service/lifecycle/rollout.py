@@ -1,14 +1,16 @@
-"""How a replica comes from one bundle to another while it answers requests (docs/decisions/0009).
+"""How a replica changes from one bundle to another while it answers requests (docs/decisions/0009).
 
-A bundle with the tokenizer that is served needs only this replica. For another tokenizer one replica leads:
+A bundle with the tokenizer that is served concerns this replica only. For another one, one replica leads:
 
-    reading   it gives codes of the new tokenizer to every item of the catalogue, slowly
-    joining   every replica loads the new catalogue and hands on to it what it writes under the old one
+    reading   it gives codes of the new tokenizer to every item of the catalog, slowly
+    joining   every replica loads the new catalog, and hands on to it what it writes under the old tokenizer
     switched  the new tokenizer is the active one, and every replica that sees this swaps its model
 
-Nothing that is acknowledged can be missing after the switch. What a replica wrote before it began to hand on
-is in the log of the old tokenizer, which the leader takes over to its end before the switch, and later goes
-on with, for replicas that are late; what it wrote after that, it has handed on before it answered.
+After the switch no acknowledged write is missing. What a replica wrote before it began to hand on is in the
+log of the old tokenizer. The leader takes that log over to its end before the switch, and goes on afterwards
+for replicas that are late. What a replica wrote later, it has handed on before it answered.
+
+decide.py says what a replica does, leader.py leads, retokenizing.py fills the new catalog.
 """
 
 import asyncio
@@ -18,33 +20,39 @@ import socket
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
-from service.errors import (
-    BundleRefused,
-    ChangeUnderWay,
-    GlyphrecError,
-    ServiceError,
-    SidSpaceFull,
-    StoreFault,
-    StoreUnavailable,
-)
+from service.errors import BundleRefused, ChangeUnderWay, GlyphrecError, ServiceError, StoreUnavailable
 from service.lifecycle.bundles import BundleFolder, LoadedBundle
-from service.lifecycle.model import Model, Readiness, end, persist
-from service.lifecycle.seeding import read_the_unread
-from service.settings import Settings
-from service.store.rollout import Announced, LogGap, Report, RolloutStore, Seen
+from service.lifecycle.decide import (
+    Action,
+    ClearTrouble,
+    CountProgress,
+    GiveUpCandidate,
+    Job,
+    Load,
+    Mine,
+    Purge,
+    ReloadCatalog,
+    RenewLease,
+    ShowPhase,
+    Trail,
+    decide,
+    may_join,
+    may_serve,
+)
+from service.lifecycle.leader import Leader
+from service.lifecycle.model import Model, Readiness
+from service.lifecycle.retokenizing import Retokenizer
+from service.lifecycle.tasks import cancel
+from service.store.retry import retry
+from service.store.rollout import Announced, ReplicaReport, RolloutStore, Seen
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 TRY_AGAIN_S = 10  # after a bundle that could not be loaded
-MAX_YIELD_S = 5.0  # that a chunk waits for items being posted
-
-
-class LostLead(GlyphrecError):
-    """Another replica leads the change now."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +62,36 @@ class Progress:
     announced: Announced
     num_read: int  # items that the new tokenizer has read
     num_items: int
-    replicas: list[Report]
+    replicas: list[ReplicaReport]
 
 
 class Rollout:
+    """The serving model of this replica, and its part in every change."""
+
     def __init__(
         self,
-        store: RolloutStore,
+        changes: RolloutStore,
         make: Callable[[LoadedBundle], Model],
-        settings: Settings,
+        folder: BundleFolder,
+        retokenizer: Retokenizer,
+        leader: Leader,
         metrics: Metrics,
         readiness: Readiness,
     ) -> None:
-        self._store = store
+        self._changes = changes
         self._make = make
-        self._settings = settings
+        self._folder = folder
+        self._retokenizer = retokenizer
+        self._leader = leader
         self._metrics = metrics
         self._readiness = readiness
-        self._folder = BundleFolder(settings)
         self._seen = Seen(None, None, None, [], {})
         self._looked = asyncio.Condition()
-        self._acting = asyncio.Lock()  # so that nobody acts on what was seen before a change was announced
+        self._acting = asyncio.Lock()  # no action may rest on a look from before an announcement
         self._loading = asyncio.Lock()
-        self._model: Model | None = None  # serves
-        self._candidate: Model | None = None  # loaded beside the model that serves
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # by what they do: load, prepare, lead, trail
+        self._model: Model | None = None  # answers requests
+        self._candidate: Model | None = None  # is prepared beside it
+        self._jobs: dict[Job, asyncio.Task[None]] = {}
         self._retiring: dict[asyncio.Task[None], Model] = {}
         self._trouble = ""
         self._was_behind = False
@@ -87,9 +100,9 @@ class Rollout:
     # --- what routes ask ---
 
     async def change(self, name: str) -> bool:
-        """Go over to the bundle `name`. True: done here; False: begun, for all replicas.
+        """Change to the bundle `name`. True: done on this replica. False: begun for all replicas.
 
-        Raises NoBundlesFolder, BundleNotFound, BundleRefused, ChangeUnderWay; then nothing has changed.
+        Raises NoBundlesFolder, BundleNotFound, BundleRefused or ChangeUnderWay; then nothing has changed.
         """
         if self._loading.locked():
             raise ChangeUnderWay
@@ -100,8 +113,7 @@ class Rollout:
                 self._metrics.bundle_swaps.labels("failed").inc()
                 raise
             await self.look()
-            tokenizer_id = loaded.manifest.tokenizer_id
-            if tokenizer_id in (self._serving.tokenizer_id, self._seen.active):
+            if may_serve(self._seen, self._serving.tokenizer_id, loaded.manifest.tokenizer_id):
                 await self._change_here(loaded)
                 return True
             async with self._acting:
@@ -110,34 +122,33 @@ class Rollout:
             return False
 
     async def _change_here(self, loaded: LoadedBundle) -> None:
-        """The codes of its tokenizer are there, so it takes this replica alone, and no time."""
-        if "prepare" in self._tasks:
+        """The tokenizer's codes exist already, so the change concerns this replica only and is quick."""
+        if Job.PREPARE in self._jobs:
             raise ChangeUnderWay
         if loaded.manifest != self._serving.manifest:
             await asyncio.shield(self._prepare(loaded))
 
     async def _change_everywhere(self, loaded: LoadedBundle) -> None:
-        tokenizer_id, announced, candidate = (
-            loaded.manifest.tokenizer_id,
-            self._seen.announced,
-            self._candidate,
-        )
+        """Announce the change and begin to lead it."""
+        tokenizer_id, announced = loaded.manifest.tokenizer_id, self._seen.announced
+        candidate = self._candidate
         is_mine = candidate is not None and candidate.tokenizer_id == tokenizer_id
-        if "lead" in self._tasks:
+        if Job.LEAD in self._jobs:
             if is_mine:
                 return
             raise ChangeUnderWay
         is_announced = announced is not None and announced.tokenizer_id == tokenizer_id
-        # A leader that has just died holds its lease for some seconds; `_lead` waits for that.
-        if not await self._store.announce(loaded.name, tokenizer_id) and not is_announced:
+        # A leader that has just died holds its lease for some seconds. `Leader.lead` waits for that.
+        if not await self._changes.announce(loaded.name, tokenizer_id) and not is_announced:
             raise ChangeUnderWay
         if candidate is None or not is_mine:
             await self._give_up()
             self._prepare(loaded)
         assert self._candidate is not None
-        self._begin("lead", self._lead(self._candidate))
+        self._begin(Job.LEAD, self._leader.lead(self._candidate))
 
     def progress(self) -> Progress | None:
+        """How far the last change is; None before the first one."""
         announced = self._seen.announced
         if announced is None:
             return None
@@ -146,23 +157,25 @@ class Rollout:
     # --- what a replica does by itself ---
 
     async def begin(self, model: Model) -> None:
-        """Serve `model`. The other replicas know of this one before its first request, unless Redis takes no
-        writes: then no model can change either, and `run` tells them as soon as it does.
+        """Serve `model`.
+
+        The other replicas know of this one before its first request, unless Redis takes no writes. Then no
+        model can change either, and `run` tells them as soon as Redis takes writes again.
         """
         self._model = model
         try:
             await self.look()
         except ServiceError as error:
             log.warning("the other replicas do not know of this one yet: %s", error)
-        self._readiness.parts = self._serving
+        self._readiness.model = self._serving
         self._serving.show()
 
-    def also(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do this beside all else, to its end or to `stop`."""
-        self._begin("start", work)
+    def finish_start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what the start has left to do in the background, to its end or to `stop`."""
+        self._begin(Job.START, work)
 
     async def run(self) -> None:
-        """Look twice a second at what was announced, and do this replica's part; until cancelled."""
+        """Look twice a second for an announced change and do this replica's part; until cancelled."""
         trouble = ""
         while True:
             try:
@@ -176,25 +189,28 @@ class Rollout:
             await asyncio.sleep(POLL_S)
 
     async def look(self) -> None:
+        """See what was announced, do what follows from it, and report this replica."""
         async with self._acting:
-            self._seen = await self._store.look()
-            await self._act(self._seen)
-            await self._store.report(self._report())
+            self._seen = await self._changes.look()
+            for action in decide(self._seen, self._mine()):
+                await self._carry_out(action)
+            await self._changes.report(self._report())
         async with self._looked:
             self._looked.notify_all()
 
     async def stop(self) -> None:
-        for task in list(self._tasks.values()):
-            await end(task)
+        """End all work and every model. The other replicas learn that this one is gone."""
+        for task in list(self._jobs.values()):
+            await cancel(task)
         await self._give_up()
         for task, model in list(self._retiring.items()):
-            await end(task)
+            await cancel(task)
             await model.stop()
-        self._readiness.parts = None
+        self._readiness.model = None
         if self._model is not None:
             await self._model.stop()
         try:
-            await self._store.leave()
+            await self._changes.leave()
         except ServiceError:
             log.info("the others will notice within seconds that this replica is gone")
 
@@ -203,90 +219,81 @@ class Rollout:
         assert self._model is not None, "`begin` comes first"
         return self._model
 
-    def _report(self) -> Report:
+    def _mine(self) -> Mine:
+        candidate = self._candidate
+        return Mine(
+            serving=self._serving.tokenizer_id,
+            in_use=self._in_use(),
+            candidate=None if candidate is None else candidate.tokenizer_id,
+            was_behind=self._was_behind,
+            jobs=frozenset(self._jobs),
+        )
+
+    def _in_use(self) -> frozenset[str]:
+        models = [self._serving, *self._retiring.values()]
+        return frozenset(model.tokenizer_id for model in models)
+
+    def _report(self) -> ReplicaReport:
         candidate, serving = self._candidate, self._serving
-        in_use = {serving.tokenizer_id, *(model.tokenizer_id for model in self._retiring.values())}
-        is_prepared = candidate is not None and candidate.has_joined
-        return Report(
-            replica_id=self._store.replica_id,
+        prepared = candidate if candidate is not None and candidate.has_joined else serving
+        return ReplicaReport(
+            replica_id=self._changes.replica_id,
             tokenizer_id=serving.tokenizer_id,
-            in_use=tuple(sorted(in_use)),
-            prepared=candidate.tokenizer_id
-            if candidate is not None and is_prepared
-            else serving.tokenizer_id,
+            in_use=tuple(sorted(self._in_use())),
+            prepared=prepared.tokenizer_id,
             trouble=self._trouble,
         )
 
-    async def _act(self, seen: Seen) -> None:
-        serving, announced = self._serving, seen.announced
-        is_behind = seen.active not in (None, serving.tokenizer_id)
-        self._note_whether_behind(is_behind, seen)
-        if (
-            self._was_behind and not is_behind
-        ):  # they came back to us, and wrote meanwhile what we did not see
-            await serving.follower.load()
-        self._was_behind = is_behind
-        if self._candidate is not None and not self._is_wanted(self._candidate, seen):
-            await self._give_up()
-        if self._candidate is None and not {"load", "prepare"} & self._tasks.keys():
-            if seen.active is not None and is_behind:
-                hint = announced.bundle if announced and announced.tokenizer_id == seen.active else ""
-                self._begin("load", self._load(seen.active, hint))
-            elif announced and announced.is_under_way and announced.tokenizer_id != serving.tokenizer_id:
-                if seen.leader is not None:  # a change that nobody leads may be what killed its leader
-                    self._begin("load", self._load(announced.tokenizer_id, announced.bundle))
-            else:
+    async def _carry_out(self, action: Action) -> None:
+        match action:
+            case ShowPhase(active):
+                self._show_phase(active)
+            case ReloadCatalog():
+                await self._serving.follower.load()
+                self._was_behind = False
+            case GiveUpCandidate():
+                await self._give_up()
+            case Load(tokenizer_id, preferred):
+                self._begin(Job.LOAD, self._load(tokenizer_id, preferred))
+            case ClearTrouble():
                 self._trouble = ""
-        if "lead" in self._tasks and announced and not await self._store.lead(announced.tokenizer_id):
-            log.info("another replica leads the change to %s", announced.bundle)
-        if announced and announced.is_under_way:
-            self._num_read, self._num_items = await self._store.progress(announced.tokenizer_id)
-            self._metrics.rollout_items.set(self._num_items)
-            self._metrics.rollout_read_items.set(self._num_read)
-        has_switched = announced is not None and announced.tokenizer_id == serving.tokenizer_id == seen.active
-        if announced and has_switched and announced.previous in seen.retired and "trail" not in self._tasks:
-            self._begin("trail", self._trail(serving, announced))
-        in_use = {tokenizer_id for each in seen.replicas for tokenizer_id in each.in_use}
-        for tokenizer_id, is_due in seen.retired.items():
-            if is_due and tokenizer_id not in in_use and await self._store.purge(tokenizer_id):
-                log.info("deleted the codes of tokenizer %s, long out of use", tokenizer_id)
+            case RenewLease(announced):
+                if not await self._changes.lead(announced.tokenizer_id):
+                    log.info("another replica leads the change to %s", announced.bundle)
+            case CountProgress(tokenizer_id):
+                self._num_read, self._num_items = await self._changes.progress(tokenizer_id)
+                self._metrics.rollout_items.set(self._num_items)
+                self._metrics.rollout_read_items.set(self._num_read)
+            case Trail(announced):
+                self._begin(Job.TRAIL, self._leader.trail(self._serving, announced))
+            case Purge(tokenizer_id):
+                if await self._changes.purge(tokenizer_id):
+                    log.info("deleted the codes of tokenizer %s, long out of use", tokenizer_id)
+            case _:
+                assert_never(action)
 
-    def _note_whether_behind(self, is_behind: bool, seen: Seen) -> None:
-        self._metrics.behind.set(is_behind)
+    def _show_phase(self, active: str | None) -> None:
+        self._metrics.behind.set(active is not None)
         phase = "ready"
-        if is_behind:
-            phase = (
-                f"ready, but with tokenizer {self._serving.tokenizer_id} while {seen.active} is active. "
-                + (self._trouble or "Going over to it.")
-            )
+        if active is not None:
+            self._was_behind = True
+            reason = self._trouble or "Changing to it."
+            serving = self._serving.tokenizer_id
+            phase = f"ready, but with tokenizer {serving} while {active} is active. {reason}"
         if phase != self._readiness.phase and self._trouble:
             log.warning("%s", phase)
         self._readiness.phase = phase
 
-    def _is_wanted(self, model: Model, seen: Seen) -> bool:
-        announced = seen.announced
-        if model.tokenizer_id in (self._serving.tokenizer_id, seen.active):
-            return True
-        return bool(announced and announced.is_under_way and announced.tokenizer_id == model.tokenizer_id)
+    # --- changing to another model ---
 
-    def _may_join(self, model: Model) -> bool:
-        announced = self._seen.announced
-        if model.tokenizer_id in (self._serving.tokenizer_id, self._seen.active):
-            return True
-        return bool(
-            announced and announced.tokenizer_id == model.tokenizer_id and announced.phase == "joining"
-        )
-
-    # --- becoming another model ---
-
-    async def _load(self, tokenizer_id: str, hint: str) -> None:
-        """Find the bundle that the others go over to, and prepare it."""
+    async def _load(self, tokenizer_id: str, preferred: str) -> None:
+        """Find the bundle that the others change to, and prepare it."""
         try:
-            name = await asyncio.to_thread(self._folder.with_tokenizer, tokenizer_id, hint)
+            name = await asyncio.to_thread(self._folder.with_tokenizer, tokenizer_id, preferred)
             if name is None:
                 raise GlyphrecError(
-                    f"No bundle {hint!r} with tokenizer {tokenizer_id} is in GLYPHREC_BUNDLES_DIR of this "
-                    "replica. Copy it there."
+                    f"No bundle {preferred!r} with tokenizer {tokenizer_id} is in GLYPHREC_BUNDLES_DIR of "
+                    "this replica. Copy it there."
                 )
             loaded = await asyncio.to_thread(self._folder.load, name)
         except GlyphrecError as error:
@@ -305,17 +312,19 @@ class Rollout:
         model.start()
         self._candidate = model
         self._serving.indexer.successor = model.indexer
-        return self._begin("prepare", self._become(model))
+        return self._begin(Job.PREPARE, self._become(model))
 
     async def _become(self, model: Model) -> None:
-        await self._until(lambda: self._may_join(model))
-        await persist(model.join, _log_only)
-        await self._until(lambda: model.tokenizer_id in (self._serving.tokenizer_id, self._seen.active))
-        await persist(lambda: self._bring_level(model), _log_only)
+        """Load the candidate's catalog, catch up, and let it answer requests, each as soon as it may."""
+        await self._until(lambda: may_join(self._seen, self._serving.tokenizer_id, model.tokenizer_id))
+        await retry(model.join, on=(GlyphrecError,))
+        await self._until(lambda: may_serve(self._seen, self._serving.tokenizer_id, model.tokenizer_id))
+        await retry(lambda: self._catch_up(model), on=(GlyphrecError,))
         old = self._serving
         while model.tokenizer_id == old.tokenizer_id and model.catalog.version < old.catalog.version:
             await model.follower.wait_for(old.catalog.version, POLL_S)
-        self._model = self._readiness.parts = model  # the swap: no await since the look at the versions
+        # The swap. No await may come between the comparison of the versions and this line.
+        self._model = self._readiness.model = model
         self._candidate, self._trouble, self._was_behind = None, "", False
         model.show()
         self._metrics.bundle_swaps.labels("switched").inc()
@@ -324,158 +333,55 @@ class Rollout:
         retiring.add_done_callback(lambda task: self._retiring.pop(task, None))
         log.info("serving bundle %s, tokenizer %s", model.loaded.name, model.tokenizer_id)
 
-    async def _bring_level(self, model: Model) -> None:
-        """The catalogue that is to serve has all that was acknowledged here before it."""
+    async def _catch_up(self, model: Model) -> None:
+        """Bring everything that was acknowledged before into the candidate's catalog."""
         announced, old = self._seen.announced, self._serving
         if old.tokenizer_id != model.tokenizer_id:
             if announced and announced.previous == old.tokenizer_id:
-                await self._take_over_log(model, old.tokenizer_id, announced.read_to)
-            else:  # so long ago that nobody follows that log any more
-                await self._read_all(model)
-        if not await model.level():
+                await self._retokenizer.take_over_log(model, old.tokenizer_id, announced.read_to)
+            else:  # the change is so long ago that nobody follows that log any more
+                await self._retokenizer.read_all(model)
+        if not await model.catch_up():
             raise StoreUnavailable("The log of changes does not come.")
 
     async def _give_up(self) -> None:
-        """Of a change that will not be: the model that was prepared for it ends."""
+        """End the candidate, and the jobs that need it."""
         model, self._candidate = self._candidate, None
-        for what in ("lead", "prepare"):
-            if what in self._tasks:
-                await end(self._tasks[what])
+        for job in (Job.LEAD, Job.PREPARE):
+            if job in self._jobs:
+                await cancel(self._jobs[job])
         if model is None:
             return
         if self._model is not None and self._model.indexer.successor is model.indexer:
             self._model.indexer.successor = None
         await model.stop()
 
-    # --- leading ---
+    # --- jobs ---
 
-    async def _lead(self, model: Model) -> None:
-        tokenizer_id, name = model.tokenizer_id, model.loaded.name
-        passing = (StoreUnavailable, StoreFault)
-        try:
-            await persist(lambda: self._take_lead(model), _log_only, (*passing, ChangeUnderWay))
-            await persist(lambda: self._reread(model), _log_only, passing)
-            await persist(lambda: self._switch(model), _log_only, passing)
-        except LostLead:
-            log.info("another replica leads the change to %s", name)
-        except GlyphrecError as error:
-            log.warning("the change to %s has failed: %s", name, error)
-            self._metrics.bundle_swaps.labels("failed").inc()
-            await self._store.lead(tokenizer_id, phase="failed", reason=str(error))
-
-    async def _take_lead(self, model: Model) -> None:
-        seen = await self._store.look()
-        if seen.active == model.tokenizer_id:
-            raise LostLead
-        if not await self._store.announce(model.loaded.name, model.tokenizer_id):
-            raise ChangeUnderWay
-
-    async def _reread(self, model: Model) -> None:
-        seen = await self._store.look()
-        read_to = await self._store.log_version(seen.active) if seen.active else 0
-        await self._keep_lead(model, phase="reading", read_to=read_to)
-        await self._read_all(model)
-        await self._keep_lead(model, phase="joining")
-
-    async def _read_all(self, model: Model) -> None:
-        loaded = model.loaded
-        await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest.render, self._pace)
-        await model.store.forget_dropped()
-
-    async def _pace(self, spent_s: float) -> None:
-        """Leave the machine to live traffic."""
-        share = self._settings.reread_share
-        await asyncio.sleep(spent_s * (1 - share) / share)
-        waited_s = 0.0
-        while self._serving.strips.queued_units and waited_s < MAX_YIELD_S:
-            await asyncio.sleep(0.02)
-            waited_s += 0.02
-
-    async def _switch(self, model: Model) -> None:
-        """As soon as every living replica hands on what it writes, and all of the old log is taken over."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._settings.join_timeout_s
-        while True:
-            seen = await self._store.look()
-            announced = seen.announced
-            if announced is None or announced.tokenizer_id != model.tokenizer_id:
-                raise LostLead
-            late = [
-                each for each in seen.replicas if each.prepared != model.tokenizer_id and not each.trouble
-            ]
-            if announced.previous:
-                await self._take_over_log(model, announced.previous, announced.read_to)
-            if not late or loop.time() > give_up_at:
-                break
-            await asyncio.sleep(POLL_S)
-        for each in late:
-            log.warning("replica %s did not get ready for %s in time", each.replica_id, announced.bundle)
-        for each in seen.replicas:
-            if each.trouble:
-                log.warning("replica %s stays behind: %s", each.replica_id, each.trouble)
-        if not await self._store.activate(model.tokenizer_id, self._settings.keep_old_codes_s):
-            raise LostLead
-
-    async def _trail(self, model: Model, announced: Announced) -> None:
-        """After the switch: what replicas that are late still write under the old tokenizer."""
-        try:
-            if await self._store.lead(model.tokenizer_id):
-                await self._take_over_log(model, announced.previous, announced.read_to)
-        except ServiceError as error:
-            log.warning("cannot follow the log of tokenizer %s: %s", announced.previous, error)
-
-    async def _take_over_log(self, model: Model, previous: str, read_to: int) -> None:
-        """All changes that the previous tokenizer's log has now. May be done by several replicas at once."""
-        goal, first = await self._store.log_version(previous), read_to
-        while read_to < goal:
-            try:
-                touched = await self._store.touched(previous, read_to)
-            except LogGap:
-                await self._read_all(model)
-                read_to = goal
-                break
-            if touched is None:
-                break
-            try:
-                await model.indexer.take_over(touched.item_ids)
-            except SidSpaceFull as error:
-                log.warning("an item of the old tokenizer is lost to the new one: %s", error)
-            read_to = touched.version
-        if read_to > first:
-            await self._store.lead(model.tokenizer_id, read_to=read_to)  # without effect unless we lead
-
-    async def _keep_lead(self, model: Model, **fields: str | int) -> None:
-        if not await self._store.lead(model.tokenizer_id, **fields):
-            raise LostLead
-
-    # --- tasks ---
-
-    def _begin(self, what: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._tasks[what] = asyncio.create_task(self._logged(what, work), name=f"rollout: {what}")
-        task.add_done_callback(lambda done: self._tasks.pop(what) if self._tasks.get(what) is done else None)
+    def _begin(self, job: Job, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._jobs[job] = asyncio.create_task(_logged(job, work), name=f"rollout: {job}")
+        task.add_done_callback(lambda done: self._jobs.pop(job) if self._jobs.get(job) is done else None)
         return task
-
-    async def _logged(self, what: str, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception:  # outermost loop of a task that nobody awaits
-            log.exception("what a replica does beside its requests has stopped: %s", what)
 
     async def _until(self, claim: Callable[[], bool]) -> None:
         async with self._looked:
             await self._looked.wait_for(claim)
 
 
+async def _logged(job: Job, work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:  # outermost loop of a task that nobody awaits
+        log.exception("background work of this replica has stopped: %s", job)
+
+
 async def _retire(model: Model, earlier: Sequence[asyncio.Task[None]]) -> None:
-    """After the models before it, as requests that began with those still hand on to it."""
+    """End `model` after the models before it, as their last requests still hand on to it."""
     if earlier:
         await asyncio.wait(earlier)
     await model.retire()
 
 
-def _log_only(_trouble: str) -> None:
-    """The log has it, and it passes."""
-
-
 def new_replica_id() -> str:
+    """A name that no other replica has: the host, the process, and a random part."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -1,19 +1,14 @@
-"""The bundle's catalogue on its way into Redis: the whole of it if that is new, else only its codes."""
+"""Brings the bundle's items into Redis: all of them into a new catalog, otherwise only their codes."""
 
-import gzip
-import json
 import logging
-import math
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
 
 from service.core.bundle import RenderSpec
+from service.core.bundle_items import BundledItem
 from service.core.render import content_hash, item_text
-from service.core.sid import Codes, SidSpec
-from service.errors import ContractMismatch, ItemChanged, ServiceError
+from service.core.sid import Codes
+from service.errors import ItemChanged, ServiceError
 from service.flows.indexing import Indexer
 from service.store.client import chunks
 from service.store.items import ItemStore
@@ -22,84 +17,21 @@ from service.store.records import ItemRecord, PutResult
 log = logging.getLogger(__name__)
 
 SEED_CHUNK = 1_000
-CHUNK = 32  # items read before `pace` may hold the next ones up
-# Beyond these nobody has exported a file: catalogues shrink to a tenth, the emptiest lines to a hundredth.
-MAX_INFLATION = 200
-MAX_LINE_BYTES = 16 * 2**20
+CHUNK = 32  # items that are read between two calls of `pace`
 
-Pace = Callable[[float], Awaitable[None]]  # takes the seconds that were spent
+Pace = Callable[[float], Awaitable[None]]  # gets the seconds that the last chunk took
 
 
 async def _at_once(_spent_s: float) -> None:
     pass
 
 
-class BundledItem(NamedTuple):
-    """One line of items.jsonl.gz."""
-
-    item_id: str
-    codes: Codes
-    popularity: float  # interactions in the training data
-    item: dict[str, Any]
-
-
-def read_items(path: Path, spec: SidSpec, num_items: int) -> list[BundledItem]:
-    """The exported catalogue, which has `num_items`. Raises ContractMismatch with the line at fault."""
-    found: list[BundledItem] = []
-    try:
-        left = MAX_INFLATION * path.stat().st_size
-        with gzip.open(path) as file:
-            while line := file.readline(min(left, MAX_LINE_BYTES) + 1):
-                where = f"{path}:{len(found) + 1}"
-                left -= len(line)
-                if left < 0 or len(line) > MAX_LINE_BYTES:
-                    raise ContractMismatch(
-                        f"{where}: inflates to more than any catalogue does. Export again."
-                    )
-                if len(found) == num_items:
-                    raise ContractMismatch(
-                        f"{where}: more items than the manifest's {num_items}. Export again."
-                    )
-                found.append(_read_item(where, line, spec))
-    except (OSError, EOFError, zlib.error) as error:
-        raise ContractMismatch(
-            f"{path}: not whole after {len(found)} items ({error}). Copy it again, or export again."
-        ) from error
-    if len(found) != num_items:
-        raise ContractMismatch(f"{path}: {len(found)} items, manifest says {num_items}. Export again.")
-    return found
-
-
-def _read_item(where: str, line: bytes, spec: SidSpec) -> BundledItem:
-    try:
-        return parse_item(line, spec)
-    except ValueError as error:
-        raise ContractMismatch(f"{where}: not an item of a bundle ({error}). Export again.") from error
-
-
-def parse_item(line: bytes, spec: SidSpec) -> BundledItem:
-    """Raises ValueError where the line is no item with codes of these levels."""
-    try:
-        raw = json.loads(line.decode("utf-8"))
-        item_id, codes, popularity = raw["item_id"], tuple(raw["codes"]), float(raw["popularity"])
-        spec.check(codes)
-        if not all(type(code) is int for code in codes):
-            raise ValueError("a code is no whole number")
-        if not (isinstance(item_id, str) and item_id and math.isfinite(popularity)):
-            raise ValueError("its item_id or popularity is none")
-        return BundledItem(item_id, codes, popularity, {**raw["item"], "item_id": item_id})
-    except KeyError as error:
-        raise ValueError(f"it has no {error}") from error
-    except (TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-
-
 async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:
-    """Put the whole catalogue of the bundle, in its order, with the codes of the export."""
+    """Put every item of the bundle into Redis, in the bundle's order, with the codes of the export."""
     for chunk in chunks(items, SEED_CHUNK):
         results = await store.put([(_record(each, render), each.codes) for each in chunk])
         _raise_first(results)
-    log.info("put %d items of the bundle into the new catalogue", len(items))
+    log.info("put %d items of the bundle into the new catalog", len(items))
 
 
 async def read_the_unread(
@@ -109,15 +41,15 @@ async def read_the_unread(
     render: RenderSpec,
     pace: Pace = _at_once,
 ) -> int:
-    """Give codes to the items of Redis that this tokenizer has not read -> how many remain unread.
+    """Give codes to the items in Redis that this tokenizer has not read -> number of those left unread.
 
-    Content that the bundle knows takes the codes of the export; anything else is drawn and read by the
-    `indexer`, or left for later where there is none. `pace` is awaited after each few items.
+    Content that the bundle has gets the codes of the export. The `indexer` draws and reads all other content;
+    without an indexer it is left for later. `pace` is awaited after each chunk of items.
     """
     num_read = num_left = 0
     known: dict[str, Codes] | None = None
     async for page in store.unread_items():
-        if known is None:  # only now: most starts find nothing unread
+        if known is None:  # hashed only now, as most starts find nothing unread
             known = {content_hash(item_text(each.item, render)): each.codes for each in items}
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
@@ -139,7 +71,7 @@ async def read_the_unread(
 def _known_codes(
     records: Sequence[ItemRecord], known: Mapping[str, Codes], render: RenderSpec
 ) -> dict[str, Codes]:
-    """By this tokenizer's own hash of the text: another one's may be of other fields."""
+    """Codes by the hash of the text that this tokenizer draws. Another tokenizer may draw other fields."""
     hashes = {each.item_id: content_hash(item_text(each.item, render)) for each in records}
     return {item_id: known[text] for item_id, text in hashes.items() if text in known}
 
@@ -150,6 +82,6 @@ def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
 
 def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:
     for result in results:
-        # Somebody posted it anew meanwhile, and so has read it already.
+        # Somebody has posted the item again meanwhile, so it is read already.
         if isinstance(result, ServiceError) and not isinstance(result, ItemChanged):
             raise result

@@ -1,6 +1,5 @@
-"""How the store calls Redis: calls that end and are counted, errors for clients, scripts by their hash."""
+"""How the store calls Redis: calls end and are counted, errors are for clients, scripts run by hash."""
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -32,19 +31,19 @@ from service.errors import GlyphrecError, ServiceError, StoreFault, StoreUnavail
 
 log = logging.getLogger(__name__)
 
-RESPONSE_TIMEOUT_S = 2.0  # of one reply; a blocking read must ask for less
-NUM_CONNECTIONS = 32  # more callers than that wait for one
-CLUSTER_CONNECTIONS = 512  # to each node; more callers than that are refused, as its pool cannot wait
-PIPELINE_LENGTH = 250  # calls in one round trip; packing them holds up the event loop for some ms
+RESPONSE_TIMEOUT_S = 2.0  # for one reply; a blocking read must ask for less
+NUM_CONNECTIONS = 32  # further callers wait for one
+CLUSTER_CONNECTIONS = 512  # to each node; further callers are refused, as its pool cannot wait
+PIPELINE_LENGTH = 250  # calls in one round trip; packing them blocks the event loop for a few ms
 LUA = Path(__file__).parent / "lua"
 
 T = TypeVar("T")
 
-# Takes one round trip: its command or script, how many of them were taken and how many were not, and its
-# seconds; None where it waited for something to happen.
+# Called after each round trip with its command or script, the number of calls that succeeded, the number that
+# failed, and the duration in seconds; None if the call waited for something to happen.
 Observe = Callable[[str, int, int, float | None], None]
 
-# By class where redis-py has one, else by the first word of Redis' reply.
+# By redis-py's class if it has one, else by the first word of Redis' reply.
 _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     AuthenticationError: "Redis refuses the password in REDIS_URL.",
     NoPermissionError: "Redis refuses this to the user in REDIS_URL.",
@@ -53,9 +52,9 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     ReadOnlyError: "This Redis is a read-only copy; a failover may be under way.",
     MasterDownError: "This Redis has lost its primary.",
     ClusterDownError: "The Redis cluster is down.",
-    TryAgainError: "The Redis cluster is moving the catalogue's keys.",
+    TryAgainError: "The Redis cluster is moving the catalog's keys.",
     "MISCONF": "Redis cannot write to its disk.",
-    "NOREPLICAS": "Redis misses the replicas that it must write to.",
+    "NOREPLICAS": "Redis has lost the replicas that it must write to.",
     "BUSY": "Redis is busy with another program's script.",
 }
 
@@ -65,7 +64,7 @@ def _unobserved(_command: str, _num_ok: int, _num_errors: int, _seconds: float |
 
 
 class _Observed:
-    """Tells `observe` of every command that is not in a pipeline; of those `observing` does."""
+    """Reports every command outside a pipeline to `observe`. `observing` reports pipelines."""
 
     observe: Observe = staticmethod(_unobserved)
 
@@ -73,10 +72,10 @@ class _Observed:
         command = str(args[0]).lower()
         waits = "BLOCK" in args or b"BLOCK" in args
         with observing(self, command, is_timed=not waits):
-            return await super().execute_command(*args, **options)  # type: ignore[misc]  # of the class beside it
+            return await super().execute_command(*args, **options)  # type: ignore[misc]  # of the other base class
 
 
-# Both of redis-py's own bases have a method that they declare differently.
+# Both base classes of redis-py have a method that they declare differently.
 class _Client(_Observed, Redis):  # type: ignore[misc]
     pass
 
@@ -87,13 +86,13 @@ class _ClusterClient(_Observed, RedisCluster):  # type: ignore[misc]
 
 @contextmanager
 def observing(redis: Any, command: str, num_calls: int = 1, *, is_timed: bool = True) -> Iterator[None]:
-    """Around one round trip. It counts as an error where it raises one."""
+    """Surrounds one round trip. It counts as failed if it raises."""
     observe: Observe = getattr(redis, "observe", _unobserved)
     started_at = perf_counter()
     try:
         yield
     except Exception as error:
-        num_ok = num_calls if "no such key" in str(error) else 0  # which is an answer
+        num_ok = num_calls if "no such key" in str(error) else 0  # this is an answer
         observe(command, num_ok, num_calls - num_ok, perf_counter() - started_at if is_timed else None)
         raise
     observe(command, num_calls, 0, perf_counter() - started_at if is_timed else None)
@@ -102,7 +101,7 @@ def observing(redis: Any, command: str, num_calls: int = 1, *, is_timed: bool = 
 def connect(
     url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S, observe: Observe = _unobserved
 ) -> Redis:
-    """A client of one server, with a timeout on every reply. Close it with aclose()."""
+    """A client of one server, with a timeout for every reply. Close it with aclose()."""
     try:
         pool = BlockingConnectionPool.from_url(
             url,
@@ -119,13 +118,13 @@ def connect(
             "REDIS_URL: not understood. Give redis://host:port/0, rediss://… or unix:///path."
         ) from error
     redis = _Client.from_pool(pool)
-    assert isinstance(redis, _Client)  # whatever its annotation says
+    assert isinstance(redis, _Client)  # its annotation says otherwise
     redis.observe = observe
     return redis
 
 
 async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | RedisCluster:
-    """A client of the server, or of its cluster where it says that it has one. Raises StoreUnavailable."""
+    """A client of the server, or of its cluster if it belongs to one. Raises StoreUnavailable."""
     redis = connect(url, observe=observe)
     try:
         with redis_errors():
@@ -152,13 +151,13 @@ async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | Re
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """What redis-py raises becomes an error that a client may see; Redis' own words go to the log only."""
+    """Translates redis-py's errors to errors that a client may see. Redis' own words go to the log only."""
     try:
         yield
     except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
         raise translate(error) from error
     except AttributeError as error:
-        # Before Python 3.12 the cluster's client may write to a connection that another task has just closed.
+        # Before Python 3.12, the cluster's client may write to a connection that another task just closed.
         if error.name != "writelines":
             raise
         raise translate(error) from error
@@ -173,18 +172,18 @@ def translate(error: Exception) -> ServiceError:
         return StoreFault()
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StoreUnavailable(
-            "Redis' certificate is not trusted: name its authority with ?ssl_ca_certs=… in REDIS_URL."
+            "Redis' certificate is not trusted. Name its authority with ?ssl_ca_certs=… in REDIS_URL."
         )
     return StoreUnavailable("Redis does not answer.")
 
 
 def _one_retry() -> Retry:
-    """A lost connection is made anew at once; what took too long is not asked twice, to answer in time."""
+    """A lost connection is made again at once. A call that timed out is not repeated, to answer in time."""
     return Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
 
 
 class Script:
-    """One file of lua/ with log.lua before it, called by its hash."""
+    """One file of lua/, preceded by log.lua. It is called by its hash."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -195,9 +194,9 @@ class Script:
     async def run(
         self, redis: Redis | RedisCluster, keys: Sequence[str], calls: Sequence[Sequence[Any]]
     ) -> list[Any]:
-        """Run once for each of `calls`. A reply is what the script returned, or a ServiceError.
+        """Run once for each of `calls`. A reply is the script's result, or a ServiceError.
 
-        Raises StoreUnavailable where Redis took none of them.
+        Raises StoreUnavailable if Redis ran none of them.
         """
         replies: list[Any] = []
         for chunk in chunks(calls, PIPELINE_LENGTH):
@@ -229,7 +228,7 @@ class Script:
     ) -> list[Any]:
         replies = await self._evalsha(redis, keys, calls)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:  # the first call of all, or Redis has restarted
+        if unknown:  # the very first call, or Redis has restarted
             with redis_errors():
                 await redis.script_load(self._source)
             again = await self._evalsha(redis, keys, [calls[i] for i in unknown])
@@ -245,14 +244,6 @@ class Script:
                 for args in calls:
                     pipe.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
                 return await pipe.execute(raise_on_error=False)
-
-
-def is_cancelled() -> bool:
-    """Whether this task is to end. redis-py sends under asyncio.wait_for, which may swallow that before
-    Python 3.12.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def chunks(values: Sequence[T], length: int) -> Iterator[Sequence[T]]:

@@ -1,4 +1,4 @@
-"""Events in Redis: each is taken once, whoever posts it how often, and every replica hears of it."""
+"""Events in Redis: each counts once, however often it is posted, and every replica hears of it."""
 
 import math
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from service.errors import ServiceError
 from service.store.client import Script, redis_errors
 from service.store.records import to_bytes
 
-EVENTS_KEPT = 100_000  # for replicas to follow; some 100 bytes each
+EVENTS_KEPT = 100_000  # for replicas to follow; about 100 bytes each
 EVENTS_PER_READ = 1_000
 
 
 class Event(NamedTuple):
-    """An item of a page was taken: clicked, bought, played."""
+    """A person took an item of a page: clicked, bought or played it."""
 
     event_id: str
-    request_id: str  # of the answer that held the page
+    request_id: str  # of the answer that the page came with
     item_id: str
 
 
 class Told(NamedTuple):
-    """An event as replicas hear of it."""
+    """An event as replicas read it from the log of events."""
 
     entry_id: bytes
     request_id: str
@@ -31,18 +31,21 @@ class Told(NamedTuple):
 
 
 class EventStore:
-    """The events of the catalogue `catalog`, whichever model was served. Any number of these may write."""
+    """The events of the catalog `catalog`, whichever model was served. Several stores may write at once."""
 
     def __init__(self, redis: Redis | RedisCluster, *, catalog: str, keep_s: float) -> None:
-        """`keep_s`: how long an event is known again, at least."""
+        """`keep_s`: for how many seconds, at least, a repeated event is recognized."""
         self._redis: Any = redis
-        # The same hash tag as all keys of the catalogue: one slot of a cluster.
+        # The same hash tag as all keys of the catalog, so that they share one slot of a cluster.
         self._ids, self._events = f"{{{catalog}}}:event_ids", f"{{{catalog}}}:events"
         self._keep_s = math.ceil(keep_s)
         self._take = Script("events")
 
     async def take(self, events: Sequence[Event]) -> int:
-        """How many of them were new. All at one moment; may be repeated. Raises StoreUnavailable."""
+        """Write the new ones among the events, in one step, and return their number. May be repeated.
+
+        Raises StoreUnavailable or StoreFault.
+        """
         flat = [to_bytes(part) for event in events for part in event]
         call = [self._keep_s, EVENTS_KEPT, *flat]
         (reply,) = await self._take.run(self._redis, [self._ids, self._events], [call])
@@ -50,14 +53,14 @@ class EventStore:
             raise reply
         return int(reply)
 
-    async def end(self) -> bytes:
-        """Where what comes from now on begins."""
+    async def last_entry_id(self) -> bytes:
+        """Where the log of events ends now: `after` gives what follows."""
         with redis_errors():
             newest = await self._redis.xrevrange(self._events, count=1)
         return newest[0][0] if newest else b"0-0"
 
     async def after(self, entry_id: bytes, block_ms: int) -> list[Told]:
-        """The oldest events after an entry, in order. None there: waits up to `block_ms` for the first."""
+        """The oldest events after an entry, in order. If there is none, waits up to `block_ms` for one."""
         with redis_errors():
             streams = await self._redis.xread({self._events: entry_id}, count=EVENTS_PER_READ, block=block_ms)
         return [
@@ -67,5 +70,5 @@ class EventStore:
 
 
 def _text(raw: bytes) -> str:
-    """What others may have written becomes text too, whatever it is: then of no page."""
+    """Text of any bytes, as others may have written them. Such text names no page."""
     return raw.decode("utf-8", "surrogateescape")

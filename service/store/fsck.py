@@ -1,95 +1,29 @@
-"""Prove that a catalogue in Redis is whole that is served and written to; mend what follows from the rest.
+"""Checks that a catalog in Redis is consistent while it is served and written to, and repairs it on demand.
 
-Each pass looks for items that seem wrong, in pages, so memory grows with the log's length and with what is
-wrong, never with the catalogue. lua/mend.lua then judges each suspect at one moment, and mends it at the same
-moment where that was asked for: what others write meanwhile is never taken for a fault, nor overwritten.
+Each pass looks for items that seem wrong, page by page. So memory grows with the log and with the number of
+faults, never with the catalog. lua/mend.lua then judges each suspect atomically, and repairs it in the same
+script if asked to. So concurrent writes are never taken for faults, and never overwritten.
 """
 
-import argparse
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
 
-from service.core.bundle import load_bundle
 from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS, SidSpec
 from service.errors import GlyphrecError, ServiceError
-from service.store.client import PIPELINE_LENGTH, Script, chunks, connect_to_any, redis_errors
-from service.store.records import HASH_LENGTH, Keys, RecordCodec, to_str, version_of
+from service.store.client import PIPELINE_LENGTH, Script, chunks, redis_errors
+from service.store.fsck_report import Finding, FsckReport
+from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
 
-PAGE = 1_000  # members or changes in one reply
-MAX_LISTED = 1_000  # findings of a report, beyond which they are only counted
-KEEP_LOG = 2**53  # a mend trims nothing: how long the log may be is the service's setting
-
-# kind -> what it means, and what helps where `--repair` does not.
-KINDS = {
-    "wrong_score": "a member of the trie has another score than 0, so pages of the trie are out of order",
-    "stray_member": "the trie has the item at a place where its codes do not put it",
-    "missing_member": "the item has codes, but is not in the trie, so it is never recommended",
-    "missing_codes": "the item has no codes, though the trie or the log tells them",
-    "codes_without_item": "there are codes of an item that does not exist",
-    "shared_slot": "another item has the same Semantic ID",
-    "unread": "the item has no codes. Restart a replica, which reads it; or post it again",
-    "outdated_codes": "the codes are of an older text. Restart a replica, which reads it; or post it again",
-    "log_disagrees": "the log's last change of the item is not what its codes say, so replicas may differ",
-    "log_gap": "changes are missing in the log. Replicas that are not past them load the catalogue anew",
-    "unreadable_item": "the item's value is not ours, so it is not served. Post the item again or delete it",
-    "unreadable_codes": "the item's codes are not ours. Restart a replica, which reads it; or post it again",
-    "unreadable_member": "a member of the trie is not ours, and is skipped",
-    "unreadable_change": "an entry of the log is not ours. Replicas that reach it load the catalogue anew",
-    "unreadable_id": "an item's id is not UTF-8. Another program writes under the catalogue's keys",
-}
-
-
-class Finding(NamedTuple):
-    kind: str
-    where: str  # an item id, or for the log a version
-    is_mended: bool
-
-
-@dataclass
-class Report:
-    """What was looked at and what is wrong with it."""
-
-    catalog: str
-    tokenizer_id: str
-    is_served: bool
-    version: int = 0  # of the log when the check began
-    num_items: int = 0
-    num_codes: int = 0
-    num_members: int = 0
-    num_changes: int = 0  # in the log
-    num_unread: int = (
-        0  # items without codes of their present text; no fault where the tokenizer is not served
-    )
-    found: Counter[str] = field(default_factory=Counter)  # kind -> how many
-    mended: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)  # the first MAX_LISTED
-
-    @property
-    def is_clean(self) -> bool:
-        return not self.found
-
-    @property
-    def num_quarantined(self) -> int:
-        """Values that are not ours: skipped by the service, and listed here."""
-        return sum(count for kind, count in self.found.items() if kind.startswith("unreadable"))
-
-    def add(self, finding: Finding) -> None:
-        self.found[finding.kind] += 1
-        if finding.is_mended:
-            self.mended[finding.kind] += 1
-        if len(self.findings) < MAX_LISTED:
-            self.findings.append(finding)
+SCAN_COUNT = 1_000  # members or changes in one reply
+KEEP_LOG = 2**53  # a repair trims nothing: the log's length is a setting of the service
 
 
 class _Suspect(NamedTuple):
-    item_id: bytes  # b"" for members that name none
+    item_id: bytes  # b"" for members without an id
     members: tuple[bytes, ...] = ()
     log_is_wrong: bool = False
 
@@ -99,93 +33,36 @@ class _LastChange(NamedTuple):
     sid: bytes
 
 
-async def run(args: argparse.Namespace) -> Report:
-    """What the command line asks for. Raises GlyphrecError where it does not say enough."""
-    if not args.redis_url:
-        raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
-    manifest = load_bundle(Path(args.bundle)).manifest if args.bundle and not args.levels else None
-    spec = manifest.sid if manifest else _spec(args.levels)
-    redis = await connect_to_any(args.redis_url)
-    try:
-        tokenizer_id = args.tokenizer_id or (manifest and manifest.tokenizer_id)
-        tokenizer_id = tokenizer_id or await served_tokenizer(redis, args.catalog)
-        if tokenizer_id is None:
-            raise GlyphrecError(f"The catalogue {args.catalog!r} is served by no tokenizer. Give a --bundle.")
-        if manifest and tokenizer_id != manifest.tokenizer_id:
-            raise GlyphrecError(
-                f"The bundle has the tokenizer {manifest.tokenizer_id}, not {tokenizer_id}. Give --levels."
-            )
-        return await check(
-            redis, catalog=args.catalog, tokenizer_id=tokenizer_id, spec=spec, repair=args.repair
-        )
-    finally:
-        await redis.aclose()
-
-
-def lines(report: Report) -> Iterator[str]:
-    """The report for a person."""
-    serves = "which is served" if report.is_served else "which is not served"
-    yield (
-        f"{report.catalog}: {report.num_items} items, {report.num_codes} codes, "
-        f"{report.num_members} in the trie, {report.num_changes} changes in the log, "
-        f"the last of version {report.version}; tokenizer {report.tokenizer_id}, {serves}."
-    )
-    for finding in report.findings:
-        mended = " Mended." if finding.is_mended else ""
-        yield f"{finding.where}: {finding.kind}: {KINDS[finding.kind]}.{mended}"
-    num_more = report.found.total() - len(report.findings)
-    if num_more:
-        yield f"… and {num_more} more."
-    if not report.is_served and report.num_unread:
-        yield f"{report.num_unread} items are still to be read by this tokenizer."
-    if report.is_clean:
-        yield "Nothing is wrong."
-    else:
-        yield (
-            f"{report.found.total()} found, {report.mended.total()} mended, "
-            f"{report.num_quarantined} of them values that are not ours."
-        )
-
-
-def _spec(levels: str | None) -> SidSpec:
-    if levels is None:
-        raise GlyphrecError("Which codes are right? Give --bundle, or --levels as in 64,64,32.")
-    try:
-        return SidSpec(levels=tuple(int(each) for each in levels.split(",")))
-    except ValueError as error:
-        raise GlyphrecError(f"--levels {levels!r}: not understood. Give them as in 64,64,32.") from error
-
-
 async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | None:
-    """The tokenizer that the catalogue is served with; None for a new catalogue. Raises StoreUnavailable."""
+    """The tokenizer with which the catalog is served; None for a new catalog. Raises StoreUnavailable."""
     with redis_errors():
-        value: Any = await redis.get(Keys.of(catalog, "").active)
+        value: Any = await redis.get(RedisKeys.of(catalog, "").active)
     return None if value is None else to_str(value)
 
 
 async def check(
     redis: Redis | RedisCluster, *, catalog: str, tokenizer_id: str, spec: SidSpec, repair: bool = False
-) -> Report:
-    """Check all invariants of a catalogue as one tokenizer reads it.
+) -> FsckReport:
+    """Check all invariants of a catalog as one tokenizer reads it.
 
-    Raises GlyphrecError where there is no such catalogue, ServiceError where Redis fails.
+    Raises GlyphrecError if there is no such catalog, ServiceError if Redis fails.
     """
-    served, keys = await served_tokenizer(redis, catalog), Keys.of(catalog, tokenizer_id)
+    served, keys = await served_tokenizer(redis, catalog), RedisKeys.of(catalog, tokenizer_id)
     with redis_errors():
         if served != tokenizer_id and not await redis.exists(keys.codes, keys.trie, keys.log):
-            held = f"it is served by {served}" if served else "and no catalogue of this name"
+            held = f"it is served by {served}" if served else "and no catalog of this name"
             raise GlyphrecError(
-                f"Redis has nothing of the tokenizer {tokenizer_id} in the catalogue {catalog!r}; {held}. "
+                f"Redis has nothing of the tokenizer {tokenizer_id} in the catalog {catalog!r}; {held}. "
                 "Check GLYPHREC_CATALOG, REDIS_URL and the bundle."
             )
-    report = Report(catalog, tokenizer_id, served in (None, tokenizer_id))
+    report = FsckReport(catalog, tokenizer_id, served in (None, tokenizer_id))
     await _Checker(redis, keys, spec, report, repair).run()
     return report
 
 
 class _Checker:
     def __init__(
-        self, redis: Redis | RedisCluster, keys: Keys, spec: SidSpec, report: Report, repair: bool
+        self, redis: Redis | RedisCluster, keys: RedisKeys, spec: SidSpec, report: FsckReport, repair: bool
     ) -> None:
         self._redis: Any = redis
         self._keys = keys
@@ -195,7 +72,7 @@ class _Checker:
         self._report = report
         self._repair = repair
         self._mend = Script("mend")
-        self._wrong: dict[bytes, set[str]] = {}  # what was found of an id; later passes know less of it
+        self._wrong: dict[bytes, set[str]] = {}  # id -> kinds found so far; later passes know less of it
 
     async def run(self) -> None:
         keys, report = self._keys, self._report
@@ -204,7 +81,7 @@ class _Checker:
             report.num_codes = await self._redis.hlen(keys.codes)
             report.num_members = await self._redis.zcard(keys.trie)
             report.num_changes = await self._redis.xlen(keys.log)
-        # In this order: who knows most about an item judges it first.
+        # In this order: the pass that knows most about an item judges it first.
         async for suspects in self._suspects_by_score():
             await self._judge(suspects)
         async for suspects in self._suspects_in_trie():
@@ -216,7 +93,7 @@ class _Checker:
             await self._judge(suspects, again=False)
 
     async def _judge(self, suspects: Sequence[_Suspect], *, again: bool = True) -> None:
-        """What is wrong with each. `again`: also with those that had a finding before."""
+        """Report what is wrong with each. `again`: also for items that had a finding before."""
         asked = [each for each in suspects if again or each.item_id not in self._wrong]
         calls = [
             [each.item_id, secrets.token_hex(8), KEEP_LOG, NUM_SLOTS, self._levels]
@@ -235,7 +112,7 @@ class _Checker:
             self._report.add(Finding("unreadable_member", repr(suspect.members[0]), is_mended))
             return
         kinds = self._wrong.setdefault(suspect.item_id, set())
-        if kind not in kinds or kind == "stray_member":  # of which an item may have many
+        if kind not in kinds or kind == "stray_member":  # an item may have many of these
             kinds.add(kind)
             self._report.add(Finding(kind, to_str(suspect.item_id), is_mended))
 
@@ -245,20 +122,20 @@ class _Checker:
             while True:
                 with redis_errors():
                     members = await self._redis.zrangebyscore(
-                        self._keys.trie, low, high, start=offset, num=PAGE
+                        self._keys.trie, low, high, start=offset, num=SCAN_COUNT
                     )
                 if not members:
                     break
                 yield [self._suspect_of(member) for member in members]
-                offset += 0 if self._repair else len(members)  # mended ones have left the range
+                offset += 0 if self._repair else len(members)  # repaired members have left the range
 
     async def _suspects_in_trie(self) -> AsyncIterator[list[_Suspect]]:
-        """Members that the codes do not tell, and those that share a slot, which lie side by side."""
+        """Members that do not match the codes, and members that share a slot, which are adjacent."""
         last = b""
         while True:
             with redis_errors():
                 members: list[bytes] = await self._redis.zrange(
-                    self._keys.trie, b"(" + last if last else b"-", b"+", bylex=True, offset=0, num=PAGE
+                    self._keys.trie, b"(" + last if last else b"-", b"+", bylex=True, offset=0, num=SCAN_COUNT
                 )
             if not members or members[-1] <= last:  # out of order: the scores are wrong
                 return
@@ -279,7 +156,7 @@ class _Checker:
             members = [(self._sid_in(page[i]) or b"") + i for i in ids]
             with redis_errors():
                 scores = await self._redis.zmscore(self._keys.trie, members) if ids else []
-                # Whole values, as there is no one call that asks of many fields whether they exist.
+                # Whole values: no single command tells for many fields whether they exist.
                 items = await self._redis.hmget(self._keys.items, ids) if ids else []
             yield [
                 _Suspect(item_id)
@@ -292,7 +169,7 @@ class _Checker:
             held = dict(zip(page, await self._codes_of(list(page)), strict=True))
             unread = [i for i, value in held.items() if not self._is_of(value, page[i])]
             self._report.num_unread += len(unread)
-            if self._report.is_served:  # else the service reads them before it is
+            if self._report.is_served:  # otherwise the service reads them before it serves
                 yield [_Suspect(item_id) for item_id in unread]
             for item_id in [i for i, value in page.items() if not self._codec.read_item(to_str(i), value)]:
                 with redis_errors():
@@ -301,7 +178,7 @@ class _Checker:
                     self._report.add(Finding("unreadable_item", to_str(item_id), False))
 
     async def _suspects_in_log(self) -> list[_Suspect]:
-        """Items whose last change in the log is not what their codes say."""
+        """Items whose last change in the log does not match their codes."""
         reader = _LogReader(self._redis, self._keys.log, self._codec, self._report, self._repair)
         while await reader.read():
             pass
@@ -324,15 +201,15 @@ class _Checker:
     async def _as_of_one_moment(
         self, reader: "_LogReader", ids: Sequence[bytes]
     ) -> dict[bytes, bytes | None]:
-        """The codes of these items at the moment up to which the reader has read the log."""
+        """The codes of these items at exactly the version that the reader has reached."""
         while True:
             with redis_errors():
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.xrange(self._keys.log, f"({reader.version}-0", count=PAGE)
+                    pipe.xrange(self._keys.log, f"({reader.version}-0", count=SCAN_COUNT)
                     pipe.hmget(self._keys.codes, ids)
                     entries, values = await pipe.execute()
             await reader.take(entries)
-            if len(entries) < PAGE:
+            if len(entries) < SCAN_COUNT:
                 return dict(zip(ids, values, strict=True))
 
     def _agrees(self, change: _LastChange | None, codes: bytes | None) -> bool:
@@ -358,7 +235,7 @@ class _Checker:
         return found
 
     async def _scan(self, key: str) -> AsyncIterator[Mapping[bytes, bytes]]:
-        """A hash, page by page, less the fields that are no ids. Some fields may come twice."""
+        """A hash, page by page, without fields that are not ids. Some fields may occur twice."""
         cursor = 0
         while True:
             with redis_errors():
@@ -374,20 +251,20 @@ class _Checker:
 
 
 class _LogReader:
-    """Reads the log from its first kept entry on: no version is missing, each follows on the one before."""
+    """Reads the log from its first entry on, and checks that each entry follows the previous one."""
 
-    def __init__(self, redis: Any, key: str, codec: RecordCodec, report: Report, repair: bool) -> None:
+    def __init__(self, redis: Any, key: str, codec: RecordCodec, report: FsckReport, repair: bool) -> None:
         self._redis, self._key, self._codec = redis, key, codec
         self._report, self._repair = report, repair
-        self.last: dict[bytes, _LastChange] = {}  # of each item since the last gap
-        self.version = 0  # read so far
-        self.broken_until: int | None = None  # entries from this version on are whole
-        self._mark: bytes | None = None  # None: nothing is known of the entry before
+        self.last: dict[bytes, _LastChange] = {}  # item id -> its last change since the last gap
+        self.version = 0  # the last version read
+        self.broken_until: int | None = None  # entries from this version on are consistent
+        self._mark: bytes | None = None  # of the previous entry; None: unknown
 
     async def read(self) -> bool:
-        """One page. False where there is no more."""
+        """Read one page. False at the end."""
         with redis_errors():
-            entries = await self._redis.xrange(self._key, f"({self.version}-0", count=PAGE)
+            entries = await self._redis.xrange(self._key, f"({self.version}-0", count=SCAN_COUNT)
         await self.take(entries)
         if not entries:
             await self._check_end()
@@ -410,7 +287,7 @@ class _LogReader:
             self.version, self._mark = version, fields.get(b"mark", b"")
 
     async def _was_trimmed(self, version: int) -> bool:
-        """Whether what is missing before this entry was trimmed since the page before was read."""
+        """Whether the entries before this one were trimmed after the previous page was read."""
         with redis_errors():
             first = await self._redis.xrange(self._key, count=1)
         return not first or version_of(first[0][0]) >= version
@@ -421,7 +298,7 @@ class _LogReader:
         if info is None:
             return
         end = version_of(info["last-generated-id"])
-        if info["last-entry"] is None:  # as a trimmed log may be
+        if info["last-entry"] is None:  # a trimmed log may be empty
             self.version = end
         elif version_of(info["last-entry"][0]) < end:
             self._break("log_gap", end)

@@ -1,8 +1,7 @@
-"""The catalogue in Redis, which is the truth. Besides this module, redis_client.py, persistence.py,
-rollout_store.py, event_store.py and fsck.py speak to Redis.
+"""The catalog in Redis, which is the source of truth.
 
-A change is one script, so an item is in items, codes, trie and log, or in none of them, and a repeated call
-changes nothing. Keys and values are described in lua/put.lua. Needs Redis 7, or Valkey.
+A change is one script. So an item is in items, codes, trie and log, or in none of them, and a repeated call
+changes nothing. lua/put.lua describes keys and values. Needs Redis 7, or Valkey.
 """
 
 import os
@@ -29,12 +28,12 @@ from service.store.records import (
     Change,
     DropResult,
     Held,
+    ItemListing,
     ItemRecord,
-    Keys,
-    Page,
     Position,
     PutResult,
     RecordCodec,
+    RedisKeys,
     StoredItem,
     TrieEntry,
     to_bytes,
@@ -47,7 +46,7 @@ __all__ = [
     "Held",
     "ItemRecord",
     "ItemStore",
-    "Page",
+    "ItemListing",
     "Position",
     "PutResult",
     "StoredItem",
@@ -56,12 +55,12 @@ __all__ = [
 ]
 
 NO_FIELDS = DeclaredFields()
-TRIE_PAGE = 5_000  # members in one reply: some 100 KB
+TRIE_PAGE = 5_000  # members in one reply: about 100 KB
 OLDEST_REDIS = 7
 
 
 class ItemStore:
-    """The catalogue `catalog` as the tokenizer `tokenizer_id` reads it. Any number of these may write."""
+    """The catalog `catalog` as the tokenizer `tokenizer_id` reads it. Any number of writers may exist."""
 
     def __init__(
         self,
@@ -74,12 +73,12 @@ class ItemStore:
         num_slots: int = NUM_SLOTS,
         fields: DeclaredFields = NO_FIELDS,
     ) -> None:
-        self._redis: Any = redis  # redis-py's own types differ between releases and between RESP 2 and 3
+        self._redis: Any = redis  # redis-py's types differ between releases and between RESP 2 and 3
         self._codec = RecordCodec(spec, fields)
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
-        keys = Keys.of(catalog, tokenizer_id)
+        keys = RedisKeys.of(catalog, tokenizer_id)
         self._items, self._codes, self._trie, self._log, self._active = keys
         self._keys = keys.changed
         self._put = Script("put")
@@ -87,15 +86,15 @@ class ItemStore:
 
     @property
     def num_unreadable(self) -> int:
-        """How many values were skipped, as somebody else has written them."""
+        """How many values were skipped because another program wrote them."""
         return self._codec.num_unreadable
 
     async def put(self, records: Sequence[tuple[ItemRecord, Codes | None]]) -> list[PutResult | ServiceError]:
-        """Add or replace items, in order; one script each, so that an error harms only its own item.
+        """Add or replace items, in order. One script each, so that an error affects only its own item.
 
-        The same content keeps its sid, whatever the codes. Codes None: the caller knows from `held` that the
-        content is unchanged; where that is no longer true the answer is ItemChanged: read it and put
-        it with codes. Raises StoreUnavailable where Redis took none; some may also have it as their answer.
+        Unchanged content keeps its sid, whatever the codes. Codes may be None if the caller knows from `held`
+        that the content is unchanged. If that is no longer true, the result is ItemChanged: read the item and
+        put it with codes. Raises StoreUnavailable if Redis took no item; it may also be the result of some.
         """
         values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
         return await self._put_all(records, values)
@@ -103,12 +102,12 @@ class ItemStore:
     async def assign(
         self, records: Sequence[tuple[ItemRecord, Codes | None]], *, tell: bool = False
     ) -> list[PutResult | ServiceError]:
-        """Give codes to items that are in Redis already, as a new tokenizer does; the items stay as they are.
+        """Give codes to items that are in Redis already, as a new tokenizer does. The items do not change.
 
-        ItemChanged where an item was posted anew or dropped since the caller read it. `tell` logs also an
-        item that has its codes, as its attributes may have changed under another tokenizer.
+        The result is ItemChanged if an item was posted again or dropped since the caller read it. `tell` also
+        logs an item that has its codes already: its attributes may have changed under another tokenizer.
         """
-        # Without attributes: what the caller has read may be older than what is there.
+        # Without attributes: those that the caller has read may be older than those in Redis.
         values = [(self._codec.pack_hash(record), b"") for record, _ in records]
         return await self._put_all(records, values, tell=tell)
 
@@ -152,11 +151,11 @@ class ItemStore:
         return PutResult(item_id, self._codec.unpack_sid(sid), status, version)
 
     async def drop(self, item_ids: Sequence[str]) -> list[DropResult]:
-        """Take items away, in order; an absent one changes nothing. Raises the first error."""
+        """Remove items, in order. An absent item changes nothing. Raises the first error."""
         return await self._drop_all(item_ids, spare_items=False)
 
     async def forget(self, item_ids: Sequence[str]) -> list[DropResult]:
-        """Take away the codes of items that no longer exist: another tokenizer's writer dropped them."""
+        """Remove the codes of items that no longer exist: a writer of another tokenizer dropped them."""
         return await self._drop_all(item_ids, spare_items=True)
 
     async def _drop_all(self, item_ids: Sequence[str], *, spare_items: bool) -> list[DropResult]:
@@ -171,7 +170,7 @@ class ItemStore:
         return results
 
     async def held(self, item_ids: Sequence[str]) -> dict[str, Held]:
-        """The sids of these items and the hash of the text each was read from; absent ones are left out."""
+        """The sids of these items with the hash of the text they come from. Absent items are left out."""
         found: dict[str, Held] = {}
         for ids in chunks(item_ids, PIPELINE_LENGTH):
             with redis_errors():
@@ -185,7 +184,7 @@ class ItemStore:
         return (await self.get_many([item_id])).get(item_id)
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """These items, each as of one moment; those not in this tokenizer's catalogue are left out."""
+        """These items, each at one moment. Items outside this tokenizer's catalog are left out."""
         found: dict[str, StoredItem] = {}
         for ids in chunks(item_ids, PIPELINE_LENGTH):
             keys = [to_bytes(i) for i in ids]
@@ -203,11 +202,11 @@ class ItemStore:
                     found[item_id] = StoredItem(item_id, dict(record.item), held.sid)
         return found
 
-    async def page(self, cursor: str | None, limit: int) -> Page:
-        """Up to `limit` items in trie order, after those of the page that gave the cursor.
+    async def page(self, cursor: str | None, limit: int) -> ItemListing:
+        """Up to `limit` items in trie order, after the page that gave the cursor.
 
-        An item that lives through all pages is on exactly one of them, unless its text changes meanwhile. A
-        page may hold fewer items than asked for; only the last has no next_cursor. Raises InvalidCursor.
+        An item that exists during all calls is on exactly one page, unless its text changes meanwhile. A page
+        may have fewer than `limit` items; only the last page has no next_cursor. Raises InvalidCursor.
         """
         members = await self._members(self._codec.read_cursor(cursor), limit + 1)
         shown = members[:limit]
@@ -218,12 +217,12 @@ class ItemStore:
             for entry in entries
             if entry.item_id in found
         ]
-        return Page(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
+        return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
-        """Every item in trie order, page by page.
+        """All items in trie order, page by page.
 
-        An item that moves meanwhile may come twice or not at all: replay `changes` since before the call.
+        An item that moves meanwhile may occur twice or not at all: replay `changes` since before the call.
         """
         last: bytes | None = None
         while members := await self._members(last, TRIE_PAGE):
@@ -237,9 +236,9 @@ class ItemStore:
             last = members[-1]
 
     async def _attributes_of(self, keys: Sequence[bytes]) -> dict[bytes, Attributes]:
-        """What filters ask of these items, as they are now; absent ones are left out."""
+        """The attributes of these items, as they are now. Absent items are left out."""
         found: dict[bytes, Attributes] = {}
-        for part in chunks(keys, PIPELINE_LENGTH):  # so that reading them does not hold up the event loop
+        for part in chunks(keys, PIPELINE_LENGTH):  # so that decoding them does not block the event loop
             with redis_errors():
                 values = await self._redis.hmget(self._items, part)
             for key, value in zip(part, values, strict=True):
@@ -260,7 +259,7 @@ class ItemStore:
             return int(await self._redis.zcard(self._trie))
 
     async def position(self) -> Position:
-        """Where the log stands now; version 0 where nothing was ever changed."""
+        """The end of the log now; version 0 if nothing was ever changed."""
         with redis_errors():
             try:
                 info = await self._redis.xinfo_stream(self._log)
@@ -276,11 +275,11 @@ class ItemStore:
         return (await self.position()).version
 
     async def changes(self, after: int, block_ms: int | None = None, limit: int = 1_000) -> list[Change]:
-        """The oldest changes after a version, in order. None there: waits up to `block_ms` for the first.
+        """The oldest changes after a version, in order. If none, waits up to `block_ms` for the first one.
 
-        A put has the attributes of its version. Where the log does not tell them, as for codes that were
-        assigned or where the writer is an older release or declares other fields, it has those of now: never
-        older ones, and what made them newer follows in the log.
+        A put has the attributes of its version. The log may lack them: after `assign`, or if the writer is an
+        older release or declares other fields. Then it has the present attributes. These are never older, and
+        the change that made them newer follows in the log.
         """
         if block_ms is not None and not 0 < block_ms < 1_000 * RESPONSE_TIMEOUT_S:
             raise ValueError(f"block_ms must be below the {RESPONSE_TIMEOUT_S:g} s that a reply may take")
@@ -293,7 +292,7 @@ class ItemStore:
         return [self._codec.read_change(entry_id, fields, present) for entry_id, fields in entries]
 
     async def unread_items(self) -> AsyncIterator[list[ItemRecord]]:
-        """Items whose present text this tokenizer has not read, page by page; `assign` takes their codes."""
+        """Items whose present text this tokenizer has not read, page by page. `assign` stores their codes."""
         cursor = 0
         while True:
             with redis_errors():
@@ -315,7 +314,7 @@ class ItemStore:
                 return
 
     async def records(self, item_ids: Sequence[str]) -> list[ItemRecord]:
-        """Those of these items that exist, whichever tokenizers have read them."""
+        """Those of these items that exist, no matter which tokenizers have read them."""
         found: list[ItemRecord] = []
         for ids in chunks(item_ids, PIPELINE_LENGTH):
             with redis_errors():
@@ -325,7 +324,7 @@ class ItemStore:
         return found
 
     async def forget_dropped(self) -> None:
-        """Take away all codes whose items were dropped under another tokenizer."""
+        """Remove all codes whose items were dropped under another tokenizer."""
         cursor = 0
         while True:
             with redis_errors():
@@ -337,13 +336,13 @@ class ItemStore:
                 return
 
     async def activate(self) -> None:
-        """Make this tokenizer the one that is served, less the items that were dropped under another one."""
+        """Make this tokenizer the served one, without the items that were dropped under another tokenizer."""
         await self.forget_dropped()
         with redis_errors():
             await self._redis.set(self._active, self._tokenizer_id)
 
     async def active(self) -> str | None:
-        """The tokenizer that is served, or None for a new catalogue."""
+        """The served tokenizer, or None for a new catalog."""
         with redis_errors():
             value = await self._redis.get(self._active)
         return None if value is None else value.decode(errors="replace")
@@ -354,7 +353,7 @@ class ItemStore:
             await self._redis.ping()
 
     async def check_server(self) -> None:
-        """Raise GlyphrecError where the server is too old for the scripts."""
+        """Raise GlyphrecError if the server is too old for the scripts."""
         with redis_errors():
             info = await self._redis.info("server")
         version = str(info.get("redis_version", "0"))
@@ -362,7 +361,7 @@ class ItemStore:
             raise GlyphrecError(f"Redis {version} is too old: use Redis {OLDEST_REDIS} or later, or Valkey.")
 
     async def persistence(self) -> Persistence:
-        """Whether acknowledged items outlive the server: for /info, metrics and warnings."""
+        """Whether acknowledged items survive a failure of the server: for /info, metrics and warnings."""
         return await read_persistence(self._redis, self._items)
 
 

@@ -1,4 +1,4 @@
-"""How safe an acknowledged change is: what Redis does with it, and what that may lose."""
+"""How safe an acknowledged change is: how Redis keeps it, and how much a failure may lose."""
 
 import math
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from service.store.client import redis_errors
 
 
 class LossWindow(NamedTuple):
-    """How much of what was acknowledged may be lost where Redis' machine fails."""
+    """How many acknowledged changes may be lost if Redis' machine fails."""
 
-    seconds: float  # at worst; nan where nobody can say, infinite where nothing bounds it
+    seconds: float  # at worst; nan if unknown, infinite if nothing bounds it
     sentence: str
 
 
@@ -54,16 +54,16 @@ class Persistence:
         return _BY_POLICY.get(self.append_fsync, _UNKNOWN) if self.append_only else _OFF
 
     def warnings(self) -> Iterator[str]:
-        """What an operator should change before he trusts this Redis with items."""
+        """What an operator should change before using this Redis for items."""
         if not self.append_only:
             yield (
-                "Redis keeps no append-only file, so a restart of it loses acknowledged items. "
+                "Redis keeps no append-only file, so its restart loses acknowledged items. "
                 "Start it with --appendonly yes."
             )
         if self.eviction != "noeviction":
             yield (
-                f"Redis' maxmemory-policy is {self.eviction}, so it may throw items away when its memory is "
-                "full. Set it to noeviction."
+                f"Redis' maxmemory-policy is {self.eviction}, so it may drop items when its memory is full. "
+                "Set it to noeviction."
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Persistence:
 
 
 async def read_persistence(redis: Any, key: str) -> Persistence:
-    """Ask Redis, of a cluster the node that has this key. Raises StoreUnavailable."""
+    """Ask Redis; in a cluster, the node that has this key. Raises StoreUnavailable."""
     node = redis.get_node_from_key(key) if isinstance(redis, RedisCluster) else None
     options = {"target_nodes": node} if node else {}
     with redis_errors():
@@ -81,7 +81,7 @@ async def read_persistence(redis: Any, key: str) -> Persistence:
         memory = await redis.info("memory", **options)
         try:
             config = await redis.config_get("appendfsync", **options)
-        except ResponseError:  # who runs Redis for others often keeps CONFIG to himself
+        except ResponseError:  # hosted Redis often forbids CONFIG
             config = {}
     return Persistence(
         append_only=bool(persistence.get("aof_enabled")),

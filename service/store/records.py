@@ -1,6 +1,6 @@
-"""What the store takes and gives, and how it is spelled in Redis' bytes. Pure.
+"""The records of the store, and their encoding as bytes in Redis. Pure.
 
-A value that is not ours is skipped and counted, never fatal: one of them must not stop a catalogue.
+A value that another program wrote is skipped and counted. It must not stop the catalog.
 """
 
 import base64
@@ -10,9 +10,10 @@ import operator
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.json_lines import parse_json
 from service.core.sid import Codes, Sid, SidSpec
 from service.errors import InvalidCursor
 
@@ -24,8 +25,8 @@ T = TypeVar("T")
 Status = Literal["created", "moved", "updated", "unchanged"]
 
 
-class Keys(NamedTuple):
-    """Names of a catalogue's keys, as lua/put.lua takes them, and the one that all tokenizers share."""
+class RedisKeys(NamedTuple):
+    """The names of a catalog's keys, as lua/put.lua takes them. All tokenizers share `items` and `active`."""
 
     items: str
     codes: str
@@ -34,9 +35,9 @@ class Keys(NamedTuple):
     active: str
 
     @classmethod
-    def of(cls, catalog: str, tokenizer_id: str) -> "Keys":
+    def of(cls, catalog: str, tokenizer_id: str) -> "RedisKeys":
         if not catalog or set("{}") & set(catalog):
-            raise ValueError(f"a catalogue's name must not be empty or have braces, got {catalog!r}")
+            raise ValueError(f"a catalog's name must not be empty or have braces, got {catalog!r}")
         # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
         tag = f"{{{catalog}}}"
         codes, trie, log = (f"{tag}:{kind}:{tokenizer_id}" for kind in ("codes", "trie", "log"))
@@ -44,14 +45,14 @@ class Keys(NamedTuple):
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Those that a script changes together."""
+        """The keys that a script changes together."""
         return self[:4]
 
 
 @dataclass(frozen=True)
 class ItemRecord:
     item_id: str
-    content_hash: str  # 32 characters; of the text that the tokenizer reads
+    content_hash: str  # 32 characters: the hash of the text that the tokenizer reads
     item: Mapping[str, Any]  # as posted, with its item_id
 
 
@@ -60,7 +61,7 @@ class PutResult:
     item_id: str
     sid: Sid
     status: Status
-    version: int  # a replica that has seen this version of the catalogue knows the item
+    version: int  # a replica with this version of the catalog knows the item
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class DropResult:
 
 @dataclass(frozen=True)
 class Held:
-    """An item's sid, and the hash of the text that it was read from."""
+    """An item's sid, and the hash of the text from which it was read."""
 
     content_hash: str
     sid: Sid
@@ -85,7 +86,7 @@ class StoredItem:
     sid: Sid
 
 
-class Page(NamedTuple):
+class ItemListing(NamedTuple):
     items: list[StoredItem]
     next_cursor: str | None  # None after the last page
 
@@ -97,7 +98,7 @@ class TrieEntry(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where the log stands. The same version with another mark is another history: Redis lost changes."""
+    """The end of the log. The same version with another mark is another history: Redis lost changes."""
 
     version: int
     mark: str
@@ -108,16 +109,16 @@ class Change(NamedTuple):
     op: Literal["put", "drop", "unreadable"]
     item_id: str
     sid: Sid
-    after: str  # mark of the change before this one
+    after: str  # the mark of the previous change
     mark: str
-    attributes: Attributes = NO_ATTRIBUTES  # of a put
+    attributes: Attributes = NO_ATTRIBUTES  # only of a put
 
 
 class RecordCodec:
-    """Reads and writes the values that lua/put.lua describes; counts those that it cannot read.
+    """Encodes and decodes the values that lua/put.lua describes. Counts those that it cannot decode.
 
     Attributes in the log are a JSON list: the declared fields, categories, available, a value for each field.
-    So a replica that declares other fields, as while settings change, does not take them for its own.
+    So a replica that declares other fields, as happens while settings change, does not use them.
     """
 
     def __init__(self, spec: SidSpec, fields: DeclaredFields) -> None:
@@ -134,7 +135,7 @@ class RecordCodec:
         return self._codes.pack(*codes)
 
     def pack_item(self, record: ItemRecord) -> bytes:
-        # Sorted, so that the same fields in another order are the same item.
+        # Sorted, so that the order of the fields does not matter.
         return self.pack_hash(record) + b" " + _to_json(record.item)
 
     def pack_attributes(self, record: ItemRecord) -> bytes:
@@ -156,12 +157,12 @@ class RecordCodec:
         values = self._sid.unpack(raw)
         if any(
             map(operator.ge, values, self._spec.levels)
-        ):  # `spec.check` at load takes longer than all else
+        ):  # `spec.check` would be the slowest part of a load
             raise ValueError(f"codes {values[:-1]} do not fit the levels {self._spec.levels}")
         return Sid(values[:-1], values[-1])
 
     def read_cursor(self, cursor: str | None) -> bytes | None:
-        """The member that the cursor names. Raises InvalidCursor."""
+        """The trie member in the cursor. Raises InvalidCursor."""
         if cursor is None:
             return None
         try:
@@ -188,7 +189,7 @@ class RecordCodec:
         return self._readable("the codes", value, read)
 
     def read_id(self, raw: bytes) -> str | None:
-        """An item id that is a field of a hash."""
+        """An item id from a field of a hash."""
         return self._readable("an item id", raw, lambda: to_str(raw))
 
     def read_item(self, item_id: str, value: bytes) -> ItemRecord | None:
@@ -201,17 +202,17 @@ class RecordCodec:
         return self._readable("the items", value, read)
 
     def read_attributes(self, value: bytes) -> Attributes | None:
-        """Those of an item."""
+        """The attributes in an item's value."""
         return self._readable("the items", value, lambda: self._fields.attributes_of(_item(value)))
 
     def tells_attributes(self, fields: Mapping[bytes, bytes]) -> bool:
-        """Whether this entry of the log has them, of the fields that are declared here."""
+        """Whether this entry of the log has attributes of the fields that are declared here."""
         return fields.get(b"attrs", b"").startswith(b"[" + self._declared + b",")
 
     def read_change(
         self, entry_id: bytes, fields: Mapping[bytes, bytes], present: Mapping[bytes, Attributes]
     ) -> Change:
-        """A change; `present` has the attributes of items whose entries do not tell them."""
+        """A change. `present` has the attributes of items whose entries lack them."""
         version = version_of(entry_id)
 
         def read() -> Change:
@@ -249,7 +250,7 @@ def version_of(entry_id: bytes) -> int:
     return int(entry_id.split(b"-")[0])
 
 
-# Made once: json.dumps makes one at each call, which takes as long as spelling a small item.
+# Made once: json.dumps makes one at each call, which takes as long as encoding a small item.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
@@ -258,30 +259,20 @@ def _to_json(value: object) -> bytes:
 
 
 def _item(value: bytes) -> dict[str, Any]:
-    """Raises ValueError, KeyError or RecursionError where the value is no item that an answer can hold."""
-    text = to_str(value[HASH_LENGTH:])
-    item = _DECODER.decode(text)
+    """Raises ValueError or KeyError if the value is not an item that an answer can hold."""
+    item = parse_json(to_str(value[HASH_LENGTH:]))
     if not isinstance(item, dict):
         raise ValueError("not a JSON object")
     if not isinstance(item["item_id"], str):
         raise ValueError("its item_id is no text")
-    if "\\u" in text:  # we escape control characters only, but others may have spelt half a surrogate pair
-        json.dumps(item, ensure_ascii=False).encode()
     return item
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)  # made once, as the encoder
-
-
 def to_bytes(text: str) -> bytes:
-    # What half a surrogate pair names does not exist here, and asking for it is no fault.
+    # No item's name has half a surrogate pair, but asking for one is not an error.
     return text.encode("utf-8", "surrogatepass")
 
 
 def to_str(raw: bytes) -> str:
-    """Raises ValueError where this is no Unicode, half a surrogate pair included: no answer could hold it."""
+    """Raises ValueError if this is not UTF-8, also for half a surrogate pair: no answer could hold it."""
     return raw.decode("utf-8")

@@ -1,7 +1,7 @@
-"""The change of a model in Redis: what is announced, who leads it, which replicas live, whose keys may go.
+"""The change of a model in Redis: the announced change, its leader, the living replicas, and old keys.
 
-One tokenizer is active. A change to another is announced in one hash, and the replica that leads it holds a
-lease, so that one which dies is noticed. Every replica reports itself each time it looks.
+One tokenizer is active. A change to another one is announced in one hash. The replica that leads it holds a
+lease, so the others notice if it dies. Every replica reports itself each time it looks.
 """
 
 import json
@@ -13,10 +13,10 @@ from redis.asyncio import Redis, RedisCluster
 
 from service.errors import ServiceError
 from service.store.client import Script, redis_errors
-from service.store.records import Keys, version_of
+from service.store.records import RedisKeys, version_of
 
-LEASE_MS = 5_000  # a leader that was not heard of for so long is taken for dead
-REPORT_LIFE_S = 5  # and so is a replica
+LEASE_MS = 5_000  # a leader that does not renew its lease for so long counts as dead
+REPORT_LIFE_S = 5  # a replica that does not report for so long counts as dead
 FORGET_S = 3_600  # until the report of a dead replica is deleted
 CHANGES_AT_ONCE = 250
 SCRIPTS = ("announce", "lead", "activate", "purge", "look", "report")
@@ -24,6 +24,8 @@ SCRIPTS = ("announce", "lead", "activate", "purge", "look", "report")
 
 @dataclass(frozen=True)
 class Announced:
+    """The change of the tokenizer that was announced last."""
+
     bundle: str  # a folder's name, the same on every replica
     tokenizer_id: str
     previous: str  # the tokenizer that was active; '' for none
@@ -33,39 +35,44 @@ class Announced:
 
     @property
     def is_under_way(self) -> bool:
+        """Whether the change is neither done nor failed."""
         return self.phase in ("reading", "joining")
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a replica says of itself."""
+class ReplicaReport:
+    """What a replica tells the others about itself."""
 
     replica_id: str
-    tokenizer_id: str  # that it serves
-    in_use: tuple[str, ...]  # tokenizers that any request on it may still write under
-    prepared: str  # the tokenizer that it could switch to now; '' for none
+    tokenizer_id: str  # the tokenizer that it serves
+    in_use: tuple[str, ...]  # tokenizers that a request of it may still write under
+    prepared: str  # the tokenizer that it can switch to now; '' for none
     trouble: str  # why it cannot prepare itself; else ''
 
 
 class Seen(NamedTuple):
-    active: str | None
+    """Everything about changes that was in Redis at one moment."""
+
+    active: str | None  # the active tokenizer; None before the first
     announced: Announced | None
-    leader: str | None
-    replicas: list[Report]  # that live
-    retired: dict[str, bool]  # tokenizers that were active once -> whether their keys may go
+    leader: str | None  # the replica that holds the lease
+    replicas: list[ReplicaReport]  # of living replicas
+    retired: dict[str, bool]  # tokenizers that were active once -> whether their keys may be deleted
 
 
 class LogGap(Exception):
-    """The log was trimmed before it was read."""
+    """The log was trimmed before it was read to that point."""
 
 
 class Touched(NamedTuple):
-    item_ids: list[str]  # put or dropped, in the order of their last change
-    version: int  # of the log after these
+    """A part of a tokenizer's log."""
+
+    item_ids: list[str]  # items that were put or dropped, in the order of their last change
+    version: int  # of the log after these changes
 
 
 class RolloutStore:
-    """The changes of the catalogue `catalog`, as the replica `replica_id` sees and leads them."""
+    """The changes of the catalog `catalog`, for the replica `replica_id`."""
 
     def __init__(self, redis: Redis | RedisCluster, *, catalog: str, replica_id: str) -> None:
         self._redis: Any = redis
@@ -78,6 +85,10 @@ class RolloutStore:
         self._scripts = {name: Script(name) for name in SCRIPTS}
 
     async def look(self) -> Seen:
+        """Everything about changes, as of one moment.
+
+        This and the other methods raise StoreUnavailable or StoreFault.
+        """
         now, active, announced, leader, replicas, retired = await self._run("look", [], [self._replicas])
         reports = {key: json.loads(value) for key, value in _pairs(replicas)}
         dead = [key for key, each in reports.items() if now - each["at"] > FORGET_S]
@@ -89,45 +100,49 @@ class RolloutStore:
             announced=_announced({_text(k): _text(v) for k, v in _pairs(announced)}) if announced else None,
             leader=None if leader is None else _text(leader),
             replicas=[
-                Report(**{**each["report"], "in_use": tuple(each["report"]["in_use"])})
+                ReplicaReport(**{**each["report"], "in_use": tuple(each["report"]["in_use"])})
                 for each in reports.values()
                 if now - each["at"] <= REPORT_LIFE_S
             ],
             retired={_text(tokenizer_id): float(at) <= now for tokenizer_id, at in _pairs(retired)},
         )
 
-    async def report(self, report: Report) -> None:
+    async def report(self, report: ReplicaReport) -> None:
+        """Tell the others that this replica lives, and how it is."""
         await self._run("report", [report.replica_id, json.dumps(asdict(report))], [self._replicas])
 
     async def leave(self) -> None:
-        """This replica stops: nobody is to wait for it, nor for its lease."""
+        """Delete the report and the lease of this replica, so that no other waits for it."""
         with redis_errors():
             await self._redis.hdel(self._replicas, self.replica_id)
             if await self._redis.get(self._leader) == self.replica_id.encode():
                 await self._redis.delete(self._leader)
 
     async def announce(self, bundle: str, tokenizer_id: str) -> bool:
-        """False where another replica leads a change."""
+        """Announce a change and take its lease. May be repeated. False if another replica leads a change."""
         return bool(await self._run("announce", [self.replica_id, LEASE_MS, bundle, tokenizer_id]))
 
     async def lead(self, tokenizer_id: str, **fields: str | int) -> bool:
-        """Take or keep the lease and write the fields of Announced. False where another replica leads."""
+        """Take or keep the lease and write `fields` of Announced. False if another replica leads."""
         flat = [part for field in fields.items() for part in field]
         return bool(await self._run("lead", [self.replica_id, LEASE_MS, tokenizer_id, *flat]))
 
     async def activate(self, tokenizer_id: str, keep_old_s: int) -> bool:
-        """All replicas switch. False where this one no longer leads."""
+        """Make the tokenizer the active one for all replicas. False if this replica no longer leads.
+
+        `keep_old_s`: seconds until the codes of the tokenizer before it may be deleted.
+        """
         return bool(await self._run("activate", [self.replica_id, tokenizer_id, keep_old_s]))
 
     async def purge(self, tokenizer_id: str) -> bool:
-        """Delete the codes of a tokenizer that is long out of use. False where they are kept."""
-        keys = Keys.of(self._catalog, tokenizer_id)
+        """Delete the codes of a tokenizer that is out of use for long. False if they are kept."""
+        keys = RedisKeys.of(self._catalog, tokenizer_id)
         return bool(await self._run("purge", [tokenizer_id], [keys.codes, keys.trie, keys.log]))
 
     async def touched(self, tokenizer_id: str, after: int) -> Touched | None:
-        """The oldest changes in a tokenizer's log after a version; None there. Raises LogGap."""
+        """The oldest changes in a tokenizer's log after a version; None at its end. Raises LogGap."""
         with redis_errors():
-            log = Keys.of(self._catalog, tokenizer_id).log
+            log = RedisKeys.of(self._catalog, tokenizer_id).log
             streams = await self._redis.xread({log: f"{after}-0"}, count=CHANGES_AT_ONCE)
         entries = streams[0][1] if streams else []
         if not entries:
@@ -138,13 +153,14 @@ class RolloutStore:
         return Touched(list(dict.fromkeys(reversed(ids)))[::-1], version_of(entries[-1][0]))
 
     async def log_version(self, tokenizer_id: str) -> int:
+        """The version of the last change in a tokenizer's log; 0 for an empty one."""
         with redis_errors():
-            newest = await self._redis.xrevrange(Keys.of(self._catalog, tokenizer_id).log, count=1)
+            newest = await self._redis.xrevrange(RedisKeys.of(self._catalog, tokenizer_id).log, count=1)
         return version_of(newest[0][0]) if newest else 0
 
     async def progress(self, tokenizer_id: str) -> tuple[int, int]:
-        """How many items the tokenizer has read, and how many there are."""
-        keys = Keys.of(self._catalog, tokenizer_id)
+        """How many items the tokenizer has read, and how many items there are."""
+        keys = RedisKeys.of(self._catalog, tokenizer_id)
         with redis_errors():
             return int(await self._redis.hlen(keys.codes)), int(await self._redis.hlen(keys.items))
 
@@ -156,12 +172,12 @@ class RolloutStore:
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Fields and values, as Lua returns a hash or scored members."""
+    """Fields and values of a hash, or members and scores, as Lua returns them."""
     return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _text(raw: bytes) -> str:
-    """What others may have written too becomes text, whatever it is."""
+    """Text of any bytes, as others may have written them."""
     return raw.decode(errors="replace")
 
 

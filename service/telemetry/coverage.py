@@ -1,4 +1,4 @@
-"""How many different items were recommended lately. Pure but for its clock."""
+"""Counts how many different items were recommended lately. Pure, except for its clock."""
 
 import threading
 import time
@@ -8,9 +8,9 @@ HALF_WINDOW_S = 300.0
 
 
 class Coverage:
-    """Counts over two halves of a window, the one before and the one that runs: between 5 and 10 minutes.
+    """Counts the items of the current half window and of the one before: of the last 5 to 10 minutes.
 
-    Any thread may note, so all of it is under a lock; noting costs as much as the ids of a batch.
+    Any thread may call it, so a lock guards it. A note takes time in proportion to the ids of its batch.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -18,10 +18,11 @@ class Coverage:
         self._lock = threading.Lock()
         self._before: set[str] = set()
         self._now: set[str] = set()
-        self._num_only_now = 0  # kept, as to compare the sets at each look takes long for a million items
+        self._num_only_now = 0  # kept, as comparing sets of a million items takes long
         self._ends_at = clock() + HALF_WINDOW_S
 
     def note(self, item_ids: Iterable[str]) -> None:
+        """Count these items as recommended now."""
         with self._lock:
             self._turn()
             fresh = set(item_ids) - self._now
@@ -29,6 +30,7 @@ class Coverage:
             self._num_only_now += len(fresh - self._before)
 
     def num_items(self) -> int:
+        """Different items of the window."""
         with self._lock:
             self._turn()
             return len(self._before) + self._num_only_now

@@ -1,7 +1,7 @@
-"""Every Prometheus metric, with its unit and what it tells. metrics.py has how each gets its value.
+"""Every Prometheus metric, with its unit and its meaning. metrics.py gives each its value.
 
-One process is one replica with a registry of its own, so each is scraped by itself, and several on one host
-share nothing. Labels take their values from the code and the bundle, never from a request.
+Each process is one replica and has a registry of its own, so each is scraped by itself, and several on one
+host share nothing. Labels take their values from the code and the bundle, never from a request.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -24,6 +24,8 @@ HIT_CUTOFFS = (1, 5, 10)
 
 
 class MetricFamilies:
+    """The metrics of one process, in a registry of their own."""
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)  # memory, CPU seconds, open files of this process
@@ -41,7 +43,7 @@ class MetricFamilies:
         )
         self.http_seconds = self._histogram(
             "http_request_seconds",
-            "Time from the request's first byte read to its answer's last byte sent.",
+            "Time from the first byte of the request to the last byte of its answer.",
             _REQUEST_S,
             "route",
             "method",
@@ -49,30 +51,33 @@ class MetricFamilies:
         self.http_in_flight = self._gauge("http_requests_in_flight", "Requests being answered now.")
         self.rejections = self._counter(
             "rejections",
-            "Requests that were turned away for now (408, 429, 503), by the last part of the problem's type.",
+            "Requests that were refused for now (408, 429, 503), by the last part of the problem's type.",
             "reason",
         )
         for reason in REFUSALS:
             self.rejections.labels(reason)
         self.stage_seconds = self._histogram(
             "stage_seconds",
-            "Time of one stage of a flow. recommend: parse (JSON and validation), queue; for the whole batch "
-            "history (look-up of its codes), decode (the graph, which encodes the history too) and resolve "
-            "(codes to items); write (the answer). index: parse, held (what is known already), render, "
-            "queue, tokenise, store, follow (until this replica knows the items), write; of chunks the sum.",
+            "Time of one stage of a flow. Stages of recommend: parse (JSON and validation), queue, history "
+            "(look-up of its codes), decode (the graph, which also encodes the history), resolve (codes to "
+            "items) and write (the answer); history, decode and resolve take the time of the whole batch. "
+            "Stages of index, each the sum over its chunks: parse, held (look-up of known items), render, "
+            "queue, tokenise, store, follow (until this replica knows the items) and write.",
             _STAGE_S,
             "flow",
             "stage",
         )
 
     def _queues(self) -> None:
-        """Queues are `recommender`, counted in beams, and `tokenizer`, counted in strips."""
-        self.queue_units = self._gauge("queue_units", "Work waiting: beams or strips.", "queue")
+        """The queue `recommender` is counted in beams, the queue `tokenizer` in strips."""
+        self.queue_units = self._gauge("queue_units", "Work that waits: beams or strips.", "queue")
         self.running_units = self._gauge(
             "running_units", "Work in the batch that runs now: beams or strips.", "queue"
         )
         self.reserved_units = self._gauge(
-            "reserved_units", "Room kept for requests that are still being read: beams or strips.", "queue"
+            "reserved_units",
+            "Room reserved for requests that are still being read: beams or strips.",
+            "queue",
         )
         self.queue_limit_units = self._gauge(
             "queue_limit_units", "Work that may wait before more is refused: beams or strips.", "queue"
@@ -81,7 +86,7 @@ class MetricFamilies:
         self.batch_units = self._histogram("batch_units", "Beams or strips in one batch.", _SIZES, "queue")
         self.batch_seconds = self._histogram(
             "batch_seconds",
-            "Time of one batch: runs of the graph, and for recommendations the look-ups around them.",
+            "Time of one batch: the graph, and for recommendations also the look-ups before and after it.",
             _BATCH_S,
             "queue",
         )
@@ -89,97 +94,98 @@ class MetricFamilies:
     def _recommendations(self) -> None:
         self.recommendations = self._counter(
             "recommendations",
-            "Answered recommendations by source (model, popular, similar), whether they are proven exact, "
-            "and whether they were filtered.",
+            "Answered recommendations, by their source (model, popular, similar), by whether they are proven "
+            "to be exact, and by whether they were filtered.",
             "source",
             "exact",
             "filtered",
         )
         self.valid_beams = self._histogram(
-            "valid_beams", "Beams of one search that stand for living items.", _BEAMS
+            "valid_beams", "Beams of one search that end at living items.", _BEAMS
         )
-        self.widenings = self._counter("widenings", "Searches repeated with twice the beams.")
+        self.widenings = self._counter("widenings", "Searches that were repeated with twice the beams.")
         self.recommended_items = self._counter(
             "recommended_items",
-            "Items on pages of POST /recommend; new: without any interaction in the bundle's training data.",
+            "Items on pages of POST /recommend. new: without interactions in the bundle's training data.",
             "novelty",
         )
         for novelty in ("trained", "new"):
             self.recommended_items.labels(novelty)
         self.recommended_distinct_items = self._gauge(
             "recommended_distinct_items",
-            "Different items on pages of POST /recommend of the last 5 to 10 minutes, on this replica.",
+            "Different items on pages of POST /recommend in the last 5 to 10 minutes, on this replica.",
         )
         self.unknown_items = self._counter(
-            "unknown_history_items", "Ids in histories that are no living item."
+            "unknown_history_items", "Ids in histories that belong to no living item."
         )
         self.indexed_items = self._counter(
             "indexed_items",
-            "Posted items by outcome (created, moved, updated, unchanged, failed).",
+            "Posted items, by outcome (created, moved, updated, unchanged, failed).",
             "status",
         )
-        self.filter_views = self._gauge("filter_views", "Filters whose items are kept ready for a search.")
-        self.filter_view_bytes = self._gauge("filter_view_bytes", "Memory of the tables of these filters.")
+        self.filter_views = self._gauge("filter_views", "Filters whose tables are cached.")
+        self.filter_view_bytes = self._gauge("filter_view_bytes", "Memory of the cached tables of filters.")
 
     def _catalog(self) -> None:
         self.catalog_items = self._gauge("catalog_items", "Living items on this replica.")
         self.catalog_version = self._gauge(
-            "catalog_version", "Last change of the log that this replica has taken in."
+            "catalog_version", "Last change of the log that this replica has applied."
         )
         self.catalog_stale_seconds = self._gauge(
-            "catalog_stale_seconds", "Time since Redis was lost; 0 while in touch."
+            "catalog_stale_seconds", "Time since Redis was lost; 0 while it answers."
         )
         self.catalog_lag_entries = self._gauge(
             "catalog_lag_entries",
-            "Changes that this replica knows to be in the log and has not taken in; it looks every "
-            "2 seconds or more often.",
+            "Changes that this replica knows to be in the log but has not applied. It looks at least every "
+            "2 seconds.",
         )
         self.catalog_lag_seconds = self._gauge(
             "catalog_lag_seconds",
-            "Time since this replica had every change that it knew to be in the log; 0 while it has.",
+            "Time since this replica had applied every change that it knew of; 0 while it has.",
         )
         self.catalog_colliding_items = self._gauge(
-            "catalog_colliding_items", "Items that share their codes with another one."
+            "catalog_colliding_items", "Items that share their codes with another item."
         )
         self.catalog_slots_in_use = self._gauge(
             "catalog_slots_in_use",
-            "The largest slot of any item, plus 1: how deep items with equal codes lie.",
+            "The largest slot of any item, plus 1: the most items that had the same codes.",
         )
         self.codebook_used_ratio = self._gauge(
             "codebook_used_ratio",
-            "Codes of a level, outermost first from 1, that lead to a living item, of all its codes.",
+            "Share of a level's codes that lead to a living item. Level 1 is the outermost.",
             "level",
         )
         self.redis_loss_window_seconds = self._gauge(
             "redis_loss_window_seconds",
-            "Newest acknowledged changes that a failure of Redis' machine may lose, as of the start or last "
-            "/info; +Inf without an append-only file, NaN where Redis does not tell.",
+            "Seconds of acknowledged changes that a failure of Redis' machine may lose, as of the start or "
+            "the last GET /info. +Inf without an append-only file, NaN if Redis does not report it.",
         )
         self.unreadable_values = self._gauge(
-            "unreadable_values", "Values of Redis that were skipped since the start, as they are not ours."
+            "unreadable_values",
+            "Values in Redis that were skipped since the start, as the service did not write them.",
         )
         self.redis_calls = self._counter(
             "redis_calls",
-            "Commands sent to Redis, and scripts by their name, by whether it took them (ok, error).",
+            "Commands sent to Redis, by command or name of the script, and by result (ok, error).",
             "command",
             "result",
         )
         self.redis_call_seconds = self._histogram(
             "redis_call_seconds",
-            "Time of one round trip to Redis, which may hold many scripts; reads that wait for a change are "
-            "left out.",
+            "Time of one round trip to Redis, which may hold many scripts. Reads that wait for a change are "
+            "not counted.",
             _ROUND_TRIP_S,
             "command",
         )
 
     def _model(self) -> None:
-        self.ready = self._gauge("ready", "1 when requests are answered, 0 while starting.")
+        self.ready = self._gauge("ready", "1 if requests are answered, 0 during the start.")
         self.behind = self._gauge(
-            "behind", "1 when this replica serves another tokenizer than the active one."
+            "behind", "1 if this replica serves a tokenizer that is not the active one."
         )
         self.model_info = self._gauge(
             "model_info",
-            "Always 1; its labels name what is served.",
+            "Always 1. Its labels describe the bundle that is served.",
             "tokenizer_id",
             "recommender_id",
             "generator",
@@ -188,26 +194,26 @@ class MetricFamilies:
         )
         self.offline_quality = self._gauge(
             "offline_quality",
-            "What the export measured of the bundle that is served, as its manifest names it.",
+            "Quality of the served bundle as the export measured it, by the metric's name in the manifest.",
             "metric",
         )
         self.bundle_swaps = self._counter(
             "bundle_swaps",
-            "Changes of the model on this replica: switched, or failed (bundle refused, change given up).",
+            "Changes of the model on this replica: switched, or failed (bundle refused or change given up).",
             "result",
         )
         for result in ("switched", "failed"):
             self.bundle_swaps.labels(result)
         self.bundle_loaded_timestamp_seconds = self._gauge(
-            "bundle_loaded_timestamp_seconds", "When the bundle that is served began to be, in Unix time."
+            "bundle_loaded_timestamp_seconds", "Unix time at which the served bundle began to answer."
         )
-        self.rollout_items = self._gauge("rollout_items", "Items that the tokenizer to come must read.")
-        self.rollout_read_items = self._gauge("rollout_read_items", "Items that it has read.")
+        self.rollout_items = self._gauge("rollout_items", "Items that the new tokenizer must read.")
+        self.rollout_read_items = self._gauge("rollout_read_items", "Items that the new tokenizer has read.")
 
     def _feedback(self) -> None:
         self.feedback_events = self._counter(
             "feedback_events",
-            "Events posted to this replica: taken, or duplicate, where the event id had been posted before.",
+            "Events posted to this replica: taken, or duplicate if the event id was posted before.",
             "outcome",
         )
         for outcome in ("taken", "duplicate"):
@@ -215,18 +221,18 @@ class MetricFamilies:
         self.feedback_attributed = self._counter(
             "feedback_attributed",
             "Events about a page that this replica served and remembers, posted to any replica, by the model "
-            "that was served then.",
+            "that made the page.",
             "recommender_id",
         )
         self.feedback_hits = self._counter(
             "feedback_hits",
-            "Those of them whose item was among the first k of the page.",
+            "Attributed events whose item was among the first k of the page.",
             "recommender_id",
             "k",
         )
         self.feedback_reciprocal_rank = self._counter(
             "feedback_reciprocal_rank",
-            "Sum of 1 / rank of their items on the page, 0 where it was not there.",
+            "Sum of 1 / rank of the item on the page, over attributed events; 0 for an absent item.",
             "recommender_id",
         )
         self.feedback_remembered_pages = self._gauge(
@@ -236,19 +242,22 @@ class MetricFamilies:
     def _machine(self) -> None:
         self.event_loop_lag_seconds = self._histogram(
             "event_loop_lag_seconds",
-            "How late a timer of 0.25 s fires: how long whatever is ready waits for the event loop.",
+            "Delay of a timer of 0.25 s, which is how long ready work waits for the event loop.",
             _LAG_S,
         )
-        # Only where there is a GPU: service/telemetry/gpu.py
+        # Only if there is a GPU; service/telemetry/gpu.py collects them.
         self.gpu_memory_used_bytes = Gauge(
-            "glyphrec_gpu_memory_used_bytes", "Memory in use, of all processes.", ("gpu",), registry=None
+            "glyphrec_gpu_memory_used_bytes",
+            "Memory of the GPU in use by all processes.",
+            ("gpu",),
+            registry=None,
         )
         self.gpu_memory_total_bytes = Gauge(
             "glyphrec_gpu_memory_total_bytes", "Memory of the GPU.", ("gpu",), registry=None
         )
         self.gpu_utilization_ratio = Gauge(
             "glyphrec_gpu_utilization_ratio",
-            "Share of the last moments, up to a second, in which the GPU was at work.",
+            "Share of the last second or less in which the GPU worked.",
             ("gpu",),
             registry=None,
         )

@@ -1,4 +1,4 @@
-"""Memory and use of the GPUs, where there are any and nvidia-ml-py is installed."""
+"""Memory and use of the GPUs, if there are any and nvidia-ml-py is installed."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def find_nvml() -> Any | None:
-    """NVIDIA's library, ready to be asked; None on a machine without it or without its driver."""
+    """NVIDIA's library, initialized. None if this machine lacks it or its driver."""
     try:
         import pynvml
     except ImportError:  # not in the extra `cpu`
@@ -28,7 +28,7 @@ def find_nvml() -> Any | None:
 
 
 class GpuCollector(Collector):
-    """Asks when it is scraped. A GPU that does not tell something, as some do not, has no value for it."""
+    """Asks the GPUs at each scrape. A GPU that does not report a value, as some do not, has none here."""
 
     def __init__(self, nvml: ModuleType | Any, families: MetricFamilies) -> None:
         self._nvml = nvml
@@ -36,6 +36,7 @@ class GpuCollector(Collector):
         self._handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
 
     def collect(self) -> Iterator[Metric]:
+        """Called by the registry at each scrape."""
         families = self._families
         for gpu, handle in enumerate(self._handles):
             try:
@@ -45,7 +46,7 @@ class GpuCollector(Collector):
                 busy_percent = self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu
                 families.gpu_utilization_ratio.labels(gpu).set(busy_percent / 100)
             except self._nvml.NVMLError as error:
-                log.debug("GPU %d does not tell: %s", gpu, error)
+                log.debug("GPU %d does not report: %s", gpu, error)
         yield from families.gpu_memory_used_bytes.collect()
         yield from families.gpu_memory_total_bytes.collect()
         yield from families.gpu_utilization_ratio.collect()

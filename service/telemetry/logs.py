@@ -1,4 +1,4 @@
-"""How log lines look: for people, or as JSON for machines. Both have the id of the request they belong to."""
+"""The form of log lines: text for people, or JSON for machines. Both have the id of their request."""
 
 import logging
 from contextvars import ContextVar
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-# Of the request that is being answered; empty in what is done for none.
+# The id of the request that this task answers; empty in work that belongs to no request.
 request_id_now: ContextVar[str] = ContextVar("request_id", default="")
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(of_request)s"
@@ -14,7 +14,7 @@ _JSON_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
 
 
 class _RequestId(logging.Filter):
-    """For the text, which has it at the end where there is one."""
+    """Puts the request's id, if there is one, at the end of a text line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         request_id = request_id_now.get()
@@ -32,7 +32,7 @@ class _Json(JsonFormatter):
 
 
 def configure_logs(log_format: Literal["text", "json"], level: str) -> None:
-    """Of the whole process, to stderr. JSON has time, level, logger, message, and what the line adds."""
+    """Let the whole process log to stderr. JSON has time, level, logger, message, and fields of the line."""
     handler = logging.StreamHandler()
     if log_format == "json":
         names = "%(asctime)s %(levelname)s %(name)s %(message)s"

@@ -1,7 +1,7 @@
-"""How every metric gets its value. families.py has their names and what they tell.
+"""Gives every metric its value. families.py has their names and meanings.
 
-POST /recommend passes here a thousand times a second, so an observation costs about a microsecond: children
-are looked up once, what a batch can tell is told once for all of it, and gauges are computed when scraped.
+POST /recommend comes here a thousand times a second, so an observation must cost about a microsecond.
+Children are looked up once, a batch is observed once, and gauges are computed at the scrape.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class _Total(Collector):
-    """A counter of what others count themselves. Where one follows on another, it goes on from there."""
+    """A counter over counts that other objects keep. When a new object replaces one, the counter goes on."""
 
     def __init__(self, name: str, text: str, label: str = "") -> None:
         self._name, self._text, self._label = name, text, label
@@ -35,6 +35,7 @@ class _Total(Collector):
         self._count: dict[str, Callable[[], int]] = {}
 
     def watch(self, count: Callable[[], int], value: str = "") -> None:
+        """Read this count from now on, under this value of the label."""
         if value in self._count:
             self._before[value] = self._before.get(value, 0) + self._count[value]()
         self._count[value] = count
@@ -47,7 +48,7 @@ class _Total(Collector):
 
 
 class _CodebookUse:
-    """Reads the trie once for each version of the catalogue."""
+    """Reads the trie once for each version of the catalog."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -64,16 +65,23 @@ class _CodebookUse:
 
 
 class Metrics(MetricFamilies):
+    """What the parts of the service call to be measured."""
+
     def __init__(self) -> None:
         super().__init__()
         self.admissions = _Total(
-            "glyphrec_admissions", "Requests or items that a queue has taken in.", "queue"
+            "glyphrec_admissions", "Requests or items that a queue has accepted.", "queue"
         )
-        self.filter_view_hits = _Total("glyphrec_filter_view_hits", "Filters that were ready for the search.")
+        self.filter_view_hits = _Total(
+            "glyphrec_filter_view_hits", "Searches whose filter had a cached table."
+        )
         self.filter_view_misses = _Total(
-            "glyphrec_filter_view_misses", "Filters whose items were gathered first."
+            "glyphrec_filter_view_misses", "Searches whose filter had no cached table, so that one was built."
         )
-        self.filter_view_evictions = _Total("glyphrec_filter_view_evictions", "Filters given up for others.")
+        self.filter_view_evictions = _Total(
+            "glyphrec_filter_view_evictions",
+            "Cached tables of filters that were dropped to make room for others.",
+        )
         for total in (
             self.admissions,
             self.filter_view_hits,
@@ -84,7 +92,7 @@ class Metrics(MetricFamilies):
         self.coverage = Coverage()
         self.recommended_distinct_items.set_function(self.coverage.num_items)
 
-        # A child is looked for under a lock each time, and there are few of these.
+        # Each look-up of a child takes a lock, and there are few children.
         self._requests_of = cache(self.http_requests.labels)
         self._request_seconds_of = cache(self.http_seconds.labels)
         self._stage_seconds_of = cache(self.stage_seconds.labels)
@@ -96,9 +104,10 @@ class Metrics(MetricFamilies):
         self._redis_calls_of = cache(self.redis_calls.labels)
         self._redis_seconds_of = cache(self.redis_call_seconds.labels)
 
-    # --- what is watched, and read when it is scraped ---
+    # --- objects that are read at each scrape ---
 
     def watch_queue(self, queue: str, batcher: MicroBatcher[Any, Any]) -> None:
+        """Read a queue's values from this batcher, in place of an earlier one."""
         self.queue_units.labels(queue).set_function(lambda: batcher.queued_units)
         self.running_units.labels(queue).set_function(lambda: batcher.running_units)
         self.reserved_units.labels(queue).set_function(lambda: batcher.reserved_units)
@@ -106,6 +115,7 @@ class Metrics(MetricFamilies):
         self.admissions.watch(lambda: batcher.num_admitted, queue)
 
     def watch_catalog(self, catalog: Catalog, follower: CatalogFollower) -> None:
+        """Read the catalog's values from these, in place of earlier ones."""
         self.catalog_items.set_function(lambda: catalog.num_items)
         self.catalog_version.set_function(lambda: catalog.version)
         self.catalog_stale_seconds.set_function(lambda: follower.stale_for_s)
@@ -127,9 +137,11 @@ class Metrics(MetricFamilies):
         self.filter_view_evictions.watch(lambda: views.num_evictions)
 
     def watch_gpus(self, nvml: Any) -> None:
+        """Add the metrics of the GPUs. `nvml`: what `find_nvml` gave."""
         self.registry.register(GpuCollector(nvml, self))
 
     def describe_model(self, manifest: Manifest) -> None:
+        """Show the bundle that is served from now on."""
         self.model_info.clear()
         self.model_info.labels(
             manifest.tokenizer_id,
@@ -143,57 +155,66 @@ class Metrics(MetricFamilies):
             self.offline_quality.labels(metric).set(value)
         self.bundle_loaded_timestamp_seconds.set(time())
 
-    # --- what happens ---
+    # --- events ---
 
     def observe_http(
         self, route: str, method: str, status: int, seconds: float, refusal: ServiceError | None = None
     ) -> None:
-        """An answer; `refusal` is what it says, where it is an error of ours."""
-        method = method if method in _METHODS else "other"  # anything may come in, a label must not
+        """Count an answer. `refusal`: the error that it reports, if any."""
+        method = (
+            method if method in _METHODS else "other"
+        )  # a client may send any method, but labels have few values
         self._requests_of(route, method, str(status)).inc()
         self._request_seconds_of(route, method).observe(seconds)
         if refusal is not None and refusal.slug in REFUSALS:
             self.rejections.labels(refusal.slug).inc()
 
     def observe_stages(self, stages: Stages) -> None:
-        """Of a flow that has come to its end."""
+        """Observe the stages of a flow that has ended."""
         if stages.flow:
             for stage, seconds in stages.seconds.items():
                 self._stage_seconds_of(stages.flow, stage).observe(seconds)
 
     def observe_recommendation(self, source: str, *, exact: bool, filtered: bool) -> None:
+        """Count an answered recommendation."""
         self._recommendations_of(source, str(exact).lower(), str(filtered).lower()).inc()
 
     def observe_searches(self, valid_beams: Sequence[int]) -> None:
-        """Of a batch: how many living beams each of its searches had. From any thread."""
+        """Observe a batch. `valid_beams`: of each search, those that end at living items. From any thread."""
         for num_beams in valid_beams:
             self.valid_beams.observe(num_beams)
 
     def observe_recommended(self, item_ids: Sequence[str], num_trained: int) -> None:
-        """Of a batch: what stands on its pages, and how much of that training has seen. From any thread."""
+        """Observe the items on a batch's pages. `num_trained`: those with interactions in the training data.
+
+        Any thread may call it.
+        """
         self.coverage.note(item_ids)
         self._recommended_of("trained").inc(num_trained)
         self._recommended_of("new").inc(len(item_ids) - num_trained)
 
     def observe_batch(self, queue: str, stats: BatchStats) -> None:
+        """Observe one run of a queue's batcher."""
         self._batch_jobs_of(queue).observe(stats.num_jobs)
         self._batch_units_of(queue).observe(stats.num_units)
         self._batch_seconds_of(queue).observe(stats.run_s)
 
     def observe_redis(self, command: str, num_ok: int, num_errors: int, seconds: float | None) -> None:
-        """One round trip; seconds None: it waited for something to happen."""
-        # Also by 0: a counter that begins above it has not increased, so the first error would be lost.
+        """Count one round trip. `seconds` is None if it waited for a change."""
+        # Increments of 0 matter too: a counter that first appears above 0 has no increase, so the first error
+        # would be lost.
         self._redis_calls_of(command, "ok").inc(num_ok)
         self._redis_calls_of(command, "error").inc(num_errors)
         if seconds is not None:
             self._redis_seconds_of(command).observe(seconds)
 
     def observe_events(self, num_new: int, num_duplicates: int) -> None:
+        """Count the events of one POST /events."""
         self.feedback_events.labels("taken").inc(num_new)
         self.feedback_events.labels("duplicate").inc(num_duplicates)
 
     def observe_attribution(self, recommender_id: str, rank: int | None) -> None:
-        """Of an event: where on the page its item stood, from 1; None: it was not there."""
+        """Count an attributed event. `rank`: of its item on the page, from 1; None if it was not on it."""
         self.feedback_attributed.labels(recommender_id).inc()
         for k in HIT_CUTOFFS:
             self.feedback_hits.labels(recommender_id, k).inc(rank is not None and rank <= k)

@@ -1,4 +1,4 @@
-"""How long each stage of one request took."""
+"""Measures how long each stage of one request takes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,44 +7,47 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
+    """One run of a stage."""
+
     stage: str
     started_at: float  # of time.perf_counter()
     seconds: float
 
 
 class Stages:
-    """Seconds spent in each stage of one request: what Server-Timing and the stage histograms say."""
+    """Seconds that one request spent in each stage, for Server-Timing, the histograms and traces."""
 
     def __init__(self) -> None:
-        self.flow = ""  # which the stages are of; set where the flow has come to its end
+        self.flow = ""  # that the stages belong to; set at the end of the flow
         self.seconds: dict[str, float] = {}
         self.spans: list[Span] = []  # in the order in which they ended
         self._started_at: dict[str, float] = {}
 
     def add(self, stage: str, started_at: float, seconds: float) -> None:
-        """Stages that run several times in one request add up."""
+        """Add one run of a stage. `started_at`: of time.perf_counter(). Several runs of a stage add up."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.spans.append(Span(stage, started_at, seconds))
 
     def add_row(self, **seconds: float) -> None:
-        """Stages that came one after the other, the last of which ends now."""
+        """Add stages that ran one after the other. The last one ends now."""
         started_at = perf_counter() - sum(seconds.values())
         for stage, each in seconds.items():
             self.add(stage, started_at, each)
             started_at += each
 
     def start(self, stage: str) -> None:
-        """Of a stage that begins in one place and ends in another."""
+        """Begin a stage that ends elsewhere in the code, with `stop`."""
         self._started_at[stage] = perf_counter()
 
     def stop(self, stage: str) -> None:
-        """Without effect where it has not begun."""
+        """End a stage. Has no effect if it was not started."""
         started_at = self._started_at.pop(stage, None)
         if started_at is not None:
             self.add(stage, started_at, perf_counter() - started_at)
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
+        """Surrounds a stage."""
         started_at = perf_counter()
         try:
             yield
@@ -52,6 +55,6 @@ class Stages:
             self.add(stage, started_at, perf_counter() - started_at)
 
     def header(self, total_s: float) -> str:
-        """The value of a Server-Timing header; its durations are milliseconds."""
+        """The value of a Server-Timing header. Its durations are milliseconds."""
         everything = {**self.seconds, "total": total_s}
         return ", ".join(f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in everything.items())

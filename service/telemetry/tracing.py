@@ -1,6 +1,6 @@
-"""One span for each request, joined to the caller's trace, and one below it for each stage.
+"""One span for each request, as a part of the caller's trace, and a child span for each stage.
 
-OpenTelemetry is an extra and off by default: without `tracing` nothing here is imported but this file.
+OpenTelemetry is an extra and off by default. Without the setting `tracing` it is not imported.
 """
 
 import time
@@ -15,7 +15,7 @@ SERVER_ERROR = 500
 
 
 class Tracer:
-    """Tells a provider of OpenTelemetry what requests did, once each is over: no stage waits for it."""
+    """Reports requests to an OpenTelemetry provider, after their answer, so that no stage waits for it."""
 
     def __init__(self, provider: Any) -> None:
         """`provider`: an opentelemetry.sdk TracerProvider."""
@@ -36,9 +36,9 @@ class Tracer:
         request_id: str,
         started_at: float,
     ) -> None:
-        """`started_at` of time.perf_counter(); the request ends now. `headers` may have a traceparent."""
+        """Report a request that ends now. `started_at`: of time.perf_counter()."""
         now = perf_counter()
-        epoch_ns = time.time_ns() - int(now * 1e9)  # of that clock's zero
+        epoch_ns = time.time_ns() - int(now * 1e9)  # when the clock of perf_counter was 0
         span = self._tracer.start_span(
             f"{method} {route}",
             context=self._extract(headers),
@@ -61,12 +61,15 @@ class Tracer:
         span.end(epoch_ns + int(now * 1e9))
 
     def close(self) -> None:
-        """Send what was not sent yet."""
+        """Send the spans that were not sent yet."""
         self._provider.shutdown()
 
 
 def tracer_from_environment() -> Tracer:
-    """Spans go by OTLP over HTTP to where OpenTelemetry's own OTEL_… variables say. Raises GlyphrecError."""
+    """A tracer that sends spans by OTLP over HTTP, configured by OpenTelemetry's OTEL_… variables.
+
+    Raises GlyphrecError if the packages are missing.
+    """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -76,7 +79,7 @@ def tracer_from_environment() -> Tracer:
         raise GlyphrecError(
             f"GLYPHREC_TRACING needs {error.name}, which is missing. Add it: pip install 'glyphrec[otel]'"
         ) from None
-    resource = Resource.create()  # of OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+    resource = Resource.create()  # reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
     if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: "glyphrec"}))
     provider = TracerProvider(resource=resource)

@@ -1,6 +1,6 @@
-"""What a catalogue may say, given what was acknowledged: a model in memory that answers are held against.
+"""What a catalog may say, given what was acknowledged: a model in memory that answers are held against.
 
-A version of the catalogue is the same on every replica, and an acknowledgement names one that has the change.
+A version of the catalog is the same on every replica, and an acknowledgement names one that has the change.
 So an answer that names this version or a later one must show the change, on whichever replica; an earlier one
 need not. What is being changed just now may be seen as it was or as it will be.
 """
@@ -25,7 +25,7 @@ class Known:
 
     item: Item | None  # None: deleted
     sid: str | None
-    version: int | None  # of a catalogue that has it, as all later ones do; None: not told
+    version: int | None  # of a catalog that has it, as all later ones do; None: not told
 
 
 def codes_in(sid: str) -> Codes:

@@ -67,7 +67,7 @@ def catalog_of(service: LocalService) -> dict[str, Any]:
     return {name: answer[name] for name in ("items", "version", "digest")}
 
 
-def is_level(service: LocalService) -> bool:
+def is_caught_up(service: LocalService) -> bool:
     return not service.client.get("/health/ready").json()["stale"]
 
 
@@ -105,10 +105,10 @@ def cut_off(scene: Scene, traffic: Traffic) -> LocalService:
     for _ in range(3):
         traffic.go_on(20)
         scene.proxy.cut()
-        until(lambda: not is_level(victim))
+        until(lambda: not is_caught_up(victim))
         traffic.go_on(60)
         scene.proxy.mend()
-        until(lambda: is_level(victim))
+        until(lambda: is_caught_up(victim))
     return victim
 
 
@@ -116,7 +116,7 @@ def frozen_out(scene: Scene, traffic: Traffic) -> LocalService:
     victim = scene.start(through_proxy=True)
     traffic.go_on(20)
     scene.proxy.freeze()
-    until(lambda: not is_level(victim))
+    until(lambda: not is_caught_up(victim))
     traffic.go_on(60)
     scene.proxy.mend()
     return victim
@@ -142,7 +142,7 @@ def test_a_replica_behind_a_trimmed_log_ends_as_one_that_never_was(
             os.kill(victim.process.pid, signal.SIGSTOP)
         else:
             scene.proxy.cut()
-            until(lambda: not is_level(victim))
+            until(lambda: not is_caught_up(victim))
         traffic.go_on(MORE_THAN_THE_LOG)
         if how == "paused":
             os.kill(victim.process.pid, signal.SIGCONT)
@@ -166,7 +166,7 @@ def assert_all_the_same(scene: Scene, *replicas: LocalService) -> None:
     everyone = [*replicas, scene.start()]
     for each in everyone:
         until(lambda each=each: catalog_of(each)["version"] == report["version"], timeout_s=20)
-        assert is_level(each)
+        assert is_caught_up(each)
     catalogs = [catalog_of(each) for each in everyone]
     assert catalogs[0]["items"] == report["num_items"]
     assert all(each == catalogs[0] for each in catalogs), catalogs

@@ -97,12 +97,12 @@ def test_the_items_of_the_bundle_are_served_from_the_start_with_their_codes(pair
         answer = pair[1].client.get(f"/items/{item['item_id']}").raise_for_status().json()
         assert answer["item"] == item
     assert pair[0].client.get("/info").json()["catalog"]["items"] == tiny_export.dataset.num_items
-    # A re-post of what export had tokenised keeps the code also where collisions had been reassigned.
+    # A re-post of what export had tokenized keeps the code also where collisions had been reassigned.
     results = posted(pair[0], *tiny_export.dataset.items)
     assert {result["status"] for result in results} == {"unchanged"}
 
 
-def test_a_page_is_full_and_never_leaves_the_catalogue(pair, history, tiny_export):
+def test_a_page_is_full_and_never_leaves_the_catalog(pair, history, tiny_export):
     answer = pair[0].client.post("/recommend", json={"history": history, "limit": 100}).json()
     ids = [row["item_id"] for row in answer["items"]]
     assert len(ids) == len(set(ids)) == 100

@@ -1,4 +1,4 @@
-"""Models change under traffic: real processes, a real Redis, a steady load, a leader that is killed."""
+"""Models change under steady traffic, with real processes and a real Redis; one test kills the leader."""
 
 import signal
 import threading
@@ -44,7 +44,7 @@ def start(bundles, redis_url, tmp_path, monkeypatch):
 
 
 class Load:
-    """Recommendations and puts, one after another, on each replica; whatever fails is kept."""
+    """Sends recommendations and puts to each replica, one after another, and keeps every failure."""
 
     def __init__(self, urls):
         self.failures = []
@@ -174,5 +174,6 @@ async def test_a_leader_killed_while_it_reads_leaves_the_old_model_serving_and_a
     raw = await read_raw(redis, "glyphrec", NEW)
     assert_in_step(raw)
     assert len(raw.items) == len(items) + len(KNOWN_ITEMS) + 1
-    # Resumed: what the dead leader had read was not read again. Only what was posted meanwhile is told twice.
+    # The items that the dead leader had read were not read again. Only items posted meanwhile are in the log
+    # twice.
     assert len(raw.versions) <= len(raw.items) + 10

@@ -112,7 +112,7 @@ def test_an_expression_returns_data_unless_it_is_listed_with_its_reason(
 
 @pytest.mark.parametrize("each", rules("alert"), ids=lambda each: each.name)
 def test_all_that_an_alert_looks_at_is_there_unless_it_is_listed(seen: Watched, each: Expression) -> None:
-    """A misspelt label would leave an alert silent for ever."""
+    """A misspelled label would leave an alert silent for ever."""
     asked = [selector for _, selector in selectors(each.expr)]
     assert asked
     has_data(seen, each.expr)

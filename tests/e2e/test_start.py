@@ -13,7 +13,7 @@ NUM_ITEMS = 5000
 
 
 def test_a_bundle_of_5000_items_is_ready_in_under_5_seconds(tiny_export, redis_url, tmp_path):
-    """With real graphs and as many items of random codes; the best of three, as machines are noisy."""
+    """With real graphs and many items of random codes. The best of three counts, as machines are noisy."""
     bundle = grown_bundle(tiny_export.bundle.path, tmp_path / "bundle")
     ready_s = []
     for attempt in range(3):
@@ -26,7 +26,7 @@ def test_a_bundle_of_5000_items_is_ready_in_under_5_seconds(tiny_export, redis_u
 
 
 def test_a_serving_process_has_no_torch_in_memory(tiny_export, redis_url, tmp_path):
-    """By the files that the process has mapped, after it has answered both flows."""
+    """The files that the process has mapped show it, after it has answered both flows."""
     with local_service(tiny_export.bundle.path, redis_url=redis_url, log=tmp_path / "log") as server:
         server.client.post("/items", json={"item_id": "a", "title": "Oat milk"}).raise_for_status()
         server.client.post("/recommend", json={"history": ["a"]}).raise_for_status()

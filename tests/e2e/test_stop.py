@@ -1,4 +1,4 @@
-"""A replica that is told to stop answers everything that it has taken. Real processes, real signals."""
+"""A replica that is told to stop answers every accepted request. Real processes, real signals."""
 
 import signal
 import threading
@@ -30,7 +30,7 @@ def service(redis_url, tmp_path, monkeypatch, delay_s):
 
 
 class Callers:
-    """Ask until the replica says that it is not ready, as a load balancer in front of it would."""
+    """Ask until the replica says that it is not ready, as a load balancer does."""
 
     def __init__(self, url):
         self.is_ready = True

@@ -37,7 +37,7 @@ SCRAPE_MS = 1000
 RATE_INTERVAL = "5s"  # what Grafana makes of $__rate_interval at this interval of scrapes, and some more
 READY_TIMEOUT_S = 30
 ANSWERS = {200, 202, 404, 409, 422, 429, 503}  # all of which the load provokes
-COLOURS = ("red", "green", "blue", "black")
+COLORS = ("red", "green", "blue", "black")
 MATERIALS = (
     "oat",
     "rye",
@@ -228,7 +228,7 @@ class Load:
         self._ask(client, rng, limit=20)
 
     def _recommend_filtered(self, client: httpx.Client, rng: random.Random, _number: int) -> None:
-        self._ask(client, rng, filter={"categories_any": [rng.choice(COLOURS)]})
+        self._ask(client, rng, filter={"categories_any": [rng.choice(COLORS)]})
 
     def _recommend_exactly(self, client: httpx.Client, rng: random.Random, _number: int) -> None:
         self._ask(client, rng, guarantee="exact")
@@ -302,13 +302,13 @@ class Load:
 
 
 def _item(number: int) -> dict[str, Any]:
-    colour = COLOURS[number % len(COLOURS)]
+    color = COLORS[number % len(COLORS)]
     rng = random.Random(number)
     words = " ".join(rng.choice(each) for each in (MATERIALS, THINGS, SIZES))
     return {
         "item_id": f"posted-{number}",
-        "title": f"{words} {colour}",
-        "categories": [colour],
+        "title": f"{words} {color}",
+        "categories": [color],
         "price": number % 10,
     }
 

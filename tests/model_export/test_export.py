@@ -13,12 +13,13 @@ from model_export.configs import TigerConfig, tiny
 from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import write_dataset
-from model_export.evaluation.evaluate import evaluate_model, read_catalog, table
+from model_export.evaluation.evaluate import evaluate_model, table
 from model_export.export import export
 from model_export.local_service import glyphrec_command
 from model_export.pipeline import stages
 from model_export.pipeline.run import Run, silent
 from service.core.bundle import ITEMS, load_bundle
+from service.core.bundle_items import bundle_items
 from service.errors import GlyphrecError
 
 
@@ -96,8 +97,8 @@ def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
     for reading in tiny_export.cache.glob("reading-*"):
         (tmp_path / reading.name).hardlink_to(reading)
     again = export(tiny_export.dataset, tmp_path / "bundle", tiny(), cache_folder=tmp_path, say=silent)
-    assert [row.codes for row in read_catalog(again)] == [
-        row.codes for row in read_catalog(tiny_export.bundle)
+    assert [row.codes for row in bundle_items(again)] == [
+        row.codes for row in bundle_items(tiny_export.bundle)
     ]
     assert again.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
     assert again.manifest.recommender_id == tiny_export.bundle.manifest.recommender_id
@@ -140,7 +141,7 @@ def test_targets_touch_neither_encoder_nor_quantizer_nor_generator(tiny_export, 
     """
     for reading in tiny_export.cache.glob("reading-*"):
         (tmp_path / reading.name).hardlink_to(reading)
-    codes = np.array([row.codes for row in read_catalog(tiny_export.bundle)])
+    codes = np.array([row.codes for row in bundle_items(tiny_export.bundle)])
     config = replace(tiny(), render=tiny_export.bundle.manifest.render)
 
     changed = with_other_last_items(tiny_export.dataset, 2)

@@ -1,4 +1,4 @@
-"""Items without a tokenizer, and what Redis really holds, for the tests of the store and the catalogue."""
+"""Items without a tokenizer, and a direct reading of Redis, for the tests of the store and the catalog."""
 
 import asyncio
 import hashlib
@@ -22,7 +22,7 @@ ODD_IDS = ["a\x00b", "😀", "日本語", "العربية", "-", "+", "[", "(", 
 
 
 def record(item_id: str, text: str = "text", **fields: object) -> ItemRecord:
-    """An item whose content is `text`; `fields` are what the tokenizer does not read."""
+    """An item whose content is `text`; `fields` are not read by the tokenizer."""
     content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return ItemRecord(item_id, content_hash, {"item_id": item_id, "title": text, **fields})
 
@@ -37,7 +37,7 @@ def store_on(redis: Redis, **options: object) -> ItemStore:
 
 
 async def put(store: ItemStore, item: ItemRecord, codes: Codes | None) -> PutResult:
-    """Put one item that must be taken."""
+    """Put one item, which must succeed."""
     (result,) = await store.put([(item, codes)])
     if isinstance(result, ServiceError):
         raise result

@@ -4,7 +4,8 @@ import pytest
 
 from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import DeclaredFields
-from service.flows.recommend import Recommender, recommend_in_batches
+from service.flows.recommend import Recommender
+from service.flows.search import recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession
 from service.telemetry.metrics import Metrics
@@ -39,7 +40,7 @@ async def make_recommender(session):
             recommend_in_batches(session, catalog, history_length=HISTORY_LENGTH),
             name="test",
             units=lambda search: search.num_beams,
-            turns=catalog.turns,
+            lock=catalog.lock,
             **options,
         )
         batcher.start()

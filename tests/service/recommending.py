@@ -1,4 +1,4 @@
-"""Catalogues of known items, and the slow truth of what is recommended from them."""
+"""Catalogs of known items, and a slow exact ranking of them."""
 
 from service.catalog.catalog import Catalog
 from service.core.sid import Sid
@@ -23,7 +23,7 @@ def popular(catalog, limit, excluded):
 
 
 def truth(catalog, history, excluded):
-    """The whole catalogue, best first: (item id, score)."""
+    """The whole catalog, best first: (item id, score)."""
     codes = [catalog.sid_of(item_id).codes for item_id in history if catalog.sid_of(item_id)]
     living = {catalog.sid_of(item_id).codes for item_id in catalog.by_popularity()}
     return [

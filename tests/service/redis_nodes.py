@@ -24,7 +24,7 @@ async def node(
     client: Redis | None = None,
     waits: bool = True,
 ) -> AsyncIterator[Redis]:
-    """A running server and a client of it; `client` where it takes more than the port to speak to it.
+    """A running server and a client of it; `client` has further options for that client.
 
     `waits` until it answers, which one that loads does not.
     """

@@ -1,4 +1,4 @@
-"""A whole service in this process, for tests that speak HTTP to it, and what its refusals look like."""
+"""A whole service in this process, for tests over HTTP, and a check of its problem documents."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def starting(
 
 async def until_ready(app: FastAPI) -> None:
     async with asyncio.timeout(READY_TIMEOUT_S):
-        while app.state.serving.readiness.parts is None:
+        while app.state.service.readiness.model is None:
             await asyncio.sleep(0.01)
 
 

@@ -76,7 +76,7 @@ def test_a_key_that_is_weak_or_cannot_travel_or_is_no_hash_is_refused_and_not_ec
     assert key not in str(refused.value)
 
 
-def test_one_key_cannot_have_two_scopes_however_it_is_spelt():
+def test_one_key_cannot_have_two_scopes_however_it_is_spelled():
     with pytest.raises(BadSettings, match="twice"):
         load_settings(bundle="b", api_keys=(KEY,), read_keys=(KEY,))
     with pytest.raises(BadSettings, match="twice"):

@@ -23,6 +23,7 @@ from model_export.encoders.compact.reader import ALPHABET, WEIGHTS, CompactNet, 
 from model_export.encoders.compact.synthetic import SIZES, SyntheticBatch, SyntheticStrips
 from model_export.encoders.ctc import BLANK, character_accuracy, spelled
 from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 
 SECONDS_PER_CHECKPOINT = 120.0
 LEARNING_RATE = 2e-3
@@ -182,9 +183,8 @@ def _keep(
     if mean >= progress.best:
         progress.best = mean
         save_weights(network, out)
-    partial = checkpoint.with_suffix(".partial")
-    torch.save((network.state_dict(), optimizer.state_dict(), vars(progress)), partial)
-    partial.replace(checkpoint)
+    state = network.state_dict(), optimizer.state_dict(), vars(progress)
+    write_whole(checkpoint, lambda partial: torch.save(state, partial))
     ProgressBar.write(f"step {progress.step}, {progress.elapsed_s / 60:.1f} min: {found}")
     return found
 

@@ -20,6 +20,7 @@ from model_export.encoders.compact.letter_grams import LetterGrams, fit_letter_g
 from model_export.encoders.ctc import CtcEncoder, run_strips, spikes
 from model_export.onnx_graphs import to_onnx
 from service.core.progress import ProgressBar
+from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
@@ -182,10 +183,12 @@ def save_weights(network: CompactNet, path: Path) -> None:
     for name, value in network.state_dict().items():
         is_matrix = value.ndim > 1
         arrays[name] = value.contiguous().numpy().astype(np.float16) if is_matrix else value.numpy()
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_whole(path, write)
 
 
 def load_weights(path: Path) -> CompactNet:

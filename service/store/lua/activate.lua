@@ -1,9 +1,9 @@
 -- Switch every replica to the tokenizer of the change that this replica leads. Safe to repeat.
 --
 -- KEYS as in announce.lua
--- ARGV[1] replica   ARGV[2] tokenizer   ARGV[3] seconds that the keys of the one before are kept
+-- ARGV[1] replica   ARGV[2] tokenizer   ARGV[3] seconds for which the previous tokenizer's keys are kept
 --
--- Returns 1, or 0 where this replica no longer leads that change; then nothing was done.
+-- Returns 1; or 0, without any change, if this replica no longer leads that change.
 if redis.call('GET', KEYS[3]) ~= ARGV[1] then return 0 end
 if redis.call('HGET', KEYS[2], 'tokenizer') ~= ARGV[2] then return 0 end
 local previous = redis.call('GET', KEYS[1])

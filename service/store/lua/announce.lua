@@ -1,12 +1,12 @@
--- Announce a change to another tokenizer, or take one up again. Safe to repeat.
+-- Announce a change to another tokenizer, or resume one. Safe to repeat.
 --
 -- KEYS[1] string  the active tokenizer
 -- KEYS[2] hash    the change: bundle, tokenizer, previous, phase, reason, read_to
--- KEYS[3] string  the replica that leads it, as a lease
--- KEYS[4] zset    tokenizers no longer served -> the second of Redis' clock when their keys may go
+-- KEYS[3] string  the replica that leads the change; it expires, as a lease
+-- KEYS[4] zset    tokenizers no longer served -> the time, in seconds of Redis' clock, when their keys may be deleted
 -- ARGV[1] replica   ARGV[2] lease in ms   ARGV[3] bundle   ARGV[4] tokenizer
 --
--- Returns 1, or 0 where another replica leads a change that is not done.
+-- Returns 1, or 0 if another replica leads a change that is not finished.
 local leader, phase = redis.call('GET', KEYS[3]), redis.call('HGET', KEYS[2], 'phase')
 if leader and leader ~= ARGV[1] and (phase == 'reading' or phase == 'joining') then return 0 end
 redis.call('DEL', KEYS[2])

@@ -1,8 +1,8 @@
--- Take one item out of items, codes, trie and log at once. Safe to repeat.
+-- Remove one item from items, codes and trie, and log it. Safe to repeat.
 --
 -- KEYS as in put.lua
 -- ARGV[1] item id   ARGV[2] mark for the log   ARGV[3] how many changes the log keeps
--- ARGV[4] '1' to spare an item that exists: take only codes whose item was dropped under another tokenizer
+-- ARGV[4] '1' to keep an item that exists: remove only codes whose item was dropped under another tokenizer
 --
 -- Returns {1 if the item existed else 0, version}.
 local items, codes_of, trie, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -12,7 +12,7 @@ local HASH_LENGTH = 32
 local version, after = last_change(log)
 local existed, held = redis.call('HEXISTS', items, id), redis.call('HGET', codes_of, id)
 if existed == 1 and ARGV[4] == '1' then return {existed, version} end
--- HDEL and ZREM are allowed when memory is full, and after them XADD is: dropping is the way out.
+-- HDEL and ZREM are allowed when memory is full, and after them so is XADD. So dropping items always works.
 if existed == 1 then redis.call('HDEL', items, id) end
 if held then
   local sid = string.sub(held, 1, -HASH_LENGTH - 1)

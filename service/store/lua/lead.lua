@@ -1,9 +1,9 @@
--- Take or keep the lease of the change to one tokenizer, and write down how far it is. Safe to repeat.
+-- Take or renew the lease of the change to one tokenizer, and store its progress. Safe to repeat.
 --
 -- KEYS as in announce.lua
 -- ARGV[1] replica   ARGV[2] lease in ms   ARGV[3] tokenizer   ARGV[4…] fields of the change and their values
 --
--- Returns 1, or 0 where another replica leads, or the change is another one; then nothing was done.
+-- Returns 1; or 0, without any change, if another replica leads or this is no longer the change.
 local leader = redis.call('GET', KEYS[3])
 if leader and leader ~= ARGV[1] then return 0 end
 if redis.call('HGET', KEYS[2], 'tokenizer') ~= ARGV[3] then return 0 end

@@ -1,12 +1,12 @@
--- Put before put.lua and drop.lua: the log of changes.
+-- The log of changes. Every script begins with this file.
 --
--- The log is a stream. Its ids are the catalogue's versions, 1-0, 2-0, 3-0, … without gaps, so a reader that
--- misses a number knows that the log was trimmed. Each entry has a random `mark` and, in `after`, the mark of the
--- entry before it, so a reader also notices when Redis lost its last changes and went on with others.
--- Entries of a put have in `attrs` what filters ask about the item, as records.py spells it: as of this version,
--- where a look-up would find a later one. There is none where the writer did not know the item as it was.
+-- The log is a stream. Its ids are the catalog's versions, 1-0, 2-0, 3-0, … without gaps. So a reader that misses
+-- a number knows that the log was trimmed. Each entry has a random `mark` and, in `after`, the mark of the previous
+-- entry. So a reader also notices if Redis lost its last changes and continued with others.
+-- A put has in `attrs` the item's attributes for filters, in the encoding of records.py. They are those of this
+-- version, while a look-up might find later ones. `attrs` is absent if the writer did not have the item at hand.
 
--- Returns the log's version and mark: 0 and '' for a new log.
+-- Returns the log's version and last mark; 0 and '' for a new log.
 local function last_change(log)
   local version, mark = 0, ''
   if redis.call('EXISTS', log) == 0 then return version, mark end
@@ -25,7 +25,7 @@ local function last_change(log)
   return version, mark
 end
 
--- Returns the new version. Trimming is approximate and leaves the newest entries.
+-- Returns the new version. Trimming is approximate and keeps the newest entries.
 local function append(log, version, after, mark, log_length, op, item_id, sid, attrs)
   local entry = {'op', op, 'id', item_id, 'sid', sid, 'after', after, 'mark', mark}
   if attrs ~= '' then

@@ -1,13 +1,14 @@
--- Say what is wrong with one item, and mend what follows from the rest. All at one moment; safe to repeat.
+-- Find what is wrong with one item, and repair what the other data determine. Atomic; safe to repeat.
 --
 -- KEYS as in put.lua
--- ARGV[1] item id; '' for members that name none   ARGV[2] mark for the log   ARGV[3] how many changes the log keeps   ARGV[4] number of slots
+-- ARGV[1] item id; '' for members without an id   ARGV[2] mark for the log
+-- ARGV[3] how many changes the log keeps           ARGV[4] number of slots
 -- ARGV[5] how many codes each level has, "64-64-32"
--- ARGV[6] '1' where this tokenizer is served: then every item has codes, and all codes are of an item as it is
--- ARGV[7] '1' to mend   ARGV[8] '1' where the log tells otherwise than the codes: then it is told anew
--- ARGV[9…] members that name this item, seen in the trie or told by the log
+-- ARGV[6] '1' if this tokenizer is served: then every item has codes, and all codes are of an item's present text
+-- ARGV[7] '1' to repair   ARGV[8] '1' if the log contradicts the codes: then a repair logs the item again
+-- ARGV[9…] members with this item's id, seen in the trie or in the log
 --
--- Returns {{kind, 1 if it is mended now else 0}, …}, empty where the item is whole. fsck.py explains the kinds.
+-- Returns {{kind, 1 if it was repaired else 0}, …}; empty if nothing is wrong. fsck_report.py explains the kinds.
 local items, codes_of, trie, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, num_slots = ARGV[1], tonumber(ARGV[4])
 local is_served, mends, log_is_wrong = ARGV[6] == '1', ARGV[7] == '1', ARGV[8] == '1'
@@ -17,7 +18,7 @@ for num_codes in string.gmatch(ARGV[5], '%d+') do levels[#levels + 1] = tonumber
 local SID_LENGTH = 2 * #levels + 2
 
 local found, is_mendable, changed = {}, false, false
--- Returns whether to mend it now.
+-- Returns whether to repair it now.
 local function report(kind, can_be_mended)
   local now = mends and can_be_mended
   found[#found + 1] = {kind, now and 1 or 0}
@@ -32,7 +33,7 @@ local function fits(sid)
   return struct.unpack('>I2', sid, 2 * #levels + 1) < num_slots
 end
 
--- The sid of codes or of a member, where it begins with one.
+-- The sid at the beginning of codes or of a member, or nil.
 local function sid_in(value)
   local sid = string.sub(value, 1, SID_LENGTH)
   return #sid == SID_LENGTH and fits(sid) and sid or nil
@@ -42,11 +43,11 @@ local function sid_of_codes(value)
   return value and #value == SID_LENGTH + HASH_LENGTH and sid_in(value) or nil
 end
 
--- No id has the byte 255, as it is UTF-8.
+-- Ids are UTF-8, so no id has the byte 255.
 local function first_of(sid) return '[' .. sid end
 local function end_of(sid) return '(' .. sid .. '\255' end
 
--- Whether another item has this slot by its codes too. Of two in the trie the first one keeps it.
+-- Whether the codes of another item have this slot too. If both are in the trie, the first one keeps it.
 local function is_taken(sid, is_in_trie)
   for _, member in ipairs(redis.call('ZRANGE', trie, first_of(sid), end_of(sid), 'BYLEX')) do
     local other = string.sub(member, SID_LENGTH + 1)
@@ -82,7 +83,7 @@ for _, list in ipairs({members, told}) do
   for _, member in ipairs(list) do told_sid = told_sid or sid_in(member) end
 end
 
--- The sid that it should have, if any: that of its codes, else what still tells of it.
+-- The sid that the item should have, if any: that of its codes, or else one from the trie or the log.
 local sid = nil
 if item then sid = held_sid or told_sid elseif not is_served then sid = held_sid end
 
@@ -113,7 +114,7 @@ if sid and sid_of_codes(held) then
 end
 
 for _, member in ipairs(members) do
-  local score = redis.call('ZSCORE', trie, member)  -- gone where it was moved
+  local score = redis.call('ZSCORE', trie, member)  -- nil if it was moved above
   if score and not (sid and member == sid .. id) then
     if report('stray_member', true) then redis.call('ZREM', trie, member) end
   elseif score and score ~= '0' and report('wrong_score', true) then
@@ -124,7 +125,7 @@ end
 if log_is_wrong and not is_mendable then report('log_disagrees', true) end
 if changed and sid then
   append(log, version, after, ARGV[2], ARGV[3], 'put', id, sid, '')
-elseif changed and (held_sid or told_sid) then  -- else no replica has read it
+elseif changed and (held_sid or told_sid) then  -- otherwise no replica knows the item
   append(log, version, after, ARGV[2], ARGV[3], 'drop', id, held_sid or told_sid, '')
 end
 return found

@@ -1,9 +1,9 @@
--- Let the keys of a tokenizer go whose time is over.
+-- Delete the keys of a tokenizer whose time is over.
 --
 -- KEYS[1] to KEYS[4] as in announce.lua   KEYS[5…] the tokenizer's codes, trie and log
 -- ARGV[1] tokenizer
 --
--- Returns 1, or 0 where they are kept: it is active again, or a change is on its way to it.
+-- Returns 1, or 0 if they are kept: the tokenizer is active again, or a change to it is under way.
 local due = redis.call('ZSCORE', KEYS[4], ARGV[1])
 if not due or tonumber(due) > tonumber(redis.call('TIME')[1]) then return 0 end
 if redis.call('GET', KEYS[1]) == ARGV[1] then return 0 end

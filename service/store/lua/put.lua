@@ -1,30 +1,30 @@
--- Give one item a Semantic ID of its own; keep items, codes, trie and log in step. Safe to repeat.
+-- Give one item a Semantic ID of its own, and keep items, codes, trie and log consistent. Safe to repeat.
 --
 -- KEYS[1] hash    item id -> content hash (32 characters), space, the item as JSON
--- KEYS[2] hash    item id -> sid, content hash of the text that the sid was read from
+-- KEYS[2] hash    item id -> sid, content hash of the text from which the sid was read
 -- KEYS[3] zset    sid .. item id, all scores 0
 -- KEYS[4] stream  the log, see log.lua
 -- A sid is its codes and its slot, each as 2 bytes, big-endian.
 --
 -- ARGV[1] item id
--- ARGV[2] the value for KEYS[1]; or the content hash alone, to give codes to the item as it is there
--- ARGV[3] the codes; or '' to keep the sid that is held
+-- ARGV[2] the value for KEYS[1]; or only the content hash, to give codes to the item that is there
+-- ARGV[3] the codes; or '' to keep the present sid
 -- ARGV[4] number of slots   ARGV[5] mark for the log   ARGV[6] how many changes the log keeps
--- ARGV[7] attributes of the value for the log; or '' where ARGV[2] is a hash alone
--- ARGV[8] '1' to log also what is unchanged: another tokenizer's writer may have changed the item before
+-- ARGV[7] attributes of the value for the log; or '' if ARGV[2] is only a hash
+-- ARGV[8] '1' to log unchanged items too: a writer of another tokenizer may have changed the item before
 --
 -- Returns {status, sid, version}:
---   unchanged  nothing was to do          created  a new item
---   updated    same sid, other item       moved    new sid; the old one is free again
---   changed    nothing was done: the item's text is not the one that the caller read
---   full       nothing was done: every slot of these codes is taken
+--   unchanged  nothing to do              created  a new item
+--   updated    same sid, changed item     moved    new sid; the old one is free again
+--   changed    nothing was done: the item's text differs from the text that the caller read
+--   full       nothing was done: all slots of these codes are taken
 local HASH_LENGTH = 32
 local SLOT = '>I2'
 local items, codes_of, trie, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, value, codes = ARGV[1], ARGV[2], ARGV[3]
 local num_slots = tonumber(ARGV[4])
 
--- Slots at one code ascend without repeats, so the i-th is i up to the first gap and greater after it.
+-- The slots of the same codes ascend without repeats, so the i-th slot is i before the first gap and more after it.
 local function smallest_free_slot()
   local from, to = '[' .. codes, '(' .. codes .. '\255\255'
   local high = redis.call('ZLEXCOUNT', trie, from, to)
@@ -39,7 +39,7 @@ local function smallest_free_slot()
   return low
 end
 
--- All reads come first: an error in one of them leaves everything as it was.
+-- All reads come first, so an error in one of them changes nothing.
 local version, after = last_change(log)
 local item, held = redis.call('HGET', items, id), redis.call('HGET', codes_of, id)
 local hash = string.sub(value, 1, HASH_LENGTH)
@@ -63,7 +63,7 @@ else
   sid = codes .. struct.pack(SLOT, slot)
 end
 
--- HSET is refused when memory is full, and a script's first write decides for all of them.
+-- HSET comes first: Redis refuses it when memory is full, and a script's first write decides for all its writes.
 redis.call('HSET', items, id, value)
 redis.call('HSET', codes_of, id, sid .. hash)
 if sid ~= held_sid then

@@ -16,7 +16,7 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
-from service.core.graphs import FILLER, PADDING, beam_widths, recommender_graph
+from service.core.graphs import FILLER_SCORE, PADDING, beam_widths, recommender_graph
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import Beams, RecommenderSession
@@ -123,7 +123,7 @@ def case(request, tmp_path_factory) -> Case:
         found = []
         for row in history:
             beams = session.run(row[None], trie.tables, beam_widths(spec, BEAM_LIMIT))
-            living = beams.scores[0] > FILLER
+            living = beams.scores[0] > FILLER_SCORE
             prefixes = spec.prefixes_of(beams.codes[0][living])[-1].tolist()
             assert sorted(prefixes) == list(trie.living())
             found.append(dict(zip(prefixes, beams.scores[0][living].tolist(), strict=True)))
@@ -161,12 +161,12 @@ def test_full_width_equals_scoring_every_item(case):
         history = random_histories(spec, rng, int(rng.integers(1, 5)), int(rng.integers(1, HISTORY + 1)))
         beams = case.run(history, trie, BEAM_LIMIT)  # wider than all codes there are
         for row, truth in enumerate(case.truth(history, trie)):
-            found = beams.scores[row] > FILLER
+            found = beams.scores[row] > FILLER_SCORE
             prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
             assert sorted(prefixes) == sorted(truth)
             np.testing.assert_allclose(beams.scores[row][found], [truth[p] for p in prefixes], atol=2e-4)
             assert (np.diff(beams.scores[row]) <= 0).all()
-            assert beams.bound[row] < FILLER
+            assert beams.bound[row] < FILLER_SCORE
 
 
 def test_what_is_certified_equals_the_exhaustive_answer(case):
@@ -181,7 +181,7 @@ def test_what_is_certified_equals_the_exhaustive_answer(case):
         history = random_histories(spec, rng, int(rng.integers(1, 4)), int(rng.integers(1, HISTORY + 1)))
         beams = case.run(history, trie, num_beams)
         for row, truth in enumerate(case.truth(history, trie)):
-            found = beams.scores[row] > FILLER
+            found = beams.scores[row] > FILLER_SCORE
             prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
             assert set(prefixes) <= set(truth), "a beam left the catalog"
             assert len(set(prefixes)) == len(prefixes), "a beam came twice"
@@ -216,7 +216,7 @@ def test_an_item_scores_the_same_whatever_else_is_alive(case):
         alone = SidTrie.from_prefixes(spec, np.array([prefix]))
         beams = case.run(history, alone, 3)
         assert beams.scores[0, 0] == pytest.approx(among_all[prefix], abs=2e-4)
-        assert (beams.scores[0, 1:] < FILLER).all()
+        assert (beams.scores[0, 1:] < FILLER_SCORE).all()
 
 
 def test_a_request_scores_the_same_in_any_batch(case):
@@ -242,7 +242,7 @@ def test_narrower_levels_keep_the_certificate_honest(case):
             widths.append(int(rng.integers(1, min(6, most) + 1)))
         beams = case.session.run(history, trie.tables, widths)
         truth = sorted(case.truth(history, trie)[0].values(), reverse=True)
-        certain = beams.scores[0][(beams.scores[0] > FILLER) & (beams.scores[0] > beams.bound[0])]
+        certain = beams.scores[0][(beams.scores[0] > FILLER_SCORE) & (beams.scores[0] > beams.bound[0])]
         np.testing.assert_allclose(certain, truth[: len(certain)], atol=2e-4)
 
 
@@ -306,11 +306,11 @@ def test_an_edit_of_the_tables_shows_in_the_next_run(case):
     trie = SidTrie(spec)
     history = random_histories(spec, rng, 1, 3)
     codes = tuple(k - 1 for k in spec.levels)
-    assert case.run(history, trie, 4).scores[0, 0] < FILLER
+    assert case.run(history, trie, 4).scores[0, 0] < FILLER_SCORE
     trie.insert(codes)
     assert tuple(case.run(history, trie, 4).codes[0, 0]) == codes
     trie.delete(codes)
-    assert case.run(history, trie, 4).scores[0, 0] < FILLER
+    assert case.run(history, trie, 4).scores[0, 0] < FILLER_SCORE
 
 
 def test_the_graph_keeps_one_copy_of_the_weights(tmp_path):

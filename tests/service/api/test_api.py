@@ -1,4 +1,4 @@
-"""HTTP in and out, over a whole service with a real Redis."""
+"""The HTTP API of a whole service with a real Redis."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.service.running import is_problem, running, starting, until_ready
 # --- the two flows ---
 
 
-async def test_a_new_catalogue_starts_with_the_items_and_codes_of_the_bundle(client):
+async def test_a_new_catalog_starts_with_the_items_and_codes_of_the_bundle(client):
     info = (await client.get("/info")).json()
     assert info["catalog"]["items"] == len(KNOWN_ITEMS)
     for each in KNOWN_ITEMS:
@@ -124,7 +124,7 @@ def test_a_graph_for_other_tables_than_the_manifests_spec_has_is_refused_at_star
         create_app(Settings(bundle=folder))
 
 
-async def test_a_catalogue_in_pages_is_served_like_one_in_rows(client, redis_url, tmp_path):
+async def test_a_catalog_in_pages_is_served_like_one_in_rows(client, redis_url, tmp_path):
     paged = write_known_bundle(tmp_path, KNOWN_ITEMS, PAGED)
     async with running(paged, redis_url) as other:
         for item_id in ("item-0", "item-7", "item-20"):
@@ -233,7 +233,7 @@ async def until_active(redis_url):
     await redis.aclose()
 
 
-async def test_a_catalogue_that_is_not_seeded_starts_empty(bundle, redis_url):
+async def test_a_catalog_that_is_not_seeded_starts_empty(bundle, redis_url):
     async with running(bundle, redis_url, seed_catalog=False) as client:
         assert (await client.get("/info")).json()["catalog"]["items"] == 0
         answer = (await client.post("/recommend", json={"history": ["a"]})).json()
@@ -247,7 +247,7 @@ async def test_a_new_tokenizer_reads_what_is_in_redis_and_takes_the_exports_code
         await client.post("/items", json={"item_id": "new", "title": "Brand new"})
         await client.delete("/items/item-2")
         await until_active(redis_url)
-    # Another tokenizer: other codes for what it exports, one item that is only its own, and other ids.
+    # Another tokenizer has other codes for the items that both export, an item of its own, and other ids.
     items = [each._replace(codes=(31, 3, 2)) for each in KNOWN_ITEMS[:10]]
     items.append(KnownItem("only-here", (0, 0, 0), 9, {"item_id": "only-here", "title": "Only here"}))
     other = write_known_bundle(tmp_path / "other", items)
@@ -441,11 +441,11 @@ async def test_a_request_that_has_no_time_left_is_answered_at_once_and_its_work_
 ):
     async with starting(bundle, redis_url) as (app, client):
         await until_ready(app)
-        parts = app.state.serving.readiness.parts
+        parts = app.state.service.readiness.model
         in_time = {"X-Request-Timeout": "10"}
         answer = await client.post("/recommend", json={"history": ["item-0"]}, headers=in_time)
         assert answer.status_code == 200
-        async with parts.catalog.turns:  # no batch begins
+        async with parts.catalog.lock:  # no batch begins
             too_short = {"X-Request-Timeout": "0.05"}
             answer = await client.post("/recommend", json={"history": ["item-0"]}, headers=too_short)
             assert is_problem(answer, 503, "took-too-long")
@@ -458,7 +458,7 @@ async def test_a_request_that_has_no_time_left_is_answered_at_once_and_its_work_
 
 
 async def test_a_batch_of_items_meets_the_bound_that_single_ones_meet(bundle, redis_url):
-    """Of twenty at once few get through, as one request or as twenty."""
+    """Few of twenty items at once are accepted, as one request or as twenty."""
     num_taken = {}
     for way in ("batch", "singles"):
         async with starting(bundle, redis_url, max_queued_strips=4, max_batch_strips=1) as (app, client):

@@ -1,4 +1,4 @@
-"""Every request that is wrong gets the right status and a problem document, and the service lives on."""
+"""Every wrong request gets the right status and a problem document, and the service keeps answering."""
 
 import asyncio
 import json
@@ -68,7 +68,11 @@ async def test_a_malformed_recommend_names_the_field(client, body, field):
 @pytest.mark.parametrize(
     ("attributes", "slug", "complaint"),
     [
-        ({"colour": "red"}, "unknown-filter-field", "'colour'. Declared are brand:text, price:number"),
+        (
+            {"color": "red"},
+            "unknown-filter-field",
+            "'color', which is not declared. The declared fields are brand:text, price:number",
+        ),
         ({"categories": "a"}, "unknown-filter-field", "'categories'"),
         ({"brand": 1}, "invalid-filter", "brand: is declared as text"),
         ({"brand": {"gte": 1}}, "invalid-filter", "brand: is declared as text; only a number"),
@@ -110,7 +114,7 @@ async def test_a_malformed_post_of_items_is_refused_and_stores_nothing(client, b
     assert (await client.get("/info")).json()["catalog"]["items"] == len(KNOWN_ITEMS)
 
 
-async def test_a_bad_item_does_not_harm_its_neighbours(client):
+async def test_a_bad_item_does_not_harm_the_others(client):
     items = [
         {"item_id": "good-1", "title": "🍕 pizza"},
         {"item_id": "big", "title": "x" * 1_000_000},

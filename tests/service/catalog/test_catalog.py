@@ -76,7 +76,7 @@ async def write_at_random(store: ItemStore, rng: random.Random, num_writes: int)
 
 
 async def assert_level(catalog: Catalog, redis: Redis) -> None:
-    """The catalogue is what Redis holds, read without the store."""
+    """The catalog is what Redis holds, read without the store."""
     sids = (await read_raw(redis)).sids
     assert {item_id: catalog.sid_of(item_id) for item_id in sids} == sids
     assert catalog.num_items == len(sids)
@@ -98,7 +98,7 @@ def attributes_at(codes: Codes) -> Attributes:
 
 @given(edits=EDITS)
 @settings(deadline=None)
-def test_a_catalogue_is_what_a_dictionary_would_be(edits: list[tuple[str, Codes | None]]) -> None:
+def test_a_catalog_is_what_a_dictionary_would_be(edits: list[tuple[str, Codes | None]]) -> None:
     catalog, model = Catalog(SPEC), dict[str, Sid]()
     for item_id, codes in edits:
         if codes is None:
@@ -148,7 +148,7 @@ def test_the_digest_tells_items_slots_and_attributes_apart_and_forgets_the_past(
         return catalog.digest
 
     plain, dear = Attributes(("pens",), True, {}), Attributes(("pens",), True, {"price": 5.0})
-    catalogues = [
+    catalogs = [
         [],
         [("a", 0, plain)],
         [("b", 0, plain)],
@@ -160,8 +160,8 @@ def test_the_digest_tells_items_slots_and_attributes_apart_and_forgets_the_past(
         [("a", 0, plain), ("b", 1, plain)],
         [("a", 1, plain), ("b", 0, plain)],
     ]
-    assert len({digest(*each) for each in catalogues}) == len(catalogues)
-    assert digest(("b", 1, dear), ("a", 0, dear), ("a", 0, plain), ("b", 1, plain)) == digest(*catalogues[8])
+    assert len({digest(*each) for each in catalogs}) == len(catalogs)
+    assert digest(("b", 1, dear), ("a", 0, dear), ("a", 0, plain), ("b", 1, plain)) == digest(*catalogs[8])
     assert digest(("a", 0, dear), ("a", 0, None), ("a", 0, None)) == digest()
     zero, minus_zero = plain._replace(values={"price": 0.0}), plain._replace(values={"price": -0.0})
     assert digest(("a", 0, zero)) == digest(("a", 0, minus_zero), ("a", 0, zero))
@@ -234,7 +234,7 @@ async def test_what_was_there_before_is_loaded(store: ItemStore, redis: Redis) -
     await assert_level(follower.catalog, redis)
 
 
-async def test_an_empty_catalogue_loads_and_then_fills(store: ItemStore, redis: Redis) -> None:
+async def test_an_empty_catalog_loads_and_then_fills(store: ItemStore, redis: Redis) -> None:
     follower = follower_of(store)
     await follower.load()
     assert (follower.catalog.num_items, follower.catalog.version) == (0, 0)
@@ -273,7 +273,7 @@ async def test_replicas_started_at_any_moment_of_the_writing_end_the_same(
 
 
 class DisturbedStore(ItemStore):
-    """Somebody writes between any two pages of a snapshot."""
+    """Another writer writes between any two pages of a snapshot."""
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         rng = random.Random(7)
@@ -340,7 +340,7 @@ async def test_a_log_trimmed_before_it_was_read_means_a_reload_into_fresh_tables
         assert await follower.wait_for(version, timeout_s=5)
         assert follower.num_loads == 2
         await assert_level(catalog, redis)
-    assert old.digest() == digest  # a reader of the old tables was not disturbed
+    assert old.digest() == digest  # a reader of the old tables sees no change
 
 
 async def test_a_flushed_redis_is_noticed_without_any_write(store: ItemStore, redis: Redis) -> None:
@@ -389,7 +389,7 @@ async def test_a_log_entry_that_is_not_ours_costs_a_reload_and_no_more(
         await assert_level(catalog, redis)
 
 
-async def test_without_redis_the_catalogue_stays_and_catches_up_when_redis_returns(tmp_path: Path) -> None:
+async def test_without_redis_the_catalog_stays_and_catches_up_when_redis_returns(tmp_path: Path) -> None:
     server = start_server(tmp_path / "redis")
     redis = connect(server.url)
     now = [100.0]

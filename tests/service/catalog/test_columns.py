@@ -1,4 +1,4 @@
-"""What no filter can show: columns keep nothing of values that are gone. test_views.py has the rest."""
+"""Columns keep nothing of values that are gone, which no filter can show. test_views.py tests the rest."""
 
 from service.catalog.columns import CategoryColumn, TextColumn
 

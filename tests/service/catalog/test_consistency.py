@@ -1,6 +1,6 @@
 """Edits and requests at once, with a real Redis: every answer is right for the version that it names.
 
-The writers note what each version changed, so the catalogue of any version can be made again afterwards.
+The writers note what each version changed, so the catalog of any version can be made again afterwards.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ from service.catalog.follower import CatalogFollower
 from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import Attributes, DeclaredFields, Equals, Filter, Range
 from service.core.sid import Codes, Sid, SidSpec
-from service.flows.recommend import Page, Query, Recommender, recommend_in_batches
+from service.flows.recommend import Recommender
+from service.flows.search import Page, Query, recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession
 from service.store.items import ItemStore
@@ -27,22 +28,22 @@ from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, PAGED, SPEC, ranking,
 from tests.service.catalogs import put, record, store_on
 
 NUM_ITEMS = 60
-NUM_VERSIONS = 150  # to be asked for; there are more
+NUM_VERSIONS = 150  # that requests ask for; there are more
 TIMEOUT_S = 60
 ITEM_IDS = [f"i{i}" for i in range(NUM_ITEMS)]
 POPULARITY = {item_id: i % 7 for i, item_id in enumerate(ITEM_IDS[::2])}
-FIELDS = DeclaredFields({"price": "number", "colour": "text"})
+FIELDS = DeclaredFields({"price": "number", "color": "text"})
 FILTERS = [
     Filter(categories_any=frozenset("ab")),
     Filter(categories_all=frozenset("ab")),
     Filter(categories_none=frozenset("a")),
     Filter(available=False),
     Filter(available=True, attributes=(("price", Range(gte=3, lt=8)),)),
-    Filter(attributes=(("colour", Equals("red")),)),
+    Filter(attributes=(("color", Equals("red")),)),
     Filter(item_ids=frozenset([*ITEM_IDS[:15], "nobody"]), categories_any=frozenset("abc")),
     Filter(categories_any=frozenset(["none of these"])),
 ]
-VIEW_BYTES = 350_000  # not enough for all of them, so that some are built anew between edits
+VIEW_BYTES = 350_000  # too little for all views, so that some are rebuilt between edits
 
 
 class Living(NamedTuple):
@@ -52,7 +53,7 @@ class Living(NamedTuple):
 
 @dataclass
 class Past:
-    """Every version of the catalogue."""
+    """Every version of the catalog."""
 
     changes: dict[int, tuple[str, Living | None]] = field(default_factory=dict)
 
@@ -83,7 +84,7 @@ async def write(store: ItemStore, past: Past, rng: random.Random, is_enough: Cal
             "categories": rng.sample("abc", k=rng.randint(0, 3)),
             "available": rng.random() < 0.7,
             "price": rng.randrange(10),
-            "colour": rng.choice(["red", "blue"]),
+            "color": rng.choice(["red", "blue"]),
         }
         result = await put(store, record(item_id, f"text {text}", **fields), codes)
         if result.status != "unchanged":
@@ -102,7 +103,7 @@ def random_query(rng: random.Random) -> Query:
 
 
 def check(query: Query, page: Page, living: dict[str, Living]) -> None:
-    """The page against the slow ranking of the catalogue of its version."""
+    """The page against the slow ranking of the catalog of its version."""
     known = [living[item_id].sid.codes for item_id in query.history if item_id in living]
     passing = {
         item_id: each.sid
@@ -135,7 +136,7 @@ def check(query: Query, page: Page, living: dict[str, Living]) -> None:
 async def served(
     request: pytest.FixtureRequest, redis: Redis, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[ItemStore, Recommender, CatalogFollower]]:
-    """A store, and a recommender over a catalogue that follows it."""
+    """A store, and a recommender over a catalog that follows it."""
     spec: SidSpec = request.param
     bundle = load_bundle(write_known_bundle(tmp_path_factory.mktemp("known"), [], spec))
     session = RecommenderSession(bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=1)
@@ -148,7 +149,7 @@ async def served(
         max_batch_units=200,
         max_queued_units=10_000,
         units=lambda search: search.num_beams,
-        turns=catalog.turns,
+        lock=catalog.lock,
     )
     recommender = Recommender(
         batcher, fields=FIELDS, num_beams=8, beam_limit=64, timeout_s=30, metrics=Metrics()

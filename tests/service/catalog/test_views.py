@@ -1,4 +1,4 @@
-"""Views against the slow truth: every item asked by itself, and a trie built from those that pass."""
+"""Views against the slow truth: each item is checked by itself, and a trie is built from those that pass."""
 
 import random
 

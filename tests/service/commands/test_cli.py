@@ -1,4 +1,4 @@
-"""The `glyphrec` command as a user runs it: processes, exit codes, and one line of why."""
+"""The `glyphrec` command as a user runs it: processes, exit codes, and one line with the reason."""
 
 import gzip
 import importlib.metadata
@@ -23,7 +23,7 @@ READY_TIMEOUT_S = 30
 
 
 def command(*args, **environment):
-    """A process of the command, with nothing of this machine's settings."""
+    """Run the command in a process without this machine's settings."""
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("GLYPHREC_", "REDIS_"))
     }
@@ -51,7 +51,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def served(bundle, tmp_path_factory):
-    """A service in a process of its own with its own Redis -> its URL."""
+    """The URL of a service in its own process, with its own Redis."""
     port, data = free_port(), tmp_path_factory.mktemp("redis")
     process = command("serve", "--bundle", bundle, "--port", port, "--data-dir", data)
     url = f"http://127.0.0.1:{port}"
@@ -195,8 +195,8 @@ def test_recommend_takes_a_filter_as_the_api_does(served, capsys):
     [
         ("{", "--filter {: not JSON"),
         ('{"attributes": {"price": NaN}}', "not JSON"),
-        ('{"colour": "red"}', "filter.colour"),
-        ('{"attributes": {"colour": "red"}}', "colour"),
+        ('{"color": "red"}', "filter.color"),
+        ('{"attributes": {"color": "red"}}', "color"),
     ],
 )
 def test_a_filter_that_cannot_be_asked_is_refused_in_one_line(served, capsys, asked, words):

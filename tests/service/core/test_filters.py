@@ -83,9 +83,9 @@ def test_a_number_is_one_or_spells_one_in_full(posted: object, number: float | N
 
 
 def test_values_of_another_kind_and_undeclared_fields_count_as_absent() -> None:
-    item = {"brand": 7, "refurbished": "yes", "colour": "red", "price": "cheap"}
+    item = {"brand": 7, "refurbished": "yes", "color": "red", "price": "cheap"}
     assert FIELDS.attributes_of(item) == attributes()
-    item = {"brand": "Acme", "refurbished": False, "colour": "red", "price": "7"}
+    item = {"brand": "Acme", "refurbished": False, "color": "red", "price": "7"}
     assert FIELDS.attributes_of(item) == attributes(brand="Acme", refurbished=False, price=7.0)
 
 
@@ -175,11 +175,11 @@ def test_a_condition_of_the_declared_kind_is_taken(condition: tuple[str, Equals 
 
 
 def test_an_undeclared_field_is_refused_with_the_declared_ones() -> None:
-    asked = Filter(attributes=(("colour", Equals("red")),))
+    asked = Filter(attributes=(("color", Equals("red")),))
     with pytest.raises(UnknownFilterField) as refused:
         FIELDS.check(asked)
     assert str(refused.value) == (
-        "No filter can ask for the field 'colour'. Declared are brand:text, price:number, "
+        "No filter can ask for the field 'color'. Declared are brand:text, price:number, "
         "refurbished:boolean; GLYPHREC_FILTER_FIELDS declares them, as in brand:text,price:number."
     )
     assert (refused.value.status, refused.value.slug) == (422, "unknown-filter-field")

@@ -30,8 +30,8 @@ def ink(strips: np.ndarray) -> int:
 
 
 def test_fields_stand_in_the_recipes_order_and_others_by_name():
-    item = {"description": "Long.", "weight": 2, "title": "Drill", "colour": "red", "brand": "Acme"}
-    assert text_of(**item) == "Drill; Acme; colour red; weight 2; Long."
+    item = {"description": "Long.", "weight": 2, "title": "Drill", "color": "red", "brand": "Acme"}
+    assert text_of(**item) == "Drill; Acme; color red; weight 2; Long."
     assert text_of(**dict(reversed(item.items()))) == text_of(**item)
 
 
@@ -107,7 +107,7 @@ def test_a_text_that_just_fits_is_not_called_truncated():
 
 
 def test_words_stay_whole_and_every_strip_holds_ink():
-    """Each strip is that of the words it alone holds, found by adding words until one more wraps."""
+    """Each strip is the picture of its own words, which are found by adding words until one more wraps."""
     words, strips = (
         LONG.split()[:60],
         render_text(" ".join(LONG.split()[:60]), RenderSpec(max_strips=64)).strips,

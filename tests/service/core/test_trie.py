@@ -27,7 +27,7 @@ def all_codes(spec):
 
 
 def some_codes(spec):
-    """Few different ones, so that they meet."""
+    """Few different codes, so that items share them."""
     return st.sampled_from(all_codes(spec)[::3])
 
 
@@ -51,7 +51,7 @@ def living_by_bits(trie):
 
 
 def assert_holds(trie, items):
-    """Everything that can be asked of a trie, against a count of its items."""
+    """All queries of a trie, against a count of its items."""
     spec = trie.spec
     living = [codes for codes in all_codes(spec) if items[codes]]
     assert living_by_bits(trie) == [
@@ -117,7 +117,7 @@ def test_two_items_at_one_code_are_another_digest_than_one():
     assert bulk(spec, [(1, 1, 1)]).digest() != bulk(spec, [(1, 1, 1)] * 2).digest()
 
 
-def test_a_catalogue_too_large_for_rows_is_paged_by_itself_and_grows_without_moving():
+def test_a_catalog_too_large_for_rows_is_paged_by_itself_and_grows_without_moving():
     assert LARGE.is_paged
     assert not SidSpec(levels=(256, 256, 256)).is_paged
     trie = SidTrie(LARGE)

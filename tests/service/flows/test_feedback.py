@@ -1,4 +1,4 @@
-"""What was taken of what was recommended: POST /events, over whole services with a real Redis."""
+"""POST /events: which recommended items users took. Whole services with a real Redis."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from model_export.local_service import free_port
-from service.flows.feedback import Attribution, ServedPages
+from service.flows.served_pages import Attribution, ServedPages
 from service.store.events import Event, EventStore
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 from tests.service.catalogs import until_true
@@ -171,7 +171,7 @@ async def test_without_redis_events_are_refused_and_a_restart_of_it_loses_neithe
         await until_attributed(client, 1, 1, 1, 1, 1)
         with suppress(RedisError):
             await redis.execute_command("SHUTDOWN")
-        follower = app.state.serving.model().follower
+        follower = app.state.service.model().follower
         while follower.lost is None:
             await asyncio.sleep(0.01)
         body = {"events": [{"event_id": "b", "request_id": request_id, "item_id": items[1]}]}
@@ -225,18 +225,18 @@ async def test_events_are_kept_as_long_as_asked_for_and_no_more_than_that(redis)
     assert await redis.zcard("{shop}:event_ids") == 0
     told = await lasting.after(b"0-0", 1)
     assert [(each.request_id, each.item_id) for each in told] == 3 * [("r", "i")]
-    assert await lasting.end() == told[-1].entry_id
+    assert await lasting.last_entry_id() == told[-1].entry_id
     await redis.xadd("{shop}:events", {"somebody": "else", "item": b"\xff"})
     assert [each.request_id for each in await lasting.after(told[-1].entry_id, 1)] == [""]
 
 
-@pytest.mark.parametrize("max_pages", [1, 7, 8, 100])
+@pytest.mark.parametrize("max_pages", [1, 7, 8, 100, 200])
 def test_pages_are_remembered_up_to_their_number_the_newest_ones(max_pages):
     pages = ServedPages(max_pages, 1_000.0, clock=lambda: 5.0)
     for n in range(1, 500):
         pages.remember(f"request-{n}", MODEL, [f"item-{n}", "other"])
         assert 1 <= pages.num_pages <= max_pages
-        assert pages.num_pages >= min(n, max_pages - max(1, max_pages // 8) + 1)
+        assert pages.num_pages >= min(n, max_pages - max_pages // 64)
         assert pages.find(f"request-{n}", "other") == Attribution(MODEL, 2)
         kept = pages.num_pages
         oldest = max(1, n - kept + 1)
@@ -259,6 +259,12 @@ def test_pages_are_remembered_for_their_time_and_no_longer(seed):
         expected = Attribution(model, items.index(item) + 1 if item in items else None)
         assert pages.find(asked, item) == (expected if now - at <= 100 else None)
     now += 101
-    pages.num_pages  # noqa: B018  begins a generation, so that the last one can be forgotten
-    now += 101
     assert pages.num_pages == 0
+
+
+def test_a_page_that_is_served_again_is_the_newest_one():
+    pages = ServedPages(2, 1_000.0, clock=lambda: 5.0)
+    for request_id in ("first", "second", "first", "third"):
+        pages.remember(request_id, MODEL, ["item"])
+    found = [request_id for request_id in ("first", "second", "third") if pages.find(request_id, "item")]
+    assert found == ["first", "third"]

@@ -11,7 +11,7 @@ from service.catalog.follower import CatalogFollower
 from service.core.bundle import TOKENIZER, load_bundle
 from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge
 from service.errors import Overloaded, StoreUnavailable, TookTooLong
-from service.flows.indexing import Indexer, tokenise_in_batches
+from service.flows.indexing import Indexer, tokenize_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
 from service.store.client import connect
@@ -32,7 +32,7 @@ class Bench:
 
     def __init__(self, redis, tokenizer, **options):
         self.num_read = 0
-        run = tokenise_in_batches(tokenizer)
+        run = tokenize_in_batches(tokenizer)
 
         def counting(strips):
             self.num_read += len(strips)
@@ -242,7 +242,7 @@ async def test_a_dropped_item_is_gone_and_dropping_it_again_says_so(bench):
 async def test_what_this_replica_does_not_see_in_time_is_not_acknowledged(bench, monkeypatch):
     await bench.index(item("b"))
     monkeypatch.setattr("service.indexing.FOLLOW_TIMEOUT_S", 0.05)
-    async with bench.catalog.turns:  # so that no change comes in
+    async with bench.catalog.lock:  # so that no change comes in
         for change in (bench.index(item("a")), bench.indexer.drop("b")):
             with pytest.raises(StoreUnavailable, match="does not see the change yet"):
                 await change
@@ -259,7 +259,7 @@ async def test_an_item_that_another_replica_has_dropped_is_not_called_absent_whi
     async with Bench(redis, tokenizer) as one, Bench(redis, tokenizer) as two:
         (outcome,) = await one.index(item("a"))
         assert await two.follower.wait_for(one.catalog.version, 5)
-        async with two.catalog.turns:
+        async with two.catalog.lock:
             await one.indexer.drop("a")
             again = asyncio.create_task(two.indexer.drop("a"))
             await asyncio.wait([again], timeout=0.2)

@@ -1,4 +1,4 @@
-"""The recommend flow over a real graph with known scores, against a ranking of the whole catalogue."""
+"""The recommend flow over a real graph with known scores, against a ranking of the whole catalog."""
 
 import asyncio
 import random
@@ -10,7 +10,8 @@ from service.catalog.catalog import Catalog
 from service.core.graphs import PADDING
 from service.core.sid import Sid
 from service.errors import Overloaded, TookTooLong
-from service.flows.recommend import Query, pad_left, widths
+from service.flows.recommend import widths
+from service.flows.search import Query, pad_left
 from service.telemetry.stages import Stages
 from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, SPEC, items_without_text_twice, known_score
 from tests.service.recommending import catalog_of, page_of, popular, truth
@@ -130,7 +131,7 @@ async def test_without_a_known_item_the_popular_ones_are_answered(make_recommend
     assert answer.unknown_item_ids == list(dict.fromkeys(history))
 
 
-async def test_an_empty_catalogue_gives_an_empty_page(make_recommender):
+async def test_an_empty_catalog_gives_an_empty_page(make_recommender):
     answer = await page_of(make_recommender(Catalog(SPEC)), Query(["a"], 5))
     assert (answer.items, answer.source) == ([], "popular")
 

@@ -1,4 +1,4 @@
-"""Which items stand on a page, and in which order: ties, diversity, filters."""
+"""The items of a page and their order: ties, diversity, filters."""
 
 import random
 from collections import Counter
@@ -8,10 +8,10 @@ import pytest
 
 from service.catalog.catalog import Catalog
 from service.core.filters import Attributes, Equals, Filter, Range
-from service.core.graphs import FILLER
+from service.core.graphs import FILLER_SCORE
 from service.core.sid import Sid
 from service.errors import UnknownFilterField
-from service.flows.recommend import Query, Search, recommend_in_batches
+from service.flows.search import Query, Search, recommend_in_batches
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.runtime import Beams
 from service.telemetry.stages import Stages
@@ -20,7 +20,7 @@ from tests.service.recommending import catalog_of, page_of, popular, truth
 
 
 class CoarseSession:
-    """Scores in steps of 20, so that most are equal; in any order, as another device may give them."""
+    """Scores in steps of 20, so that most are equal, in any order, as another device may return them."""
 
     def __init__(self, session, seed):
         self.session, self.rng = session, np.random.default_rng(seed)
@@ -28,7 +28,7 @@ class CoarseSession:
     def run(self, history, tables, widths):
         beams = self.session.run(history, tables, widths)
         order = self.rng.permutation(beams.scores.shape[1])
-        scores = np.where(beams.scores > FILLER, beams.scores // 20 * 20, beams.scores)
+        scores = np.where(beams.scores > FILLER_SCORE, beams.scores // 20 * 20, beams.scores)
         return Beams(beams.codes[:, order], scores[:, order], beams.bound)
 
 
@@ -227,6 +227,6 @@ async def test_popular_items_of_a_filter_come_in_the_same_order_however_few_pass
 
 
 async def test_a_field_that_is_not_declared_is_refused_before_the_search(make_recommender):
-    asked = Filter(attributes=(("colour", Equals("red")),))
-    with pytest.raises(UnknownFilterField, match=r"'colour'.*price:number"):
+    asked = Filter(attributes=(("color", Equals("red")),))
+    with pytest.raises(UnknownFilterField, match=r"'color'.*price:number"):
         await page_of(make_recommender(Catalog(SPEC)), Query([], 5, filter=asked))

@@ -1,4 +1,4 @@
-"""The HTTP server turns away by the head alone what has no place, and takes in no connection too many."""
+"""The HTTP server refuses requests without room by their heads alone, and limits its connections."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import uvicorn
 
 from service.http.connection import BoundedHttp
 from service.http.envelope import Envelope
-from service.http.security import Guard
+from service.http.security import Guard, Scope
 from service.inference.batching import MicroBatcher
 from service.telemetry.metrics import Metrics
 
@@ -20,7 +20,7 @@ GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Door:
-    """A queue that takes `num_places` requests, and an app that answers once the gate is open."""
+    """A queue with room for `num_places` requests, and an app that answers once the gate is open."""
 
     def __init__(self, num_places: int) -> None:
         self.batcher = MicroBatcher(list, name="recommender", max_batch_units=9, max_queued_units=num_places)
@@ -44,10 +44,10 @@ class Door:
 
 @asynccontextmanager
 async def serving(door: Door, max_connections: int = 100):
-    """-> open(), which connects. The whole envelope is around the app."""
+    """Serve the app in its envelope -> connect()."""
     app = Envelope(
         door.app,
-        guard=Guard(read_keys=(), api_keys=(), admin_keys=()),
+        guard=Guard(lambda _method, _path: Scope.READ),
         is_stopping=lambda: False,
         metrics=door.metrics,
         max_body_bytes=1_000_000,
@@ -97,7 +97,7 @@ def num_rejected(door, reason):
 
 
 async def occupied(door, connect):
-    """A request that has the only place, and waits."""
+    """Send a request that takes the only room in the queue, and waits -> the reader of its answer."""
     door.gate.clear()
     reader, writer = await connect()
     writer.write(POST)

@@ -1,4 +1,4 @@
-"""JSON that parsers differ on, or choke on, is a 4xx on every route that takes a body; so is a hostile id."""
+"""JSON that parsers disagree about, or fail on, is a 4xx on every route with a body. So is a hostile id."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ async def test_what_is_no_strict_json_is_a_400_that_says_why(client, body):
     ],
 )
 async def test_json_whose_values_no_item_can_have_never_fails_inside(bundle, redis_url, value):
-    """Each as any field, as a declared number, as a bound and as a limit."""
+    """Each value as a field, as a declared number, as a bound and as a limit."""
     async with running(bundle, redis_url, filter_fields="price:number") as client:
         for method, path, body in (
             ("POST", "/items", '{"item_id": "a", "title": "x", "price": %s}'),
@@ -143,7 +143,7 @@ async def test_an_id_is_a_name_and_nothing_else(client, item_id):
         assert is_problem(await client.get(path + suffix), 404, "item-not-found")
     posted = {"item_id": item_id, "title": "x"}
     assert (await client.post("/items", json=posted)).json()["items"][0]["status"] == "created"
-    if not item_id.endswith("/similar"):  # which GET reads as the route of that name
+    if not item_id.endswith("/similar"):  # GET would take it for the route of that name
         assert (await client.get(path)).json()["item"] == posted
     assert (await client.get(path + "/similar")).status_code == 200
     assert (await client.get(path + "/image")).content.startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Bytes that no HTTP client would send, to a real process: it goes on answering others, and stays small."""
+"""A real process gets bytes that no HTTP client would send. It keeps answering others, and stays small."""
 
 import json
 import os
@@ -36,13 +36,13 @@ class Served:
             yield connection
 
     def answer_to(self, *parts: bytes, cut: bool = False) -> bytes:
-        """All that comes back until the service closes; with `cut` our side is closed after sending."""
+        """Everything that comes back until the service closes. With `cut`, our side closes after sending."""
         with self.connected() as connection:
             for part in parts:
                 try:
                     connection.sendall(part)
                 except (BrokenPipeError, ConnectionResetError):
-                    break  # it has heard enough
+                    break  # the service has closed
             if cut:
                 connection.shutdown(socket.SHUT_WR)
             return received(connection)
@@ -62,7 +62,7 @@ def received(connection: socket.socket) -> bytes:
         while part := connection.recv(65_536):
             found += part
     except ConnectionResetError:
-        pass  # closed with bytes of ours unread
+        pass  # the service closed before it read all our bytes
     return found
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from service.cli import main
 from service.core.keys import hash_of, holds, new_key
-from service.http.security import Scope, scope_needed
 from tests.service.running import is_problem, running
 
 READ, WRITE, ADMIN = (f"a-key-of-the-scope-{name}" for name in ("read", "write", "admin"))
@@ -63,7 +62,7 @@ async def test_each_scope_may_what_the_ones_before_it_may_and_no_more(bundle, re
         {},
         by_key(""),
         by_key("wrong"),
-        by_key(hash_of(WRITE)),  # whoever reads the environment
+        by_key(hash_of(WRITE)),  # from somebody who reads the environment
         by_key(WRITE + " "),
         by_key(WRITE[:-1]),
         by_key("ключ".encode()),
@@ -105,21 +104,6 @@ async def test_with_keys_but_none_of_an_admin_the_setting_is_named_to_who_has_a_
     async with running(bundle, redis_url, api_keys=(WRITE,)) as client:
         assert is_problem(await asked(client, "GET", "/admin/x", {}), 401, "missing-key")
         assert is_problem(await asked(client, "GET", "/admin/x", by_key(WRITE)), 403, "no-admin-key")
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "scope"),
-    [
-        ("GET", "/health/../items", Scope.OPEN),  # which is no route: the router resolves no dots
-        ("GET", "/healthy", Scope.READ),
-        ("POST", "/recommend/", Scope.WRITE),
-        ("BREW", "/items", Scope.WRITE),
-        ("OPTIONS", "/admin/bundles", Scope.ADMIN),
-        ("GET", "/administrators", Scope.READ),
-    ],
-)
-def test_a_scope_is_of_the_path_as_the_router_sees_it(method, path, scope):
-    assert scope_needed(method, path) is scope
 
 
 @pytest.mark.parametrize("path", ["/health/../items/item-0", "/docs/../items/item-0", "/docs//../info"])

@@ -10,7 +10,7 @@ from service.inference.batching import BatchStats, MicroBatcher
 
 
 class Device:
-    """Doubles numbers, a batch at a time, and waits inside a batch for as long as the gate is shut."""
+    """Doubles numbers, batch by batch, and waits inside a batch while the gate is closed."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -158,15 +158,15 @@ async def test_a_job_whose_deadline_passes_in_the_queue_is_not_run(make, device)
 
 
 async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
-    """A batch runs under the lock, gives it up after each run, and takes along what came while it waited."""
-    turns = asyncio.Lock()
-    batcher = make(turns=turns)
+    """A batch runs under the lock, releases it after each run, and has the jobs that came while it waited."""
+    lock = asyncio.Lock()
+    batcher = make(lock=lock)
     tasks = await fill(batcher, device, [1])
-    assert turns.locked()
+    assert lock.locked()
     seen = []
 
     async def edit():
-        async with turns:
+        async with lock:
             assert batcher.running_units == 0
             seen.append(list(device.batches))
             tasks.append(asyncio.create_task(batcher.submit(2)))
@@ -179,14 +179,14 @@ async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
     await asyncio.gather(*tasks)
     assert seen == [[[0]]], "the edit came before the second batch, as it asked before it"
     assert device.batches == [[0], [1, 2]]
-    assert not turns.locked()
+    assert not lock.locked()
 
 
 async def test_a_failed_batch_gives_its_turn_up(make):
-    turns = asyncio.Lock()
+    lock = asyncio.Lock()
     with pytest.raises(ValueError, match="negative"):
-        await make(turns=turns).submit(-1)
-    async with asyncio.timeout(10), turns:
+        await make(lock=lock).submit(-1)
+    async with asyncio.timeout(10), lock:
         pass
 
 
@@ -217,7 +217,7 @@ async def test_every_batch_is_reported_with_its_size(make):
 
 
 async def test_who_would_wait_longer_than_the_bound_or_the_deadline_is_turned_away_at_once(make, device):
-    """By the time that batches took so far; the work that was taken before is done."""
+    """The measured time per batch decides; jobs that were accepted before are done."""
     batcher = make(max_queued_units=1_000, max_wait_s=0.5)
     device.gate.clear()
     slow = asyncio.create_task(batcher.submit(0))
@@ -254,16 +254,16 @@ async def test_a_job_whose_deadline_passes_while_the_loop_is_busy_is_not_run(mak
     assert device.batches == [[0], [1]]
 
 
-async def test_a_place_that_is_reserved_keeps_others_out_until_it_is_given_back(make):
+async def test_a_reservation_keeps_others_out_until_it_is_released(make):
     batcher = make(max_batch_units=2, max_queued_units=2)
-    places = [batcher.reserve(1), batcher.reserve(1)]
+    reservations = [batcher.reserve(1), batcher.reserve(1)]
     with pytest.raises(Overloaded):
         batcher.reserve(1)
     with pytest.raises(Overloaded):
         await batcher.submit(1)
-    places[0].give_back()
-    places[0].give_back()  # a request ends after it has submitted
-    batcher.reserve(1).give_back()
+    reservations[0].release()
+    reservations[0].release()  # a request ends after it has submitted
+    batcher.reserve(1).release()
     assert batcher.reserved_units == 1
 
 

@@ -167,7 +167,7 @@ def test_a_provider_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_provider_that_cannot_start_is_told_of(tmp_path, monkeypatch, caplog):
-    """The GPU wheel on a machine without a GPU: ONNX Runtime goes on with the CPU."""
+    """The GPU wheel on a machine without a GPU: ONNX Runtime falls back to the CPU."""
     path = first_pixel_tokenizer(tmp_path / "t.onnx")
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.PREFERRED_PROVIDERS))

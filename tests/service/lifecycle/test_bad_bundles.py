@@ -1,4 +1,4 @@
-"""A bundle that is not whole and ours is refused as it loads, with the file at fault and what to do."""
+"""A damaged or foreign bundle is refused as it loads. The error names the file and the remedy."""
 
 import gzip
 import json
@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from service.core.bundle import ITEMS, MANIFEST, RECOMMENDER, TOKENIZER, FileRecord, load_bundle, sha256_of
+from service.core.bundle_items import read_items
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 from service.lifecycle import bundles
-from service.lifecycle.seeding import read_items
-from service.settings import Settings
 from tests.known_bundle import KNOWN_ITEMS, PAGED, SPEC, write_known_bundle
 
 T = TypeVar("T")
@@ -33,8 +32,8 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> bundles.LoadedBundle:
-    """All that is checked before a service exists."""
-    return bundles.load(folder, Settings(bundle=folder, threads=1))
+    """Make every check that comes before a service exists."""
+    return bundles.load(folder, bundles.GraphOptions(threads=1, num_beams=50, max_batch_beams=None))
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -44,7 +43,7 @@ def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) ->
 
 
 def seal(folder: Path) -> None:
-    """Make the manifest say what the files are, as one who wants to get past the hashes would."""
+    """Write the files' true hashes into the manifest, as an attacker would."""
     files = {
         name: FileRecord(
             sha256=sha256_of(folder / name), num_bytes=(folder / name).stat().st_size
@@ -245,7 +244,7 @@ def test_graphs_of_other_shapes_are_refused_also_where_their_hashes_fit(copy, tm
 
 
 def test_a_graph_that_loads_but_does_not_run_is_refused(copy):
-    """Its shapes are as promised, but inside it takes an element that is not there."""
+    """Its shapes are right, but inside it reads an element that does not exist."""
     model = onnx.load(copy / TOKENIZER)
     levels = next(each for each in model.graph.initializer if each.name == "last_axis")
     levels.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(levels) + 7, "last_axis"))
@@ -378,7 +377,7 @@ def test_a_line_or_a_file_that_inflates_without_end_is_given_up_at_once(copy):
             load(copy)
 
 
-# --- whatever the damage: equal, or refused ---
+# --- any damage: what loads is equal, all else is refused ---
 
 
 def damages(content: bytes) -> st.SearchStrategy[bytes]:
@@ -411,7 +410,7 @@ anything = settings(
 
 
 def or_refused(load: Callable[[], T], name: str) -> T | None:
-    """What loads, or None where it is refused by name. Any other exception is a failure."""
+    """The loaded bundle, or None if an error of ours refuses it. Any other exception fails the test."""
     try:
         return load()
     except GlyphrecError as error:
@@ -426,7 +425,8 @@ def test_a_manifest_with_flipped_bits_loads_or_is_refused(bundle, damaged, data)
     whole = (bundle / MANIFEST).read_bytes()
     (damaged / MANIFEST).write_bytes(data.draw(damages(whole)))
     loaded = or_refused(lambda: load_bundle(damaged).manifest, str(damaged))
-    # What loads differs in what nothing can verify, as a name or a metric, never in what is computed with.
+    # A bundle that loads may differ in values that nothing can verify, such as a name or a metric, but never
+    # in values that the service computes with.
     known = load_bundle(bundle).manifest
     for name in ("sid", "tokenizer", "recommender", "files"):
         assert loaded is None or getattr(loaded, name) == getattr(known, name)
@@ -435,7 +435,7 @@ def test_a_manifest_with_flipped_bits_loads_or_is_refused(bundle, damaged, data)
 @anything
 @given(data=st.data())
 def test_items_with_flipped_bits_load_equal_or_are_refused(bundle, damaged, data):
-    """Also before their hash is looked at."""
+    """Even before their hash is checked."""
     path = damaged / ITEMS
     path.write_bytes(data.draw(damages((bundle / ITEMS).read_bytes())))
     found = or_refused(lambda: read_items(path, SPEC, len(KNOWN_ITEMS)), str(path))
@@ -458,6 +458,6 @@ def test_lines_with_flipped_bits_are_whole_items_or_refused(bundle, damaged, dat
 @anything
 @given(data=st.data())
 def test_a_graph_with_flipped_bits_is_walked_or_refused(bundle, data):
-    """By our own reader; ONNX Runtime only sees what the manifest's hash vouches for."""
+    """Our own reader is tested; ONNX Runtime sees only files that match the manifest's hash."""
     with suppress(ValueError):
         external_tensors(data.draw(damages((bundle / TOKENIZER).read_bytes())))

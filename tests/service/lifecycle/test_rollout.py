@@ -1,4 +1,4 @@
-"""A model is changed while a whole service answers, over a real Redis. Other readers are other tokenizers."""
+"""Models change while a whole service answers, over a real Redis. Another reader is another tokenizer."""
 
 import asyncio
 import json
@@ -21,9 +21,9 @@ OLD, NEW = tokenizer_id_of(0), tokenizer_id_of(1)
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory):
-    """old and new have different tokenizers; retrained has old's, and another recommender's name."""
+    """old and new have different tokenizers; retrained shares the tokenizer of old."""
     folder = tmp_path_factory.mktemp("bundles")
-    # Only titles are read, so that other fields can change without a new SID.
+    # Only titles are drawn, so that other fields can change without a new SID.
     write = partial(write_known_bundle, fields=("title",))
     write(folder / "old", KNOWN_ITEMS)
     write(folder / "new", KNOWN_ITEMS[:10], reader=1)
@@ -151,7 +151,7 @@ async def test_a_recommender_of_the_same_tokenizer_is_swapped_at_once_and_metric
     assert text.count("glyphrec_model_info{") == 1
     assert 'recommender_id="00000000beef"' in text
     assert 'glyphrec_bundle_swaps_total{result="switched"} 1.0' in text
-    # What the model before it counted is kept, or a rate over the change would be wrong.
+    # Counters go on from the counts of the earlier model, or a rate over the change would be wrong.
     assert 'glyphrec_admissions_total{queue="tokenizer"} 1.0' in text
     await post(client, "later", "Posted afterwards")
     assert "later" in await recommended(client)
@@ -160,7 +160,7 @@ async def test_a_recommender_of_the_same_tokenizer_is_swapped_at_once_and_metric
 # --- another tokenizer ---
 
 
-async def test_all_replicas_switch_and_the_catalogue_is_what_the_new_tokenizer_reads(pair, redis):
+async def test_all_replicas_switch_and_the_catalog_is_what_the_new_tokenizer_reads(pair, redis):
     first, second = pair
     posted = [await post(first, f"before-{n}", f"Posted before {n}") for n in range(5)]
     await first.delete("/items/item-29")
@@ -185,7 +185,7 @@ async def test_all_replicas_switch_and_the_catalogue_is_what_the_new_tokenizer_r
     assert_in_step(raw)
 
 
-async def test_recommendations_afterwards_are_those_of_the_new_catalogue(client):
+async def test_recommendations_afterwards_are_those_of_the_new_catalog(client):
     assert (await change(client, "new")).status_code == 202
     await until_serving(client, NEW)
     codes = {each.item_id: each.codes for each in KNOWN_ITEMS[:10]}
@@ -201,7 +201,7 @@ async def test_recommendations_afterwards_are_those_of_the_new_catalogue(client)
 
 
 async def test_what_is_put_changed_and_deleted_during_the_change_is_so_after_it(pair):
-    """Writers on both replicas from before the change until after it; the last word on each item holds."""
+    """Writers on both replicas work before, during and after the change. The last write of an item holds."""
     last: dict[str, dict | None] = {}
     is_over = asyncio.Event()
 
@@ -255,7 +255,7 @@ async def test_what_is_put_changed_and_deleted_during_the_change_is_so_after_it(
 
 @asynccontextmanager
 async def held_up_while_joining(client, redis):
-    """A change that waits for a replica that lives and does not get ready."""
+    """A change that waits for a living replica which does not get ready."""
 
     async def report():
         slow = {"replica_id": "slow", "tokenizer_id": OLD, "in_use": [OLD], "prepared": OLD, "trouble": ""}
@@ -307,7 +307,7 @@ async def test_a_replica_that_never_gets_ready_does_not_hold_the_others_for_ever
         await until_serving(client, NEW)
 
 
-async def test_the_catalogue_is_read_slowly_with_progress_and_a_second_change_has_to_wait(bundles, redis_url):
+async def test_the_catalog_is_read_slowly_with_progress_and_a_second_change_has_to_wait(bundles, redis_url):
     async with replica(bundles, redis_url, reread_share=0.002) as client:
         items = [{"item_id": f"many-{n}", "title": f"One of many {n}"} for n in range(200)]
         assert (await client.post("/items", json={"items": items})).status_code == 200
@@ -355,7 +355,7 @@ async def test_the_old_codes_go_when_their_time_is_over_and_never_the_active_one
             while await redis.exists(*keys_of(OLD)):
                 await asyncio.sleep(0.05)
         assert await redis.exists(*keys_of(NEW)) == 3
-        # Back to where nothing is left: everything is read again.
+        # Back to a tokenizer whose codes are deleted: every item is read again.
         assert (await change(client, "old")).status_code == 202
         await until_serving(client, OLD)
         assert (await info(client))["catalog"]["items"] == len(KNOWN_ITEMS)
@@ -425,7 +425,7 @@ async def test_a_replica_that_is_told_to_take_over_does(bundles, redis_url, redi
 async def test_a_change_whose_leader_died_waits_and_any_replica_takes_it_up_when_asked_again(
     bundles, redis_url, redis
 ):
-    """The traces of a dead leader: a change announced, a lease that runs out, part of the items read."""
+    """A dead leader leaves an announced change, a lease that runs out, and some items that are read."""
     async with replica(bundles, redis_url) as client:
         await redis.hset(
             "{glyphrec}:rollout",

@@ -1,4 +1,4 @@
-"""Values in Redis that are not ours: the service starts, follows, lists and recommends around them."""
+"""Values of other programs in Redis: the service starts, follows, lists and recommends in spite of them."""
 
 import asyncio
 import pickle

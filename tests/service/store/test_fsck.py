@@ -16,7 +16,8 @@ from service.cli import main
 from service.core.sid import Sid
 from service.errors import GlyphrecError
 from service.store import fsck
-from service.store.fsck import Report, check
+from service.store.fsck import check
+from service.store.fsck_report import KINDS, FsckReport
 from service.store.items import ItemStore
 from tests.service.catalogs import (
     CATALOG,
@@ -43,13 +44,13 @@ def sid_bytes(*numbers: int) -> bytes:
     return struct.pack(f">{len(numbers)}H", *numbers)
 
 
-async def checked(redis: Redis, *, repair: bool = False, tokenizer: str = TOKENIZER) -> Report:
+async def checked(redis: Redis, *, repair: bool = False, tokenizer: str = TOKENIZER) -> FsckReport:
     return await check(redis, catalog=CATALOG, tokenizer_id=tokenizer, spec=SPEC, repair=repair)
 
 
 @pytest.fixture
 async def store(redis: Redis) -> ItemStore:
-    """A catalogue with a past: moves, drops, crowded codes, and a log that was trimmed."""
+    """A catalog with a past: moves, drops, crowded codes, and a log that was trimmed."""
     store, rng = store_on(redis, log_length=1), random.Random(5)
     for i in range(300):
         item_id = f"i{rng.randrange(80)}"
@@ -75,7 +76,7 @@ async def next_version(redis: Redis) -> int:
     return int(info["last-generated-id"].split(b"-")[0]) + 1
 
 
-async def test_a_catalogue_with_a_past_is_clean_and_counted(store: ItemStore, redis: Redis) -> None:
+async def test_a_catalog_with_a_past_is_clean_and_counted(store: ItemStore, redis: Redis) -> None:
     report = await checked(redis)
     assert report.is_clean, report.findings
     assert report.num_items == report.num_codes == report.num_members == await store.num_items()
@@ -85,9 +86,9 @@ async def test_a_catalogue_with_a_past_is_clean_and_counted(store: ItemStore, re
     assert report.num_unread == 0
 
 
-async def test_a_catalogue_that_is_served_and_empty_is_clean(redis: Redis) -> None:
+async def test_a_catalog_that_is_served_and_empty_is_clean(redis: Redis) -> None:
     """As after a change of the tokenizer before the first item: nothing but the active tokenizer is there."""
-    with pytest.raises(GlyphrecError, match="no catalogue of this name"):
+    with pytest.raises(GlyphrecError, match="no catalog of this name"):
         await checked(redis)
     await store_on(redis).activate()
     report = await checked(redis)
@@ -256,7 +257,7 @@ async def test_what_is_derivable_is_found_mended_and_followed_by_replicas(
     found = await checked(redis)
     assert {(each.kind, each.where) for each in found.findings} == expected
     assert not found.mended.total()
-    assert set(found.found) <= set(fsck.KINDS)
+    assert set(found.found) <= set(KINDS)
 
     mended = await checked(redis, repair=True)
     assert {(each.kind, each.where) for each in mended.findings} == expected
@@ -371,7 +372,7 @@ async def test_pages_of_any_length_find_the_same(
     whole = await checked(redis)
     assert await store.num_items() > 10
     for page in (1, 2, 7):
-        monkeypatch.setattr(fsck, "PAGE", page)
+        monkeypatch.setattr(fsck, "SCAN_COUNT", page)
         found = await checked(redis)
         assert sorted(found.findings) == sorted(whole.findings)
 

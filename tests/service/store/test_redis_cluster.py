@@ -1,4 +1,4 @@
-"""Redis Cluster, passwords and TLS: a URL is all that an operator gives."""
+"""Redis Cluster, passwords and TLS: an operator gives only a URL."""
 
 import asyncio
 import shutil
@@ -17,7 +17,7 @@ from service.cli import main
 from service.errors import StoreUnavailable
 from service.store.client import connect_to_any
 from service.store.fsck import check
-from service.store.records import Keys
+from service.store.records import RedisKeys
 from service.store.server import find_server_binary
 from tests.known_bundle import KNOWN_ITEMS, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import CATALOG, SPEC, TOKENIZER, put, record, store_on, until, until_true
@@ -80,7 +80,7 @@ async def owner_of(nodes: list[tuple[int, Redis]], slot: int) -> int:
 
 
 async def move_slot(nodes: list[tuple[int, Redis]], slot: int, source: int, target: int) -> None:
-    """As an operator reshards: keys one by one, then all nodes are told."""
+    """Move a slot as an operator does: keys one by one, then tell all nodes."""
     (_, old), (port, new) = nodes[source], nodes[target]
     ids = [await client.execute_command("CLUSTER MYID") for _, client in nodes]
     await new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
@@ -106,10 +106,10 @@ async def test_a_service_on_any_node_of_a_cluster_does_all_that_one_on_a_single_
         assert len(listed) == len(KNOWN_ITEMS) + 39
         info = (await one.get("/info")).json()
 
-        async def is_level() -> bool:
+        async def is_caught_up() -> bool:
             return (await two.get("/info")).json()["catalog"]["digest"] == info["catalog"]["digest"]
 
-        await until_true(is_level)
+        await until_true(is_caught_up)
         page = await one.post("/recommend", json={"history": ["i1"]})
         event = {"event_id": "e", "request_id": page.headers["x-request-id"]}
         event["item_id"] = page.json()["items"][0]["item_id"]
@@ -127,7 +127,7 @@ async def test_a_service_on_any_node_of_a_cluster_does_all_that_one_on_a_single_
     command = ["fsck", "--redis-url", url, "--bundle", str(bundle)]
     assert await asyncio.to_thread(main, command) == 0, capsys.readouterr().out
     held = [await client.dbsize() for _, client in nodes]
-    assert sorted(held)[:2] == [0, 0]  # all keys of a catalogue are on one node
+    assert sorted(held)[:2] == [0, 0]  # all keys of a catalog are on one node
 
 
 async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
@@ -145,7 +145,7 @@ async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
         async def is_done() -> bool:
             info = (await client.get("/info")).json()
             keys = [key for _, each in nodes for key in await each.keys()]
-            has_old = Keys.of("glyphrec", tokenizer_id_of(0)).codes.encode() in keys
+            has_old = RedisKeys.of("glyphrec", tokenizer_id_of(0)).codes.encode() in keys
             return info["tokenizer_id"] == tokenizer_id_of(1) and not has_old
 
         await until_true(is_done, 30)
@@ -153,7 +153,7 @@ async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
         assert len(listed) == len(KNOWN_ITEMS)
 
 
-async def test_a_catalogue_that_moves_to_another_node_is_followed(nodes: list[tuple[int, Redis]]) -> None:
+async def test_a_catalog_that_moves_to_another_node_is_followed(nodes: list[tuple[int, Redis]]) -> None:
     redis = await connect_to_any(f"redis://127.0.0.1:{nodes[0][0]}")
     assert isinstance(redis, RedisCluster)
     store = store_on(redis)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ async def test_a_catalogue_that_moves_to_another_node_is_followed(nodes: list[tu
     task = asyncio.create_task(follower.run())
     for i in range(20):
         await put(store, record(f"before {i}"), (1, 2, 3))
-    slot = redis.keyslot(Keys.of(CATALOG, TOKENIZER).items)
+    slot = redis.keyslot(RedisKeys.of(CATALOG, TOKENIZER).items)
     source = await owner_of(nodes, slot)
     await move_slot(nodes, slot, source, (source + 1) % 3)
     assert await owner_of(nodes, slot) == (source + 1) % 3
@@ -182,7 +182,7 @@ async def test_a_cluster_that_misses_slots_is_down_and_says_so(nodes: list[tuple
     redis = await connect_to_any(f"redis://127.0.0.1:{nodes[0][0]}")
     store = store_on(redis)  # type: ignore[arg-type]
     await put(store, record("a"), (1, 2, 3))
-    slot = redis.keyslot(Keys.of(CATALOG, TOKENIZER).items)  # type: ignore[union-attr]
+    slot = redis.keyslot(RedisKeys.of(CATALOG, TOKENIZER).items)  # type: ignore[union-attr]
     number = await owner_of(nodes, slot)
     others = [each for each in range(NUM_SLOTS) if each != slot and each * 3 // NUM_SLOTS == number]
     await nodes[number][1].execute_command("CLUSTER DELSLOTS", others[100])
@@ -207,7 +207,7 @@ async def test_a_password_in_the_url_is_used_and_a_wrong_one_is_said(bundle: Pat
             assert (await client.post("/items", json=item)).json()["items"][0]["status"] == "created"
         for wrong in (f"redis://:wrong@127.0.0.1:{port}", f"redis://127.0.0.1:{port}"):
             async with starting(bundle, wrong) as (app, client):
-                readiness = app.state.serving.readiness
+                readiness = app.state.service.readiness
                 await until(lambda readiness=readiness: "password" in readiness.phase)
                 answer = await client.get("/health/ready")
                 assert answer.status_code == 503
@@ -222,14 +222,14 @@ def tls_binaries() -> list[Path]:
 
 
 def speaks_tls(binary: Path) -> bool:
-    """By how it refuses to start: for the certificate that is missing, or for the option."""
+    """Told by the reason why it does not start: the missing certificate, or the unknown option."""
     options = ("--port", "0", "--tls-port", "1", "--tls-cert-file", "/nowhere")
     said = subprocess.run([binary, *options], capture_output=True, text=True, timeout=10, check=False)
     return not any(words in said.stdout + said.stderr for words in ("Bad directive", "Failed finding TLS"))
 
 
 def make_certificates(folder: Path) -> None:
-    """A throwaway authority and a server's certificate of it, for 127.0.0.1."""
+    """A temporary authority, and its certificate for a server at 127.0.0.1."""
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
     new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     for arguments in (
@@ -265,6 +265,6 @@ async def test_a_rediss_url_is_spoken_to_by_tls_and_only_where_its_certificate_i
             item = {"item_id": "a", "title": "Thing"}
             assert (await client.post("/items", json=item)).json()["items"][0]["status"] == "created"
         async with starting(bundle, url) as (app, client):
-            readiness = app.state.serving.readiness
+            readiness = app.state.service.readiness
             await until(lambda: "certificate" in readiness.phase)
             assert (await client.get("/health/ready")).status_code == 503

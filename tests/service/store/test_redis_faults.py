@@ -1,4 +1,4 @@
-"""What a whole service answers in each state of Redis: the table in docs/reliability.md, row by row."""
+"""The answers of a whole service in each state of Redis, row by row as in the table of the documents."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ from tests.service.catalogs import TOKENIZER, until, until_true
 from tests.service.redis_nodes import node
 from tests.service.running import is_problem, running, starting, until_ready
 
-AT_ONCE_S = 0.9 * RESPONSE_TIMEOUT_S  # nobody has waited for Redis, however busy the machine
+AT_ONCE_S = 0.9 * RESPONSE_TIMEOUT_S  # no request waited for Redis, even on a busy machine
 KEPT = {"item_id": "kept", "title": "Kept thing"}
 
 
@@ -66,11 +66,11 @@ class Fault(NamedTuple):
     async def is_stale(self) -> bool:
         return bool((await self.client.get("/health/ready")).json()["stale"])
 
-    async def is_level(self) -> bool:
+    async def is_caught_up(self) -> bool:
         return not await self.is_stale()
 
     async def refuses_writes(self, words: str, within_s: float, *, drops_too: bool = True) -> None:
-        """503 with Retry-After, in time, in a sentence that says what Redis has."""
+        """503 with Retry-After, in time, with a sentence about the state of Redis."""
         calls = [("POST", "/items", {"item_id": "new", "title": "New thing"})]
         calls.append(("PATCH", "/items/kept", {"title": "Other thing"}))
         calls += [("DELETE", "/items/kept", None)] if drops_too else []
@@ -85,7 +85,7 @@ class Fault(NamedTuple):
             assert seconds < within_s, f"{method} took {seconds:.2f} s"
 
     async def recommends(self) -> None:
-        """From the tables, which Redis need not be there for."""
+        """From the tables in memory, without Redis."""
         started = time.perf_counter()
         allowed = {"history": ["item-0"], "filter": {"item_ids": ["kept"]}}
         page = (await self.client.post("/recommend", json=allowed)).json()["items"]
@@ -96,7 +96,7 @@ class Fault(NamedTuple):
         assert time.perf_counter() - started < AT_ONCE_S
 
     async def takes_writes_again(self) -> None:
-        await until_true(self.is_level)
+        await until_true(self.is_caught_up)
         created = await self.client.post("/items", json={"item_id": "after", "title": "After"})
         assert created.json()["items"][0]["status"] == "created"
         assert (await self.client.delete("/items/after")).status_code == 200
@@ -116,11 +116,11 @@ async def served(bundle: Path, folder: Path, *options: str) -> AsyncIterator[Fau
     ):
         await until_ready(app)
         assert (await client.post("/items", json=KEPT)).status_code == 200
-        yield Fault(client, redis, port, app.state.serving.readiness.parts.follower)
+        yield Fault(client, redis, port, app.state.service.readiness.model.follower)
 
 
 async def test_away_reads_go_on_and_writes_are_refused_at_once(bundle: Path, tmp_path: Path) -> None:
-    """Ended and started again at the same address, from its own file."""
+    """End it, and start it again at the same address from its own file."""
     async with served(bundle, tmp_path) as fault:
         with suppress(RedisError):
             await fault.redis.execute_command("SHUTDOWN", "NOSAVE")
@@ -145,7 +145,7 @@ async def test_full_puts_are_refused_and_drops_pass(bundle: Path, tmp_path: Path
         rows = (await fault.client.post("/items", json=both)).json()["items"]
         assert [row["error"]["status"] for row in rows] == [503, 422]
         await fault.recommends()
-        assert await fault.is_level()
+        assert await fault.is_caught_up()
         assert (await fault.client.get("/items/kept")).status_code == 200
         assert (await fault.client.delete("/items/kept")).status_code == 200
         await fault.redis.config_set("maxmemory", "0")
@@ -193,7 +193,7 @@ async def test_loading_is_as_away_and_says_so(bundle: Path, tmp_path: Path) -> N
             await fault.refuses_writes("still loading", AT_ONCE_S)
             await fault.recommends()
             assert await fault.is_stale()
-            await until_true(fault.is_level, 30)
+            await until_true(fault.is_caught_up, 30)
             await fault.takes_writes_again()
 
 
@@ -207,7 +207,7 @@ async def test_slow_writes_end_within_the_response_timeout_then_at_once(bundle: 
         await until_true(fault.is_stale)
         await fault.refuses_writes("does not answer", AT_ONCE_S)
         await fault.recommends()
-        await until_true(fault.is_level, 30)
+        await until_true(fault.is_caught_up, 30)
         await fault.takes_writes_again()
 
 
@@ -218,7 +218,7 @@ async def test_a_pause_shorter_than_the_timeout_is_only_waited_for(bundle: Path,
         answer = await fault.client.post("/items", json={"item_id": "new", "title": "New"})
         assert answer.json()["items"][0]["status"] == "created"
         await asleep
-        assert await fault.is_level()
+        assert await fault.is_caught_up()
 
 
 @pytest.mark.parametrize("loses_a_change", [False, True])
@@ -234,7 +234,7 @@ async def test_failed_over_replicas_go_on_with_what_the_new_primary_has(
         with Proxy(ports[0]) as proxy:
             async with starting(bundle, proxy.url) as (app, client):
                 await until_ready(app)
-                follower = app.state.serving.readiness.parts.follower
+                follower = app.state.service.readiness.model.follower
                 fault = Fault(client, old, ports[0], follower)
                 assert (await client.post("/items", json=KEPT)).status_code == 200
                 assert await old.execute_command("WAIT", "1", "5000") == 1

@@ -58,8 +58,8 @@ async def test_the_same_post_again_changes_nothing(store: ItemStore, redis: Redi
 
 
 async def test_fields_in_another_order_are_the_same_item(store: ItemStore) -> None:
-    await put(store, record("a", colour="red", size=4), (1, 2, 3))
-    assert (await put(store, record("a", size=4, colour="red"), (1, 2, 3))).status == "unchanged"
+    await put(store, record("a", color="red", size=4), (1, 2, 3))
+    assert (await put(store, record("a", size=4, color="red"), (1, 2, 3))).status == "unchanged"
 
 
 async def test_the_same_text_keeps_its_sid_though_it_was_read_differently(store: ItemStore) -> None:
@@ -113,7 +113,7 @@ async def test_dropping_an_absent_item_changes_nothing(store: ItemStore, redis: 
     assert await read_raw(redis) == before
 
 
-async def test_full_codes_refuse_one_item_and_not_its_neighbours(redis: Redis) -> None:
+async def test_full_codes_refuse_one_item_and_not_its_neighbors(redis: Redis) -> None:
     store = store_on(redis, num_slots=2)
     full: Codes = (1, 2, 3)
     results = await store.put(
@@ -138,7 +138,7 @@ async def test_a_kept_sid_is_refused_where_the_text_has_changed_meanwhile(
     store: ItemStore, redis: Redis
 ) -> None:
     await put(store, record("a", "one"), (1, 2, 3))
-    await put(store, record("a", "two"), (1, 2, 4))  # somebody else was faster
+    await put(store, record("a", "two"), (1, 2, 4))  # another writer was faster
     before = await read_raw(redis)
     for gone in (record("a", "one"), record("never there")):
         assert isinstance((await store.put([(gone, None)]))[0], ItemChanged)
@@ -168,7 +168,7 @@ async def test_any_text_can_be_an_id(store: ItemStore, redis: Redis, item_id: st
     assert (await put(store, record("b", "new"), (1, 2, 3))).sid.slot == 1
 
 
-async def test_odd_ids_at_neighbouring_codes_do_not_take_each_others_slots(store: ItemStore) -> None:
+async def test_odd_ids_at_neighboring_codes_do_not_take_each_others_slots(store: ItemStore) -> None:
     """Bytes 0 and 255 at the ends of codes, slots and ids are where a careless range would leak."""
     codes = [(0, 0, 0), (0, 0, 1), (3, 2, 4)]
     for slot, item_id in enumerate(["\x00", "\u00ff", "\U0010ffff"]):
@@ -311,7 +311,7 @@ async def test_pages_hold_every_item_once_in_trie_order(store: ItemStore, limit:
     assert [(entry.item_id, entry.sid) for entry in entries] == [(item.item_id, item.sid) for item in seen]
 
 
-async def test_an_empty_catalogue_has_one_empty_page(store: ItemStore) -> None:
+async def test_an_empty_catalog_has_one_empty_page(store: ItemStore) -> None:
     assert await store.page(None, 10) == ([], None)
     assert await store.last_version() == 0
     assert await store.changes(0) == []
@@ -379,7 +379,7 @@ async def test_an_emptied_log_goes_on_counting(store: ItemStore, redis: Redis) -
     assert change.after == ""
 
 
-async def test_items_of_two_catalogues_and_two_tokenizers_do_not_mix(redis: Redis) -> None:
+async def test_items_of_two_catalogs_and_two_tokenizers_do_not_mix(redis: Redis) -> None:
     shop, other = store_on(redis), store_on(redis, catalog="other")
     await put(shop, record("a"), (1, 2, 3))
     assert await other.get("a") is None
@@ -388,12 +388,12 @@ async def test_items_of_two_catalogues_and_two_tokenizers_do_not_mix(redis: Redi
 
 
 @pytest.mark.parametrize("name", ["", "{a}", "a}b"])
-def test_a_catalogue_name_cannot_break_the_hash_tag(name: str) -> None:
+def test_a_catalog_name_cannot_break_the_hash_tag(name: str) -> None:
     with pytest.raises(ValueError, match="braces"):
         store_on(Redis(), catalog=name)
 
 
-async def test_all_keys_of_a_catalogue_are_one_slot_of_a_cluster(store: ItemStore, redis: Redis) -> None:
+async def test_all_keys_of_a_catalog_are_one_slot_of_a_cluster(store: ItemStore, redis: Redis) -> None:
     await put(store, record("a"), (1, 2, 3))
     await store.activate()
     keys = await redis.keys()
@@ -401,7 +401,7 @@ async def test_all_keys_of_a_catalogue_are_one_slot_of_a_cluster(store: ItemStor
     assert all(key.startswith(f"{{{CATALOG}}}:".encode()) for key in keys)
 
 
-async def test_a_new_tokenizer_reads_the_catalogue_and_takes_over(redis: Redis) -> None:
+async def test_a_new_tokenizer_reads_the_catalog_and_takes_over(redis: Redis) -> None:
     old, new = store_on(redis), store_on(redis, tokenizer_id="f" * 12)
     assert await old.active() is None
     await old.activate()
@@ -410,7 +410,7 @@ async def test_a_new_tokenizer_reads_the_catalogue_and_takes_over(redis: Redis) 
     assert {item.item_id for item in unread} == {f"i{i}" for i in range(600)}
     await new.assign([(item, (2, 2, 2)) for item in unread])
     assert [items async for items in new.unread_items()] == []
-    await put(old, record("i1", "new text"), (1, 1, 2))  # meanwhile the old one serves on
+    await put(old, record("i1", "new text"), (1, 1, 2))  # meanwhile the old tokenizer still serves
     await old.drop(["i2"])
     assert [item.item_id async for items in new.unread_items() for item in items] == ["i1"]
     await new.assign([(record("i1", "new text"), (3, 2, 1))])

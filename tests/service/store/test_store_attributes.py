@@ -1,4 +1,4 @@
-"""What filters know of an item, as the log and the snapshot tell it."""
+"""The attributes of an item for filters, in the log and in the snapshot."""
 
 import random
 
@@ -20,7 +20,7 @@ def store(redis: Redis) -> ItemStore:
 
 async def test_each_change_tells_the_attributes_of_its_version(redis: Redis) -> None:
     store = store_on(redis, fields=FIELDS)
-    await put(store, record("a", categories=["Pens", "Gifts"], price="1.5", colour="red"), (1, 2, 3))
+    await put(store, record("a", categories=["Pens", "Gifts"], price="1.5", color="red"), (1, 2, 3))
     await put(store, record("a", available=False, brand="Acme é", used=True), None)
     await store.drop(["a"])
     assert [change.attributes for change in await store.changes(0)] == [

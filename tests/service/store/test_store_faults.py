@@ -1,4 +1,4 @@
-"""What Redis can do to the store: refuse, hang, restart, forget, hold values of others."""
+"""The store with a Redis that refuses, hangs, restarts, loses data, or holds values of other programs."""
 
 import asyncio
 import itertools
@@ -168,7 +168,7 @@ def test_a_url_that_is_none_is_refused_without_repeating_it() -> None:
 
 
 async def test_what_was_acknowledged_outlives_killed_servers(tmp_path: Path) -> None:
-    """Kill and restart the server under four writers: every acknowledged sid is there, and all is in step."""
+    """Kill and restart the server under four writers: every acknowledged sid is there, and all keys agree."""
     folder = tmp_path / "redis"
     server = start_server(folder)
     client = connect(server.url)

@@ -1,4 +1,4 @@
-"""Log lines: JSON that a machine reads, the request's id in each, and nothing of items or keys."""
+"""Log lines: valid JSON, the request's id in each, and no content of items or keys."""
 
 import json
 import logging

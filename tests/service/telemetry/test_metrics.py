@@ -1,4 +1,4 @@
-"""What /metrics says, over whole services with a real Redis."""
+"""The values at /metrics, of whole services with a real Redis."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ from tests.known_bundle import KNOWN_ITEMS, SPEC
 from tests.service.catalogs import until
 from tests.service.running import is_problem, running, starting, until_ready
 
-# What a metric's name ends with before _total: a unit of Prometheus, or what is counted.
+# A metric's name ends, before _total, with a unit of Prometheus or with the counted things.
 UNITS = ("seconds", "bytes", "ratio")
 COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
@@ -194,20 +194,20 @@ async def test_what_is_turned_away_is_counted_by_its_reason(bundle, redis_url, t
     async with starting(bundle, f"unix://{tmp_path}/nowhere.sock") as (app, client):
         for _ in range(2):
             assert is_problem(await client.post("/recommend", json={"history": []}), 503, "not-ready")
-        found = read(generate_latest(app.state.serving.metrics.registry).decode())
+        found = read(generate_latest(app.state.service.metrics.registry).decode())
         assert value(found, "rejections_total", reason="not-ready") == 2
         assert value(found, "ready") == 0
 
         def failed():
             name = "glyphrec_redis_calls_total"
-            return app.state.serving.metrics.registry.get_sample_value(
+            return app.state.service.metrics.registry.get_sample_value(
                 name, {"command": "info", "result": "error"}
             )
 
         await until(lambda: bool(failed()))
     async with starting(bundle, redis_url, recommend_timeout_s=0.001) as (app, client):
         await until_ready(app)
-        async with app.state.serving.model().catalog.turns:  # no search comes to its turn
+        async with app.state.service.model().catalog.lock:  # no search comes to its turn
             late = await client.post("/recommend", json={"history": []})
         assert is_problem(late, 503, "took-too-long")
         assert is_problem(await client.post("/nowhere"), 404, "no-such-route")
@@ -215,13 +215,13 @@ async def test_what_is_turned_away_is_counted_by_its_reason(bundle, redis_url, t
         assert {reason: count for reason, count in refused.items() if count} == {"took-too-long": 1}
 
 
-async def test_a_catalogue_that_cannot_take_in_the_log_shows_how_far_behind_it_is(bundle, redis_url):
+async def test_a_catalog_that_cannot_take_in_the_log_shows_how_far_behind_it_is(bundle, redis_url):
     async with (
         running(bundle, redis_url) as writer,
         starting(bundle, redis_url) as (app, client),
     ):
         await until_ready(app)
-        catalog = app.state.serving.model().catalog
+        catalog = app.state.service.model().catalog
 
         async def lag():
             found = await scrape(client)
@@ -229,7 +229,7 @@ async def test_a_catalogue_that_cannot_take_in_the_log_shows_how_far_behind_it_i
 
         assert await lag() == (0, 0)
         seen = []
-        async with catalog.turns:
+        async with catalog.lock:
             for n in range(1, 4):
                 await writer.post("/items", json={"item_id": f"late-{n}", "title": f"Late {n}"})
                 async with asyncio.timeout(20):
@@ -244,7 +244,7 @@ async def test_a_catalogue_that_cannot_take_in_the_log_shows_how_far_behind_it_i
 
 async def test_the_event_loop_tells_how_long_it_was_held_up(bundle, redis_url):
     async with starting(bundle, redis_url) as (app, _):
-        registry = app.state.serving.metrics.registry
+        registry = app.state.service.metrics.registry
         await asyncio.sleep(0)  # the watch has begun
         time.sleep(0.75)
 
@@ -261,7 +261,7 @@ async def test_calls_of_redis_are_counted_by_command_and_result(redis_server):
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await redis.lpush("here", "2")
     with pytest.raises(ResponseError, match="no such key"):
-        await redis.xinfo_stream("nowhere")  # which is an answer
+        await redis.xinfo_stream("nowhere")  # an error is an answer too
     await redis.xread({"nowhere": "$"}, block=1)
     await redis.delete("here")
     await redis.aclose()

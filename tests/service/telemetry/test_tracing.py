@@ -1,4 +1,4 @@
-"""Spans of requests and their stages, as an exporter of OpenTelemetry gets them."""
+"""Spans of requests and their stages, as an OpenTelemetry exporter gets them."""
 
 import sys
 from contextlib import asynccontextmanager
@@ -60,7 +60,9 @@ async def test_a_recommendation_joins_its_callers_trace_and_has_a_span_for_each_
     for span in stages:
         assert span.parent.span_id == request.context.span_id
         assert at <= span.start_time <= span.end_time <= request.end_time
-        at = span.end_time - 1_000_000  # clocks of two threads: what ends one begins the next
+        at = (
+            span.end_time - 1_000_000
+        )  # two threads read the clock: the end of one span is the start of the next
 
 
 async def test_an_ingest_has_its_own_stages(bundle, redis_url):

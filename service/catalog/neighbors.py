@@ -1,4 +1,4 @@
-"""Similar items are neighbours in the trie: the longer their common prefix, the more alike they are."""
+"""Similar items are neighbors in the trie: the longer the common prefix, the more similar they are."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,24 +7,22 @@ from service.catalog.catalog import Catalog
 from service.core.sid import Sid
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     item_id: str
     sid: Sid
     shared_levels: int  # leading codes in common, at least one
 
 
-def neighbours(
-    catalog: Catalog, popularity: Mapping[str, float], item_id: str, limit: int
-) -> list[Neighbour]:
-    """Up to `limit` living items that share at least the first code with a living one.
+def neighbors(catalog: Catalog, popularity: Mapping[str, float], item_id: str, limit: int) -> list[Neighbor]:
+    """Up to `limit` other items that share at least the first code with this one.
 
-    Longest common prefix first; among equals the more popular, then trie order.
+    Longest common prefix first, then the most popular, then trie order. Empty if the item does not exist.
     """
     own = catalog.sid_of(item_id)
     if own is None:
         return []
-    found: list[Neighbour] = []
-    nearer: set[int] = set()  # full prefixes below the longer common prefix: they have been taken already
+    found: list[Neighbor] = []
+    nearer: set[int] = set()  # full prefixes with a longer common prefix, which are in `found` already
     for shared_levels in range(catalog.spec.num_levels, 0, -1):
         living = set(catalog.trie.living(own.codes[:shared_levels]))
         ranked = sorted(
@@ -35,7 +33,7 @@ def neighbours(
         )
         for *_, other in ranked[: limit - len(found)]:
             if sid := catalog.sid_of(other):
-                found.append(Neighbour(other, sid, shared_levels))
+                found.append(Neighbor(other, sid, shared_levels))
         if len(found) == limit:
             break
         nearer = living

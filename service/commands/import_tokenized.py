@@ -1,40 +1,39 @@
-"""`glyphrec import --tokenised`: items whose codes are known already, from a file straight into Redis.
+"""`glyphrec import --tokenized`: puts items with known codes from a file directly into Redis.
 
-The file is read twice and never held: once to check every line before anything is put, and once to put.
-Batches go in the file's order, so of an id that comes twice the last line counts, and the next one is read
-while Redis takes the one before. All of it may be repeated: what is there is `unchanged`.
+The file is read twice and never kept in memory: first to check all lines, then to put the items. Batches keep
+the file's order, so the last line of an id that occurs twice counts. The next batch is read while Redis takes
+the previous one. The import may be repeated: items that are there already are `unchanged`.
 """
 
 import asyncio
-import gzip
-import io
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from service.core.bundle import Manifest, load_bundle
+from service.core.bundle_items import parse_item
 from service.core.items import check_item
+from service.core.json_lines import LineNotJson, read_json_lines
 from service.core.progress import ProgressBar
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
 from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
-from service.lifecycle.seeding import MAX_LINE_BYTES, parse_item
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.items import ItemStore
 from service.store.records import ItemRecord, PutResult
+from service.store.retry import retry
 
 BATCH = 1_000  # items; several round trips
-TURN = 50  # lines that are read before Redis' answer is looked for
+TURN = 50  # lines that are read before the event loop may handle Redis' answer
 MAX_TRIES = 30
-RETRY_S = 1.0
-MAX_NAMED = 20  # items that found no slot; all of them are counted
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 2.0  # between two tries
+MAX_NAMED = 20  # items without a free slot; all are counted, so many are named
 
-AGAIN = "Give the same command again: what was put is not put twice."
+AGAIN = "Give the same command again: items are not put twice."
 
 
 class Line(NamedTuple):
@@ -43,8 +42,8 @@ class Line(NamedTuple):
     codes: Codes
 
 
-class TokenisedFile:
-    """Lines as those of a bundle's items.jsonl.gz, as the service would take their items."""
+class TokenizedFile:
+    """Lines like those of a bundle's items.jsonl.gz, checked as the service would check their items."""
 
     def __init__(self, path: Path, manifest: Manifest, max_item_chars: int) -> None:
         self._path = path
@@ -53,34 +52,41 @@ class TokenisedFile:
         self._max_item_chars = max_item_chars
 
     def __iter__(self) -> Iterator[Line]:
-        """Raises GlyphrecError with the line at fault."""
-        for number, line in _numbered_lines(self._path):
-            try:
-                yield self._parse(number, line)
-            except (ValueError, InvalidItem) as error:
-                raise GlyphrecError(
-                    f"{self._path}:{number}: not an item with codes of this bundle: {error}. Give the bundle "
-                    "that read it, or lines as those of its items.jsonl.gz."
-                ) from None
+        """All lines. Raises GlyphrecError with the line at fault."""
+        try:
+            for number, value in read_json_lines(self._path):
+                try:
+                    yield self._parse(number, value)
+                except (ValueError, InvalidItem) as error:
+                    raise _not_an_item(f"{self._path}:{number}", str(error)) from None
+        except LineNotJson as error:
+            raise _not_an_item(error.where, error.problem) from None
 
-    def _parse(self, number: int, line: bytes) -> Line:
-        read = parse_item(line, self._spec)
+    def _parse(self, number: int, value: Any) -> Line:
+        read = parse_item(value, self._spec)
         item = check_item(read.item, self._max_item_chars)
         text = item_text(item, self._render)
         if not text:
-            raise InvalidItem("item", "has no text")  # whoever reads the catalogue anew needs some
+            raise InvalidItem("item", "has no text")  # a later tokenizer must read the text
         return Line(number, ItemRecord(read.item_id, content_hash(text), item), read.codes)
 
 
-async def run(path: Path, settings: Settings) -> Counter[str]:
-    """Import a file -> how many items were created, moved, updated, unchanged, failed.
+def _not_an_item(where: str, problem: str) -> GlyphrecError:
+    return GlyphrecError(
+        f"{where}: not an item with codes of this bundle: {problem}. Give the bundle that read it, or lines "
+        "like those of its items.jsonl.gz."
+    )
 
-    Raises GlyphrecError: nothing was put where a line is at fault or another tokenizer is served.
+
+async def run(path: Path, settings: Settings) -> Counter[str]:
+    """Import a file. Returns how many items were created, moved, updated, unchanged, failed.
+
+    Raises GlyphrecError. Nothing was put if a line is at fault or another tokenizer is served.
     """
     if settings.redis_url is None:
         raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
     if not path.is_file():  # noqa: ASYNC240  nothing else runs in this loop
-        raise GlyphrecError(f"{path}: no file. It is read twice, so a pipe will not do.")
+        raise GlyphrecError(f"{path}: not a file. It is read twice, so a pipe will not do.")
     manifest = load_bundle(settings.bundle).manifest
     redis = await connect_to_any(settings.redis_url)
     try:
@@ -101,7 +107,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
 class _Import:
     def __init__(self, path: Path, manifest: Manifest, store: ItemStore, settings: Settings) -> None:
         self._path = path
-        self._file = TokenisedFile(path, manifest, settings.max_item_chars)
+        self._file = TokenizedFile(path, manifest, settings.max_item_chars)
         self._store = store
         self._catalog = settings.catalog
         self._tokenizer_id = manifest.tokenizer_id
@@ -116,7 +122,7 @@ class _Import:
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
         if await self._store.active() is None:
-            await self._store.activate()  # only now: a new catalogue is the file, or is still new
+            await self._store.activate()  # only now: before the whole file is in, the catalog is new
         return self._counts
 
     async def _put_all(self, bar: ProgressBar) -> None:
@@ -124,26 +130,25 @@ class _Import:
         batch = await _take(lines)
         while batch:
             results, following = await asyncio.gather(self._put(batch), _take(lines))
-            # After the batch: one that began under this tokenizer may have ended under another.
+            # After the batch: the served tokenizer may have changed meanwhile.
             await self._check_served()
             self._count(batch, results)
             bar.update(len(batch))
             batch = following
 
     async def _put(self, batch: Sequence[Line]) -> list[PutResult | ServiceError]:
-        """As long as Redis does not take it, again."""
-        for tries in count(1):
-            try:
-                results = await self._store.put([(line.record, line.codes) for line in batch])
-                lost = next((each for each in results if isinstance(each, StoreUnavailable)), None)
-            except StoreUnavailable as error:
-                lost = error
-            if lost is None:
-                break
-            if tries == MAX_TRIES:
-                raise lost
-            await asyncio.sleep(RETRY_S)
-        return results
+        """Put a batch. Retries while Redis does not take all of it."""
+
+        async def attempt() -> list[PutResult | ServiceError]:
+            results = await self._store.put([(line.record, line.codes) for line in batch])
+            for each in results:
+                if isinstance(each, StoreUnavailable):
+                    raise each
+            return results
+
+        return await retry(
+            attempt, on=(StoreUnavailable,), first_s=FIRST_WAIT_S, max_s=MAX_WAIT_S, max_tries=MAX_TRIES
+        )
 
     def _count(self, batch: Sequence[Line], results: Sequence[PutResult | ServiceError]) -> None:
         for line, result in zip(batch, results, strict=True):
@@ -159,42 +164,21 @@ class _Import:
                 )
 
     async def _check_served(self) -> None:
-        """Raise GlyphrecError where another tokenizer is served, whose codes these are not."""
+        """Raise GlyphrecError if another tokenizer is served: these codes are not its codes."""
         served = await self._store.active()
         if served not in (None, self._tokenizer_id):
             done = f" {self._counts.total()} items were put before." if self._counts else ""
             raise GlyphrecError(
-                f"The catalogue {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
-                f"{self._tokenizer_id}.{done} Import what the served one has read, with its bundle; or let "
-                "a service read the items: `glyphrec import` without --tokenised."
+                f"The catalog {self._catalog!r} is served with the tokenizer {served}, and the bundle has "
+                f"{self._tokenizer_id}.{done} Import the served tokenizer's codes with its bundle, or let a "
+                "service read the items: `glyphrec import` without --tokenized."
             )
 
 
 async def _take(lines: Iterator[Line]) -> list[Line]:
-    """The next batch, empty at the end; read while others wait for Redis."""
+    """The next batch; empty at the end. Gives other tasks a turn while it reads."""
     batch: list[Line] = []
     while len(batch) < BATCH and (part := list(islice(lines, TURN))):
         batch += part
         await asyncio.sleep(0)
     return batch
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers. Raises GlyphrecError."""
-    try:
-        with _opened(path) as file:
-            for number in count(1):
-                line = file.readline(MAX_LINE_BYTES + 1)
-                if len(line) > MAX_LINE_BYTES:
-                    raise GlyphrecError(f"{path}:{number}: over {MAX_LINE_BYTES} bytes, so it is no item")
-                if not line:
-                    return
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        raise GlyphrecError(f"{path}: cannot be read ({error}). Copy it again.") from error
-
-
-def _opened(path: Path) -> BinaryIO:
-    # Line by line a gzip file is slow by itself.
-    return io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else path.open("rb")

@@ -11,7 +11,7 @@ CALLS = "glyphrec_redis_calls_total"
 def build() -> Dashboard:
     return framed(
         "glyphrec-catalogue",
-        "Catalogue and ingest",
+        "Catalog and ingest",
         "Freshness of every replica, posted items, room in the code space, Redis.",
         [
             Row("Now", NOW),
@@ -136,7 +136,7 @@ INGEST = [
     ),
     lines(
         "Time of an item's stages, mean",
-        "Of one request. tokenise is the graph; render draws.",
+        "Of one request. tokenize is the graph; render draws.",
         "s",
         Query(mean("glyphrec_stage_seconds", "stage", flow="index"), "{{stage}}"),
         stacked=True,
@@ -153,7 +153,7 @@ INGEST = [
 CODES = [
     lines(
         "Items that share their codes",
-        "Share of the catalogue that only the slot tells apart. Many look alike to this tokenizer, and are "
+        "Share of the catalog that only the slot tells apart. Many look alike to this tokenizer, and are "
         "recommended together.",
         "percentunit",
         Query(
@@ -171,7 +171,7 @@ CODES = [
     lines(
         "Codes in use by level",
         "Share of the codes of a level that have living items. Low from level 2 on: the tokenizer fits this "
-        "catalogue badly.",
+        "catalog badly.",
         "percentunit",
         Query(total("glyphrec_codebook_used_ratio", "level", func="max"), "level {{level}}"),
         most=1,

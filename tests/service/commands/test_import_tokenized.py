@@ -1,4 +1,4 @@
-"""`glyphrec import --tokenised`: items with known codes, from a file into the Redis that services share."""
+"""`glyphrec import --tokenized`: items with known codes, from a file into the Redis that services share."""
 
 import asyncio
 import gzip
@@ -13,12 +13,12 @@ import pytest
 
 from model_export.local_service import glyphrec_command
 from service.cli import main
-from service.commands import import_tokenised as importing
+from service.commands import import_tokenized as importing
 from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS
 from service.store.fsck import check
 from service.store.items import ItemStore
-from service.store.records import Keys
+from service.store.records import RedisKeys
 from tests.known_bundle import (
     KNOWN_ITEMS,
     SPEC,
@@ -55,8 +55,8 @@ def line(**changes):
 
 
 async def imported(source, bundle, redis_url, *more):
-    """The command, in a thread, as it has an event loop of its own -> its status."""
-    args = ["import", str(source), "--tokenised", "--bundle", str(bundle), "--redis-url", redis_url, *more]
+    """Run the command in a thread, as it has its own event loop. Returns its exit status."""
+    args = ["import", str(source), "--tokenized", "--bundle", str(bundle), "--redis-url", redis_url, *more]
     return await asyncio.to_thread(main, args)
 
 
@@ -75,7 +75,7 @@ async def is_whole(redis):
 
 
 async def shown(client):
-    """What a service serves: every item of its listing with its codes."""
+    """All items that a service lists, with their codes."""
     found, cursor = {}, None
     while True:
         page = (
@@ -104,7 +104,7 @@ async def test_what_was_imported_is_served_with_the_codes_of_the_file(
         assert len(answer["items"]) == 5
 
 
-async def test_a_new_catalogue_is_the_file_and_not_the_bundle_too(bundle, redis_url, tmp_path):
+async def test_a_new_catalog_is_the_file_and_not_the_bundle_too(bundle, redis_url, tmp_path):
     only = [KnownItem("item-0", (1, 2, 0), 0, {"item_id": "item-0", "title": "Not what the bundle says"})]
     assert await imported(written(tmp_path, only), bundle, redis_url) == 0
     async with running(bundle, redis_url) as client:
@@ -115,7 +115,7 @@ async def test_a_new_catalogue_is_the_file_and_not_the_bundle_too(bundle, redis_
 async def test_running_services_follow_also_where_they_were_left_behind(
     bundle, redis, redis_url, tmp_path, monkeypatch
 ):
-    """The log keeps fewer changes than are imported, so they may have to load anew."""
+    """The log keeps fewer changes than are imported, so replicas may have to load again."""
     monkeypatch.setenv("GLYPHREC_LOG_LENGTH", "100")
     async with running(bundle, redis_url) as first, running(bundle, redis_url) as second:
         assert (await first.get("/info")).json()["catalog"]["items"] == len(KNOWN_ITEMS)
@@ -124,10 +124,10 @@ async def test_running_services_follow_also_where_they_were_left_behind(
         found = []
         for client in (first, second):
 
-            async def is_level(client=client):
+            async def is_caught_up(client=client):
                 return (await client.get("/info")).json()["catalog"]["version"] == version
 
-            await until_true(is_level)
+            await until_true(is_caught_up)
             found.append((await client.get("/info")).json()["catalog"])
         assert found[0]["digest"] == found[1]["digest"]
         assert found[0]["items"] == len(MANY)
@@ -176,8 +176,8 @@ async def test_an_item_without_a_free_slot_is_named_and_the_others_are_put(
 ):
     full = (3, 1, 2)
     member = b"".join(code.to_bytes(2, "big") for code in full)
-    trie = Keys.of(CATALOG, TOKENIZER).trie
-    for start in range(0, NUM_SLOTS, 5_000):  # as if that many were there; the script looks at nothing else
+    trie = RedisKeys.of(CATALOG, TOKENIZER).trie
+    for start in range(0, NUM_SLOTS, 5_000):  # as if there were so many items; the script reads nothing else
         slots = range(start, min(start + 5_000, NUM_SLOTS))
         await redis.zadd(trie, {member + slot.to_bytes(2, "big") + b"x": 0 for slot in slots})
     lines = [each._replace(codes=full if each is MANY[1] else (0, 0, 0)) for each in MANY[:3]]
@@ -186,7 +186,7 @@ async def test_an_item_without_a_free_slot_is_named_and_the_others_are_put(
     said = capsys.readouterr()
     assert said.out == "2 created, 1 failed\n"
     assert f"{path}:2: item-1: All {NUM_SLOTS} slots of the codes 3-1-2 are taken" in said.err
-    assert set(await redis.hkeys(Keys.of(CATALOG, TOKENIZER).items)) == {b"item-0", b"item-2"}
+    assert set(await redis.hkeys(RedisKeys.of(CATALOG, TOKENIZER).items)) == {b"item-0", b"item-2"}
 
 
 BROKEN = {
@@ -198,7 +198,7 @@ BROKEN = {
     "no text": (line(item={"title": " "}), "item: has no text"),
     "a number that is none": (
         line(item={"title": "A", "price": float("nan")}),
-        "price: is not a finite number",
+        "NaN is no JSON value",
     ),
     "an id too long": (line(item_id="x" * 300), "item_id: has 300 characters; 256 is the limit"),
     "a line cut short": (line()[:-9], "not an item with codes"),
@@ -212,7 +212,7 @@ async def test_a_broken_line_is_named_and_nothing_is_put(bundle, redis, redis_ur
     content, words = BROKEN[broken]
     path = written(tmp_path, MANY, "items.jsonl")
     with path.open("ab") as file:
-        file.write(b"\n")  # a blank line counts as one, and harms nobody
+        file.write(b"\n")  # a blank line has a number and is skipped
         file.write(content if isinstance(content, bytes) else content.encode())
     assert await imported(path, bundle, redis_url) == 2
     said = capsys.readouterr().err
@@ -226,7 +226,7 @@ async def test_a_damaged_archive_puts_nothing(bundle, redis, redis_url, tmp_path
     path = written(tmp_path, MANY)
     path.write_bytes(path.read_bytes()[:-20])
     assert await imported(path, bundle, redis_url) == 2
-    assert f"{path}: cannot be read" in capsys.readouterr().err
+    assert "the gzip file is cut off or damaged" in capsys.readouterr().err
     assert await redis.dbsize() == 0
 
 
@@ -248,13 +248,13 @@ async def is_active(store):
     return await store.active() is not None
 
 
-async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenizer(
+async def test_an_import_stops_where_the_catalog_goes_over_to_another_tokenizer(
     bundle, redis, redis_url, tmp_path, capsys, monkeypatch
 ):
     """Meanwhile another bundle's tokenizer becomes the one that is served."""
     monkeypatch.setattr(importing, "BATCH", 100)
     switched = threading.Event()
-    read = importing.TokenisedFile.__iter__
+    read = importing.TokenizedFile.__iter__
     reads = []
 
     def lines(self):
@@ -264,11 +264,11 @@ async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenize
                 assert switched.wait(20)
             yield each
 
-    monkeypatch.setattr(importing.TokenisedFile, "__iter__", lines)
+    monkeypatch.setattr(importing.TokenizedFile, "__iter__", lines)
 
     async def switch():
         await until_true(lambda: holds(redis, 400))
-        await redis.set(Keys.of(CATALOG, TOKENIZER).active, tokenizer_id_of(1))
+        await redis.set(RedisKeys.of(CATALOG, TOKENIZER).active, tokenizer_id_of(1))
         switched.set()
 
     status, _ = await asyncio.gather(imported(written(tmp_path, MANY), bundle, redis_url), switch())
@@ -276,11 +276,11 @@ async def test_an_import_stops_where_the_catalogue_goes_over_to_another_tokenize
     said = capsys.readouterr().err
     assert f"is served with the tokenizer {tokenizer_id_of(1)}" in said
     assert "items were put before" in said
-    assert 400 <= await redis.hlen(Keys.of(CATALOG, TOKENIZER).items) <= 600
+    assert 400 <= await redis.hlen(RedisKeys.of(CATALOG, TOKENIZER).items) <= 600
 
 
 async def holds(redis, num_items):
-    return await redis.hlen(Keys.of(CATALOG, TOKENIZER).items) >= num_items
+    return await redis.hlen(RedisKeys.of(CATALOG, TOKENIZER).items) >= num_items
 
 
 async def test_an_import_that_was_killed_is_finished_by_the_next_one(
@@ -289,7 +289,7 @@ async def test_an_import_that_was_killed_is_finished_by_the_next_one(
     many = items_without_text_twice(20_000, seed=2)
     path = written(tmp_path, many)
     process = subprocess.Popen(
-        glyphrec_command("import", path, "--tokenised", "--bundle", bundle),
+        glyphrec_command("import", path, "--tokenized", "--bundle", bundle),
         env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -309,7 +309,8 @@ async def test_an_import_that_was_killed_is_finished_by_the_next_one(
 async def test_a_redis_that_is_full_for_a_moment_is_waited_for(
     bundle, redis, redis_url, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(importing, "RETRY_S", 0.01)
+    monkeypatch.setattr(importing, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(importing, "MAX_WAIT_S", 0.01)
     monkeypatch.setattr(importing, "MAX_TRIES", 10_000)
     await redis.config_set("maxmemory", 1)
     try:
@@ -330,7 +331,8 @@ async def test_a_redis_that_is_full_for_a_moment_is_waited_for(
 async def test_a_redis_that_stays_full_ends_the_import_and_says_how_far_it_came(
     bundle, redis, redis_url, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(importing, "RETRY_S", 0.01)
+    monkeypatch.setattr(importing, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(importing, "MAX_WAIT_S", 0.01)
     await redis.config_set("maxmemory", 1)
     try:
         assert await imported(written(tmp_path, MANY), bundle, redis_url) == 2
@@ -344,18 +346,19 @@ async def test_a_redis_that_stays_full_ends_the_import_and_says_how_far_it_came(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--tokenised"], "GLYPHREC_BUNDLE: not set"),
-        (["--tokenised", "--bundle", "BUNDLE"], "Set REDIS_URL, or give --redis-url"),
-        (["--tokenised", "--bundle", "BUNDLE", "--redis-url", "http://x"], "REDIS_URL"),
+        (["--tokenized"], "GLYPHREC_BUNDLE: not set"),
+        (["--tokenised"], "GLYPHREC_BUNDLE: not set"),  # the old spelling
+        (["--tokenized", "--bundle", "BUNDLE"], "Set REDIS_URL, or give --redis-url"),
+        (["--tokenized", "--bundle", "BUNDLE", "--redis-url", "http://x"], "REDIS_URL"),
         (
-            ["--tokenised", "--bundle", "BUNDLE", "--redis-url", "redis://127.0.0.1:1"],
+            ["--tokenized", "--bundle", "BUNDLE", "--redis-url", "redis://127.0.0.1:1"],
             "Redis does not answer",
         ),
-        (["--tokenised", "--bundle", "/no/such"], "manifest.json: not found"),
-        (["--tokenised", "--url", "http://127.0.0.1:9"], "--url: goes to a service"),
-        (["--tokenised", "--batch", "5"], "--batch: goes to a service"),
-        (["--bundle", "BUNDLE"], "--bundle: goes with --tokenised"),
-        (["--catalog", "shop"], "--catalog: goes with --tokenised"),
+        (["--tokenized", "--bundle", "/no/such"], "manifest.json: not found"),
+        (["--tokenized", "--url", "http://127.0.0.1:9"], "--url: goes to a service"),
+        (["--tokenized", "--batch", "5"], "--batch: goes to a service"),
+        (["--bundle", "BUNDLE"], "--bundle: goes with --tokenized"),
+        (["--catalog", "shop"], "--catalog: goes with --tokenized"),
     ],
 )
 def test_what_the_command_line_lacks_is_said_in_one_line(bundle, tmp_path, capsys, args, words):
@@ -371,6 +374,6 @@ def test_what_the_command_line_lacks_is_said_in_one_line(bundle, tmp_path, capsy
 def test_a_pipe_cannot_be_read_twice(bundle, tmp_path, capsys):
     pipe = tmp_path / "items.jsonl"
     os.mkfifo(pipe)
-    args = ["import", str(pipe), "--tokenised", "--bundle", str(bundle), "--redis-url", "redis://127.0.0.1:1"]
+    args = ["import", str(pipe), "--tokenized", "--bundle", str(bundle), "--redis-url", "redis://127.0.0.1:1"]
     assert main(args) == 2
     assert "a pipe will not do" in capsys.readouterr().err

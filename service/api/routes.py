@@ -1,0 +1,30 @@
+"""All routes of the service, and the policies that they declare."""
+
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from service.api import admin, events, health, items, recommend
+from service.api.direct import ApiRoute
+from service.api.policies import Policies, RoutePolicy
+from service.http.security import Scope
+
+ROUTERS = (recommend.router, items.router, events.router, health.router, admin.router)
+
+# The description of the API has no secrets.
+DESCRIPTION = RoutePolicy(Scope.OPEN)
+# Scopes of paths that no route takes; see Policies.
+AREAS = {"/docs/": Scope.OPEN, "/health/": Scope.OPEN, "/admin": Scope.ADMIN, "/admin/": Scope.ADMIN}
+
+
+def add_routes(app: FastAPI) -> Policies:
+    """Add our routes to a new app -> the policies of all its routes."""
+    policies = Policies(AREAS)
+    for route in app.routes:  # FastAPI's own
+        if isinstance(route, Route):
+            policies.add(route, DESCRIPTION)
+    for router in ROUTERS:
+        app.include_router(router)
+        for route in router.routes:
+            assert isinstance(route, ApiRoute), f"{router} has another route class"
+            policies.add(route)
+    return policies

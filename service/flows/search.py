@@ -1,0 +1,253 @@
+"""One batch of searches: history -> codes -> beam search -> items. The recommender's batcher runs it.
+
+The catalog does not change while a batch of searches runs, from the look-up of the histories to the items of
+the pages. So a page belongs to one version. The search returns codes, best first, and a bound: no codes that
+it left out have a higher score. If the last score of a page is above the bound, no better page exists, and
+`exact` is true.
+
+Equal scores are in trie order. Items with the same codes have the same score and are in order of their slots.
+If the widest search does not fill the page, popular items follow, whose score is None.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from time import perf_counter
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.catalog.catalog import Catalog
+from service.catalog.views import View
+from service.core.filters import Filter
+from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
+from service.core.sid import SidSpec
+from service.core.trie import SidTrie
+from service.flows.selection import Diversity, Ranked, Selection
+from service.inference.runtime import Beams, RecommenderSession
+from service.telemetry.metrics import Metrics
+
+History = NDArray[np.int64]  # [position, level], oldest first
+
+
+@dataclass(frozen=True)
+class Query:
+    history: Sequence[str]  # item ids, oldest first
+    limit: int
+    exclude_item_ids: frozenset[str] = frozenset()
+    exclude_history: bool = True
+    filter: Filter | None = None
+    diversity: Diversity = Diversity()
+    wants_exact: bool = False
+
+    @cached_property
+    def excluded(self) -> AbstractSet[str]:
+        return self.exclude_item_ids.union(self.history if self.exclude_history else ())
+
+
+class Search(NamedTuple):
+    """One attempt at a query."""
+
+    query: Query
+    num_beams: int
+    is_last: bool  # a page that is not full gets popular items
+
+
+@dataclass(frozen=True)
+class Page:
+    """The result of one search, under one version of the catalog."""
+
+    items: list[Ranked]
+    exact: bool
+    is_settled: bool  # a wider search would not improve the answer
+    source: Literal["model", "popular"]
+    unknown_item_ids: list[str]
+    matching_items: int | None  # items that pass the filter; None without a filter
+    catalog_version: int
+    was_searched: bool  # False if there was nothing to find, or no known history
+    num_valid_beams: int  # beams that stand for items
+    history_s: float = field(compare=False)  # for looking up the histories of the whole batch
+    decode_s: float = field(compare=False)  # for running the graph, for the whole batch
+
+
+class RankedPrefixes(NamedTuple):
+    """One row of Beams, without filler beams. Equal scores are in trie order."""
+
+    prefixes: list[int]  # full prefixes, best first
+    scores: list[float]
+    bound: float  # at least the score of everything that was pruned
+
+
+class _Asked(NamedTuple):
+    """A search, with what this version of the catalog knows about it."""
+
+    search: Search
+    history: History  # the newest known items
+    unknown_item_ids: list[str]
+    excluded: AbstractSet[str]
+    view: View | None
+    trie: SidTrie  # of the view, or of the whole catalog
+    num_candidates: int  # items that pass the filter and are not excluded
+
+
+Observe = Callable[[Sequence[Search], Sequence[Page]], None]  # called once for each batch
+
+
+def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
+    pass
+
+
+def recommend_in_batches(
+    session: RecommenderSession, catalog: Catalog, *, history_length: int, observe: Observe = _unobserved
+) -> Callable[[list[Search]], list[Page]]:
+    """The function that the recommender's batcher runs while it holds `catalog.lock`."""
+
+    def run(searches: list[Search]) -> list[Page]:
+        started_at = perf_counter()
+        asked = [_look_up(catalog, search, history_length) for search in searches]
+        decoding_at = perf_counter()
+        found = _search(session, catalog, asked)
+        took = (decoding_at - started_at, perf_counter() - decoding_at)
+        pages = [_page(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
+        observe(searches, pages)
+        return pages
+
+    return run
+
+
+def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
+    """Passes batches to the metrics. Items without `popularity`, which training counted, are new."""
+
+    def observe(searches: Sequence[Search], pages: Sequence[Page]) -> None:
+        metrics.observe_searches([page.num_valid_beams for page in pages if page.was_searched])
+        shown = [
+            each.item_id
+            for search, page in zip(searches, pages, strict=True)
+            if page.is_settled
+            or search.is_last  # otherwise a wider search follows, and nobody sees this page
+            for each in page.items
+        ]
+        metrics.observe_recommended(shown, sum(popularity.get(item_id, 0) > 0 for item_id in shown))
+
+    return observe
+
+
+def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
+    query = search.query
+    history = catalog.codes_of(query.history)[-history_length:]
+    unknown = [item_id for item_id in dict.fromkeys(query.history) if not catalog.has(item_id)]
+    view = None if query.filter is None else catalog.views.view_of(query.filter)
+    trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
+    num_excluded = sum(map(passes, query.excluded))
+    return _Asked(search, history, unknown, query.excluded, view, trie, len(trie) - num_excluded)
+
+
+def _search(
+    session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]
+) -> dict[int, RankedPrefixes]:
+    """The found prefixes by index in `asked`, if there is anything to find and a known history.
+
+    Searches share a run if they read the same tables and have the same width.
+    """
+    runs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for place, each in enumerate(asked):
+        if len(each.history) and each.num_candidates:
+            widths = beam_widths(catalog.spec, each.search.num_beams)
+            runs.setdefault((id(each.trie), widths), []).append(place)
+    found: dict[int, RankedPrefixes] = {}
+    for (_, widths), places in runs.items():
+        histories = pad_left([asked[place].history for place in places])
+        beams = session.run(histories, asked[places[0]].trie.tables, widths)
+        found.update(zip(places, found_in(catalog.spec, beams), strict=True))
+    return found
+
+
+def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
+    """The found prefixes of each row. It handles all rows at once, because each array access is slow."""
+    batch, width, num_levels = beams.codes.shape
+    prefixes = spec.prefixes_of(beams.codes.reshape(-1, num_levels))[-1].reshape(batch, width)
+    order = np.lexsort((prefixes, -beams.scores))  # filler beams have the lowest scores, so they are last
+    num_living = np.count_nonzero(beams.scores > FILLER_SCORE, axis=1).tolist()
+    ordered_prefixes = np.take_along_axis(prefixes, order, axis=1).tolist()
+    ordered_scores = np.take_along_axis(beams.scores, order, axis=1).tolist()
+    rows = zip(num_living, ordered_prefixes, ordered_scores, beams.bound.tolist(), strict=True)
+    return [RankedPrefixes(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
+
+
+def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
+    """Histories of different lengths -> [batch, position, level], each ending in the last position."""
+    longest = max(len(history) for history in histories)
+    padded = np.full((len(histories), longest, histories[0].shape[1]), PADDING, dtype=np.int64)
+    for row, history in zip(padded, histories, strict=True):
+        row[longest - len(history) :] = history
+    return padded
+
+
+def _page(
+    catalog: Catalog, asked: _Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
+) -> Page:
+    query = asked.search.query
+    selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
+    is_popular = not len(asked.history)
+    exact, is_settled = not is_popular, True
+    if found:
+        selection.offer(_ranked(catalog, asked, found))
+        is_full = len(selection.page) >= _room(asked) or found.bound <= FILLER_SCORE
+        exact = _is_exact(selection.page, asked, found.bound, is_full=is_full)
+        is_settled = is_full and (exact or not query.wants_exact)
+    if is_popular or (asked.search.is_last and not is_settled):
+        selection.offer(_popular(catalog, asked.view))
+    return Page(
+        items=selection.page,
+        exact=exact,
+        is_settled=is_settled,
+        source="popular" if is_popular else "model",
+        unknown_item_ids=asked.unknown_item_ids,
+        matching_items=len(asked.trie) if asked.view is not None else None,
+        catalog_version=catalog.version,
+        was_searched=found is not None,
+        num_valid_beams=len(found.prefixes) if found else 0,
+        history_s=history_s,
+        decode_s=decode_s,
+    )
+
+
+def _room(asked: _Asked) -> int:
+    """The most items that the page can have, however wide the search is."""
+    query = asked.search.query
+    room = min(query.limit, asked.num_candidates)
+    if query.diversity.max_per_first_code is not None:
+        room = min(room, query.diversity.max_per_first_code * len(asked.trie.children(0, 0)))
+    return room
+
+
+def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
+    """A full page is proven by its last score; any page is proven if no other item could be on it."""
+    if bound <= FILLER_SCORE or len(page) == asked.num_candidates:
+        return True
+    last = page[-1].score if page else None
+    return is_full and last is not None and last > bound
+
+
+def _ranked(catalog: Catalog, asked: _Asked, found: RankedPrefixes) -> Iterator[Ranked]:
+    """The items of the beams that pass the filter, best first; items of the same codes by slot."""
+    for prefix, score in zip(found.prefixes, found.scores, strict=True):
+        items = catalog.items_of(prefix)
+        if asked.view is not None:  # stops at the last item that passes
+            codes = catalog.spec.codes_of(prefix)
+            items = islice(filter(asked.view.passes, items), asked.view.trie.count(codes))
+        yield from _with_sids(catalog, items, score)
+
+
+def _popular(catalog: Catalog, view: View | None) -> Iterator[Ranked]:
+    return _with_sids(catalog, catalog.by_popularity(view), None)
+
+
+def _with_sids(catalog: Catalog, items: Iterable[str], score: float | None) -> Iterator[Ranked]:
+    for item_id in items:
+        sid = catalog.sid_of(item_id)
+        assert sid is not None, "the catalog's maps agree"
+        yield Ranked(item_id, sid, score)

@@ -1,0 +1,93 @@
+"""One request and the answer to it, and the report of both when they are over."""
+
+import logging
+from collections.abc import Callable
+from time import perf_counter
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Message, Scope, Send
+
+from service.http.request_ids import request_id_of
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
+from service.telemetry.tracing import Tracer
+
+access_log = logging.getLogger("glyphrec.access")
+
+CLIENT_LEFT = 499  # the status that nginx logs if a client leaves before its answer
+
+
+class Exchange:
+    """Handlers find `request_id` and `stages` in `request.state`."""
+
+    __slots__ = (
+        "_is_stopping",
+        "_send",
+        "headers",
+        "request_id",
+        "scope",
+        "stages",
+        "started_at",
+        "state",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, send: Send, is_stopping: Callable[[], bool]) -> None:
+        self.started_at = perf_counter()
+        self.scope = scope
+        self.headers = Headers(scope=scope)
+        self.request_id = request_id_of(self.headers.get("x-request-id", ""))
+        self.stages = Stages()
+        self.status = 0  # of the answer; 0 before it begins
+        self.state = scope.setdefault("state", {})
+        self.state.update(request_id=self.request_id, stages=self.stages)
+        self._send = send
+        self._is_stopping = is_stopping
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer; its head gets our headers."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.request_id
+            if self._is_stopping():  # so that the client's next request finds another replica
+                headers["Connection"] = "close"
+            headers["Server-Timing"] = self.stages.header(perf_counter() - self.started_at)
+        await self._send(message)
+
+    def release_reservation(self) -> None:
+        """Its room in a queue, if it has any that it did not use."""
+        reservation = self.state.get("reservation")
+        if reservation is not None:
+            reservation.release()
+
+
+class Reporter:
+    """Tells metrics, trace and log about an exchange that is over."""
+
+    def __init__(self, metrics: Metrics, tracer: Tracer | None, *, log_requests: bool) -> None:
+        self._metrics = metrics
+        self._tracer = tracer
+        self._log_requests = log_requests
+
+    def report(self, exchange: Exchange) -> None:
+        seconds = perf_counter() - exchange.started_at
+        method, status = exchange.scope["method"], exchange.status or CLIENT_LEFT
+        route = getattr(exchange.scope.get("route"), "path", "unmatched")
+        self._metrics.observe_http(route, method, status, seconds, exchange.state.get("refusal"))
+        self._metrics.observe_stages(exchange.stages)
+        if self._tracer is not None:
+            self._tracer.note(
+                exchange.headers,
+                exchange.stages,
+                method=method,
+                route=route,
+                status=status,
+                request_id=exchange.request_id,
+                started_at=exchange.started_at,
+            )
+        if self._log_requests:
+            path = quote(exchange.scope["path"])  # it may hold the end of a line
+            fields = {"method": method, "route": route, "status": status, "duration_ms": 1000 * seconds}
+            access_log.info("%s %s %d %.1f ms", method, path, status, 1000 * seconds, extra=fields)

@@ -1,0 +1,80 @@
+"""Limits of a request: the size of its head, the size and speed of its body, and its deadline."""
+
+import asyncio
+import math
+import re
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope
+
+from service.errors import BadTimeout, BodyTooLarge, BodyTooSlow, HeadTooLarge, TargetTooLong
+from service.http.problems import RefusedBody
+
+MAX_TARGET_BYTES = 8 * 2**10  # the longest cursor, or id of 256 characters, percent-encoded fits
+MAX_PARAMETERS = 50
+MAX_HEAD_BYTES = 32 * 2**10  # of all headers
+MAX_HEADERS = 100
+# Slower than any modem. Without it a client could hold a request for years, one byte at a time.
+MIN_BODY_BYTES_PER_S = 4 * 2**10
+MAX_TIMEOUT_S = 3_600
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
+
+
+def check_head(scope: Scope) -> None:
+    """Raise TargetTooLong or HeadTooLarge. This check comes before any other reads the head."""
+    query: bytes = scope["query_string"]
+    if (
+        len(scope.get("raw_path") or scope["path"]) + len(query) > MAX_TARGET_BYTES
+        or query.count(b"&") >= MAX_PARAMETERS
+    ):
+        raise TargetTooLong(MAX_TARGET_BYTES, MAX_PARAMETERS)
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
+        raise HeadTooLarge
+
+
+def check_body_length(headers: Headers, max_bytes: int) -> None:
+    """Raise BodyTooLarge if the head already says that the body is too long."""
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+
+
+def deadline_of(headers: Headers) -> float:
+    """When the client gives up, by the event loop's clock; infinite if it does not say. Raises BadTimeout."""
+    given = headers.get("x-request-timeout")
+    if given is None:
+        return math.inf
+    timeout_s = float(given) if _SECONDS.fullmatch(given) else 0.0
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise BadTimeout(given, MAX_TIMEOUT_S)
+    return asyncio.get_running_loop().time() + timeout_s
+
+
+def bounded_body(receive: Receive, max_bytes: int, timeout_s: float) -> Receive:
+    """`receive`, but it refuses a body that is longer than its head said, or that stops coming.
+
+    The next part must come within `timeout_s` seconds, and on average MIN_BODY_BYTES_PER_S must come.
+    """
+    num_bytes, more = 0, True
+    started_at = asyncio.get_running_loop().time()
+
+    async def bounded() -> Message:
+        nonlocal num_bytes, more
+        if not more:  # the next message is the end of the connection, which may take its time
+            return await receive()
+        slowest = started_at + num_bytes / MIN_BODY_BYTES_PER_S
+        waits_since = min(asyncio.get_running_loop().time(), slowest)
+        try:
+            async with asyncio.timeout_at(waits_since + timeout_s):
+                message = await receive()
+        except TimeoutError:
+            raise RefusedBody(BodyTooSlow(timeout_s)) from None
+        num_bytes += len(message.get("body", b""))
+        more = message.get("more_body", False)
+        if num_bytes > max_bytes:
+            raise RefusedBody(BodyTooLarge(max_bytes))
+        return message
+
+    return bounded
