@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench fuzz chaos dashboards pictures docs lock sbom audit release clean
+.PHONY: help install demo serve test test-fast coverage check bench fuzz chaos dashboards pictures docs lock sbom audit release clean
 .NOTPARALLEL:
 
 # Two sets of packages. `make demo` and `make serve` need the small one; an environment with all of them has that too.
@@ -23,6 +23,9 @@ LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 DEMO := .venv/.installed-demo
 ALL := .venv/.installed-all
+# One worker for each processor, up to four; a file stays on one of them. One process: make test ARGS=-n0
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+FAST := 'not slow and not e2e'
 export PYTHON TORCH_INDEX
 # A make that a command starts, as tests do, must not take this one's arguments for its own.
 unexport ARGS BUNDLE MAKEFLAGS MAKEOVERRIDES MFLAGS
@@ -44,7 +47,13 @@ demo: $(DEMO)  ## train on real purchases, serve, add items, recommend; Ctrl-C e
 	@exec $(BIN)/glyphrec demo $(ARGS)
 
 test: check  ## check, then all tests
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(PYTEST) $(ARGS)
+
+test-fast: $(ALL)  ## the tests that answer in minutes; the last lines say what was left out
+	@exec $(PYTEST) -m $(FAST) $(ARGS)
+
+coverage: $(ALL)  ## what test-fast does not run, by file and line; of all tests: make coverage ARGS='-m ""'
+	@exec $(PYTEST) -m $(FAST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 check: $(ALL)  ## format, lint, spelling, types, import contracts, Dockerfile, compose files
 	@$(BIN)/ruff format --check --quiet .
@@ -107,7 +116,7 @@ serve: $(DEMO)  ## serve a bundle: the demo's, or make serve BUNDLE=folder
 	exec $(BIN)/glyphrec serve --bundle "$$bundle" $(ARGS)
 
 clean:  ## remove what make made: .venv, .glyphrec, caches
-	@rm -rf .venv .glyphrec build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .glyphrec build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO): pyproject.toml constraints.txt

@@ -15,6 +15,4 @@ html_css_files = ["site.css"]
 # Headings get the anchors that a forge gives them, and a link to an anchor that does not exist is an error.
 myst_heading_anchors = 4
 nitpicky = True
-# Folders that study.md links to. A forge shows them; they are not part of the site.
-nitpick_ignore = [("myst", "study/cells"), ("myst", "study/notes")]
 highlight_language = "text"

@@ -1,10 +1,14 @@
-"""What every test may use: a real server of Redis' kind, emptied before each test, and a real tiny export."""
+"""What every test may use: a real server of Redis' kind, emptied before each test, and a real tiny export.
+
+How tests are selected and shared between workers is in hooks.py.
+"""
 
 import os
 
 # Before torch, tqdm and transformers are imported: small tensors are slower on several threads, nobody
 # watches bars, and no test asks a model hub or reports to ONNX Runtime's maker.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -13,8 +17,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import numpy as np
 import pytest
+from filelock import FileLock
 from redis.asyncio import Redis
 
 from model_export.configs import tiny
@@ -24,14 +30,27 @@ from service.core.bundle import Bundle
 from service.store.client import connect
 from service.store.server import RedisServer, start_server
 
+pytest_plugins = ["tests.hooks"]
+
 NUM_SMALL_ITEMS = 160
+
+# The same examples in every run of CI, so that a red run is red again; anywhere else new ones each time.
+hypothesis.settings.register_profile("ci", derandomize=True, database=None, print_blob=True, deadline=None)
+hypothesis.settings.register_profile("explore", print_blob=True, deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "explore")
 
 
 class TinyExport(NamedTuple):
     bundle: Bundle
     dataset: Dataset
     cache: Path
-    said: list[str]  # what the export told its user
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of pytest-xdist, each of which has a base folder inside it."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +88,13 @@ def small_dataset() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def tiny_export(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
-    """A bundle that the whole pipeline made, configuration tiny, once for all tests."""
+def tiny_export(small_dataset: Dataset, shared_folder: Path) -> TinyExport:
+    """A bundle that the whole pipeline made, configuration tiny, once for all tests and all workers."""
     from model_export.export import export  # here, so that the service's tests run where torch is not
 
-    folder = tmp_path_factory.mktemp("tiny")
-    said: list[str] = []
-    bundle = export(small_dataset, folder / "bundle", tiny(), cache_folder=folder / "cache", say=said.append)
-    return TinyExport(bundle, small_dataset, folder / "cache", said)
+    folder = shared_folder / "tiny"
+    with FileLock(shared_folder / "tiny.lock"):  # the second worker finds the bundle of the first
+        bundle = export(
+            small_dataset, folder / "bundle", tiny(), cache_folder=folder / "cache", say=lambda _: None
+        )
+    return TinyExport(bundle, small_dataset, folder / "cache")

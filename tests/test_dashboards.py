@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +9,11 @@ import yaml
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana.build import FOLDER, dashboards
+from tests.alerting import RECORDED, RECORDED_LABELS
 from tests.exported import label_names, labels_named, metrics_named, sample_names
-from tests.test_rules import RECORDED, rules
+from tests.house import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROVISIONING = ROOT / "deploy/grafana/provisioning"
-RECORDED_LABELS = {name for rule in rules() for name in rule.get("labels", {})}
 DASHBOARDS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))
 }

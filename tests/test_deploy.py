@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from service.settings import PREFIX, Settings
-from tests.test_house import PROJECT
+from tests.house import PROJECT, ROOT
 
-ROOT = Path(__file__).parents[1]
 PROVISIONING = ROOT / "deploy/grafana/provisioning"
 PROMETHEUS = ROOT / "deploy/prometheus/prometheus.yml"
 

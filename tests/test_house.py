@@ -7,14 +7,12 @@ import pkgutil
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PROJECT = PYPROJECT["project"]
+from tests.house import PROJECT, PYPROJECT, ROOT
+
 PACKAGES = ("service", "model_export")
 MAX_LINES = 500
 # In two parts, so that this file does not name what no file may name.
@@ -143,13 +141,13 @@ def test_the_command_is_installed() -> None:
     assert [script.value for script in scripts] == [PROJECT["scripts"]["glyphrec"]]
 
 
-def test_licences_travel_with_the_code() -> None:
+def test_licenses_travel_with_the_code() -> None:
     assert PROJECT["license"] == "Apache-2.0"
     missing = [name for name in PROJECT["license-files"] if not (ROOT / name).is_file()]
     assert missing == []
-    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "Apache License" in licence
-    assert "END OF TERMS AND CONDITIONS" in licence
+    license = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in license
+    assert "END OF TERMS AND CONDITIONS" in license
 
 
 def test_every_requirement_has_a_tested_version() -> None:

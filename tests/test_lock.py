@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.test_house import PROJECT, PYPROJECT, ROOT
+from tests.house import PROJECT, PYPROJECT, ROOT
 
 LOCKS = {variant: ROOT / f"deploy/requirements-{variant}.txt" for variant in ("cpu", "gpu")}
 ENVIRONMENT = {"python_version": "3.12", "platform_system": "Linux", "sys_platform": "linux"}  # the image's

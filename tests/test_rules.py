@@ -9,37 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests.alerting import ALERTS, PROMETHEUS, RECORDED, RECORDED_LABELS, load_yaml, rules
 from tests.exported import label_names, labels_named, metrics_named, sample_names
+from tests.house import ROOT
 
-ROOT = Path(__file__).parents[1]
-PROMETHEUS = ROOT / "deploy/prometheus"
 RUNBOOK = ROOT / "docs/runbook.md"
 # As deploy/fetch_prometheus.sh leaves it.
 PROMTOOL = shutil.which("promtool", path=f"{os.environ['PATH']}:{ROOT}/.glyphrec/prometheus/usr/bin")
 
 promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="promtool is not installed; deploy/fetch_prometheus.sh fetches it"
+    PROMTOOL is None,
+    reason="no promtool. deploy/fetch_prometheus.sh fetches it from Debian",
 )
-
-
-def load_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def rules() -> list[dict[str, Any]]:
-    return [
-        rule
-        for path in sorted(PROMETHEUS.glob("rules/*.yml"))
-        for group in load_yaml(path)["groups"]
-        for rule in group["rules"]
-    ]
-
-
-ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
-RECORDED = {rule["record"] for rule in rules() if "record" in rule}
-RECORDED_LABELS = {name for rule in rules() for name in rule.get("labels", {})}
 
 
 def tool(*arguments: str | Path) -> str:

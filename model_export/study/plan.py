@@ -107,7 +107,14 @@ def tiny_plan() -> Plan:
         config, tiger=small, tiger_training=config.training, num_seeds=1, resolutions=RESOLUTIONS[-1:]
     )
     cells = (replace(cells[0], num_seeds=2), *cells[1:])
-    return Plan("tiny", tuple(cell for cell in cells if cell.name not in LIKE_OTHERS))
+    max_steps = config.training.max_steps
+    return Plan("tiny", tuple(_short(cell, max_steps) for cell in cells if cell.name not in LIKE_OTHERS))
+
+
+def _short(cell: Cell, max_steps: int) -> Cell:
+    """The cell with so few steps of training, also where its training is not the plan's."""
+    training = replace(cell.config.training, max_steps=max_steps)
+    return replace(cell, config=replace(cell.config, training=training))
 
 
 PLANS: dict[str, Callable[[], Plan]] = {"full": full, "tiny": tiny_plan}

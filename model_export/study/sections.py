@@ -105,8 +105,8 @@ glyphrec study --data DIR/scientific --data DIR/office
 
 It computes the cells that are not stored yet, resumes where it was stopped, and writes this page, the plots
 beside it and [study.json](study.json), which has every figure with its interval. Stored cells are in
-[study/cells](study/cells), one file for dataset, configuration and seed, with what each test user got.
-Conclusions in words are written by hand in [study/notes](study/notes) and included."""
+`docs/study/cells`, one file for dataset, configuration and seed, with what each test user got.
+Conclusions in words are written by hand in `docs/study/notes` and included."""
 
 METHOD = """Item-level, leave-one-out: the last item of each user is the target, the one before serves
 validation, and all else is training. Every test user counts, the full catalog is ranked, and a hit is the

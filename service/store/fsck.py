@@ -180,7 +180,8 @@ class _Checker:
     async def _suspects_in_log(self) -> list[_Suspect]:
         """Items whose last change in the log does not match their codes."""
         reader = _LogReader(self._redis, self._keys.log, self._codec, self._report, self._repair)
-        while await reader.read():
+        end = await reader.last_version()
+        while reader.version < end and await reader.read():
             pass
         self._report.version = reader.version
         suspects = []
@@ -261,6 +262,11 @@ class _LogReader:
         self.broken_until: int | None = None  # entries from this version on are consistent
         self._mark: bytes | None = None  # of the previous entry; None: unknown
 
+    async def last_version(self) -> int:
+        """Of the log as it is now. Reading ends there: while others write, no page is the last one."""
+        info = await self._info()
+        return version_of(info["last-generated-id"]) if info else 0
+
     async def read(self) -> bool:
         """Read one page. False at the end."""
         with redis_errors():
@@ -293,8 +299,7 @@ class _LogReader:
         return not first or version_of(first[0][0]) >= version
 
     async def _check_end(self) -> None:
-        with redis_errors():
-            info = await self._redis.xinfo_stream(self._key) if await self._redis.exists(self._key) else None
+        info = await self._info()
         if info is None:
             return
         end = version_of(info["last-generated-id"])
@@ -302,6 +307,11 @@ class _LogReader:
             self.version = end
         elif version_of(info["last-entry"][0]) < end:
             self._break("log_gap", end)
+
+    async def _info(self) -> Any:
+        """None where there is no log."""
+        with redis_errors():
+            return await self._redis.xinfo_stream(self._key) if await self._redis.exists(self._key) else None
 
     def _break(self, kind: str, version: int) -> None:
         self.last.clear()

@@ -9,13 +9,13 @@ import httpx
 import pytest
 
 from model_export.local_service import local_service
+from tests.e2e.traffic import until
 from tests.known_bundle import KNOWN_ITEMS, known_codes, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import assert_in_step, read_raw
 
 KEY = "an-admin-key-of-this-test"
 ADMIN = {"X-API-Key": KEY}
 OLD, NEW = tokenizer_id_of(0), tokenizer_id_of(1)
-TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,11 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    def go_on(self, num_answers=60):
+        """Until so many more requests have been answered."""
+        enough = self.num_answers + num_answers
+        until(lambda: self.num_answers >= enough)
+
     def _run(self, name, job, url):
         with httpx.Client(base_url=url, headers=ADMIN, timeout=30) as client:
             number = 0
@@ -77,7 +82,7 @@ class Load:
                 self.num_answers += 1
                 if answer.status_code != 200:
                     self.failures.append(answer.text)
-                time.sleep(0.005)
+                time.sleep(0.005)  # a steady load, not all that there is
 
     def _recommend(self, client, _name, number):
         history = [KNOWN_ITEMS[number % 30].item_id]
@@ -107,13 +112,6 @@ def told(service):
     return service.client.get("/admin/bundles").json()
 
 
-def until(claim):
-    give_up_at = time.monotonic() + TIMEOUT_S
-    while not claim():
-        assert time.monotonic() < give_up_at, "not in time"
-        time.sleep(0.02)
-
-
 def serves(service, tokenizer_id):
     return told(service)["serving"]["tokenizer_id"] == tokenizer_id
 
@@ -123,18 +121,18 @@ async def test_no_request_fails_while_models_change_there_and_back(start, redis)
     before = {"item_id": "before", "title": "Posted before all of it"}
     assert replicas[0].client.post("/items", json=before).status_code == 200
     with Load([each.url for each in replicas]) as load:
-        time.sleep(0.5)
+        load.go_on()
         for each in replicas:
             assert change(each, "retrained").status_code == 200
         assert {told(each)["serving"]["recommender_id"] for each in replicas} == {"00000000beef"}
         assert change(replicas[0], "new").status_code == 202
         until(lambda: all(serves(each, NEW) for each in replicas))
-        time.sleep(0.5)
+        load.go_on()
         assert change(replicas[1], "old").status_code == 202
         until(lambda: all(serves(each, OLD) for each in replicas))
         assert change(replicas[1], "new").status_code == 202
         until(lambda: all(serves(each, NEW) for each in replicas))
-        time.sleep(0.5)
+        load.go_on()
     assert load.failures == []
     assert load.num_answers > 200
     for item in [before, *load.posted.values()]:

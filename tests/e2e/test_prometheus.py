@@ -79,7 +79,7 @@ def selectors(expr: str) -> Iterator[tuple[str, str]]:
 def seen(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     binary = prometheus_binary()
     if binary is None:
-        pytest.skip("there is no Prometheus; deploy/fetch_prometheus.sh says why")
+        pytest.skip("no prometheus. deploy/fetch_prometheus.sh fetches it from Debian")
     with watched(binary, bundle, tmp_path_factory.mktemp("watched"), LOAD_S) as seen:
         yield seen
 

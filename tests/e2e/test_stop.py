@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from model_export.local_service import local_service
+from tests.e2e.traffic import until
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
 NUM_CALLERS = 8
@@ -51,7 +52,7 @@ class Callers:
                 except httpx.HTTPError as error:
                     self.outcomes.append(repr(error))
                     self.is_ready = False
-                time.sleep(0.02)
+                time.sleep(0.02)  # the load balancer's interval
 
     def _call(self, name):
         with httpx.Client(base_url=self._url, timeout=30) as client:
@@ -72,7 +73,7 @@ class Callers:
 
 def test_sigterm_under_load_turns_readiness_off_answers_all_that_was_taken_and_exits_with_zero(service):
     callers = Callers(service.url)
-    time.sleep(0.5)
+    until(lambda: len(callers.outcomes) >= 2 * NUM_CALLERS)
     long_answers = []
 
     def post_many():

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -66,6 +67,18 @@ class Prometheus(NamedTuple):
         assert answer["status"] == "success", f"{answer.get('error')}: {params}"
         return answer["data"]
 
+    def judge(self, moment: float) -> None:
+        """Wait until every replica was scraped after this moment, and every rule evaluated after that."""
+        until(lambda: min(self._scraped_at()) > moment)
+        scraped_at = max(self._scraped_at())
+        until(lambda: min(self._evaluated_at()) > scraped_at)
+
+    def _scraped_at(self) -> list[float]:
+        return [_seconds(each["lastScrape"]) for each in self.get("targets")["activeTargets"]]
+
+    def _evaluated_at(self) -> list[float]:
+        return [_seconds(each["lastEvaluation"]) for each in self.get("rules")["groups"]]
+
 
 class Watched(NamedTuple):
     prometheus: Prometheus
@@ -113,6 +126,11 @@ def watching(binary: Path, replicas: dict[str, str], folder: Path) -> Iterator[P
             process.wait()
 
 
+def _seconds(moment: str) -> float:
+    """Since 1970, of a time as Prometheus writes it."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
 def _is_ready(client: httpx.Client) -> bool:
     with suppress(httpx.TransportError):
         return client.get("/-/ready").is_success
@@ -140,7 +158,7 @@ def watched(binary: Path, bundle: Path, folder: Path, load_s: float) -> Iterator
         targets = {name: service.url.removeprefix("http://") for name, service in replicas.items()}
         prometheus = stack.enter_context(watching(binary, targets, folder))
         Load(list(replicas.values()), redis).run(load_s)
-        time.sleep(3 * SCRAPE_MS / 1000)  # until the end of the load has been scraped and judged
+        prometheus.judge(time.time())
         yield Watched(prometheus, time.time())
 
 
@@ -280,7 +298,7 @@ class Load:
         """For longer than a call may take, and than the follower waits."""
         os.kill(self._redis.pid, signal.SIGSTOP)
         try:
-            time.sleep(5)
+            time.sleep(5)  # how long it stands still
         finally:
             os.kill(self._redis.pid, signal.SIGCONT)
 

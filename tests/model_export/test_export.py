@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,13 @@ from model_export.data.splits import leave_one_out
 from model_export.data.tables import write_dataset
 from model_export.evaluation.evaluate import evaluate_model, table
 from model_export.export import export
-from model_export.local_service import glyphrec_command
 from model_export.pipeline import stages
 from model_export.pipeline.run import Run, silent
 from service.core.bundle import ITEMS, load_bundle
 from service.core.bundle_items import bundle_items
 from service.errors import GlyphrecError
+
+NUM_USERS = 200  # where a test needs no more: evaluating all of them takes most of an export of this size
 
 
 def with_other_last_items(dataset: Dataset, num_changed: int) -> Dataset:
@@ -106,20 +108,23 @@ def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
 
 def test_threads_do_not_change_what_a_seed_gives(tiny_export, tmp_path):
     """Two threads in a process of its own, twice: gradients must add up in the same order."""
-    data = tmp_path / "data"
-    write_dataset(tiny_export.dataset, data)
-    bundles = []
+    data, whole = tmp_path / "data", tiny_export.dataset
+    some_users = zip(whole.user_ids[:NUM_USERS], whole.sequences[:NUM_USERS], strict=True)
+    write_dataset(make_dataset(whole.name, whole.items, list(some_users), {}), data)
+    commands = []
     for attempt in ("first", "second"):
         cache = tmp_path / attempt
         cache.mkdir()
         for reading in tiny_export.cache.glob("reading-*.npz"):
             (cache / reading.name).hardlink_to(reading)
-        command = glyphrec_command("export", "--config", "tiny", "--data", data)
-        command += ["--out", str(tmp_path / f"{attempt}-bundle"), "--cache", str(cache)]
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True)
-        bundles.append(load_bundle(tmp_path / f"{attempt}-bundle").manifest)
-    assert bundles[0].tokenizer_id == bundles[1].tokenizer_id
-    assert bundles[0].recommender_id == bundles[1].recommender_id
+        command = ["export", "--config", "tiny", "--data", str(data), "--cache", str(cache)]
+        commands.append([*command, "--out", str(tmp_path / f"{attempt}-bundle")])
+    script = f"import sys; from service.cli import main; sys.exit(any(main(each) for each in {commands!r}))"
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+    first, second = (load_bundle(tmp_path / f"{attempt}-bundle").manifest for attempt in ("first", "second"))
+    assert first.tokenizer_id == second.tokenizer_id
+    assert first.recommender_id == second.recommender_id
 
 
 def test_the_other_generator_goes_the_same_way(tiny_export, tmp_path):

@@ -16,6 +16,7 @@ from tests.model_export.probe_inputs import one_thread
 from tests.model_export.probes import PROBES, Probe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", PROBES)
 def test_a_stage_gives_what_is_pinned_to_its_version(stage):
     probe = PROBES[stage]

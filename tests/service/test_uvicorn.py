@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.http.connection import BoundedHttp
 from service.server import GracefulServer
-from tests.test_house import PROJECT, ROOT
+from tests.house import PROJECT, ROOT
 
 REMEDY = "uvicorn {version} has no {name}: see the first lines of this file"
 OF_PROTOCOL = {

@@ -5,6 +5,7 @@ trained once, on endless synthetic strips (synthetic.py, pretrain_compact.py), a
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,10 +51,12 @@ class CompactReader(CtcEncoder):
     alphabet = ALPHABET
 
     def body(self) -> onnx.ModelProto:
-        return self._to_onnx(load_weights(weights_file()), ["frames"])
+        result: onnx.ModelProto = onnx.ModelProto.FromString(self._graph(with_letters=False))
+        return result
 
     def classifier(self) -> onnx.ModelProto:
-        return self._to_onnx(_Classifier(load_weights(weights_file())), ["frames", "letters"])
+        result: onnx.ModelProto = onnx.ModelProto.FromString(self._graph(with_letters=True))
+        return result
 
     def fit(self, reading: Reading) -> LetterGrams:
         classifier = load_weights(weights_file()).letters
@@ -76,10 +79,20 @@ class CompactReader(CtcEncoder):
         for frames, letters in run_strips(self.classifier_session, outputs, strips, progress):
             yield frames, np.stack([spikes(row) for row in letters])
 
-    def _to_onnx(self, network: nn.Module, outputs: list[str]) -> onnx.ModelProto:
-        traced = torch.zeros(TRACED_STRIPS, self._render.height_px, self._render.width_px, dtype=torch.uint8)
-        shapes = ({0: torch.export.Dim("strip")},)
-        return to_onnx(network, (traced,), inputs=["strips"], outputs=outputs, dynamic_shapes=shapes)
+    def _graph(self, *, with_letters: bool) -> bytes:
+        return _graph(weights_file(), self._render.height_px, self._render.width_px, with_letters)
+
+
+@lru_cache(maxsize=8)  # an export takes seconds, and a run asks for the same graph many times
+def _graph(weights: Path, height_px: int, width_px: int, with_letters: bool) -> bytes:
+    network = load_weights(weights)
+    read = _Classifier(network) if with_letters else network
+    outputs = ["frames", "letters"] if with_letters else ["frames"]
+    traced = torch.zeros(TRACED_STRIPS, height_px, width_px, dtype=torch.uint8)
+    shapes = ({0: torch.export.Dim("strip")},)
+    graph = to_onnx(read, (traced,), inputs=["strips"], outputs=outputs, dynamic_shapes=shapes)
+    result: bytes = graph.SerializeToString()
+    return result
 
 
 class CompactNet(nn.Module):

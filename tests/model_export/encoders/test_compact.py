@@ -94,6 +94,7 @@ def test_text_that_no_training_saw_is_read(network, size, least):
     assert character_accuracy(batch.texts, read_aloud(network, batch.strips.numpy())) >= least
 
 
+@pytest.mark.slow
 def test_numerals_and_units_are_read_letter_by_letter(encoder):
     read = encoder.transcribe(drawn(LINES, SPEC))
     assert read[:-1] == list(LINES[:-1])
@@ -107,6 +108,7 @@ def test_strips_of_other_heights_are_read(network, height_px, width_px):
     assert character_accuracy(LINES, read_aloud(network, strips)) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [SPEC, RenderSpec(height_px=35, width_px=171)])
 def test_the_graph_is_the_network(body, network, spec):
     run = session(body if spec is SPEC else CompactReader(spec, CONFIG, seed=0).body()).run
@@ -134,6 +136,7 @@ def test_frames_do_not_depend_on_what_is_read_beside(body):
         np.testing.assert_allclose(together[place], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_reads_a_catalog_and_the_whole_tokenizer_is_one_graph(encoder, body, tmp_path):
     texts = [f"{line}; {other}" for line in LINES for other in LINES]
     items = [render_text(text, SPEC).strips for text in texts]

@@ -79,6 +79,7 @@ def random_reading(seed: int, num_items: int = 40, dim: int = 10) -> Reading:
     return Reading(frames, first_frame, rng.normal(size=dim + 1).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_the_recognizer_reads_our_rendering_back(encoder):
     expected = titles(40, seed=1)
     strips = np.concatenate([render_text(text[:45].strip(), SPEC).strips[:1] for text in expected])
@@ -90,6 +91,7 @@ def test_the_recognizer_reads_our_rendering_back(encoder):
     assert right / sum(len(text[:45].strip()) for text in expected) > 0.97
 
 
+@pytest.mark.slow
 def test_the_gate_finds_about_as_many_letters_as_were_drawn(reading, texts):
     num_frames = np.diff(reading.first_frame)
     np.testing.assert_allclose(num_frames, [len(text) for text in texts], rtol=0.2, atol=3)

@@ -142,7 +142,7 @@ FLOORS = {
 @pytest.mark.parametrize("name", ["scientific", "office"])
 def test_baselines_reproduce_the_published_floors(name):
     if not (SHARED / name).is_dir():
-        pytest.skip(f"needs {name} in the neutral form, as ../shared/data/{name} beside the repository")
+        pytest.skip(f"no {name} data. Put what `glyphrec prepare` writes of it in ../shared/data/{name}")
     dataset = read_dataset(str(SHARED / name))
     split = leave_one_out(dataset)
     baselines = [Popularity(), Markov(), Markov(ties="popularity")]

@@ -5,6 +5,8 @@
 
 import os
 
+import pytest
+
 from benchmarks.fuzz import SETTINGS, fuzz
 from model_export.local_service import local_service
 
@@ -12,6 +14,7 @@ CASES = 1_200
 TIMEOUT_S = 500
 
 
+@pytest.mark.slow
 def test_no_made_up_request_gets_an_answer_that_is_not_documented(bundle, redis_url, tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("GLYPHREC_")]:
         monkeypatch.delenv(name)

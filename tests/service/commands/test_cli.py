@@ -3,50 +3,19 @@
 import gzip
 import importlib.metadata
 import json
-import os
 import signal
 import socket
-import subprocess
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
-from model_export.local_service import glyphrec_command
 from service.cli import main
 from service.core.version import service_version
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+from tests.service.processes import command, finished, free_port, wait_until_ready
 
-ROOT = Path(__file__).parents[3]
-READY_TIMEOUT_S = 30
-
-
-def command(*args, **environment):
-    """Run the command in a process without this machine's settings."""
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GLYPHREC_", "REDIS_"))
-    }
-    path = os.pathsep.join([str(ROOT), environment.pop("PYTHONPATH", "")])
-    return subprocess.Popen(
-        glyphrec_command(*args),
-        env=clean | {"PYTHONPATH": path} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finished(*args, **environment):
-    process = command(*args, **environment)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +30,6 @@ def served(bundle, tmp_path_factory):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-
-
-def wait_until_ready(url, process):
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        try:
-            if httpx.get(f"{url}/health/ready").status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    pytest.fail("not ready")
 
 
 def test_a_served_bundle_recommends_and_its_redis_ends_with_it(bundle, tmp_path):

@@ -14,7 +14,10 @@ import pytest
 
 import service
 from model_export.local_service import glyphrec_command
-from tests.service.commands.test_cli import ROOT, command, free_port, wait_until_ready
+from tests.house import ROOT
+from tests.service.processes import command, free_port, wait_until_ready
+
+pytestmark = pytest.mark.slow
 
 SERVICE = Path(service.__file__).parent
 # Every file system becomes read-only, and root loses what makes it root, as in docker-compose.yml.
@@ -76,7 +79,10 @@ def can_confine() -> bool:
     return tried.returncode == 0
 
 
-@pytest.mark.skipif(not can_confine(), reason="mounting read-only needs util-linux and the right to unshare")
+@pytest.mark.skipif(
+    not can_confine(),
+    reason="no unshare(1). Run the tests as root, in a container with --privileged",
+)
 def test_it_serves_from_a_read_only_file_system_without_capabilities(bundle, redis_url, tmp_path):
     home = tmp_path / "home"
     home.mkdir()

@@ -283,6 +283,7 @@ async def holds(redis, num_items):
     return await redis.hlen(RedisKeys.of(CATALOG, TOKENIZER).items) >= num_items
 
 
+@pytest.mark.slow
 async def test_an_import_that_was_killed_is_finished_by_the_next_one(
     bundle, redis, redis_url, tmp_path, capsys
 ):
@@ -328,6 +329,7 @@ async def test_a_redis_that_is_full_for_a_moment_is_waited_for(
     assert await codes_in(redis) == {each.item_id: each.codes for each in MANY}
 
 
+@pytest.mark.slow
 async def test_a_redis_that_stays_full_ends_the_import_and_says_how_far_it_came(
     bundle, redis, redis_url, tmp_path, capsys, monkeypatch
 ):

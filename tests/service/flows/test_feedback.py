@@ -11,10 +11,10 @@ from model_export.local_service import free_port
 from service.flows.served_pages import Attribution, ServedPages
 from service.store.events import Event, EventStore
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
-from tests.service.catalogs import until_true
+from tests.service.catalogs import until, until_true
 from tests.service.redis_nodes import node
 from tests.service.running import is_problem, running, starting, until_ready
-from tests.service.telemetry.test_metrics import by_label, scrape, value
+from tests.service.scraping import by_label, scrape, value
 
 MODEL = "ba9876543210"
 OTHER = "00000000beef"
@@ -137,7 +137,7 @@ async def test_a_page_counts_for_the_model_that_served_it(bundle, redis_url, tmp
 async def test_a_page_that_is_too_old_counts_for_nothing(bundle, redis_url):
     async with running(bundle, redis_url, attribution_s=0.001) as client:
         old, items = await page_of(client)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # ten times what a page counts for
         assert await post(client, ("a", old, items[0])) == (1, 0)
         async with running(bundle, redis_url) as other:  # its page marks the end of what was posted before
             request_id, _ = await page_of(other)
@@ -172,16 +172,14 @@ async def test_without_redis_events_are_refused_and_a_restart_of_it_loses_neithe
         with suppress(RedisError):
             await redis.execute_command("SHUTDOWN")
         follower = app.state.service.model().follower
-        while follower.lost is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: follower.lost is not None)
         body = {"events": [{"event_id": "b", "request_id": request_id, "item_id": items[1]}]}
         refused = await client.post("/events", json=body)
         assert is_problem(refused, 503, "store-unavailable")
         assert int(refused.headers["retry-after"]) > 0
         later, _ = await page_of(client)
         async with node(tmp_path, port):
-            while follower.lost is not None:
-                await asyncio.sleep(0.01)
+            await until(lambda: follower.lost is None)
             assert await post(client, event, ("b", request_id, items[1]), ("c", later, items[0])) == (2, 1)
             await until_attributed(client, 3, 2, 3, 3, 2.5)
 

@@ -13,6 +13,7 @@ from service.http.envelope import Envelope
 from service.http.security import Guard, Scope
 from service.inference.batching import MicroBatcher
 from service.telemetry.metrics import Metrics
+from tests.service.catalogs import until
 
 BODY = b'{"history": []}'
 POST = b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
@@ -65,8 +66,7 @@ async def serving(door: Door, max_connections: int = 100):
         uvicorn.Config(app, port=0, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
     )
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     opened = []
 
@@ -101,8 +101,7 @@ async def occupied(door, connect):
     door.gate.clear()
     reader, writer = await connect()
     writer.write(POST)
-    while not door.num_taken:
-        await asyncio.sleep(0.01)
+    await until(lambda: door.num_taken)
     return reader
 
 
@@ -136,10 +135,7 @@ async def test_many_that_come_at_once_are_taken_up_to_the_room_there_is():
         for _, writer in pairs:
             writer.write(POST)
         refused = [asyncio.create_task(answer(reader)) for reader, _ in pairs]
-        done = 0
-        while done < 17:
-            done = sum(task.done() for task in refused)
-            await asyncio.sleep(0.01)
+        await until(lambda: sum(task.done() for task in refused) >= 17)
         door.gate.set()
         statuses = sorted([(await task)[0] for task in refused])
         assert statuses == [200] * 3 + [429] * 17
@@ -166,9 +162,7 @@ async def test_a_place_comes_back_whatever_became_of_its_request(request_):
             if request_.endswith(BODY):
                 assert (await answer(reader))[0] in {200, 400, 414}
             writer.close()
-            async with asyncio.timeout(10):
-                while door.batcher.reserved_units:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not door.batcher.reserved_units)
 
 
 async def test_a_body_that_does_not_come_keeps_nobody_out():
@@ -177,8 +171,7 @@ async def test_a_body_that_does_not_come_keeps_nobody_out():
         for _ in range(5):
             _, writer = await connect()
             writer.write(POST.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + BODY[:3])
-        while door.num_taken < 5:
-            await asyncio.sleep(0.01)
+        await until(lambda: door.num_taken >= 5)
         reader, writer = await connect()
         writer.write(POST)
         assert (await answer(reader))[0] == 200
@@ -190,8 +183,7 @@ async def test_pipelined_requests_are_answered_in_their_order():
         door.gate.clear()
         reader, writer = await connect()
         writer.write(POST + POST + GET)
-        while not door.num_taken:
-            await asyncio.sleep(0.01)
+        await until(lambda: door.num_taken)
         door.gate.set()
         assert [(await answer(reader))[0] for _ in range(3)] == [200, 200, 200]
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.commands.test_cli import command, free_port, wait_until_ready
+from tests.service.processes import command, free_port, wait_until_ready
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 HEAD_TIMEOUT_S, BODY_TIMEOUT_S = 1.0, 1.0
 PATIENCE_S = 20.0  # of a test with the service, on a busy machine

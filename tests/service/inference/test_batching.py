@@ -7,6 +7,7 @@ import pytest
 
 from service.errors import Overloaded, StoppedServing
 from service.inference.batching import BatchStats, MicroBatcher
+from tests.service.catalogs import until
 
 
 class Device:
@@ -216,6 +217,7 @@ async def test_every_batch_is_reported_with_its_size(make):
     assert [(stats.num_jobs, stats.num_units) for stats in seen] == [(1, 3)]
 
 
+@pytest.mark.alone
 async def test_who_would_wait_longer_than_the_bound_or_the_deadline_is_turned_away_at_once(make, device):
     """The measured time per batch decides; jobs that were accepted before are done."""
     batcher = make(max_queued_units=1_000, max_wait_s=0.5)
@@ -244,9 +246,10 @@ async def test_who_would_wait_longer_than_the_bound_or_the_deadline_is_turned_aw
 async def test_a_job_whose_deadline_passes_while_the_loop_is_busy_is_not_run(make, device):
     batcher = make()
     tasks = await fill(batcher, device, [1])
-    deadline = asyncio.get_running_loop().time() + 0.02
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + 0.02
     late = asyncio.create_task(batcher.submit(2, deadline=deadline))
-    await asyncio.sleep(0.03)
+    await until(lambda: clock() > deadline)
     device.gate.set()
     with pytest.raises(TimeoutError):
         await late

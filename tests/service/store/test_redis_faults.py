@@ -119,6 +119,7 @@ async def served(bundle: Path, folder: Path, *options: str) -> AsyncIterator[Fau
         yield Fault(client, redis, port, app.state.service.readiness.model.follower)
 
 
+@pytest.mark.slow
 async def test_away_reads_go_on_and_writes_are_refused_at_once(bundle: Path, tmp_path: Path) -> None:
     """End it, and start it again at the same address from its own file."""
     async with served(bundle, tmp_path) as fault:
@@ -174,6 +175,7 @@ async def test_a_replica_that_starts_while_redis_takes_no_writes_recommends(
             assert (await client.get("/items/kept")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_loading_is_as_away_and_says_so(bundle: Path, tmp_path: Path) -> None:
     async with served(bundle, tmp_path) as fault:
         await fault.redis.execute_command("DEBUG", "POPULATE", "2000", "filler", "1000")
@@ -197,6 +199,8 @@ async def test_loading_is_as_away_and_says_so(bundle: Path, tmp_path: Path) -> N
             await fault.takes_writes_again()
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 async def test_slow_writes_end_within_the_response_timeout_then_at_once(bundle: Path, tmp_path: Path) -> None:
     async with served(bundle, tmp_path) as fault:
         await fault.redis.execute_command("CLIENT", "PAUSE", "9000", "ALL")
@@ -211,6 +215,7 @@ async def test_slow_writes_end_within_the_response_timeout_then_at_once(bundle: 
         await fault.takes_writes_again()
 
 
+@pytest.mark.alone
 async def test_a_pause_shorter_than_the_timeout_is_only_waited_for(bundle: Path, tmp_path: Path) -> None:
     async with served(bundle, tmp_path) as fault:
         asleep = asyncio.create_task(fault.redis.execute_command("DEBUG", "SLEEP", "1"))
@@ -221,6 +226,7 @@ async def test_a_pause_shorter_than_the_timeout_is_only_waited_for(bundle: Path,
         assert await fault.is_caught_up()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loses_a_change", [False, True])
 async def test_failed_over_replicas_go_on_with_what_the_new_primary_has(
     bundle: Path, tmp_path: Path, loses_a_change: bool

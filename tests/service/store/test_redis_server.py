@@ -13,7 +13,7 @@ from redis import Redis
 from service.errors import GlyphrecError
 from service.store import server as redis_server
 from service.store.server import find_server_binary, redis_url_or_server, start_server
-from tests.test_house import PROJECT
+from tests.house import PROJECT
 
 PARENT = """
 import pathlib, sys

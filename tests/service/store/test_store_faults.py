@@ -32,6 +32,7 @@ from tests.service.catalogs import (
     read_raw,
     record,
     store_on,
+    until,
 )
 
 
@@ -191,9 +192,7 @@ async def test_what_was_acknowledged_outlives_killed_servers(tmp_path: Path) -> 
     writers = [asyncio.create_task(write(writer)) for writer in range(4)]
     for _ in range(3):
         enough = len(acknowledged) + 200
-        async with asyncio.timeout(20):
-            while len(acknowledged) < enough:
-                await asyncio.sleep(0.005)
+        await until(lambda enough=enough: len(acknowledged) >= enough, timeout_s=20)
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
         server = start_server(folder)

@@ -24,6 +24,7 @@ from service.telemetry.metrics import Metrics
 from tests.known_bundle import KNOWN_ITEMS, SPEC
 from tests.service.catalogs import until
 from tests.service.running import is_problem, running, starting, until_ready
+from tests.service.scraping import by_label, read, scrape, value
 
 # A metric's name ends, before _total, with a unit of Prometheus or with the counted things.
 UNITS = ("seconds", "bytes", "ratio")
@@ -32,34 +33,6 @@ COUNTED = (
     *("widenings", "items", "views", "hits", "misses", "evictions", "entries", "version", "in_use", "values"),
     *("calls", "swaps", "events", "attributed", "pages", "rank", "info", "quality", "ready", "behind"),
 )
-
-
-def read(text):
-    """Every sample: (name, labels as sorted pairs) -> value."""
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-async def scrape(client):
-    answer = await client.get("/metrics")
-    assert answer.status_code == 200
-    return read(answer.text)
-
-
-def value(samples, name, **labels):
-    return samples["glyphrec_" + name, tuple(sorted(labels.items()))]
-
-
-def by_label(samples, name, label):
-    """Sums by one label."""
-    found = Counter()
-    for (each, labels), number in samples.items():
-        if each == "glyphrec_" + name:
-            found[dict(labels)[label]] += number
-    return found
 
 
 async def test_after_known_requests_every_metric_has_the_value_it_must_have(bundle, redis_url):
@@ -215,6 +188,7 @@ async def test_what_is_turned_away_is_counted_by_its_reason(bundle, redis_url, t
         assert {reason: count for reason, count in refused.items() if count} == {"took-too-long": 1}
 
 
+@pytest.mark.slow
 async def test_a_catalog_that_cannot_take_in_the_log_shows_how_far_behind_it_is(bundle, redis_url):
     async with (
         running(bundle, redis_url) as writer,
@@ -242,6 +216,7 @@ async def test_a_catalog_that_cannot_take_in_the_log_shows_how_far_behind_it_is(
         assert await lag() == (0, 0)
 
 
+@pytest.mark.alone
 async def test_the_event_loop_tells_how_long_it_was_held_up(bundle, redis_url):
     async with starting(bundle, redis_url) as (app, _):
         registry = app.state.service.metrics.registry
@@ -336,6 +311,7 @@ def test_codes_are_read_from_the_tables_once_for_each_version(monkeypatch):
         assert len(reads) == version
 
 
+@pytest.mark.slow
 def test_two_services_on_one_host_share_nothing_and_no_counter_goes_back(bundle, redis_url, tmp_path):
     with (
         local_service(bundle, redis_url=redis_url, log=tmp_path / "a.log") as busy,
