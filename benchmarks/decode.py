@@ -14,6 +14,7 @@ the GEMM ceiling is float32's.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,8 +173,11 @@ def in_blocks(systems: dict[str, Run], history: Histories, repeats: int, blocks:
     for _ in range(blocks):
         for system, run in systems.items():
             warm_up = 1 if "PyTorch" in system or system == GENERATE else 5
-            block = each_ms(lambda _, run=run: run(history), repeats + warm_up, warm_up=warm_up)  # type: ignore[misc]  # a default is no type
-            took[system].extend(block)
+
+            def once(_: int, run: Run = run) -> None:
+                run(history)
+
+            took[system].extend(each_ms(once, repeats + warm_up, warm_up=warm_up))
     return {system: float(np.median(values)) for system, values in took.items()}
 
 
@@ -194,7 +198,7 @@ def gemm_ceiling(threads: int) -> float:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         feeds = {"a": np.ones((m, k), np.float32)}
-        median_s = median_ms(lambda session=session, feeds=feeds: session.run(None, feeds), 20) / 1_000  # type: ignore[misc]  # as above
+        median_s = median_ms(partial(session.run, None, feeds), 20) / 1_000
         best = max(best, 2e-9 * m * k * n / median_s)
     return best
 
