@@ -51,7 +51,7 @@ BATCHES = (1, 32)
 THREADS = (1, 2)
 BLOCKS = 3
 KINDS: tuple[Kind, ...] = ("tiger", "tree")
-PAGE = 10
+TOP_K = 10
 GENERATE = "transformers generate"
 # By the names of their figures: int8, as the configurations base and tiger-base export it, has none added.
 FIGURES = {
@@ -91,13 +91,13 @@ class Systems:
             found[system] = session.run(some, self.trie.tables, self.shapes.widths)
         with torch.no_grad():
             theirs, _ = generate(self.t5, self.dict_trie, torch.from_numpy(some), BEAMS)
-        if found["tiger float32"].codes[:, :PAGE].tolist() != theirs[:, :PAGE].tolist():
+        if found["tiger float32"].codes[:, :TOP_K].tolist() != theirs[:, :TOP_K].tolist():
             raise AssertionError("tiger's ten best are not those of generate on the same weights")
         print(f"tiger's ten best equal generate's, in order, for {len(some)} histories")
         overlap = {}
         for kind in KINDS:
-            pages = [found[f"{kind} {each}"].codes[:, :PAGE].tolist() for each in ("int8", "float32")]
-            shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / PAGE for a, b in zip(*pages, strict=True)]
+            pages = [found[f"{kind} {each}"].codes[:, :TOP_K].tolist() for each in ("int8", "float32")]
+            shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / TOP_K for a, b in zip(*pages, strict=True)]
             overlap[f"{kind}_top10_overlap"] = float(np.mean(shared))
         return overlap
 
