@@ -53,5 +53,5 @@ def test_a_missing_wheel_is_named_with_its_pip_line(monkeypatch):
 
 def test_other_weights_than_the_published_ones_are_refused(monkeypatch):
     monkeypatch.setattr(minilm, "WEIGHTS_SHA256", "0" * 64)
-    with pytest.raises(GlyphrecError, match="sha256 is 53aa51172d14, all-MiniLM-L6-v2 has 000000000000"):
+    with pytest.raises(GlyphrecError, match="sha256 is 53aa51172d14, but it should be 000000000000"):
         MiniLm().features(["bolt"])
