@@ -113,8 +113,8 @@ def read_in_parts(
 ) -> Reading:
     """Read the items part by part and show the progress. `read` reads one part.
 
-    `strips` has the strips [strip, height, width] of each item. Finished parts are saved in the folder `parts`,
-    if it is given. A part that is already there is loaded and not read again.
+    `strips` has the strips [strip, height, width] of each item. If the folder `parts` is given, finished
+    parts are saved there. A part that is already there is loaded and not read again.
     """
     found = []
     with ProgressBar(

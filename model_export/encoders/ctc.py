@@ -37,7 +37,7 @@ class CtcEncoder(Encoder):
         if render.lines_per_strip > 1:
             raise GlyphrecError(
                 f"{type(self).__name__} reads strips of one line, but the recipe draws "
-                f"{render.lines_per_strip} lines on each. Set lines_per_strip=1 or choose an encoder of pages."
+                f"{render.lines_per_strip} lines on each. Set lines_per_strip=1 or choose another encoder."
             )
         self._render, self._config, self._seed = render, config, seed
 
@@ -103,7 +103,7 @@ class CtcEncoder(Encoder):
     def _spike_frames(
         self, strips: NDArray[np.uint8], gate: NDArray[np.float32], progress: ProgressBar | None
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-        """Yield for a few strips at a time: frames [strip, frame, dim], and True for spikes [strip, frame]."""
+        """Yield a few strips at a time: frames [strip, frame, dim], and True at the spikes [strip, frame]."""
 
 
 def spikes(letters: NDArray[np.int64]) -> NDArray[np.bool_]:

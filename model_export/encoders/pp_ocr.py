@@ -1,7 +1,7 @@
 """The recognizer of PP-OCRv6 (PaddleOCR, Apache-2.0), cut before its CTC classifier, is this encoder's body.
 
-The classifier holds nearly half of all weights (120 x 18,710). A linear gate replaces it. The gate is fitted to
-find the same spikes, and visual words then distinguish the frames.
+The classifier holds nearly half of all weights (120 x 18,710). A linear gate replaces it and is fitted to
+find the same spikes. Visual words then distinguish the frames.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def model_file() -> Path:
 
 
 class PpOcr(CtcEncoder):
-    """Reads strips with PP-OCRv6's recognizer. A frame has 120 dimensions and covers 8 pixels of 48."""
+    """Reads strips with PP-OCRv6's recognizer. A frame has 120 dimensions and covers 8 x 48 pixels."""
 
     def body(self) -> onnx.ModelProto:
         """The recognizer before its classifier: `strips` uint8 -> `frames` [strip, frame, 120]."""
@@ -118,7 +118,7 @@ def _cut(outputs: list[str]) -> onnx.ModelProto:
 def _from_strips(model: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:
     """Put the conversion from `strips` to the recognizer's pixels in front; name the first output `frames`.
 
-    With linear interpolation the recognizer reads as well as with cubic, and it costs less. The width is fixed,
+    Linear interpolation costs less than cubic, and the recognizer reads as well with it. The width is fixed,
     because the squeeze-and-excite blocks average over it: the same letters on a wider strip would give other
     frames.
     """

@@ -23,7 +23,7 @@ def fit_tf_idf(
 ) -> TfIdf:
     """Fit to counts [item, term]. items_with [term] is the number of items that have each term.
 
-    There are max_dim axes, or fewer if there are few items or terms. The axes are whitened. Otherwise the terms
+    There are max_dim axes, or fewer if items or terms are few. The axes are whitened. Otherwise the terms
     that nearly all items share would outweigh the terms that distinguish items.
     """
     num_terms = len(items_with)

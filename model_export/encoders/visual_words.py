@@ -1,8 +1,8 @@
 """Visual words describe an item by its spike frames and keep their local order, which a mean would lose.
 
 Each spike opens a window that holds it and the spikes after it. The nearest of `num_words` centroids is the
-window's word (Sivic and Zisserman, "Video Google", 2003). An item's features are the TF-IDF of its words, reduced
-by an SVD, and the whitened mean and spread of its frames.
+window's word (Sivic and Zisserman, "Video Google", 2003). An item's features are the TF-IDF of its words,
+reduced by an SVD, and the whitened mean and spread of its frames.
 """
 
 import numpy as np
