@@ -158,7 +158,7 @@ def test_pages_of_several_lines_are_refused(kind):
         kind(RenderSpec(height_px=64, lines_per_strip=4), CONFIG, seed=0)
 
 
-def test_missing_weights_are_reported_with_the_command_that_makes_them(monkeypatch, tmp_path):
+def test_the_error_for_missing_weights_has_the_command_that_trains_them(monkeypatch, tmp_path):
     monkeypatch.setattr(compact, "WEIGHTS", tmp_path / "none.npz")
     with pytest.raises(GlyphrecError, match="python -m model_export.encoders.compact.pretrain --out"):
         weights_file()

@@ -291,7 +291,7 @@ def test_mean_pooling_of_known_frames_has_a_known_answer():
     np.testing.assert_allclose(together, expected, atol=1e-6)
 
 
-def test_a_dimension_that_never_varies_and_an_empty_frame_stay_finite():
+def test_features_are_finite_for_a_constant_dimension_and_an_empty_frame():
     frames = np.array([[0, 0, 0], [1, 2, 0], [1, -2, 0]], np.float16)
     reading = Reading(frames, np.arange(4), np.array([0, 0, 0, 1], np.float32))
     features = MeanPooling.fit(reading).pool(reading)
