@@ -1,7 +1,7 @@
-"""The leave-one-out split. A user's last item is the test target, and the item before it the validation
-target.
+"""The leave-one-out split of the users' sequences.
 
-All other items are for training. Nothing that learns may see more than `Split.train`.
+A user's last item is the test target, and the item before it is the validation target. All other items are
+for training. Nothing that learns may see more than `Split.train`.
 """
 
 from dataclasses import dataclass

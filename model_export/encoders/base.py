@@ -76,8 +76,9 @@ class Pooling(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
-        """Pool strips [strip, height, width] uint8 and their frames [strip, frame, dim] -> features
-        [item, feature_dim]. first_strip [item] is the place of each item's first strip.
+        """Pool the frames [strip, frame, dim] of strips [strip, height, width] uint8 -> [item, feature_dim].
+
+        first_strip [item] is the place of each item's first strip among the strips.
         """
 
     @abstractmethod
@@ -99,8 +100,9 @@ class Pooling(nn.Module, ABC):
 
 
 def item_of_strip(strip: Tensor, first_strip: Tensor) -> Tensor:
-    """The item of each strip -> [any]. strip [any] holds places of strips; first_strip [item] is the place of
-    each item's first strip.
+    """The item of each strip -> [any]. strip [any] holds places of strips.
+
+    first_strip [item] is the place of each item's first strip.
     """
     return (strip[:, None] >= first_strip).sum(dim=1) - 1
 
@@ -140,9 +142,9 @@ class Encoder(ABC):
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
         """Read a catalog, given as the strips [strip, height, width] of each item.
 
-        This step is slow and shows its progress.
-        Finished parts stay in the folder `parts`, if it is given, and a call that was interrupted continues
-        from them. The caller must give other inputs another folder, and deletes it.
+        This step is slow and shows its progress. If the folder `parts` is given, finished parts stay there,
+        and the next call continues from them after an interruption. The caller must use another folder for
+        other inputs, and deletes the folder in the end.
         """
 
     @abstractmethod

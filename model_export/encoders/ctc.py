@@ -37,7 +37,8 @@ class CtcEncoder(Encoder):
         if render.lines_per_strip > 1:
             raise GlyphrecError(
                 f"{type(self).__name__} reads strips of one line, but the recipe draws "
-                f"{render.lines_per_strip} lines on each. Set lines_per_strip=1 or choose another encoder."
+                f"{render.lines_per_strip} lines on each. "
+                "Set lines_per_strip=1, or choose an encoder of pages."
             )
         self._render, self._config, self._seed = render, config, seed
 

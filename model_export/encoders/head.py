@@ -71,8 +71,9 @@ def train_head(
 
 
 def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[np.int64]:
-    """Pairs [pair, 2] of different items that are at most `window` places apart in a sequence. A pair that
-    occurs several times is listed as often.
+    """Pairs [pair, 2] of different items that are at most `window` places apart in a sequence.
+
+    A pair that occurs several times is listed several times.
     """
     found: list[NDArray[np.int32]] = []
     for step in range(1, window + 1):

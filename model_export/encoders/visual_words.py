@@ -30,8 +30,9 @@ WINDOWS_PER_WORD = 4  # at least; with fewer, a word would be a single window
 
 
 def inked_frames(strips: Tensor, num_frames: int) -> Tensor:
-    """True for each frame that begins before the end of the text -> [strip, frame] bool. The frames after it
-    show only paper. strips is [strip, height, width].
+    """True for each frame that begins before the end of the text -> [strip, frame] bool.
+
+    strips is [strip, height, width] uint8. Frames after the text show only paper.
     """
     width_px = strips.shape[-1]
     darkest = (PAPER - strips.to(torch.int64)).amax(dim=1)  # [strip, column]

@@ -1,5 +1,4 @@
-"""Clusters of equal size, and a price for each cluster, so that an item's cluster is argmin(distance +
-price).
+"""Clusters of equal size, and a price for each, so that an item's cluster is argmin(distance + price).
 
 The task is to divide n items among k clusters of floor(n / k) or ceil(n / k) items at the least total
 distance. This is a transport problem. The dual variables of its solution are the prices. If each item alone

@@ -2,10 +2,10 @@
 
 *Zero-collision reassignment* gives such items different codes at the least cost. It changes only the last
 code, so an item keeps its prefix. Below one prefix this is an assignment problem of items to codes, and it is
-solved exactly. The fewest items move. Among such solutions, the squared distance between an item's residual
-at the last level and its codeword is least. If n items share a prefix and the last level has only K codes,
-fewer than n, then the items cannot all differ. Each code gets at most ceil(n / K) of them, by the same two
-rules. The report counts such groups, and slots distinguish their items.
+solved exactly. The fewest items move. Among such solutions it chooses the one with the least squared distance
+between the items' residuals at the last level and their codewords. If n items share a prefix and the last
+level has only K codes, fewer than n, then the items cannot all differ. Each code gets at most ceil(n / K) of
+them, by the same two rules. The report counts such groups, and slots distinguish their items.
 
 The other treatments are from papers. *Sinkhorn* repeatedly spreads the items of each shared code over the
 last level (LC-Rec, Zheng et al., 2023). A *suffix* numbers the items of each shared code in an extra level
@@ -95,9 +95,9 @@ def treat_collisions(
     codebooks: Sequence[NDArray[np.float32]],
     item_ids: Sequence[str],
 ) -> Reassigned:
-    """Treat the collisions of codes [item, level]. latents is [item, latent], and each level's codebook is
-    [code, latent].
+    """Treat the collisions of codes [item, level].
 
+    latents is [item, latent], and each level's codebook is [code, latent].
     The order of the item ids decides ties, so the order of the items does not matter. Only a suffix depends
     on it, as slots do.
     """
@@ -157,8 +157,7 @@ def _match(distance: NDArray[np.float64], old: NDArray[np.int64]) -> NDArray[np.
 def _spread_by_sinkhorn(codes: NDArray[np.int64], spec: SidSpec, last: _LastLevel) -> NDArray[np.int64]:
     """Give new last codes to all items that share codes, until none are shared or nothing changes.
 
-    An item that collides again goes one code further in the next round. Otherwise the rounds could repeat
-    forever.
+    An item that collides again goes one code further in the next round. Otherwise the rounds could cycle.
     """
     new_codes = codes.copy()
     for attempt in range(SINKHORN_ROUNDS):
@@ -196,8 +195,9 @@ def _report(
 
 
 def _compare(before: NDArray[np.int64], after: NDArray[np.int64]) -> CollisionReport:
-    """The report of a treatment that moves no item. `before` and `after` [distinct codes] count the items of
-    each of the codes in use.
+    """The report of a treatment that moves no item.
+
+    `before` and `after` [distinct codes] count the items of each of the codes in use.
     """
     return CollisionReport(
         num_items=int(before.sum()),

@@ -113,8 +113,7 @@ def diversity_loss(codebook: Tensor, code: Tensor, mates: Tensor) -> Tensor:
 
 @torch.no_grad()
 def group_mates(codebook: Tensor, num_groups: int, seed: int) -> Tensor:
-    """Group the codewords of codebook [code, latent] -> [code, code], True for two different codes of one
-    group.
+    """True for two different codewords of one group -> [code, code]. codebook is [code, latent].
 
     Groups have nearly equal sizes of at least two, so a small codebook has fewer groups.
     """

@@ -179,8 +179,7 @@ def _train(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     steps = config.num_epochs * -(-len(data) // config.batch_size)
-    # The rate warms up briefly and then falls to almost 0 along a half cosine, so that codes settle at the
-    # end.
+    # The rate warms up briefly, then falls to almost 0 along a half cosine, so that codes settle at the end.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.learning_rate,

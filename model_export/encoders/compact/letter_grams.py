@@ -96,8 +96,9 @@ class LetterGrams(Pooling):
 
 
 def buckets(symbols: Tensor, item: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Hash the run of `length` symbols that starts at each spike -> its bucket [spike], and whether the whole
-    run lies within one item [spike]. symbols and item are [spike].
+    """Hash the run of `length` symbols that starts at each spike. symbols and item are [spike].
+
+    Returns each run's bucket [spike], and whether the whole run lies within one item [spike].
     """
     num_spikes = symbols.shape[0]
     here = torch.arange(num_spikes, device=symbols.device)

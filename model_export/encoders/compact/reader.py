@@ -47,8 +47,9 @@ ALPHABET = ["", *map(chr, range(0x20, 0x7F)), *LATIN, *SYMBOLS, OTHER]
 
 
 class CompactReader(CtcEncoder):
-    """Reads strips with the compact network. Its classifier is small and stays in the graph, so the pooling
-    can use letters.
+    """Reads strips with the compact network.
+
+    The network's classifier is small and stays in the graph, so the pooling can use letters.
     """
 
     alphabet = ALPHABET
@@ -129,11 +130,10 @@ class CompactNet(nn.Module):
 
 
 def _resized(ink: Tensor) -> Tensor:
-    """Resize ink [strip, 1, height, width] to the network's height and a whole number of frames ->
-    [strip, 1, INPUT_HEIGHT_PX, width].
+    """Resize ink [strip, 1, height, width] -> [strip, 1, INPUT_HEIGHT_PX, width].
 
-    A strip that is at least twice as high is first resized to a multiple of the height and then averaged,
-    because interpolation alone would skip pixels.
+    The new width holds a whole number of frames. A strip that is at least twice as high is first
+    resized to a multiple of the height and then averaged, because interpolation alone would skip pixels.
     """
     height_px, width_px = ink.shape[2:]
     num_frames = round(width_px * INPUT_HEIGHT_PX / height_px / PX_PER_FRAME)

@@ -38,7 +38,8 @@ def page_geometry(processor: Any, height: int, width: int) -> Geometry:
         if picture.height > size.height or picture.width > size.width:
             raise GlyphrecError(
                 f"Strips of {height} x {width} pixels become {picture.height} x {picture.width}, which "
-                f"exceeds Donut's page of {size.height} x {size.width}. Choose another recipe (RenderSpec)."
+                f"exceeds Donut's page of {size.height} x {size.width}. "
+                "Choose a recipe (RenderSpec) with proportions closer to the page's."
             )
         picture = picture.pad(size.height, size.width, fill=0.0)
     return picture
