@@ -52,6 +52,7 @@ class CtcEncoder(Encoder):
         """The body with a second output, `letters` [strip, frame] int64, which holds places in `alphabet`."""
 
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
+        """Read a catalog and keep the spikes, see `Encoder.read`."""
         gate = self._gate(strips, parts)
         return read_in_parts(
             strips, ITEMS_PER_PART, parts, lambda items, progress: self.read_items(items, gate, progress)

@@ -64,6 +64,7 @@ class LetterLoss:
     def __init__(
         self, model: RqVae, data: Tensor, collaborative: Tensor, config: LetterConfig, seed: int
     ) -> None:
+        """Take the vectors `data` [item, dim] and the collaborative vectors [item, latent] of all items."""
         self.model, self.config, self.seed = model, config, seed
         self.data = data  # [item, dim]
         self.collaborative = collaborative  # [item, latent]  nan for an item without one

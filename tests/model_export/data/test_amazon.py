@@ -143,7 +143,8 @@ def test_a_core_that_leaves_nothing_is_refused_with_the_remedy(tmp_path):
     reviews = write(tmp_path / "r.json", reviews_2018(BOUGHT))
     metadata = write(tmp_path / "m.json", META_2018)
     with pytest.raises(
-        DataError, match=r"r\.json: none of the 8 reviews of described products is in the 5-core\. Ask"
+        DataError,
+        match=r"r\.json: none of the 8 reviews of described products is in the 5-core\. Ask for a smaller",
     ):
         read_dataset(f"amazon:{reviews},{metadata}")
 

@@ -147,7 +147,8 @@ def test_an_error_names_a_missing_folder_or_file_and_the_remedy(tmp_path):
 def test_a_folder_with_both_a_plain_and_a_gzipped_file_is_refused(tmp_path):
     folder = folder_of(tmp_path)
     (folder / "items.jsonl.gz").write_bytes(gzip.compress(b""))
-    assert "items.jsonl: there is also items.jsonl.gz in the folder. Keep only one" in message_of(folder)
+    message = message_of(folder)
+    assert "items.jsonl: there is also items.jsonl.gz in the folder. Keep only one of the two." in message
     with pytest.raises(DataError, match="would make the folder ambiguous"):
         write_dataset(read_dataset(str(folder_of_name(tmp_path, "other"))), folder)
 
