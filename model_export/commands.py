@@ -56,7 +56,8 @@ def add_export(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--config",
         default="base",
-        help="tiny, demo, base (default), pp-ocr-base or tiger-base",
+        help="tiny, demo, base (default), tiger-base or pp-ocr-base; with a checkpoint of the model hub "
+        "donut-base, trocr-base or deepseek-ocr-2-base",
     )
     parser.add_argument("--seed", type=int, default=None, help="other than the configuration's own, 0")
     parser.add_argument(

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
-PAGE = 10
+TOP_K = 10
 NO_USERS = np.zeros(0, dtype=np.uint8)
 NAME = re.compile(r"[\w@.+=-]+")
 
-Ranks = NDArray[np.uint8]  # [user] place of the target among the first PAGE, from 0; PAGE where it is not
+Ranks = NDArray[np.uint8]  # [user] place of the target among the first TOP_K, from 0; TOP_K where it is not
 
 
 class DamagedCell(GlyphrecError):
@@ -63,8 +63,8 @@ class CellResult:
             if not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a file: letters, digits and _@.+=- can")
         for ranks in (self.ranks_excluded, self.ranks_included, self.code_ranks):
-            if ranks is not None and (ranks.dtype != np.uint8 or ranks.ndim != 1 or (ranks > PAGE).any()):
-                raise ValueError(f"ranks are uint8 [user] up to {PAGE}, got {ranks.dtype} {ranks.shape}")
+            if ranks is not None and (ranks.dtype != np.uint8 or ranks.ndim != 1 or (ranks > TOP_K).any()):
+                raise ValueError(f"ranks are uint8 [user] up to {TOP_K}, got {ranks.dtype} {ranks.shape}")
         if len(self.ranks_excluded) != len(self.ranks_included):
             raise ValueError(f"{len(self.ranks_excluded)} users beside {len(self.ranks_included)}")
 
