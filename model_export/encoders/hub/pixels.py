@@ -109,7 +109,7 @@ class Pixels(nn.Module):
     shift: Tensor  # [3, 1, 1]
 
     def __init__(self, geometry: Geometry, processor: Any) -> None:
-        """`processor` is the checkpoint's image processor. Its scale, mean and deviation normalize the pictures."""
+        """`processor` is the image processor. Its scale, mean and deviation normalize the pictures."""
         super().__init__()
         self.register_buffer("rows", torch.from_numpy(np.ascontiguousarray(geometry.rows.T)))
         self.register_buffer("columns", torch.from_numpy(np.ascontiguousarray(geometry.columns)))
