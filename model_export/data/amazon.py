@@ -1,9 +1,9 @@
-"""Raw Amazon reviews and product metadata (McAuley Lab), JSON lines in the layout of 2018 or of 2023.
+"""Amazon reviews and product metadata (McAuley Lab): raw JSON lines in the layout of 2018 or of 2023.
 
-A review counts as a purchase. Reviews of products without metadata or without text are left out; of
-several reviews of one product by one user the first counts; then users and products with fewer than
-`core` reviews go, again and again until none has fewer. Times of 2018 are days: see events.py for what
-happens to ties.
+A review counts as a purchase. Reviews of products without metadata or without text are left out. If a user
+reviews a product several times, only the first review counts. Then users and products with fewer than `core`
+reviews are removed, repeatedly, until none has fewer. The times of 2018 are days, so there are ties.
+events.py explains how ties are ordered.
 """
 
 import html
@@ -25,18 +25,22 @@ from service.core.render import item_text
 
 DEFAULT_CORE = 5
 TAG = re.compile(r"<[^<>]*>")
-SCRIPT = "getTime"  # some fields of 2018 hold the page's script instead of text
+SCRIPT = "getTime"  # some fields of 2018 hold a script from the page instead of text
 
 
 class Reviews(NamedTuple):
+    """The field names of a review."""
+
     item: str
     user: str
     time: str
 
 
 class Meta(NamedTuple):
+    """The field names of a product's metadata."""
+
     item: str
-    text: dict[str, str]  # our name -> theirs
+    text: dict[str, str]  # our name of a field -> the file's name
 
 
 REVIEW_LAYOUTS = {
@@ -51,7 +55,10 @@ SAME_IN_BOTH = {"title": "title", "description": "description", "price": "price"
 
 
 def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Dataset:
-    """Read a file of reviews and one of metadata, each .json or .jsonl, gzipped or not, of either layout."""
+    """Read a file of reviews and a file of metadata in either layout. Both may be gzipped.
+
+    Raises DataError if a file is not readable or not in a known layout, or if no review remains.
+    """
     left_out: Counter[str] = Counter()
     user_of: dict[str, int] = {}
     item_of: dict[str, int] = {}
@@ -81,7 +88,7 @@ def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Data
     kept = Events(user_index, item_index, events.time)
     if not len(kept):
         raise DataError(
-            f"{reviews}: none of {num_reviews:,} described reviews is in the {core}-core. "
+            f"{reviews}: none of the {num_reviews:,} reviews of described products is in the {core}-core. "
             f"Ask for a smaller core, or check that {metadata} describes the same products."
         )
     return make_dataset(
@@ -93,7 +100,7 @@ def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Data
 
 
 def _describe(metadata: Path, wanted: dict[str, int], left_out: Counter[str]) -> dict[str, Item]:
-    """The wanted products that have text."""
+    """The products of `wanted` that have text, by id."""
     described: dict[str, Item] = {}
     for line, names in _with_layout(metadata, META_LAYOUTS):
         item_id = line.text(names.item)
@@ -113,7 +120,7 @@ def _describe(metadata: Path, wanted: dict[str, int], left_out: Counter[str]) ->
 
 
 def _with_layout(path: Path, layouts: dict[int, Any]) -> Iterator[tuple[Line, Any]]:
-    """Each line with the names of its file's layout, which the first line tells."""
+    """Yield each line with the field names of its file's layout. The first line decides the layout."""
     names = None
     for line in read_lines(path):
         if names is None:
@@ -121,11 +128,12 @@ def _with_layout(path: Path, layouts: dict[int, Any]) -> Iterator[tuple[Line, An
         if names is None:
             known = " or ".join(f"{'+'.join(_ids(found))} ({year})" for year, found in layouts.items())
             raise line.wrong(
-                f"neither layout fits: it has {shown(list(line.record))}, not {known}. Give the raw file."
+                f"has fields of no known layout: {shown(list(line.record))} instead of {known}. "
+                "Give the raw file."
             )
         yield line, names
     if names is None:
-        raise DataError(f"{path}: is empty. Give the raw file.")
+        raise DataError(f"{path}: the file is empty. Give the raw file.")
 
 
 def _ids(names: Reviews | Meta) -> tuple[str, ...]:
@@ -144,7 +152,7 @@ def _whole_number(line: Line, field: str) -> int:
 
 
 def _words(value: Any) -> Any:
-    """Text without markup; lists keep their parts. Nothing for what holds none."""
+    """Text without markup. A list keeps its parts. None if there is no text."""
     if isinstance(value, list):
         return [words for part in value if (words := _words(part))] or None
     if isinstance(value, str):

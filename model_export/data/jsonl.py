@@ -1,4 +1,4 @@
-"""JSON lines of data: one object a line, with the fields it needs. Errors name file, line and remedy."""
+"""Read JSON lines: one object on each line. Errors name the file, the line and a remedy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,34 +9,40 @@ from service.core.json_lines import JsonLinesError, read_json_lines, shown
 
 
 class Line(NamedTuple):
+    """One object of a file."""
+
     path: Path
-    number: int  # from 1, as editors count
+    number: int  # counted from 1, as in editors
     record: dict[str, Any]
 
     def wrong(self, problem: str) -> DataError:
+        """The error for a problem in this line. `problem` should end with a remedy."""
         return DataError(f"{self.path}: line {self.number}: {problem}")
 
     def text(self, field: str) -> str:
-        """The non-empty string at `field`."""
+        """The string at `field`. Raises DataError if it is missing, empty or not a string."""
         if field not in self.record:
             raise self.wrong(
-                f"has no {field!r}. Every line needs one; this one has {shown(list(self.record))}."
+                f"has no {field!r}. Every line needs one, but this line has {shown(list(self.record))}."
             )
         value = self.record[field]
         if not isinstance(value, str):
             raise self.wrong(f"{field!r} is {shown(value)}, which is not a string. Write it in quotes.")
         if not value.strip():
-            raise self.wrong(f"{field!r} is empty. Give every line a name of its own.")
+            raise self.wrong(f"{field!r} is empty. Give every line a unique name.")
         return value
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The objects of a file, in order. Blank lines and a byte order mark are passed over."""
+    """Yield the objects of a file in order. Blank lines and a byte order mark are skipped.
+
+    Raises DataError at a line that is not an object.
+    """
     try:
         for number, value in read_json_lines(path):
             line = Line(path, number, value)
             if not isinstance(value, dict):
-                raise line.wrong(f"{shown(value)} is not an object. Write one {{...}} a line.")
+                raise line.wrong(f"{shown(value)} is not an object. Write one {{...}} on each line.")
             yield line
     except JsonLinesError as error:
         where = path if error.number is None else f"{path}: line {error.number}"

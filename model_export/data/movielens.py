@@ -1,8 +1,8 @@
-"""MovieLens-100k as the wheel of RecBole 1.2.1 ships it: two tables, tab-separated, with typed headers.
+"""MovieLens-100k from the wheel of RecBole 1.2.1: two tables, tab-separated, with types in the headers.
 
-Every rating counts as "watched", whatever its stars; a user's sequence is in time order, and films
-rated in the same second are ordered by events.py. The one film without a title (its entry says
-"unkonwn") is left out.
+Every rating counts as "watched", whatever its stars. A user's sequence is in time order, and events.py orders
+the films that were rated in the same second. One film has no title (its entry says "unkonwn") and is left
+out.
 """
 
 from collections import Counter
@@ -18,26 +18,32 @@ from model_export.data.events import Events, histories, in_order
 
 PIP_LINE = "pip install --no-deps recbole==1.2.1"
 FOLDER_IN_WHEEL = Path("dataset_example") / "ml-100k"
-PLACEHOLDERS = {"", "unknown", "unkonwn"}  # the latter is the source's own spelling
+PLACEHOLDERS = {"", "unknown", "unkonwn"}  # "unkonwn" is the source's own spelling
 
 
 class Row(NamedTuple):
+    """One line of a table."""
+
     path: Path
     number: int
     cells: dict[str, str]
 
     def whole_number(self, field: str) -> int:
+        """The cell as an integer, rounded toward 0. Raises DataError if it is not a number."""
         try:
             return int(float(self.cells[field]))
         except (ValueError, OverflowError):
             raise DataError(
                 f"{self.path}: line {self.number}: {field} is {self.cells[field]!r}, not a number. "
-                f"Take the file of the wheel: {PIP_LINE}"
+                f"Use the file from the wheel: {PIP_LINE}"
             ) from None
 
 
 def read_movielens(folder: Path | None = None) -> Dataset:
-    """Read the installed wheel's copy, or a folder with `ml-100k.inter` and `ml-100k.item`."""
+    """Read the copy in the installed wheel, or a folder with `ml-100k.inter` and `ml-100k.item`.
+
+    Raises DataError if a file is missing or broken.
+    """
     folder = folder or _installed()
     left_out: Counter[str] = Counter()
     items: list[Item] = []
@@ -46,7 +52,8 @@ def read_movielens(folder: Path | None = None) -> Dataset:
         item_id, title, year, genres = row.cells.values()
         if item_id in index_of:
             raise DataError(
-                f"{row.path}: line {row.number}: item {item_id!r} comes twice. Take the wheel's: {PIP_LINE}"
+                f"{row.path}: line {row.number}: the item {item_id!r} occurs twice. "
+                f"Use the file from the wheel: {PIP_LINE}"
             )
         has_text = title.strip() not in PLACEHOLDERS
         index_of[item_id] = len(items) if has_text else None
@@ -76,14 +83,14 @@ def read_movielens(folder: Path | None = None) -> Dataset:
 
 
 def _rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    """The named fields of each line; the header says `name:type` for each column."""
-    remedy = f"Take the file of the wheel: {PIP_LINE}"
+    """Yield the named fields of each line. The header has `name:type` for each column."""
+    remedy = f"Use the file from the wheel: {PIP_LINE}"
     try:
         with path.open(encoding="utf-8-sig") as file:
             header = [cell.split(":")[0] for cell in file.readline().rstrip("\n").split("\t")]
             missing = [field for field in fields if field not in header]
             if missing:
-                raise DataError(f"{path}: line 1: names no column {missing[0]!r}. {remedy}")
+                raise DataError(f"{path}: line 1: has no column {missing[0]!r}. {remedy}")
             for number, line in enumerate(file, start=2):
                 cells = line.rstrip("\n").split("\t")
                 if cells == [""]:
@@ -103,7 +110,7 @@ def _rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _installed() -> Path:
-    package = find_spec("recbole")  # found, not imported: only its data is wanted
+    package = find_spec("recbole")  # found but not imported: we need only its data
     if package is None or package.origin is None:
         raise DataError(f"MovieLens-100k comes with RecBole, which is not installed. Run: {PIP_LINE}")
     return Path(package.origin).parent / FOLDER_IN_WHEEL

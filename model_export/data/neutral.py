@@ -1,11 +1,13 @@
-"""The neutral form: a folder with `items.jsonl[.gz]` (item_id, any text or attribute fields) and
-`interactions.jsonl[.gz]` (user_id, items oldest first).
+"""The neutral form: a folder with two files, plain or gzipped.
 
-What is broken stops the reading, with file and line: a missing file, a line that is not a JSON object,
-an id that is missing, not a string or given twice, a list of items that is not one. What is merely
-useless is left out and counted: items without any text, interactions that name them or an unknown item,
-users with fewer than two items left. An item may come again in a user's list; an item that nobody
-bought stays in the catalog.
+    items.jsonl         item_id, and any fields with text or attributes
+    interactions.jsonl  user_id, and items with the oldest first
+
+Broken data stops the reading with an error that names the file and the line. This holds for a missing file, a
+line that is not a JSON object, an id that is missing, repeated or not a string, and items that are not a
+list. Data that cannot be used is left out and counted. These are items without any text, interactions with
+such an item or with an unknown one, and users with fewer than two remaining items. An item may occur several
+times in a user's list. An item that nobody bought stays in the catalog.
 """
 
 import os.path
@@ -26,11 +28,11 @@ UNKNOWN_INTERACTIONS = "interactions with items that are not in the items file"
 
 
 def read_folder(folder: Path) -> Dataset:
-    """Read a folder in the neutral form."""
+    """Read a folder in the neutral form. Raises DataError if it is broken."""
     items_path, interactions_path = _find(folder, ITEMS), _find(folder, INTERACTIONS)
     left_out: Counter[str] = Counter()
     items: list[Item] = []
-    index_of: dict[str, int | None] = {}  # None: known, but without text
+    index_of: dict[str, int | None] = {}  # None for an item without text
     for line in _unique(items_path, "item_id"):
         has_text = bool(item_text(line.record, RenderSpec()))
         index_of[line.record["item_id"]] = len(items) if has_text else None
@@ -46,7 +48,10 @@ def read_folder(folder: Path) -> Dataset:
 
 
 def read_items(folder: Path) -> list[Item]:
-    """Only the items, for a catalog that nobody has bought from yet. Those without text are left out."""
+    """Read only the items. This serves a catalog without any purchases. Items without text are left out.
+
+    Raises DataError if the file is broken.
+    """
     return [
         line.record
         for line in _unique(_find(folder, ITEMS), "item_id")
@@ -55,11 +60,14 @@ def read_items(folder: Path) -> list[Item]:
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write the neutral form, gzipped; the same dataset gives the same bytes."""
+    """Write the neutral form, gzipped. The same dataset gives the same bytes.
+
+    Raises DataError if the folder holds plain files of these names or cannot be written.
+    """
     for name in (ITEMS, INTERACTIONS):
         if (plain := folder / f"{name}.jsonl").exists():
             raise DataError(
-                f"{plain}: exists, and would make the folder ambiguous. Remove it or choose another folder."
+                f"{plain}: exists and would make the folder ambiguous. Remove it or choose another folder."
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +94,11 @@ def _find(folder: Path, name: str) -> Path:
         )
     found = [path for suffix in (".jsonl", ".jsonl.gz") if os.path.isfile(path := folder / (name + suffix))]
     if not found:
-        raise DataError(f"{folder / name}.jsonl: not found, nor {name}.jsonl.gz. Add it to the folder.")
+        raise DataError(
+            f"{folder}: has neither {name}.jsonl nor {name}.jsonl.gz. Add one of them to the folder."
+        )
     if len(found) > 1:
-        raise DataError(f"{found[0]}: {found[1].name} lies beside it. Keep the one that is meant.")
+        raise DataError(f"{found[0]}: there is also {found[1].name} in the folder. Keep only one of the two.")
     return found[0]
 
 
@@ -98,7 +108,7 @@ def _unique(path: Path, field: str) -> Iterator[Line]:
         name = line.text(field)
         if name in line_of:
             raise line.wrong(
-                f"{field} {shown(name)} was given in line {line_of[name]} already. Keep one of the two."
+                f"{field} {shown(name)} is already in line {line_of[name]}. Keep one of the two."
             )
         line_of[name] = line.number
         yield line

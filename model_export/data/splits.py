@@ -1,7 +1,7 @@
-"""Leave one out: a user's last item is the test target, the one before it the validation target, the rest
-trains.
+"""The leave-one-out split of the users' sequences.
 
-Nothing that learns may see more than `Split.train`.
+A user's last item is the test target, and the item before it is the validation target. All other items are
+for training. Nothing that learns may see more than `Split.train`.
 """
 
 from dataclasses import dataclass
@@ -11,32 +11,36 @@ from numpy.typing import NDArray
 
 from model_export.data.dataset import Dataset, ItemSequence
 
-MIN_ITEMS_TO_EVALUATE = 3  # one to train on, two targets
+MIN_ITEMS_TO_EVALUATE = 3  # one item for training and two targets
 
 
 @dataclass(frozen=True)
 class Targets:
+    """Items that a model should predict, each from the user's items before it."""
+
     users: NDArray[np.int64]  # [target] indices into the dataset's users
-    histories: list[ItemSequence]  # [target] everything before the target
-    targets: NDArray[np.int32]  # [target]
+    histories: list[ItemSequence]  # [target] all items before the target
+    targets: NDArray[np.int32]  # [target] item indices
 
     def __len__(self) -> int:
         return len(self.users)
 
     def first(self, count: int) -> "Targets":
-        """The first `count` of them: a smaller evaluation."""
+        """The first `count` targets, for a smaller evaluation."""
         return Targets(self.users[:count], self.histories[:count], self.targets[:count])
 
 
 @dataclass(frozen=True)
 class Split:
-    train: list[ItemSequence]  # one a user
+    """A dataset's sequences in three parts."""
+
+    train: list[ItemSequence]  # one per user
     validation: Targets
     test: Targets
 
 
 def leave_one_out(dataset: Dataset) -> Split:
-    """Users with fewer than three items give all of them to training and are not evaluated."""
+    """Split each user's sequence. Users with fewer than three items are only in the training part."""
     sequences = dataset.sequences
     users = np.array([n for n, s in enumerate(sequences) if len(s) >= MIN_ITEMS_TO_EVALUATE], dtype=np.int64)
     evaluated = set(users.tolist())

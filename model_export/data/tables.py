@@ -1,4 +1,4 @@
-"""Where data comes from: a source's name, or a folder in the neutral form, becomes a Dataset.
+"""Read a dataset from a named source or from a folder in the neutral form (neutral.py). A source is one of:
 
 completejourney[:FOLDER]        movielens-100k[:FOLDER]        amazon:REVIEWS,METADATA[,CORE]        FOLDER
 """
@@ -22,13 +22,13 @@ def _amazon(argument: str) -> Dataset:
         parts.append(str(DEFAULT_CORE))
     if len(parts) != 3 or not all(parts) or not parts[2].isdecimal() or int(parts[2]) < 1:
         raise DataError(
-            f"amazon:{argument}: not understood. Write amazon:REVIEWS,METADATA, or with a core other than "
-            f"{DEFAULT_CORE} amazon:REVIEWS,METADATA,CORE."
+            f"amazon:{argument}: not a valid source. Write amazon:REVIEWS,METADATA. For another core than "
+            f"{DEFAULT_CORE}, write amazon:REVIEWS,METADATA,CORE."
         )
     return read_amazon(Path(parts[0]), Path(parts[1]), int(parts[2]))
 
 
-# Each takes what follows the colon, or nothing.
+# Each reads a source from the text after its colon, which may be empty.
 SOURCES: dict[str, Callable[[str], Dataset]] = {
     "completejourney": lambda folder: read_complete_journey(Path(folder) if folder else None),
     "movielens-100k": lambda folder: read_movielens(Path(folder) if folder else None),
@@ -37,14 +37,14 @@ SOURCES: dict[str, Callable[[str], Dataset]] = {
 
 
 def read_dataset(source: str) -> Dataset:
-    """Read a source; a folder that bears the name of one is reached as ./NAME.
+    """Read a source. Write ./NAME for a folder that has the name of a source.
 
-    Raises DataError with file, line and remedy. `summary()` of the result says what was left out.
+    Raises DataError with the file, the line and a remedy. The result's `summary()` says what was left out.
     """
     name, _, argument = source.partition(":")
     if name in SOURCES:
         return SOURCES[name](argument)
     if not os.path.exists(source):
         known = ", ".join(SOURCES)
-        raise DataError(f"{source}: no such folder, nor a source. Give a folder, or one of {known}.")
+        raise DataError(f"{source}: no such folder or source. Give a folder, or one of {known}.")
     return read_folder(Path(source))

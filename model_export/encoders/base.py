@@ -1,8 +1,8 @@
-"""What the pipeline asks of an encoder. Another one is another file that fills in these two classes.
+"""The interface of an encoder: `Encoder` and `Pooling`. A new encoder is one file with these two classes.
 
     strips --body (frozen, ONNX)--> frames --Pooling (fitted, torch)--> features of items
 
-The body is slow and fixed, so it runs once over a catalog and leaves a Reading; all fitting comes after.
+The body is slow and fixed. It runs once over a catalog and leaves a Reading. All fitting uses the Reading.
 """
 
 from abc import ABC, abstractmethod
@@ -20,32 +20,34 @@ from torch import Tensor, nn
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 
-# Items pooled at once from a Reading: bounds the memory of the largest intermediate.
+# Items of a Reading that are pooled at once. It bounds the memory of the largest intermediate array.
 ITEMS_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read of a catalog: the frames worth keeping, one item after another."""
+    """The frames that an encoder kept of a catalog, one item after another."""
 
     frames: NDArray[np.float16]  # [frame, dim]
     first_frame: NDArray[np.int64]  # [item + 1]; item i holds frames first_frame[i] to first_frame[i + 1]
-    gate: NDArray[np.float32]  # [dim + 1], weights and bias of the choice which frames to keep
+    gate: NDArray[np.float32]  # [dim + 1], weights and bias of the linear rule that keeps a frame
 
     @property
     def num_items(self) -> int:
+        """The number of items, also of those without any frame."""
         return len(self.first_frame) - 1
 
     def of_items(self, start: int, stop: int) -> Self:
-        """The part that holds items `start` to `stop`."""
+        """The Reading of the items `start` to `stop`; `stop` itself is not in it."""
         first = self.first_frame[start : stop + 1]
         return type(self)(self.frames[first[0] : first[-1]], first - first[0], self.gate)
 
     def item_of_frame(self) -> NDArray[np.int64]:
+        """The item of each frame [frame], counted from 0, ascending."""
         return np.repeat(np.arange(self.num_items), np.diff(self.first_frame))  # [frame]
 
     def save(self, path: Path) -> None:
-        """Write to `path` whole or not at all."""
+        """Write a .npz file. An interrupted call leaves no partial file at `path`."""
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
@@ -55,35 +57,40 @@ class Reading:
 
     @classmethod
     def load(cls, path: Path) -> Self:
+        """Read a file that `save` wrote."""
         with np.load(path) as arrays:
             return cls(arrays["frames"], arrays["first_frame"], arrays["gate"])
 
     @classmethod
     def join(cls, parts: Sequence["Reading"]) -> Self:
-        """Readings of consecutive items as one."""
+        """Join Readings of consecutive items into one. All must have the gate of the first."""
         counts = np.concatenate([np.diff(part.first_frame) for part in parts])
         first_frame = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return cls(np.concatenate([part.frames for part in parts]), first_frame, parts[0].gate)
 
 
 class Pooling(nn.Module, ABC):
-    """Frames of a batch of strips -> one feature vector an item. Exported as it is."""
+    """Frames of a batch of strips -> one feature vector for each item. The tokenizer graph contains it."""
 
     feature_dim: int
 
     @abstractmethod
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
-        """strips [strip, height, width] uint8, their frames [strip, frame, dim], and first_strip [item] as in
-        the contract -> features [item, feature_dim].
+        """Pool the frames [strip, frame, dim] of strips [strip, height, width] uint8 -> [item, feature_dim].
+
+        first_strip [item] is the place of each item's first strip among the strips.
         """
 
     @abstractmethod
     def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
-        """Kept frames [frame, dim] of the items `item` [frame], ascending -> features [item, feature_dim]."""
+        """Pool kept frames [frame, dim] -> features [item, feature_dim].
+
+        item [frame] is the item of each frame, ascending.
+        """
 
     @torch.no_grad()
     def pool(self, reading: Reading) -> NDArray[np.float32]:
-        """Features [item, feature_dim] of a whole catalog that was read."""
+        """Pool a whole catalog -> features [item, feature_dim]."""
         rows = []
         for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
             part = reading.of_items(start, min(start + ITEMS_PER_CHUNK, reading.num_items))
@@ -93,7 +100,10 @@ class Pooling(nn.Module, ABC):
 
 
 def item_of_strip(strip: Tensor, first_strip: Tensor) -> Tensor:
-    """Which item each of the strips [any] belongs to, from the first strip of each item [item]: [any]."""
+    """The item of each strip -> [any]. strip [any] holds places of strips.
+
+    first_strip [item] is the place of each item's first strip.
+    """
     return (strip[:, None] >= first_strip).sum(dim=1) - 1
 
 
@@ -103,7 +113,11 @@ def read_in_parts(
     parts: Path | None,
     read: Callable[[Sequence[NDArray[np.uint8]], ProgressBar], Reading],
 ) -> Reading:
-    """Read items part by part, with a progress bar. What lies in the folder `parts` is not read again."""
+    """Read the items part by part and show the progress. `read` reads one part.
+
+    `strips` has the strips [strip, height, width] of each item. If the folder `parts` is given, finished
+    parts are saved there. A part that is already there is loaded and not read again.
+    """
     found = []
     with ProgressBar(
         total=sum(map(len, strips)), desc="Reading items", unit="strip", mininterval=1.0
@@ -122,20 +136,21 @@ def read_in_parts(
 
 
 class Encoder(ABC):
-    """A way to read strips of pixels."""
+    """Reads strips of pixels. A subclass is one model."""
 
     @abstractmethod
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
-        """Read a catalog: strips [strip, height, width] of each item. The slow step; shows its progress.
+        """Read a catalog, given as the strips [strip, height, width] of each item.
 
-        With a folder `parts`, finished pieces stay there and an interrupted call goes on where it stopped.
-        The caller names the folder after its inputs and deletes it.
+        This step is slow and shows its progress. If the folder `parts` is given, finished parts stay there,
+        and the next call continues from them after an interruption. The caller must use another folder for
+        other inputs, and deletes the folder in the end.
         """
 
     @abstractmethod
     def fit(self, reading: Reading) -> Pooling:
-        """Fit the pooling to what was read."""
+        """Fit the pooling to a Reading."""
 
     @abstractmethod
     def body(self) -> onnx.ModelProto:
-        """The frozen part, from `strips` uint8 [strip, height, width] to `frames` [strip, frame, dim]."""
+        """The frozen graph: `strips` [strip, height, width] uint8 -> `frames` [strip, frame, dim] float32."""

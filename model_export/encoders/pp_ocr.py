@@ -1,7 +1,7 @@
-"""PP-OCRv6's recognizer (PaddleOCR, Apache-2.0) as the encoder's body, cut before its CTC classifier.
+"""The recognizer of PP-OCRv6 (PaddleOCR, Apache-2.0), cut before its CTC classifier, is this encoder's body.
 
-That classifier is nearly half of all weights (120 x 18,710). A linear gate, fitted to which frames it finds
-to be spikes, takes its place, and visual words tell the frames apart.
+The classifier holds nearly half of all weights (120 x 18,710). A linear gate replaces it and is fitted to
+find the same spikes. Visual words then distinguish the frames.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 MODEL_FILE = "PP-OCRv6_rec_small.onnx"
 RAPIDOCR = "rapidocr==3.10.0"
 
@@ -40,7 +40,10 @@ IR_VERSION = 10
 
 
 def model_file() -> Path:
-    """The recognizer inside the rapidocr wheel, which is used as a folder of files and never imported."""
+    """The recognizer's file in the rapidocr wheel. We read the wheel's files and never import its code.
+
+    Raises GlyphrecError if the wheel is not installed.
+    """
     spec = find_spec("rapidocr")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "models" / MODEL_FILE
@@ -52,10 +55,14 @@ def model_file() -> Path:
 
 
 class PpOcr(CtcEncoder):
+    """Reads strips with PP-OCRv6's recognizer. A frame has 120 dimensions and covers 8 x 48 pixels."""
+
     def body(self) -> onnx.ModelProto:
+        """The recognizer before its classifier: `strips` uint8 -> `frames` [strip, frame, 120]."""
         return _from_strips(_cut([NECK]), self._render)
 
     def classifier(self) -> onnx.ModelProto:
+        """The whole recognizer: `strips` uint8 -> `frames` [strip, frame, 120], `letters` [strip, frame]."""
         model = _cut([NECK, LOGITS])
         model.graph.node.append(helper.make_node("ArgMax", [LOGITS], ["letters"], axis=2, keepdims=0))
         model.graph.output[1].CopyFrom(
@@ -65,15 +72,16 @@ class PpOcr(CtcEncoder):
 
     @cached_property
     def alphabet(self) -> list[str]:
-        """As the model's file lists it, after the blank; a space is the last."""
+        """The blank, then the characters that the model's file lists, then a space."""
         properties = {entry.key: entry.value for entry in onnx.load(model_file()).metadata_props}
         return ["", *properties["character"].split("\n"), " "]
 
     def fit(self, reading: Reading) -> VisualWords:
+        """Fit visual words to a Reading. Raises GlyphrecError if it holds no letters."""
         return fit_visual_words(reading, self._config, self._seed)
 
     def _gate(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None) -> NDArray[np.float32]:
-        """Weights and bias [dim + 1] that tell a spike by its own frame."""
+        """Fit weights and bias [dim + 1] that recognize a spike from its frame, or load them from `parts`."""
         path = parts / "gate.npy" if parts else None
         if path and path.is_file():
             result: NDArray[np.float32] = np.load(path)
@@ -102,16 +110,17 @@ class PpOcr(CtcEncoder):
 
 
 def _cut(outputs: list[str]) -> onnx.ModelProto:
-    """The recognizer up to `outputs`, brought to OPSET."""
+    """The recognizer up to `outputs`, converted to OPSET."""
     model = Extractor(onnx.load(model_file())).extract_model([PIXELS], outputs)
     return version_converter.convert_version(model, OPSET)
 
 
 def _from_strips(model: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:
-    """Put the way from `strips` to the recognizer's pixels in front, and name its first output `frames`.
+    """Put the conversion from `strips` to the recognizer's pixels in front; name the first output `frames`.
 
-    Linear interpolation reads as well as cubic and is cheaper. The width is fixed, because the squeeze-excite
-    blocks average over it: the same letters on a wider strip would give other frames.
+    Linear interpolation costs less than cubic, and the recognizer reads as well with it. The width is fixed,
+    because the squeeze-and-excite blocks average over it: the same letters on a wider strip would give other
+    frames.
     """
     width_px = round(render.width_px * HEIGHT_PX / render.height_px / PX_PER_FRAME) * PX_PER_FRAME
     scales = [1, 1, HEIGHT_PX / render.height_px, width_px / render.width_px]

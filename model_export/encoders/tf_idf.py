@@ -1,4 +1,4 @@
-"""Counts of what items show (words, letter grams) -> TF-IDF, reduced by an SVD."""
+"""Counts of terms (visual words, letter grams) -> TF-IDF, reduced by an SVD (latent semantic analysis)."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,12 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
 
-MIN_SPREAD = 1e-2  # of the widest axis; whitening a narrower one would blow up rounding
+MIN_SPREAD = 1e-2  # of the widest axis; whitening a narrower axis would amplify rounding errors
 
 
 class TfIdf(NamedTuple):
+    """The fitted transformation of counts [item, term] to features [item, dim]."""
+
     idf: NDArray[np.float32]  # [term]
     basis: NDArray[np.float32]  # [term, dim]
 
@@ -19,10 +21,10 @@ class TfIdf(NamedTuple):
 def fit_tf_idf(
     counts: csr_matrix, items_with: NDArray[np.int64], num_items: int, max_dim: int, seed: int
 ) -> TfIdf:
-    """Fit to counts [item, term] and how many items have each term [term]; few items or terms get fewer axes.
+    """Fit to counts [item, term]. items_with [term] is the number of items that have each term.
 
-    The axes are whitened. Otherwise the terms that nearly all items share would outweigh those that tell them
-    apart.
+    There are max_dim axes, or fewer if items or terms are few. The axes are whitened. Otherwise the terms
+    that nearly all items share would outweigh the terms that distinguish items.
     """
     num_terms = len(items_with)
     idf = (np.log((1 + num_items) / (1 + items_with)) + 1).astype(np.float32)

@@ -1,7 +1,8 @@
-"""Visual words: what an item's spike frames say, without losing the order that a mean over frames loses.
+"""Visual words describe an item by its spike frames and keep their local order, which a mean would lose.
 
-Each spike opens a window over itself and the next ones; the nearest of `num_words` centroids is its word; an
-item is the TF-IDF of its words, reduced by an SVD. Beside it stand whitened mean and spread of its frames.
+Each spike opens a window that holds it and the spikes after it. The nearest of `num_words` centroids is the
+window's word (Sivic and Zisserman, "Video Google", 2003). An item's features are the TF-IDF of its words,
+reduced by an SVD, and the whitened mean and spread of its frames.
 """
 
 import numpy as np
@@ -20,16 +21,19 @@ from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
 PAPER = 255
-INK_CONTRAST = 64  # paler than this is not a letter's edge
+INK_CONTRAST = 64  # levels of 255; a paler pixel does not count as ink
 KMEANS_PASSES = 3
 KMEANS_BATCH = 8192  # windows
 MAX_FIT_WINDOWS = 300_000
-STATS_WEIGHT = 0.5  # beside the words; both are of length 1
-WINDOWS_PER_WORD = 4  # at the least, or a word is a single window
+STATS_WEIGHT = 0.5  # of mean and spread against the words; both vectors have length 1
+WINDOWS_PER_WORD = 4  # at least; with fewer, a word would be a single window
 
 
 def inked_frames(strips: Tensor, num_frames: int) -> Tensor:
-    """Which frames of strips [strip, height, width] are not the paper after the text: [strip, frame] bool."""
+    """True for each frame that begins before the end of the text -> [strip, frame] bool.
+
+    strips is [strip, height, width] uint8. Frames after the text show only paper.
+    """
     width_px = strips.shape[-1]
     darkest = (PAPER - strips.to(torch.int64)).amax(dim=1)  # [strip, column]
     column = torch.arange(1, width_px + 1, device=strips.device)
@@ -39,7 +43,7 @@ def inked_frames(strips: Tensor, num_frames: int) -> Tensor:
 
 
 class VisualWords(Pooling):
-    """The fitted pooling. Dimensions are those of PpOcrConfig."""
+    """The fitted pooling. PpOcrConfig sets its dimensions."""
 
     gate: Tensor  # [dim + 1]
     mean: Tensor  # [dim]
@@ -80,21 +84,23 @@ class VisualWords(Pooling):
         self.feature_dim = word_basis.shape[1] + stats_basis.shape[1]
 
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
+        """Find the spikes with the gate and pool them, see `Pooling.forward`."""
         # Not `frames @ gate`: ONNX Runtime 1.32 folds the body's last transpose into it and gets it wrong.
         is_spike = (frames * self.gate[:-1]).sum(dim=-1) + self.gate[-1] > 0  # [strip, frame]
         is_spike = is_spike & inked_frames(strips, frames.shape[1])
         strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
-        # A Reading stores float16; rounding here as well makes the graph see what the words were fitted to.
+        # A Reading stores float16. With the same rounding here the graph sees the values that were fitted.
         spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
         item = item_of_strip(strip, first_strip)  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
     def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
+        """Features [item, word_dim + stats_dim] of spikes [spike, dim], see `Pooling.features`."""
         words = self._word_features(self.words(frames, item), item, num_items)  # [item, word_dim]
         return torch.cat([words, STATS_WEIGHT * self._stats(frames, item, num_items)], dim=1)
 
     def words(self, frames: Tensor, item: Tensor) -> Tensor:
-        """The word that each spike [spike, dim] opens: [spike]."""
+        """The word of each spike's window -> [spike]. frames is [spike, dim], item is [spike]."""
         projected = (frames - self.mean) @ self.projection  # [spike, projection_dim]
         return nearest(make_windows(projected, item, self.window), self.centroids)
 
@@ -111,7 +117,10 @@ class VisualWords(Pooling):
 
 
 def make_windows(vectors: Tensor, item: Tensor, window: int) -> Tensor:
-    """Each vector beside the next ones of its item: [spike, window * dim]; zeros past its end."""
+    """Each vector with the `window - 1` vectors after it in the same item -> [spike, window * dim].
+
+    vectors is [spike, dim], item is [spike]. Places past the item's end are zeros.
+    """
     num_spikes = vectors.shape[0]
     here = torch.arange(num_spikes, device=vectors.device)
     columns = []
@@ -123,13 +132,16 @@ def make_windows(vectors: Tensor, item: Tensor, window: int) -> Tensor:
 
 
 def nearest(windows: Tensor, centroids: Tensor) -> Tensor:
-    """The centroid nearest to each window [spike, dim]: [spike], the first of equals."""
-    # |w - c|^2 without |w|^2, which is the same for all centroids
+    """The centroid [word, dim] nearest to each window [spike, dim] -> [spike]. Of equals the first wins."""
+    # |w - c|^2 / 2 without |w|^2 / 2, which is the same for all centroids
     return (centroids.square().sum(dim=1) / 2 - windows @ centroids.T).argmin(dim=1)
 
 
 def spike_stats(frames: Tensor, item: Tensor, num_items: int) -> Tensor:
-    """Mean and deviation over each item's frames [spike, dim]: [item, 2 * dim]. Zero means for no frames."""
+    """Mean and standard deviation of each item's frames [spike, dim] -> [item, 2 * dim].
+
+    item [spike] is the item of each frame. An item without frames has the mean 0.
+    """
     zeros = torch.zeros(num_items, frames.shape[1])
     ones = torch.ones_like(item, dtype=torch.float32)
     count = torch.zeros(num_items).index_add(0, item, ones).clamp(min=1)  # [item]
@@ -139,7 +151,10 @@ def spike_stats(frames: Tensor, item: Tensor, num_items: int) -> Tensor:
 
 
 def fit_visual_words(reading: Reading, config: PpOcrConfig, seed: int) -> VisualWords:
-    """Fit every part to a catalog, one after another. A small catalog gets fewer words and dimensions."""
+    """Fit the visual words to a Reading. A small catalog gets fewer words and dimensions.
+
+    Raises GlyphrecError if the Reading has fewer frames than a window.
+    """
     rng = np.random.default_rng(seed)
     kept = np.sort(rng.permutation(reading.num_items)[: config.max_fit_items])
     sample = Reading.join([reading.of_items(item, item + 1) for item in kept])
@@ -178,7 +193,7 @@ def _fit_centroids(
     some = windows[rng.permutation(len(windows))[:MAX_FIT_WINDOWS]]
     num_words = max(1, min(num_words, len(some) // WINDOWS_PER_WORD))
     batch = max(KMEANS_BATCH, 2 * num_words)
-    # From random windows: choosing them far apart (k-means++) takes minutes for thousands of words.
+    # The start is random windows: k-means++ takes minutes for thousands of words.
     kmeans = MiniBatchKMeans(num_words, init=some[:num_words], n_init=1, batch_size=batch, random_state=seed)
     batches = [some[i : i + batch] for _ in range(KMEANS_PASSES) for i in range(0, len(some), batch)]
     for part in ProgressBar(batches, desc="Finding visual words", unit="batch", mininterval=1.0):
@@ -189,7 +204,7 @@ def _fit_centroids(
 
 
 def _fit_tf_idf(word: NDArray[np.int64], sample: Reading, num_words: int, word_dim: int, seed: int) -> TfIdf:
-    """Of the words [spike] of the sample."""
+    """Fit TF-IDF to the words [spike] of the sample."""
     num_items = sample.num_items
     ones = np.ones(len(word), np.float32)
     counts = csr_matrix((ones, (sample.item_of_frame(), word)), shape=(num_items, num_words))

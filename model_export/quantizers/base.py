@@ -1,4 +1,4 @@
-"""What quantizers have in common: the interface, the nearest codeword, the k-means start, the report."""
+"""The common parts of quantizers: the interface, the nearest codeword, the k-means start and the report."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from service.core.sid import SidSpec
 
 KMEANS_ROUNDS = 100
-ENCODE_BATCH = 8192  # items encoded at once while measuring
+ENCODE_BATCH = 8192  # items that are encoded at once for the statistics
 
 
 class ResidualQuantizer(nn.Module, ABC):
-    """A vector becomes a few codes, each for what the codewords before it left over.
+    """Turns a vector into a few codes. Each code describes the residual that the codewords before it leave.
 
-    `encode` is all that the tokenizer graph takes. Nothing in it looks at the other items of a batch, and of
-    equal distances the smallest code wins, so an item posted later gets the codes that the catalog's had.
+    The tokenizer graph uses only `encode`. It never looks at the other items of a batch, and of equal
+    distances the smallest code wins. An item therefore gets the same codes in a catalog and when it is posted
+    later.
     """
 
     spec: SidSpec
@@ -27,15 +28,15 @@ class ResidualQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def latents(self, vectors: Tensor) -> Tensor:
-        """[item, dim] -> [item, latent], the space that the codebooks divide."""
+        """Vectors [item, dim] -> latents [item, latent]. The codebooks divide this space."""
 
     @abstractmethod
     def encode(self, vectors: Tensor) -> Tensor:
-        """[item, dim] -> codes [item, level], int64."""
+        """Vectors [item, dim] -> codes [item, level] int64."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [item, level] -> the vectors [item, dim] that they stand for."""
+        """Codes [item, level] -> the vectors [item, dim] that the codes represent."""
 
     def total(self, codes: Tensor) -> Tensor:
         """Codes [item, level] -> the sum of their codewords [item, latent]."""
@@ -45,24 +46,26 @@ class ResidualQuantizer(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class EpochStats:
-    """What one epoch left behind, measured over all items after it."""
+    """The state after one epoch, measured over all items."""
 
     epoch: int
     loss: float
-    use: tuple[float, ...]  # per level, share of the codes that any item has
-    entropy: tuple[float, ...]  # per level, of the code distribution; 1 is uniform
-    fullest: tuple[float, ...]  # per level, items of the fullest code / items per code; 1 is balanced
-    collision_rate: float  # share of the items whose codes another item has too
-    num_revived: int = 0
+    use: tuple[float, ...]  # per level, the share of codes that at least one item has
+    entropy: tuple[float, ...]  # per level, of the distribution of codes; 1 is uniform
+    fullest: tuple[float, ...]  # per level, items of the fullest code / mean items per code; 1 is balanced
+    collision_rate: float  # the share of items that share all codes with another item
+    num_revived: int = 0  # dead codes that got a new place in this epoch
 
 
 @dataclass(frozen=True)
 class QuantizerReport:
-    history: tuple[EpochStats, ...]  # one an epoch where there are any; the last is the result
+    """The statistics of a training."""
+
+    history: tuple[EpochStats, ...]  # one per epoch, or one in all without epochs; the last is the result
 
 
 def measure(epoch: int, loss: float, codes: Tensor, spec: SidSpec, num_revived: int = 0) -> EpochStats:
-    """Use, entropy, balance and collisions of codes [item, level]."""
+    """Measure use, entropy, balance and collisions of codes [item, level]."""
     use, entropy, fullest = [], [], []
     for level, num_codes in enumerate(spec.levels):
         count = torch.bincount(codes[:, level], minlength=num_codes).double()  # [code]
@@ -79,14 +82,15 @@ def measure(epoch: int, loss: float, codes: Tensor, spec: SidSpec, num_revived: 
 
 @torch.no_grad()
 def encode_all(model: ResidualQuantizer, data: Tensor) -> Tensor:
+    """Vectors [item, dim] of a whole catalog -> codes [item, level], batch by batch."""
     return torch.cat([model.encode(batch) for batch in data.split(ENCODE_BATCH)])  # [item, level]
 
 
 def nearest(residual: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tensor:
-    """Index of the codeword nearest to each residual [item, latent] -> [item]; the first one of equals.
+    """The code of the codeword [code, latent] nearest to each residual [item, latent] -> [item].
 
-    A code's price [code] is added to its squared distance. The residual's own norm is the same for every
-    codeword and left out.
+    Of equal distances the first code wins. A code's price [code] is added to its squared distance. The
+    residual's own norm is left out, because it is the same for every codeword.
     """
     offset = codebook.square().sum(dim=-1)  # [code]
     if price is not None:
@@ -97,7 +101,7 @@ def nearest(residual: Tensor, codebook: Tensor, price: Tensor | None = None) -> 
 def kmeans_centroids(residual: Tensor, num_codes: int, *, seed: int, num_starts: int = 1) -> Tensor:
     """The k-means centroids of residuals [item, latent] -> [code, latent].
 
-    Where there are fewer different items than codes, the codes left over wait near random centroids.
+    If there are fewer different items than codes, the remaining codes get places near random centroids.
     """
     num_distinct = len(torch.unique(residual, dim=0))
     kmeans = KMeans(
@@ -106,7 +110,7 @@ def kmeans_centroids(residual: Tensor, num_codes: int, *, seed: int, num_starts:
         max_iter=KMEANS_ROUNDS,
         random_state=seed,
     )
-    with threadpool_limits(1):  # its threads add up in whatever order they end, and codes would differ
+    with threadpool_limits(1):  # several threads would sum in varying order, and codes would differ
         found = kmeans.fit(residual.numpy())
     centroids = torch.from_numpy(found.cluster_centers_)  # [centroid, latent]
     near = centroids[torch.randint(len(centroids), (num_codes - len(centroids),))]

@@ -1,4 +1,4 @@
-"""The quantizer that a configuration asks for."""
+"""Choose the quantizer of a configuration."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,10 @@ def train_quantizer(
     collaborative: NDArray[np.float32] | None = None,
     progress: bool = True,
 ) -> tuple[ResidualQuantizer, QuantizerReport]:
-    """Fit to vectors [item, dim]; collaborative vectors [item, any] are for LETTER, which needs them."""
+    """Fit the quantizer of `config` to vectors [item, dim].
+
+    Only LETTER uses the collaborative vectors [item, any], and it raises ValueError without them.
+    """
     train = TRAIN[type(config)]
     result: tuple[ResidualQuantizer, QuantizerReport] = train(
         vectors, spec, config, seed=seed, collaborative=collaborative, progress=progress

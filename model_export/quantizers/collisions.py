@@ -1,14 +1,15 @@
-"""What becomes of items that share all codes.
+"""Treatments of collisions: several items share all codes.
 
-*Zero-collision reassignment* gives them codes of their own at the least cost. Only the last code changes, so
-an item stays below its prefix. Below one prefix this is an assignment problem, items to codes, solved
-exactly: first the fewest items moved, then the least squared distance between what an item still needs at the
-last level and the codeword that it gets. Where n items share a prefix and the last level has only K < n codes
-they cannot all differ: there each code takes at most ceil(n / K) of them, under the same two rules. Such
-groups are reported, and slots tell their items apart.
+*Zero-collision reassignment* gives such items different codes at the least cost. It changes only the last
+code, so an item keeps its prefix. Below one prefix this is an assignment problem of items to codes, and it is
+solved exactly. The fewest items move. Among such solutions it chooses the one with the least squared distance
+between the items' residuals at the last level and their codewords. If n items share a prefix and the last
+level has only K codes, fewer than n, then the items cannot all differ. Each code gets at most ceil(n / K) of
+them, by the same two rules. The report counts such groups, and slots distinguish their items.
 
-The others are what papers do: *Sinkhorn* spreads the items of each shared code over the last level again and
-again (LC-Rec), a *suffix* numbers them in one more level (TIGER).
+The other treatments are from papers. *Sinkhorn* repeatedly spreads the items of each shared code over the
+last level (LC-Rec, Zheng et al., 2023). A *suffix* numbers the items of each shared code in an extra level
+(TIGER, Rajput et al., 2023).
 """
 
 from collections import Counter
@@ -23,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from model_export.quantizers.sinkhorn import sinkhorn_assign
 from service.core.sid import SidSpec
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 SINKHORN_ROUNDS = 30
 
 Treatment = Literal["none", "sinkhorn", "zcr", "suffix"]
@@ -31,30 +32,34 @@ Treatment = Literal["none", "sinkhorn", "zcr", "suffix"]
 
 @dataclass(frozen=True)
 class CollisionReport:
-    """What was done. A group is the items below one prefix (all codes but the last) where any two collide."""
+    """The effect of a treatment.
+
+    A prefix is all codes but the last. A group is the items of one prefix, if at least two of them collide.
+    """
 
     num_items: int
     num_groups: int
-    num_reassigned: int  # items with another last code than before
-    num_overfull_groups: int  # of the groups, those with more items than the last level has codes
-    num_overfull_items: int  # items in those
-    max_group_before: int  # most items that share all codes
+    num_reassigned: int  # items that got another last code
+    num_overfull_groups: int  # groups with more items than the last level has codes
+    num_overfull_items: int  # items in these groups
+    max_group_before: int  # the largest number of items that share all codes
     max_group_after: int
-    rate_before: float  # items whose codes another item has too / items
+    rate_before: float  # items that share all codes with another item / items
     rate_after: float
-    missing_rate_before: float  # (items - distinct codes) / items, as some papers count
+    missing_rate_before: float  # (items - distinct codes) / items; some papers report this rate
     missing_rate_after: float
     distance_increase: float  # squared latent distance, summed over all reassigned items
 
     def summary(self) -> str:
-        """In words, for a person."""
+        """The report as a sentence for the terminal."""
         text = (
-            f"{self.rate_before:.1%} of the items shared codes, up to {self.max_group_before} the same; "
-            f"{self.num_reassigned:,} moved to another last code, now {self.rate_after:.1%} share"
+            f"{self.rate_before:.1%} of the items shared their codes, in groups of up to "
+            f"{self.max_group_before}; {self.num_reassigned:,} items got another last code; now "
+            f"{self.rate_after:.1%} share their codes"
         )
         if self.num_overfull_groups:
             text += (
-                f", up to {self.max_group_after} the same; {self.num_overfull_items:,} items lie below "
+                f", in groups of up to {self.max_group_after}; {self.num_overfull_items:,} items are below "
                 f"{self.num_overfull_groups} prefixes that have more items than codes"
             )
         return text
@@ -62,22 +67,24 @@ class CollisionReport:
 
 @dataclass(frozen=True)
 class Reassigned:
-    spec: SidSpec  # of the codes: a suffix is one level more
+    """Codes after a treatment."""
+
+    spec: SidSpec  # of the new codes; a suffix adds a level
     codes: NDArray[np.int64]  # [item, level]
     report: CollisionReport
 
 
 class _LastLevel(NamedTuple):
-    needed: NDArray[np.float64]  # [item, latent]  what the codes before leave over
+    needed: NDArray[np.float64]  # [item, latent]  the residual that the codes before leave
     codebook: NDArray[np.float64]  # [code, latent]
 
     def distances(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Squared distances of items [item] to the codewords [item, code]."""
+        """The squared distances of items [item] to all codewords -> [item, code]."""
         result: NDArray[np.float64] = np.square(self.needed[items, None, :] - self.codebook).sum(axis=-1)
         return result
 
     def error(self, codes: NDArray[np.int64]) -> float:
-        """Squared distances of all items to the codewords of codes [item, level], summed."""
+        """The sum of the squared distances of all items to their codewords. codes is [item, level]."""
         return float(np.square(self.needed - self.codebook[codes[:, -1]]).sum())
 
 
@@ -88,10 +95,11 @@ def treat_collisions(
     codebooks: Sequence[NDArray[np.float32]],
     item_ids: Sequence[str],
 ) -> Reassigned:
-    """Treat the collisions of codes [item, level] of latents [item, latent] with codebooks [code, latent].
+    """Treat the collisions of codes [item, level].
 
-    Ties are settled by the order of the item ids, so items in another order get the same codes. Only a suffix
-    goes by the order of the items, as slots do.
+    latents is [item, latent], and each level's codebook is [code, latent].
+    The order of the item ids decides ties, so the order of the items does not matter. Only a suffix depends
+    on it, as slots do.
     """
     if how == "zcr":
         return reassign_collisions(codes, latents, codebooks, item_ids)
@@ -109,7 +117,7 @@ def reassign_collisions(
     codebooks: Sequence[NDArray[np.float32]],
     item_ids: Sequence[str],
 ) -> Reassigned:
-    """Zero-collision reassignment, as `treat_collisions`."""
+    """Zero-collision reassignment, with the arguments of `treat_collisions`."""
     spec, last = _spec_of(codebooks), _last_level(codes, latents, codebooks)
     by_id = np.array(sorted(range(len(item_ids)), key=item_ids.__getitem__), dtype=np.int64)
     new_codes = codes.copy()
@@ -119,9 +127,9 @@ def reassign_collisions(
 
 
 def assign_slots(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number items that share codes [item, level] 0, 1, 2, … in the order of the catalog -> slots [item].
+    """Number the items that share codes [item, level] from 0, in the order of the catalog -> slots [item].
 
-    The service finds the same slots when it puts the catalog into a new Redis in that order.
+    The service assigns the same slots when it puts the catalog into a new Redis in this order.
     """
     taken: Counter[tuple[int, ...]] = Counter()
     slots = np.zeros(len(codes), dtype=np.int64)
@@ -132,23 +140,24 @@ def assign_slots(codes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _match(distance: NDArray[np.float64], old: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A code for each member, from distance [member, code] and the codes they had [member]: all different, or
-    as evenly spread as the number of codes allows.
+    """A new code for each member -> [member], from distance [member, code] and the old codes [member].
+
+    The new codes are all different, or spread as evenly as the number of codes allows.
     """
     num_members, num_codes = distance.shape
-    # One more move costs more than all distances of the group together can save.
+    # One more move must cost more than all distances of the group could save.
     move = (num_members + 1) * (distance.max() + 1e-6)
     keep = np.arange(num_codes) == old[:, None]  # [member, code]
-    places = -(-num_members // num_codes)  # of each code
+    places = -(-num_members // num_codes)  # for each code
     cost = np.tile(np.where(keep, distance, distance + move), places)  # [member, place * code]
     result: NDArray[np.int64] = linear_sum_assignment(cost)[1] % num_codes
     return result
 
 
 def _spread_by_sinkhorn(codes: NDArray[np.int64], spec: SidSpec, last: _LastLevel) -> NDArray[np.int64]:
-    """New last codes for all items of each shared code, until none is shared or nothing changes.
+    """Give new last codes to all items that share codes, until none are shared or nothing changes.
 
-    An item that comes upon others this way is sent one code further the next time, or they would go round.
+    An item that collides again goes one code further in the next round. Otherwise the rounds could cycle.
     """
     new_codes = codes.copy()
     for attempt in range(SINKHORN_ROUNDS):
@@ -162,7 +171,7 @@ def _spread_by_sinkhorn(codes: NDArray[np.int64], spec: SidSpec, last: _LastLeve
 
 
 def _append_suffix(codes: NDArray[np.int64], spec: SidSpec) -> Reassigned:
-    """Number the items of the same codes, in one more level."""
+    """Number the items of the same codes in an extra level."""
     suffix = assign_slots(codes)  # [item]
     longer = SidSpec(levels=(*spec.levels, max(2, int(suffix.max(initial=0)) + 1)))
     new_codes = np.column_stack([codes, suffix])  # [item, level]
@@ -186,7 +195,10 @@ def _report(
 
 
 def _compare(before: NDArray[np.int64], after: NDArray[np.int64]) -> CollisionReport:
-    """The report of a treatment that moves nothing, from the items of each of the codes in use."""
+    """The report of a treatment that moves no item.
+
+    `before` and `after` [distinct codes] count the items of each of the codes in use.
+    """
     return CollisionReport(
         num_items=int(before.sum()),
         num_groups=0,
@@ -217,7 +229,7 @@ def _last_level(
 
 
 def _groups_of(key: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> list[NDArray[np.int64]]:
-    """The items of each key [item], within a group in `order` [item] or as they come."""
+    """The items of each key [item]. Within a group they are in the order `order` [item], if it is given."""
     order = np.arange(len(key)) if order is None else order
     order = order[np.argsort(key[order], kind="stable")]
     return np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
@@ -226,14 +238,14 @@ def _groups_of(key: NDArray[np.int64], order: NDArray[np.int64] | None = None) -
 def _crowded_groups(
     codes: NDArray[np.int64], spec: SidSpec, order: NDArray[np.int64] | None = None
 ) -> list[NDArray[np.int64]]:
-    """The items below each prefix of all but the last code where any two have the last one in common too."""
+    """The groups: the items of each prefix, if at least two of them also share the last code."""
     full = spec.prefixes_of(codes)[-1]  # [item]
     groups = _groups_of(full // spec.levels[-1], order)
     return [group for group in groups if len(np.unique(full[group])) < len(group)]
 
 
 def _sizes(codes: NDArray[np.int64], spec: SidSpec) -> NDArray[np.int64]:
-    """How many items have each of the codes in use."""
+    """The number of items of each of the codes in use -> [distinct codes]."""
     return np.unique(spec.prefixes_of(codes)[-1], return_counts=True)[1]
 
 

@@ -1,16 +1,16 @@
-"""LETTER: an RQ-VAE that also hears which items are bought alike, and whose codewords keep their distance.
+"""LETTER (Wang et al., 2024): an RQ-VAE that also learns from purchases and spreads its codewords.
 
-Two terms join RQ-VAE's loss. *Alignment*: the sum of an item's codewords should tell its own collaborative
-vector from those of the other items of the batch, by the inner product; through the straight-through sum this
-reaches the encoder and not the codebooks. *Diversity*, at each level: a codeword should have a larger inner
-product with a random codeword of its own group than with any other, which spreads groups apart and items over
-codes.
+Two terms are added to RQ-VAE's loss. *Alignment*: by the inner product, the sum of an item's codewords should
+find the item's own collaborative vector among those of the batch. The gradient passes straight through the
+sum, so it reaches the encoder and not the codebooks. *Diversity*, at each level: a codeword should have a
+larger inner product with a random codeword of its own group than with any other codeword. This moves the
+groups apart and spreads the items over the codes.
 
-What comes out is an RQ-VAE: collaborative vectors shape training alone, so an item that nobody has bought
-gets its codes from its text like any other.
+The result is an RQ-VAE. Only the training uses collaborative vectors, so an item that nobody has bought gets
+its codes from its text, like any other item.
 
-Where we differ from the released code: groups are of equal size (balanced k-means) and made anew every few
-epochs, not every one; collisions are treated afterwards, not during training.
+We differ from the released code in two ways. Groups have equal sizes (balanced k-means), and they are
+computed every few epochs instead of every epoch. Collisions are treated after the training and not during it.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ from model_export.quantizers.base import QuantizerReport, kmeans_centroids
 from model_export.quantizers.rq_vae import RqVae, fit_rq_vae
 from service.core.sid import SidSpec
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 GROUPING_ROUNDS = 20
 
 
@@ -38,15 +38,17 @@ def train_letter(
     collaborative: NDArray[np.float32] | None = None,
     progress: bool = True,
 ) -> tuple[RqVae, QuantizerReport]:
-    """Fit to vectors [item, dim] and collaborative vectors [item, any], learnt from the training part alone.
+    """Fit to vectors [item, dim] and collaborative vectors [item, any].
 
-    A row of nan says that an item was never bought there; alignment leaves it out. Deterministic for a seed
-    on a machine.
+    The collaborative vectors must be learned from the training part alone. An item that was never bought
+    there has a row of nan, and alignment leaves it out. On one machine the result depends only on the inputs
+    and the seed. Raises ValueError unless there is a collaborative vector for each item.
     """
     if collaborative is None or len(collaborative) != len(vectors):
         raise ValueError(
-            f"LETTER needs a collaborative vector for each of the {len(vectors)} items, nan where there is "
-            f"none; got {0 if collaborative is None else len(collaborative)}. Without any, train an RQ-VAE."
+            f"LETTER needs a collaborative vector for each of the {len(vectors)} items, but got "
+            f"{0 if collaborative is None else len(collaborative)}. Give nan for an item without one. "
+            "If there are none at all, train an RQ-VAE."
         )
     wanted = in_latent_dim(torch.as_tensor(collaborative, dtype=torch.float32), config.rq_vae.latent_dim)
 
@@ -57,18 +59,20 @@ def train_letter(
 
 
 class LetterLoss:
-    """The loss of a batch of items."""
+    """The loss of a batch: RQ-VAE's loss, plus alpha times the alignment, plus beta times the diversity."""
 
     def __init__(
         self, model: RqVae, data: Tensor, collaborative: Tensor, config: LetterConfig, seed: int
     ) -> None:
+        """Take the vectors `data` [item, dim] and the collaborative vectors [item, latent] of all items."""
         self.model, self.config, self.seed = model, config, seed
         self.data = data  # [item, dim]
-        self.collaborative = collaborative  # [item, latent]  nan where there is none
-        self.grouped_in = -config.regroup_every_epochs  # epoch
-        self.mates: list[Tensor] = []  # level l: [code, code]  whether two are of one group
+        self.collaborative = collaborative  # [item, latent]  nan for an item without one
+        self.grouped_in = -config.regroup_every_epochs  # the epoch of the current groups
+        self.mates: list[Tensor] = []  # level l: [code, code]  whether two codes are in one group
 
     def __call__(self, items: Tensor, epoch: int) -> Tensor:
+        """The loss of the items [item] of a batch. Regroups the codewords if it is time."""
         if epoch >= self.grouped_in + self.config.regroup_every_epochs:
             self.mates = [
                 group_mates(codebook, self.config.num_groups, self.seed) for codebook in self.model.codebooks
@@ -82,7 +86,10 @@ class LetterLoss:
 
 
 def alignment_loss(total: Tensor, collaborative: Tensor) -> Tensor:
-    """Cross-entropy of finding each item's own collaborative vector by its codewords, both [item, latent]."""
+    """The cross-entropy of finding each item's collaborative vector from the sum of its codewords.
+
+    Both are [item, latent]. Items with nan in their collaborative vector are left out.
+    """
     known = ~collaborative.isnan().any(dim=-1)  # [item]
     if not known.any():
         return total.new_zeros(())
@@ -91,9 +98,10 @@ def alignment_loss(total: Tensor, collaborative: Tensor) -> Tensor:
 
 
 def diversity_loss(codebook: Tensor, code: Tensor, mates: Tensor) -> Tensor:
-    """Cross-entropy of finding a random mate of each item's codeword among all others, by the inner product.
+    """The cross-entropy of finding a random mate of each item's codeword among all other codewords.
 
-    codebook [code, latent], code [item], mates [code, code]; codes without a mate are left out.
+    codebook is [code, latent], code is [item], mates is [code, code]. The inner product decides. Codes
+    without a mate are left out.
     """
     code = code[mates.any(dim=-1)[code]]
     if len(code) == 0:
@@ -106,9 +114,9 @@ def diversity_loss(codebook: Tensor, code: Tensor, mates: Tensor) -> Tensor:
 
 @torch.no_grad()
 def group_mates(codebook: Tensor, num_groups: int, seed: int) -> Tensor:
-    """Whether two codewords of codebook [code, latent] are different and of one group [code, code].
+    """True for two different codewords of one group -> [code, code]. codebook is [code, latent].
 
-    Groups are equally large and of two or more, so small codebooks have fewer of them.
+    Groups have nearly equal sizes of at least two, so a small codebook has fewer groups.
     """
     num_codes = len(codebook)
     if num_codes < 2:
@@ -121,8 +129,10 @@ def group_mates(codebook: Tensor, num_groups: int, seed: int) -> Tensor:
 
 
 def in_latent_dim(collaborative: Tensor, latent_dim: int) -> Tensor:
-    """Vectors [item, any] -> [item, latent]: as they come where they fit, else along their principal axes,
-    and zero beyond the last axis. Rows with a nan become nan throughout.
+    """Vectors [item, any] -> [item, latent].
+
+    Vectors of the right width do not change. Others are projected on their principal axes and, if these are
+    too few, filled with zeros. A row that contains a nan becomes nan everywhere.
     """
     known = ~collaborative.isnan().any(dim=-1)  # [item]
     found = torch.full((len(collaborative), latent_dim), torch.nan)

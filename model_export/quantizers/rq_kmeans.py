@@ -1,10 +1,10 @@
-"""RQ-k-means: the k-means centroids of the vectors, then of what those left over, and so on.
+"""RQ-k-means: k-means on the vectors, then k-means on the residuals, and so on, one level after another.
 
-The latents are the vectors as they come, unit vectors from the head: standardizing each dimension, as RQ-VAE
-has to, would weigh directions anew that the head has weighed by what people buy.
+The latents are the vectors themselves, which are unit vectors from the head. RQ-VAE must standardize each
+dimension. Here this would change the weight of directions that the head has learned from purchases.
 
-Balanced, every code of a level gets the same number of items. The prices that see to it (balanced.py) are
-part of `encode`, so new items are encoded as the catalog was.
+In the balanced form every code of a level gets the same number of items. The prices that balance the codes
+(balanced.py) are part of `encode`, so new items are encoded by the same rule as the catalog.
 """
 
 import numpy as np
@@ -25,11 +25,11 @@ from model_export.quantizers.base import (
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 
 
 class RqKMeans(ResidualQuantizer):
-    """Codebooks and prices; a code's price is added to its squared distance."""
+    """Codebooks and prices. A code's price is added to its squared distance."""
 
     def __init__(self, *, vector_dim: int, spec: SidSpec) -> None:
         super().__init__()
@@ -38,9 +38,11 @@ class RqKMeans(ResidualQuantizer):
         self.prices = nn.ParameterList(nn.Parameter(torch.zeros(k)) for k in spec.levels)  # level l: [code]
 
     def latents(self, vectors: Tensor) -> Tensor:
+        """The vectors [item, dim] themselves."""
         return vectors
 
     def encode(self, vectors: Tensor) -> Tensor:
+        """Vectors [item, dim] -> codes [item, level] int64."""
         residual, codes = self.latents(vectors), []
         for codebook, price in zip(self.codebooks, self.prices, strict=True):
             code = nearest(residual, codebook, price)  # [item]
@@ -49,6 +51,7 @@ class RqKMeans(ResidualQuantizer):
         return torch.stack(codes, dim=-1)
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Codes [item, level] -> the sum of their codewords [item, dim]."""
         return self.total(codes)
 
 
@@ -59,12 +62,15 @@ def train_rq_kmeans(
     config: RqKMeansConfig,
     *,
     seed: int,
-    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers train by one signature
+    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers have this signature
     progress: bool = True,
 ) -> tuple[RqKMeans, QuantizerReport]:
-    """Fit codebooks to vectors [item, dim], level by level. Deterministic for a seed on a machine."""
+    """Fit codebooks to vectors [item, dim], level by level.
+
+    On one machine the result depends only on the inputs and the seed. Raises ValueError without any vectors.
+    """
     if len(vectors) == 0:
-        raise ValueError("there are no vectors to fit RQ-k-means to")
+        raise ValueError("there are no vectors to fit RQ-k-means to. Give at least one item.")
     data = torch.as_tensor(vectors, dtype=torch.float32)  # [item, dim]
     model = RqKMeans(vector_dim=data.shape[1], spec=spec).eval().requires_grad_(False)
     residual = model.latents(data)  # [item, latent]
@@ -83,7 +89,7 @@ def train_rq_kmeans(
 def _fit_level(model: RqKMeans, level: int, residual: Tensor, config: RqKMeansConfig, seed: int) -> None:
     num_codes = model.spec.levels[level]
     centroids = kmeans_centroids(residual, num_codes, seed=seed, num_starts=config.num_starts)
-    # Of fewer different items than codes each has a code of its own, and there is nothing to balance.
+    # If there are no more different items than codes, each has its own code, and there is nothing to balance.
     if config.balanced and len(torch.unique(residual, dim=0)) > num_codes:
         found = balanced_kmeans(
             residual.numpy(), centroids.numpy(), max_rounds=config.balanced_rounds, seed=seed

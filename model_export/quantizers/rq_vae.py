@@ -1,10 +1,10 @@
-"""RQ-VAE: an item's vector becomes a few codes, each refining what the codes before it left over.
+"""RQ-VAE (Lee et al., 2022; TIGER, Rajput et al., 2023): a vector becomes a few codes, from coarse to fine.
 
-Encoder and decoder are mirrored MLPs around a residual quantizer: level l takes the codeword nearest to the
-residual and hands on what is left. Of the two usual ways to train through that choice (a straight-through at
-every level, or detached codewords) this is the second: the residual is taken with the *detached* codeword, so
-that the commitment of every level reaches the encoder, and one straight-through over the whole sum carries
-the decoder's gradient, once.
+Encoder and decoder are mirrored MLPs around a residual quantizer. Each level chooses the codeword nearest to
+the residual and passes on the rest. There are two usual ways to train through this choice: a straight-through
+estimator at every level, or detached codewords. We use the second. The residual subtracts the *detached*
+codeword, so the commitment loss of every level reaches the encoder. One straight-through estimator over the
+whole sum carries the decoder's gradient to the encoder once.
 """
 
 from collections.abc import Callable
@@ -29,31 +29,37 @@ from model_export.quantizers.base import (
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 CLIP_NORM = 1.0
 
-# The loss of a batch of items [item], in an epoch counted from 1.
+# (items [item] of a batch, epoch counted from 1) -> loss
 BatchLoss = Callable[[Tensor, int], Tensor]
 
 
 class Quantized(NamedTuple):
+    """The codes of latents, and the loss of the quantizer."""
+
     codes: Tensor  # [item, level]
     total: Tensor  # [item, latent]  sum of the chosen codewords
-    loss: Tensor  # codebook loss + commitment, mean over levels and dimensions
+    loss: Tensor  # codebook loss + commitment loss, mean over levels, items and dimensions
 
 
 class Autoencoded(NamedTuple):
+    """The codes of vectors, and the whole loss."""
+
     codes: Tensor  # [item, level]
-    total: Tensor  # [item, latent]  sum of the chosen codewords; its gradient goes to the latents instead
-    loss: Tensor  # reconstruction of the standardized vectors + quantization, means over dimensions
+    total: Tensor  # [item, latent]  sum of the chosen codewords; its gradient goes to the latents
+    loss: Tensor  # reconstruction loss of the standardized vectors + loss of the quantizer
 
 
 class RqVae(ResidualQuantizer):
+    """An MLP encoder, one codebook for each level, and an MLP decoder."""
+
     def __init__(self, *, vector_dim: int, spec: SidSpec, config: QuantizerConfig) -> None:
         super().__init__()
         self.spec = spec
         self.commitment = config.commitment
-        # Raw unit vectors differ by little in each dimension and collapse to one code; see `fit_scale`.
+        # Raw unit vectors differ little in each dimension and would collapse to one code; see `fit_scale`.
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(vector_dim))
@@ -66,23 +72,27 @@ class RqVae(ResidualQuantizer):
         )  # level l: [code, latent]
 
     def fit_scale(self, vectors: Tensor) -> None:
-        """Take mean and deviation from training vectors [item, dim]; what is constant is only centered."""
+        """Set mean and deviation from training vectors [item, dim]. Constant dimensions are only centered."""
         std, mean = torch.std_mean(vectors, dim=0, correction=0)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def latents(self, vectors: Tensor) -> Tensor:
+        """Vectors [item, dim] -> the encoder's output [item, latent]."""
         result: Tensor = self.encoder(self.standardize(vectors))
         return result
 
     def encode(self, vectors: Tensor) -> Tensor:
+        """Vectors [item, dim] -> codes [item, level] int64."""
         return self.quantize(self.latents(vectors)).codes
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Codes [item, level] -> the decoder's vectors [item, dim] in the original scale."""
         result: Tensor = self.decoder(self.total(codes)) * self.std + self.mean
         return result
 
     def quantize(self, latents: Tensor) -> Quantized:
+        """Choose a codeword at each level for latents [item, latent]."""
         residual, total = latents, torch.zeros_like(latents)  # [item, latent]
         codes, loss = [], latents.new_zeros(())
         for codebook in self.codebooks:  # [code, latent]
@@ -96,6 +106,7 @@ class RqVae(ResidualQuantizer):
         return Quantized(torch.stack(codes, dim=-1), total, loss / len(self.codebooks))
 
     def autoencode(self, vectors: Tensor) -> Autoencoded:
+        """Encode, quantize and decode vectors [item, dim]. Training minimizes the loss."""
         inputs = self.standardize(vectors)  # [item, dim]
         latents = self.encoder(inputs)  # [item, latent]
         quantized = self.quantize(latents)
@@ -103,6 +114,7 @@ class RqVae(ResidualQuantizer):
         return Autoencoded(quantized.codes, total, F.mse_loss(self.decoder(total), inputs) + quantized.loss)
 
     def standardize(self, vectors: Tensor) -> Tensor:
+        """Scale vectors [item, dim] to mean 0 and standard deviation 1 in each dimension."""
         return (vectors - self.mean) / self.std
 
 
@@ -119,10 +131,13 @@ def train_rq_vae(
     config: QuantizerConfig,
     *,
     seed: int,
-    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers train by one signature
+    collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers have this signature
     progress: bool = True,
 ) -> tuple[RqVae, QuantizerReport]:
-    """Fit an RQ-VAE to vectors [item, dim]. Deterministic for a seed on a machine."""
+    """Fit an RQ-VAE to vectors [item, dim].
+
+    On one machine the result depends only on the inputs and the seed. Raises ValueError without any vectors.
+    """
 
     def loss_of(model: RqVae, data: Tensor) -> BatchLoss:
         return lambda items, _epoch: model.autoencode(data[items]).loss
@@ -140,9 +155,12 @@ def fit_rq_vae(
     name: str,
     progress: bool,
 ) -> tuple[RqVae, QuantizerReport]:
-    """Train an RQ-VAE on the loss that `loss_of` makes of it and the vectors."""
+    """Train an RQ-VAE on vectors [item, dim]. `loss_of` makes the loss from the model and the vectors.
+
+    `name` stands in the progress bar and in messages. Raises ValueError without any vectors.
+    """
     if len(vectors) == 0:
-        raise ValueError(f"there are no vectors to fit {name} to")
+        raise ValueError(f"there are no vectors to fit {name} to. Give at least one item.")
     data = torch.as_tensor(vectors, dtype=torch.float32)  # [item, dim]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -161,7 +179,7 @@ def _train(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     steps = config.num_epochs * -(-len(data) // config.batch_size)
-    # A short warm-up, then down to nothing along a half cosine, so that codes have settled at the end.
+    # The rate warms up briefly, then falls to almost 0 along a half cosine, so that codes settle at the end.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.learning_rate,
@@ -191,7 +209,7 @@ def _train(
         history.append(stats)
         bar.set_postfix_str(
             f"loss {stats.loss:.3f}, codes used {'/'.join(f'{use:.0%}' for use in stats.use)}, "
-            f"colliding {stats.collision_rate:.1%}",
+            f"collisions {stats.collision_rate:.1%}",
             refresh=False,
         )
     return history
@@ -199,7 +217,7 @@ def _train(
 
 @torch.no_grad()
 def _kmeans_init(model: RqVae, data: Tensor, seed: int) -> None:
-    """Start each codebook at the k-means centroids of the residuals that reach its level."""
+    """Set each codebook to the k-means centroids of the residuals at its level."""
     residual = model.latents(data)  # [item, latent]
     for codebook in model.codebooks:
         codebook.copy_(kmeans_centroids(residual, len(codebook), seed=seed))
@@ -208,9 +226,10 @@ def _kmeans_init(model: RqVae, data: Tensor, seed: int) -> None:
 
 @torch.no_grad()
 def _revive_dead_codes(model: RqVae, data: Tensor, optimizer: torch.optim.Optimizer) -> int:
-    """Move every code that no item has to the residual of an item that is badly served at that level.
+    """Move every dead code, which no item has, to the residual of an item with a large error at this level.
 
-    Items are drawn in proportion to their squared error, as k-means++ does, so that wide codes are split.
+    Items are drawn in proportion to their squared error, as in k-means++, so that wide codes are split.
+    Returns the number of moved codes.
     """
     residual, num_revived = model.latents(data), 0  # [item, latent]
     for codebook in model.codebooks:
@@ -222,7 +241,7 @@ def _revive_dead_codes(model: RqVae, data: Tensor, optimizer: torch.optim.Optimi
         if num_dead > 0:
             place = dead.nonzero()[:num_dead, 0]
             codebook[place] = residual[torch.multinomial(error, num_dead)]
-            for moment in ("exp_avg", "exp_avg_sq"):  # the momentum of the code that was
+            for moment in ("exp_avg", "exp_avg_sq"):  # the optimizer's state belongs to the old code
                 optimizer.state[codebook][moment][place] = 0.0
             num_revived += num_dead
             left = residual - codebook[nearest(residual, codebook)]

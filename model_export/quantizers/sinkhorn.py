@@ -1,7 +1,7 @@
-"""Sinkhorn's balancing: spread rows over columns evenly, each row by its distances, softly.
+"""Sinkhorn's algorithm (Cuturi, 2013): spread rows evenly and softly over columns by their distances.
 
-The result is a price for each column: a row goes to the column of the least distance + price. That is all
-that has to be kept; the plan (how much of each row goes to which column) follows from it.
+The result is a price for each column. A row goes to the column with the least distance + price. The prices
+are sufficient: the plan, which says how much of each row goes to each column, follows from them.
 """
 
 import numpy as np
@@ -9,25 +9,29 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-ABOUT_THE_SAME = 0.99  # of a row's largest part
+ABOUT_THE_SAME = 0.99  # of a row's largest share; shares above this count as equal
 
 
 def sinkhorn_prices(distance: Floats, epsilon: float, iterations: int, start: Floats | None = None) -> Floats:
-    """Prices [column] under which each column gets about as much of distance [row, column] as any other.
+    """Prices [column] with which all columns get about the same mass. distance is [row, column].
 
-    The smaller `epsilon`, the closer to whole rows, and the more iterations it takes.
+    A smaller `epsilon` divides the rows less and needs more iterations. The prices begin at `start` [column]
+    or at 0.
     """
     num_rows, num_columns = distance.shape
     price = np.zeros(num_columns, dtype=distance.dtype) if start is None else start.astype(distance.dtype)
     for _ in range(iterations):
         mass = _each_row_once(distance, price, epsilon).sum(axis=0)  # [column]
-        mass = np.maximum(mass, np.finfo(mass.dtype).tiny)  # a column so dear that nothing is left of it
+        mass = np.maximum(mass, np.finfo(mass.dtype).tiny)  # a column so expensive that its mass underflows
         price = price + distance.dtype.type(epsilon) * np.log(mass * num_columns / num_rows)
     return price
 
 
 def sinkhorn_plan(distance: Floats, epsilon: float, iterations: int) -> Floats:
-    """How much of each row goes to each column [row, column], 1 in all: columns get the same, rows nearly."""
+    """The share of the mass that goes from each row to each column -> [row, column].
+
+    The sum is 1. All columns have the same mass, and all rows nearly the same. distance is [row, column].
+    """
     plan = _each_row_once(distance, sinkhorn_prices(distance, epsilon, iterations), epsilon)
     result: Floats = plan / plan.sum(axis=0) / distance.shape[1]
     return result
@@ -36,11 +40,11 @@ def sinkhorn_plan(distance: Floats, epsilon: float, iterations: int) -> Floats:
 def sinkhorn_assign(
     distance: Floats, epsilon: float = 0.003, iterations: int = 50, nth: int = 0
 ) -> NDArray[np.int64]:
-    """The column that gets most of each row of distance [row, column] -> [row].
+    """The column that gets the largest share of each row of distance [row, column] -> [row].
 
-    Distances are brought to about [-1, 1] before, so `epsilon` is relative to their range (LC-Rec). A row
-    that has several columns to itself has the same of each but for rounding: of those it goes to the `nth`
-    nearest, 0 being the nearest.
+    Distances are first scaled to about [-1, 1], so `epsilon` is relative to their range (LC-Rec, Zheng et
+    al., 2023). A row that has several columns to itself has equal shares of them, apart from rounding. It
+    goes to the `nth` nearest of these columns, counted from 0.
     """
     distance = distance.astype(np.float64)
     middle = (distance.max() + distance.min()) / 2
@@ -54,7 +58,7 @@ def sinkhorn_assign(
 
 
 def _each_row_once(distance: Floats, price: Floats, epsilon: float) -> Floats:
-    """A plan [row, column] whose rows sum to 1."""
+    """A plan [row, column] in which each row sums to 1."""
     score = (distance + price) / distance.dtype.type(-epsilon)
     plan = np.exp(score - score.max(axis=1, keepdims=True))
     result: Floats = plan / plan.sum(axis=1, keepdims=True)

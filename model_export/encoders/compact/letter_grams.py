@@ -1,9 +1,9 @@
-"""Letter grams: which short runs of letters an item shows, read from frames that a linear layer can spell.
+"""Letter grams describe an item by the short runs of letters that it shows.
 
-A recognizer's frame is spelled by its own classifier. Of the letters read, capitals, accents and the many
-dashes and quotes are folded together, so that FRZN and frzn are one; every run of three or four is hashed
-into a bucket; an item is the TF-IDF of its buckets, reduced by an SVD. What a recognizer misreads it mostly
-misreads alike.
+The recognizer's own classifier, a linear layer, turns each frame into a letter. Letters that differ only in
+case or accent become one symbol, and so do similar dashes and quotes: FRZN and frzn are equal. Each run of
+three or four symbols is hashed into a bucket. An item's features are the TF-IDF of its buckets, reduced by an
+SVD. Misread letters do little harm, because a recognizer mostly makes the same mistake for the same word.
 """
 
 import unicodedata
@@ -24,14 +24,14 @@ from model_export.encoders.visual_words import inked_frames
 from service.errors import GlyphrecError
 
 LENGTHS = (3, 4)  # of the runs, in letters
-NUM_BUCKETS = 1_048_573  # a prime; enough that hardly any two grams of a catalog share one
-BASE = 257  # more than there are symbols
-MIN_ITEMS = 3  # that show a gram, or it tells nothing about others; fewer in a catalog of few items
+NUM_BUCKETS = 1_048_573  # a prime, and so large that hardly any two grams of a catalog share a bucket
+BASE = 257  # larger than the number of symbols
+MIN_ITEMS = 3  # that must show a gram, or it relates no items; a small catalog needs fewer
 ALIKE = str.maketrans("–—‘’“”•×", "--''\"\"*x")
 
 
 def symbols_of(alphabet: Sequence[str]) -> NDArray[np.int64]:
-    """The symbol of each class [letter]: one for letters that differ in case, accent or typography alone."""
+    """Each class's symbol -> [letter]. Letters that differ only in case, accent or typography share one."""
     folded = [_folded(letter) for letter in alphabet]
     numbers = {letter: number for number, letter in enumerate(dict.fromkeys(folded))}
     return np.array([numbers[letter] for letter in folded], dtype=np.int64)
@@ -43,10 +43,10 @@ def _folded(letter: str) -> str:
 
 
 class LetterGrams(Pooling):
-    """The fitted pooling. Dimensions are those of CompactConfig."""
+    """The fitted pooling. CompactConfig sets its dimensions."""
 
     symbol_of: Tensor  # [letter]
-    row_of: Tensor  # [bucket]  0: not kept
+    row_of: Tensor  # [bucket]  1 + the bucket's gram, or 0 if it is not kept
     idf: Tensor  # [gram]
     basis: Tensor  # [gram, feature]
 
@@ -55,7 +55,7 @@ class LetterGrams(Pooling):
         *,
         classifier: nn.Linear,  # frames [..., dim] -> letters [..., letter]
         symbol_of: NDArray[np.int64],  # [letter]
-        row_of: NDArray[np.int64],  # [bucket]  0: not kept
+        row_of: NDArray[np.int64],  # [bucket]  1 + the bucket's gram, or 0 if it is not kept
         idf: NDArray[np.float32],  # [gram]
         basis: NDArray[np.float32],  # [gram, feature]
     ) -> None:
@@ -68,23 +68,25 @@ class LetterGrams(Pooling):
         self.num_grams, self.feature_dim = basis.shape
 
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
+        """Find the spikes by the letters and pool them, see `Pooling.forward`."""
         letters = self.classifier(frames).argmax(dim=-1)  # [strip, frame]
         before = F.pad(letters, (1, 0), value=BLANK)[:, :-1]
         is_spike = (letters != BLANK) & (letters != before) & inked_frames(strips, frames.shape[1])
         strip, frame = is_spike.nonzero(as_tuple=True)  # [spike] each, in reading order
-        # A Reading stores float16; rounding here as well makes the graph see what the grams were fitted to.
+        # A Reading stores float16. With the same rounding here the graph sees the values that were fitted.
         spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
         item = item_of_strip(strip, first_strip)  # [spike]
         return self.features(spikes, item, first_strip.shape[0])
 
     def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
+        """Features [item, feature] of spikes [spike, dim], see `Pooling.features`."""
         weights = self.counts(frames, item, num_items).log1p() * self.idf  # [item, gram]
         return F.normalize(F.normalize(weights, dim=1) @ self.basis, dim=1)  # [item, feature]
 
     def counts(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
-        """How often each item shows each gram: [item, gram]"""
+        """How often each item shows each gram -> [item, gram]. frames is [spike, dim], item is [spike]."""
         symbols = self.symbol_of[self.classifier(frames).argmax(dim=-1)]  # [spike]
-        num_columns = self.num_grams + 1  # the first is for what is not kept
+        num_columns = self.num_grams + 1  # the first one collects the grams that are not kept
         total = torch.zeros(num_items * num_columns)
         for length in LENGTHS:
             bucket, is_whole = buckets(symbols, item, length)  # [spike] each
@@ -94,7 +96,10 @@ class LetterGrams(Pooling):
 
 
 def buckets(symbols: Tensor, item: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Of the run that each spike [spike] opens, its bucket, and whether it ends within the same item."""
+    """Hash the run of `length` symbols that starts at each spike. symbols and item are [spike].
+
+    Returns each run's bucket [spike], and whether the whole run lies within one item [spike].
+    """
     num_spikes = symbols.shape[0]
     here = torch.arange(num_spikes, device=symbols.device)
     code = torch.full_like(symbols, length)
@@ -109,7 +114,10 @@ def buckets(symbols: Tensor, item: Tensor, length: int) -> tuple[Tensor, Tensor]
 def fit_letter_grams(
     reading: Reading, classifier: nn.Linear, alphabet: Sequence[str], config: CompactConfig, seed: int
 ) -> LetterGrams:
-    """Keep the grams that most items show, and the widest axes of their TF-IDF. Few items get fewer."""
+    """Keep the grams that the most items show, and fit the widest axes of their TF-IDF.
+
+    A small catalog gets fewer of both. Raises GlyphrecError if the Reading holds no frames.
+    """
     if not len(reading.frames):
         raise GlyphrecError("The OCR encoder saw no letters in the items' text. Give the items titles.")
     symbol_of = symbols_of(alphabet)
@@ -127,7 +135,7 @@ def fit_letter_grams(
 
 @torch.no_grad()
 def _sparse_counts(reading: Reading, classifier: nn.Linear, symbol_of: NDArray[np.int64]) -> list[csr_matrix]:
-    """Counts of all buckets, part by part of the catalog: [item, bucket] each"""
+    """Count all buckets, one part of the catalog after another -> a matrix [item, bucket] for each part."""
     found = []
     for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
         part = reading.of_items(start, min(start + ITEMS_PER_CHUNK, reading.num_items))

@@ -1,9 +1,9 @@
-"""Train the compact reader's weights from nothing, on one core.
+"""Train the compact reader from random weights, on one core.
 
     python -m model_export.encoders.compact.pretrain --out FILE.npz --minutes 35
 
-The learning rate follows the time that is given. A checkpoint lies beside the weights, and the same command
-goes on from it. At first the network is told where each letter was drawn, then CTC alone goes on.
+The learning rate follows the given time. A checkpoint lies beside the weights, and the same command continues
+from it. At first the loss also uses the place of each letter. Later it is CTC alone (Graves et al., 2006).
 """
 
 import argparse
@@ -30,8 +30,8 @@ LEARNING_RATE = 2e-3
 WARMUP_STEPS = 200
 WEIGHT_DECAY = 0.02
 CLIP_NORM = 1.0
-EASY_STEPS = 600  # one size, clean, short strips
-PLACES_UNTIL = 0.15  # of the training, the frame of each letter is told, ever less loudly
+EASY_STEPS = 600  # with short, clean strips of one size
+PLACES_UNTIL = 0.15  # of the training; until then the letters' places are in the loss, with a falling weight
 EASY_SHAPE = (64, 64)  # strips, and pixels of width
 SHAPES = ((64, 64), (48, 128), (28, 216))
 SHAPE_SHARES = (0.1, 0.5, 0.4)
@@ -41,7 +41,7 @@ HELD_OUT_WIDTH_PX = 216
 
 @dataclass
 class Progress:
-    """Where a training stands."""
+    """The state of a training run."""
 
     step: int = 0
     elapsed_s: float = 0.0
@@ -57,9 +57,10 @@ def pretrain(
     num_held_out: int = 64,
     num_strips: int | None = None,
 ) -> dict[str, float]:
-    """Train for `minutes` or `max_steps`. Meanwhile `out` holds the best weights so far, at the end the last.
+    """Train until `minutes` have passed or `max_steps` are done.
 
-    Returns the character accuracy at each size in the end, on strips that no training sees.
+    During the training `out` holds the best weights so far. At the end it holds the last weights. Returns the
+    final character accuracy at each size, on strips that are not trained on.
     """
     torch.manual_seed(seed)
     network = CompactNet()
@@ -68,7 +69,7 @@ def pretrain(
     checkpoint = out.with_suffix(".checkpoint")
     progress = _resume(checkpoint, network, optimizer)
     held_out = _held_out(num_held_out)
-    # A stream of its own from each start, so that going on does not repeat what was seen.
+    # Each start has its own random stream, so that a continued training does not see the same strips again.
     source = SyntheticStrips(seed + progress.step)
     plan = Random(seed + progress.step)
     limit_s, before_s = minutes * 60, progress.elapsed_s
@@ -91,12 +92,13 @@ def pretrain(
                 saved = now
                 found = _keep(out, checkpoint, network, optimizer, progress, held_out)
     found = _keep(out, checkpoint, network, optimizer, progress, held_out)
-    save_weights(network, out)  # the learning rate has come to rest, so what is better is so by chance
+    # The learning rate has fallen to almost nothing, so earlier weights are better only by chance.
+    save_weights(network, out)
     return found
 
 
 def _optimizer(network: CompactNet) -> torch.optim.Optimizer:
-    """AdamW that lets gains, offsets and the nearness of frames grow as they must."""
+    """AdamW without weight decay on gains, offsets and the nearness of frames."""
     matrices: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
     for name, value in network.named_parameters():
@@ -116,12 +118,12 @@ def _next_batch(source: SyntheticStrips, plan: Random, step: int, num_strips: in
 def _train_step(
     network: CompactNet, optimizer: torch.optim.Optimizer, batch: SyntheticBatch, step: int, done: float
 ) -> float:
-    """One step; returns the loss a letter."""
+    """Train one step. Returns the loss per letter. `done` is the share of the training that is over."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     for group in optimizer.param_groups:
         group["lr"] = LEARNING_RATE * warm * (0.01 + 0.99 * (1 + cos(pi * min(done, 1.0))) / 2)
     network.train()
-    with torch.autocast("cpu", torch.bfloat16):  # nearly twice as fast where the processor has it
+    with torch.autocast("cpu", torch.bfloat16):  # nearly twice as fast on a processor that supports it
         logits = network.letters(network(batch.strips))  # [strip, frame, letter]
     log_probs = logits.float().log_softmax(dim=2)
     loss = _ctc_loss(log_probs, batch)
@@ -136,7 +138,7 @@ def _train_step(
 
 
 def _ctc_loss(log_probs: Tensor, batch: SyntheticBatch) -> Tensor:
-    """Of each letter. Lines too dense for their frames are left out."""
+    """The CTC loss per letter. Lines with too many letters for their frames count as 0."""
     num_frames = torch.full((len(batch.strips),), log_probs.shape[1])
     summed = F.ctc_loss(
         log_probs.transpose(0, 1),
@@ -177,7 +179,10 @@ def _keep(
     progress: Progress,
     held_out: dict[str, SyntheticBatch],
 ) -> dict[str, float]:
-    """Measure, write the weights if they are the best so far, and the checkpoint whole or not at all."""
+    """Measure, save the weights if they are the best so far, and save the checkpoint.
+
+    Returns the character accuracy at each size.
+    """
     found = _accuracies(network, held_out)
     mean = sum(found.values()) / len(found)
     if mean >= progress.best:
@@ -199,13 +204,14 @@ def _resume(checkpoint: Path, network: CompactNet, optimizer: torch.optim.Optimi
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights, .npz")
-    parser.add_argument("--minutes", type=float, default=35.0, help="of training, all starts together")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file for the weights, .npz")
+    parser.add_argument("--minutes", type=float, default=35.0, help="training time, summed over all starts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, help="end after so many steps at the latest")
+    parser.add_argument("--max-steps", type=int, help="end after this many steps at the latest")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""Our own small OCR encoder: convolutions and attention over strips 16 pixels high, trained for CTC.
+"""Our own small OCR encoder: convolutions and attention over strips 16 pixels high, trained with CTC.
 
-It is a fraction of PP-OCR's size, because it reads what service/core/render.py draws and little else. It was
-trained once, on endless synthetic strips (synthetic.py, pretrain_compact.py), and its weights are beside it.
+It is a fraction of PP-OCR's size, because it needs to read little more than the strips that
+service/core/render.py draws. It was trained once on endless synthetic strips (synthetic.py, pretrain.py). Its
+weights lie beside this file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 WEIGHTS = Path(__file__).parent / "weights" / "compact_reader.npz"
 PRETRAIN = "python -m model_export.encoders.compact.pretrain"
 
@@ -34,37 +35,43 @@ FRAME_DIM = 128
 NUM_BLOCKS = 2
 NUM_HEADS = 4
 FFN_DIM = 256
-MAX_DISTANCE = 32  # frames; attention does not tell apart what lies further away
-TRACED_STRIPS = 3  # the exporter takes 0 and 1 for constants
+MAX_DISTANCE = 32  # frames; attention treats all larger distances alike
+TRACED_STRIPS = 3  # the exporter would treat sizes 0 and 1 as constants
 WHITE = 255.0
 
 OTHER = "\N{REPLACEMENT CHARACTER}"
 SYMBOLS = "–—‘’“”„•…™€′″⅓⅔⅛⅜⅝⅞≤≥≠≈Ωπ√∞←→"
 LATIN = "".join(chr(code) for code in range(0xA1, 0x100) if code != 0xAD)  # without the soft hyphen
-# The letter of each class: the blank first, what is none of the others last.
+# The letter of each class. The first is the blank. The last stands for every other character.
 ALPHABET = ["", *map(chr, range(0x20, 0x7F)), *LATIN, *SYMBOLS, OTHER]
 
 
 class CompactReader(CtcEncoder):
-    """Its classifier is small and stays in the graph, so what it reads is spelled, and pooled as letters."""
+    """Reads strips with the compact network.
+
+    The network's classifier is small and stays in the graph, so the pooling can use letters.
+    """
 
     alphabet = ALPHABET
 
     def body(self) -> onnx.ModelProto:
+        """The network without its classifier: `strips` uint8 -> `frames` [strip, frame, FRAME_DIM]."""
         result: onnx.ModelProto = onnx.ModelProto.FromString(self._graph(with_letters=False))
         return result
 
     def classifier(self) -> onnx.ModelProto:
+        """The network: `strips` uint8 -> `frames` [strip, frame, FRAME_DIM] and `letters` [strip, frame]."""
         result: onnx.ModelProto = onnx.ModelProto.FromString(self._graph(with_letters=True))
         return result
 
     def fit(self, reading: Reading) -> LetterGrams:
+        """Fit letter grams to a Reading. Raises GlyphrecError if it holds no frames."""
         classifier = load_weights(weights_file()).letters
         return fit_letter_grams(reading, classifier, ALPHABET, self._config, self._seed)
 
     def _gate(
         self,
-        strips: Sequence[NDArray[np.uint8]],  # noqa: ARG002  the letters tell, and nothing is fitted
+        strips: Sequence[NDArray[np.uint8]],  # noqa: ARG002  spikes follow from the letters
         parts: Path | None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         return np.zeros(FRAME_DIM + 1, np.float32)
@@ -96,7 +103,10 @@ def _graph(weights: Path, height_px: int, width_px: int, with_letters: bool) -> 
 
 
 class CompactNet(nn.Module):
-    """Strips [strip, height, width] uint8 -> frames [strip, frame, FRAME_DIM], one every 2 of 16 pixels."""
+    """Strips [strip, height, width] uint8 -> frames [strip, frame, FRAME_DIM].
+
+    A strip is resized to a height of 16 pixels, and then there is one frame for every 2 pixels of width.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +122,7 @@ class CompactNet(nn.Module):
         self.letters = nn.Linear(FRAME_DIM, len(ALPHABET))
 
     def forward(self, strips: Tensor) -> Tensor:
+        """Strips [strip, height, width] uint8 -> frames [strip, frame, FRAME_DIM]."""
         ink = 1 - strips.to(torch.float32).unsqueeze(1) / WHITE  # [strip, 1, height, width]
         seen = self.look(_resized(ink)).squeeze(2).transpose(1, 2)  # [strip, frame, dim]
         result: Tensor = self.norm(self.blocks(seen))
@@ -119,9 +130,10 @@ class CompactNet(nn.Module):
 
 
 def _resized(ink: Tensor) -> Tensor:
-    """To the network's height and whole frames, [strip, 1, INPUT_HEIGHT_PX, width].
+    """Resize ink [strip, 1, height, width] -> [strip, 1, INPUT_HEIGHT_PX, width].
 
-    What is twice as high or more is averaged down at the end, as an interpolation would skip pixels.
+    The new width holds a whole number of frames. A strip that is at least twice as high is first
+    resized to a multiple of the height and then averaged, because interpolation alone would skip pixels.
     """
     height_px, width_px = ink.shape[2:]
     num_frames = round(width_px * INPUT_HEIGHT_PX / height_px / PX_PER_FRAME)
@@ -145,14 +157,14 @@ def _convolution(
 
 
 class _Block(nn.Module):
-    """Attention over all frames, then two layers on each."""
+    """Attention over all frames, then two linear layers on each frame (a transformer block)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(FRAME_DIM)
         self.query_key_value = nn.Linear(FRAME_DIM, 3 * FRAME_DIM)
         self.joined = nn.Linear(FRAME_DIM, FRAME_DIM)
-        # Begins as a preference for what is near, of another reach for each head.
+        # At the start each head prefers near frames, with a different reach for each head.
         distance = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1).abs().to(torch.float32)
         reach = torch.tensor([1.0, 2.0, 4.0, 16.0])  # frames
         self.nearness = nn.Parameter(-distance / reach[:, None])  # [head, distance]
@@ -179,7 +191,7 @@ class _Read(NamedTuple):
 
 
 class _Classifier(nn.Module):
-    """The network with what it reads."""
+    """The network with the letters as a second output."""
 
     def __init__(self, network: CompactNet) -> None:
         super().__init__()
@@ -191,7 +203,10 @@ class _Classifier(nn.Module):
 
 
 def save_weights(network: CompactNet, path: Path) -> None:
-    """Write to `path` whole or not at all; matrices in half precision, which changes nothing that is read."""
+    """Write the weights to a .npz file. An interrupted call leaves no partial file at `path`.
+
+    Matrices are stored in half precision, which does not change the letters that are read.
+    """
     arrays = {}
     for name, value in network.state_dict().items():
         is_matrix = value.ndim > 1
@@ -205,7 +220,7 @@ def save_weights(network: CompactNet, path: Path) -> None:
 
 
 def load_weights(path: Path) -> CompactNet:
-    """The network with the weights of `path`, ready to read."""
+    """The network with the weights in `path`, in evaluation mode."""
     network = CompactNet()
     with np.load(path) as arrays:
         network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
@@ -213,7 +228,7 @@ def load_weights(path: Path) -> CompactNet:
 
 
 def weights_file() -> Path:
-    """The weights beside this file, which ship in the package."""
+    """The file of the weights, which is part of the package. Raises GlyphrecError if it is missing."""
     if not WEIGHTS.is_file():
         raise GlyphrecError(
             f"{WEIGHTS}: the compact reader's weights are missing. Train them: {PRETRAIN} --out {WEIGHTS}"

@@ -1,7 +1,7 @@
-"""Endless synthetic strips with their texts, seeded: what the compact reader is trained on.
+"""Endless synthetic strips with their texts, from a seed. The compact reader is trained on them.
 
-Every strip is drawn by service/core/render.py's own face, most of them in the font that is served. Where each
-letter was put is known, so a batch says it frame by frame: that teaches a network sooner than CTC alone.
+service/core/render.py draws every strip, most of them in the font that is served. The place of each letter is
+known, so a batch also has the letter of each frame. A network learns faster from these than from CTC alone.
 """
 
 from pathlib import Path
@@ -37,10 +37,10 @@ OTHER_FONTS = (
 SERVED_SHARE = 0.65
 Size = tuple[int, float]  # height in pixels and squeeze
 SIZES: tuple[Size, ...] = ((16, 0.6), (12, 0.6), (8, 0.6), (24, 1.0))
-SIZE_SHARES = (0.38, 0.16, 0.07, 0.07)  # what is left goes to all the others
+SIZE_SHARES = (0.38, 0.16, 0.07, 0.07)  # the remaining share goes to all other sizes
 HEIGHTS_PX = (8, 10, 12, 14, 16, 18, 20, 24)
 SQUEEZES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-STRIPS_PER_FACE = 8  # drawn one after another by one face, which is then in the processor's cache
+STRIPS_PER_FACE = 8  # drawn in a row by one face, so that the face stays in the processor's cache
 CLEAN_SHARE = 0.55
 
 CLASS_OF = {letter: place for place, letter in enumerate(ALPHABET)}
@@ -48,15 +48,17 @@ OTHER_CLASS = CLASS_OF[OTHER]
 
 
 class SyntheticBatch(NamedTuple):
+    """Strips of one width, with their texts in three forms."""
+
     strips: Tensor  # [strip, INPUT_HEIGHT_PX, width] uint8
     texts: list[str]
-    targets: Tensor  # [strip, letter] classes; blank after the end
+    targets: Tensor  # [strip, letter] classes; blank after the end of the text
     num_letters: Tensor  # [strip]
-    frame_letters: Tensor  # [strip, frame] the class whose middle lies in the frame, or blank
+    frame_letters: Tensor  # [strip, frame] the class of the letter with its middle in the frame, or blank
 
 
 class SyntheticStrips:
-    """Batches one after another; equal seeds give equal ones."""
+    """Draws one batch after another. Equal seeds give equal batches."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
@@ -67,10 +69,10 @@ class SyntheticStrips:
         self._other_fonts = [fonts / f"{name}.ttf" for name in OTHER_FONTS]
 
     def batch(self, num_strips: int, width_px: int, *, size: Size | None = None) -> SyntheticBatch:
-        """Strips of one width. Those of a given size are easy: in the served font, and clean."""
+        """Draw strips of one width. If `size` is given, they are easy: clean and in the served font."""
         strips: list[Tensor] = []
         texts: list[str] = []
-        middles: list[list[float]] = []  # of each letter, in pixels of a strip of the network's height
+        middles: list[list[float]] = []  # of each letter, in pixels at the network's height
         while len(texts) < num_strips:
             height_px, squeeze = size or self._size()
             face = self._face(SERVED_FONT if size else self._font(), height_px, width_px, squeeze)
@@ -111,7 +113,7 @@ class SyntheticStrips:
         return self._faces[key]
 
     def _worn(self, strips: Tensor) -> Tensor:
-        """Some strips paler, blurred, moved or speckled, none of it much."""
+        """Make some strips slightly paler, blurred, shifted or noisy."""
         count, _, width_px = strips.shape
         ink = (WHITE - strips.to(torch.float32))[:, None]  # [strip, 1, height, width]
 
@@ -133,7 +135,7 @@ class SyntheticStrips:
 
 
 def _resized(strips: Tensor, width_px: int) -> Tensor:
-    """To the network's height and the width asked for, as the network itself resizes."""
+    """Resize to the network's height and to width_px, in the same way as the network."""
     if strips.shape[1:] == (INPUT_HEIGHT_PX, width_px):
         return strips
     size = (INPUT_HEIGHT_PX, width_px)
@@ -144,7 +146,7 @@ def _resized(strips: Tensor, width_px: int) -> Tensor:
 
 
 def _middles(line: str, face: _Face) -> list[float]:
-    """Where each letter's middle lies, in pixels of the face's strip."""
+    """The horizontal middle of each letter, in pixels of the face's strip."""
     place, middles = float(MARGIN_PX), []
     for letter in line:
         advance = face.advance(letter)

@@ -1,7 +1,7 @@
-"""Endless made-up product texts, seeded: what a recognizer of catalogs should be able to read.
+"""Endless invented product texts, from a seed. They train a recognizer for the texts of catalogs.
 
-No catalog was read for them. The words are a small vocabulary written here, syllables that spell no word,
-and characters without any pattern, so that a network learns to see letters more than to guess words.
+No real catalog is in them. They mix a small vocabulary that is written here, syllables that form no word, and
+random characters. A network therefore learns to see letters and not to guess words.
 """
 
 from collections.abc import Callable
@@ -97,22 +97,22 @@ CODAS = (
 )
 ACCENTS = {"a": "áàâäãå", "c": "ç", "e": "éèêë", "i": "íìîï", "n": "ñ", "o": "óòôöõø", "u": "úùûü", "y": "ýÿ"}
 JOINTS = (", ", " - ", " – ", " / ", " & ", "; ", " + ", " | ", "/", ",", "-")
-ENDS, END_SHARES = ("", ",", ".", ":", ";", "!", "?"), (80, 8, 6, 2, 2, 1, 1)  # of a word in a sentence
+ENDS, END_SHARES = ("", ",", ".", ":", ";", "!", "?"), (80, 8, 6, 2, 2, 1, 1)  # after a word in a sentence
 NARROW = "iiilllIjtfr1.,:;'|!()[]-"
 ALIKE = "O0oQD1lI|5S8B2Z6Gg9uvVU"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# What no class of its own stands for.
+# Characters that have no class of their own.
 STRANGE = "αβγδλσφжщяфд№⌀☆★✓◆"
 
 
 class ProductTexts:
-    """Texts one after another, drawn from `random`; `rare` are the characters to sprinkle in now and then."""
+    """Draws one text after another from `random`. The characters of `rare` appear now and then."""
 
     def __init__(self, random: Random, rare: str) -> None:
         self._random, self._rare = random, rare
 
     def next(self) -> str:
-        """A text of fields, joined as service.render.item_text joins them."""
+        """A text of several fields, joined as service.core.render.item_text joins them."""
         random = self._random
         parts = [self._title() + random.choice(("", "", "", ".", "!"))]
         if random.random() < 0.5:
@@ -237,7 +237,7 @@ class ProductTexts:
         return self._random.choice((f"${amount}", f"€{amount}", f"£{amount}", f"{amount} USD", amount))
 
     def _noise(self) -> str:
-        """Characters without any pattern; some of them of no class."""
+        """Random characters. Some of them have no class of their own."""
         random = self._random
         letters = self._rare + STRANGE if random.random() < 0.1 else self._rare
         printable = "".join(map(chr, range(0x21, 0x7F)))
@@ -245,6 +245,6 @@ class ProductTexts:
         return "".join(random.choice(source) for _ in range(random.randint(1, 7)))
 
     def _narrow(self) -> str:
-        """Characters so narrow that a frame hardly separates them, and such that are hard to tell apart."""
+        """Characters too narrow to have a frame each, or characters that look alike."""
         source = self._random.choices((NARROW, ALIKE), (70, 30))[0]
         return "".join(self._random.choice(source) for _ in range(self._random.randint(2, 7)))

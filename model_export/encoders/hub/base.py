@@ -1,6 +1,6 @@
-"""What the encoders from `transformers` checkpoints share: how they load, read and become a graph.
+"""The base of encoders from `transformers` checkpoints: it loads them, reads with them and exports them.
 
-strips --Pixels--> pictures --the checkpoint's encoder--> tokens --mean--> one frame a strip
+strips --Pixels--> pictures --the checkpoint's encoder--> tokens --mean--> one frame for each strip
 """
 
 import logging
@@ -31,29 +31,31 @@ from service.core.progress import ProgressBar
 from service.errors import ContractMismatch, GlyphrecError
 
 ITEMS_PER_PART = 256
-# Bytes after each of several resizes are rounded by Pillow, once for all of them by us.
-MAX_LEVELS_APART = 4
-TRACED_STRIPS = 3  # the exporter takes 0 and 1 for constants
+MAX_LEVELS_APART = 4  # of 255. Pillow rounds to bytes after each resize; we round once after the last
+TRACED_STRIPS = 3  # the exporter would treat sizes 0 and 1 as constants
 CHECKED_STRIPS = (1, 2)
-TOLERANCE = 1e-3  # of the largest entry
+TOLERANCE = 1e-3  # relative to the largest entry
 VISION_ENCODER_DECODER = "vision-encoder-decoder"
-MAX_MODEL_BYTES = 2**31  # what one ONNX file holds
+MAX_MODEL_BYTES = 2**31  # the limit of one ONNX file
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 class View(NamedTuple):
-    """Pictures of one size that a model takes of each strip, and what its image processor calls them."""
+    """The pictures of one size that a model sees of each strip."""
 
-    name: str
+    name: str  # in the output of the checkpoint's image processor
     pictures: Sequence[Pixels]
 
 
 class PictureReader(nn.Module):
-    """strips [strip, height, width] uint8 -> frames [strip, 1, dim], each the mean of a strip's tokens."""
+    """strips [strip, height, width] uint8 -> frames [strip, 1, dim]: the mean of each strip's tokens."""
 
     def __init__(self, model: nn.Module, views: Sequence[View], *, num_special: int = 0) -> None:
-        """`model` gives tokens [picture, token, dim], of which the first `num_special` stand for no place."""
+        """`model` gives tokens [picture, token, dim].
+
+        The first `num_special` of them belong to no patch of the picture and are left out.
+        """
         super().__init__()
         self.model = model.eval()
         self.views: Any = nn.ModuleList(nn.ModuleList(view.pictures) for view in views)  # of Pixels
@@ -61,15 +63,17 @@ class PictureReader(nn.Module):
         self.num_special = num_special
 
     def forward(self, strips: Tensor) -> Tensor:
+        """strips [strip, height, width] uint8 -> frames [strip, 1, dim]."""
         tokens = torch.cat([self._tokens(view) for view in self.views_of(strips)], dim=1)
         return tokens.mean(dim=1, keepdim=True)  # [strip, 1, dim]
 
     @property
     def device(self) -> torch.device:
+        """The device that holds the weights."""
         return next(self.parameters()).device
 
     def views_of(self, strips: Tensor) -> list[Tensor]:
-        """[strip, picture, 3, height, width] of each view."""
+        """strips [strip, height, width] uint8 -> each view's pictures [strip, picture, 3, height, width]."""
         return [torch.stack([picture(strips) for picture in view], dim=1) for view in self.views]
 
     def _tokens(self, pictures: Tensor) -> Tensor:
@@ -80,18 +84,21 @@ class PictureReader(nn.Module):
 
 
 class HubEncoder(Encoder):
-    """Reads strips drawn by one recipe with the encoder of a checkpoint."""
+    """Reads strips that one recipe draws, with the encoder of a checkpoint."""
 
     def __init__(self, render: RenderSpec, config: HubEncoderConfig) -> None:
         self._render, self._config = render, config
 
     @abstractmethod
     def _load(self, checkpoint: str, processor: Any, height: int, width: int) -> PictureReader:
-        """The checkpoint's encoder, after what its image processor does to strips of this size."""
+        """The checkpoint's encoder, after the steps of its image processor for strips of this size."""
 
     @cached_property
     def reader(self) -> PictureReader:
-        """The encoder in PyTorch, its preprocessing compared with the checkpoint's own."""
+        """The encoder in PyTorch. Its preprocessing was compared with the checkpoint's image processor.
+
+        Raises GlyphrecError if the checkpoint cannot be used.
+        """
         require_transformers()
         checkpoint, height, width = self._config.checkpoint, self._render.height_px, self._render.width_px
         processor = load_processor(checkpoint)
@@ -100,19 +107,22 @@ class HubEncoder(Encoder):
         return reader
 
     def read(self, strips: Sequence[NDArray[np.uint8]], parts: Path | None = None) -> Reading:
+        """Read a catalog on the GPU if there is one, see `Encoder.read`. Each strip becomes one frame."""
         self.reader.to("cuda" if torch.cuda.is_available() else "cpu")
         return read_in_parts(strips, ITEMS_PER_PART, parts, self._read_items)
 
     def fit(self, reading: Reading) -> MeanPooling:
+        """Fit mean pooling to a Reading."""
         return MeanPooling.fit(reading)
 
     def body(self) -> onnx.ModelProto:
+        """The exported graph, compared with PyTorch. Raises GlyphrecError if one ONNX file cannot hold it."""
         reader = self.reader.cpu()
         num_bytes = sum(weights.numel() * weights.element_size() for weights in reader.parameters())
         if num_bytes >= MAX_MODEL_BYTES:
             raise GlyphrecError(
                 f"{self._config.checkpoint}: its encoder has {num_bytes / 1e9:.1f} GB of weights, "
-                f"and an ONNX file holds {MAX_MODEL_BYTES / 1e9:.1f} GB. Name a smaller checkpoint."
+                f"but an ONNX file holds at most {MAX_MODEL_BYTES / 1e9:.1f} GB. Choose a smaller checkpoint."
             )
         traced = torch.zeros(TRACED_STRIPS, self._render.height_px, self._render.width_px, dtype=torch.uint8)
         model = to_onnx(
@@ -135,8 +145,8 @@ class HubEncoder(Encoder):
         frames = np.concatenate(found)
         if not np.isfinite(frames).all():
             raise GlyphrecError(
-                f"{self._config.checkpoint}: the encoder gave numbers beyond float16. "
-                "Its weights are damaged, or were not trained."
+                f"{self._config.checkpoint}: the encoder's output does not fit into float16. Its weights are "
+                "damaged or were never trained. Download the checkpoint again."
             )
         first_frame = np.cumsum([0, *map(len, items)], dtype=np.int64)
         keeps_all = np.zeros(frames.shape[1] + 1, np.float32)
@@ -145,16 +155,19 @@ class HubEncoder(Encoder):
 
 
 def require_transformers() -> None:
-    """Only the study wants transformers, so it is imported where it is used, and this asked before."""
+    """Raise GlyphrecError if transformers is not installed.
+
+    Only the study needs transformers. It is therefore imported where it is used, after this check.
+    """
     if find_spec("transformers") is None:
         raise GlyphrecError(
-            "The package transformers is not installed, and this encoder is one of its models: "
-            "pip install 'glyphrec[study]'"
+            "This encoder needs the package transformers, which is not installed. "
+            "Run: pip install 'glyphrec[study]'"
         )
 
 
 def load_config(checkpoint: str) -> Any:
-    """The configuration of a checkpoint, which is a folder or a name on the model hub."""
+    """The configuration of a checkpoint. A checkpoint is a folder or a name on the model hub."""
     from transformers import AutoConfig
 
     with _loading(checkpoint, "config.json"):
@@ -162,7 +175,7 @@ def load_config(checkpoint: str) -> Any:
 
 
 def load_processor(checkpoint: str) -> Any:
-    """The image processor of a checkpoint, the one that works with Pillow."""
+    """The image processor of a checkpoint, in the version that uses Pillow."""
     from transformers import AutoImageProcessor
 
     with _loading(checkpoint, "preprocessor_config.json"):
@@ -170,7 +183,10 @@ def load_processor(checkpoint: str) -> Any:
 
 
 def load_model(kind: type[Model], checkpoint: str, *, needed: str = "", **options: Any) -> Model:
-    """A model of the class `kind` in float32. Weights whose names begin with `needed` must all be there."""
+    """Load a model of the class `kind` in float32.
+
+    Raises GlyphrecError if a weight is missing and its name begins with `needed`.
+    """
     with _loading(checkpoint, "model.safetensors"):
         model, report = cast(Any, kind).from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True, **options
@@ -179,21 +195,21 @@ def load_model(kind: type[Model], checkpoint: str, *, needed: str = "", **option
     if missing:
         raise GlyphrecError(
             f"{checkpoint}: {len(missing)} weights of {kind.__name__} are missing, {missing[0]} among them. "
-            "They would be random: take the checkpoint from its source again."
+            "They would be random. Download the checkpoint again."
         )
     assert isinstance(model, kind)
     return model
 
 
 def load_encoder(checkpoint: str, kinds: Mapping[str, Any], **options: Any) -> nn.Module:
-    """The encoder of a VisionEncoderDecoder checkpoint, or of a checkpoint that is an encoder alone.
+    """Load the encoder of a VisionEncoderDecoder checkpoint, or of a checkpoint that holds only an encoder.
 
-    `kinds` maps the model types that will do to their classes.
+    `kinds` maps each accepted model type to its class. Raises GlyphrecError for any other type.
     """
     config = load_config(checkpoint)
     names = None
     if config.model_type == VISION_ENCODER_DECODER:
-        config, names = config.encoder, {r"^encoder\.": ""}  # the decoder is not even read
+        config, names = config.encoder, {r"^encoder\.": ""}  # so the decoder's weights are not read
     if config.model_type not in kinds:
         raise wrong_model(checkpoint, config.model_type, tuple(kinds))
     kind: type[nn.Module] = kinds[config.model_type]
@@ -201,18 +217,19 @@ def load_encoder(checkpoint: str, kinds: Mapping[str, Any], **options: Any) -> n
 
 
 def wrong_model(checkpoint: str, found: str, wanted: Sequence[str]) -> GlyphrecError:
+    """The error for a checkpoint with an encoder of the type `found` instead of one of `wanted`."""
     return GlyphrecError(
-        f"{checkpoint} holds an encoder of type {found!r}, but this one reads {' and '.join(wanted)}. "
-        "Name another checkpoint, or the kind of encoder that belongs to it."
+        f"{checkpoint} holds an encoder of type {found!r}, but we need {' or '.join(wanted)}. "
+        "Choose another checkpoint, or the kind of encoder that fits this one."
     )
 
 
 @contextmanager
 def _loading(checkpoint: str, file: str) -> Iterator[None]:
-    """Keep transformers' remarks for itself, and say what to do where it finds nothing."""
+    """Silence the warnings of transformers, and turn its errors into a GlyphrecError with a remedy."""
     logger = logging.getLogger("transformers")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it lists the weights of the parts that are not wanted
+    logger.setLevel(logging.ERROR)  # it warns about the weights of parts that we do not load
     try:
         yield
     except (OSError, ValueError) as error:
@@ -226,27 +243,27 @@ def _what_is_missing(checkpoint: str, file: str, error: Exception) -> str:
     folder = Path(checkpoint)
     if not folder.is_dir():
         return (
-            f"{checkpoint}: no such folder, and no model hub gave a checkpoint of this name ({reason}). "
-            "Download it where the hub can be reached, and name the folder it is in."
+            f"{checkpoint}: no such folder, and the model hub gave no checkpoint of this name ({reason}). "
+            "Download it on a machine that can reach the hub, and give the folder that it is in."
         )
     if not (folder / file).is_file():
         return (
-            f"{folder / file}: not found. A checkpoint's folder holds config.json, "
-            "preprocessor_config.json and model.safetensors: copy the whole of it."
+            f"{folder / file}: not found. A checkpoint's folder must hold config.json, "
+            "preprocessor_config.json and model.safetensors. Copy all of it."
         )
     return f"{checkpoint}: transformers cannot load {file} ({reason}). Copy the checkpoint again."
 
 
 @torch.inference_mode()
 def _check_pixels(reader: PictureReader, processor: Any, height: int, width: int, checkpoint: str) -> None:
-    """Refuse a checkpoint whose image processor does what our preprocessing does not."""
+    """Raise GlyphrecError if the checkpoint's image processor gives other pictures than our preprocessing."""
     strip = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
     try:
         processed = processor(Image.fromarray(strip).convert("RGB"), return_tensors="pt")
     except ValueError as error:
         raise GlyphrecError(
-            f"{checkpoint}: its image processor does not take strips of {height} x {width} pixels ({error}). "
-            "Choose a recipe (RenderSpec) whose proportions are nearer to the model's pictures."
+            f"{checkpoint}: its image processor refuses strips of {height} x {width} pixels ({error}). "
+            "Choose a recipe (RenderSpec) with proportions closer to the model's pictures."
         ) from error
     for name, view, pictures in zip(
         reader.names, reader.views, reader.views_of(torch.from_numpy(strip)[None]), strict=True
@@ -254,14 +271,14 @@ def _check_pixels(reader: PictureReader, processor: Any, height: int, width: int
         levels = _levels_apart(pictures[0], processed[name], view[0])
         if levels > MAX_LEVELS_APART:
             raise GlyphrecError(
-                f"{checkpoint}: {type(processor).__name__} gives other pictures ({name}) than the graph "
-                f"would, {levels:.0f} of 255 levels apart. It has a step that glyphrec does not know; see "
-                "preprocessor_config.json and model_export/encoders/hub/pixels.py."
+                f"{checkpoint}: {type(processor).__name__} and our graph give different pictures ({name}), "
+                f"{levels:.0f} of 255 levels apart. It has a step that glyphrec does not know. Compare "
+                "preprocessor_config.json with model_export/encoders/hub/pixels.py."
             )
 
 
 def _levels_apart(pictures: Tensor, expected: Tensor, pixels: Pixels) -> float:
-    """The largest difference of pictures [picture, 3, height, width] in levels of 0 to 255."""
+    """The largest difference between pictures [picture, 3, height, width], in levels of 0 to 255."""
     if pictures.shape != expected.shape:
         return math.inf
     return float(((pictures - expected) / pixels.scale).abs().max())
@@ -269,7 +286,7 @@ def _levels_apart(pictures: Tensor, expected: Tensor, pixels: Pixels) -> float:
 
 @torch.inference_mode()
 def _check_graph(model: onnx.ModelProto, reader: PictureReader, size: torch.Size, checkpoint: str) -> None:
-    """The graph against PyTorch, for one strip and for several."""
+    """Raise ContractMismatch if the graph differs from PyTorch, for one strip or for several."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     for num_strips in CHECKED_STRIPS:
@@ -281,5 +298,5 @@ def _check_graph(model: onnx.ModelProto, reader: PictureReader, size: torch.Size
             raise ContractMismatch(
                 f"{checkpoint}: with {num_strips} strips the exported graph differs from PyTorch by "
                 f"{apart:.2g} of the largest number (allowed: {TOLERANCE}). "
-                "The graph is not the model it came from."
+                "Try another version of torch or of onnxruntime."
             )

@@ -1,8 +1,9 @@
-"""DeepSeek-OCR-2's encoder (deepseek-community/DeepSeek-OCR-2): SAM's patches, asked by learnt queries.
+"""The encoder of DeepSeek-OCR-2 (deepseek-community/DeepSeek-OCR-2): learned queries attend to SAM's patches.
 
-A picture larger than a tile is seen twice, as a whole and in tiles; its frame is the mean of all tokens.
-At full size, with random weights: 453 million of them, a graph of 1.83 GB, 41 s for a page of 480 x 640 on
-one CPU core in PyTorch; the export of the body takes five minutes and 18 GB of memory.
+The encoder sees a picture larger than a tile twice, as a whole and in tiles. The frame is the mean of all
+tokens. We measured the full size with random weights. It has 453 million weights, and its graph takes 1.83
+GB. A page of 480 x 640 pixels takes 41 s on one CPU core in PyTorch. The export of the body takes five
+minutes and 18 GB of memory.
 """
 
 from copy import deepcopy
@@ -20,11 +21,13 @@ from model_export.encoders.hub.base import (
 )
 from model_export.encoders.hub.pixels import Geometry, Pixels
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 WHOLE, ENCODER = "deepseek_ocr2", "deepseek_ocr2_vision"
 
 
 class DeepseekOcr2(HubEncoder):
+    """Reads strips with DeepSeek-OCR-2's encoder."""
+
     def _load(self, checkpoint: str, processor: Any, height: int, width: int) -> PictureReader:
         model = load_vision_model(checkpoint)
         whole = Pixels(global_geometry(processor, height, width), processor)
@@ -35,7 +38,10 @@ class DeepseekOcr2(HubEncoder):
 
 
 def load_vision_model(checkpoint: str) -> nn.Module:
-    """The encoder of the whole model, without its language model's layers, or of a checkpoint of its own."""
+    """Load the encoder from a checkpoint of the whole model or of the encoder alone.
+
+    The layers of the language model are not loaded. Raises GlyphrecError for a checkpoint of another type.
+    """
     from transformers import DeepseekOcr2Model, DeepseekOcr2VisionModel
 
     config = load_config(checkpoint)
@@ -54,7 +60,7 @@ def load_vision_model(checkpoint: str) -> nn.Module:
 
 
 def global_geometry(processor: Any, height: int, width: int) -> Geometry:
-    """The whole picture: enlarged until its long side fills the square, gray around it."""
+    """The whole picture, scaled until its long side fills the square. The rest of the square is gray."""
     side = processor.size.height if processor.crop_to_patches else processor.tile_size
     scale = side / max(height, width)
     picture = Geometry.of(height, width)
@@ -63,7 +69,7 @@ def global_geometry(processor: Any, height: int, width: int) -> Geometry:
 
 
 def tile_geometries(processor: Any, height: int, width: int) -> list[Geometry]:
-    """The tiles of a large picture, row by row; none of a small one."""
+    """The tiles of a large picture, row by row. A picture that fits into one tile has none."""
     from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import get_optimal_tiled_canvas
 
     side = processor.tile_size

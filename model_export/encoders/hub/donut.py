@@ -1,6 +1,6 @@
-"""Donut's encoder (naver-clova-ix/donut-base): a Swin transformer that reads whole pages.
+"""The encoder of Donut (naver-clova-ix/donut-base): a Swin transformer that reads whole pages.
 
-Its page is far larger than a line of text, so let a strip hold many lines (RenderSpec.lines_per_strip).
+A page is much larger than a line of text, so a strip should hold many lines (RenderSpec.lines_per_strip).
 """
 
 from typing import Any
@@ -9,10 +9,12 @@ from model_export.encoders.hub.base import HubEncoder, PictureReader, View, load
 from model_export.encoders.hub.pixels import Geometry, Pixels
 from service.errors import GlyphrecError
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 
 
 class Donut(HubEncoder):
+    """Reads strips with Donut's encoder."""
+
     def _load(self, checkpoint: str, processor: Any, height: int, width: int) -> PictureReader:
         from transformers import DonutSwinModel
 
@@ -22,7 +24,10 @@ class Donut(HubEncoder):
 
 
 def page_geometry(processor: Any, height: int, width: int) -> Geometry:
-    """What DonutImageProcessor does: fill the page's shorter side, stay on the page, black around it."""
+    """The steps of DonutImageProcessor: fill the page's shorter side, shrink to the page, pad with black.
+
+    Raises GlyphrecError if the picture is larger than the page.
+    """
     size, resample = processor.size, processor.resample
     picture = Geometry.of(height, width)
     if processor.do_resize:
@@ -32,8 +37,9 @@ def page_geometry(processor: Any, height: int, width: int) -> Geometry:
     if processor.do_pad:
         if picture.height > size.height or picture.width > size.width:
             raise GlyphrecError(
-                f"Strips of {height} x {width} pixels become {picture.height} x {picture.width}, more than "
-                f"Donut's page of {size.height} x {size.width}. Choose a recipe nearer to its proportions."
+                f"Strips of {height} x {width} pixels become {picture.height} x {picture.width}, which "
+                f"exceeds Donut's page of {size.height} x {size.width}. "
+                "Choose a recipe (RenderSpec) with proportions closer to the page's."
             )
         picture = picture.pad(size.height, size.width, fill=0.0)
     return picture

@@ -1,6 +1,7 @@
-"""Mean pooling: an item is the mean of its frames, of length 1, then standardized in each dimension.
+"""Mean pooling: an item's features are the mean of its frames, scaled to length 1 and then standardized.
 
-For encoders that give one frame a picture. Over the catalog each dimension has mean 0 and deviation 1.
+It serves encoders that give one frame for each strip. Over the catalog each dimension has mean 0 and standard
+deviation 1.
 """
 
 from typing import Self
@@ -13,11 +14,11 @@ from torch.nn import functional as F
 
 from model_export.encoders.base import Pooling, Reading, item_of_strip
 
-MIN_SPREAD = 1e-2  # of the widest dimension; standardizing a narrower one would blow up rounding
+MIN_SPREAD = 1e-2  # of the widest dimension; scaling a narrower one up would amplify rounding errors
 
 
 class MeanPooling(Pooling):
-    """The fitted pooling."""
+    """The fitted pooling, with the mean and the standard deviation of each dimension."""
 
     mean: Tensor  # [dim]
     std: Tensor  # [dim]
@@ -30,6 +31,7 @@ class MeanPooling(Pooling):
 
     @classmethod
     def fit(cls, reading: Reading) -> Self:
+        """Measure mean and deviation over the items of a Reading."""
         dim = reading.frames.shape[1]
         identity = cls(mean=np.zeros(dim, np.float32), std=np.ones(dim, np.float32))
         units = identity.pool(reading)  # [item, dim], of length 1
@@ -37,15 +39,17 @@ class MeanPooling(Pooling):
         return cls(mean=units.mean(axis=0), std=std.clip(min=max(MIN_SPREAD * std.max(), 1e-6)))
 
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
+        """Pool all frames of each item, see `Pooling.forward`."""
         strip = torch.arange(strips.shape[0])
         item = item_of_strip(strip, first_strip)  # [strip]
         item = item[:, None].expand(-1, frames.shape[1]).flatten()  # [strip * frame]
-        # A Reading stores float16; rounding here as well makes the graph see what was fitted to.
+        # A Reading stores float16. With the same rounding here the graph sees the values that were fitted.
         kept = frames.flatten(0, 1).to(torch.float16).to(torch.float32)  # [strip * frame, dim]
         return self.features(kept, item, first_strip.shape[0])
 
     def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
+        """Features [item, dim] of frames [frame, dim], see `Pooling.features`."""
         zeros = torch.zeros(num_items, frames.shape[1])
-        # The sum points where the mean does, and only the direction is kept.
+        # The sum has the direction of the mean, and only the direction is used.
         total = zeros.index_add(0, item, frames)  # [item, dim]
         return (F.normalize(total, dim=1) - self.mean) / self.std

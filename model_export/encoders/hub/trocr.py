@@ -1,17 +1,22 @@
-"""TrOCR's encoder (microsoft/trocr-base-printed): a vision transformer that reads a line squeezed square."""
+"""The encoder of TrOCR (microsoft/trocr-base-printed): a vision transformer.
+
+It reads one line of text, resized to a square.
+"""
 
 from typing import Any
 
 from model_export.encoders.hub.base import HubEncoder, PictureReader, View, load_encoder
 from model_export.encoders.hub.pixels import Pixels, plain_geometry
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
 
-# Tokens before those of the patches: the class token, and in DeiT the one for distillation.
+# The number of tokens before the patches: the class token, and in DeiT also the distillation token.
 NUM_SPECIAL = {"vit": 1, "deit": 2}
 
 
 class TrOcr(HubEncoder):
+    """Reads strips with TrOCR's encoder."""
+
     def _load(self, checkpoint: str, processor: Any, height: int, width: int) -> PictureReader:
         from transformers import DeiTModel, ViTModel
 

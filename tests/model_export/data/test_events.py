@@ -1,4 +1,4 @@
-"""Order, ties and the k-core."""
+"""The order of events, ties, and the k-core."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def rows(events: Events) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_order_is_by_user_then_time_whatever_the_order_of_the_source(seed):
+def test_events_are_sorted_by_user_and_time_for_any_order_of_the_source(seed):
     events = random_events(seed)
     ordered = in_order(events, USERS, ITEMS)
     assert [(user, time) for user, _, time in rows(ordered)] == sorted(
@@ -30,8 +30,8 @@ def test_order_is_by_user_then_time_whatever_the_order_of_the_source(seed):
     assert rows(in_order(again, USERS, ITEMS)) == rows(ordered)
 
 
-def test_ties_are_in_no_common_order():
-    """Of 2,000 users who bought the same two things at once, half have either first."""
+def test_ties_have_no_common_order():
+    """2,000 users buy the same two items at once. For about half of them the first item comes first."""
     users = [str(n) for n in range(2000)]
     events = Events(np.repeat(np.arange(2000), 2), np.tile([0, 1], 2000), np.zeros(4000, dtype=np.int64))
     first = in_order(events, users, ["a", "b"]).item[::2]
@@ -54,14 +54,14 @@ def test_first_of_each_keeps_a_users_earliest_event_with_an_item(seed):
     assert rows(first_of_each(ordered)) == expected
 
 
-def test_histories_name_every_user_also_one_without_events():
+def test_histories_include_users_without_events():
     events = Events(np.array([0, 0, 2]), np.array([5, 3, 1]), np.array([1, 2, 1]))
     found = [(user, items.tolist()) for user, items in histories(events, ["a", "b", "c", "d"])]
     assert found == [("a", [5, 3]), ("b", []), ("c", [1]), ("d", [])]
 
 
 def core_by_hand(pairs: list[tuple[int, int]], core: int) -> list[tuple[int, int]]:
-    """The slow truth: take away one offender at a time until there is none."""
+    """The slow way: remove one user or item with too few events at a time until there is none."""
     pairs = list(pairs)
     while True:
         for side in (0, 1):
@@ -76,7 +76,7 @@ def core_by_hand(pairs: list[tuple[int, int]], core: int) -> list[tuple[int, int
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("core", [1, 2, 3, 5])
-def test_k_core_equals_taking_offenders_away_one_by_one(seed, core):
+def test_the_k_core_equals_slow_removal_one_by_one(seed, core):
     rng = np.random.default_rng(seed)
     pairs = sorted({(int(u), int(i)) for u, i in rng.integers(0, 9, size=(rng.integers(10, 45), 2))})
     user, item = np.array(pairs).T
@@ -84,6 +84,6 @@ def test_k_core_equals_taking_offenders_away_one_by_one(seed, core):
     assert [pair for pair, keep in zip(pairs, kept, strict=True) if keep] == core_by_hand(pairs, core)
 
 
-def test_k_core_of_nothing_is_nothing():
+def test_the_k_core_of_no_events_is_empty():
     nothing = np.empty(0, dtype=np.int64)
     assert k_core(Events(nothing, nothing, nothing), 5).tolist() == []

@@ -1,4 +1,4 @@
-"""MovieLens-100k: the rules on a few ratings, then the wheel's files where it is installed."""
+"""MovieLens-100k: the rules on a few ratings, and then the files of the wheel if it is installed."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,18 +57,18 @@ def test_every_rating_counts_in_time_order(folder):
     [
         ("ml-100k.inter", "8\t1\t4\t5", "8\t1\t4\tsoon", r"line 5: timestamp is 'soon', not a number"),
         ("ml-100k.inter", "8\t1\t4\t5", "8\t1", r"line 5: has 2 of 4 fields"),
-        ("ml-100k.inter", "timestamp", "when", r"line 1: names no column 'timestamp'"),
-        ("ml-100k.item", "2\tMis", "1\tMis", r"line 3: item '1' comes twice"),
+        ("ml-100k.inter", "timestamp", "when", r"line 1: has no column 'timestamp'"),
+        ("ml-100k.item", "2\tMis", "1\tMis", r"line 3: the item '1' occurs twice"),
     ],
 )
-def test_a_broken_table_is_named_by_file_and_line_with_the_pip_line(folder, file, old, new, said):
+def test_an_error_names_file_and_line_of_a_broken_table_and_the_pip_line(folder, file, old, new, said):
     content = (folder / file).read_text(encoding="utf-8")
     (folder / file).write_text(content.replace(old, new), encoding="utf-8")
     with pytest.raises(DataError, match=rf"{file}: {said}.*pip install --no-deps recbole==1\.2\.1"):
         read_movielens(folder)
 
 
-def test_a_table_that_is_not_utf_8_or_not_there_is_named(folder):
+def test_an_error_names_a_table_that_is_missing_or_not_utf_8(folder):
     (folder / "ml-100k.item").write_text(ITEMS, encoding="latin-1")
     with pytest.raises(DataError, match=r"ml-100k\.item: not UTF-8"):
         read_movielens(folder)
@@ -77,7 +77,7 @@ def test_a_table_that_is_not_utf_8_or_not_there_is_named(folder):
         read_movielens(folder)
 
 
-def test_ratings_of_nothing_leave_nothing(folder):
+def test_a_table_without_ratings_is_refused(folder):
     (folder / "ml-100k.inter").write_text(RATINGS.splitlines()[0] + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"movielens-100k: no users remain"):
         read_movielens(folder)
@@ -87,14 +87,14 @@ def test_ratings_of_nothing_leave_nothing(folder):
     find_spec("recbole") is not None,
     reason="recbole is installed. pip uninstall recbole",
 )
-def test_a_missing_wheel_is_answered_with_the_pip_line():
+def test_the_error_for_a_missing_wheel_has_the_pip_line():
     with pytest.raises(DataError, match=r"Run: pip install --no-deps recbole==1\.2\.1"):
         read_dataset("movielens-100k")
 
 
 @pytest.mark.skipif(find_spec("recbole") is None, reason=f"no movielens-100k. {movielens.PIP_LINE}")
-def test_the_wheels_copy_is_the_whole_of_movielens():
+def test_the_copy_in_the_wheel_is_complete():
     dataset = read_dataset("movielens-100k")
-    assert dataset.num_items == 1681  # 1,682 but for the one without a title
+    assert dataset.num_items == 1681  # 1,682 less the one without a title
     assert len(dataset.user_ids) == 943
     assert sum(map(len, dataset.sequences)) == 99_991

@@ -1,4 +1,4 @@
-"""The neutral form: what is read, what is refused and in which words, what is left out and counted."""
+"""The neutral form: reading and writing, the errors for broken data, and the counts of exclusions."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ def lines(records: list[object]) -> str:
 
 
 def folder_of(path: Path, items: str | bytes | None = None, interactions: str | bytes | None = None) -> Path:
-    """A folder named `shop` with good files, except where others are given."""
+    """A folder named `shop` with good files, unless the test gives other content."""
     folder = path / "shop"
     folder.mkdir()
     for name, content, good in (("items", items, ITEMS), ("interactions", interactions, INTERACTIONS)):
@@ -75,7 +75,7 @@ def test_the_fingerprint_changes_with_any_item_user_or_purchase(tmp_path):
     assert len(prints) == len(variants)
 
 
-def test_blank_lines_windows_line_ends_gzip_and_a_byte_order_mark_are_no_trouble(tmp_path):
+def test_blank_lines_windows_line_ends_gzip_and_a_byte_order_mark_are_accepted(tmp_path):
     items = b"\xef\xbb\xbf" + lines(ITEMS).replace("\n", "\r\n\r\n  \n").encode()
     folder = folder_of(tmp_path, items)
     (folder / "items.jsonl").rename(folder / "plain")
@@ -87,20 +87,20 @@ def test_blank_lines_windows_line_ends_gzip_and_a_byte_order_mark_are_no_trouble
     ("line", "said"),
     [
         ('{"item_id": "x", "title": ', "not JSON"),
-        ("[1, 2]", "[1, 2] is not an object. Write one {...} a line."),
+        ("[1, 2]", "[1, 2] is not an object. Write one {...} on each line."),
         ('"x"', "is not an object"),
-        ('{"title": "x"}', "has no 'item_id'. Every line needs one; this one has ['title']."),
+        ('{"title": "x"}', "has no 'item_id'. Every line needs one, but this line has ['title']."),
         ('{"item_id": 7}', "'item_id' is 7, which is not a string. Write it in quotes."),
         ('{"item_id": null}', "'item_id' is None, which is not a string."),
         ('{"item_id": " "}', "'item_id' is empty."),
-        ('{"item_id": "a"}', "item_id 'a' was given in line 1 already. Keep one of the two."),
+        ('{"item_id": "a"}', "item_id 'a' is already in line 1. Keep one of the two."),
         ('{"item_id": "x", "price": NaN}', "NaN is no JSON value"),
         ('{"item_id": "x", "title": "\\ud83d"}', "half of a surrogate pair"),
         ("[" * 100_000, "not JSON"),
         ('{"item_id": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
-def test_a_broken_item_is_named_by_file_and_line(tmp_path, line, said):
+def test_an_error_names_file_and_line_of_a_broken_item(tmp_path, line, said):
     folder = folder_of(tmp_path, lines(ITEMS) + "\n" + line + "\n")
     message = message_of(folder)
     assert message.startswith(f"{folder / 'items.jsonl'}: line 5: ")
@@ -112,44 +112,43 @@ def test_a_broken_item_is_named_by_file_and_line(tmp_path, line, said):
     ("line", "said"),
     [
         ('{"items": ["a", "b"]}', "has no 'user_id'."),
-        ('{"user_id": "u", "items": ["a", "b"]}', "user_id 'u' was given in line 1 already."),
+        ('{"user_id": "u", "items": ["a", "b"]}', "user_id 'u' is already in line 1."),
         ('{"user_id": "w"}', "'items' is None, which is not a list. List item ids, oldest first."),
         ('{"user_id": "w", "items": "a"}', "'items' is 'a', which is not a list."),
         ('{"user_id": "w", "items": ["a", 3]}', "'items' holds 3, which is not a string."),
     ],
 )
-def test_a_broken_history_is_named_by_file_and_line(tmp_path, line, said):
+def test_an_error_names_file_and_line_of_a_broken_history(tmp_path, line, said):
     folder = folder_of(tmp_path, interactions=lines(INTERACTIONS) + line)
     message = message_of(folder)
     assert message.startswith(f"{folder / 'interactions.jsonl'}: line 3: ")
     assert said in message
 
 
-def test_a_file_that_is_not_utf_8_is_named_with_the_line_and_the_byte(tmp_path):
+def test_an_error_names_the_line_and_the_byte_that_is_not_utf_8(tmp_path):
     folder = folder_of(tmp_path, lines(ITEMS[:1]).encode() + '{"item_id": "é"}\n'.encode("latin-1"))
     assert "items.jsonl: line 2: not UTF-8 (byte 14). Save the file as UTF-8." in message_of(folder)
 
 
-def test_a_gzip_file_that_is_cut_off_is_named(tmp_path):
+def test_a_truncated_gzip_file_is_refused(tmp_path):
     folder = folder_of(tmp_path, gzip.compress(lines(ITEMS).encode())[:-12])
     assert "the gzip file is cut off or damaged" in message_of(folder)
 
 
-def test_what_is_missing_is_named_with_the_remedy(tmp_path):
+def test_an_error_names_a_missing_folder_or_file_and_the_remedy(tmp_path):
     missing = tmp_path / "nowhere"
-    assert message_of(missing).startswith(
-        f"{missing}: no such folder, nor a source. Give a folder, or one of "
-    )
+    assert message_of(missing).startswith(f"{missing}: no such folder or source. Give a folder, or one of ")
     folder = folder_of(tmp_path)
     assert "shop/items.jsonl: is a file" in message_of(folder / "items.jsonl")
     (folder / "interactions.jsonl").unlink()
-    assert "interactions.jsonl: not found, nor interactions.jsonl.gz. Add it" in message_of(folder)
+    assert "shop: has neither interactions.jsonl nor interactions.jsonl.gz. Add one" in message_of(folder)
 
 
-def test_a_plain_and_a_packed_file_side_by_side_are_refused(tmp_path):
+def test_a_folder_with_both_a_plain_and_a_gzipped_file_is_refused(tmp_path):
     folder = folder_of(tmp_path)
     (folder / "items.jsonl.gz").write_bytes(gzip.compress(b""))
-    assert "items.jsonl: items.jsonl.gz lies beside it. Keep the one that is meant." in message_of(folder)
+    message = message_of(folder)
+    assert "items.jsonl: there is also items.jsonl.gz in the folder. Keep only one of the two." in message
     with pytest.raises(DataError, match="would make the folder ambiguous"):
         write_dataset(read_dataset(str(folder_of_name(tmp_path, "other"))), folder)
 
@@ -159,7 +158,7 @@ def folder_of_name(path: Path, name: str) -> Path:
     return folder_of(path / name)
 
 
-def test_useless_items_histories_and_purchases_are_left_out_and_counted(tmp_path):
+def test_unusable_items_histories_and_purchases_are_left_out_and_counted(tmp_path):
     items = [*ITEMS, {"item_id": "empty", "title": " ", "tags": [], "size": None}]
     interactions = [
         *INTERACTIONS,
@@ -195,13 +194,13 @@ def test_an_empty_file_is_refused(tmp_path):
     assert message_of(folder_of(tmp_path, items="")).startswith("shop: no items remain (")
 
 
-def test_a_catalog_without_interactions_can_be_read_alone(tmp_path):
+def test_items_can_be_read_without_interactions(tmp_path):
     folder = folder_of(tmp_path, items=lines([*ITEMS, {"item_id": "empty"}]))
     (folder / "interactions.jsonl").unlink()
     assert read_items(folder) == ITEMS
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_an_error_names_a_folder_that_cannot_be_written(tmp_path):
     dataset = read_dataset(str(folder_of(tmp_path)))
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(DataError, match=r"taken: cannot be written \(.*\)\. Choose another folder\."):

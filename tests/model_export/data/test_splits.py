@@ -1,4 +1,4 @@
-"""Leave one out, checked position by position."""
+"""The leave-one-out split, checked position by position."""
 
 import numpy as np
 from hypothesis import given
@@ -9,7 +9,7 @@ from model_export.data.splits import leave_one_out
 
 
 def dataset_of(lengths: list[int]) -> Dataset:
-    """Each position holds an item of its own, so that a position can be followed wherever it goes."""
+    """Each position holds a different item, so that a test can see where each position goes."""
     ends = np.cumsum(lengths)
     sequences = [np.arange(end - n, end, dtype=np.int32) for n, end in zip(lengths, ends, strict=True)]
     items = [{"item_id": str(item), "title": f"item {item}"} for item in range(sum(lengths))]
@@ -25,7 +25,7 @@ def test_no_position_of_a_target_reaches_training(lengths):
     assert not trained & validated
     assert not trained & tested
     assert not validated & tested
-    # and nothing is lost: every position is trained on, or a target
+    # Nothing is lost: every position is trained on or is a target.
     assert trained | validated | tested == {item for row in dataset.sequences for item in row.tolist()}
 
 
@@ -40,13 +40,13 @@ def test_a_target_is_the_next_item_after_its_history(lengths):
             assert [*history.tolist(), target] == sequence[: len(sequence) - from_end + 1]
 
 
-def test_users_with_fewer_than_three_items_only_train():
+def test_users_with_fewer_than_three_items_are_only_in_training():
     split = leave_one_out(dataset_of([2, 3]))
     assert [row.tolist() for row in split.train] == [[0, 1], [2]]
     assert split.validation.users.tolist() == split.test.users.tolist() == [1]
 
 
-def test_the_first_few_targets_make_a_smaller_evaluation():
+def test_the_first_targets_make_a_smaller_evaluation():
     some = leave_one_out(dataset_of([4, 4, 4])).test.first(2)
     assert len(some) == 2
     assert some.targets.tolist() == [3, 7]

@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, saved as the model hub would hold them."""
+"""Tiny checkpoints with random weights, saved in the form of the model hub."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,14 +52,14 @@ def save_trocr(folder: Path) -> nn.Module:
 
 
 def save_trocr_deit(folder: Path) -> nn.Module:
-    """As trocr-small has it: a distillation token, and a crop after the resize."""
+    """Like trocr-small: the encoder has a distillation token, and a crop follows the resize."""
     processor = DeiTImageProcessorPil(size={"height": 40, "width": 40}, crop_size=SQUARE)
     processor.save_pretrained(folder)
     return _save(folder, VisionEncoderDecoderModel, _both(DeiTConfig(**VIT), _trocr_decoder())).encoder
 
 
 def save_deepseek_ocr2(folder: Path, tile_size: int = 48) -> nn.Module:
-    """Pictures of 16 x 16 pixels, where the real one has 1024 x 1024 and tiles of 768."""
+    """Pictures have 16 x 16 pixels. The real checkpoint has 1024 x 1024, and tiles of 768 x 768."""
     sees = {
         "hidden_size": 8,
         "output_channels": 8,
@@ -112,7 +112,7 @@ def _save(folder: Path, kind: Callable[..., nn.Module], config: object) -> nn.Mo
         torch.manual_seed(0)
         model = kind(config).eval()
         for weights in model.parameters():
-            if weights.dim() > 1:  # what is zero at first would hide a mistake
+            if weights.dim() > 1:  # weights that start at zero would hide a mistake
                 nn.init.normal_(weights, std=0.3)
     model.save_pretrained(folder)
     return model

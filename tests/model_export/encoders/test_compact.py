@@ -1,4 +1,4 @@
-"""The compact reader is tested with the weights that ship: what matters is what these can read."""
+"""The compact reader, tested with the weights that ship in the package."""
 
 import sys
 
@@ -33,7 +33,7 @@ from service.errors import GlyphrecError
 SPEC = RenderSpec()
 CONFIG = CompactConfig(num_grams=512, feature_dim=24)
 UNSEEN_SEED = 424_242
-# Lines of one strip each, of the kind that text tokenizers shatter.
+# Each line fits on one strip. Text tokenizers split such texts into many pieces.
 LINES = (
     "M3 x 1/2 in, 500 ct",
     "0.75 µm ± 5%; 250°C; 18 V / 2.4 GHz",
@@ -45,7 +45,7 @@ LINES = (
 
 
 class Nearest(nn.Module):
-    """A quantizer of one level, by direction."""
+    """A quantizer of one level: the code is the codeword with the largest inner product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def drawn(lines, spec: RenderSpec) -> np.ndarray:
 @pytest.mark.parametrize(
     ("size", "least"), [((16, 0.6), 0.995), ((24, 1.0), 0.995), ((12, 0.6), 0.99), ((8, 0.6), 0.975)]
 )
-def test_text_that_no_training_saw_is_read(network, size, least):
+def test_text_that_was_not_trained_on_is_read(network, size, least):
     batch = SyntheticStrips(UNSEEN_SEED).batch(64, SPEC.width_px, size=size)
     assert character_accuracy(batch.texts, read_aloud(network, batch.strips.numpy())) >= least
 
@@ -98,7 +98,7 @@ def test_text_that_no_training_saw_is_read(network, size, least):
 def test_numerals_and_units_are_read_letter_by_letter(encoder):
     read = encoder.transcribe(drawn(LINES, SPEC))
     assert read[:-1] == list(LINES[:-1])
-    # Of two narrow letters that are alike one may be lost: they need a blank frame between.
+    # One of two equal narrow letters may be lost, because CTC needs a blank frame between them.
     assert character_accuracy(LINES[-1:], read[-1:]) >= 0.96
 
 
@@ -110,7 +110,7 @@ def test_strips_of_other_heights_are_read(network, height_px, width_px):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [SPEC, RenderSpec(height_px=35, width_px=171)])
-def test_the_graph_is_the_network(body, network, spec):
+def test_the_graph_equals_the_network(body, network, spec):
     run = session(body if spec is SPEC else CompactReader(spec, CONFIG, seed=0).body()).run
     strips = drawn(LINES, RenderSpec(height_px=spec.height_px, width_px=800))[:, :, : spec.width_px]
     for num_strips in (1, 2, 7):
@@ -122,13 +122,13 @@ def test_the_graph_is_the_network(body, network, spec):
         np.testing.assert_allclose(frames, expected, atol=1e-4)
 
 
-def test_the_graph_says_the_sizes_that_the_tokenizer_builds_on(body):
+def test_the_graph_declares_the_sizes_that_the_tokenizer_needs(body):
     strips, frames = body.graph.input[0], body.graph.output[0]
     assert [size.dim_value for size in strips.type.tensor_type.shape.dim][1:] == [16, 216]
     assert [size.dim_value for size in frames.type.tensor_type.shape.dim][1:] == [108, 128]
 
 
-def test_frames_do_not_depend_on_what_is_read_beside(body):
+def test_frames_do_not_depend_on_the_other_strips_of_a_batch(body):
     run, strips = session(body).run, drawn(LINES, SPEC)
     together = run(["frames"], {"strips": np.tile(strips, (3, 1, 1))})[0]
     for place, strip in enumerate(strips):
@@ -137,7 +137,7 @@ def test_frames_do_not_depend_on_what_is_read_beside(body):
 
 
 @pytest.mark.slow
-def test_it_reads_a_catalog_and_the_whole_tokenizer_is_one_graph(encoder, body, tmp_path):
+def test_the_reader_reads_a_catalog_and_the_whole_tokenizer_is_one_graph(encoder, body, tmp_path):
     texts = [f"{line}; {other}" for line in LINES for other in LINES]
     items = [render_text(text, SPEC).strips for text in texts]
     reading = encoder.read(items)
@@ -158,7 +158,7 @@ def test_pages_of_several_lines_are_refused(kind):
         kind(RenderSpec(height_px=64, lines_per_strip=4), CONFIG, seed=0)
 
 
-def test_missing_weights_are_reported_with_the_command_that_makes_them(monkeypatch, tmp_path):
+def test_the_error_for_missing_weights_has_the_command_that_trains_them(monkeypatch, tmp_path):
     monkeypatch.setattr(compact, "WEIGHTS", tmp_path / "none.npz")
     with pytest.raises(GlyphrecError, match="python -m model_export.encoders.compact.pretrain --out"):
         weights_file()
@@ -169,7 +169,7 @@ def test_every_class_has_one_letter_and_every_letter_one_class():
     assert set("M3 x 1/2 in, 500 ct °×½¼¾µ™®±–“”•éß") <= set(ALPHABET)
 
 
-def test_equal_seeds_give_equal_strips_and_others_give_others():
+def test_equal_seeds_give_equal_strips_and_another_seed_gives_others():
     first, again, other = (SyntheticStrips(seed).batch(20, 128) for seed in (3, 3, 4))
     assert first.texts == again.texts
     assert first.texts != other.texts
@@ -177,14 +177,14 @@ def test_equal_seeds_give_equal_strips_and_others_give_others():
         assert torch.equal(getattr(first, name), getattr(again, name))
 
 
-def test_each_strip_says_where_its_letters_are():
+def test_a_batch_tells_the_letter_of_each_frame():
     batch = SyntheticStrips(0).batch(40, 216, size=(24, 1.0))
     for text, letters in zip(batch.texts, batch.frame_letters, strict=True):
         spelled = "".join(ALPHABET[letter] for letter in letters if letter)
         assert character_accuracy([text], [spelled]) > 0.9
 
 
-def test_a_training_goes_on_from_its_checkpoint_and_leaves_weights_that_load(tmp_path):
+def test_training_continues_from_its_checkpoint_and_saves_weights_that_load(tmp_path):
     out = tmp_path / "reader.npz"
     tiny = {"minutes": 10.0, "seed": 0, "num_held_out": 2, "num_strips": 2}
     pretrain(out, max_steps=3, **tiny)

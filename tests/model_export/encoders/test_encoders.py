@@ -1,4 +1,4 @@
-"""Reading is tested on the real recognizer: it ships in a wheel, and a made-up one would prove nothing."""
+"""PP-OCR, visual words and the head. Reading uses the real recognizer; a fake one would prove nothing."""
 
 from difflib import SequenceMatcher
 
@@ -80,7 +80,7 @@ def random_reading(seed: int, num_items: int = 40, dim: int = 10) -> Reading:
 
 
 @pytest.mark.slow
-def test_the_recognizer_reads_our_rendering_back(encoder):
+def test_the_recognizer_reads_the_texts_that_we_draw(encoder):
     expected = titles(40, seed=1)
     strips = np.concatenate([render_text(text[:45].strip(), SPEC).strips[:1] for text in expected])
     read = encoder.transcribe(strips)
@@ -97,8 +97,8 @@ def test_the_gate_finds_about_as_many_letters_as_were_drawn(reading, texts):
     np.testing.assert_allclose(num_frames, [len(text) for text in texts], rtol=0.2, atol=3)
 
 
-def test_reading_does_not_depend_on_what_is_read_beside(encoder, reading, texts):
-    """An item's frames alone equal those among others; the gate is handed over, as it is fitted to all."""
+def test_reading_an_item_does_not_depend_on_the_other_items(encoder, reading, texts):
+    """Both times the gate is the same, because it is fitted to all items."""
     strips = render_text(texts[7], SPEC).strips
     alone = encoder.read_items([strips], reading.gate)
     among = reading.of_items(7, 8)
@@ -106,7 +106,7 @@ def test_reading_does_not_depend_on_what_is_read_beside(encoder, reading, texts)
     np.testing.assert_allclose(alone.frames, among.frames, atol=0.02)
 
 
-def test_an_interrupted_reading_goes_on_where_it_stopped(encoder, reading, texts, tmp_path, monkeypatch):
+def test_an_interrupted_reading_continues_where_it_stopped(encoder, reading, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(ctc, "ITEMS_PER_PART", 25)
     strips = [render_text(text, SPEC).strips for text in texts]
     first = encoder.read(strips, tmp_path)
@@ -129,8 +129,8 @@ def test_a_reading_survives_saving_cutting_and_joining(tmp_path):
         np.testing.assert_array_equal(getattr(joined, name), getattr(reading, name))
 
 
-def test_items_of_like_text_have_like_features(pooling, reading, texts):
-    """Neighbors by visual words against neighbors by character n-grams of the text that was drawn."""
+def test_items_with_similar_texts_have_similar_features(pooling, reading, texts):
+    """Similarity by visual words is compared with similarity by character n-grams of the drawn texts."""
     features = pooling.pool(reading)
     found = features @ features.T
     truth_table = TfidfVectorizer(analyzer="char", ngram_range=(4, 4), sublinear_tf=True).fit_transform(texts)
@@ -139,8 +139,8 @@ def test_items_of_like_text_have_like_features(pooling, reading, texts):
     assert np.corrcoef(found[off_diagonal], truth[off_diagonal])[0, 1] > 0.6
 
 
-def test_pooling_knows_the_order_of_letters(encoder, pooling, reading):
-    """The same letters in another order are another item; a mean over frames could hardly tell."""
+def test_pooling_depends_on_the_order_of_letters(encoder, pooling, reading):
+    """The same letters in another order give other features. A mean over frames would hardly differ."""
 
     def features(text):
         return pooling.pool(encoder.read_items([render_text(text, SPEC).strips], reading.gate))[0]
@@ -188,13 +188,13 @@ def test_windows_never_cross_items():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_nearest_centroid_is_the_one_at_the_smallest_distance(seed):
+def test_the_nearest_centroid_has_the_smallest_distance(seed):
     torch.manual_seed(seed)
     windows, centroids = torch.randn(50, 6, dtype=torch.float64), torch.randn(20, 6, dtype=torch.float64)
     assert nearest(windows, centroids).tolist() == torch.cdist(windows, centroids).argmin(dim=1).tolist()
 
 
-def test_statistics_are_those_of_each_item_alone():
+def test_each_items_statistics_use_only_its_own_frames():
     frames = torch.randn(7, 3, dtype=torch.float64).float()
     stats = spike_stats(frames, torch.tensor([0, 0, 0, 0, 2, 2, 2]), 3)
     torch.testing.assert_close(stats[0, :3], frames[:4].mean(dim=0))
@@ -202,7 +202,7 @@ def test_statistics_are_those_of_each_item_alone():
     assert stats[1, :3].tolist() == [0, 0, 0]
 
 
-def test_frames_after_the_last_letter_are_padding():
+def test_frames_after_the_last_letter_have_no_ink():
     strips = np.full((3, 4, 12), 255, np.uint8)
     strips[0, 2, 5] = 0
     strips[1, 0, 11] = 0
@@ -213,7 +213,7 @@ def test_frames_after_the_last_letter_are_padding():
     ]
 
 
-def test_a_missing_model_is_reported_with_the_line_that_installs_it(monkeypatch):
+def test_the_error_for_a_missing_model_has_the_pip_line(monkeypatch):
     monkeypatch.setattr(pp_ocr, "find_spec", lambda _: None)
     with pytest.raises(GlyphrecError, match=r"pip install --no-deps rapidocr=="):
         model_file()
@@ -235,12 +235,12 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def bought_in_pairs(seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Features that say nothing of what is bought with what: item 2i goes with 2i + 1."""
+    """Random features, and sequences in which item 2i is bought with item 2i + 1."""
     features = unit(np.random.default_rng(seed).normal(size=(40, 32))).astype(np.float32)
     return features, [np.array([i, i + 1], np.int32) for i in range(0, 40, 2)]
 
 
-def test_the_head_brings_together_what_was_bought_together():
+def test_the_head_places_items_that_were_bought_together_close_together():
     features, sequences = bought_in_pairs(0)
     vectors = train_head(features, sequences, HEAD, seed=0).vectors(features)
     similarity = vectors @ vectors.T - 2 * np.eye(40)
@@ -254,13 +254,13 @@ def test_a_head_without_purchases_keeps_the_geometry_of_the_features():
     np.testing.assert_allclose(vectors @ vectors.T, features @ features.T, atol=0.02)
 
 
-def test_training_a_head_again_gives_the_same_one():
+def test_training_a_head_again_gives_the_same_head():
     features, sequences = bought_in_pairs(1)
     first, second = (train_head(features, sequences, HEAD, seed=5) for _ in range(2))
     np.testing.assert_array_equal(first.vectors(features), second.vectors(features))
 
 
-def test_pairs_are_all_different_items_within_the_window():
+def test_pairs_are_different_items_within_the_window():
     sequence = np.array([4, 2, 2, 7], np.int32)
     found = sorted(map(tuple, close_pairs([sequence, sequence[:0]], window=2).tolist()))
     assert found == [(2, 7), (2, 7), (4, 2), (4, 2)]

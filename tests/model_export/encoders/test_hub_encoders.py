@@ -1,4 +1,4 @@
-"""The real checkpoints are far too large: tiny ones of the same classes stand for them, saved by the test."""
+"""The hub encoders, tested with tiny checkpoints of the real classes. The real ones are far too large."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,9 +39,8 @@ from tests.model_export.encoders.hub_checkpoints import (
 PAGE = RenderSpec(height_px=32, width_px=48, lines_per_strip=4, max_strips=3)
 TEXT = "steel copper brass drill bolt nut wire tape glue paint brush 12 mm 3/4 inch 100 count black white"
 WORDS = TEXT.split()
-# Pillow rounds after each resize, we after the last.
-LEVELS = 2.0
-CLOSE = 0.03  # of the largest number: float16, and those levels
+LEVELS = 2.0  # of 255. Pillow rounds after each resize; we round once after the last
+CLOSE = 0.03  # relative to the largest number: the error of float16 and of those levels
 VECTOR_DIM = 8
 
 
@@ -49,7 +48,7 @@ class Kind(NamedTuple):
     name: str
     encoder: type[HubEncoder]
     save: Callable[[Path], nn.Module]
-    num_special: int  # tokens that are not of a place
+    num_special: int  # tokens that belong to no patch of the picture
 
 
 DONUT = Kind("donut", Donut, save_donut, 0)
@@ -69,7 +68,7 @@ class Case(NamedTuple):
 
 
 class Nearest(nn.Module):
-    """A quantizer of one level, by direction."""
+    """A quantizer of one level: the code is the codeword with the largest inner product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,19 +99,19 @@ def case(request, tmp_path_factory) -> Case:
 
 
 def views_by_hand(encoder: HubEncoder, processor: Any, strip: np.ndarray) -> list[Tensor]:
-    """What the image processor makes of one strip: for each view, pictures [picture, 3, height, width]."""
+    """The image processor's pictures [picture, 3, height, width] of one strip, for each view."""
     found = processor(picture(strip), return_tensors="pt")
     return [found[name] for name in encoder.reader.names]
 
 
 @torch.no_grad()
 def frame_by_hand(model: nn.Module, views: list[Tensor], num_special: int) -> Tensor:
-    """The mean of the tokens that the saved model gives for a strip's pictures: [dim]."""
+    """The mean of the saved model's tokens over a strip's pictures -> [dim]."""
     tokens = [model(pixel_values=view).last_hidden_state[:, num_special:].flatten(0, 1) for view in views]
     return torch.cat(tokens).mean(dim=0)
 
 
-def test_pictures_are_those_of_the_checkpoints_own_image_processor(case):
+def test_pictures_equal_those_of_the_checkpoints_own_image_processor(case):
     strips = np.concatenate(case.items)
     ours = case.encoder.reader.views_of(torch.from_numpy(strips))
     one_level = 1 / 255 / torch.tensor(case.processor.image_std)[:, None, None]
@@ -121,7 +120,7 @@ def test_pictures_are_those_of_the_checkpoints_own_image_processor(case):
             assert ((pictures[place] - expected) / one_level).abs().max() <= LEVELS
 
 
-def test_a_frame_is_the_mean_of_the_tokens_that_the_checkpoint_gives_for_a_picture(case):
+def test_a_frame_is_the_mean_of_the_checkpoints_tokens_for_a_strip(case):
     assert case.reading.first_frame.tolist() == np.cumsum([0, *map(len, case.items)]).tolist()
     for strip, frame in zip(np.concatenate(case.items), case.reading.frames, strict=True):
         views = views_by_hand(case.encoder, case.processor, strip)
@@ -135,7 +134,7 @@ def test_different_texts_have_different_frames(case):
 
 
 @pytest.mark.parametrize("num_strips", [1, 2, 5])
-def test_the_graph_takes_any_number_of_strips_and_gives_what_torch_gives(case, num_strips):
+def test_the_graph_takes_any_number_of_strips_and_equals_torch(case, num_strips):
     strips = np.concatenate(case.items)[:num_strips]
     session = onnxruntime.InferenceSession(case.body.SerializeToString(), providers=["CPUExecutionProvider"])
     frames = session.run(["frames"], {"strips": strips})[0]
@@ -145,7 +144,7 @@ def test_the_graph_takes_any_number_of_strips_and_gives_what_torch_gives(case, n
     np.testing.assert_allclose(frames, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_whole_tokenizer_is_one_graph_that_says_what_training_saw(case, tmp_path):
+def test_the_whole_tokenizer_is_one_graph_and_gives_the_codes_of_training(case, tmp_path):
     torch.manual_seed(0)
     pooling = case.encoder.fit(case.reading)
     config = HeadConfig(vector_dim=VECTOR_DIM, hidden_dim=8)
@@ -156,7 +155,7 @@ def test_the_whole_tokenizer_is_one_graph_that_says_what_training_saw(case, tmp_
     assert {entry.domain for entry in onnx.load(path).opset_import} == {""}
 
 
-def test_an_interrupted_reading_goes_on_from_its_parts(case, tmp_path):
+def test_an_interrupted_reading_continues_from_its_parts(case, tmp_path):
     case.encoder.read(case.items, tmp_path)
     (part,) = tmp_path.iterdir()
     known = Reading.load(part)
@@ -165,7 +164,7 @@ def test_an_interrupted_reading_goes_on_from_its_parts(case, tmp_path):
     np.testing.assert_array_equal(resumed.frames, known.frames + 1)
 
 
-def test_deepseek_reads_a_large_strip_in_tiles_as_well(tmp_path):
+def test_deepseek_reads_a_large_strip_as_a_whole_and_in_tiles(tmp_path):
     model = save_deepseek_ocr2(tmp_path, tile_size=12)
     encoder, processor = encoder_of(DEEPSEEK, tmp_path), load_processor(str(tmp_path))
     strips = render_text(TEXT * 3, PAGE).strips
@@ -175,7 +174,7 @@ def test_deepseek_reads_a_large_strip_in_tiles_as_well(tmp_path):
         np.testing.assert_allclose(frame, expected, atol=CLOSE * expected.abs().max().item())
 
 
-def test_deepseek_reads_no_tiles_where_its_image_processor_cuts_none(tmp_path):
+def test_deepseek_reads_no_tiles_if_its_image_processor_cuts_none(tmp_path):
     save_deepseek_ocr2(tmp_path, tile_size=12)
     processor = load_processor(str(tmp_path))
     processor.crop_to_patches = False
@@ -183,7 +182,7 @@ def test_deepseek_reads_no_tiles_where_its_image_processor_cuts_none(tmp_path):
     assert [len(view) for view in encoder_of(DEEPSEEK, tmp_path).reader.views] == [1]
 
 
-def test_trocrs_of_the_deit_kind_skip_their_second_special_token(tmp_path):
+def test_a_trocr_with_a_deit_encoder_skips_both_special_tokens(tmp_path):
     model = save_trocr_deit(tmp_path)
     encoder, processor = encoder_of(TROCR, tmp_path), load_processor(str(tmp_path))
     strip = render_text("steel bolt", PAGE).strips[0]
@@ -193,7 +192,7 @@ def test_trocrs_of_the_deit_kind_skip_their_second_special_token(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [DONUT, DEEPSEEK], ids=lambda kind: kind.name)
-def test_an_encoder_saved_alone_is_the_one_of_the_whole_checkpoint(tmp_path, kind):
+def test_an_encoder_saved_alone_equals_the_encoder_of_the_whole_checkpoint(tmp_path, kind):
     encoder = kind.save(tmp_path / "whole")
     encoder.save_pretrained(tmp_path / "alone")
     load_processor(str(tmp_path / "whole")).save_pretrained(tmp_path / "alone")
@@ -203,7 +202,7 @@ def test_an_encoder_saved_alone_is_the_one_of_the_whole_checkpoint(tmp_path, kin
     torch.testing.assert_close(whole, alone)
 
 
-def test_deepseeks_language_model_is_left_where_it_is(tmp_path):
+def test_deepseeks_encoder_loads_without_its_language_model(tmp_path):
     model = save_deepseek_ocr2(tmp_path)
     loaded = load_vision_model(str(tmp_path)).state_dict()
     assert all(torch.equal(loaded[name], weights) for name, weights in model.state_dict().items())
@@ -212,12 +211,12 @@ def test_deepseeks_language_model_is_left_where_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("checkpoint", "match"),
     [
-        ("no/such-model", "no such folder, and no model hub gave a checkpoint of this name .* Download it"),
-        ("{folder}", "holds an encoder of type 'vit', but this one reads donut-swin"),
-        ("{folder}/empty", "config.json: not found.*copy the whole"),
+        ("no/such-model", "no such folder, and the model hub gave no checkpoint of this name .* Download it"),
+        ("{folder}", "holds an encoder of type 'vit', but we need donut-swin"),
+        ("{folder}/empty", "config.json: not found.*Copy all of it"),
     ],
 )
-def test_a_checkpoint_that_will_not_do_is_refused_with_a_remedy(tmp_path, checkpoint, match):
+def test_a_checkpoint_that_cannot_be_used_is_refused_with_a_remedy(tmp_path, checkpoint, match):
     save_trocr(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/preprocessor_config.json").write_text(
@@ -244,24 +243,24 @@ def test_a_checkpoint_without_its_image_processor_or_with_weights_missing_is_ref
 def test_an_image_processor_with_a_step_that_we_do_not_know_is_refused(tmp_path):
     save_donut(tmp_path)
     processor = load_processor(str(tmp_path))
-    processor.do_align_long_axis = True  # wide pictures are turned
+    processor.do_align_long_axis = True  # it rotates wide pictures
     processor.save_pretrained(tmp_path)
-    with pytest.raises(GlyphrecError, match="gives other pictures .* a step that glyphrec does not know"):
+    with pytest.raises(GlyphrecError, match="give different pictures .* a step that glyphrec does not know"):
         _ = encoder_of(DONUT, tmp_path).reader
 
 
-def test_donut_refuses_strips_that_leave_its_page(tmp_path):
+def test_donut_refuses_strips_that_exceed_its_page(tmp_path):
     save_donut(tmp_path)
     processor = load_processor(str(tmp_path))
     processor.do_thumbnail = False
     processor.save_pretrained(tmp_path)
-    with pytest.raises(GlyphrecError, match="become 48 x 72, more than Donut's page of 64 x 48"):
+    with pytest.raises(GlyphrecError, match="become 48 x 72, which exceeds Donut's page of 64 x 48"):
         _ = encoder_of(DONUT, tmp_path).reader
 
 
 @pytest.mark.parametrize("resample", list(Image.Resampling), ids=lambda resample: resample.name)
 @pytest.mark.parametrize(("height", "width"), [(7, 90), (31, 11)])
-def test_a_resize_by_matrices_is_pillows_own(resample, height, width):
+def test_a_resize_by_matrices_equals_pillows_resize(resample, height, width):
     before = np.random.default_rng(0).integers(0, 256, (16, 40), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(before).resize((width, height), resample))
     processor = load_plain_processor()
@@ -295,7 +294,7 @@ def test_mean_pooling_of_known_frames_has_a_known_answer():
     np.testing.assert_allclose(together, expected, atol=1e-6)
 
 
-def test_a_dimension_that_never_varies_and_an_empty_frame_stay_finite():
+def test_features_are_finite_for_a_constant_dimension_and_an_empty_frame():
     frames = np.array([[0, 0, 0], [1, 2, 0], [1, -2, 0]], np.float16)
     reading = Reading(frames, np.arange(4), np.array([0, 0, 0, 1], np.float32))
     features = MeanPooling.fit(reading).pool(reading)

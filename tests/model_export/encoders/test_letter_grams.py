@@ -1,4 +1,4 @@
-"""Letter grams against grams counted in Python on the text that was drawn."""
+"""Letter grams against grams that Python counts in the drawn text."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ TEXTS = [
 
 
 class Spelled(torch.nn.Linear):
-    """Frames that are one-hot letters are spelled as what they are."""
+    """A classifier for frames that are one-hot letters."""
 
     def __init__(self) -> None:
         super().__init__(len(ALPHABET), len(ALPHABET))
@@ -57,18 +57,18 @@ def grams_of(text: str) -> set[str]:
 
 
 @torch.no_grad()
-def test_counts_are_those_of_the_text():
+def test_counts_equal_the_counts_in_the_text():
     pooling, reading = fitted(TEXTS), spelled(TEXTS)
     frames = torch.from_numpy(reading.frames.astype(np.float32))
     counts = pooling.counts(frames, torch.from_numpy(reading.item_of_frame()), len(TEXTS))
     known = set().union(*map(grams_of, TEXTS))
-    assert counts.shape[1] == pytest.approx(len(known), abs=2), "hardly any two share a bucket"
+    assert counts.shape[1] == pytest.approx(len(known), abs=2), "hardly any two grams should share a bucket"
     for row, text in zip(counts, TEXTS, strict=True):
         assert int((row > 0).sum()) == pytest.approx(len(grams_of(text)), abs=2)
         assert int(row.sum()) == sum(len(text) - length + 1 for length in LENGTHS)
 
 
-def test_case_accents_and_typography_are_folded_and_letters_are_not():
+def test_case_accents_and_typography_are_folded_but_letters_stay_distinct():
     symbols = dict(zip(ALPHABET, symbols_of(ALPHABET).tolist(), strict=True))
     assert symbols["A"] == symbols["a"] == symbols["\N{LATIN SMALL LETTER A WITH ACUTE}"]
     assert symbols["-"] == symbols["\N{EN DASH}"]
@@ -86,14 +86,14 @@ def test_runs_never_cross_items():
     assert bucket[0] == bucket[3] != bucket[4]
 
 
-def test_only_the_grams_that_most_items_show_are_kept():
+def test_only_the_most_common_grams_are_kept():
     pooling = fitted(TEXTS, num_grams=40)
     assert pooling.num_grams == 40
     counts = [sum(gram in grams_of(text) for text in TEXTS) for gram in set().union(*map(grams_of, TEXTS))]
     assert np.exp(pooling.idf.max().item() - 1) <= (1 + len(TEXTS)) / (1 + sorted(counts)[-40]) + 1e-3
 
 
-def test_an_item_without_letters_is_finite_and_a_catalog_without_is_refused():
+def test_an_item_without_letters_has_finite_features_and_a_catalog_without_letters_is_refused():
     empty = Reading(np.zeros((0, len(ALPHABET)), np.float16), np.zeros(2, np.int64), np.zeros(1, np.float32))
     assert np.isfinite(fitted(TEXTS).pool(empty)).all()
     with pytest.raises(GlyphrecError, match="Give the items titles"):
@@ -101,8 +101,8 @@ def test_an_item_without_letters_is_finite_and_a_catalog_without_is_refused():
 
 
 @torch.no_grad()
-def test_drawn_and_read_items_show_the_grams_of_their_text():
-    """Through the real reader; where a line ends, a space is not seen."""
+def test_items_that_are_drawn_and_read_show_the_grams_of_their_texts():
+    """This uses the real reader. It does not see a space at the end of a line."""
     encoder = CompactReader(SPEC, CompactConfig(num_grams=100_000, feature_dim=5), seed=0)
     reading = encoder.read([render_text(text, SPEC).strips for text in TEXTS])
     pooling = encoder.fit(reading)

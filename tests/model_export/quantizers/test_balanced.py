@@ -1,4 +1,4 @@
-"""Balanced division against an assignment solver, and the prices that repeat it."""
+"""Balanced division against an assignment solver, and the prices that reproduce the division."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from model_export.quantizers.balanced import balanced_kmeans, divide, squared_di
 
 
 def least_total(distance, sizes) -> float:
-    """By an assignment of items to as many places in each cluster as it has."""
+    """The least total distance, from an assignment of items to the places of each cluster."""
     places = np.repeat(distance, sizes, axis=1)
     return float(places[linear_sum_assignment(places)].sum())
 
@@ -18,7 +18,7 @@ def total_of(distance, cluster) -> float:
 
 
 def skewed(seed: int, *, num_items: int, dim: int = 4):
-    """Many items in one place, few in others."""
+    """Points with many items in one place and few in others."""
     rng = np.random.default_rng(seed)
     centers = 3 * rng.normal(size=(8, dim))
     share = 0.5 ** np.arange(8)
@@ -28,7 +28,7 @@ def skewed(seed: int, *, num_items: int, dim: int = 4):
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("num_items", [40, 43])
-def test_a_division_is_even_and_of_least_total_distance(seed, num_items):
+def test_a_division_is_even_and_has_the_least_total_distance(seed, num_items):
     distance = np.random.default_rng(seed).exponential(size=(num_items, 8)) + np.arange(8)
     division = divide(distance)
     sizes = np.bincount(division.cluster, minlength=8)
@@ -38,7 +38,7 @@ def test_a_division_is_even_and_of_least_total_distance(seed, num_items):
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("num_items", [40, 43])
-def test_prices_repeat_the_division_with_something_to_spare(seed, num_items):
+def test_prices_reproduce_the_division_with_a_margin(seed, num_items):
     distance = np.random.default_rng(seed).exponential(size=(num_items, 8)) + np.arange(8)
     division = divide(distance)
     asked = np.sort(distance + division.price, axis=1)
@@ -48,22 +48,22 @@ def test_prices_repeat_the_division_with_something_to_spare(seed, num_items):
 
 
 def test_a_known_division_and_its_prices():
-    # All want the first cluster; the two that lose least by leaving it leave.
+    # All items prefer the first cluster. The two that lose least leave it.
     distance = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 4.0]])
     division = divide(distance)
     assert division.cluster.tolist() == [1, 1, 0, 0]
-    assert division.price.tolist() == [2.5, 0.0]  # half way between the losses of 2 and 3
+    assert division.price.tolist() == [2.5, 0.0]  # halfway between the losses 2 and 3
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_wrong_guess_at_prices_leads_to_the_same_division(seed):
+def test_a_wrong_guess_of_the_prices_leads_to_the_same_division(seed):
     rng = np.random.default_rng(seed)
     distance = rng.random((60, 6))
     guess = 10 * rng.random(6)
     assert (divide(distance, guess).cluster == divide(distance).cluster).all()
 
 
-def test_items_alike_are_divided_but_no_price_can_tell_them_apart():
+def test_equal_items_are_divided_but_no_price_can_separate_them():
     distance = np.zeros((6, 3))
     division = divide(distance)
     assert np.bincount(division.cluster).tolist() == [2, 2, 2]
@@ -77,7 +77,7 @@ def test_fewer_items_than_clusters_are_refused():
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("num_items", [640, 650, 5000])
-def test_balanced_k_means_keeps_sizes_even_where_items_crowd(seed, num_items):
+def test_balanced_k_means_keeps_sizes_even_where_items_are_dense(seed, num_items):
     points = skewed(seed, num_items=num_items)
     start = points[np.random.default_rng(seed).choice(num_items, 16, replace=False)]
     found = balanced_kmeans(points, start, max_rounds=20, seed=seed)
@@ -86,10 +86,10 @@ def test_balanced_k_means_keeps_sizes_even_where_items_crowd(seed, num_items):
     assert crowded.max() > 1.5 * num_items / 16
     assert sizes.max() - sizes.min() == (num_items % 16 > 0)
     asked = squared_distances(points, found.centroids) + found.price
-    assert (asked.argmin(axis=1) != found.cluster).mean() <= 0.001, "but for rounding"
+    assert (asked.argmin(axis=1) != found.cluster).mean() <= 0.001, "except by rounding"
 
 
-def test_balanced_k_means_finds_clusters_that_are_balanced_already():
+def test_balanced_k_means_finds_clusters_that_are_already_balanced():
     rng = np.random.default_rng(0)
     centers = 10 * rng.normal(size=(6, 3)).astype(np.float32)
     points = (np.repeat(centers, 20, axis=0) + 0.1 * rng.normal(size=(120, 3))).astype(np.float32)

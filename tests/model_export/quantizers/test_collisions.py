@@ -1,4 +1,4 @@
-"""Reassignment against every possible assignment of small groups, and its invariants on larger ones."""
+"""Reassignment against all possible assignments of small groups, and its invariants on larger groups."""
 
 from itertools import permutations, product
 
@@ -13,7 +13,7 @@ from service.core.sid import SidSpec
 
 
 def distances(codes, latents, codebooks):
-    """Squared distance of what each item still needs to each last codeword [item, code], in float64."""
+    """Squared distances of each item's residual to the last level's codewords [item, code], in float64."""
     needed = latents.astype(np.float64)
     for level, codebook in enumerate(codebooks[:-1]):
         needed = needed - codebook[codes[:, level]]
@@ -21,7 +21,7 @@ def distances(codes, latents, codebooks):
 
 
 def crowded(seed: int, *, num_items: int, levels: tuple[int, ...], dim: int = 3):
-    """Items at random codes below few prefixes, so that most collide."""
+    """Items with random codes and few prefixes, so that most items collide."""
     rng = np.random.default_rng(seed)
     codebooks = [rng.normal(size=(num_codes, dim)).astype(np.float32) for num_codes in levels]
     latents = rng.normal(size=(num_items, dim)).astype(np.float32)
@@ -45,7 +45,7 @@ def num_distinct(codes) -> int:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_one_group_costs_what_the_best_of_all_assignments_costs(seed):
+def test_one_group_costs_as_little_as_the_best_of_all_assignments(seed):
     num_items = 2 + seed % 4
     codes, latents, codebooks = crowded(seed, num_items=num_items, levels=(1, 5))
     distance = distances(codes, latents, codebooks)
@@ -70,10 +70,10 @@ def test_all_codes_differ_afterwards_and_only_the_last_one_changed(seed):
     assert (new[:, :-1] == codes[:, :-1]).all()
     assert report.rate_after == 0.0
     assert report.max_group_after == 1
-    assert report.num_reassigned == 60 - num_distinct(codes), "no more items move than there are too many"
+    assert report.num_reassigned == 60 - num_distinct(codes), "only the surplus items should move"
 
 
-def test_codes_that_are_different_already_stay():
+def test_codes_that_are_already_different_stay():
     codes, latents, codebooks = crowded(0, num_items=40, levels=(2, 32))
     once, _ = separate(codes, latents, codebooks)
     twice, report = separate(once, latents, codebooks)
@@ -85,7 +85,7 @@ def test_codes_that_are_different_already_stay():
 @pytest.mark.parametrize("seed", range(5))
 def test_another_order_of_items_gives_each_item_the_same_codes(seed):
     codes, latents, codebooks = crowded(seed, num_items=50, levels=(2, 3, 16))
-    latents[::2] = latents[0]  # identical items: only their ids tell them apart
+    latents[::2] = latents[0]  # identical items, which differ only in their ids
     order = np.random.default_rng(seed).permutation(50)
     there, _ = separate(codes, latents, codebooks)
     shuffled = [ids(50)[item] for item in order]
@@ -101,8 +101,8 @@ def test_the_closest_item_keeps_a_code_and_the_other_takes_the_nearest_free_one(
     assert report.distance_increase == pytest.approx(0.6**2 - 0.4**2)
 
 
-def test_fewer_moves_come_before_shorter_ones():
-    # Shifting everybody by one would cost less distance; moving one item to the far end is one move.
+def test_fewer_moves_win_over_shorter_moves():
+    # A shift of all items by one would add less distance, but it needs more moves than one long move.
     codebooks = [np.array([[0.0], [1.0], [2.0]])]
     latents = np.array([[0.4], [0.4], [1.4]])
     new, report = separate(np.array([[0], [0], [1]]), latents, codebooks)
@@ -111,7 +111,7 @@ def test_fewer_moves_come_before_shorter_ones():
     assert sorted(new[:2, 0]) == [0, 2]
 
 
-def test_identical_items_get_codes_of_their_own():
+def test_identical_items_get_different_codes():
     codebooks = [np.array([[0.0], [1.0], [2.0], [3.0]])]
     new, report = separate(np.zeros((4, 1), dtype=np.int64), np.zeros((4, 1)), codebooks)
     assert sorted(new[:, 0]) == [0, 1, 2, 3]
@@ -144,10 +144,10 @@ def test_groups_that_cannot_be_resolved_are_reported():
     assert (report.rate_before, report.rate_after) == (1.0, 0.4)
     assert (report.missing_rate_before, report.missing_rate_after) == pytest.approx((0.6, 0.2))
     assert (report.max_group_before, report.max_group_after) == (3, 2)
-    assert "3 items lie below 1 prefixes" in report.summary()
+    assert "3 items are below 1 prefixes that have more items than codes" in report.summary()
 
 
-def test_no_items_is_no_work():
+def test_reassigning_no_items_is_no_error():
     new, report = separate(np.zeros((0, 2), dtype=np.int64), np.zeros((0, 1)), [np.zeros((2, 1))] * 2)
     assert new.shape == (0, 2)
     assert report.rate_before == report.rate_after == 0.0
@@ -156,7 +156,7 @@ def test_no_items_is_no_work():
 
 def test_the_codes_of_a_trained_quantizer_are_reassigned():
     vectors = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
-    vectors[10:20] = vectors[0]  # near copies: identical as far as the encoder sees
+    vectors[10:20] = vectors[0]  # copies, which the encoder cannot distinguish
     spec = SidSpec(levels=(4, 4, 16))
     config = QuantizerConfig(hidden_dims=(8,), latent_dim=4, num_epochs=5, settle_epochs=2)
     quantizer, _ = train_rq_vae(vectors, spec, config, seed=0, progress=False)
@@ -171,7 +171,7 @@ def test_the_codes_of_a_trained_quantizer_are_reassigned():
     assert report.num_reassigned == (codes != native).any(1).sum()
 
 
-def test_slots_count_up_among_items_of_the_same_codes_in_the_order_of_the_catalog():
+def test_slots_number_the_items_of_the_same_codes_in_catalog_order():
     codes = np.array([[1, 2], [0, 0], [1, 2], [2, 1], [1, 2], [0, 0]])
     assert assign_slots(codes).tolist() == [0, 0, 1, 0, 2, 1]
 
@@ -190,7 +190,7 @@ def treated(how, codes, latents, codebooks, item_ids=None):
     return treat_collisions(how, codes, latents, codebooks, ids(len(codes)) if item_ids is None else item_ids)
 
 
-def test_untreated_codes_stay_and_are_reported():
+def test_codes_without_treatment_stay_and_are_reported():
     codes, latents, codebooks = crowded(0, num_items=40, levels=(2, 32))
     found = treated("none", codes, latents, codebooks)
     assert (found.codes == codes).all()
@@ -210,7 +210,7 @@ def test_a_suffix_numbers_the_items_of_the_same_codes():
     assert (found.report.num_groups, found.report.num_reassigned) == (2, 0)
 
 
-def test_a_suffix_has_two_codes_at_least():
+def test_a_suffix_level_has_at_least_two_codes():
     found = treated("suffix", np.array([[0], [1]]), np.zeros((2, 1)), [np.zeros((2, 1))])
     assert found.spec.levels == (2, 2)
     assert found.codes.tolist() == [[0, 0], [1, 0]]
@@ -226,7 +226,7 @@ def test_sinkhorn_gives_a_shared_code_to_the_item_with_more_to_lose():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sinkhorn_parts_most_items_and_changes_only_the_last_level(seed):
+def test_sinkhorn_separates_most_items_and_changes_only_the_last_level(seed):
     codes, latents, codebooks = crowded(seed, num_items=60, levels=(3, 2, 32))
     found = treated("sinkhorn", codes, latents, codebooks)
     assert (found.codes[:, :-1] == codes[:, :-1]).all()
@@ -235,13 +235,13 @@ def test_sinkhorn_parts_most_items_and_changes_only_the_last_level(seed):
     assert found.report.num_reassigned == (found.codes != codes).any(axis=1).sum()
 
 
-def test_sinkhorn_leaves_codes_that_are_different_already():
+def test_sinkhorn_keeps_codes_that_are_already_different():
     codes, latents, codebooks = crowded(0, num_items=40, levels=(2, 32))
     apart, _ = separate(codes, latents, codebooks)
     assert (treated("sinkhorn", apart, latents, codebooks).codes == apart).all()
 
 
-def test_sinkhorn_cannot_part_identical_items_and_ends():
+def test_sinkhorn_ends_although_it_cannot_separate_identical_items():
     codebooks = [np.array([[0.0], [1.0], [2.0]])]
     found = treated("sinkhorn", np.zeros((3, 1), dtype=np.int64), np.zeros((3, 1)), codebooks)
     assert num_distinct(found.codes) == 1
@@ -258,7 +258,7 @@ def test_a_treatment_does_not_depend_on_the_order_of_items(how):
 
 
 @pytest.mark.parametrize("how", ["none", "sinkhorn", "zcr", "suffix"])
-def test_no_items_are_no_work_for_any_treatment(how):
+def test_treating_no_items_is_no_error(how):
     found = treated(how, np.zeros((0, 2), dtype=np.int64), np.zeros((0, 1)), [np.zeros((2, 1))] * 2)
     assert len(found.codes) == 0
     assert found.report.rate_after == 0.0

@@ -1,4 +1,4 @@
-"""LETTER's two losses on known answers, their sum, and what alignment is for."""
+"""LETTER's two losses against known answers, their sum, and the effect of alignment."""
 
 from math import exp, log
 
@@ -26,7 +26,7 @@ NAN = torch.nan
 
 
 def two_views(num_items: int = 400, *, seed: int = 0):
-    """Vectors by one clustering, collaborative vectors by another that the vectors hold a trace of."""
+    """Vectors from one clustering, and collaborative vectors from another that the vectors barely show."""
     rng = np.random.default_rng(seed)
     look, taste = rng.integers(0, 8, num_items), rng.integers(0, 6, num_items)
     vectors = rng.normal(size=(8, 16))[look] + 0.3 * rng.normal(size=(6, 16))[taste]
@@ -42,7 +42,7 @@ def test_alignment_is_the_cross_entropy_of_inner_products_within_the_batch():
     assert float(alignment_loss(total, collaborative)) == pytest.approx(expected)
 
 
-def test_items_never_bought_are_neither_asked_for_nor_wrong_answers():
+def test_alignment_ignores_items_that_were_never_bought():
     total = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0]])
     collaborative = torch.tensor([[NAN, NAN], [1.0, 0.0], [0.0, 2.0]])
     assert alignment_loss(total, collaborative) == alignment_loss(total[1:], collaborative[1:])
@@ -52,7 +52,7 @@ def test_items_never_bought_are_neither_asked_for_nor_wrong_answers():
 def test_diversity_is_the_cross_entropy_of_finding_a_mate_among_all_other_codewords():
     codebook = torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 3.0]])  # inner products 0-1: 2, 0-2: 0, 1-2: 3
     mates = torch.tensor([[False, True, False], [True, False, False], [False, False, False]])
-    of_first = log(exp(2) + exp(0)) - 2  # the other is its mate, the third is not; itself is no answer
+    of_first = log(exp(2) + exp(0)) - 2  # its mate is the second, not the third; itself is no answer
     of_second = log(exp(2) + exp(3)) - 2
     assert float(diversity_loss(codebook, torch.tensor([0]), mates)) == pytest.approx(of_first)
     found = diversity_loss(codebook, torch.tensor([0, 1, 1]), mates)
@@ -72,7 +72,7 @@ def test_codewords_without_a_mate_are_left_out():
     ("num_codes", "num_groups", "sizes"),
     [(40, 10, {4}), (32, 10, {3, 4}), (16, 10, {2}), (3, 10, {3}), (1, 10, {1})],
 )
-def test_groups_are_of_near_equal_size_and_of_two_or_more_where_there_are_two(num_codes, num_groups, sizes):
+def test_groups_have_nearly_equal_sizes_of_at_least_two(num_codes, num_groups, sizes):
     torch.manual_seed(0)
     mates = group_mates(torch.randn(num_codes, 5), num_groups, seed=0)
     assert not mates.diagonal().any()
@@ -80,7 +80,7 @@ def test_groups_are_of_near_equal_size_and_of_two_or_more_where_there_are_two(nu
     assert {size + 1 for size in mates.sum(dim=1).tolist()} == sizes
 
 
-def test_groups_hold_codewords_that_are_close():
+def test_codewords_that_are_close_share_a_group():
     centers = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, 0.0]])
     torch.manual_seed(0)
     codebook = centers.repeat(4, 1) + 0.1 * torch.randn(12, 2)
@@ -89,10 +89,10 @@ def test_groups_hold_codewords_that_are_close():
     assert (group_mates(codebook, 3, seed=0) == expected).all()
 
 
-def test_the_loss_is_that_of_rq_vae_and_both_terms_by_their_weights():
+def test_the_loss_is_rq_vaes_loss_plus_both_weighted_terms():
     vectors, wanted = (torch.from_numpy(part[:50]) for part in two_views())
     torch.manual_seed(0)
-    spec = SidSpec(levels=(4, 8))  # two and four groups of two: a codeword's mate is certain
+    spec = SidSpec(levels=(4, 8))  # two and four groups of two, so each codeword has one possible mate
     model = RqVae(vector_dim=16, spec=spec, config=RQ_VAE)
     config = LetterConfig(rq_vae=RQ_VAE, alpha=0.3, beta=0.2, num_groups=4)
     items = torch.arange(50)
@@ -106,7 +106,7 @@ def test_the_loss_is_that_of_rq_vae_and_both_terms_by_their_weights():
     torch.testing.assert_close(loss, expected)
 
 
-def test_alignment_pulls_on_the_encoder_and_leaves_codebooks_and_decoder_alone():
+def test_alignment_trains_the_encoder_but_not_the_codebooks_or_the_decoder():
     vectors, wanted = (torch.from_numpy(part[:50]) for part in two_views())
     torch.manual_seed(0)
     model = RqVae(vector_dim=16, spec=SPEC, config=RQ_VAE)
@@ -117,7 +117,7 @@ def test_alignment_pulls_on_the_encoder_and_leaves_codebooks_and_decoder_alone()
     )
 
 
-def test_aligned_codes_tell_what_is_bought_alike():
+def test_aligned_codes_reflect_purchases():
     vectors, wanted = two_views()
     known = wanted.copy()
     known[::10] = np.nan  # never bought
@@ -134,7 +134,7 @@ def test_aligned_codes_tell_what_is_bought_alike():
     assert min(report.history[-1].use) >= 0.75
 
 
-def test_vectors_of_the_latents_width_stay_as_they_are():
+def test_vectors_of_the_latents_width_do_not_change():
     vectors = torch.tensor([[1.0, 2.0], [NAN, 3.0], [5.0, 6.0]])
     expected = torch.tensor([[1.0, 2.0], [NAN, NAN], [5.0, 6.0]])
     torch.testing.assert_close(in_latent_dim(vectors, 2), expected, equal_nan=True)
@@ -142,7 +142,7 @@ def test_vectors_of_the_latents_width_stay_as_they_are():
 
 def test_narrower_vectors_keep_their_geometry_and_wider_ones_their_principal_axes():
     torch.manual_seed(0)
-    flat = torch.randn(30, 3) @ torch.randn(3, 10)  # three dimensions' worth in ten
+    flat = torch.randn(30, 3) @ torch.randn(3, 10)  # rank 3 in ten dimensions
     flat[4] = NAN
     known = torch.arange(30) != 4
     centered = flat[known] - flat[known].mean(dim=0)

@@ -1,4 +1,4 @@
-"""What holds for every quantizer, whatever it optimizes. As a program it prints the codes that each gives."""
+"""The properties that every quantizer must have. As a program, this file prints the codes of each."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
 
 
 def train(name: str) -> Trained:
-    """On unit vectors around a few centers, some of them near copies."""
+    """Train on unit vectors around a few centers. Some vectors are almost copies of others."""
     rng = np.random.default_rng(0)
     vectors = (
         rng.normal(size=(12, DIM))[rng.integers(0, 12, NUM_ITEMS)] + rng.normal(size=(NUM_ITEMS, DIM)) / 3
@@ -68,7 +68,7 @@ def codes_of_another_process() -> dict[str, list[list[int]]]:
     return json.loads(found.stdout)
 
 
-def test_it_offers_what_the_pipeline_asks_of_a_quantizer(trained):
+def test_a_quantizer_has_the_interface_that_the_pipeline_needs(trained):
     _, (model, report, vectors, codes) = trained
     latents = model.latents(vectors)
     assert model.spec == SPEC
@@ -132,7 +132,7 @@ def test_the_exported_graph_gives_the_same_codes_for_any_number_of_items(trained
 
 
 @pytest.mark.parametrize("how", ["none", "sinkhorn", "zcr", "suffix"])
-def test_collisions_are_treated_in_its_latents(trained, how):
+def test_collisions_are_treated_with_the_quantizers_latents(trained, how):
     _, (model, _, vectors, codes) = trained
     found = treat_collisions(
         how,
@@ -154,7 +154,7 @@ def test_collisions_are_treated_in_its_latents(trained, how):
         assert after == 0.0
 
 
-def test_a_price_is_a_distance_more():
+def test_a_price_adds_to_the_squared_distance():
     residual, codebook = torch.tensor([[0.0], [0.9]]), torch.tensor([[0.0], [1.0]])
     assert nearest(residual, codebook).tolist() == [0, 1]
     assert nearest(residual, codebook, torch.tensor([1.1, 0.0])).tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""Residual k-means on planted codewords, and the balance of its codes."""
+"""RQ-k-means on vectors with known codewords, and the balance of its codes."""
 
 from itertools import product
 
@@ -15,7 +15,7 @@ SPEC = SidSpec(levels=(4, 3, 2))
 
 
 def planted(copies: int = 5):
-    """Vectors that are sums of one codeword a level, each level ten times finer -> vectors, codebooks."""
+    """Vectors that are sums of one codeword per level, and the codebooks. Each level is ten times finer."""
     rng = np.random.default_rng(0)
     codebooks = []
     for level, num_codes in enumerate(SPEC.levels):
@@ -27,7 +27,7 @@ def planted(copies: int = 5):
 
 
 def skewed(num_items: int = 640):
-    """Unit vectors of which half lie around one of nine centers."""
+    """Unit vectors around nine centers. About half of them lie around the first."""
     rng = np.random.default_rng(1)
     centers = rng.normal(size=(9, 12))
     near = np.where(rng.random(num_items) < 0.5, 0, rng.integers(1, 9, num_items))
@@ -44,7 +44,7 @@ def in_some_order(codebook):
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_planted_codewords_are_found_level_by_level(balanced):
+def test_known_codewords_are_found_level_by_level(balanced):
     vectors, codebooks = planted()
     model, report = fit(vectors, balanced=balanced)
     for found, expected in zip(model.codebooks, codebooks, strict=True):
@@ -55,7 +55,7 @@ def test_planted_codewords_are_found_level_by_level(balanced):
     assert report.history[-1].use == (1.0, 1.0, 1.0)
 
 
-def test_each_code_is_the_cheapest_by_squared_distance_and_price():
+def test_each_code_has_the_least_squared_distance_plus_price():
     torch.manual_seed(0)
     model = RqKMeans(vector_dim=6, spec=SPEC).requires_grad_(False)
     for codebook, price in zip(model.codebooks, model.prices, strict=True):
@@ -70,7 +70,7 @@ def test_each_code_is_the_cheapest_by_squared_distance_and_price():
     assert (codes != model.encode(vectors + 100)).any()
 
 
-def test_balanced_codes_are_even_at_every_level_as_encoded():
+def test_balanced_codes_are_even_at_every_level():
     spec = SidSpec(levels=(16, 8, 8))
     vectors = skewed()
     plain, plain_report = fit(vectors, balanced=False, spec=spec)
@@ -91,12 +91,12 @@ def test_new_items_follow_the_prices_of_the_catalog():
     vectors = skewed(1280)
     model, _ = fit(vectors[:640], balanced=True)
     held_out = torch.bincount(model.encode(torch.from_numpy(vectors[640:]))[:, 0], minlength=4)
-    assert held_out.max() < 1.5 * 640 / 4, "near even also on items that it has not seen"
+    assert held_out.max() < 1.5 * 640 / 4, "unseen items should be nearly even too"
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("num_items", [1, 2, 5])
-def test_fewer_items_than_codes_get_codes_of_their_own(num_items, balanced):
+def test_fewer_items_than_codes_get_different_codes(num_items, balanced):
     vectors = skewed()[:num_items]
     model, report = fit(vectors, balanced=balanced)
     assert len(model.encode(torch.from_numpy(vectors)).unique(dim=0)) == num_items
@@ -104,7 +104,7 @@ def test_fewer_items_than_codes_get_codes_of_their_own(num_items, balanced):
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_identical_items_and_a_level_of_one_code_are_fine(balanced):
+def test_identical_items_and_a_level_of_one_code_are_no_error(balanced):
     vectors = np.tile(np.float32([1.0, 0.0, 0.0]), (10, 1))
     model, _ = fit(vectors, balanced=balanced, spec=SidSpec(levels=(4, 1, 4)))
     codes = model.encode(torch.from_numpy(vectors))

@@ -1,4 +1,4 @@
-"""The quantizer against its definition, on vectors with known clusters, and as an exported graph."""
+"""RQ-VAE against its definition, and on vectors with known clusters."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CONFIG = QuantizerConfig(
 
 
 def clustered(num_items: int, *, num_clusters: int = 8, dim: int = 16, seed: int = 0):
-    """Unit vectors around well separated centers, as item vectors are -> vectors, cluster of each."""
+    """Unit vectors around well separated centers, like item vectors, and the cluster of each."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(num_clusters, dim))
     cluster = rng.integers(0, num_clusters, size=num_items)
@@ -37,7 +37,7 @@ def trained():
     return model, report, vectors, cluster
 
 
-def test_each_code_is_the_nearest_codeword_to_what_the_codes_before_left_over():
+def test_each_code_is_the_codeword_nearest_to_the_residual():
     model, vectors = untrained(), torch.from_numpy(clustered(50)[0])
     with torch.no_grad():
         codes, residual = model.encode(vectors), model.latents(vectors)
@@ -71,7 +71,7 @@ def test_the_loss_is_reconstruction_plus_codebook_and_commitment_terms():
     assert float(model.autoencode(vectors).loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_level_pulls_on_the_encoder_and_the_decoder_pulls_once():
+def test_the_encoder_gets_a_gradient_from_every_level_and_one_from_the_decoder():
     model, vectors = untrained(), torch.from_numpy(clustered(30)[0])
     latents = model.latents(vectors).detach().requires_grad_()
     (commitment,) = torch.autograd.grad(model.quantize(latents).loss, latents)
@@ -81,7 +81,7 @@ def test_every_level_pulls_on_the_encoder_and_the_decoder_pulls_once():
         expected += 2 * CONFIG.commitment * residual / residual.numel() / SPEC.num_levels
     torch.testing.assert_close(commitment, expected)
 
-    # What reaches the vectors' latents from the decoder is exactly what the decoder says about its input.
+    # The latents get exactly the gradient of the decoder's input.
     total = model.quantize(latents).total.detach().requires_grad_()
     (at_decoder,) = torch.autograd.grad((model.decoder(total) - vectors).square().mean(), total)
     whole = (model.decoder(latents + (total - latents).detach()) - vectors).square().mean()
@@ -113,7 +113,7 @@ def test_a_seed_gives_the_same_quantizer_and_leaves_the_callers_randomness_alone
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
-def test_the_reported_statistics_are_those_of_the_codes():
+def test_the_statistics_describe_the_codes():
     spec = SidSpec(levels=(4, 2))
     codes = torch.tensor([[0, 0], [0, 0], [1, 1], [1, 0]])
     stats = measure(3, 0.5, codes, spec, 2)
@@ -124,7 +124,7 @@ def test_the_reported_statistics_are_those_of_the_codes():
     assert (stats.epoch, stats.loss, stats.num_revived) == (3, 0.5, 2)
 
 
-def test_dead_codes_come_back_and_take_items():
+def test_dead_codes_are_revived_and_get_items():
     vectors = torch.from_numpy(clustered(200)[0])
     model = untrained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -138,7 +138,7 @@ def test_dead_codes_come_back_and_take_items():
     torch.manual_seed(0)
     assert _revive_dead_codes(model, vectors, optimizer) >= sum(k - 2 for k in SPEC.levels)
     after = measure(1, 0.0, model.encode(vectors), SPEC, 0)
-    # A revived code has at least the item that it came from; those in use before may lose all of theirs.
+    # A revived code has at least the item that it came from. A code that was in use may lose all its items.
     assert all(use >= (k - 2) / k for use, k in zip(after.use, SPEC.levels, strict=True))
 
 
@@ -158,7 +158,7 @@ def test_fewer_items_than_codes_still_get_codes(num_items):
     assert len(report.history) == CONFIG.num_epochs
 
 
-def test_identical_items_a_constant_dimension_and_a_level_of_one_code_are_fine():
+def test_identical_items_a_constant_dimension_and_a_level_of_one_code_are_no_error():
     vectors = np.tile(np.float32([1.0, 0.0, 0.0]), (10, 1))
     model, _ = train_rq_vae(vectors, SidSpec(levels=(4, 1, 4)), CONFIG, seed=0, progress=False)
     codes = model.encode(torch.from_numpy(vectors))

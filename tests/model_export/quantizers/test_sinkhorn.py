@@ -1,3 +1,5 @@
+"""Sinkhorn's algorithm against its closed form, its invariants, and small cases with known answers."""
+
 import numpy as np
 import pytest
 
@@ -5,15 +7,16 @@ from model_export.quantizers.sinkhorn import sinkhorn_assign, sinkhorn_plan, sin
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_columns_and_rows_of_the_plan_share_equally(seed):
+def test_all_columns_and_all_rows_of_a_plan_have_equal_mass(seed):
     distance = np.random.default_rng(seed).normal(size=(12, 5))
     plan = sinkhorn_plan(distance, epsilon=0.3, iterations=200)
     np.testing.assert_allclose(plan.sum(axis=0), 1 / 5, atol=1e-12)
     np.testing.assert_allclose(plan.sum(axis=1), 1 / 12, atol=1e-6)
 
 
-def test_a_plan_of_two_by_two_is_the_one_known_in_closed_form():
-    # It is x on the diagonal and 1/2 - x off it, and has the cross ratio of exp(-distance / epsilon).
+def test_a_plan_of_two_by_two_equals_its_closed_form():
+    # The plan is x on the diagonal and 1/2 - x elsewhere. Its cross ratio equals that of exp(-distance /
+    # epsilon).
     distance = np.array([[0.3, 0.1], [0.2, 0.6]])
     ratio = np.exp(-(0.3 + 0.6 - 0.1 - 0.2) / (2 * 0.5))  # x / (1/2 - x)
     x = ratio / (1 + ratio) / 2
@@ -21,13 +24,13 @@ def test_a_plan_of_two_by_two_is_the_one_known_in_closed_form():
     np.testing.assert_allclose(sinkhorn_plan(distance, epsilon=0.5, iterations=100), expected, atol=1e-12)
 
 
-def test_of_two_rows_that_want_one_column_the_one_with_more_to_lose_gets_it():
+def test_if_two_rows_prefer_one_column_the_row_with_more_to_lose_gets_it():
     assert sinkhorn_assign(np.array([[0.0, 1.0], [0.0, 3.0]])).tolist() == [1, 0]
     assert sinkhorn_assign(np.array([[0.0, 3.0], [0.0, 1.0]])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_row_goes_where_distance_and_price_are_least_which_is_most_of_it(seed):
+def test_the_column_with_the_largest_share_has_the_least_distance_plus_price(seed):
     distance = np.random.default_rng(seed).normal(size=(20, 6))
     price = sinkhorn_prices(distance, 0.05, 60)
     plan = sinkhorn_plan(distance, 0.05, 60)
@@ -45,9 +48,9 @@ def test_a_row_with_several_columns_to_itself_goes_to_the_nearest():
     assert sinkhorn_assign(distance).tolist() == [1, 4]
 
 
-def test_a_column_that_nobody_wants_is_found_nevertheless():
+def test_a_column_far_from_all_rows_still_gets_its_share():
     distance = np.zeros((4, 2), dtype=np.float32)
-    distance[:, 1] = 1000 + np.arange(4)  # exp(-1000 / eps) is 0
+    distance[:, 1] = 1000 + np.arange(4)  # exp(-1000 / epsilon) underflows to 0
     price = sinkhorn_prices(distance, 0.5, 100)
     assert np.bincount((distance + price).argmin(axis=1)).tolist() == [2, 2]
 
