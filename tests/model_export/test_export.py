@@ -89,7 +89,7 @@ def test_a_bundle_is_never_overwritten(tiny_export):
 
 def test_a_folder_of_other_things_is_left_alone(tiny_export, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(GlyphrecError, match="exists and is no bundle"):
+    with pytest.raises(GlyphrecError, match="exists and is not a bundle"):
         export(tiny_export.dataset, tmp_path, tiny(), cache_folder=tiny_export.cache, say=silent)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
