@@ -30,7 +30,7 @@ from service.inference.runtime import RecommenderSession
 BEAMS = (10, 20, 50, 100, 200)
 FIRST_LEVEL_BEAMS = (10, 25)
 START = 50
-PAGE = 10
+TOP_K = 10
 
 Codes = NDArray[np.int64]  # [batch, position, level]
 
@@ -57,7 +57,7 @@ class Searches:
     def is_proven(self, user: int, kept: tuple[int, ...]) -> bool:
         """Whether the ten best are certainly the best, with so many beams kept after each level."""
         beams = self._session.run(self.histories[user], self._tables, kept)
-        last = beams.scores[0, min(PAGE, beams.scores.shape[1]) - 1]
+        last = beams.scores[0, min(TOP_K, beams.scores.shape[1]) - 1]
         return bool(last > beams.bound[0] or beams.bound[0] < FILLER_SCORE)
 
     def measure(self, kept: tuple[int, ...]) -> tuple[float, Times]:

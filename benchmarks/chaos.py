@@ -59,7 +59,7 @@ LEVEL_TIMEOUT_S = 60
 SETTLE_S = 0.1  # after a fault; what it did to an answer that is under way may still come
 SHOWN = 20  # findings of each kind
 NUM_BASE = 30  # items that nobody changes
-PAGE = 100  # the most that a recommendation may have
+MOST_ITEMS = 100  # the most that a recommendation may have
 SETTINGS = {
     "GLYPHREC_THREADS": "1",
     "GLYPHREC_FILTER_FIELDS": FILTER_FIELDS,
@@ -345,9 +345,9 @@ def lost_at(replica: Replica, judge: Judge) -> Iterator[str]:
         answer = replica.asked(f"/items/{item_id}")
         yield from (f"{replica.url}: {each}" for each in judge.of_item(item_id, answer, known))
     with httpx.Client(base_url=replica.url, timeout=60) as client:
-        for start in range(0, len(ids), PAGE):
-            part = ids[start : start + PAGE]
-            asked = {"history": [], "limit": PAGE, "filter": {"item_ids": part}}
+        for start in range(0, len(ids), MOST_ITEMS):
+            part = ids[start : start + MOST_ITEMS]
+            asked = {"history": [], "limit": MOST_ITEMS, "filter": {"item_ids": part}}
             page = client.post("/recommend", json=asked).raise_for_status().json()
             found = {row["item_id"]: row["semantic_id"] for row in page["items"]}
             expected = {each: known[each].sid for each in part if known[each].item is not None}

@@ -14,6 +14,7 @@ the GEMM ceiling is float32's.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ BATCHES = (1, 32)
 THREADS = (1, 2)
 BLOCKS = 3
 KINDS: tuple[Kind, ...] = ("tiger", "tree")
-PAGE = 10
+TOP_K = 10
 GENERATE = "transformers generate"
 # By the names of their figures: int8, as the configurations base and tiger-base export it, has none added.
 FIGURES = {
@@ -90,13 +91,13 @@ class Systems:
             found[system] = session.run(some, self.trie.tables, self.shapes.widths)
         with torch.no_grad():
             theirs, _ = generate(self.t5, self.dict_trie, torch.from_numpy(some), BEAMS)
-        if found["tiger float32"].codes[:, :PAGE].tolist() != theirs[:, :PAGE].tolist():
+        if found["tiger float32"].codes[:, :TOP_K].tolist() != theirs[:, :TOP_K].tolist():
             raise AssertionError("tiger's ten best are not those of generate on the same weights")
         print(f"tiger's ten best equal generate's, in order, for {len(some)} histories")
         overlap = {}
         for kind in KINDS:
-            pages = [found[f"{kind} {each}"].codes[:, :PAGE].tolist() for each in ("int8", "float32")]
-            shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / PAGE for a, b in zip(*pages, strict=True)]
+            pages = [found[f"{kind} {each}"].codes[:, :TOP_K].tolist() for each in ("int8", "float32")]
+            shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / TOP_K for a, b in zip(*pages, strict=True)]
             overlap[f"{kind}_top10_overlap"] = float(np.mean(shared))
         return overlap
 
@@ -172,8 +173,11 @@ def in_blocks(systems: dict[str, Run], history: Histories, repeats: int, blocks:
     for _ in range(blocks):
         for system, run in systems.items():
             warm_up = 1 if "PyTorch" in system or system == GENERATE else 5
-            block = each_ms(lambda _, run=run: run(history), repeats + warm_up, warm_up=warm_up)  # type: ignore[misc]  # a default is no type
-            took[system].extend(block)
+
+            def once(_: int, run: Run = run) -> None:
+                run(history)
+
+            took[system].extend(each_ms(once, repeats + warm_up, warm_up=warm_up))
     return {system: float(np.median(values)) for system, values in took.items()}
 
 
@@ -194,7 +198,7 @@ def gemm_ceiling(threads: int) -> float:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         feeds = {"a": np.ones((m, k), np.float32)}
-        median_s = median_ms(lambda session=session, feeds=feeds: session.run(None, feeds), 20) / 1_000  # type: ignore[misc]  # as above
+        median_s = median_ms(partial(session.run, None, feeds), 20) / 1_000
         best = max(best, 2e-9 * m * k * n / median_s)
     return best
 

@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class Measured:
             try:
                 resident = Resident(self.path, self.provider, feeds, BEAMS, replayed=name == "replayed")
                 resident.run(history)
-                runs[name] = lambda each=resident: each.run(history)  # type: ignore[misc]  # a default is no type
+                runs[name] = partial(resident.run, history)
             except Exception as error:  # ONNX Runtime's own classes share no base below Exception
                 print(f"{self.kind}, batch {batch}, {name}: refused: {str(error).splitlines()[0][:300]}")
         expected = self.on_cpu.run(history, self.tables, self.shapes.widths)

@@ -38,7 +38,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
 
 SPEC = SidSpec(levels=(256, 256, 256, 256))
-PAGE = [f"B{n:09d}" for n in range(10)]
+ONE_PAGE = [f"B{n:09d}" for n in range(10)]
 CALLS = 20_000
 REPEATS = 5
 REMEMBERED_PAGES = 100_000
@@ -80,8 +80,8 @@ def costs(*, num_pages: int, calls: int) -> tuple[dict[str, float], dict[str, fl
         "its answer": lambda: metrics.observe_http("/recommend", "POST", 200, 2e-3),
         "its kind": lambda: metrics.observe_recommendation("model", exact=True, filtered=False),
         "its search": lambda: metrics.observe_searches([50]),
-        "its ten items": lambda: metrics.observe_recommended(PAGE, 9),
-        "its page, for POST /events": lambda: pages.remember(next(upcoming), "0123456789ab", PAGE),
+        "its ten items": lambda: metrics.observe_recommended(ONE_PAGE, 9),
+        "its page, for POST /events": lambda: pages.remember(next(upcoming), "0123456789ab", ONE_PAGE),
     }
     took_us = {name: _microseconds(call, calls) for name, call in work.items()}
     found = {"recommendation_us": sum(took_us.values())}
@@ -92,7 +92,7 @@ def costs(*, num_pages: int, calls: int) -> tuple[dict[str, float], dict[str, fl
     tracemalloc.start()
     pages = ServedPages(REMEMBERED_PAGES, 1_800)
     for _ in range(num_pages):
-        pages.remember(uuid4().hex, "0123456789ab", PAGE)  # it keeps the request id, too
+        pages.remember(uuid4().hex, "0123456789ab", ONE_PAGE)  # it keeps the request id, too
     found["page_bytes"] = tracemalloc.get_traced_memory()[0] / pages.num_pages
     tracemalloc.stop()
     print(f"{found['page_bytes']:.0f} bytes a remembered page")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ def elapsed_ms(call: Callable[[], object]) -> float:
 
 def each_ms(call: Callable[[int], object], count: int, *, warm_up: int = 0) -> Times:
     """Milliseconds of `call(n)` for n up to `count`; the first `warm_up` of them are left out."""
-    took = [elapsed_ms(lambda n=n: call(n)) for n in range(count)]  # type: ignore[misc]  # a default is no type
+    took = [elapsed_ms(partial(call, n)) for n in range(count)]
     return np.array(took[min(warm_up, count - 1) :])
 
 
@@ -39,5 +40,5 @@ def in_turns(
     took: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(rounds + warm_up):
         for name, call in calls.items():
-            took[name].append(elapsed_ms(lambda call=call, n=n: call(n)))  # type: ignore[misc]  # as above
+            took[name].append(elapsed_ms(partial(call, n)))
     return {name: np.array(values[warm_up:]) for name, values in took.items()}

@@ -58,7 +58,8 @@ def add_export(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--config",
         default="base",
-        help="the configuration: tiny, demo, base (default), pp-ocr-base or tiger-base",
+        help="the configuration: tiny, demo, base (default), tiger-base or pp-ocr-base. With a checkpoint of "
+        "the model hub also donut-base, trocr-base or deepseek-ocr-2-base",
     )
     parser.add_argument("--seed", type=int, default=None, help="replaces the configuration's seed, 0")
     parser.add_argument(

@@ -28,11 +28,14 @@ class PpOcrConfig:
     max_fit_items: int = 4000  # the projection, the gate and the centroids are fitted on these items' frames
 
 
+HubEncoderKind = Literal["donut", "trocr", "deepseek-ocr-2"]
+
+
 @dataclass(frozen=True)
 class HubEncoderConfig:
-    """A frozen encoder of a `transformers` checkpoint (encoders/hub.py)."""
+    """A frozen encoder of a `transformers` checkpoint (encoders/hub/)."""
 
-    kind: Literal["donut", "trocr", "deepseek-ocr-2"]
+    kind: HubEncoderKind
     checkpoint: str  # a folder, or a name on the model hub
     strips_per_run: int = 4  # read at once; DeepSeek-OCR-2 needs some gigabytes for each full page
 
@@ -225,6 +228,28 @@ def pp_ocr_base() -> RunConfig:
     return replace(base(), name="pp-ocr-base", encoder=PpOcrConfig())
 
 
+def donut_base() -> RunConfig:
+    """`base` with Donut's encoder, which reads a page per item. The checkpoint comes from the model hub."""
+    page = RenderSpec(height_px=512, width_px=384, lines_per_strip=32, max_strips=1, squeeze=1.0)
+    return _read_by("donut-base", "donut", "naver-clova-ix/donut-base", page)
+
+
+def trocr_base() -> RunConfig:
+    """`base` with TrOCR's encoder, which reads line by line. The checkpoint comes from the model hub."""
+    line = RenderSpec(height_px=32, width_px=512, max_strips=16, squeeze=1.0)
+    return _read_by("trocr-base", "trocr", "microsoft/trocr-base-printed", line)
+
+
+def deepseek_ocr2_base() -> RunConfig:
+    """`base` with DeepSeek-OCR-2's encoder, which reads a page per item. The checkpoint is on the model hub."""
+    page = RenderSpec(height_px=512, width_px=512, lines_per_strip=32, max_strips=1, squeeze=1.0)
+    return _read_by("deepseek-ocr-2-base", "deepseek-ocr-2", "deepseek-community/DeepSeek-OCR-2", page)
+
+
+def _read_by(name: str, kind: HubEncoderKind, checkpoint: str, render: RenderSpec) -> RunConfig:
+    return replace(base(), name=name, render=render, encoder=HubEncoderConfig(kind, checkpoint))
+
+
 def sasrec_training() -> TrainingConfig:
     """The training that tuning found for SASRec (docs/log.md)."""
     return TrainingConfig(learning_rate=3e-3, patience=8)
@@ -254,4 +279,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "base": base,
     "tiger-base": tiger_base,
     "pp-ocr-base": pp_ocr_base,
+    "donut-base": donut_base,
+    "trocr-base": trocr_base,
+    "deepseek-ocr-2-base": deepseek_ocr2_base,
 }

@@ -162,6 +162,7 @@ def test_a_dashboard_or_panel_that_a_guide_names_exists(name: str) -> None:
     assert [part for part in parts if not any(title.startswith(part) for title in titles)] == []
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """As `make docs` builds it. Sphinx warns of broken links, and of pages that the menu leaves out."""
     pytest.importorskip("furo", reason="the site needs glyphrec[docs]")

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
-PAGE = 10
+TOP_K = 10
 NO_USERS = np.zeros(0, dtype=np.uint8)
 NAME = re.compile(r"[\w@.+=-]+")
 
-Ranks = NDArray[np.uint8]  # [user]  rank of the target from 0; PAGE if it is not among the first PAGE
+Ranks = NDArray[np.uint8]  # [user]  rank of the target from 0; TOP_K if it is not among the first TOP_K
 
 
 class DamagedCell(GlyphrecError):
@@ -66,9 +66,9 @@ class CellResult:
             if not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a file. Use only letters, digits and _@.+=-")
         for ranks in (self.ranks_excluded, self.ranks_included, self.code_ranks):
-            if ranks is not None and (ranks.dtype != np.uint8 or ranks.ndim != 1 or (ranks > PAGE).any()):
+            if ranks is not None and (ranks.dtype != np.uint8 or ranks.ndim != 1 or (ranks > TOP_K).any()):
                 raise ValueError(
-                    f"ranks must be uint8 [user] and at most {PAGE}, got {ranks.dtype} {ranks.shape}"
+                    f"ranks must be uint8 [user] and at most {TOP_K}, got {ranks.dtype} {ranks.shape}"
                 )
         if len(self.ranks_excluded) != len(self.ranks_included):
             raise ValueError(

@@ -20,8 +20,11 @@ from model_export.configs import (
     TrainingConfig,
     TreeConfig,
     base,
+    deepseek_ocr2_base,
+    donut_base,
     sasrec_training,
     tiny,
+    trocr_base,
 )
 from service.core.bundle import RenderSpec
 
@@ -97,11 +100,11 @@ def full() -> Plan:
     )
 
 
-# Cells that run the same code as other cells of the plan.
+# Cells that run the same code as other cells of the plan, and cells that need a checkpoint of the model hub.
 LIKE_OTHERS = {
     "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
-    "tree_noise",
+    "tree_noise", "donut", "trocr", "deepseek_ocr2",
 }  # fmt: skip
 
 
@@ -204,6 +207,7 @@ def cells_of(
             ("encoders",),
             other(encoder=PpOcrConfig(), head=untrained),
         ),
+        *hub_cells(learnt),
         Cell("shuffled", "the same codes, dealt out at random", ("encoders",), learnt, shuffled=True),
         # Question 6: the gain of each part.
         Cell("tiger_codes", "TIGER on the default's codes", ("ablation", "generators"), with_tiger),
@@ -269,6 +273,19 @@ def cells_of(
             )
         )
     return tuple(cells)
+
+
+def hub_cells(learnt: RunConfig) -> list[Cell]:
+    """Encoders of the model hub. If a checkpoint cannot be loaded, the study says so and skips its cell."""
+    labels = {
+        "donut": ("Donut, head", donut_base()),
+        "trocr": ("TrOCR, head", trocr_base()),
+        "deepseek_ocr2": ("DeepSeek-OCR-2, head", deepseek_ocr2_base()),
+    }
+    return [
+        Cell(name, label, ("encoders",), replace(learnt, encoder=read.encoder, render=read.render))
+        for name, (label, read) in labels.items()
+    ]
 
 
 def counting_cells(default: RunConfig) -> list[Cell]:

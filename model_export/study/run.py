@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
-from model_export.configs import MiniLmConfig, SasRecConfig
+from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, leave_one_out
 from model_export.evaluation import baselines
@@ -27,6 +27,7 @@ from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
+from service.errors import GlyphrecError
 
 NO_RANKS = np.zeros(0, np.uint8)
 
@@ -106,7 +107,14 @@ def run_study(
     say(f"{len(works)} cells, {len(works) - len(missing)} of them already finished")
     for work in ProgressBar(missing, desc="cells", unit="cell"):
         say(f"{work.dataset.name}, {work.cell.label} ({work.cell.name}), seed {work.config.seed}")
-        cells.save(store, run_cell(work, splits[work.dataset.name], cache, say))
+        try:
+            result = run_cell(work, splits[work.dataset.name], cache, say)
+        except GlyphrecError as error:
+            if not isinstance(work.config.encoder, HubEncoderConfig):
+                raise
+            say(f"      left out: {error}")
+            continue
+        cells.save(store, result)
 
 
 def kept_result(work: Work, store: Path) -> CellResult | None:

@@ -29,6 +29,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("graphs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs_and_ends_with_its_figures_as_json(name, graphs, capsys):
     options = OPTIONS.get(name, []) + (["--graphs", str(graphs)] if name in SHARE_GRAPHS else [])

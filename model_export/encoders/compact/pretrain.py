@@ -1,6 +1,6 @@
 """Train the compact reader's weights from nothing, on one core.
 
-    python -m model_export.encoders.pretrain_compact --out FILE.npz --minutes 35
+    python -m model_export.encoders.compact.pretrain --out FILE.npz --minutes 35
 
 The learning rate follows the time that is given. A checkpoint lies beside the weights, and the same command
 goes on from it. At first the network is told where each letter was drawn, then CTC alone goes on.

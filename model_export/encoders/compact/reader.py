@@ -26,7 +26,7 @@ from service.errors import GlyphrecError
 
 VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
 WEIGHTS = Path(__file__).parent / "weights" / "compact_reader.npz"
-PRETRAIN = "python -m model_export.encoders.pretrain_compact"
+PRETRAIN = "python -m model_export.encoders.compact.pretrain"
 
 INPUT_HEIGHT_PX = 16
 PX_PER_FRAME = 2

@@ -160,7 +160,7 @@ def test_pages_of_several_lines_are_refused(kind):
 
 def test_missing_weights_are_reported_with_the_command_that_makes_them(monkeypatch, tmp_path):
     monkeypatch.setattr(compact, "WEIGHTS", tmp_path / "none.npz")
-    with pytest.raises(GlyphrecError, match="python -m model_export.encoders.pretrain_compact --out"):
+    with pytest.raises(GlyphrecError, match="python -m model_export.encoders.compact.pretrain --out"):
         weights_file()
 
 

@@ -1,6 +1,8 @@
 """The real checkpoints are far too large: tiny ones of the same classes stand for them, saved by the test."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
-from model_export.configs import HeadConfig, HubEncoderConfig
+from model_export.configs import RUNS, HeadConfig, HubEncoderConfig
 from model_export.encoders.base import Reading
+from model_export.encoders.choose import make_encoder
 from model_export.encoders.head import ItemHead
 from model_export.encoders.hub.base import HubEncoder, load_processor
 from model_export.encoders.hub.deepseek_ocr2 import DeepseekOcr2, load_vision_model
@@ -298,3 +301,22 @@ def test_a_dimension_that_never_varies_and_an_empty_frame_stay_finite():
     features = MeanPooling.fit(reading).pool(reading)
     assert np.isfinite(features).all()
     assert (features[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("donut-base", save_donut),
+        ("trocr-base", save_trocr),
+        ("deepseek-ocr-2-base", partial(save_deepseek_ocr2, tile_size=768)),
+    ],
+)
+def test_the_recipe_of_a_named_run_suits_its_encoder(name, save, tmp_path):
+    """The checkpoint is a tiny one of the same class."""
+    config = RUNS[name]()
+    save(tmp_path)
+    encoder = make_encoder(config.render, replace(config.encoder, checkpoint=str(tmp_path)), seed=0)
+    items = [render_text(text, config.render).strips for text in (TEXT, "M3 x 1/2 in")]
+    reading = encoder.read(items)
+    assert reading.num_items == 2
+    assert np.isfinite(reading.frames).all()

@@ -141,7 +141,7 @@ def test_chance_is_the_hit_rate_of_random_pages(removed):
 
 
 def test_users_of_one_target_count_as_one_draw():
-    ranked = np.full((8, cold_module.PAGE), -1, dtype=np.int32)
+    ranked = np.full((8, cold_module.TOP_K), -1, dtype=np.int32)
     ranked[:4, 0] = 3
     apart = cold_module._hits("{}", ranked, np.array([3, 3, 3, 3, 4, 5, 6, 7], dtype=np.int32))
     assert apart["10"] == 0.5

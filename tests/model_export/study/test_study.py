@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import pytest
 
-from model_export.configs import CompactConfig, HeadConfig, MiniLmConfig, base
+from model_export.configs import CompactConfig, HeadConfig, HubEncoderConfig, MiniLmConfig, base, tiny
 from model_export.data.dataset import make_dataset
 from model_export.data.tables import write_dataset
 from model_export.study import cells, timing
 from model_export.study.command import study
 from model_export.study.cost_table import with_costs
-from model_export.study.plan import PLANS, RESOLUTIONS, Cell, recipe
-from model_export.study.run import Work, works_of
+from model_export.study.plan import PLANS, RESOLUTIONS, Cell, Plan, recipe
+from model_export.study.run import Work, run_study, works_of
 from service.core.render import render_text
 from service.errors import GlyphrecError
 from tests.model_export.study.stored import stored_cells
@@ -161,3 +161,17 @@ def test_all_resolutions_draw_the_same_letters_on_a_strip():
 
 def test_the_default_reads_with_the_compact_reader():
     assert base().encoder == CompactConfig()
+
+
+def test_a_checkpoint_that_cannot_be_loaded_costs_one_cell_and_not_the_study(small_dataset, tmp_path):
+    """The tests reach no model hub."""
+    encoder = HubEncoderConfig("trocr", "nobody/has-this")
+    cells_of_plan = (
+        Cell("trocr", "TrOCR", ("encoders",), replace(tiny(), encoder=encoder)),
+        Cell("popularity", "popularity", ("headline",), tiny(), counting="popularity"),
+    )
+    said: list[str] = []
+    plan, folder = Plan("two", cells_of_plan), tmp_path / "cells"
+    run_study(plan, {"small": small_dataset}, store=folder, cache_folder=tmp_path / "cache", say=said.append)
+    assert [cell.name for cell in stored_cells(folder)] == ["popularity"]
+    assert any("left out: nobody/has-this" in line for line in said)

@@ -116,7 +116,11 @@ def test_a_pipe_is_read_as_a_file_is(tmp_path):
     writing.join()
 
 
-@pytest.mark.parametrize("content", [b" " * (MAX_LINE_BYTES + 1), gzip.compress(b"1\n" * 1_000)])
+@pytest.mark.parametrize(
+    "content",
+    [b" " * (MAX_LINE_BYTES + 1), gzip.compress(b"1\n" * 1_000)],
+    ids=["a line", "a file"],  # every worker must call a test the same, and an archive holds the time
+)
 def test_a_line_or_a_file_without_end_is_given_up(tmp_path, content):
     path = tmp_path / "items.jsonl"
     path.write_bytes(content)

@@ -11,6 +11,7 @@ from service.catalog.follower import CatalogFollower
 from service.core.bundle import TOKENIZER, load_bundle
 from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge
 from service.errors import Overloaded, StoreUnavailable, TookTooLong
+from service.flows import indexing
 from service.flows.indexing import Indexer, tokenize_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
@@ -241,7 +242,7 @@ async def test_a_dropped_item_is_gone_and_dropping_it_again_says_so(bench):
 
 async def test_what_this_replica_does_not_see_in_time_is_not_acknowledged(bench, monkeypatch):
     await bench.index(item("b"))
-    monkeypatch.setattr("service.indexing.FOLLOW_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(indexing, "FOLLOW_TIMEOUT_S", 0.05)
     async with bench.catalog.lock:  # so that no change comes in
         for change in (bench.index(item("a")), bench.indexer.drop("b")):
             with pytest.raises(StoreUnavailable, match="does not see the change yet"):

@@ -178,7 +178,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         ("report/../../outside", "outside the bundle"),
         ("/etc/passwd", "outside the bundle"),
         ("a\0b", "outside the bundle"),
-        ("\ud800", "outside the bundle"),
+        ("\ud800", "half of a surrogate pair"),
         ("x" * 5_000, "(cannot be read|outside)"),
         ("", "missing"),
         (".", "missing"),
