@@ -241,7 +241,7 @@ def trocr_base() -> RunConfig:
 
 
 def deepseek_ocr2_base() -> RunConfig:
-    """`base` with DeepSeek-OCR-2's encoder, which reads a page per item. The checkpoint is on the model hub."""
+    """`base` with DeepSeek-OCR-2, which reads a page per item. The checkpoint comes from the model hub."""
     page = RenderSpec(height_px=512, width_px=512, lines_per_strip=32, max_strips=1, squeeze=1.0)
     return _read_by("deepseek-ocr-2-base", "deepseek-ocr-2", "deepseek-community/DeepSeek-OCR-2", page)
 
