@@ -1,4 +1,4 @@
-"""The offline subcommands of `glyphrec`. They import what needs the export extra only when they run."""
+"""The offline subcommands of `glyphrec`. They import the packages of the export extra only when they run."""
 
 import argparse
 import json
@@ -15,20 +15,21 @@ DATA_HELP = (
     "movielens-100k, amazon:REVIEWS,META"
 )
 
-# Threads that wait for each other sleep instead of spinning: on a busy machine that is several times faster.
-# Read by OpenMP when torch loads it, which happens in the functions below.
+# Threads that wait for each other sleep instead of spinning. On a busy machine this is several times faster.
+# OpenMP reads the variable when torch is imported, in the functions below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def say(text: str) -> None:
-    """Print a line without tearing a progress bar."""
+    """Print a line without breaking a progress bar."""
     ProgressBar.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def add_prepare(subparsers: Subparsers) -> None:
+    """Add `glyphrec prepare`."""
     parser = subparsers.add_parser("prepare", help="read a data source and write it in the neutral form")
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
@@ -46,6 +47,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def add_export(subparsers: Subparsers) -> None:
+    """Add `glyphrec export`."""
     parser = subparsers.add_parser(
         "export", help="train on a catalog and its interactions, and write a bundle"
     )
@@ -56,10 +58,10 @@ def add_export(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--config",
         default="base",
-        help="tiny, demo, base (default), tiger-base or pp-ocr-base; with a checkpoint of the model hub "
-        "donut-base, trocr-base or deepseek-ocr-2-base",
+        help="the configuration: tiny, demo, base (default), tiger-base or pp-ocr-base. With a checkpoint of "
+        "the model hub also donut-base, trocr-base or deepseek-ocr-2-base",
     )
-    parser.add_argument("--seed", type=int, default=None, help="other than the configuration's own, 0")
+    parser.add_argument("--seed", type=int, default=None, help="replaces the configuration's seed, 0")
     parser.add_argument(
         "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
     )
@@ -74,7 +76,7 @@ def _export(args: argparse.Namespace) -> int:
     from service.errors import GlyphrecError
 
     if args.config not in RUNS:
-        raise GlyphrecError(f"there is no configuration {args.config!r}. Take one of {', '.join(RUNS)}.")
+        raise GlyphrecError(f"there is no configuration {args.config!r}. Choose one of {', '.join(RUNS)}.")
     config = RUNS[args.config]()
     if args.seed is not None:
         config = replace(config, seed=args.seed)
@@ -87,7 +89,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def add_evaluate(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("evaluate", help="measure a bundle's exported graphs beside baselines")
+    """Add `glyphrec evaluate`."""
+    parser = subparsers.add_parser("evaluate", help="measure a bundle's exported graphs and the baselines")
     parser.add_argument("--bundle", required=True, type=Path)
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--json", type=Path, help="also write every figure to this file")
@@ -108,30 +111,38 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def add_study(subparsers: Subparsers) -> None:
+    """Add `glyphrec study`."""
     parser = subparsers.add_parser(
-        "study", help="compare encoders, quantizers, generators and baselines; write the report"
+        "study", help="compare encoders, quantizers, generators and baselines, and write the report"
     )
-    parser.add_argument("--data", action="append", required=True, help=f"{DATA_HELP}. Once for each data set")
+    parser.add_argument(
+        "--data", action="append", required=True, help=f"{DATA_HELP}. Give the option once for each data set"
+    )
     parser.add_argument(
         "--plan", default="full", help="full (default) or tiny, from model_export/study/plan.py"
     )
     parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="CELL", help="cells by name; all by default"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="CELL",
+        help="run only these cells; the default is all",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("docs"),
-        help="folder of study.md; its study/cells keeps what is done",
+        help="folder of study.md; its subfolder study/cells stores the finished cells",
     )
     parser.add_argument(
         "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
     )
     parser.add_argument(
-        "--report-only", action="store_true", help="write the report of the cells that are done, run none"
+        "--report-only", action="store_true", help="run no cells, and write the report of the finished ones"
     )
     parser.add_argument(
-        "--costs", action="store_true", help="then measure what every cell costs, all anew on this machine"
+        "--costs", action="store_true", help="then measure the costs of all finished cells on this machine"
     )
     parser.set_defaults(run=_study)
 
@@ -153,12 +164,20 @@ def _study(args: argparse.Namespace) -> int:
 
 
 def add_demo(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("demo", help="train on real groceries, serve, post items, recommend")
-    parser.add_argument(
-        "--folder", type=Path, default=Path(".glyphrec/demo"), help="where everything is kept"
+    """Add `glyphrec demo`."""
+    parser = subparsers.add_parser(
+        "demo", help="train on real groceries, serve, post new items and recommend"
     )
-    parser.add_argument("--port", type=int, default=8000, help="the first one to try")
-    parser.add_argument("--once", action="store_true", help="stop the service after the show")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(".glyphrec/demo"),
+        help="folder for everything that the demo stores",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="the first port to try")
+    parser.add_argument(
+        "--once", action="store_true", help="stop the service at the end instead of waiting for Ctrl-C"
+    )
     parser.set_defaults(run=_demo)
 
 

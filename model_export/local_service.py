@@ -1,6 +1,6 @@
-"""A service process on this machine: started, ready, spoken to over HTTP, stopped.
+"""Starts a service process on this machine, waits until it is ready, and stops it at the end.
 
-For the demo, the benchmarks and the end-to-end tests, which all want what operators have.
+The demo, the benchmarks and the end-to-end tests use it, so they run the same process as operators do.
 """
 
 import os
@@ -24,6 +24,8 @@ REDIS_VARIABLES = ("REDIS_URL", "GLYPHREC_REDIS_URL")
 
 @dataclass(frozen=True)
 class LocalService:
+    """A running service."""
+
     process: subprocess.Popen[bytes]
     client: httpx.Client
     url: str
@@ -31,10 +33,10 @@ class LocalService:
 
 
 def glyphrec_command(*arguments: object) -> list[str]:
-    """The command line of `glyphrec` with `arguments`, run by this interpreter.
+    """The command line that runs `glyphrec` with `arguments` in this interpreter.
 
-    `-m` alone puts the working directory first on sys.path, so a folder there called `service` would be
-    imported in place of ours. `-P` leaves the working directory out; PYTHONPATH still counts.
+    `-m` alone puts the working directory first on sys.path, so a folder `service` there would be imported
+    instead of ours. `-P` leaves the working directory out. PYTHONPATH still counts.
     """
     return [sys.executable, "-P", "-m", "service.cli", *map(str, arguments)]
 
@@ -50,11 +52,11 @@ def local_service(
     settings: Mapping[str, str] | None = None,
     ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> Iterator[LocalService]:
-    """`glyphrec serve`, ready. Without a port a free one; without a log it speaks to this terminal.
+    """Run `glyphrec serve` until the block ends, and yield it when it is ready.
 
-    Redis is at `redis_url`, or the embedded one in `data_dir`. `settings` are added to its environment.
-    Ended with SIGTERM, later with SIGKILL.
-    Raises GlyphrecError where it does not get ready.
+    Without `port` it gets a free port. Without `log` its output goes to this terminal. It uses the Redis at
+    `redis_url`, or an embedded one in `data_dir`. `settings` are added to its environment. At the end it gets
+    SIGTERM, and SIGKILL if it does not stop in time. Raises GlyphrecError if it does not become ready.
     """
     port = free_port() if port is None else port
     url = f"http://127.0.0.1:{port}"
@@ -63,7 +65,7 @@ def local_service(
         command += ["--data-dir", str(data_dir)]
     if redis_url is not None:
         command += ["--redis-url", redis_url]
-    # A Redis that the environment names belongs to somebody.
+    # If the environment names a Redis, that one belongs to somebody else.
     environment = {name: value for name, value in os.environ.items() if name not in REDIS_VARIABLES}
     environment |= settings or {}
     output = log.open("wb") if log else None
@@ -81,7 +83,7 @@ def local_service(
 
 
 def free_port(first: int = 0) -> int:
-    """The first free port from `first` on; any free one by default."""
+    """The first free port from `first` on, or any free port. Raises GlyphrecError if there is none."""
     for port in range(first, first + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +92,7 @@ def free_port(first: int = 0) -> int:
             except (OSError, OverflowError):
                 continue
             return int(probe.getsockname()[1])
-    raise GlyphrecError(f"no free port from {first} on. Give another one with --port.")
+    raise GlyphrecError(f"no port from {first} to {first + 99} is free. Give another port with --port.")
 
 
 def _wait_until_ready(
@@ -107,8 +109,8 @@ def _wait_until_ready(
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.01)
-    words = log.read_text() if log else "its own words stand above."
-    raise GlyphrecError(f"the service did not get ready within {timeout_s:.0f} s: {words}")
+    words = log.read_text() if log else "its output above says why."
+    raise GlyphrecError(f"the service did not become ready within {timeout_s:.0f} s: {words}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX graph that keeps the contract's words."""
+"""Exports a torch module to an ONNX graph with the names of the contract (service/core/graphs.py)."""
 
 import logging
 import warnings
@@ -16,10 +16,11 @@ OPSET = 20
 def to_onnx(
     module: nn.Module, args: tuple[Any, ...], *, inputs: list[str], outputs: list[str], dynamic_shapes: Any
 ) -> onnx.ModelProto:
-    """Export `module`, traced on `args`. Sizes that vary are 2 or more there, as 0 and 1 pass for constants.
+    """Export `module`, traced on `args`.
 
-    What the exporter notes of its sources is left out: paths of this machine are nobody's business, and equal
-    weights shall give equal files.
+    Dynamic sizes must be 2 or more in `args`, because the exporter takes 0 and 1 for constants. The
+    exporter's notes about the source files are removed. They hold paths of this machine, and equal weights
+    must give equal files.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
@@ -27,7 +28,7 @@ def to_onnx(
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter warns of its own internals
+            warnings.simplefilter("ignore")  # the exporter warns about its own internals
             program = torch.onnx.export(
                 module.eval(),
                 args,
@@ -41,7 +42,7 @@ def to_onnx(
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    assert program is not None  # only a failed export has none, and that raises
+    assert program is not None  # it is None only if the export failed, and that raises
     model = program.model_proto
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -52,7 +53,9 @@ def to_onnx(
 
 
 def name_dimensions(model: onnx.ModelProto, graph: GraphSpec) -> onnx.ModelProto:
-    """Call the dimensions of inputs and outputs what the contract calls them."""
+    """Name the dimensions of inputs and outputs as the contract does. Changes `model` in place and returns
+    it.
+    """
     for values, tensors in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
         for value, tensor in zip(values, tensors, strict=True):
             for dim, size in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):

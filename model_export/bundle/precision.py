@@ -1,9 +1,10 @@
-"""Other precisions of a recommender graph, for the export to choose from.
+"""The int8 form of a recommender graph, which the export chooses if its answers are good enough.
 
-int8: each product with a weight matrix becomes one of 8-bit integers (VNNI on today's CPUs). A weight has a
-scale for each of its outputs, an activation one scale that is measured at export on real histories. Scales
-of the moment (dynamic quantization) are as fast, but then a score would depend on the other requests of its
-batch, and `exact` would mean nothing. What is no weight stays float32: attention, softmax, scores.
+Each product with a weight matrix becomes a product of 8-bit integers (VNNI on today's CPUs). A weight has one
+scale per output. An activation has one scale in all, which the export measures on real histories. Dynamic
+quantization, which measures scales at run time, is as fast. But then a score would depend on the other
+requests of its batch, and `exact` would mean nothing. Operations without a weight stay in float32: attention,
+softmax and scores.
 """
 
 import logging
@@ -32,9 +33,9 @@ from service.inference.runtime import RecommenderSession
 
 Feeds = dict[str, Any]  # the inputs of one run
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
-MOST_SCALES = 4096
-TOP_K = 10  # items that both graphs are compared on
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
+MOST_SCALES = 4096  # a weight with more outputs has one scale in all
+TOP_K = 10  # items of the pages that are compared
 NUM_CALIBRATION_RUNS = 64  # histories that set the scales
 LEAST_OVERLAP = 0.9
 
@@ -49,22 +50,25 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # it has no types
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a graph's pages are those of the float32 graph, on histories that neither was trained on."""
+    """How well a graph's pages agree with those of the float32 graph, on validation histories."""
 
-    overlap_at_10: float  # mean share of the page that both have
+    overlap_at_10: float  # mean share of the float32 page that this graph's page has too
     recall_at_10: float  # of this graph; the target is the next item
     recall_at_10_float32: float
-    standard_error: float  # of the difference of the two recalls, users paired
+    standard_error: float  # of the difference of the two recalls, with users paired
 
     @property
     def holds(self) -> bool:
-        """Whether the pages are nearly the same, and what they find is not less by two standard errors."""
+        """Whether the pages are nearly the same and recall dropped by at most two standard errors."""
         loss = self.recall_at_10_float32 - self.recall_at_10
         return self.overlap_at_10 >= LEAST_OVERLAP and loss <= 2 * self.standard_error
 
 
 def agreement(pages: NDArray[np.int32], float32: NDArray[np.int32], targets: NDArray[np.int32]) -> Agreement:
-    """pages and float32 [user, TOP_K] of items, -1 where there were fewer; targets [user]"""
+    """Compare pages with those of the float32 graph.
+
+    pages and float32 [user, TOP_K]: item indices, -1 in places without an item. targets [user]
+    """
     shared = [
         len(set(ours[ours >= 0]) & set(theirs[theirs >= 0])) / max(1, int((theirs >= 0).sum()))
         for ours, theirs in zip(pages, float32, strict=True)
@@ -82,9 +86,10 @@ def agreement(pages: NDArray[np.int32], float32: NDArray[np.int32], targets: NDA
 def try_int8(
     path: Path, graph: GraphSpec, codes: NDArray[np.int64], validation: Targets, config: RunConfig
 ) -> Agreement:
-    """Put an int8 graph in the place of the float32 one at `path` if they agree on validation users.
+    """Make an int8 graph. If it agrees with the float32 graph at `path` on validation users, it replaces
+    that.
 
-    codes [item, level]
+    codes [item, level]. Returns the agreement.
     """
     users = some_users(validation, config.training.max_validation_users, config.seed)
     catalog = ItemsOfCodes.build(config.sid, codes)
@@ -111,10 +116,11 @@ def try_int8(
 
 
 def write_int8(source: Path, target: Path, runs: Sequence[Feeds]) -> None:
-    """Write the graph `source` to `target` with its weight products in int8, their inputs scaled to `runs`.
+    """Write the graph `source` to `target` with its weight products in int8.
 
-    A weight with very many outputs (`tree`'s prefixes) has one scale in all: thousands of them cost more than
-    they improve.
+    `runs`: the inputs of runs that set the scales of the activations. A weight with more than MOST_SCALES
+    outputs, for example `tree`'s prefixes, has one scale in all. Thousands of scales cost more than they
+    improve.
     """
     model = onnx.load(source)
     fold_transposes(model)
@@ -152,7 +158,7 @@ def _quantize(
 def _quiet() -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # the quantizer advises a preprocessing that our graphs do not need
+    root.setLevel(logging.ERROR)  # it advises a preprocessing that our graphs do not need
     try:
         yield
     finally:
@@ -160,7 +166,7 @@ def _quiet() -> Iterator[None]:
 
 
 def fold_transposes(model: onnx.ModelProto) -> None:
-    """Transpose weights once, in the file, in place of a Transpose node between a weight and its products."""
+    """Transpose weights in the file, and remove the Transpose nodes between weights and their products."""
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
     for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]:

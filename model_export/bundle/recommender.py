@@ -1,4 +1,4 @@
-"""The recommender graph: generator and whole beam search in one ONNX file, and the proof that it is right."""
+"""Writes and checks the recommender graph: the generator and the whole beam search in one ONNX file."""
 
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,25 @@ from service.core.trie import SidTrie
 from service.errors import ContractMismatch
 from service.inference.runtime import RecommenderSession
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 
-# Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
+# Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants. The check also runs with
+# 1.
 TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
 
 
 def export_recommender(
     path: Path, generator: Generator, *, history_length: int, beam_limit: int
 ) -> GraphSpec:
-    """Write the generator's whole beam search to `path` and return the tensors it promises."""
+    """Write the generator's whole beam search to `path`.
+
+    history_length: the most items of a history. beam_limit: the most beams of a level. Returns the tensors of
+    the graph.
+    """
     spec = generator.spec
     graph = recommender_graph(spec)
     history = torch.zeros(TRACED_BATCH, TRACED_POSITIONS, spec.num_levels, dtype=torch.int64)
-    # Of different lengths, or the exporter takes them for one.
+    # The lengths differ, because the exporter takes equal lengths for one dimension.
     beams = [torch.arange(TRACED_BEAMS + level) for level in range(spec.num_levels)]
     tables = [torch.from_numpy(table) for table in SidTrie(spec).tables]
     dim = torch.export.Dim
@@ -58,10 +63,10 @@ def export_recommender(
 def check_recommender(
     path: Path, generator: Generator, trie: SidTrie, *, history_length: int, beam_limit: int, seed: int
 ) -> dict[str, float]:
-    """Compare the written graph with the generator in PyTorch, and with scoring every live item.
+    """Compare the written graph with the generator in PyTorch, and with a score for every live item.
 
-    Also at batch 1, at one position, and with tables not seen at export. Raises ContractMismatch where they
-    differ; returns the largest differences found.
+    The comparison includes batch 1, one position, and tables that the export did not use. Returns the largest
+    differences, in nats. Raises ContractMismatch if one is too large.
     """
     rng = np.random.default_rng(seed)
     session = RecommenderSession(path, recommender_graph(generator.spec), threads=1)
@@ -86,7 +91,8 @@ def check_recommender(
     for name, gap in worst.items():
         if gap > 1e-3:
             raise ContractMismatch(
-                f"{path}: {name} is {gap:.2g}, over 0.001: the graph is not the model it came from"
+                f"{path}: {name} is {gap:.2g}, and at most 0.001 is allowed. The graph does not compute the "
+                "same as its model. Use the versions of constraints.txt and export again."
             )
     return worst
 
@@ -94,7 +100,7 @@ def check_recommender(
 def random_histories(
     spec: SidSpec, rng: np.random.Generator, batch: int, positions: int
 ) -> NDArray[np.int64]:
-    """Random codes [batch, position, level], padded on the left, each row with at least one item."""
+    """Random codes [batch, position, level], padded on the left. Each row has at least one item."""
     history = rng.integers(0, spec.levels, size=(batch, positions, spec.num_levels))
     for row in range(batch):
         history[row, : rng.integers(0, positions)] = PADDING
@@ -105,9 +111,9 @@ def random_histories(
 def exhaustive_scores(
     generator: Generator, history: NDArray[np.int64], trie: SidTrie
 ) -> list[dict[int, float]]:
-    """Score every live full code of every history one by one, without beam or trie: the slow truth.
+    """Score every live full code for each history, without search or trie. Slow, but obviously right.
 
-    Returns for each history {full prefix: score}. Each live code walks down alone in a beam of its own.
+    Returns {full prefix: score} for each history. Each live code has a beam of its own.
     """
     spec = generator.spec
     live = list(trie.living())
@@ -138,8 +144,10 @@ def _gap_to_exhaustive(
     bound: NDArray[np.float32],
     truth: list[dict[int, float]],
 ) -> float:
-    """Largest difference between a beam's score and the true one; raises where a certified answer is not
-    the best.
+    """The largest difference between a beam's score and the true score.
+
+    It also covers the difference between a certified score and the best true score of the same rank. Raises
+    ContractMismatch if the search pruned nothing but did not find all live codes.
     """
     worst = 0.0
     for row, scored in enumerate(truth):
@@ -154,12 +162,12 @@ def _gap_to_exhaustive(
         worst = max([worst, *(float(abs(scored[p] - b)) for p, b in zip(certain, best, strict=True))])
         if bound[row] < FILLER_SCORE and len(prefixes) != len(scored):
             raise ContractMismatch(
-                f"the graph found {len(prefixes)} of {len(scored)} live codes and pruned none"
+                f"the graph found only {len(prefixes)} of {len(scored)} live codes, although it pruned none"
             )
     return worst
 
 
 def _thinned(trie: SidTrie, rng: np.random.Generator) -> SidTrie:
-    """A trie over a random few of the same codes: tables not seen at export."""
+    """A trie over a few random codes of `trie`. The export did not use its tables."""
     live = np.fromiter(trie.living(), dtype=np.int64)
     return SidTrie.from_prefixes(trie.spec, rng.choice(live, size=min(len(live), 37), replace=False))

@@ -1,5 +1,7 @@
-"""What a person looks at: the report/ folder of a bundle. Metrics table, curves, codebook use, a drawn page,
-recommendations in words. Nothing reads these files but people.
+"""Writes the report/ folder of a bundle, which only people read.
+
+It has a table of metrics, curves, the use of the codebooks, a page of drawn items, and recommendations in
+words.
 """
 
 from collections.abc import Sequence
@@ -29,11 +31,11 @@ NUM_SHOWN_OF_HISTORY = 5
 
 @dataclass(frozen=True)
 class Example:
-    """One test user: what they had, what is recommended, what they took next."""
+    """The texts of one test user's items."""
 
-    history: Sequence[str]
-    recommended: Sequence[str]
-    target: str
+    history: Sequence[str]  # oldest first
+    recommended: Sequence[str]  # best first
+    target: str  # the item that the user took next
 
 
 def write_report(
@@ -47,7 +49,10 @@ def write_report(
     page: Sequence[NDArray[np.uint8]],
     examples: Sequence[Example],
 ) -> None:
-    """Write report.md and its pictures. `page` holds the strips [strip, height, width] of some items."""
+    """Write report.md and its pictures into the new folder `folder`.
+
+    `page`: the strips [strip, height, width] of some items.
+    """
     folder.mkdir(parents=True)
     draw_page(page).save(folder / "items.png")
     _draw_codebooks(quantizer, folder / "codebooks.png")
@@ -62,20 +67,20 @@ def write_report(
         "",
         table(figures),
         "",
-        "Where a source lists one day's purchases in catalog order, as the Amazon sets do, part of every "
-        "next-item figure is an artifact of that order.",
+        "Some sources list the purchases of one day in catalog order, for example the Amazon sets. With "
+        "these, part of every next-item figure is an artifact of that order.",
         "",
         "## Codes",
         "",
-        f"Codes used per level: {used}. Entropy per level, 1 is uniform: {entropy}. "
-        f"Items in collision before reassignment {collisions.rate_before:.2%}, after "
-        f"{collisions.rate_after:.2%}; {collisions.num_reassigned} items moved at the last level.",
+        f"Codes used per level: {used}. Entropy per level (1 is uniform): {entropy}. Items in collision: "
+        f"{collisions.rate_before:.2%} before reassignment and {collisions.rate_after:.2%} after it. "
+        f"{collisions.num_reassigned} items moved at the last level.",
         "",
         "![codebook use and collisions by epoch](codebooks.png)",
         "",
         "## Training",
         "",
-        f"{curve.step[-1]} steps in {curve.seconds:.0f} s; stopped by: {curve.stopped}.",
+        f"{curve.step[-1]} steps in {curve.seconds:.0f} s. The reason for the end: {curve.stopped}.",
         "",
         "![loss and validation NDCG@10](training.png)",
         "",
@@ -96,7 +101,7 @@ def write_report(
 
 
 def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[np.int64]) -> list[Example]:
-    """What the graphs recommend to some test users, in words. codes [item, level]"""
+    """The graphs' recommendations to some test users, in words. codes [item, level]"""
     manifest = bundle.manifest
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=1)
     catalog = ItemsOfCodes.build(manifest.sid, codes)
@@ -117,7 +122,10 @@ def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[
 
 
 def draw_page(items: Sequence[NDArray[np.uint8]], scale: int = 3) -> Image.Image:
-    """Strips of several items under each other, enlarged without smoothing, a gray line between items."""
+    """The strips [strip, height, width] of several items, one below the other.
+
+    They are enlarged without smoothing, and a gray line separates the items.
+    """
     width = items[0].shape[2]
     rule = np.full((1, width), 160, dtype=np.uint8)
     rows = [row for strips in items for row in (*strips, rule)]

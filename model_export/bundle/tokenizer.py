@@ -1,6 +1,6 @@
-"""The tokenizer graph: pixels -> codes and vector, in one file.
+"""The tokenizer graph turns pixels into codes and a vector, in one file.
 
-strips --body (ONNX as it came)--> frames --pooling, head, quantizer (exported from torch)--> codes, vector
+strips ─ body (the encoder's own ONNX) ─▶ frames ─ pooling, head, quantizer (from torch) ─▶ codes, vector
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,24 @@ from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 
-# Traced with sizes of 2 or more, as the exporter takes 0 and 1 for constants; parity is checked with 1.
+# Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants. The check also runs with
+# 1.
 TRACED_STRIPS, TRACED_FIRST = 5, (0, 2, 3)
-BODY = "body/"  # in front of the body's names, which might be those of the remainder too
-TOLERANCE = 1e-3
+BODY = "body/"  # a prefix for the body's names, because the remainder may use the same names
+TOLERANCE = 1e-3  # of a vector's entry
 
 
 class TokenizedBatch(NamedTuple):
+    """The outputs of the graph."""
+
     codes: Tensor  # [item, level]
     vector: Tensor  # [item, dim]
 
 
 class Remainder(nn.Module):
-    """All that follows the body."""
+    """The part of the graph after the body: pooling, head and quantizer."""
 
     def __init__(self, pooling: Pooling, head: ItemHead, quantizer: ResidualQuantizer) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ def export_tokenizer(
     sid: SidSpec,
     render: RenderSpec,
 ) -> GraphSpec:
-    """Write the graph to `path` and return the tensors it promises. `quantizer` is a Quantizer."""
+    """Write the graph to `path`. Returns the tensors of the graph."""
     graph = tokenizer_graph(sid, height=render.height_px, width=render.width_px, vector_dim=head.vector_dim)
     remainder = _export(Remainder(pooling, head, quantizer).eval(), body, render)
     body = compose.add_prefix(version_converter.convert_version(body, OPSET), BODY)
@@ -83,10 +86,10 @@ def check_tokenizer(
     graph: GraphSpec,
     items: Sequence[NDArray[np.uint8]],
 ) -> float:
-    """Compare the written graph with PyTorch on `items`, strips [strip, height, width] each.
+    """Compare the written graph with PyTorch on `items`, each given as strips [strip, height, width].
 
-    Once all together and once one by one. Returns the largest difference of a vector's entry; raises
-    ContractMismatch where vectors or codes differ.
+    The graph reads the items once in one batch and once one by one. Returns the largest difference of a
+    vector's entry. Raises ContractMismatch if vectors or codes differ.
     """
     session = Tokenizer(path, graph, threads=1)
     together = session.run(items)
@@ -107,8 +110,8 @@ def check_tokenizer(
         if differing or worst > TOLERANCE:
             raise ContractMismatch(
                 f"{path}: on {name}, {differing} of {len(items)} items have other codes than in PyTorch and "
-                f"vectors differ by {worst:.2g} (allowed: 0 items, {TOLERANCE}). "
-                "The graph is not the model it came from."
+                f"vectors differ by {worst:.2g} (allowed: 0 items, {TOLERANCE}). The graph does not compute "
+                "the same as its model. Use the versions of constraints.txt and export again."
             )
     return worst
 
@@ -116,7 +119,7 @@ def check_tokenizer(
 def _reference(
     body: onnx.ModelProto, remainder: Remainder, items: Sequence[NDArray[np.uint8]]
 ) -> TokenizedBatch:
-    """What the graph should say: the body as it came, the rest in PyTorch."""
+    """The expected outputs, with the body in ONNX Runtime and the remainder in PyTorch."""
     strips = np.concatenate(list(items))
     first_strip = np.cumsum([0, *(len(item) for item in items[:-1])], dtype=np.int64)  # [item]
     session = onnxruntime.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -129,7 +132,7 @@ def _reference(
 
 
 def _export(remainder: Remainder, body: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:
-    """The remainder as a graph of the inputs strips, frames and first_strip."""
+    """The remainder as a graph with the inputs strips, frames and first_strip."""
     _, num_frames, dim = (size.dim_value for size in body.graph.output[0].type.tensor_type.shape.dim)
     arguments = (
         torch.zeros(TRACED_STRIPS, render.height_px, render.width_px, dtype=torch.uint8),

@@ -1,4 +1,6 @@
-"""The id of a tokenizer: a hash of its graph and of the pixels that reach it, and not of any source code."""
+"""The id of a tokenizer is a hash of its graph and of the pixels that reach it. Source code has no part in
+it.
+"""
 
 import hashlib
 from pathlib import Path
@@ -7,8 +9,8 @@ from typing import Any
 from service.core.bundle import RenderSpec, sha256_of
 from service.core.render import item_text, render_text
 
-# Items that show what drawing does: letters and digits, units, accents, characters that the font lacks,
-# characters without a picture, values of every kind, and more text than one strip or all strips hold.
+# Items that cover all of the drawing: letters and digits, units, accents, characters that the font lacks,
+# invisible characters, values of every kind, and more text than fits on one strip or on all strips.
 PROBES: tuple[dict[str, Any], ...] = (
     {"title": "The quick brown fox jumps over the lazy dog 0123456789", "brand": "ACME & Sons (GmbH)"},
     {"title": 'Hex nuts M3 x 1/2 in, 8.5" pipe, 500 ct; 12 fl oz = 355 ml @ 20 °C ±5 %, 3 µm, ½ ft²'},
@@ -30,9 +32,9 @@ PROBES: tuple[dict[str, Any], ...] = (
 
 
 def tokenizer_id(graph: Path, render: RenderSpec) -> str:
-    """12 hex characters, equal where the file `graph` is the same and items become the same pixels.
+    """The id: 12 hex characters. It is equal if the file `graph` is equal and items become the same pixels.
 
-    A bundle keeps the id that its export wrote into the manifest.
+    The id of a bundle is stored in its manifest and is not computed again.
     """
     digest = hashlib.sha256(sha256_of(graph).encode())
     digest.update(render.model_dump_json().encode())

@@ -1,6 +1,7 @@
-"""Writes a bundle: both graphs, held to the models that they came from, the items, the report, the manifest.
+"""Writes a bundle: the two graphs, the items, the report and the manifest. Each graph is checked against its
+model.
 
-The folder gets its name at the end, so a bundle is whole or absent.
+The folder gets its final name at the end, so a bundle is whole or absent.
 """
 
 import shutil
@@ -44,27 +45,30 @@ from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError
 
-NUM_CHECKED_ITEMS = 64  # read again by the finished tokenizer graph
-NUM_DRAWN = 12  # items on the report's page
+NUM_CHECKED_ITEMS = 64  # the finished tokenizer graph reads them again
+NUM_DRAWN = 12  # items on the report's page of drawings
 
 
 @dataclass(frozen=True)
 class TokenizedCatalog:
-    """The catalog with its codes, and all that made them."""
+    """The catalog with its codes, and everything that made them."""
 
     strips: Strips
     pooling: Pooling
     coded: Coded
-    slots: NDArray[np.int64]  # [item]
+    slots: NDArray[np.int64]  # [item]  the number of an item among those with its codes
 
 
 def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> Bundle:
-    """Write the bundle `out`, in a folder beside it that is renamed at the end."""
+    """Write the bundle to a folder beside `out`, and rename that folder to `out` at the end.
+
+    `key`: the result of `key_of_bundle`. Raises ContractMismatch if a graph differs from its model.
+    """
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     bundle = _write_graphs(partial, key, run, tokenized, generated.generator)
-    run.say("[5/5] evaluate the exported graphs")
+    run.say("[5/5] evaluating the exported graphs")
     figures = evaluate.evaluate(bundle, run.dataset)
     coded = tokenized.coded
     write_report(
@@ -83,7 +87,10 @@ def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, gen
 
 
 def key_of_bundle(run: Run) -> str:
-    """Equal for equal data, configuration and versions of the stages. `run.config` has the font's hash."""
+    """A key that is equal for equal data, configuration and versions of the stages.
+
+    `run.config` must hold the hash of the font.
+    """
     config = run.config
     assert not isinstance(config.encoder, MiniLmConfig)
     return key_of(
@@ -93,7 +100,7 @@ def key_of_bundle(run: Run) -> str:
 
 
 def versions_of_bundle(config: RunConfig) -> Versions:
-    """Of all that decides what a bundle holds."""
+    """The versions of everything that decides the content of a bundle."""
     return versions_of(config) | {
         "tokenizer_graph": tokenizer.VERSION,
         "recommender_graph": recommender.VERSION,
@@ -103,34 +110,35 @@ def versions_of_bundle(config: RunConfig) -> Versions:
 
 
 def kept_bundle(out: Path, key: str) -> Bundle | None:
-    """The bundle that `out` holds, where it is the one of `key`; None where there is nothing.
+    """The bundle in `out` if it has the key `key`, or None if `out` does not exist.
 
-    Raises GlyphrecError where `out` holds anything else.
+    Raises GlyphrecError if `out` holds anything else.
     """
     if not out.exists():
         return None
     if not (out / MANIFEST).is_file():
-        raise GlyphrecError(f"{out}: exists and is no bundle. Give another --out, or delete it.")
+        raise GlyphrecError(f"{out}: exists and is not a bundle. Give another --out, or delete it.")
     bundle = load_bundle(out)
     if bundle.manifest.export_key != key:
         raise GlyphrecError(
             f"{out}: holds another bundle (configuration {bundle.manifest.config}, data "
-            f"{bundle.manifest.data_name}), and bundles are never edited. Give another --out, or delete it."
+            f"{bundle.manifest.data_name}), and a bundle is never changed. Give another --out, or delete it."
         )
     return bundle
 
 
 def generator_name(config: RunConfig) -> str:
+    """The name of the generator in the manifest: "tree" or "tiger"."""
     return "tree" if isinstance(config.generator, TreeConfig) else "tiger"
 
 
 def _write_graphs(
     folder: Path, key: str, run: Run, tokenized: TokenizedCatalog, generator: Generator
 ) -> Bundle:
-    """Write both graphs and the items, and hold the graphs to the models they came from."""
+    """Write both graphs and the items, and check each graph against its model."""
     dataset, config, say = run.dataset, run.config, run.say
     assert not isinstance(config.encoder, MiniLmConfig)
-    say("[4/5] export the two graphs and check them")
+    say("[4/5] exporting and checking the two graphs")
     coded = tokenized.coded
     body = make_encoder(config.render, config.encoder, config.seed).body()
     parts = (body, tokenized.pooling, coded.head, coded.quantizer)
@@ -161,8 +169,9 @@ def _write_graphs(
         chosen = "int8" if found.holds else "float32"
         checks |= {f"int8_{name}": value for name, value in asdict(found).items()}
         say(
-            f"      int8: {found.overlap_at_10:.1%} of the ten best as in float32, Recall@10 on validation "
-            f"{found.recall_at_10:.4f} after {found.recall_at_10_float32:.4f}; {chosen} is kept"
+            f"      int8: {found.overlap_at_10:.1%} of the ten best items are the same as in float32. "
+            f"Recall@10 on validation is {found.recall_at_10:.4f}, and {found.recall_at_10_float32:.4f} in "
+            f"float32. The bundle gets {chosen}."
         )
     _write_items(folder / ITEMS, run, tokenized)
     own_id = tokenizer_id(folder / TOKENIZER, config.render)
@@ -192,7 +201,7 @@ def _write_graphs(
 
 
 def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
-    """The catalog with its codes, one JSON object a line; popularity counts the training part."""
+    """Write the catalog with its codes, one JSON object per line. Popularity counts the training part."""
     popularity = np.bincount(np.concatenate(run.split.train), minlength=run.dataset.num_items)
     write_json_lines(
         path,
@@ -210,7 +219,7 @@ def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
 
 
 def _seal(bundle: Bundle, figures: dict[str, float]) -> None:
-    """Write the manifest, last of all: a folder without one is no bundle."""
+    """Write the manifest as the last file. A folder without a manifest is not a bundle."""
     files = {
         str(path.relative_to(bundle.path)): FileRecord(sha256=sha256_of(path), num_bytes=path.stat().st_size)
         for path in sorted(bundle.path.rglob("*"))

@@ -1,9 +1,8 @@
-"""What a model must beat: popularity, first-order Markov with popularity behind it, and items with near
-vectors.
+"""The baselines that a model must beat: popularity, first-order Markov then popularity, and nearest vectors.
 
-All count in the sequences they are fitted on and nowhere else (for the published floors: `Split.train`, so
-without either target), rank every item, and leave out what the history holds. Of equal counts, the one that
-was seen first, reading the sequences in order, comes first.
+All of them count only in the sequences that they are fitted on. For the published floors this is
+`Split.train`, which holds neither target. They rank every item and leave out the items of the history. Among
+items with equal counts, the item that comes first in the sequences ranks first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,16 +15,16 @@ from numpy.typing import NDArray
 from model_export.data.splits import Targets
 from model_export.evaluation.metrics import NO_ITEM, ndcg_at
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9)
 USERS_AT_ONCE = 512
 
 Sequences = Sequence[NDArray[np.int32]]  # [user][position] item indices, oldest first
-Ranked = NDArray[np.int32]  # [user, k] item indices, best first; NO_ITEM where nothing is left
+Ranked = NDArray[np.int32]  # [user, k] item indices, best first; NO_ITEM in places without an item
 
 
 class Popularity:
-    """Ranks by how often an item occurs; items that never occur come last, by index."""
+    """Ranks by how often an item occurs. Items that never occur come last, in the order of their index."""
 
     name = "popularity"
 
@@ -42,10 +41,10 @@ class Popularity:
 
 
 class Markov:
-    """Ranks by how often an item came right after the history's last one, then by popularity.
+    """Ranks by how often an item came right after the last item of the history, then by popularity.
 
-    `ties="popularity"` orders equal counts by popularity instead: the stronger baseline on most data, but not
-    the one of the published floors.
+    `ties="popularity"` orders equal counts by popularity. That is the stronger baseline on most data, but the
+    published floors use "first seen".
     """
 
     name = "first-order Markov, then popularity"
@@ -77,14 +76,14 @@ class Markov:
 
 
 class Neighbors:
-    """Ranks by cosine with the newest items, each step into the past counting `decay` as much as the one
-    before: 0 asks the last item alone.
+    """Ranks by cosine with the items of the history.
 
-    Of equal cosines, and for users without a history, the more popular item comes first.
+    Each step into the past multiplies an item's weight by `decay`, so 0 uses the last item alone. Among items
+    with equal cosines, and for users without a history, the more popular item comes first.
     """
 
     def __init__(self, vectors: NDArray[np.floating], decay: float = 0.0) -> None:
-        """vectors [item, dim]; one that is all zero is near to nothing."""
+        """vectors [item, dim]. A vector of zeros has cosine 0 with every item."""
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         self.vectors = (vectors / np.where(length > 0, length, 1)).astype(np.float32)
         self.decay = decay
@@ -92,7 +91,7 @@ class Neighbors:
 
     @classmethod
     def tuned(cls, vectors: NDArray[np.floating], train: Sequences, validation: Targets) -> Self:
-        """With the decay of DECAYS that gives validation users the best NDCG@10, and fitted."""
+        """A fitted baseline with the best of DECAYS, by NDCG@10 on the validation users."""
 
         def quality(decay: float) -> float:
             ranked = cls(vectors, decay).fit(train, len(vectors)).rank(validation.histories, 10)
@@ -102,23 +101,25 @@ class Neighbors:
 
     def fit(self, sequences: Sequences, num_items: int) -> Self:
         if num_items != len(self.vectors):
-            raise ValueError(f"{len(self.vectors)} vectors cannot rank {num_items} items")
+            raise ValueError(
+                f"{len(self.vectors)} vectors cannot rank {num_items} items. Give one vector for each item."
+            )
         self.popularity = Popularity().fit(sequences, num_items)
         return self
 
     def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
-        # A page needs no more candidates than it has places and the history items to leave out.
+        # A page needs one candidate for each place and each item of the history.
         candidates = zip(self._nearest(histories, k), histories, strict=True)
         return _rank(candidates, len(histories), k, exclude_history)
 
     def _nearest(self, histories: Sequences, k: int) -> Iterator[list[int]]:
-        """The best candidates of each user, enough for `k` besides the history."""
+        """The best candidates of each user. There are enough for `k` items that are not in the history."""
         popular = np.array(self.popularity.order)
-        by_popularity = self.vectors[popular]  # so that a stable sort settles ties
+        by_popularity = self.vectors[popular]  # a stable sort then orders ties by popularity
         for first in range(0, len(histories), USERS_AT_ONCE):
             part = histories[first : first + USERS_AT_ONCE]
             scores = np.stack([self._query(history) for history in part]) @ by_popularity.T  # [user, item]
-            scores = scores.round(5)  # or the last bit of a product would settle ties
+            scores = scores.round(5)  # otherwise the last bit of a product would order ties
             for history, score in zip(part, scores, strict=True):
                 count = min(k + len(history), len(score))
                 least = np.partition(score, len(score) - count)[len(score) - count]
@@ -126,7 +127,7 @@ class Neighbors:
                 yield popular[places[np.argsort(-score[places], kind="stable")]].tolist()
 
     def _query(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
-        weights = self.decay ** np.arange(len(history), dtype=np.float32)[::-1]  # [position], the last 1
+        weights = self.decay ** np.arange(len(history), dtype=np.float32)[::-1]  # [position], the last is 1
         return weights.astype(np.float32) @ self.vectors[history]
 
 
@@ -136,7 +137,7 @@ def _rank(
     k: int,
     exclude_history: bool,
 ) -> Ranked:
-    """The first `k` different candidates of each user that the history does not hold."""
+    """The first `k` distinct candidates of each user. Items of the history are left out if excluded."""
     ranked = np.full((num_users, k), NO_ITEM, dtype=np.int32)
     for row, (items, history) in enumerate(candidates):
         taken = set(history.tolist()) if exclude_history else set()

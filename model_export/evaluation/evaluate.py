@@ -1,10 +1,9 @@
-"""Quality of a bundle, measured on its exported graphs over all test users, beside baselines from the same
-code.
+"""Measures the quality of a bundle on its exported graphs over all test users, next to baselines.
 
-Leave-one-out, the whole catalog ranked, the user's history excluded, every figure counted in items
-(methods: arXiv 2602.02338's protocol without its removal of cold items). In the Amazon sets, purchases of
-one day stand in catalog order and times are not known: part of every next-item figure there is an
-artifact of that order.
+The protocol is leave-one-out. The whole catalog is ranked without the user's history, and every figure counts
+items (methods: the protocol of arXiv 2602.02338, but without its removal of cold items). In the Amazon sets,
+the purchases of one day are in catalog order, and their times are not known. Part of every next-item figure
+there is an artifact of that order.
 """
 
 import os
@@ -24,29 +23,30 @@ from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
-NUM_BEAMS = 50
-BATCH = 64
-TOP_K = 10  # ranks that are looked at
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
+NUM_BEAMS = 50  # of the first search
+BATCH = 64  # users searched at once
+TOP_K = 10  # ranks that count
 NEAR_COPIES = 300
 
 
 def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
-    """The bundle's codes [item, level] of the dataset's items. Raises DataError where the bundle lacks
-    some.
-    """
+    """The bundle's codes [item, level] of the dataset's items. Raises DataError if the bundle lacks one."""
     codes = {each.item_id: each.codes for each in bundle_items(bundle)}
     missing = [item_id for item_id in dataset.item_ids if item_id not in codes]
     if missing:
         raise DataError(
-            f"{bundle.path}: lacks {len(missing)} of the {len(dataset.items)} items, {missing[0]!r} for one. "
-            "Evaluate with the data that it was exported from."
+            f"{bundle.path}: lacks {len(missing)} of the {len(dataset.items)} items, for example "
+            f"{missing[0]!r}. Evaluate with the data that the bundle was exported from."
         )
     return np.array([codes[item_id] for item_id in dataset.item_ids], dtype=np.int64)
 
 
 def evaluate(bundle: Bundle, dataset: Dataset, *, progress: bool = True) -> dict[str, float]:
-    """Every figure of the report, by name. Rates are shares of users or items, from 0 to 1."""
+    """All figures of the report: name -> value. Rates are shares of users or items, from 0 to 1.
+
+    Raises DataError if the bundle was exported from other data.
+    """
     split = leave_one_out(dataset)
     figures = evaluate_model(bundle, dataset, split, progress=progress)
     figures |= evaluate_baselines(split, len(dataset.items))
@@ -56,6 +56,7 @@ def evaluate(bundle: Bundle, dataset: Dataset, *, progress: bool = True) -> dict
 def evaluate_model(
     bundle: Bundle, dataset: Dataset, split: Split, *, progress: bool = True
 ) -> dict[str, float]:
+    """The figures of the bundle's recommender over the test users, and its share of items in collision."""
     manifest, test = bundle.manifest, split.test
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=os.cpu_count() or 1)
     codes = codes_for(bundle, dataset)
@@ -82,7 +83,7 @@ def evaluate_model(
 def ranker_of(
     session: RecommenderSession, catalog: ItemsOfCodes, history_length: int, beam_limit: int
 ) -> Ranker:
-    """Ranks by an exported graph, as every figure of a bundle is measured."""
+    """A ranker that searches with an exported graph. All figures of a bundle are measured with it."""
     return Ranker(
         search_by(session, catalog),
         catalog,
@@ -94,7 +95,7 @@ def ranker_of(
 
 
 def evaluate_baselines(split: Split, num_items: int) -> dict[str, float]:
-    """Popularity, and first-order Markov with popularity behind it, counted in the training part."""
+    """The figures of popularity and of first-order Markov then popularity, counted in the training part."""
     figures: dict[str, float] = {}
     baselines: dict[str, Popularity | Markov] = {
         "popularity": Popularity(),
@@ -108,7 +109,7 @@ def evaluate_baselines(split: Split, num_items: int) -> dict[str, float]:
 
 
 def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> dict[str, float]:
-    """How often an unseen near copy of a known item is given the first, and the first two, of its codes."""
+    """How often an unseen near copy of a known item gets the item's first code, and its first two codes."""
     manifest, rng = bundle.manifest, np.random.default_rng(seed)
     chosen = rng.choice(len(dataset.items), size=min(NEAR_COPIES, len(dataset.items)), replace=False)
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=os.cpu_count() or 1)
@@ -119,7 +120,7 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
         found.append(tokenizer.run([strips]).codes[0])
     known = codes_for(bundle, dataset)[chosen]
     shared = shared_levels(np.stack(found), known)
-    # What codes drawn at random from the catalog would share.
+    # For comparison, the codes that random pairs of items share.
     chance = shared_levels(known[rng.permutation(len(known))], known)
     return {
         "near_copies": float(len(chosen)),
@@ -141,7 +142,7 @@ def _figures(name: str, ranked: NDArray[np.int32], targets: NDArray[np.int32]) -
 
 
 def table(figures: dict[str, float]) -> str:
-    """The figures as a person reads them; also a Markdown table."""
+    """The figures as text for people. The table is also valid Markdown."""
     lines = ["|  | Recall@5 | Recall@10 | NDCG@5 | NDCG@10 |", "|---|---|---|---|---|"]
     for name, label in (
         ("model", "model, history excluded"),
@@ -156,8 +157,8 @@ def table(figures: dict[str, float]) -> str:
         "",
         f"{figures['test_users']:.0f} test users, {figures['items']:.0f} items, "
         "leave-one-out, all items ranked.",
-        f"Items in collision {figures['collision_rate']:.2%}. "
-        f"Ten best codes proven exact at {NUM_BEAMS} beams for {figures['exact_rate']:.1%} of users.",
+        f"{figures['collision_rate']:.2%} of the items are in collision. With {NUM_BEAMS} beams, the ten "
+        f"best codes are proven exact for {figures['exact_rate']:.1%} of users.",
     ]
     if "near_copies" in figures:
         lines.append(

@@ -1,6 +1,6 @@
-"""Near copies of catalog items: the same text in another size or color, as shops add them every day.
+"""Near copies of catalog items: the same text with another size or color. Shops add such items every day.
 
-A good tokenizer gives a copy at least the first code of its original, so that the model knows what it is.
+A good tokenizer gives a copy at least the first code of its original, so the model knows the kind of item.
 """
 
 import re
@@ -16,10 +16,11 @@ _COLOR = re.compile(rf"\b({'|'.join(COLORS)})\b", re.IGNORECASE)
 
 
 def near_copy(item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """The item with one number or color of its text changed; where it has neither, with a color added.
+    """The item, without its id, with another number or color in its text. If it has neither, a color is
+    added.
 
-    A fixed rule, so that the rate it measures compares between exports: a color in the title first, then
-    the last number of the title, then the same in other text fields, by name.
+    The rule is fixed, so rates of different exports can be compared. It tries a color in the title first,
+    then the last number of the title, then the same in the other text fields, in the order of their names.
     """
     copy = {name: value for name, value in item.items() if name != "item_id"}
     fields = sorted(
@@ -51,6 +52,6 @@ def _other_number(text: str, rng: np.random.Generator) -> str | None:
 
 
 def shared_levels(codes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many leading codes each pair shares: [pair, level] twice -> [pair]"""
+    """The number of leading codes that each pair shares: [pair, level] and [pair, level] -> [pair]"""
     result: NDArray[np.int64] = np.cumprod(codes == others, axis=1).sum(axis=1)
     return result

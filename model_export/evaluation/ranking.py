@@ -1,4 +1,4 @@
-"""From beams of codes to ranked items, offline: the same rules as the service's, over whole test sets."""
+"""From beams of codes to ranked items, offline, for whole test sets. The rules are those of the service."""
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -17,37 +17,41 @@ from service.inference.runtime import RecommenderSession
 
 
 class SearchResult(NamedTuple):
+    """The beams of a search."""
+
     codes: NDArray[np.int64]  # [batch, beam, level]
     scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER_SCORE
 
 
-# Of histories [batch, position, level] and the number of beams.
+# Takes histories [batch, position, level] and the number of beams.
 SearchFunction = Callable[[NDArray[np.int64], int], SearchResult]
 
 
 @dataclass(frozen=True)
 class ItemsOfCodes:
-    """Which items live at which codes. Items that share codes come in the order of their index."""
+    """The items at each code. Items that share codes come in the order of their index."""
 
     spec: SidSpec
-    codes: NDArray[np.int64]  # [item + 1, level]; the last row is PADDING, so that item -1 is padding
+    codes: NDArray[np.int64]  # [item + 1, level]  the last row is PADDING, so item -1 is padding
     trie: SidTrie
-    order: NDArray[np.int64]  # items sorted by full prefix
-    prefixes: NDArray[np.int64]  # their full prefixes, sorted
+    order: NDArray[np.int64]  # [item]  items sorted by full prefix
+    prefixes: NDArray[np.int64]  # [item]  their full prefixes, sorted
 
     @classmethod
     def build(cls, spec: SidSpec, codes: NDArray[np.int64]) -> "ItemsOfCodes":
+        """The catalog of the items with codes [item, level]."""
         prefix = spec.prefixes_of(codes)[-1]
         order = np.argsort(prefix, kind="stable")
         padded = np.concatenate([codes, np.full((1, spec.num_levels), PADDING, dtype=np.int64)])
         return cls(spec, padded, SidTrie.from_codes(spec, codes), order, prefix[order])
 
     def items_at(self, prefix: int) -> NDArray[np.int64]:
+        """The items with this full prefix."""
         first, last = np.searchsorted(self.prefixes, [prefix, prefix + 1])
         return self.order[first:last]
 
     def first_items(self, prefixes: NDArray[np.int64], excluded: AbstractSet[int], k: int) -> list[int]:
-        """At most `k` items below full prefixes [beam], in their order, without the excluded ones."""
+        """The first `k` items with full prefixes [beam], in that order, without the excluded items."""
         found: list[int] = []
         for prefix in prefixes.tolist():
             found += [item for item in self.items_at(prefix).tolist() if item not in excluded]
@@ -58,14 +62,14 @@ class ItemsOfCodes:
 
 @dataclass(frozen=True)
 class Ranker:
-    """Ranks the items of a catalog for histories, by one search function."""
+    """Ranks the items of a catalog for histories, with one search function."""
 
     search: SearchFunction
     catalog: ItemsOfCodes
-    history_length: int  # items; the model sees the newest
+    history_length: int  # the model sees this many of the newest items
     num_beams: int  # of the first search
-    beam_limit: int  # of the widest
-    batch_size: int  # histories searched at once
+    beam_limit: int  # of the widest search
+    batch_size: int  # histories per search
 
     def rank(
         self,
@@ -75,10 +79,11 @@ class Ranker:
         exclude_history: bool = True,
         progress: str | None = None,
     ) -> NDArray[np.int32]:
-        """The best `k` items for each history [user, k], NO_ITEM where fewer were found.
+        """The best `k` items for each history: [user, k], filled up with NO_ITEM.
 
-        The whole history is excluded, also what the model does not see. Where that leaves a page short, the
-        search is repeated twice as wide, up to the beam limit.
+        The whole history is excluded, even the items that the model does not see. If a page is then too
+        short, the search is repeated with twice as many beams, up to the beam limit. `progress` labels a
+        progress bar.
         """
         ranked = np.full((len(histories), k), NO_ITEM, dtype=np.int32)
         num_beams, waiting = self.num_beams, np.arange(len(histories))
@@ -106,12 +111,12 @@ class Ranker:
         return ranked
 
     def window(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
-        """What the model sees of histories of items: codes [history, position, level], padded on the left."""
+        """The model's input for histories of items: codes [history, position, level], padded on the left."""
         return self.catalog.codes[left_padded([history[-self.history_length :] for history in histories])]
 
 
 def search_by(session: RecommenderSession, catalog: ItemsOfCodes) -> SearchFunction:
-    """A search by an exported graph."""
+    """A search function that runs an exported graph."""
 
     def search(history: NDArray[np.int64], num_beams: int) -> SearchResult:
         beams = session.run(history, catalog.trie.tables, beam_widths(catalog.spec, num_beams))
@@ -121,7 +126,7 @@ def search_by(session: RecommenderSession, catalog: ItemsOfCodes) -> SearchFunct
 
 
 def left_padded(sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
-    """Ragged item indices -> [row, position] with NO_ITEM on the left; at least one position."""
+    """Rows of item indices -> [row, position], with NO_ITEM on the left. There is at least one position."""
     window = np.full((len(sequences), max([1, *map(len, sequences)])), NO_ITEM, dtype=np.int64)
     for row, items in enumerate(sequences):
         if len(items):

@@ -1,4 +1,4 @@
-"""What the one beam search, the one training loop and the export ask of a generator."""
+"""The interface of a generator, for the beam search, the training loop and the export."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ State = Any  # a NamedTuple of tensors, first dimension batch; each generator ha
 
 
 class Modules(nn.ModuleList, Generic[M]):
-    """nn.ModuleList, with a type that says what it holds."""
+    """An nn.ModuleList with the type of its modules."""
 
     if TYPE_CHECKING:
 
@@ -24,36 +24,37 @@ class Modules(nn.ModuleList, Generic[M]):
 
 
 class Generator(nn.Module, ABC):
-    """Reads a history and scores, level by level, the next code given the codes so far.
+    """A model that reads a history and scores the next code, level by level, given the codes so far.
 
-    Scores are log-probabilities over the codes of the level, dead or alive, or sums of several such. So the
-    score of an item depends neither on the filter nor on the rest of the catalog, and never rises along a
-    path: that of a prefix bounds all of its completions.
+    Scores are log-probabilities over all codes of the level, dead or alive, or sums of several of these. So
+    the score of an item does not depend on the filter or on the rest of the catalog. A score never rises
+    along a path, so the score of a prefix bounds the scores of all its completions.
     """
 
     spec: SidSpec
-    # True: `loss` learns from every position of a window. False: from its last item only, so that the
+    # True: `loss` learns from every position of a window. False: it learns from the last item only, and the
     # training loop makes one window for each target.
     learns_every_position: bool
 
     @abstractmethod
     def start(self, history: Tensor) -> State:
-        """Read histories of codes [batch, position, level], oldest first, PADDING (-1) on the left."""
+        """Read histories of codes [batch, position, level], oldest first, with PADDING (-1) on the left."""
 
     @abstractmethod
     def step(self, level: int, state: State, prefix: Tensor) -> tuple[Tensor, State]:
         """Score the codes of `level` after each prefix.
 
-        prefix [batch, beam] is the codes so far as one integer; at level 0 it is [batch, 1] of zeros.
+        prefix [batch, beam] holds the codes so far as one integer; at level 0 it is [batch, 1] of zeros.
         Returns log-probabilities [batch, beam, code] in float32, and the state for `reorder`.
         """
 
     @abstractmethod
     def reorder(self, state: State, parent: Tensor) -> State:
-        """Keep, for each new beam, the state of the beam it came from: parent [batch, beam]."""
+        """Give each new beam the state of its parent. parent [batch, beam] is the index of an old beam."""
 
     @abstractmethod
     def loss(self, window: Tensor) -> Tensor:
-        """Mean negative log-likelihood in nats per item of windows [batch, position, level], PADDING on the
-        left.
+        """The mean negative log-likelihood in nats per item.
+
+        `window`: codes [batch, position, level], with PADDING on the left.
         """

@@ -1,9 +1,9 @@
-"""Trie-constrained beam search, written to be exported: the loop over levels unrolls into one graph.
+"""Beam search constrained by a trie. It can be exported: the loop over levels unrolls into one graph.
 
-At each level the children of every beam are scored, dead ones are masked by the trie's rows of bits, and the
-best of them survive. The best score that did *not* survive, at any level, is the `bound`: log-probabilities
-are never positive, so no item outside the answer can score above it. A returned score above the bound is
-therefore certain.
+At each level the search scores the children of every beam. The trie's rows of bits mask the dead ones, and
+the best children survive. The `bound` is the best score that did *not* survive, at any level.
+Log-probabilities are never positive, so no item outside the answer can score above the bound. A returned
+score above the bound is therefore certain.
 """
 
 from typing import NamedTuple
@@ -20,20 +20,22 @@ from service.core.graphs import beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import Tables
 
-NEG_INF = -1e9  # finite, as -inf minus -inf is nan; well below FILLER_SCORE
-NOTHING = -1e30  # below every sum of NEG_INFs, so that it is chosen only where there is nothing else
+NEG_INF = -1e9  # finite, because -inf minus -inf is nan; well below FILLER_SCORE
+NOTHING = -1e30  # below every sum of NEG_INFs, so it is chosen only if nothing else is left
 
 
 class BeamState(NamedTuple):
+    """The result of a search."""
+
     codes: Tensor  # [batch, beam, level]
     scores: Tensor  # [batch, beam]  sum of log-probabilities, best first; a filler is below FILLER_SCORE
-    bound: Tensor  # [batch]  no codes outside the beams score above; below FILLER_SCORE: none were pruned
+    bound: Tensor  # [batch]  no other codes score above it; if it is below FILLER_SCORE, none were pruned
 
 
 class TrieMask(nn.Module):
-    """The bits of trie rows, as what to add to the scores of their codes: 0 or NEG_INF.
+    """Turns the bits of trie rows into terms to add to the scores of their codes: 0 or NEG_INF.
 
-    A byte is looked up and not taken apart, as the CUDA provider has no bitwise operators.
+    Each byte is looked up in a table, because the CUDA provider has no bitwise operators.
     """
 
     mask_of_byte: Tensor  # [byte, bit]
@@ -45,9 +47,9 @@ class TrieMask(nn.Module):
         self.register_buffer("mask_of_byte", (1.0 - is_live) * NEG_INF, persistent=False)
 
     def forward(self, level: int, prefix: Tensor, tables: list[Tensor]) -> Tensor:
-        """The children of each prefix [batch, beam] of the level above -> [batch, beam, code]
+        """The mask of the children of each prefix: [batch, beam] of the level above -> [batch, beam, code]
 
-        tables: those of service.core.trie.SidTrie, as graphs.trie_tables names them.
+        tables: the tables of service.core.trie.SidTrie, in the order of graphs.trie_tables.
         """
         live, row = tables[level], prefix
         if self.is_paged and level == len(self.levels) - 1:
@@ -59,32 +61,35 @@ class TrieMask(nn.Module):
 
 
 class BeamSearch(nn.Module):
+    """The whole search with a generator, as one module that can be exported."""
+
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
         self.mask = TrieMask(generator.spec).to(next(generator.parameters()).device)
 
     def forward(self, history: Tensor, beams: list[Tensor], tables: list[Tensor]) -> BeamState:
-        """Search the tries -> the best beams.
+        """Search the trie and return the best beams.
 
-        history: codes [batch, position, level], PADDING (-1) on the left.
-        beams: for each level [beam], of which only the length counts: how many prefixes survive it
-        (graphs.beam_widths).
-        tables: those of service.core.trie.SidTrie.
+        history: codes [batch, position, level], with PADDING (-1) on the left.
+        beams: one tensor [beam] per level. Only its length counts: it is the number of prefixes that survive
+        the level (graphs.beam_widths).
+        tables: the tables of service.core.trie.SidTrie.
         """
         levels = self.generator.spec.levels
         batch = history.shape[0]
         state = self.generator.start(history)
-        prefix = history.new_zeros(batch, 1)  # one beam at the root, or every beam would pick the same code
+        prefix = history.new_zeros(batch, 1)  # one beam at the root: several would pick the same code
         score = torch.zeros(batch, 1, device=history.device)
         bound = torch.full((batch,), NEG_INF, device=history.device)
         nothing = torch.full((1, 1), NOTHING, device=history.device)
         for level, num_codes in enumerate(levels):
             log_probs, state = self.generator.step(level, state, prefix)  # [batch, beam, code]
-            # Rounding may leave a log-probability a hair above 0; the bound needs it not to be.
+            # Rounding can leave a log-probability slightly above 0, but the bound needs at most 0.
             total = log_probs.clamp(max=0.0) + score[..., None] + self.mask(level, prefix, tables)
             k = beams[level].shape[0] + 1
-            # One suffices, to be pruned where all survive; with k the exporter sees that there are always k.
+            # One NOTHING would do, to be pruned if all children survive. With k of them the exporter sees
+            # that there are always at least k candidates.
             candidates = torch.cat([total.flatten(1), nothing.expand(batch, k)], dim=1)
             best, place = candidates.topk(k)  # [batch, beam + 1]
             bound = torch.maximum(bound, best[:, -1])
@@ -100,7 +105,10 @@ class BeamSearch(nn.Module):
 def search_eagerly(
     search: BeamSearch, history: NDArray[np.int64], tables: Tables, widths: tuple[int, ...]
 ) -> BeamState:
-    """The search in PyTorch, called as runtime.RecommenderSession is; on the device of its weights."""
+    """Run the search in PyTorch, on the device of its weights, with the arguments of RecommenderSession.run.
+
+    history [batch, position, level]; `widths`: the number of beams of each level.
+    """
     device = next(search.parameters()).device
     result: BeamState = search(
         torch.from_numpy(history).to(device),
@@ -111,7 +119,7 @@ def search_eagerly(
 
 
 def eager_search(generator: Generator, catalog: ItemsOfCodes) -> SearchFunction:
-    """A search by a generator in PyTorch, on the device of its weights, for a Ranker."""
+    """A search function for a Ranker that runs a generator in PyTorch, on the device of its weights."""
     search = BeamSearch(generator)
 
     def run(history: NDArray[np.int64], num_beams: int) -> SearchResult:

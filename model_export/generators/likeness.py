@@ -1,6 +1,6 @@
-"""A second opinion beside what `tree` learns: items come by how near their content is to the history's.
+"""A second opinion for `tree`: it ranks items by how near their content is to the content of the history.
 
-Nothing here is trained. It is what the study calls item_knn, spread over the levels of the codes.
+Nothing here is trained. It is the study's item_knn, spread over the levels of the codes.
 """
 
 from typing import Any, NamedTuple
@@ -18,20 +18,23 @@ MASKED = -1e9  # finite: a row with every code masked must not become nan
 
 
 class About(NamedTuple):
-    """What a history is about."""
+    """The content of a history."""
 
-    query: Tensor  # [batch, dim + 1]  the last is 1, for the logarithm of how many items a prefix has
+    query: Tensor  # [batch, dim + 1]  the last entry is 1: it adds the log of a prefix's number of items
     of_rows: tuple[Tensor | None, ...]  # per level, PrefixBonus.of_rows(query)
 
 
 class Likeness(nn.Module):
-    """Below a prefix, the likeness of a child is the softmax of log n + q · m over the seen ones and "a new
-    one", with m the mean of the unit vectors of the child's n items, of the prefix's own items for the new
-    one, and q the sum of the history's vectors, each step into the past counting `recency` of the one before.
+    """Scores the children of a prefix by how near their items are to the history.
+
+    The likeness of a child is the softmax of log n + q · m over the seen children and one more choice, "a new
+    one". For a seen child, n is the number of its items, and m is the mean of their unit vectors. For the new
+    one, n is 1, and m is the mean over all items of the prefix. q is the weighted sum of the history's
+    vectors. Each step into the past multiplies the weight by `recency`.
     """
 
-    weight: Tensor  # [position], of the oldest first
-    middle: Tensor  # [dim]
+    weight: Tensor  # [position]  oldest first
+    middle: Tensor  # [dim]  mean of all items' unit vectors
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class Likeness(nn.Module):
     ) -> None:
         """codes [item, level] and vectors [item, dim] of seen items."""
         super().__init__()
-        self.prefixes = [prefixes]  # in a list, as its weights are another module's
+        self.prefixes = [prefixes]  # in a list, because its weights belong to another module
         unit = torch.from_numpy(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6))
         weight = config.likeness * config.recency ** torch.arange(history_length - 1, -1, -1.0)
         self.register_buffer("weight", weight)
@@ -60,11 +63,11 @@ class Likeness(nn.Module):
             children.start_from(torch.cat([means[level], count.log()[:, None]], dim=1))
 
     def start(self, history: Tensor) -> About:
-        """history: codes [batch, position, level]"""
+        """Read histories of codes [batch, position, level], with PADDING on the left."""
         codes = history.clamp(min=0)
         row = torch.full_like(codes[..., 0], ROOT)
         vectors = self.middle.expand(*row.shape, -1)
-        for level, own in enumerate(self.prefixes[0]):  # of an item never seen, the deepest prefix that was
+        for level, own in enumerate(self.prefixes[0]):  # an unseen item gets its deepest seen prefix
             row = own.rows(row, codes[..., level])
             found = self.contents[level].vectors(row)[..., :-1]
             vectors = torch.where((row != UNSEEN)[..., None], found, vectors)
@@ -74,7 +77,10 @@ class Likeness(nn.Module):
         return About(query, tuple(children.of_rows(query) for children in self.contents))
 
     def log_probs(self, level: int, about: About, row: Tensor, rows: Tensor) -> Tensor:
-        """Of the children of the prefixes `row` [batch, beam], whose rows are [batch, beam, code]."""
+        """The log-probabilities [batch, beam, code] of the children of prefixes.
+
+        `row` [batch, beam]: the rows of the prefixes. `rows` [batch, beam, code]: the rows of their children.
+        """
         logits = self.contents[level].of_children(about.query, about.of_rows[level], row, rows)
         query = about.query[:, :-1]
         if level == 0:
@@ -86,8 +92,10 @@ class Likeness(nn.Module):
 
 
 def shared_with_a_new_one(logits: Tensor, new: Tensor, is_seen: Tensor) -> Tensor:
-    """Logits [..., code], of which only the seen compete, and that of "a new one" [..., 1]
-    -> log-probabilities [..., code]; a code never seen has all of the new one's.
+    """Log-probabilities [..., code], shared between the seen codes and "a new one".
+
+    logits [..., code]: only those of seen codes count. new [..., 1]: the logit of "a new one". Every unseen
+    code gets the whole probability of "a new one".
     """
     logits = torch.where(is_seen, logits, MASKED)
     total = torch.cat([logits, new], dim=-1).logsumexp(dim=-1, keepdim=True)

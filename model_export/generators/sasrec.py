@@ -1,10 +1,10 @@
-"""`sasrec`: the baseline to beat, self-attention over items scored against every item (arXiv 1808.09781).
+"""`sasrec`: the baseline to beat. Self-attention over items, scored against every item (arXiv 1808.09781).
 
-It knows no Semantic IDs: as a generator its one level has a code for each item, so the loop, the search and
-the ranking that serve the others serve it. Blocks are the paper's, x + dropout(f(norm(x))), and so are the
-learnt places, counted from the newest item, and the item embeddings shared by input and output. Instead of
-one sampled negative it learns from cross-entropy over the whole catalog, without which it is a weak
-baseline (methods §0.2).
+It does not use Semantic IDs. As a generator it has one level with a code for each item, so it shares the
+training loop, the search and the ranking with the other generators. As in the paper, a block is x +
+dropout(f(norm(x))), positions have learnt embeddings, and input and output share the item embeddings.
+Positions are counted from the newest item. Unlike the paper, it learns from cross-entropy over the whole
+catalog, and not from one sampled negative. Without that it is a weak baseline (methods §0.2).
 """
 
 from typing import Any, NamedTuple
@@ -19,27 +19,29 @@ from model_export.configs import SasRecConfig
 from model_export.generators.base import Generator, Modules
 from service.core.sid import SidSpec
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 
 
 class SasRecState(NamedTuple):
+    """The state of a search."""
+
     h: Tensor  # [batch, width]  after the newest item
 
 
 class ItemEmbeddings(NamedTuple):
-    """What the model has learnt of each item from purchases alone."""
+    """The vectors that the model has learnt from purchases alone."""
 
-    vectors: NDArray[np.float32]  # [item, width]  zero where nothing was learnt
-    is_learnt: NDArray[np.bool_]  # [item]  occurs in the training sequences
+    vectors: NDArray[np.float32]  # [item, width]  zero for items that were not learnt
+    is_learnt: NDArray[np.bool_]  # [item]  whether the item occurs in the training sequences
 
 
 def codes_of_items(num_items: int) -> NDArray[np.int64]:
-    """The codes [item, 1] that go with SidSpec(levels=(num_items,)): an item's code is its index."""
+    """Codes [item, 1] for SidSpec(levels=(num_items,)). An item's code is its index."""
     return np.arange(num_items, dtype=np.int64)[:, None]
 
 
 class Block(nn.Module):
-    """Causal self-attention, then two layers for each position by itself."""
+    """Causal self-attention, then two layers that work on each position separately."""
 
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """x [batch, position, width], visible [batch, 1, position, position] bool"""
+        """x [batch, position, width], visible [batch, 1, position, position] -> [batch, position, width]"""
         normed = self.norm_attention(x)
         query, key, value = (self._split(f(normed)) for f in (self.query, self.key, self.value))
         dropped = self.attention_dropout if self.training else 0.0
@@ -77,7 +79,9 @@ class Block(nn.Module):
 
 
 class SasRecGenerator(Generator):
-    is_seen: Tensor  # [item]  occurs in the training sequences
+    """SASRec as a generator of one level."""
+
+    is_seen: Tensor  # [item]  whether the item occurs in the training sequences
     learns_every_position = True
 
     def __init__(
@@ -88,10 +92,13 @@ class SasRecGenerator(Generator):
         history_length: int,
         seen_codes: NDArray[np.integer[Any]],
     ) -> None:
-        """`seen_codes` [item, 1]: the items that occur in the training sequences."""
+        """`seen_codes` [item, 1]: the items that occur in the training sequences.
+
+        Raises ValueError if `spec` has more than one level.
+        """
         super().__init__()
         if spec.num_levels != 1:
-            raise ValueError(f"sasrec has one level with a code for each item, got levels {spec.levels}")
+            raise ValueError(f"sasrec needs one level with a code for each item, got levels {spec.levels}")
         self.spec = spec
         self.embed = nn.Embedding(spec.levels[0], config.width)
         self.place = nn.Embedding(history_length, config.width)  # row 0 is the newest item's
@@ -106,7 +113,7 @@ class SasRecGenerator(Generator):
     def start(self, history: Tensor) -> SasRecState:
         return SasRecState(self._read(history)[:, -1])
 
-    def step(self, level: int, state: SasRecState, prefix: Tensor) -> tuple[Tensor, SasRecState]:  # noqa: ARG002  there is one level, and nothing before it
+    def step(self, level: int, state: SasRecState, prefix: Tensor) -> tuple[Tensor, SasRecState]:  # noqa: ARG002  there is only one level
         return F.log_softmax(self._logits(state.h), dim=-1)[:, None], state  # [batch, 1, code]
 
     def reorder(self, state: SasRecState, parent: Tensor) -> SasRecState:  # noqa: ARG002  all beams are the root
@@ -119,6 +126,7 @@ class SasRecGenerator(Generator):
         return F.cross_entropy(self._logits(h), target[is_pair])
 
     def item_embeddings(self) -> ItemEmbeddings:
+        """The learnt vector of each item."""
         vectors = self.embed.weight.detach() * self.is_seen[:, None]
         return ItemEmbeddings(vectors.cpu().numpy(), self.is_seen.cpu().numpy())
 
@@ -131,7 +139,7 @@ class SasRecGenerator(Generator):
         x = x + self.place.weight[:positions].flip(0)
         x = self.dropout(x * is_item[..., None])
         causal = torch.ones(positions, positions, dtype=torch.bool, device=item.device).tril()
-        # Itself too, or padding would see nothing, and that is nan.
+        # Each position sees itself, because padding that sees nothing would give nan.
         itself = torch.eye(positions, dtype=torch.bool, device=item.device)
         visible = (causal & is_item[:, None, None, :]) | itself  # [batch, 1, position, position]
         for block in self.blocks:

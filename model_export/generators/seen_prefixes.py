@@ -1,11 +1,13 @@
-"""The prefixes that occur in training, numbered level by level, and the vectors that each has of its own.
+"""The prefixes that occur in training, numbered level by level, and the vectors of each prefix.
 
-Rows 1..n of a level are its seen prefixes in trie order, so the children of one parent lie in consecutive
-rows; row 0 stands for every prefix never seen, and its embedding is zero. What a parent's children are is
-kept in one of two ways. Where they are most of what there is, a table says the row of every code, and
-something about all rows is one product. Where they are few among many rows, the children of a parent are
-gathered and nothing else is touched: the deep levels of large catalogs. Either is fixed by the training
-data, never by the catalog that is served.
+Rows 1..n of a level are its seen prefixes in trie order, so the children of one parent are in consecutive
+rows. Row 0 stands for every unseen prefix, and its embedding is zero.
+
+The children of a parent are stored in one of two ways. On a dense level, a parent's children are a large part
+of all rows. A table gives the row of every code, and one product computes a term for all rows. On a sparse
+level, a parent has few children among many rows, for example on the deep levels of large catalogs. Only the
+rows of these children are gathered. The training data decide between the two, never the catalog that is
+served.
 """
 
 from typing import Any
@@ -19,15 +21,16 @@ from torch.nn import functional as F
 from model_export.generators.base import Modules
 from service.core.sid import SidSpec
 
-# A product touches every row, a gather the children of some fifty beams, each at the cost of ten rows.
+# A product touches every row. A gather touches the children of about fifty beams, each at the cost of ten
+# rows.
 ROWS_PER_GATHERED_CHILD = 500
-UNSEEN, ROOT = 0, 1  # rows of the level above the first
+UNSEEN, ROOT = 0, 1  # UNSEEN: row 0 of any level. ROOT: the row of the empty prefix, above the first level.
 
 
 class SeenPrefixes(nn.Module):
-    """One level's rows and their embeddings."""
+    """The rows of one level and their embeddings."""
 
-    # Sparse levels have the first three, dense ones the last.
+    # Sparse levels have the first three, and dense levels have the last.
     num_children: Tensor  # [parent row]
     first_child: Tensor  # [parent row]
     code_of: Tensor  # [row]
@@ -36,10 +39,12 @@ class SeenPrefixes(nn.Module):
     def __init__(
         self, *, seen: NDArray[np.int64], parents: NDArray[np.int64], num_codes: int, width: int
     ) -> None:
-        """`seen`: this level's prefixes, ascending and each once. `parents`: those of the level above."""
+        """`seen` [row]: the prefixes of this level, ascending and unique. `parents`: those of the level
+        above.
+        """
         super().__init__()
         self.num_codes, self.num_rows = num_codes, len(seen)
-        self.has_one_parent = len(parents) == 1  # then a product with all rows is one with its children
+        self.has_one_parent = len(parents) == 1  # then all rows are its children
         parent_row = 1 + np.searchsorted(parents, seen // num_codes)  # [seen]
         code = seen % num_codes
         num_children = np.bincount(parent_row, minlength=len(parents) + 1)  # [parent row]
@@ -48,7 +53,7 @@ class SeenPrefixes(nn.Module):
         if self.is_sparse:
             self._keep("num_children", num_children)  # [parent row]
             self._keep("first_child", np.cumsum([1, *num_children[:-1]]))  # [parent row]
-            # So that a window of max_children fits behind every first child.
+            # The zeros at the end make room for a window of max_children after every first child.
             self._keep("code_of", np.concatenate([[0], code, np.zeros(self.max_children)]))  # [row]
         else:
             row_of = np.zeros((len(parents) + 1, num_codes))
@@ -57,20 +62,26 @@ class SeenPrefixes(nn.Module):
         self.embedding = vectors_of(len(seen), width)
 
     def rows(self, parent_row: Tensor, code: Tensor) -> Tensor:
-        """The row of the prefix that `code` makes of its parent: [...] and [...] -> [...]"""
+        """The row of each prefix, given its parent's row [...] and its last code [...] -> [...]"""
         if not self.is_sparse:
             return _take(self.row_of.view(-1), parent_row * self.num_codes + code)
         rows, is_child = self.window(parent_row)  # [..., child]
         return torch.where(is_child & (_take(self.code_of, rows) == code[..., None]), rows, UNSEEN).sum(-1)
 
     def window(self, parent_row: Tensor) -> tuple[Tensor, Tensor]:
-        """[...] -> rows [..., child] from the first child on, and which are children. Sparse levels only."""
+        """Rows [..., child] from the first child of each parent [...] on, and a mask of those that are
+        children.
+
+        Sparse levels only.
+        """
         place = torch.arange(self.max_children, device=parent_row.device)
         rows = _take(self.first_child, parent_row)[..., None] + place
         return rows, place < _take(self.num_children, parent_row)[..., None]
 
     def rows_below(self, parent_row: Tensor) -> Tensor:
-        """The row of each code below a parent: [...] -> [..., code], UNSEEN where training had none."""
+        """The row of each code below a parent: [...] -> [..., code]. It is UNSEEN if training had no such
+        code.
+        """
         if not self.is_sparse:
             return F.embedding(parent_row, self.row_of).long()
         rows, is_child = self.window(parent_row)  # [..., child]
@@ -82,20 +93,22 @@ class SeenPrefixes(nn.Module):
 
 
 class PrefixBonus(nn.Module):
-    """What the newest state adds to the score of a prefix seen in training: one vector each."""
+    """The term that the newest state adds to the score of a seen prefix. Each prefix has one vector."""
 
     def __init__(self, prefixes: SeenPrefixes, width: int) -> None:
         super().__init__()
-        self.prefixes = [prefixes]  # in a list, as its weights are another module's
+        self.prefixes = [prefixes]  # in a list, because its weights belong to another module
         self.vectors = vectors_of(prefixes.num_rows + prefixes.max_children * prefixes.is_sparse, width)
 
     def of_rows(self, h: Tensor) -> Tensor | None:
-        """h [batch, width] -> [batch, row], for `of_children`; None where nothing is known beforehand."""
+        """h [batch, width] -> [batch, row], for `of_children`. None on sparse levels, which compute less."""
         return None if self.prefixes[0].is_sparse else h @ self.vectors.weight.T
 
     def of_children(self, h: Tensor, of_rows: Tensor | None, parent_row: Tensor, rows: Tensor) -> Tensor:
-        """h [batch, width], of_rows(h), parents [batch, beam] and their children's rows [batch, beam, code]
-        -> h · Q[p, c] [batch, beam, code], which means nothing where a child was not seen.
+        """h · Q[p, c] for each child: [batch, beam, code]. The values of unseen children mean nothing.
+
+        h [batch, width]; of_rows: the result of `of_rows(h)`; parent_row [batch, beam]; rows [batch, beam,
+        code]: the rows of the children.
         """
         (prefixes,) = self.prefixes
         if of_rows is not None:
@@ -107,10 +120,11 @@ class PrefixBonus(nn.Module):
         return none.scatter_add(2, _take(prefixes.code_of, rows), bonus)
 
     def of_own_children(self, h: Tensor, parent_row: Tensor, rows: Tensor) -> Tensor:
-        """The same for a parent each: h [pair, width], parents [pair], rows [pair, code] -> [pair, code].
+        """`of_children` for one parent per state: h [pair, width], parents [pair], rows [pair, code] ->
+        [pair, code]
 
-        In training each state asks below one prefix, the truth, and gathering its children costs a tenth of a
-        product with all rows.
+        In training each state needs the children of only one prefix, the true one. Gathering them costs a
+        tenth of a product with all rows.
         """
         (prefixes,) = self.prefixes
         if prefixes.is_sparse or prefixes.has_one_parent:
@@ -120,12 +134,12 @@ class PrefixBonus(nn.Module):
 
     @torch.no_grad()
     def start_from(self, means: Tensor) -> None:
-        """Begin with vectors [row, width] of the prefixes instead of noise."""
+        """Start from vectors [row, width] of the prefixes instead of noise."""
         self.vectors.weight[: len(means)] += means
 
 
 def seen_prefixes(spec: SidSpec, codes: NDArray[np.integer[Any]], width: int) -> list[SeenPrefixes]:
-    """One for each level, of the codes [item, level] that occur in the training sequences."""
+    """The seen prefixes of each level. codes [item, level]: the items in the training sequences."""
     seen = [np.unique(prefix) for prefix in spec.prefixes_of(np.asarray(codes))]
     root = np.zeros(1, dtype=np.int64)
     return [
@@ -136,9 +150,9 @@ def seen_prefixes(spec: SidSpec, codes: NDArray[np.integer[Any]], width: int) ->
 
 @torch.no_grad()
 def prefix_means(prefixes: Modules[SeenPrefixes], codes: Tensor, vectors: Tensor) -> list[Tensor]:
-    """The mean vector of the items below each prefix, level by level [row, width], zero for UNSEEN.
+    """The mean vector of the items below each prefix: [row, width] per level, zero for UNSEEN.
 
-    codes [item, level] and vectors [item, width] of seen items.
+    codes [item, level] and vectors [item, width] belong to seen items.
     """
     means = []
     row = torch.full_like(codes[:, 0], ROOT)
@@ -153,9 +167,9 @@ def prefix_means(prefixes: Modules[SeenPrefixes], codes: Tensor, vectors: Tensor
 def item_vectors(prefixes: Modules[SeenPrefixes], history: Tensor, hidden: Tensor | None = None) -> Tensor:
     """The sum of an item's prefix embeddings: codes [batch, position, level] -> [batch, position, width]
 
-    Of c1, c1c2, c1c2c3, …: prefix-ngram, arXiv 2504.02137 §3. An item never seen shares what its prefixes
-    learnt. Rows of the last level that are `hidden` [row] count as never seen.
-    Where a history has PADDING the vector means nothing.
+    The prefixes are c1, c1c2, c1c2c3, … (prefix-ngram, arXiv 2504.02137 §3). An unseen item uses the
+    embeddings of its seen prefixes. Rows of the last level that are `hidden` [row] count as unseen. At
+    PADDING the vector means nothing.
     """
     codes = history.clamp(min=0)
     row = torch.full_like(codes[..., 0], ROOT)
@@ -170,12 +184,14 @@ def item_vectors(prefixes: Modules[SeenPrefixes], history: Tensor, hidden: Tenso
 
 
 def _take(table: Tensor, place: Tensor) -> Tensor:
-    """table [n] at each place [...]. An embedding becomes a Gather, an index a slower GatherND."""
+    """table [n] at each place [...]. In ONNX an embedding is a Gather, and an index a slower GatherND."""
     return F.embedding(place, table[:, None])[..., 0].long()
 
 
 def vectors_of(num_rows: int, width: int) -> nn.Embedding:
-    """Vectors of rows 1..num_rows, and that of UNSEEN, which is zero at first and no look-up trains."""
+    """Vectors of the rows UNSEEN and 1..num_rows. The vector of UNSEEN starts at zero, and no look-up trains
+    it.
+    """
     vectors = nn.Embedding(num_rows + 1, width, padding_idx=UNSEEN)
     nn.init.normal_(vectors.weight, std=0.02)
     with torch.no_grad():

@@ -1,21 +1,22 @@
-"""`tiger`: a T5 encoder-decoder over code tokens, the papers' backbone (TIGER, NeurIPS 2023).
+"""`tiger`: a T5 encoder-decoder over code tokens, the usual backbone in papers (TIGER, NeurIPS 2023).
 
-The mathematics is T5 v1.0's, weight for weight that of transformers' T5ForConditionalGeneration with its
-output head tied to the embedding (and so scaled by width ** -0.5). Three things differ:
+It computes the same function as T5 v1.0, weight for weight: transformers' T5ForConditionalGeneration with its
+output head tied to the embedding, and so scaled by width ** -0.5. Three things differ:
 
-- Level l is scored over the K codes of that level only, in training and serving, so only they are computed.
-- Beams are rows of queries: a request has one encoder and one set of cross-attention keys for all of them.
-- TIGER's token for the user is left out: a live service meets users it was not trained on, and by the
-  paper's own ablation it hardly matters.
+- Level l is scored over the K codes of that level only, in training and serving. No other logits are
+computed. - Beams are rows of queries. A request runs one encoder, and all beams share its cross-attention
+keys. - TIGER's token for the user is left out. A live service meets users that it was not trained on, and in
+the
+  paper's own ablation the token makes little difference.
 
-With `reads="items"` the encoder reads one vector for each item, the sum of its prefix embeddings, in place of
-one token for each code: a third of the tokens, and of the encoder's work.
+With `reads="items"` the encoder reads one vector per item, the sum of its prefix embeddings, and not one
+token per code. That is a third of the tokens, and of the encoder's work.
 
-With `temperature` τ the training loss is cross-entropy on logits / τ (LETTER, CIKM 2024): below 1 the codes
-that come nearest to the truth weigh more. Scores stay those of the plain logits, as in the authors' code.
+With `temperature` τ the training loss is cross-entropy on logits / τ (LETTER, CIKM 2024). Below 1, the wrong
+codes with the highest logits weigh more. Scores use the plain logits, as in the authors' code.
 
-A history of nothing but padding reads as one padding token, however long it is: with every key masked alike,
-attention is uniform over equal tokens.
+A history of padding alone, of any length, gives the same result as one padding token. All keys are masked
+alike, so attention is uniform over equal tokens.
 """
 
 import math
@@ -32,23 +33,24 @@ from model_export.generators.base import Generator, Modules
 from model_export.generators.seen_prefixes import SeenPrefixes, item_vectors, seen_prefixes
 from service.core.sid import SidSpec
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 PAD = 0  # the token of padding, and the decoder's first input, as in T5
 NUM_BUCKETS, MAX_DISTANCE = 32, 128  # T5's, of relative positions
 
 
 class Memory(NamedTuple):
-    """What one attention looks at: keys and values [batch, head, token, dim]."""
+    """The keys and values of one attention: [batch, head, token, dim]."""
 
     keys: Tensor
     values: Tensor
 
 
 class Past(NamedTuple):
-    """Keys and values of one decoder layer, one of each for every step so far [batch, beam, head * dim].
+    """Keys and values of one decoder layer: for every step so far, one of each [batch, beam, head * dim].
 
-    Few and small, they are multiplied one by one: as matrices they would be hundreds of products of a row.
+    They are few and small, so they are multiplied one by one. As matrices they would need hundreds of
+    products with a single row.
     """
 
     keys: tuple[Tensor, ...]
@@ -56,36 +58,37 @@ class Past(NamedTuple):
 
 
 class TigerState(NamedTuple):
-    """Each tuple has one entry for each decoder layer."""
+    """The state of a search. Each tuple has one entry per decoder layer."""
 
     history: tuple[Memory, ...]  # of the encoder's states, shared by all beams
     history_bias: Tensor  # [batch, 1, 1, token]  MASKED at padding
-    past: tuple[Past, ...]  # of the codes so far; none before level 0
+    past: tuple[Past, ...]  # of the codes so far; empty before level 0
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias. Spelled out, as opset 20 has no operator for it."""
+    """T5's layer norm, without mean and bias. It is written out because opset 20 has no operator for it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] -> the same shape"""
         return self.weight * (x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
 
 
 class RelativeBias(nn.Module):
-    """A learnt bias by bucket of the distance from query to key."""
+    """A learnt bias for each bucket of the distance from query to key."""
 
     def __init__(self, num_heads: int, *, bidirectional: bool) -> None:
         super().__init__()
         self.buckets = nn.Embedding(NUM_BUCKETS, num_heads)
-        # A table, so that no runtime rounds the logarithm into another bucket.
+        # A table, because a runtime could round the logarithm into another bucket.
         distance = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
         self.register_buffer("bucket_of", bucket_of(distance, bidirectional=bidirectional), persistent=False)
 
     def forward(self, query_place: Tensor, key_place: Tensor) -> Tensor:
-        """Places [query] and [key] in the sequence -> [head, query, key]"""
+        """Positions [query] and [key] in the sequence -> [head, query, key]"""
         distance = (key_place[None, :] - query_place[:, None]).clamp(-MAX_DISTANCE, MAX_DISTANCE)
         by_distance = self.buckets(self.bucket_of).T  # [head, distance]
         result: Tensor = by_distance[:, distance + MAX_DISTANCE]
@@ -93,14 +96,17 @@ class RelativeBias(nn.Module):
 
 
 def rows_of(steps: Tensor, parent: Tensor) -> Tensor:
-    """steps [batch, beam, width], parent [batch, new beam] -> [batch, new beam, width], by whole rows."""
+    """The steps of the parents: [batch, beam, width], parent [batch, new beam] -> [batch, new beam, width]"""
     batch, num_beams, _ = steps.shape
     first = torch.arange(batch, device=parent.device)[:, None] * num_beams
     return F.embedding(first + parent, steps.flatten(0, 1))
 
 
 def bucket_of(distance: Tensor, *, bidirectional: bool) -> Tensor:
-    """T5's buckets: exact for near keys, logarithmic for far ones, one set for each direction."""
+    """T5's bucket of each distance. Near distances have exact buckets, and far ones have logarithmic buckets.
+
+    With `bidirectional` each direction has its own buckets. The shape stays.
+    """
     if bidirectional:
         count = NUM_BUCKETS // 2
         first = torch.where(distance > 0, count, 0)
@@ -115,7 +121,7 @@ def bucket_of(distance: Tensor, *, bidirectional: bool) -> Tensor:
 
 
 class Attention(nn.Module):
-    """T5's: no scaling (the initial weights do that), no bias but that of places."""
+    """T5's attention. It has no scaling, which the initial weights replace, and only the position bias."""
 
     def __init__(self, config: TigerConfig) -> None:
         super().__init__()
@@ -132,7 +138,7 @@ class Attention(nn.Module):
         nn.init.normal_(self.out.weight, std=inner**-0.5)
 
     def remember(self, x: Tensor) -> Memory:
-        """x [batch, token, width]"""
+        """The keys and values of x [batch, token, width]."""
         return Memory(self._split(self.key(x)), self._split(self.value(x)))
 
     def forward(self, x: Tensor, memory: Memory, bias: Tensor) -> Tensor:
@@ -143,9 +149,9 @@ class Attention(nn.Module):
         return result
 
     def advance(self, x: Tensor, past: Past, bias: Tensor) -> tuple[Tensor, Past]:
-        """The newest step of each beam x [batch, beam, width] looks at its past and itself, for serving.
+        """Attend from the newest step of each beam to its past and itself, for serving.
 
-        bias [head, step] -> [batch, beam, width], and the past with this step.
+        x [batch, beam, width], bias [head, step] -> [batch, beam, width], and the past with this step.
         """
         past = Past((*past.keys, self.key(x)), (*past.values, self.value(x)))
         query = self.query(x)
@@ -164,7 +170,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm layer of the encoder, or of the decoder, which also looks at the encoder."""
+    """One pre-norm layer of the encoder or of the decoder. A decoder layer also attends to the encoder."""
 
     def __init__(self, config: TigerConfig, *, is_decoder: bool) -> None:
         super().__init__()
@@ -181,13 +187,16 @@ class Layer(nn.Module):
         nn.init.normal_(self.ffn_out.weight, std=config.ffn_dim**-0.5)
 
     def encode(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x [batch, token, width], bias [batch, head, token, token]"""
+        """x [batch, token, width], bias [batch, head, token, token] -> [batch, token, width]"""
         normed = self.norm_self(x)
         x = x + self.dropout(self.attend_self(normed, self.attend_self.remember(normed), bias))
         return self._feed_forward(x)
 
     def decode(self, x: Tensor, bias: Tensor, history: Memory, history_bias: Tensor) -> Tensor:
-        """All steps of one path at once, for training: x [batch, step, width], bias [head, step, step]"""
+        """All steps of one path at once, for training: x [batch, step, width], bias [head, step, step].
+
+        Returns [batch, step, width].
+        """
         normed = self.norm_self(x)
         x = x + self.dropout(self.attend_self(normed, self.attend_self.remember(normed), bias))
         return self._look_back(x, history, history_bias)
@@ -195,7 +204,10 @@ class Layer(nn.Module):
     def advance(
         self, x: Tensor, past: Past, bias: Tensor, history: Memory, history_bias: Tensor
     ) -> tuple[Tensor, Past]:
-        """The newest step of each beam, for serving: x [batch, beam, width], bias [head, step]"""
+        """The newest step of each beam, for serving: x [batch, beam, width], bias [head, step].
+
+        Returns [batch, beam, width], and the past with this step.
+        """
         mixed, past = self.attend_self.advance(self.norm_self(x), past, bias)
         return self._look_back(x + mixed, history, history_bias), past
 
@@ -210,13 +222,16 @@ class Layer(nn.Module):
 
 
 class TigerGenerator(Generator):
+    """TIGER as a generator."""
+
     learns_every_position = False
 
     def __init__(
         self, *, config: TigerConfig, spec: SidSpec, seen_codes: NDArray[np.integer[Any]] | None = None
     ) -> None:
-        """`seen_codes` [item, level], of the items in the training sequences: where a history is read as one
-        vector an item.
+        """`seen_codes` [item, level]: the items in the training sequences. `reads="items"` needs them.
+
+        Raises ValueError if they are needed and missing.
         """
         super().__init__()
         self.spec = spec
@@ -224,7 +239,7 @@ class TigerGenerator(Generator):
         self.prefixes: Modules[SeenPrefixes] | None = None
         if config.reads == "items":
             if seen_codes is None:
-                raise ValueError("reading items needs the codes of those in the training sequences")
+                raise ValueError('reads="items" needs seen_codes, the codes of the items in training')
             self.prefixes = Modules(seen_prefixes(spec, seen_codes, config.width))
         # Token of code c at level l: first_token[l] + c.
         self.first_token = tuple(1 + sum(spec.levels[:level]) for level in range(spec.num_levels))
@@ -279,11 +294,11 @@ class TigerGenerator(Generator):
         return state._replace(past=tuple(Past(*map(chosen, past)) for past in state.past))
 
     def loss(self, window: Tensor) -> Tensor:
-        """Learns the last item of each window from those before it."""
+        """The loss of the last item of each window, given the items before it."""
         history, target = window[:, :-1], window[:, -1]  # [batch, level]
         state = self.start(history)
         said = torch.tensor(self.first_token, device=window.device) + target
-        tokens = F.pad(said[:, :-1], (1, 0), value=PAD)  # [batch, step]: the decoder is told what came before
+        tokens = F.pad(said[:, :-1], (1, 0), value=PAD)  # [batch, step]: the codes before each step
         place = torch.arange(tokens.shape[1], device=tokens.device)
         is_past = place[None, :] <= place[:, None]  # [step, step]
         bias = torch.where(is_past, self.causal_bias(place, place), MASKED)  # [head, step, step]
@@ -298,8 +313,9 @@ class TigerGenerator(Generator):
         return torch.stack(losses).sum()
 
     def _tokens(self, history: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder reads of codes [batch, position, level]: vectors [batch, token, width], and which
-        of them are no padding [batch, token].
+        """The encoder's input for codes [batch, position, level].
+
+        Returns vectors [batch, token, width], and a mask [batch, token] that is false at padding.
         """
         padding = self.embed.weight[PAD]
         is_item = history[..., 0] >= 0

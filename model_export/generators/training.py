@@ -1,7 +1,7 @@
-"""The one loop that trains a generator: progress, checkpoint after every validation, resume, early stop.
+"""The loop that trains every generator, with progress, early stopping and a checkpoint after each validation.
 
-Training sees only `split.train`; validation users decide when to stop, by the item-level NDCG@10 of the
-very beam search that serves. Test users are not in sight.
+Training sees only `split.train`. The validation users decide when to stop, by item-level NDCG@10 with the
+same beam search as in serving. Test users are not used.
 """
 
 import time
@@ -23,7 +23,7 @@ from service.core.graphs import PADDING
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
 WINDOWS_PER_CHUNK = 4096  # sorted by length together
@@ -31,15 +31,15 @@ WINDOWS_PER_CHUNK = 4096  # sorted by length together
 
 @dataclass
 class Curve:
-    """What happened, for the report: one entry a validation."""
+    """The course of a training, for the report. The lists have one entry per validation."""
 
     step: list[int] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     validation_ndcg_at_10: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    core_seconds: float = 0.0  # of all cores together, which other work on the machine leaves as it is
+    core_seconds: float = 0.0  # of all cores together; other work on the machine does not change it
     device: str = "cpu"
-    stopped: str = ""
+    stopped: str = ""  # the reason in words; empty while the training runs
 
 
 def train_generator(
@@ -52,9 +52,10 @@ def train_generator(
     seed: int,
     checkpoint: Path,
 ) -> Curve:
-    """Train in place and leave the best weights in `generator`.
+    """Train `generator` in place. At the end it has the best weights.
 
-    codes [item, level]. `checkpoint` is written after every validation and resumed from where it exists.
+    codes [item, level]. The file `checkpoint` is written after every validation. If it exists, training
+    resumes from it.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -128,7 +129,7 @@ def train_generator(
 
 @torch.no_grad()
 def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, history_length: int) -> float:
-    """Item-level NDCG@10 over `users`, their history excluded, by the eager beam search."""
+    """Item-level NDCG@10 over `users`, without the items of their history, by the eager beam search."""
     was_training = generator.training
     generator.eval()
     catalog = ItemsOfCodes.build(generator.spec, codes)
@@ -146,7 +147,7 @@ def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, 
 
 
 class _Progress:
-    """What a resumed run must know, and the file that keeps it."""
+    """The state that a resumed run needs, and the file that stores it."""
 
     def __init__(
         self,
@@ -199,7 +200,7 @@ class _Progress:
 
 
 def _schedule(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth."""
+    """The factor of the learning rate: a linear warm-up, then half a cosine down to a twentieth."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -207,6 +208,7 @@ def _schedule(step: int, total_steps: int, warmup_steps: int) -> float:
 
 
 def some_users(targets: Targets, limit: int, seed: int) -> Targets:
+    """At most `limit` of the users, drawn at random, in their order."""
     if len(targets.users) <= limit:
         return targets
     chosen = np.sort(np.random.default_rng(seed).choice(len(targets.users), size=limit, replace=False))
@@ -220,9 +222,9 @@ def _batches(
     config: TrainingConfig,
     rng: np.random.Generator,
 ) -> Iterator[NDArray[np.int64]]:
-    """One epoch of windows of item indices [batch, position], -1 on the left, each target once.
+    """One epoch of windows of item indices [batch, position], with -1 on the left. Each target occurs once.
 
-    Windows of like length stand together, so that little is padded; batches come in random order.
+    A batch has windows of similar length, so there is little padding. The batches come in random order.
     """
     make = _windows_by_chunk if generator.learns_every_position else _windows_by_target
     windows = make(sequences, length, rng)
@@ -238,7 +240,7 @@ def _batches(
 def _cut(
     by_length: NDArray[np.int64], windows: list[NDArray[np.int32]], max_positions: int
 ) -> list[list[int]]:
-    """Batches of windows, shortest first, of at most `max_positions` with padding, or of a single window."""
+    """Batches of windows, shortest first. A batch has at most `max_positions` with padding, or one window."""
     batches: list[list[int]] = [[]]
     for i in by_length:
         if batches[-1] and (len(batches[-1]) + 1) * len(windows[i]) > max_positions:
@@ -250,8 +252,9 @@ def _cut(
 def _windows_by_chunk(
     sequences: list[NDArray[np.int32]], length: int, rng: np.random.Generator
 ) -> list[NDArray[np.int32]]:
-    """Cut each sequence into runs that overlap by one item, at a random offset, so that each item but the
-    first is a target once and long-run histories are not always cut at the same place.
+    """Cut each sequence into runs that overlap by one item, so each item except the first is a target once.
+
+    The offset is random, so a long history is cut at another place in each epoch.
     """
     windows = []
     for items in sequences:
@@ -267,6 +270,6 @@ def _windows_by_chunk(
 def _windows_by_target(
     sequences: list[NDArray[np.int32]],
     length: int,
-    rng: np.random.Generator,  # noqa: ARG001  the same call as _windows_by_chunk
+    rng: np.random.Generator,  # noqa: ARG001  has the signature of _windows_by_chunk
 ) -> list[NDArray[np.int32]]:
     return [items[max(0, end - length) : end] for items in sequences for end in range(2, len(items) + 1)]

@@ -1,27 +1,28 @@
-"""`tree`: a causal transformer over items, whose last state is all that decoding needs.
+"""`tree`: a causal transformer over items. Decoding needs only its last state.
 
-An item's vector is the sum of the embeddings of its prefixes (c1; c1c2; c1c2c3: prefix-ngram, arXiv
-2504.02137 §3), so an item never seen shares what its prefixes learnt. With h the state of the newest item,
-level l scores
+An item's vector is the sum of the embeddings of its prefixes c1, c1c2, c1c2c3 (prefix-ngram, arXiv 2504.02137
+§3). So an unseen item uses the embeddings of its seen prefixes. Let h be the state of the newest item and p
+the prefix so far. Then level l scores
 
     logit(c | p) = W_l[c] · (h + MLP_l(h + E[p])) + h · Q_l[p, c]
 
-where p is the prefix so far and Q_l holds one vector per prefix seen in training. Decoding has no attention
-and no cache, and every position of every sequence trains at once.
+where E[p] is the embedding of p, and Q_l has one vector per prefix seen in training. Decoding has no
+attention and no cache, and every position of every sequence trains at once.
 
-Codes that training never saw below p would learn nothing but never to come, and new items could never be
-recommended. So they do not compete: the seen children of p and one more choice, "a new one", share the
-probability, and every code unseen there is given all of the latter's. It is what `hidden` makes learnable:
-in each step of training some items, chosen at random, count as never seen.
+If codes that are unseen below p competed, training would only push their probability to zero, and new items
+could never be recommended. So they do not compete. The seen children of p and one more choice, "a new one",
+share the probability. Every code that is unseen below p gets the whole probability of "a new one". The model
+learns this choice because items are hidden: in each step of training, some items, chosen at random, count as
+unseen.
 
-E and Q need not begin as noise. Given the vectors that the codes were made of, a prefix begins on both sides
-as the mean of its items' vectors, so an untrained model already ranks items by how near they are to the
-history's, and rare items, which training hardly touches, keep that place.
+E and Q do not have to start as noise. If the vectors behind the codes are given, a prefix starts in both E
+and Q as the mean of its items' vectors. An untrained model then already ranks items by how near they are to
+the items of the history. Rare items, which training hardly changes, keep that rank.
 
-Training moves them away from it all the same, and what it learns of rare items is mostly noise. So a search
-also asks a second opinion (likeness.py) and adds the two log-probabilities: a product of experts, of which
-training sees only the first. Trained together they would make the same mistakes (docs/log.md). Both are never
-positive, so what a beam proves stays proven.
+Training still moves the prefixes away from this start, and most of what it learns about rare items is noise.
+So a search also asks a second opinion (likeness.py) and adds the two log-probabilities. This is a product of
+experts. Training sees only the first expert, because experts that train together would make the same mistakes
+(docs/log.md). Neither log-probability is ever positive, so the proof of a beam still holds.
 """
 
 from typing import Any, NamedTuple
@@ -46,19 +47,21 @@ from model_export.generators.seen_prefixes import (
 )
 from service.core.sid import SidSpec
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 
 
 class TreeState(NamedTuple):
-    h: Tensor  # [batch, width]
+    """The state of a search."""
+
+    h: Tensor  # [batch, width]  after the newest item
     bonus: tuple[Tensor | None, ...]  # per level, PrefixBonus.of_rows(h)
-    about: About | None  # the history, for Likeness
-    row: Tensor  # [batch, beam]  of the prefix above the last code, among the seen ones of its level
+    about: About | None  # the content of the history, for Likeness
+    row: Tensor  # [batch, beam]  row of the prefix above the last code, see seen_prefixes.py
 
 
 class Block(nn.Module):
-    """Pre-norm causal attention with a learnt bias by distance, so that left padding moves nothing."""
+    """Pre-norm causal attention. A learnt bias depends on the distance, so left padding changes nothing."""
 
     def __init__(self, config: TreeConfig, max_positions: int) -> None:
         super().__init__()
@@ -79,8 +82,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, is_item: Tensor, *, last_only: bool) -> Tensor:
-        """x [batch, position, width], is_item [batch, position] bool -> the same, or of the last position
-        [batch, 1, width] where only that is asked for.
+        """x [batch, position, width], is_item [batch, position] bool -> [batch, position, width]
+
+        With `last_only` only the last position is computed: [batch, 1, width].
         """
         positions, width = x.shape[1:]
         normed = self.norm_attention(x)
@@ -107,6 +111,8 @@ class Block(nn.Module):
 
 
 class TreeGenerator(Generator):
+    """`tree` as a generator."""
+
     learns_every_position = True
 
     def __init__(
@@ -119,7 +125,9 @@ class TreeGenerator(Generator):
         seen_vectors: NDArray[np.float32] | None = None,
     ) -> None:
         """`seen_codes` [item, level]: the codes of the items that occur in the training sequences.
-        `seen_vectors` [item, dim]: what their prefixes begin with, where the configuration says so.
+
+        `seen_vectors` [item, dim]: the vectors of these items. Prefixes start from them, and likeness
+        compares them, if the configuration says so.
         """
         super().__init__()
         self.spec = spec
@@ -131,7 +139,7 @@ class TreeGenerator(Generator):
         )
         self.code = nn.ParameterList(
             nn.Parameter(torch.randn(num_codes + 1, width) * width**-0.5) for num_codes in spec.levels
-        )  # the last is "a new one"
+        )  # the last row is "a new one"
         self.mix = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
             for _ in spec.levels
@@ -147,7 +155,7 @@ class TreeGenerator(Generator):
 
     @torch.no_grad()
     def _start_from(self, codes: NDArray[np.integer[Any]], vectors: NDArray[np.float32]) -> None:
-        """codes [item, level], vectors [item, width]"""
+        """Add to each prefix the mean of its items' vectors. codes [item, level], vectors [item, width]"""
         found = prefix_means(
             self.prefixes, torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(vectors)
         )
@@ -183,7 +191,7 @@ class TreeGenerator(Generator):
         hidden = self._hide()
         h, target = self._read(history, hidden)[is_pair], target[is_pair]  # [pair, width], [pair, level]
         total = h.new_zeros(())
-        row = torch.full_like(target[:, 0], ROOT)  # [pair], the prefix above the truth
+        row = torch.full_like(target[:, 0], ROOT)  # [pair]  row of the true prefix so far
         for level, prefixes in enumerate(self.prefixes):
             rows = prefixes.rows_below(row)  # [pair, code]
             bonus = self.bonus[level].of_own_children(h, row, rows) if self.has_bonus else None
@@ -197,12 +205,15 @@ class TreeGenerator(Generator):
         return total
 
     def _hide(self) -> Tensor:
-        """Which rows of the last level count as never seen in this step of training: [row]"""
+        """A mask [row] of the rows of the last level that count as unseen in this step of training."""
         draw = torch.rand(self.prefixes[-1].num_rows + 1, device=self.norm.weight.device)
         return draw < (self.hidden_share if self.training else 0.0)
 
     def _read(self, history: Tensor, hidden: Tensor | None = None, *, last_only: bool = False) -> Tensor:
-        """Codes [batch, position, level] -> states [batch, position, width], or those of the last position"""
+        """Codes [batch, position, level] -> states [batch, position, width]
+
+        With `last_only` only the state of the last position: [batch, 1, width].
+        """
         is_item = history[..., 0] >= 0
         x = self.dropout(item_vectors(self.prefixes, history, hidden) * is_item[..., None])
         for i, block in enumerate(self.blocks):
@@ -214,9 +225,9 @@ class TreeGenerator(Generator):
         return tuple(bonus.of_rows(h) for bonus in self.bonus)
 
     def _log_probs(self, level: int, h: Tensor, row: Tensor, bonus: Tensor | None, is_seen: Tensor) -> Tensor:
-        """h [..., width] and the row [...] of the prefix above -> log-probabilities [..., code].
+        """Log-probabilities [..., code] for states h [..., width] below the prefixes row [...].
 
-        bonus and is_seen [..., code] are of that prefix's children.
+        bonus and is_seen [..., code] belong to the children of the prefixes.
         """
         mixed = h if level == 0 else h + self.prefixes[level - 1].embedding(row)
         logits = (h + self.mix[level](mixed)) @ self.code[level].T  # [..., code + 1]
@@ -227,8 +238,9 @@ class TreeGenerator(Generator):
 
 
 def principal_axes(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """vectors [item, dim] -> [item, width]: their widest directions, each row of length 1; zeros where dim or
-    the number of items is less.
+    """Project vectors [item, dim] to their principal axes -> [item, width]. Each row has length 1.
+
+    If dim or the number of items is smaller than width, the last columns are zero.
     """
     centered = vectors - vectors.mean(axis=0)
     _, _, axes = np.linalg.svd(centered, full_matrices=False)  # [axis, dim]

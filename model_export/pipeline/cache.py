@@ -1,4 +1,6 @@
-"""Each stage of an export is kept under a key of all that goes into it: a run repeats only what must be."""
+"""Stores each stage of an export under a key of all its inputs, so a run repeats only the stages that
+changed.
+"""
 
 import dataclasses
 import hashlib
@@ -14,18 +16,18 @@ from service.core.whole_files import write_whole
 
 
 class StageCache:
-    """A folder of finished stages. A stage is written beside its name and then renamed: whole or absent."""
+    """A folder of finished stages. A stage is written under a temporary name and then renamed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, stage: str, suffix: str, *inputs: Any) -> Path:
-        """Where `stage` lies for exactly these inputs, the versions of the code that makes it among them."""
+        """The file of `stage` for exactly these inputs. The inputs include the version of its code."""
         return self.folder / f"{stage}-{key_of(*inputs)}{suffix}"
 
     def make(self, path: Path, write: Callable[[Path], None]) -> bool:
-        """Have `write` make the file unless it is there. Returns whether it had to."""
+        """Call `write` to make the file, unless the file exists. Returns whether `write` was called."""
         if path.exists():
             return False
         write_whole(path, write)
@@ -33,10 +35,11 @@ class StageCache:
 
 
 def key_of(*inputs: Any) -> str:
-    """16 hex characters that are equal for equal inputs: arrays and files by content, dataclasses by value.
+    """A hash of the inputs: 16 hex characters, equal for equal inputs.
 
-    Raises TypeError for anything else: a module, a class and a function have no value to compare. The VERSION
-    of a stage stands for its code (versions.py).
+    Arrays and files count by their content, and dataclasses by their value. Code has no value to compare, so
+    the VERSION of a stage stands for its code (versions.py). Raises TypeError for a module, a class, a
+    function and anything else without a value.
     """
     digest = hashlib.sha256()
     for value in inputs:
@@ -61,15 +64,16 @@ def _feed(digest: Any, value: Any) -> None:
         case None | bool() | int() | float() | str():
             digest.update(json.dumps(value).encode())
         case dict():
-            for part in value.values():  # refuses what is no value
+            for part in value.values():  # raises TypeError for a part without a value
                 _feed(hashlib.sha256(), part)
             digest.update(json.dumps(value, sort_keys=True).encode())
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             for field in dataclasses.fields(value):
                 _feed(hashlib.sha256(), getattr(value, field.name))
-            digest.update(repr(value).encode())  # the study's cells hold keys that are made so
+            digest.update(repr(value).encode())  # the keys of the study's stored cells were made in this way
         case _:
             raise TypeError(
-                f"{value!r} cannot be part of a key, as nothing says when two of {type(value).__name__} are "
-                "equal. Give plain values, arrays, dataclasses or files; for code, the VERSION of its stage."
+                f"{value!r} cannot be part of a key, because there is no rule for when two values of type "
+                f"{type(value).__name__} are equal. Give plain values, arrays, dataclasses or files. For "
+                "code, give the VERSION of its stage."
             )

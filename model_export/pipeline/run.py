@@ -1,4 +1,4 @@
-"""What one run of the offline step works on and with. It is passed on as one."""
+"""The inputs of one run of the offline step, in one object."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, leave_one_out
 from model_export.pipeline.cache import StageCache
 
-Say = Callable[[str], None]  # tells the user a line
+Say = Callable[[str], None]  # shows the user a line
 
 
 def silent(_line: str) -> None:
-    """A `Say` that tells nobody."""
+    """A `Say` that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,5 @@ class Run:
 
     @classmethod
     def of(cls, dataset: Dataset, config: RunConfig, cache_folder: Path, say: Say = silent) -> "Run":
-        """With the last two items of each user left out: the test target and the validation target."""
+        """A run. The last two items of each user are the validation target and the test target."""
         return cls(dataset, leave_one_out(dataset), config, StageCache(cache_folder), say)

@@ -2,9 +2,9 @@
 
     items ─ draw ─ read ─ pool ─ head ─ quantize ─ codes ─ collisions ─ generator
 
-Each stage is kept under a key of its inputs, its configuration and its version, so an interrupted or changed
-run repeats only what must be. Only `Split.train` goes into anything that is fitted; validation users decide
-when a generator stops.
+Each stage is stored under a key of its inputs, its configuration and its version. So an interrupted or
+changed run repeats only the stages that changed. Everything is fitted on `Split.train` alone. The validation
+users decide when the training of a generator stops.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,40 +51,44 @@ Sequences = list[ItemSequence]
 
 @dataclass(frozen=True)
 class Read:
-    """What an encoder made of a catalog."""
+    """The output of an encoder for a catalog."""
 
     features: NDArray[np.float32]  # [item, feature]
-    pooling: Pooling | None  # None where it read text
+    pooling: Pooling | None  # None if the encoder read text
 
 
 @dataclass(frozen=True)
 class Coded:
-    """The catalog with its codes, and what made them."""
+    """The codes of a catalog, and the parts that made them."""
 
     head: ItemHead
-    vectors: NDArray[np.float32]  # [item, dim], of the head
+    vectors: NDArray[np.float32]  # [item, dim], from the head
     quantizer: ResidualQuantizer
     quantizer_report: QuantizerReport
-    spec: SidSpec  # of the codes: a suffix is one level more than the quantizer's
-    codes: NDArray[np.int64]  # [item, level], collisions treated
+    spec: SidSpec  # of the codes; a suffix adds one level to those of the quantizer
+    codes: NDArray[np.int64]  # [item, level], after the treatment of collisions
     collisions: CollisionReport
 
 
 def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = silent) -> Strips:
+    """Draw the items' texts as strips. Report cut texts and characters that the font lacks."""
     spec = config.render
     rendered = [render_text(item_text(item, spec), spec) for item in items]
     num_strips = sum(len(drawn.strips) for drawn in rendered)
     truncated = sum(drawn.truncated for drawn in rendered)
-    say(f"      {num_strips:,} strips; {truncated:,} items too long, cut at the end")
+    say(f"      {num_strips:,} strips; {truncated:,} items were too long and are cut at the end")
     missing = sorted(set("".join(drawn.missing for drawn in rendered)))
     if missing:
         shown = " ".join(f"{char} (U+{ord(char):04X})" for char in missing[:10])
-        say(f"      {len(missing)} characters the font lacks, drawn as their code points: {shown}")
+        say(f"      the font lacks {len(missing)} characters, which are drawn as code points: {shown}")
     return [drawn.strips for drawn in rendered]
 
 
 def read(run: Run) -> Read:
-    """Features by the configuration's encoder, of the pictures or, for comparison, of the text itself."""
+    """The catalog's features, from the configuration's encoder.
+
+    The encoder reads the pictures or, for comparison, the text itself.
+    """
     config, cache = run.config, run.cache
     texts = [item_text(item, config.render) for item in run.dataset.items]
     if isinstance(config.encoder, MiniLmConfig):
@@ -114,7 +118,7 @@ def read(run: Run) -> Read:
 
 
 def vectors_of(run: Run, features: NDArray[np.float32]) -> tuple[ItemHead, NDArray[np.float32]]:
-    """The head, trained on what was bought close together, and the catalog's vectors [item, dim]."""
+    """The head and the catalog's vectors [item, dim]. The head is trained on items bought close together."""
     train, config, seed = run.split.train, run.config.head, run.config.seed
     inputs = (features, train, config, seed, {"head": head_module.VERSION})
     head: ItemHead = _stage(run.cache, "head", inputs, lambda: train_head(features, train, config, seed))
@@ -122,7 +126,7 @@ def vectors_of(run: Run, features: NDArray[np.float32]) -> tuple[ItemHead, NDArr
 
 
 def code(run: Run, features: NDArray[np.float32]) -> Coded:
-    """Codes of features [item, feature]: head, quantizer, and the treatment of collisions."""
+    """The codes of features [item, feature], from the head, the quantizer and the treatment of collisions."""
     config = run.config
     head, vectors = vectors_of(run, features)
     collaborative = None
@@ -153,7 +157,7 @@ def code(run: Run, features: NDArray[np.float32]) -> Coded:
 
 
 def collaborative_vectors(run: Run) -> NDArray[np.float32]:
-    """What SASRec learns of each item from the training part: [item, dim], NaN for items not in it."""
+    """The vectors that SASRec learns in the training part: [item, dim], NaN for items that are not in it."""
     num_items = run.dataset.num_items
     config = replace(run.config, generator=SasRecConfig(), training=sasrec_training())
     spec, codes = SidSpec(levels=(num_items,)), codes_of_items(num_items)
@@ -164,6 +168,8 @@ def collaborative_vectors(run: Run) -> NDArray[np.float32]:
 
 
 class Generated(NamedTuple):
+    """A trained generator and the course of its training."""
+
     generator: Generator
     curve: Curve
 
@@ -171,7 +177,10 @@ class Generated(NamedTuple):
 def generate(
     run: Run, codes: NDArray[np.int64], spec: SidSpec, *, vectors: NDArray[np.float32] | None = None
 ) -> Generated:
-    """Train the configuration's generator on codes [item, level]. It may start from `vectors` [item, dim]."""
+    """Train the configuration's generator on codes [item, level].
+
+    `vectors` [item, dim]: the vectors behind the codes, for a generator that starts from them.
+    """
     split, config, cache = run.split, run.config, run.cache
     torch.manual_seed(config.seed)
     generator = make_generator(config, codes, spec, split.train, vectors)
@@ -205,7 +214,10 @@ def make_generator(
     train: Sequences,
     vectors: NDArray[np.float32] | None = None,
 ) -> Generator:
-    """An untrained generator of the configuration. Seed torch before."""
+    """An untrained generator of the configuration. Seed torch before the call.
+
+    codes [item, level]; vectors [item, dim]; `train`: the sequences of item indices.
+    """
     seen = np.unique(np.concatenate(train))
     match config.generator:
         case TreeConfig() as tree_config:
@@ -226,9 +238,12 @@ def make_generator(
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """A seed gives the same bundle again. Otherwise threads add up gradients in whatever order they end."""
+    """Make torch deterministic, so that equal seeds give equal bundles.
+
+    Otherwise the order in which threads finish decides the order in which gradients are added up.
+    """
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # a GPU lacks some; it warns and goes on
+    torch.use_deterministic_algorithms(True, warn_only=True)  # GPUs lack some operations: warn and go on
     try:
         yield
     finally:
@@ -236,7 +251,7 @@ def deterministic() -> Iterator[None]:
 
 
 def _stage(cache: StageCache, name: str, inputs: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    """What `make` returns, from the cache where these inputs were seen before."""
+    """The result of `make`, from the cache if it is there for these inputs."""
     path = cache.path(name, ".pt", *inputs)
     if not path.exists():
         value = make()

@@ -1,8 +1,9 @@
-"""Which version of each stage a configuration runs. Keys of stages and bundles and the study's cells name it.
+"""The version of each stage that a configuration runs. It is a part of the keys of stages, bundles and study
+cells.
 
 A version is the number VERSION in the stage's own module. It is raised when the same input gives another
-output, and only then. A test pins a known output to each number. A module that only helps a stage has no
-number: the pinned output runs through it, so its changes are seen too (tests/model_export/pin.py).
+output, and only then. A test pins a known output to each number (tests/model_export/pin.py). A module that
+only helps a stage has no number. The pinned output depends on it, so the test notices its changes too.
 """
 
 from model_export.configs import (
@@ -32,35 +33,37 @@ GENERATORS = {
 
 
 def versions_of(config: RunConfig) -> Versions:
-    """Every stage from the items to a trained generator."""
+    """The versions of all stages from the items to a trained generator."""
     if isinstance(config.generator, SasRecConfig):
         return of_generator(config.generator)
     return of_codes(config) | of_generator(config.generator)
 
 
 def of_reading(config: RunConfig) -> Versions:
-    """From items to features. A text encoder takes the line of text that would be drawn."""
+    """The versions from items to features. A text encoder reads the line of text that would be drawn."""
     if isinstance(config.encoder, MiniLmConfig):
         return {"drawing": render.VERSION, "minilm": minilm.VERSION}
     return {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder)
 
 
 def of_vectors(config: RunConfig) -> Versions:
-    """From items to the head's vectors."""
+    """The versions from items to the head's vectors."""
     return of_reading(config) | {"head": head.VERSION}
 
 
 def of_codes(config: RunConfig) -> Versions:
-    """From items to codes, collisions treated."""
+    """The versions from items to codes, with the treatment of collisions."""
     found = of_vectors(config) | of_quantizer(config.quantizer) | {"collisions": collisions.VERSION}
-    if isinstance(config.quantizer, LetterConfig):  # learns from what SASRec knows of items
+    if isinstance(config.quantizer, LetterConfig):  # learns from SASRec's vectors
         found |= of_generator(SasRecConfig())
     return found
 
 
 def of_quantizer(config: QuantizerConfig | RqKMeansConfig | LetterConfig) -> Versions:
+    """The version of the quantizer."""
     return choose_quantizer.VERSIONS[type(config)]
 
 
 def of_generator(config: TreeConfig | TigerConfig | SasRecConfig) -> Versions:
+    """The versions of the generator and of the training loop."""
     return GENERATORS[type(config)] | {"training": training.VERSION}

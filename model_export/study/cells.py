@@ -1,9 +1,8 @@
-"""A cell of the study, computed once and kept in the repository: one JSON file for dataset, name and seed, so
-that a fresh clone resumes where others stopped.
+"""A cell of the study is computed once and kept in the repository, so a fresh clone can go on from there.
 
-A file holds what each user got, not only means, as intervals and paired differences need it. A row of ranks
-is the base64 of the zlib-compressed bytes, one byte a user; everything else is plain JSON with keys in a
-fixed order.
+There is one JSON file per dataset, name and seed. It holds the rank of every user's target and not only
+means, because intervals and paired differences need the ranks. The ranks have one byte per user. They are
+compressed with zlib and written as base64. Everything else is plain JSON with its keys in a fixed order.
 """
 
 import base64
@@ -26,55 +25,65 @@ TOP_K = 10
 NO_USERS = np.zeros(0, dtype=np.uint8)
 NAME = re.compile(r"[\w@.+=-]+")
 
-Ranks = NDArray[np.uint8]  # [user] place of the target among the first TOP_K, from 0; TOP_K where it is not
+Ranks = NDArray[np.uint8]  # [user]  rank of the target from 0; TOP_K if it is not among the first TOP_K
 
 
 class DamagedCell(GlyphrecError):
     """A cell's file cannot be read."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: is damaged ({reason}). Delete it, and `glyphrec study` computes it again.")
+        super().__init__(
+            f"{path}: the file is damaged ({reason}). Delete it, and `glyphrec study` computes the cell "
+            "again."
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class CellResult:
-    """What one configuration with one seed gave on one dataset.
+    """The result of one configuration with one seed on one dataset.
 
-    `key` is of data and configuration and decides whether a stored cell is still the asked one. `made_with`
-    are the versions of the stages that computed it (pipeline/versions.py): where one is another today, the
-    study says so and keeps the cell.
-    A cell that ranks nothing, as those of robustness, has empty ranks.
+    `key` is a hash of data and configuration. A stored cell is used only if its key is the current one.
+    `made_with` holds the versions of the stages that computed the cell (pipeline/versions.py). If a version
+    has changed since, the study keeps the cell and says so. A cell that ranks nothing, for example a
+    robustness cell, has empty ranks. Raises ValueError for a name that cannot be a file name and for
+    impossible ranks.
     """
 
     dataset: str
-    name: str  # as in "default", "sasrec", "tiger_text"
+    name: str  # for example "default", "sasrec", "tiger_text"
     label: str  # the name in words
-    groups: tuple[str, ...]  # the tables it stands in
+    groups: tuple[str, ...]  # the tables that show the cell
     seed: int
     key: str
     made_with: Mapping[str, int]  # stage -> version
-    ranks_excluded: Ranks = field(default_factory=NO_USERS.copy)  # items of the history left out
-    ranks_included: Ranks = field(default_factory=NO_USERS.copy)
-    code_ranks: Ranks | None = None  # of the target's codes among the beams, only for reference
+    ranks_excluded: Ranks = field(default_factory=NO_USERS.copy)  # without the items of the history
+    ranks_included: Ranks = field(default_factory=NO_USERS.copy)  # with the items of the history
+    code_ranks: Ranks | None = None  # of the target's codes among the beams; for reference only
     figures: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (self.dataset, self.name):
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} cannot name a file: letters, digits and _@.+=- can")
+                raise ValueError(f"{name!r} cannot name a file. Use only letters, digits and _@.+=-")
         for ranks in (self.ranks_excluded, self.ranks_included, self.code_ranks):
             if ranks is not None and (ranks.dtype != np.uint8 or ranks.ndim != 1 or (ranks > TOP_K).any()):
-                raise ValueError(f"ranks are uint8 [user] up to {TOP_K}, got {ranks.dtype} {ranks.shape}")
+                raise ValueError(
+                    f"ranks must be uint8 [user] and at most {TOP_K}, got {ranks.dtype} {ranks.shape}"
+                )
         if len(self.ranks_excluded) != len(self.ranks_included):
-            raise ValueError(f"{len(self.ranks_excluded)} users beside {len(self.ranks_included)}")
+            raise ValueError(
+                f"ranks_excluded has {len(self.ranks_excluded)} users, and ranks_included has "
+                f"{len(self.ranks_included)}. They must have the same users."
+            )
 
 
 def path_of(folder: Path, dataset: str, name: str, seed: int) -> Path:
+    """The file of a cell below `folder`."""
     return folder / dataset / f"{name}-{seed}.json"
 
 
 def save(folder: Path, result: CellResult) -> Path:
-    """Write the cell whole or not at all; returns where it lies."""
+    """Write the cell whole or not at all. Returns its path."""
     path = path_of(folder, result.dataset, result.name, result.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -96,7 +105,7 @@ def save(folder: Path, result: CellResult) -> Path:
 
 
 def load(folder: Path, dataset: str, name: str, seed: int) -> CellResult | None:
-    """The stored cell, or None where there is none yet. Raises DamagedCell where its file cannot be read."""
+    """The stored cell, or None if there is none yet. Raises DamagedCell if its file cannot be read."""
     path = path_of(folder, dataset, name, seed)
     return _read(path) if path.exists() else None
 
@@ -129,7 +138,7 @@ def _read(path: Path) -> CellResult:
 
 def _versions(content: Any) -> dict[str, int]:
     if not isinstance(content, dict):
-        raise TypeError(f"made_with is {content!r}, not versions of stages")
+        raise TypeError(f"made_with must map stages to versions, got {content!r}")
     return {str(stage): int(version) for stage, version in content.items()}
 
 

@@ -1,6 +1,7 @@
-"""Codes of texts that are not in the catalog, as a service would give them.
+"""Codes of texts that are not in the catalog, computed in the same way as a service computes them.
 
-They are the quantizer's own. Treating collisions moves items of a catalog, never one that comes later.
+They are the quantizer's own codes. The treatment of collisions moves only items of the catalog, never an item
+that comes later.
 """
 
 import os
@@ -28,7 +29,7 @@ Coder = Callable[[Sequence[str]], NDArray[np.int64]]  # texts -> codes [text, le
 
 
 def coder(read: Read, coded: Coded, config: RunConfig) -> Coder:
-    """What gives any text its codes. For pictures it is the graph that an export writes."""
+    """A function from texts to codes [text, level]. For pictures it runs the graph that an export writes."""
     return _of_texts(coded) if isinstance(config.encoder, MiniLmConfig) else _of_pictures(read, coded, config)
 
 

@@ -1,10 +1,10 @@
-"""Cold items (question 5): some items are taken out of all training and come when everything is trained.
+"""Cold items (question 5): some items are taken out of all training and added when everything is trained.
 
-    catalog ─ remove ─▶ train on the rest ─▶ the cold items come ─▶ how often do their users see them?
+    catalog ─ remove ─▶ train on the rest ─▶ add the cold items ─▶ how often do their users see them?
 
-Pictures are measured where it counts: a bundle is exported, a service runs it, the cold items are posted and
-recommendations asked for over HTTP. No service can run a text encoder, so text goes through the same steps
-offline. The controls go offline on both sides.
+Pictures are measured on a real service. A bundle is exported, and a service runs it. The cold items are
+posted, and recommendations are requested over HTTP. No service can run a text encoder, so text goes through
+the same steps offline. The controls run offline on both sides.
 """
 
 import os
@@ -41,22 +41,22 @@ from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 CUTOFFS = (10, 50, 100)
-TOP_K = CUTOFFS[-1]  # the most that a service answers with
-ITEMS_PER_POST = 32  # read as one piece, so that items of the same codes get their slots in this order
+TOP_K = CUTOFFS[-1]  # the longest page that a service returns
+ITEMS_PER_POST = 32  # the service reads them as one batch, so equal codes get their slots in this order
 
 Codes = NDArray[np.int64]  # [item, level]
-Ranked = NDArray[np.int32]  # [user, TOP_K], -1 where nothing was found
+Ranked = NDArray[np.int32]  # [user, TOP_K]  item indices; -1 in places without an item
 
 
 class Removed(NamedTuple):
-    """Items are numbered anew: first those of `dataset`, then the cold ones in their order here."""
+    """A dataset without its cold items. Items get new indices: first the items of `dataset`, then `items`."""
 
-    dataset: Dataset  # without the cold items: all that may be trained on
-    items: list[Item]  # the cold ones
-    cold: Targets  # test users whose target is cold; their histories may hold other cold items
-    warm: Targets  # the other test users, as far as their targets are not trained on
+    dataset: Dataset  # without the cold items; training may use all of it
+    items: list[Item]  # the cold items
+    cold: Targets  # test users with a cold target; their histories may hold other cold items
+    warm: Targets  # the other test users, except those whose target is in the training part
 
     @property
     def item_ids(self) -> list[str]:
@@ -64,29 +64,33 @@ class Removed(NamedTuple):
 
 
 class ColdModel(NamedTuple):
-    """What training without the cold items left."""
+    """A model that was trained without the cold items."""
 
     spec: SidSpec
     codes: Codes  # of the items of Removed.dataset
-    search: Callable[[ItemsOfCodes], SearchFunction]
+    search: Callable[[ItemsOfCodes], SearchFunction]  # its search over any catalog
 
 
 class Outcome(NamedTuple):
-    """What became of the cold items."""
+    """The codes and the rankings of the cold items."""
 
     model: ColdModel
-    codes: Codes  # of the cold items, as they were given when they came
+    codes: Codes  # of the cold items, as they were assigned when the items were added
     ranked: Ranked  # for the users of Removed.cold
 
 
 def cold(run: Run, *, share: float = 0.05, seed: int = 0) -> dict[str, float]:
-    """How often users whose target is cold find it among the first CUTOFFS items, their history left out; the
-    same with random codes, by chance, and of warm targets; and how near the codes are to those of the nearest
-    trained relative. Errors are standard errors.
+    """The share of users with a cold target who find it among the first items, for each of CUTOFFS.
+
+    The history is left out of the ranking. For comparison there are the same rates with random codes, by
+    chance, and for warm targets. The figures also say how often a cold item shares codes with the nearest
+    trained item. Figures that end in `_se` are standard errors.
+
+    `share`: the part of the catalog that becomes cold. Raises DataError if no user can be tested.
     """
     config = run.config
     removed = remove(run.dataset, run.split, share=share, seed=seed)
-    run.say(f"      {removed.dataset.name}; they are the target of {len(removed.cold)} users")
+    run.say(f"      {removed.dataset.name}; {len(removed.cold)} users have one of these as their target")
     with stages.deterministic():
         reads_text = isinstance(config.encoder, MiniLmConfig)
         outcome = offline(removed, run) if reads_text else served(removed, run)
@@ -94,7 +98,7 @@ def cold(run: Run, *, share: float = 0.05, seed: int = 0) -> dict[str, float]:
 
 
 def figures_of(removed: Removed, outcome: Outcome, config: RunConfig, *, seed: int) -> dict[str, float]:
-    """The figures of `cold`, for what became of the items."""
+    """The figures of `cold`, computed from the outcome."""
     model, targets = outcome.model, removed.cold.targets
     rng = np.random.default_rng(seed)
     random_codes = rng.integers(0, model.spec.levels, size=outcome.codes.shape)
@@ -112,15 +116,18 @@ def figures_of(removed: Removed, outcome: Outcome, config: RunConfig, *, seed: i
 
 
 def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Removed:
-    """Take `share` of the items out of catalog and sequences, drawn among those that are a test target.
+    """Take `share` of the items out of catalog and sequences. They are drawn from the test targets.
 
-    A cold user's sequence ends before its cold target, so what is trained on is part of the user's history. A
-    warm user may be left with so few items that all of them are trained on, the target too: such users are
-    not among `warm`. Raises DataError where nobody can be tested.
+    A cold user's sequence ends before its cold target, so training sees only a part of the user's history. A
+    warm user may be left with so few items that all of them are trained on, even the target. Such users are
+    not in `warm`. Raises DataError if no user can be tested.
     """
     candidates = np.unique(split.test.targets)
     if not len(candidates):
-        raise DataError(f"{dataset.name}: no user has {MIN_ITEMS_TO_EVALUATE} items, so none can be tested.")
+        raise DataError(
+            f"{dataset.name}: no user has {MIN_ITEMS_TO_EVALUATE} items, so no user can be tested. "
+            "Give more interactions."
+        )
     count = min(max(1, round(share * dataset.num_items)), len(candidates))
     chosen = np.sort(np.random.default_rng(seed).choice(candidates, size=count, replace=False))
     is_cold = np.zeros(dataset.num_items, dtype=bool)
@@ -149,7 +156,7 @@ def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Remove
 
 
 def served(removed: Removed, run: Run) -> Outcome:
-    """Export a bundle, start a service with it, post the cold items, ask for recommendations."""
+    """Export a bundle, start a service with it, post the cold items and request recommendations."""
     folder = run.cache.folder
     bundle = export(
         removed.dataset, folder / "cold", run.config, cache_folder=folder, say=run.say, named_by_key=True
@@ -158,20 +165,23 @@ def served(removed: Removed, run: Run) -> Outcome:
         bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=os.cpu_count() or 1
     )
     model = ColdModel(bundle.manifest.sid, codes_for(bundle, removed.dataset), partial(search_by, session))
-    run.say("      post the cold items to a service and ask it for recommendations")
+    run.say("      posting the cold items to a service and requesting recommendations")
     return Outcome(model, *_ask_service(bundle, removed))
 
 
 def offline(removed: Removed, run: Run) -> Outcome:
-    """The same steps without bundle and service."""
+    """The same steps without a bundle and a service.
+
+    Raises GlyphrecError if the configuration treats collisions with a suffix.
+    """
     config = run.config
     run = replace(run, dataset=removed.dataset, split=leave_one_out(removed.dataset))
     read = stages.read(run)
     coded = stages.code(run, read.features)
     if coded.spec != config.sid:
         raise GlyphrecError(
-            f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item could "
-            "have none. Treat collisions in another way."
+            f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item cannot "
+            "get one. Choose another treatment of collisions."
         )
     generator = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,13 +191,13 @@ def offline(removed: Removed, run: Run) -> Outcome:
 
 
 def rank(model: ColdModel, cold_codes: Codes, users: Targets, config: RunConfig) -> Ranked:
-    """Pages for `users` by the model, with the cold items living at these codes; as a service finds them."""
+    """The pages that a service would find for `users`, with the cold items at `cold_codes`."""
     catalog = ItemsOfCodes.build(model.spec, np.concatenate([model.codes, cold_codes]))
     ranker = Ranker(
         model.search(catalog),
         catalog,
         history_length=config.history_length,
-        num_beams=min(2 * TOP_K, config.beam_limit),  # where a service starts for a page of this length
+        num_beams=min(2 * TOP_K, config.beam_limit),  # a service starts with as many for a page of TOP_K
         beam_limit=config.beam_limit,
         batch_size=BATCH,
     )
@@ -195,9 +205,9 @@ def rank(model: ColdModel, cold_codes: Codes, users: Targets, config: RunConfig)
 
 
 def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
-    """Codes of the cold items and pages of the cold users, as a service on a Redis of its own answers them.
+    """The codes of the cold items and the pages of the cold users, from a service with its own Redis.
 
-    What it fills a page up with, popular items beyond what its search found, does not count.
+    The service fills up short pages with popular items. These do not count.
     """
     ids = removed.item_ids
     number = {item_id: place for place, item_id in enumerate(ids)}
@@ -237,9 +247,10 @@ def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> list[dict[s
 
 
 def _hits(name: str, ranked: Ranked, targets: NDArray[np.int32]) -> dict[str, float]:
-    """The share of users whose target is among the first of each of CUTOFFS, and its standard error.
+    """The share of users whose target is among the first k, and its standard error, for each k of CUTOFFS.
 
-    Users with the same target share its luck, so the targets are what is drawn, and not the users.
+    Hits of users with the same target are correlated, so the error counts targets as the sample, and not
+    users.
     """
     figures: dict[str, float] = {}
     for k in CUTOFFS:
@@ -252,7 +263,7 @@ def _hits(name: str, ranked: Ranked, targets: NDArray[np.int32]) -> dict[str, fl
 
 
 def _chance(removed: Removed, k: int) -> float:
-    """Hits of random pages without the history. A target that is in the history is in no page."""
+    """The expected hits of random pages without the history. They never hold a target from the history."""
     num_items, cold = len(removed.item_ids), removed.cold
     num_left = np.array([num_items - len(np.unique(history)) for history in cold.histories])  # [user]
     can_be_found = [
@@ -262,8 +273,9 @@ def _chance(removed: Removed, k: int) -> float:
 
 
 def _relatives(removed: Removed, outcome: Outcome, config: RunConfig) -> dict[str, float]:
-    """How many cold items share codes with the trained item of the most similar letters, and with a random
-    one.
+    """The shares of cold items that share codes with their nearest trained item, and with a random one.
+
+    The nearest item has the most similar letters, by TF-IDF of runs of three to five letters.
     """
     trained, came = _texts(removed.dataset.items, config), _texts(removed.items, config)
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32).fit(trained)

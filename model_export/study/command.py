@@ -1,4 +1,4 @@
-"""`glyphrec study`: run what is missing of a plan, then write the report of all that is done."""
+"""`glyphrec study`: run the cells of a plan that are missing, then write the report of all finished cells."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,14 +31,19 @@ def study(
     costs: bool = False,
     say: Say,
 ) -> None:
-    """Raises GlyphrecError for a plan or a cell of another name."""
+    """Run the cells of a plan that are missing, and write the report of all finished cells into `out`.
+
+    `data` names one source per data set. `only` names the cells to run; if it is empty, all cells run. With
+    `report_only` no cell runs. With `costs` the costs of all finished cells are measured too.
+    Raises GlyphrecError for an unknown plan or cell.
+    """
     if plan_name not in PLANS:
-        raise GlyphrecError(f"there is no plan {plan_name!r}. Take one of {', '.join(PLANS)}.")
+        raise GlyphrecError(f"there is no plan {plan_name!r}. Choose one of {', '.join(PLANS)}.")
     plan = PLANS[plan_name]()
     if unknown := set(only) - {cell.name for cell in plan.cells}:
         raise GlyphrecError(
             f"plan {plan_name} has no cell {sorted(unknown)[0]!r}. "
-            f"Its cells: {', '.join(cell.name for cell in plan.cells)}."
+            f"Its cells are {', '.join(cell.name for cell in plan.cells)}."
         )
     datasets = {dataset.name: dataset for dataset in map(read_dataset, data)}
     store = out / "study" / "cells"
@@ -51,7 +56,7 @@ def study(
 
 
 def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> None:
-    """Of every cell of the plan that is done, whoever ran it."""
+    """Write the report of every finished cell of the plan. It does not matter which machine ran a cell."""
     works = works_of(plan, datasets)
     results, machine = with_costs(kept_results(works, out / "study" / "cells"), out / "study")
     write_study(
@@ -62,11 +67,11 @@ def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> Non
         segments={name: segments_of_targets(dataset) for name, dataset in datasets.items()},
         versions_now={work.cell.name: work.made_with for work in works},
     )
-    say(f"{len(results)} of {len(works)} cells are done; the report is {out / 'study.md'}")
+    say(f"{len(results)} of {len(works)} cells are finished. The report is {out / 'study.md'}")
 
 
 def segments_of_targets(dataset: Dataset) -> dict[str, NDArray[np.bool_]]:
-    """Which test users have a target of each kind of items: [user]"""
+    """For each kind of item, the mask [user] of the test users who have a target of that kind."""
     split = leave_one_out(dataset)
     texts = [item_text(item, base().render) for item in dataset.items]
     kinds = segments_of(texts, split.train)._asdict()

@@ -1,6 +1,6 @@
-"""What every cell costs, in one file beside the cells.
+"""The costs of all cells, in one file beside the cells.
 
-Cells may come from machines of any kind, and times of two machines cannot be compared. So all costs are
+Cells may come from different machines, and times of two machines cannot be compared. So all costs are
 measured together, in one run on one machine.
 """
 
@@ -20,12 +20,12 @@ from model_export.study.run import Work
 from service.core.progress import ProgressBar
 
 FILE = "costs.json"
-ASKED_FOR_SPEED = {"ablation", "generators"}  # elsewhere the graph is the default's
+ASKED_FOR_SPEED = {"ablation", "generators"}  # cells of other groups have the graph of the default
 
 
 def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) -> None:
-    """Measure what the first seed of each of `works` costs, and write all of it to `folder`/costs.json."""
-    known: dict[str, Mapping[str, float]] = {}  # many cells read alike
+    """Measure the costs of the first seed of each of `works`, and write them all to `folder`/costs.json."""
+    known: dict[str, Mapping[str, float]] = {}  # many cells read items in the same way
     cells: dict[str, dict[str, object]] = {}
     for work in ProgressBar([work for work in works if work.config.seed == 0], desc="costs", unit="cell"):
         cell, dataset, config = work.cell, work.dataset, work.config
@@ -45,7 +45,11 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
 
 
 def with_costs(results: Sequence[CellResult], folder: Path) -> tuple[list[CellResult], str | None]:
-    """The results and what they cost, so far as it was measured for just these; and on which machine."""
+    """The results, with their costs where these were measured, and the machine that measured them.
+
+    A result gets costs only if they were measured for the same key. The machine is None if no costs are
+    stored.
+    """
     path = folder / FILE
     if not path.exists():
         return list(results), None
@@ -59,7 +63,7 @@ def with_costs(results: Sequence[CellResult], folder: Path) -> tuple[list[CellRe
 
 
 def _machine() -> str:
-    """In words, as for a reader: the processor and how many cores there were."""
+    """The machine in words for the report: its processor and its number of cores."""
     names = [
         line.split(":", 1)[1].strip()
         for line in _lines(Path("/proc/cpuinfo"))

@@ -1,8 +1,8 @@
-"""The same item written by somebody else: what should move an item's codes as little as possible.
+"""Changes that write the same item in another way. They should change an item's codes as little as possible.
 
-Typos, other units, capitals, another order of the fields, half of the words. Each change is pure, a function
-of item and random numbers, and CHANGES gives for each the one line of text that a tokenizer reads.
-near_copies.py does the contrary: there the item is another one.
+The changes are typos, other units, capitals, another order of the fields, and half of the words. Each is a
+pure function of an item and random numbers. CHANGES has a function for each that returns the line of text
+that a tokenizer reads. near_copies.py does the opposite: it makes another item.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,15 +27,16 @@ Change = Callable[[Item, RenderSpec, np.random.Generator], str]
 
 
 def mistyped(item: Item, rng: np.random.Generator) -> dict[str, Any]:
-    """The title with a typo for every LETTERS_PER_TYPO letters, at least one: two neighbors swapped, or the
-    key beside the right one.
+    """The item with one typo per LETTERS_PER_TYPO letters of its title, and at least one.
+
+    A typo swaps two neighboring letters or hits the key beside the right one.
     """
     title = list(str(item.get("title") or ""))
     letters = [place for place, letter in enumerate(title) if letter.lower() in BESIDE]
     if not letters:
         return _without_id(item)
     count = max(1, round(len(letters) / LETTERS_PER_TYPO))
-    # From the left, so that no typo takes back the one before.
+    # From the left, so that no typo undoes the one before.
     for place in sorted(rng.choice(letters, size=count, replace=False).tolist()):
         letter, following = title[place], "".join(title[place + 1 : place + 2])
         if following.isalpha() and following != letter and rng.random() < 0.5:
@@ -46,19 +47,21 @@ def mistyped(item: Item, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def with_units_rewritten(item: Item, rng: np.random.Generator) -> dict[str, Any]:
-    """Every quantity of every text in another unit or spelling (units.py)."""
+    """The item with every quantity of every text in another unit or spelling (units.py)."""
     result: dict[str, Any] = _in_all_texts(_without_id(item), lambda text: with_other_units(text, rng))
     return result
 
 
 def in_capitals(item: Item) -> dict[str, Any]:
+    """The item with every text in capitals."""
     result: dict[str, Any] = _in_all_texts(_without_id(item), str.upper)
     return result
 
 
 def cut_to_half(item: Item) -> dict[str, Any]:
-    """The first half of the words of each text field. Half of the whole line might lie beyond what is
-    read.
+    """The item with only the first half of the words of each text field.
+
+    Each field is cut, because the second half of the whole line may lie beyond the part that is read.
     """
 
     def half(text: str) -> str:
@@ -70,8 +73,9 @@ def cut_to_half(item: Item) -> dict[str, Any]:
 
 
 def _short_fields_shuffled(item: Item, spec: RenderSpec, rng: np.random.Generator) -> str:
-    """Another order of all fields but the description, which stays where it is, as it pushes out what it
-    precedes.
+    """The text with its fields in another order. The description stays in place.
+
+    A description that moves forward could push the fields after it out of the part that is read.
     """
     short = [field for field in spec.fields if field != "description"]
     others = short
@@ -102,7 +106,7 @@ def _without_id(item: Item) -> dict[str, Any]:
 
 
 def _in_all_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The same JSON value with each text in it changed; names of fields stay."""
+    """The JSON value with each text in it changed. The names of fields stay."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -113,6 +117,6 @@ def _in_all_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _key_beside(letter: str, rng: np.random.Generator) -> str:
-    """A neighbor on the keyboard, of the same case; a letter of another alphabet is doubled."""
+    """A neighbor on the keyboard, in the same case. A letter of another alphabet is doubled."""
     beside = str(rng.choice(BESIDE.get(letter.lower(), [2 * letter])))
     return beside.upper() if letter.isupper() else beside

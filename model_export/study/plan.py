@@ -1,7 +1,7 @@
-"""What the study runs: cells, each with its name, its tables, and a configuration or a counting baseline.
+"""The cells that the study runs. Each has a name, its tables, and a configuration or a counting baseline.
 
-Adding a cell is one line here. A cell is run on every data set for as many seeds as it asks for; what it
-shares with others (a reading, a head, codes) is kept by the stages' cache.
+Adding a cell takes one entry here. A cell runs on every data set, with its number of seeds. Cells share
+stages, for example a reading, a head or codes. The stage cache keeps these.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,32 +29,36 @@ from model_export.configs import (
 from service.core.bundle import RenderSpec
 
 Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn"]
-Question = Literal["robustness", "cold"]  # measured on a trained tokenizer, not a ranking of test users
+Question = Literal["robustness", "cold"]  # cells that measure something else than a ranking of test users
 
 
 @dataclass(frozen=True)
 class Cell:
+    """One configuration of the study."""
+
     name: str
-    label: str
-    groups: tuple[str, ...]
+    label: str  # the name in words
+    groups: tuple[str, ...]  # the tables that show the cell
     config: RunConfig
-    counting: Counting | None = None  # a baseline that counts; item_knn takes the configuration's vectors
+    counting: Counting | None = None  # a baseline that counts; item_knn uses the configuration's vectors
     question: Question | None = None
-    shuffled: bool = False  # items swap their codes at random, a control
+    shuffled: bool = False  # a control: items swap their codes at random
     num_seeds: int = 1
 
 
 @dataclass(frozen=True)
 class Plan:
+    """The cells of one study."""
+
     name: str
     cells: tuple[Cell, ...]
 
     def only(self, names: list[str]) -> "Plan":
-        """The cells of these names; all of them where none is named."""
+        """The plan with only the named cells, or with all cells if `names` is empty."""
         return replace(self, cells=tuple(cell for cell in self.cells if not names or cell.name in names))
 
 
-# From generous to unreadable: height of a strip in pixels and squeeze of its letters.
+# Height of a strip in pixels and squeeze of its letters, from generous to unreadable.
 RESOLUTIONS = (
     (32, 1.0),
     (24, 1.0),
@@ -70,15 +74,17 @@ RESOLUTIONS = (
 
 
 def recipe(height_px: int, squeeze: float, default: RenderSpec) -> RenderSpec:
-    """`default` at another resolution, with about as many letters on a strip."""
+    """`default` at another resolution. A strip holds about as many letters as before."""
     scale = height_px * squeeze / (default.height_px * default.squeeze)
     width_px = max(32, round(default.width_px * scale))
     return default.model_copy(update={"height_px": height_px, "squeeze": squeeze, "width_px": width_px})
 
 
 def full() -> Plan:
-    """All of docs/study.md. TIGER is smaller than its paper's, so that two cores can train it, save in the
-    cell named after the paper, which wants a GPU.
+    """The plan of docs/study.md.
+
+    TIGER is smaller than in its paper, so that two cores can train it. The cell `tiger_text_paper` has the
+    size of the paper, and needs a GPU.
     """
     return Plan(
         "full",
@@ -94,7 +100,7 @@ def full() -> Plan:
     )
 
 
-# Cells that run no code of their own, and those that need a checkpoint of the model hub.
+# Cells that run the same code as other cells of the plan, and cells that need a checkpoint of the model hub.
 LIKE_OTHERS = {
     "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
@@ -103,7 +109,7 @@ LIKE_OTHERS = {
 
 
 def tiny_plan() -> Plan:
-    """Every kind of cell within a test's patience."""
+    """Every kind of cell, short enough for a test."""
     config = replace(tiny(), training=replace(tiny().training, max_steps=40))
     small = TigerConfig(width=16, num_layers=1, num_heads=2, head_dim=8, ffn_dim=32)
     cells = cells_of(
@@ -115,7 +121,7 @@ def tiny_plan() -> Plan:
 
 
 def _short(cell: Cell, max_steps: int) -> Cell:
-    """The cell with so few steps of training, also where its training is not the plan's."""
+    """The cell with at most `max_steps` steps of training, even if it has a training of its own."""
     training = replace(cell.config.training, max_steps=max_steps)
     return replace(cell, config=replace(cell.config, training=training))
 
@@ -131,12 +137,15 @@ def cells_of(
     num_seeds: int,
     resolutions: Sequence[tuple[int, float]],
 ) -> tuple[Cell, ...]:
-    """Every kind of cell, around one default configuration."""
+    """Every kind of cell, derived from one default configuration.
+
+    `resolutions`: pairs of height in pixels and squeeze.
+    """
     tree = default.generator
     assert isinstance(tree, TreeConfig)
     untrained = replace(default.head, max_steps=0)
     text = replace(default, encoder=MiniLmConfig())
-    # What the default learns, without likeness beside it: parts of it are compared at this one.
+    # The default without likeness. Single parts are compared on this configuration.
     learnt = replace(default, generator=replace(tree, likeness=0.0))
     with_tiger = replace(default, generator=tiger, training=tiger_training)
     tiger_text = replace(with_tiger, encoder=MiniLmConfig(), head=untrained, collisions="suffix")
@@ -181,7 +190,7 @@ def cells_of(
         ),
         *counting_cells(default),
         *sasrec_variants(default, num_seeds),
-        # Question 1: pictures or text, as they come and after the catalog's training.
+        # Question 1: pictures or text, without a head and with one that is trained on the catalog.
         Cell("frozen", "compact reader, no head", ("encoders",), other(head=untrained)),
         Cell(
             "learnt_text",
@@ -200,7 +209,7 @@ def cells_of(
         ),
         *hub_cells(learnt),
         Cell("shuffled", "the same codes, dealt out at random", ("encoders",), learnt, shuffled=True),
-        # Question 6: what each part buys.
+        # Question 6: the gain of each part.
         Cell("tiger_codes", "TIGER on the default's codes", ("ablation", "generators"), with_tiger),
         Cell(
             "tiger_items",
@@ -253,7 +262,7 @@ def cells_of(
     # Question 2.
     for height_px, squeeze in resolutions:
         if (height_px, squeeze) == (default.render.height_px, default.render.squeeze):
-            continue  # that is the default itself
+            continue  # this is the default itself
         render = recipe(height_px, squeeze, default.render)
         cells.append(
             Cell(
@@ -280,6 +289,7 @@ def hub_cells(learnt: RunConfig) -> list[Cell]:
 
 
 def counting_cells(default: RunConfig) -> list[Cell]:
+    """The baselines that count."""
     labels: dict[Counting, str] = {
         "popularity": "popularity",
         "markov": "first-order Markov, then popularity",
@@ -290,7 +300,7 @@ def counting_cells(default: RunConfig) -> list[Cell]:
 
 
 def sasrec_variants(default: RunConfig, num_seeds: int) -> list[Cell]:
-    """The baseline's tuning, one change at a time."""
+    """The variants of SASRec from its tuning, one change at a time."""
     tuned = sasrec(default)
     model = SasRecConfig()
     changes: dict[str, tuple[str, dict[str, Any]]] = {
@@ -309,6 +319,6 @@ def sasrec_variants(default: RunConfig, num_seeds: int) -> list[Cell]:
 
 
 def sasrec(default: RunConfig) -> RunConfig:
-    """The baseline as it was tuned: docs/log.md, and the cells of `sasrec_variants`."""
+    """SASRec with the tuned configuration. docs/log.md and the cells of `sasrec_variants` show the tuning."""
     wide = SasRecConfig(width=128, ffn_dim=128)
     return replace(default, generator=wide, training=sasrec_training(), history_length=20)

@@ -1,5 +1,6 @@
-"""The plots of study.md: SVG whose bytes depend on nothing but the figures, in colors that a color-blind
-reader tells apart (Okabe and Ito's).
+"""The plots of study.md, as SVG files. Their bytes depend only on the figures.
+
+The colors are those of Okabe and Ito, which color-blind readers can tell apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GRAY = "#707070"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE: Any = {
-    "svg.hashsalt": "glyphrec",  # element ids are random without it
-    "svg.fonttype": "none",  # text stays text: small files, and a search finds it
+    "svg.hashsalt": "glyphrec",  # without it, element ids are random
+    "svg.fonttype": "none",  # text stays text, so files are small and can be searched
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,17 +30,21 @@ ROW_INCHES = 0.3
 
 
 class Dot(NamedTuple):
+    """One row of `dots`."""
+
     label: str
     interval: Interval
     is_ours: bool
 
 
 class Resolution(NamedTuple):
-    is_ours: bool
-    pixels: float
+    """One point of `resolution`."""
+
+    is_ours: bool  # the point gets a ring
+    pixels: float  # per item
     ndcg: Interval
-    reading_accuracy: float | None
-    encode_ms: float | None
+    reading_accuracy: float | None  # share of characters
+    encode_ms: float | None  # per item
 
 
 class Step(NamedTuple):
@@ -52,7 +57,7 @@ class Step(NamedTuple):
 
 
 def dots(path: Path, panels: Mapping[str, Sequence[Dot]], label: str) -> None:
-    """A panel for each dataset, a row for each cell: the mean and its interval."""
+    """Draw the mean and the interval of each cell: a panel for each dataset, a row for each cell."""
     with rc_context(STYLE):
         figure, axes = _panels(len(panels), max(map(len, panels.values())))
         for axis, (dataset, rows) in zip(axes, panels.items(), strict=True):
@@ -64,7 +69,7 @@ def dots(path: Path, panels: Mapping[str, Sequence[Dot]], label: str) -> None:
 
 
 def pairs(path: Path, panels: Mapping[str, Mapping[str, Sequence[Interval]]], names: Sequence[str]) -> None:
-    """As dots, but each row has one dot for each of `names`: dataset -> row -> intervals."""
+    """Draw rows like `dots`, but with one dot for each of `names`. `panels`: dataset -> row -> intervals."""
     with rc_context(STYLE):
         figure, axes = _panels(len(panels), max(map(len, panels.values())) + 2)
         for axis, (dataset, rows) in zip(axes, panels.items(), strict=True):
@@ -79,8 +84,9 @@ def pairs(path: Path, panels: Mapping[str, Mapping[str, Sequence[Interval]]], na
 
 
 def resolution(path: Path, datasets: Mapping[str, Sequence[Resolution]]) -> None:
-    """Quality, reading accuracy and time to encode against pixels an item, a line for each dataset. The
-    default has a ring.
+    """Draw quality, reading accuracy and time to encode against pixels per item, a line for each dataset.
+
+    The default has a ring.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 3.2))
@@ -100,16 +106,16 @@ def resolution(path: Path, datasets: Mapping[str, Sequence[Resolution]]) -> None
                 axis.plot([point.pixels for point in known], [getattr(p, name) for p in known], **look)
                 _ring(axis, [(point.pixels, getattr(point, name)) for point in known if point.is_ours])
         quality.set(ylabel="NDCG@10")
-        reading.set(ylabel="share of characters read right", ylim=(0, 1.03))
+        reading.set(ylabel="share of characters read correctly", ylim=(0, 1.03))
         time.set(ylabel="ms to encode an item", ylim=(0, None))
         for axis in (quality, reading, time):
-            axis.set(xlabel="pixels an item", xscale="log")
+            axis.set(xlabel="pixels per item", xscale="log")
         quality.legend(frameon=False)
         _save(figure, path)
 
 
 def ablation(path: Path, datasets: Mapping[str, Sequence[Step]]) -> None:
-    """A row of panels for each dataset: NDCG@10, and beside it what each step costs."""
+    """Draw a row of panels for each dataset: NDCG@10, and beside it the costs of each step."""
     with rc_context(STYLE):
         num_rows = max(map(len, datasets.values()))
         figure = Figure(figsize=(10, len(datasets) * (1.1 + ROW_INCHES * num_rows)))
@@ -129,7 +135,7 @@ def ablation(path: Path, datasets: Mapping[str, Sequence[Step]]) -> None:
             _rows(quality, [step.label for step in steps])
             quality.set(title=dataset, xlabel="NDCG@10")
             training.set(xlabel="training, s")
-            request.set(xlabel="ms a request")
+            request.set(xlabel="ms per request")
         _save(figure, path)
 
 
@@ -138,7 +144,10 @@ def robustness(
     datasets: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     changes: Sequence[str],
 ) -> None:
-    """dataset -> cell -> change -> the shares of items that keep all codes, and the first; nan: not known."""
+    """Draw the shares of items that keep all codes, and the first code, after each of `changes`.
+
+    `datasets`: dataset -> cell -> one pair of shares per change. A share is nan if it is not known.
+    """
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 0.4 + len(datasets) * (1.0 + 0.45 * len(changes))))
         grid = figure.subplots(len(datasets), 2, squeeze=False, sharey="row")
@@ -181,12 +190,12 @@ def _ring(axis: Axes, places: Sequence[tuple[float, float]]) -> None:
 
 
 def _distances(interval: Interval) -> tuple[float, float]:
-    """From the mean down and up; never below 0, which rounding could make of an interval without width."""
+    """The distances from the mean down and up. Rounding could make one negative, so each is at least 0."""
     return max(0.0, interval.mean - interval.low), max(0.0, interval.high - interval.mean)
 
 
 def _rows(axis: Axes, labels: Sequence[str]) -> None:
-    """Rows from the top down, as in the table."""
+    """Label the rows from the top down, in the order of the table."""
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
 
@@ -199,6 +208,6 @@ def _legend(figure: Figure, axis: Axes, columns: int) -> None:
 def _save(figure: Figure, path: Path) -> None:
     figure.set_layout_engine("constrained")
     figure.savefig(path, metadata={"Date": None, "Creator": None})
-    # Matplotlib ends lines of numbers with blanks.
+    # Matplotlib writes blanks at the ends of lines of numbers.
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where each test user's target comes, by the eager beam search of a trained generator."""
+"""The rank of each test user's target, by the eager beam search of a trained generator."""
 
 from typing import NamedTuple
 
@@ -15,22 +15,22 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import FILLER_SCORE
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 K = 10
 BATCH = 128
 
 
 class Ranks(NamedTuple):
-    """From 0; K where the target is not among the first K."""
+    """Ranks from 0. A rank is K if the target is not among the first K."""
 
-    excluded: NDArray[np.uint8]  # [user]  the history left out
-    included: NDArray[np.uint8]  # [user]
-    codes: NDArray[np.uint8] | None  # [user]  of the target's codes among the beams, history in
+    excluded: NDArray[np.uint8]  # [user]  items of the history left out of the ranking
+    included: NDArray[np.uint8]  # [user]  items of the history in the ranking
+    codes: NDArray[np.uint8] | None  # [user]  rank of the target's codes among the beams, history included
 
 
 @torch.no_grad()
 def rank_targets(generator: Generator, codes: NDArray[np.int64], users: Targets, config: RunConfig) -> Ranks:
-    """Ranks of the users' targets among all items; codes [item, level]."""
+    """The ranks of the users' targets among all items. codes [item, level]"""
     generator.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     catalog = ItemsOfCodes.build(generator.spec, codes)
     ranker = Ranker(
@@ -53,7 +53,7 @@ def rank_targets(generator: Generator, codes: NDArray[np.int64], users: Targets,
 
 
 def remembered(search: SearchFunction) -> SearchFunction:
-    """Each history is searched once, however it is then counted."""
+    """A search that runs once per history and number of beams, and keeps the result."""
     known: dict[tuple[bytes, int], SearchResult] = {}
 
     def run(history: NDArray[np.int64], num_beams: int) -> SearchResult:
@@ -66,7 +66,7 @@ def remembered(search: SearchFunction) -> SearchFunction:
 
 
 def _code_ranks(ranker: Ranker, users: Targets) -> NDArray[np.uint8]:
-    """As many papers count: a hit is the target's codes, whoever else has them."""
+    """The rank of the target's codes, [user]. Many papers count so: other items may have the same codes."""
     found = []
     for first in range(0, len(users.histories), BATCH):
         part = slice(first, first + BATCH)

@@ -1,9 +1,9 @@
-"""Robustness (question 4): an item written by somebody else, how often does it keep its codes?
+"""Robustness (question 4): how often does an item keep its codes when it is written in another way?
 
-Codes are compared with those of the unchanged text by the same coder, so that nothing but the text differs.
-A text counts as changed by all of it, for every encoder alike, and not by the part that an encoder sees: so
-pictures and text are compared on the same items, and an encoder that cuts a text short profits where the
-change lies beyond its end.
+The codes are compared with the codes of the unchanged text by the same coder, so only the text differs. A
+text counts as changed if any part of it changed, even a part that the encoder does not see. So pictures and
+text are compared on the same items. An encoder that cuts a text short profits if the change lies after the
+cut.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ from model_export.study.coding import Coder, coder
 from model_export.study.perturb import CHANGES
 from service.core.render import item_text
 
-VERSION = 1  # of what comes out; raised with it, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see pipeline/versions.py
 
 
 def robustness(run: Run, *, num_items: int = 400, seed: int = 0) -> dict[str, float]:
-    """For each change of perturb.CHANGES: of how many of `num_items` items it changes the text, and the share
-    of these that keep all codes, the first two, the first. No shares where it changes none.
+    """The shares of changed items that keep all codes, the first two, and the first, for each of CHANGES.
 
-    Equal seeds draw equal items and changes, whatever the encoder.
+    `num_changed:…` is the number of items, among `num_items`, whose text changes. There are no shares if it
+    is 0. Equal seeds draw equal items and changes for every encoder.
     """
     read = stages.read(run)
     codes_of = coder(read, stages.code(run, read.features), run.config)
@@ -44,7 +44,7 @@ def kept_codes(run: Run, codes_of: Coder, *, num_items: int, seed: int) -> dict[
         figures[f"num_changed:{name}"] = float(len(rows))
         if not rows:
             continue
-        run.say(f"      {name}: read {len(rows)} changed texts")
+        run.say(f"      {name}: reading {len(rows)} changed texts")
         shared = shared_levels(codes_of([changed[row] for row in rows]), own[rows])  # [changed]
         figures[f"kept_all_codes:{name}"] = float((shared == own.shape[1]).mean())
         figures[f"kept_two_codes:{name}"] = float((shared >= 2).mean())

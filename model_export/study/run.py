@@ -1,4 +1,4 @@
-"""Runs the cells that are missing, the most telling first, and keeps each as soon as it is done."""
+"""Runs the cells that are missing, in the order of the plan, and stores each as soon as it is finished."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +41,7 @@ class Work:
 
     @property
     def key(self) -> str:
-        """Of what the figures depend on: where it differs, the cell is run anew."""
+        """A hash of everything that the figures depend on. If it differs, the cell is run again."""
         cell, config = self.cell, self.config
         codes = (
             config.encoder, config.render, config.head, config.quantizer, config.sid, config.collisions,
@@ -61,12 +61,12 @@ class Work:
 
     @property
     def made_with(self) -> Versions:
-        """The versions behind the figures. Where they differ from today's, the report says so."""
+        """Today's versions of the stages behind the figures. The report marks cells with other versions."""
         return versions_of_cell(self.cell)
 
 
 def versions_of_cell(cell: Cell) -> Versions:
-    """Of the stages that the cell runs, and of what turns their outputs into figures."""
+    """The versions of the stages that the cell runs, and of the code that computes figures from them."""
     config = cell.config
     reads_pictures = not isinstance(config.encoder, MiniLmConfig)
     match cell.question:
@@ -85,7 +85,7 @@ def versions_of_cell(cell: Cell) -> Versions:
 
 
 def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:
-    """The first seed of everything before the second of anything."""
+    """The work of a plan. The first seeds of all cells come before all second seeds."""
     most = max((cell.num_seeds for cell in plan.cells), default=0)
     return [
         Work(cell, dataset, seed)
@@ -99,12 +99,12 @@ def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:
 def run_study(
     plan: Plan, datasets: Mapping[str, Dataset], *, store: Path, cache_folder: Path, say: Say
 ) -> None:
-    """Fill `store` with the results of the whole plan."""
+    """Run the cells of the plan that `store` lacks, and save their results there."""
     works = works_of(plan, datasets)
     cache = StageCache(cache_folder)
     splits = {name: leave_one_out(dataset) for name, dataset in datasets.items()}
     missing = [work for work in works if kept_result(work, store) is None]
-    say(f"{len(works)} cells, {len(works) - len(missing)} of them done before")
+    say(f"{len(works)} cells, {len(works) - len(missing)} of them already finished")
     for work in ProgressBar(missing, desc="cells", unit="cell"):
         say(f"{work.dataset.name}, {work.cell.label} ({work.cell.name}), seed {work.config.seed}")
         try:
@@ -118,7 +118,10 @@ def run_study(
 
 
 def kept_result(work: Work, store: Path) -> CellResult | None:
-    """What was found before, by today's configuration and data. Label and groups are the plan's."""
+    """The stored result, or None if there is none for today's configuration and data.
+
+    Label and groups are those of the plan.
+    """
     kept = cells.load(store, work.dataset.name, work.cell.name, work.config.seed)
     if kept is None or kept.key != work.key:
         return None
@@ -126,11 +129,13 @@ def kept_result(work: Work, store: Path) -> CellResult | None:
 
 
 def kept_results(works: Sequence[Work], store: Path) -> list[CellResult]:
+    """The stored results of `works`, without those that are missing."""
     found = (kept_result(work, store) for work in works)
     return [result for result in found if result is not None]
 
 
 def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResult:
+    """Compute one cell."""
     cell, dataset, config = work.cell, work.dataset, work.config
     run = Run(dataset, split, config, cache, say)
     found = Ranks(NO_RANKS, NO_RANKS, None)

@@ -1,5 +1,7 @@
-"""The sections of study.md: what each asks, and which cells answer it. Conclusions are not here: they are
-written by hand, one Markdown file a section, and the writer includes them.
+"""The sections of study.md: the question of each section, and the cells that answer it.
+
+The conclusions are not here. They are written by hand, one Markdown file per section, and write.py includes
+them.
 """
 
 from collections.abc import Collection
@@ -7,89 +9,98 @@ from typing import NamedTuple
 
 
 class Section(NamedTuple):
-    key: str  # of its notes, and of its plot
+    """One section of study.md. It shows every cell that belongs to one of its groups."""
+
+    key: str  # the name of the section's notes file and of its plot
     title: str
     groups: tuple[str, ...]
     intro: str
-    reference: str = "default"  # the cell that the others are compared with
+    reference: str = "default"  # the cell that the other cells are compared with
 
 
 HEADLINE = Section(
     "headline",
     "The headline",
     ("headline",),
-    "The default configuration beside what a team would otherwise use, all from the same code and the same "
-    "split.",
+    "The default configuration, compared with the usual alternatives. All of them run on the same code and "
+    "the same split.",
 )
 ENCODERS = Section(
     "encoders",
     "1. Pictures against text",
     ("encoders",),
-    "The encoder alone changes: quantizer, generator, seeds and, where the label says so, the training on "
-    "the catalog are the same for both sides. Without likeness, as what the codes are like is the "
-    "question; with it, see the headline.",
+    "Only the encoder changes. Both sides have the same quantizer, generator and seeds. Unless the label "
+    "says no head, both sides also have the same training on the catalog. The generator runs without "
+    "likeness, because the question is how good the codes are. The headline has the figures with likeness.",
     "learnt",
 )
 RESOLUTION = Section(
     "resolution",
     "2. Resolution",
     ("resolution",),
-    "The same text drawn from generous to unreadable, by the height of a line and by squeezing its width. "
-    "Without likeness, as what the codes are like is the question.",
+    "The same text is drawn at several sizes, from generous to unreadable. The height of a line and the "
+    "width of its letters change. The generator runs without likeness, because the question is how good "
+    "the codes are.",
     "learnt",
 )
 SEGMENTS = Section(
     "segments",
     "3. Which items gain",
     (),
-    "Test users by the kind of item that they took next: dense with attributes or narrative, long or short "
-    "by their text (halves of the catalog), popular or rare (halves of the purchases).",
+    "The test users are grouped by the kind of their next item. Its text is dense with attributes or "
+    "narrative, and long or short; each kind is half of the catalog. The item is popular or rare; each kind "
+    "has half of the purchases.",
 )
 ROBUSTNESS = Section(
     "robustness",
     "4. Robustness",
     ("robustness",),
-    "The share of items that keep all of their codes, or the first, when the same item is written by "
-    "somebody else.",
+    "The same item is written in another way. The tables show the share of items that keep all of their "
+    "codes, and the share that keep the first code.",
 )
 COLD = Section(
     "cold",
     "5. Cold items",
     ("cold",),
-    "5 % of the items are removed from all training and then posted to a live service. How often are they "
-    "among ten recommendations to users whose target they are, beside a draw by chance and beside the same "
-    "model with random codes for them, and how often do they share the first code with the trained item "
-    "that is nearest?",
+    "5 % of the items are removed from all training and then posted to a live service. The users here have "
+    "one of these items as their target. How often is it among ten recommendations? The table compares this "
+    "rate with a random draw, and with the same model when the cold items have random codes. It also shows "
+    "how often a cold item has the same first code as the nearest trained item.",
 )
 ABLATION = Section(
     "ablation",
     "6. What each part buys",
     ("ablation",),
-    "From plain TIGER to the default, one part at a time: quality beside training time and beside "
-    "milliseconds a request.",
+    "The steps lead from plain TIGER to the default, one part at a time. Each has its quality, its training "
+    "time and its milliseconds per request.",
 )
 QUANTIZERS = Section(
     "quantizers",
     "Quantizers and collisions",
     ("quantizers",),
-    "The quantizer alone changes. Without likeness, as what the codes are like is the question.",
+    "Only the quantizer or the treatment of collisions changes. The generator runs without likeness, because "
+    "the question is how good the codes are.",
     "learnt",
 )
 GENERATORS = Section(
-    "generators", "Generators", ("generators",), "The generator alone changes, without likeness.", "learnt"
+    "generators",
+    "Generators",
+    ("generators",),
+    "Only the generator changes. It runs without likeness.",
+    "learnt",
 )
 TUNING = Section(
     "tuning",
     "How SASRec was tuned",
     ("tuning",),
-    "Chosen by NDCG@10 of the validation targets; the test figures stand beside it.",
+    "The configuration was chosen by NDCG@10 on the validation targets. The test figures are shown as well.",
 )
 QUESTIONS = (ENCODERS, RESOLUTION, SEGMENTS, ROBUSTNESS, COLD, ABLATION)
 SECTIONS = (HEADLINE, *QUESTIONS, QUANTIZERS, GENERATORS, TUNING)
 
 
 def further(groups: Collection[str]) -> list[Section]:
-    """A plain section for each group that no other shows, by name."""
+    """A section without introduction for each group that no other section shows, sorted by name."""
     shown = {group for section in SECTIONS for group in section.groups}
     return [
         Section(group, group.replace("_", " ").capitalize(), (group,), "")
@@ -97,39 +108,42 @@ def further(groups: Collection[str]) -> list[Section]:
     ]
 
 
-REPRODUCE = """Every number here comes from
+REPRODUCE = """Every number on this page comes from
 
 ```
 glyphrec study --data DIR/scientific --data DIR/office
 ```
 
-It computes the cells that are not stored yet, resumes where it was stopped, and writes this page, the plots
-beside it and [study.json](study.json), which has every figure with its interval. Stored cells are in
-`docs/study/cells`, one file for dataset, configuration and seed, with what each test user got.
-Conclusions in words are written by hand in `docs/study/notes` and included."""
+The command computes the cells that are not stored yet. If it was stopped, it resumes there. It writes this
+page, its plots and [study.json](study.json), which has every figure with its interval. Stored cells are in
+`docs/study/cells`. There is one file per dataset, configuration and seed. It holds the rank of each test
+user's target. The conclusions are written by hand in `docs/study/notes`, and the command copies them into
+this page."""
 
-METHOD = """Item-level, leave-one-out: the last item of each user is the target, the one before serves
-validation, and all else is training. Every test user counts, the full catalog is ranked, and a hit is the
-item itself, not its codes. Figures are with the items of the history left out of the ranking, unless a
-column says that they are included.
+METHOD = """The evaluation is leave-one-out and counts items. The last item of each user is the test target,
+the item before it is the validation target, and all earlier items are for training. Every test user counts,
+and the full catalog is ranked. A hit is the item itself, not its codes. The items of the history are left out
+of the ranking, unless a column says that they are included.
 
 `.1040 [.0980, .1100] ± .0012` is the mean over users and seeds, its 95 % interval by bootstrap over users
-(10,000 resamples) and the standard deviation over seeds. Differences are paired: both sides are compared
-user by user. Code-level figures count a beam that has the target's codes, whichever item it leads to, and
-are for reference only.
+(10,000 resamples) and the standard deviation over seeds. Differences are paired: both sides are compared user
+by user. Code-level figures count a hit if a beam has the target's codes, even if the beam leads to another
+item. They are for reference only.
 
-**Caution.** Of these purchases only the order is known and not the times. In the Amazon sets most of what a
-user bought on one day stands in catalog order, so what comes next can in part be guessed from that order
-alone: part of every next-item figure, here and in print, is an artifact of it. Where times are known, the
-honest variant shuffles the purchases of one day; here these ties cannot be found, so they cannot be
-shuffled. Figures from sets that were prepared in another way are not comparable with these."""
+**Caution.** These data give the order of the purchases, but not their times. In the Amazon sets, most
+purchases of one user on one day are listed in catalog order. So a model can partly guess the next item from
+that order alone. Part of every next-item figure, here and in papers, is an artifact of this order. If the
+times were known, the honest variant would shuffle the purchases of one day. Here the purchases of one day
+cannot be identified, so they cannot be shuffled. These figures are not comparable with figures from data sets
+that were prepared in another way."""
 
-COSTS = """Milliseconds to encode an item and milliseconds a request are medians on one core, all from one
-run of `glyphrec study … --costs` on one machine ({machine}). Training time is that of whichever machine ran
-the cell: core seconds where it had no GPU, seconds where it had one."""
+COSTS = """The milliseconds to encode an item and the milliseconds per request are medians on one core. All of
+them come from one run of `glyphrec study … --costs` on one machine ({machine}). Training time was measured on
+the machine that ran the cell. It is in core seconds if that machine had no GPU, and in seconds if it had
+one."""
 
 DATA_NOTES = {
-    "scientific": "In `scientific`, 24 items have a broken title, 24 share their whole text with another, "
-    "123 have no description, and 73 test targets never occur in training: for a model that learns items by "
-    "their number they are lost.",
+    "scientific": "In `scientific`, 24 items have a broken title, 24 have the same text as another item, and "
+    "123 have no description. 73 test targets never occur in training. A model that learns a vector for each "
+    "item id cannot find these.",
 }

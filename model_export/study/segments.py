@@ -1,8 +1,8 @@
-"""Kinds of items, to ask which of them gain: dense with attributes or narrative, long or short, popular or
-rare.
+"""Kinds of items, to find out which kinds gain: attribute-dense or narrative, long or short, popular or rare.
 
-A kind is half of the catalog. Half of the items by text, above the median of what is measured; half of the
-purchases by popularity, as half of the items would leave hardly a user with a rare target.
+For the two kinds of text, the limit is the median over the catalog, so each kind is half of the items. By
+popularity, each kind has half of the purchases. With half of the items, hardly any user would have a rare
+target.
 """
 
 import re
@@ -22,18 +22,22 @@ Mask = NDArray[np.bool_]  # [item]
 
 
 class Segments(NamedTuple):
-    """Three pairs, each with every item in one of the two."""
+    """Three pairs of masks. Every item is in exactly one mask of each pair."""
 
     attribute_dense: Mask
     narrative: Mask
     long: Mask
     short: Mask
     popular: Mask
-    rare: Mask  # also what was never bought
+    rare: Mask  # includes items that were never bought
 
 
 def segments_of(texts: Sequence[str], train: Sequence[NDArray[np.int32]]) -> Segments:
-    """texts [item], as the tokenizer reads them; `train`: the sequences of item indices that count."""
+    """The segments of a catalog.
+
+    `texts`: the text of each item, as the tokenizer reads it. `train`: the sequences of item indices that
+    count for popularity.
+    """
     is_dense = _upper_half(np.array([attribute_share(text) for text in texts]))
     is_long = _upper_half(np.array([len(text) for text in texts]))
     is_popular = _upper_half_of_purchases(train, len(texts))
@@ -41,10 +45,11 @@ def segments_of(texts: Sequence[str], train: Sequence[NDArray[np.int32]]) -> Seg
 
 
 def attribute_share(text: str) -> float:
-    """The share of words that state an attribute: any with a digit (sizes, part numbers), units of measure
-    (units.UNITS and the signs " % °), and abbreviations, two to four capitals.
+    """The share of words that state an attribute, from 0 to 1.
 
-    In a text all in capitals the last cannot be told from words, and none counts.
+    These are words with a digit (sizes, part numbers), units of measure (units.UNITS and the signs " % °),
+    and abbreviations of two to four capitals. In a text all in capitals, abbreviations look like words, so
+    none counts.
     """
     words = _WORD.findall(text)
     is_shouted = text.isupper()
@@ -63,7 +68,7 @@ def _upper_half(measure: NDArray[np.floating]) -> Mask:
 
 
 def _upper_half_of_purchases(train: Sequence[NDArray[np.int32]], num_items: int) -> Mask:
-    """The fewest most-bought items that have half of the purchases; equal counts stay together."""
+    """The fewest most-bought items that have half of the purchases. Items with equal counts stay together."""
     bought = np.concatenate([*train, np.empty(0, dtype=np.int32)])
     count = np.bincount(bought, minlength=num_items)  # [item]
     descending = np.sort(count)[::-1]

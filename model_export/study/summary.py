@@ -1,9 +1,11 @@
-"""From the cells of a study to its numbers, the content of study.json; study.md only writes them in tables.
+"""Computes the figures of a study from its cells. They are the content of study.json and of study.md's
+tables.
 
-Quality is over all test users and the seeds of a cell: `item_hit@10` beside `…_low` and `…_high`, the 95 %
-interval over users, and `…_seed_sd`, the spread over seeds where there are several. Figures with the history
-left in the ranking end in `_history_included`, before those. `code_hit@10` and `code_ndcg@10` count codes
-and are for reference only. Every other figure of a cell is its mean over seeds.
+Quality is the mean over all test users and the seeds of a cell, for example `item_hit@10`. Its 95 % interval
+over users is `…_low` to `…_high`. With several seeds, `…_seed_sd` is the spread over seeds.
+`_history_included` in a name, before these endings, means that the ranking includes the items of the history.
+`code_hit@10` and `code_ndcg@10` count codes and are for reference only. Every other figure of a cell is its
+mean over seeds.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from model_export.study.cells import CellResult
 CUTOFFS = (5, 10)
 RULES = {"": "ranks_excluded", "_history_included": "ranks_included"}
 OURS = "default"
-# What other cells are compared with, and where the differences stand, in place of a cell's name.
+# The cells that others are compared with -> the name of their differences in study.json.
 REFERENCES = {OURS: "differences", "learnt": "differences_of_learnt"}
 DIGITS = 6
 
@@ -32,8 +34,10 @@ METRICS = {"hit": hits_of_ranks, "ndcg": gains_of_ranks}
 
 
 def study_json(results: Sequence[CellResult]) -> dict[str, Any]:
-    """dataset -> cell -> metric -> number, and dataset -> "differences" -> cell -> metric: the default minus
-    each other cell, absolute and relative to that cell's mean; "differences_of_learnt" likewise.
+    """The figures as dataset -> cell -> metric -> number.
+
+    dataset -> "differences" -> cell -> metric has the default minus each other cell, absolute and relative to
+    the other cell's mean. "differences_of_learnt" has the same for the cell `learnt`.
     """
     datasets: dict[str, dict[str, list[CellResult]]] = {}
     for result in results:
@@ -42,7 +46,7 @@ def study_json(results: Sequence[CellResult]) -> dict[str, Any]:
 
 
 def values_of(cells: Sequence[CellResult], metric: str, k: int, ranks: str = "ranks_excluded") -> Values:
-    """What each user of each seed adds to the metric, from the cells of one name."""
+    """The contribution of each user and seed to the metric, [seed, user], from the cells of one name."""
     return METRICS[metric](np.stack([getattr(cell, ranks) for cell in cells]), k)
 
 
@@ -58,7 +62,7 @@ class SegmentFigures(NamedTuple):
 def of_segment(
     ours: Sequence[CellResult], theirs: Sequence[CellResult], mask: NDArray[np.bool_]
 ) -> SegmentFigures | None:
-    """Two cells, each by its seeds, over the users of `mask` [user]; None where there is no such user."""
+    """Compare two cells, each given by its seeds, over the users of `mask` [user]. None if there are none."""
     if not mask.any():
         return None
     a, b = (values_of(cells, "hit", 10)[:, mask].mean(axis=0) for cells in (ours, theirs))
@@ -66,7 +70,7 @@ def of_segment(
 
 
 def _of_dataset(cells: dict[str, list[CellResult]]) -> dict[str, Any]:
-    """All intervals of a dataset come from the same draws of its users."""
+    """The figures of one dataset. All its intervals come from the same draws of its users."""
     quality = {  # (cell, figure) -> values
         (name, f"item_{metric}@{k}{suffix}"): values_of(seeds, metric, k, ranks)
         for name, seeds in cells.items()
@@ -99,7 +103,7 @@ def _of_dataset(cells: dict[str, list[CellResult]]) -> dict[str, Any]:
 
 
 def _costs(seeds: Sequence[CellResult]) -> Figures:
-    """All that needs no interval."""
+    """The figures that have no interval."""
     found: Figures = {"num_seeds": len(seeds)}
     with_codes = [cell.code_ranks for cell in seeds if cell.code_ranks is not None and len(cell.code_ranks)]
     if with_codes:
@@ -111,7 +115,7 @@ def _costs(seeds: Sequence[CellResult]) -> Figures:
 
 
 def has_users(seeds: Sequence[CellResult]) -> bool:
-    """Whether the cell ranks items, so that there is a quality to speak of."""
+    """Whether the cell ranks items, so that it has quality figures."""
     return all(len(cell.ranks_excluded) for cell in seeds)
 
 
@@ -128,10 +132,10 @@ def _relative(change: float, base: float) -> float | None:
 
 
 def _rounded(value: Any) -> float:
-    """So that the last bits of a sum, which differ between machines, change no file."""
+    """The value to DIGITS significant digits. The last bits of a sum differ between machines."""
     return float(f"{float(value):.{DIGITS}g}")
 
 
 def _rate(value: float) -> float:
-    """The same for what may be 0 but for its last bits."""
+    """The value to DIGITS decimal places, for values that can be 0 except for their last bits."""
     return round(value, DIGITS) + 0.0  # no minus zero

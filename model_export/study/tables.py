@@ -1,5 +1,6 @@
-"""The tables of study.md, in Markdown. Each takes cells of one dataset, one for each name, and writes the
-figures that study.json has for them.
+"""The tables of study.md, in Markdown.
+
+Each function takes cells of one dataset, one per name, and writes their figures from study.json.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ Format = Callable[[float], str]
 
 
 def rate(value: float) -> str:
-    """.0871, as the literature prints them."""
+    """A rate as papers print it: `.0871`."""
     return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
 
 
@@ -36,18 +37,18 @@ def brief(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else whole(value)
 
 
-# Title, how it is written, and the figure; a name that ends in _ stands for one figure a level.
+# Title, format and name of the figure. A name that ends in _ stands for one figure per level.
 COLUMNS: tuple[tuple[str, Format, str], ...] = (
     ("items in collision", percent, "collision_rate"),
     ("codes used, by level", percent, "use_level_"),
     ("entropy in bits, by level", lambda value: f"{value:.2f}", "entropy_bits_level_"),
-    ("pixels an item", whole, "pixels_per_item"),
-    ("read right", percent, "reading_accuracy"),
+    ("pixels per item", whole, "pixels_per_item"),
+    ("characters read correctly", percent, "reading_accuracy"),
     ("ms to encode an item", brief, "encode_ms_per_item"),
     ("training, core s", whole, "train_seconds"),
     ("training, s on a GPU", whole, "train_gpu_seconds"),
     ("parameters", whole, "num_parameters"),
-    ("ms a request", brief, "ms_per_request"),
+    ("ms per request", brief, "ms_per_request"),
     ("validation NDCG@10", rate, "validation_ndcg@10"),
     ("code-level Hit@10", rate, "code_hit@10"),
     ("code-level NDCG@10", rate, "code_ndcg@10"),
@@ -57,21 +58,24 @@ COLD: tuple[tuple[str, Format, str], ...] = (
     ("Hit@10", rate, "cold_hit@10"),
     ("by chance", rate, "cold_hit@10_chance"),
     ("with random codes", rate, "cold_hit@10_random_codes"),
-    ("shares the first code with its nearest trained relative", percent, "cold_shares_first_code"),
+    ("same first code as the nearest trained item", percent, "cold_shares_first_code"),
     ("by chance", percent, "cold_shares_first_code_chance"),
 )
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def title(cell: CellResult, outdated: frozenset[str]) -> str:
+    """The label and the name of a cell, with a dagger if the cell is outdated."""
     return f"{cell.label} `{cell.name}`" + (OUTDATED if cell.name in outdated else "")
 
 
 def quality(cells: Sequence[CellResult], figures: Mapping[str, Figures], outdated: frozenset[str]) -> str:
+    """A row of quality figures for each cell. `figures`: cell -> figure -> value."""
     header = ["", "Hit@10", "NDCG@10", "Hit@5", "NDCG@5"]
     header += ["Hit@10, history included", "NDCG@10, history included", "seeds"]
     plain = ["item_hit@5", "item_ndcg@5", "item_hit@10_history_included", "item_ndcg@10_history_included"]
@@ -95,7 +99,11 @@ def costs(
     outdated: frozenset[str],
     columns: Sequence[tuple[str, Format, str]] = COLUMNS,
 ) -> str | None:
-    """The columns that some cell has a figure for; None where there is none."""
+    """A row for each cell, a column for each figure that at least one cell has. None if there is no such
+    figure.
+
+    `figures`: cell -> figure -> value.
+    """
     shown = [column for column in columns if any(_found(figures[cell.name], column[2]) for cell in cells)]
     if not shown:
         return None
@@ -108,7 +116,10 @@ def costs(
 
 
 def differences(cells: Sequence[CellResult], found: Mapping[str, Figures], reference: str) -> str | None:
-    """The reference minus each other cell."""
+    """The reference minus each other cell. None if `found` has no other cell.
+
+    `found`: cell -> figure -> value, one of the "differences" of study.json.
+    """
     rows = [
         [f"minus {cell.label} `{cell.name}`"]
         + [_difference(found[cell.name], name) for name in ("item_hit@10", "item_ndcg@10")]
@@ -119,6 +130,7 @@ def differences(cells: Sequence[CellResult], found: Mapping[str, Figures], refer
 
 
 def segments(found: Mapping[str, SegmentFigures | None]) -> str:
+    """A row for each segment. None stands for a segment without users."""
     header = ["target", "users", "`default`, Hit@10", "`text`, Hit@10", "`default` minus `text`"]
     rows = [
         [name.replace("_", " "), "0", NOTHING, NOTHING, NOTHING]
@@ -138,7 +150,7 @@ def segments(found: Mapping[str, SegmentFigures | None]) -> str:
 def robustness(
     cells: Sequence[CellResult], figures: Mapping[str, Figures], outdated: frozenset[str]
 ) -> str | None:
-    """A row for each change of the text."""
+    """A row for each change of the text. None if the cells have no change."""
     changes = changes_of(cells, figures)
     header = ["change"] + [
         f"{title(cell, outdated)}, {what}" for cell in cells for what in ("all codes", "first code")
@@ -156,12 +168,13 @@ def robustness(
 
 
 def changes_of(cells: Sequence[CellResult], figures: Mapping[str, Figures]) -> list[str]:
+    """The names of the text changes that the cells were tested on, sorted."""
     names = [name for cell in cells for name in figures[cell.name] if name.startswith("kept_all_codes:")]
     return sorted({name.split(":", 1)[1] for name in names})
 
 
 def with_interval(figures: Figures, name: str) -> str:
-    """.1040 [.0980, .1100] ± .0012: the mean, its 95 % interval, the spread over seeds where there is one."""
+    """`.1040 [.0980, .1100] ± .0012`: the mean, its 95 % interval and, with several seeds, their spread."""
     interval = Interval(figures[name], figures[f"{name}_low"], figures[f"{name}_high"])
     spread = figures.get(f"{name}_seed_sd")
     return _interval(interval, rate) + ("" if spread is None else f" ± {rate(spread)}")
@@ -178,7 +191,7 @@ def _interval(interval: Interval, form: Format) -> str:
 
 
 def _found(figures: Figures, name: str) -> list[float]:
-    """One figure, or those of all levels; empty where there is none."""
+    """One figure, or the figures of all levels. Empty if there is none."""
     if not name.endswith("_"):
         return [figures[name]] if name in figures else []
     levels = sorted(int(key[len(name) :]) for key in figures if key.startswith(name))

@@ -1,6 +1,6 @@
-"""What a configuration costs: pixels, time to read one item, time of one request. On one core, medians.
+"""The costs of a configuration: pixels, time to read one item, time of one request. Medians on one core.
 
-None depends on what was learnt: a generator of the same shape with random weights takes as long.
+The costs do not depend on the weights. A generator of the same shape with random weights takes as long.
 """
 
 import tempfile
@@ -30,13 +30,14 @@ from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession
 
 NUM_ITEMS = 24
-READ_LETTERS = 150
+READ_LETTERS = 150  # at the start of a text; they surely fit on the strips
 NUM_REQUESTS = 64
 
 
 def of_reading(run: Run) -> dict[str, float]:
-    """Pixels of an item, and the encoder's time for one item at a time; pooling and head are little beside
-    it.
+    """The mean pixels of an item, and the encoder's median time for one item in milliseconds.
+
+    Pooling and head take little time in comparison and are left out.
     """
     dataset, config = run.dataset, run.config
     chosen = np.random.default_rng(0).choice(
@@ -67,7 +68,7 @@ def of_reading(run: Run) -> dict[str, float]:
 
 
 def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: RenderSpec) -> float:
-    """Of the letters at the start of the items' texts, as many as surely fit."""
+    """The share of the first READ_LETTERS letters of the items' texts that are read correctly."""
     texts = [" ".join(item_text(item, render)[:READ_LETTERS].split()) for item in items]
     drawn = [render_text(text, render) for text in texts]
     whole = [place for place, found in enumerate(drawn) if not (found.truncated or found.missing)]
@@ -78,7 +79,7 @@ def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: 
 
 
 def of_request(run: Run) -> dict[str, float]:
-    """One request at a time through the exported graph, 50 beams, over the catalog's codes."""
+    """The median milliseconds of a request through the exported graph, one at a time, with 50 beams."""
     split, config = run.split, run.config
     coded = stages.code(run, stages.read(run).features)
     generator = stages.make_generator(config, coded.codes, coded.spec, split.train, coded.vectors).eval()
@@ -99,7 +100,7 @@ def of_request(run: Run) -> dict[str, float]:
 
 
 def _median_ms(runs: Sequence[Callable[[], object]]) -> float:
-    runs[0]()  # warm
+    runs[0]()  # warm-up
     times = []
     for run in runs:
         started = time.perf_counter()

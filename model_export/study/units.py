@@ -1,4 +1,4 @@
-"""Quantities in product texts, `1/2 in`, `8.5 x 11 Inches`, `Pack of 12`, and other ways to write them."""
+"""Quantities in product texts (`1/2 in`, `8.5 x 11 Inches`, `Pack of 12`) and other ways to write them."""
 
 import re
 from collections.abc import Iterator
@@ -9,16 +9,18 @@ import numpy as np
 
 
 class Unit(NamedTuple):
-    dimension: str
+    """A unit of measure."""
+
+    dimension: str  # units convert only within a dimension
     size: float  # in the smallest unit of its dimension
-    spelled: str  # a regular expression, letters of either case unless it says otherwise
-    forms: tuple[str, ...]  # how it is written here
+    spelled: str  # a regular expression; it ignores case unless it says otherwise
+    forms: tuple[str, ...]  # the ways to write a quantity of it
 
 
 UNITS = (
     Unit("length", 1.0, r"mm|millimet(?:er|re)s?", ("{} mm",)),
     Unit("length", 10.0, r"cm|centimet(?:er|re)s?", ("{} cm",)),
-    # Not the "in" of "4 in 1" and "2 in the box".
+    # The "in" of "4 in 1" and of "2 in the box" is no inch.
     Unit("length", 25.4, r"inch(?:es)?|in(?!-|\s+(?!x\b)[a-z\d])|\"|''", ('{}"', "{} in", "{} inch")),
     Unit("length", 304.8, r"ft|foot|feet", ("{} ft", "{} feet")),
     Unit("volume", 1.0, r"ml|millilit(?:er|re)s?", ("{} ml",)),
@@ -31,13 +33,13 @@ UNITS = (
     Unit("packs", 1.0, r"ct|count|packs?|pk", ("{} ct", "{} count", "{} pack", "pack of {}")),
     Unit("pieces", 1.0, r"pcs?|pieces?", ("{} pcs", "{} pieces")),
 )
-WRITABLE = (0.1, 10_000.0)  # in another unit than its own: nobody writes 1/2 in as 0.0417 ft
+WRITABLE = (0.1, 10_000.0)  # range of a converted number: nobody writes 1/2 in as 0.0417 ft
 
-# Not 9018 3/4: a whole part that long is a part number.
+# In 9018 3/4 the whole part is too long for a quantity. It is a part number.
 _NUMBER = r"\d{1,2}[ -]\d+/\d+|\d+/\d+|\d[\d,]*(?:\.\d+)?|\.\d+"
 _AMOUNT = rf"(?:{_NUMBER})(?:\s*[x×]\s*(?:{_NUMBER}))*"
 _SPELLED = "|".join(f"(?P<unit_{place}>{unit.spelled})" for place, unit in enumerate(UNITS))
-# Not within a word, a part number or a range: there the number is only half of what is meant.
+# Within a word, a part number or a range, a number is only a part of the quantity, so it does not match.
 _QUANTITY = re.compile(
     rf"(?<![\w.,/-])(?:pack of (?P<packed>\d+)|(?P<amount>{_AMOUNT})[ -]?(?:{_SPELLED}))(?![a-z\d])",
     re.IGNORECASE,
@@ -47,12 +49,12 @@ _UNIT_WORD = re.compile("|".join(unit.spelled for unit in UNITS), re.IGNORECASE)
 
 
 def is_unit(word: str) -> bool:
-    """Whether a word by itself is a unit. "in" is not, as most often it is no inch."""
+    """Whether a single word is a unit. "in" does not count, because it is rarely an inch."""
     return word.lower() != "in" and _UNIT_WORD.fullmatch(word) is not None
 
 
 def with_other_units(text: str, rng: np.random.Generator) -> str:
-    """Each quantity written in another way, by chance in another unit: `1/2 in` as `0.5"` or `12.7 mm`."""
+    """The text with each quantity in another form, drawn at random: `1/2 in` as `0.5"` or as `12.7 mm`."""
 
     def other(found: re.Match[str]) -> str:
         forms = [form for form in _forms(found) if form.lower() != found[0].lower()]
@@ -62,7 +64,7 @@ def with_other_units(text: str, rng: np.random.Generator) -> str:
 
 
 def _forms(found: re.Match[str]) -> Iterator[str]:
-    """Every way to write a quantity, each number of `8.5 x 11` turned into the same unit; none for zeros."""
+    """Every way to write a quantity. All numbers of `8.5 x 11` get the same unit. A zero gives no forms."""
     amount, unit = found["packed"], _PACKS
     if amount is None:
         amount = found["amount"]
@@ -79,7 +81,7 @@ def _forms(found: re.Match[str]) -> Iterator[str]:
 
 
 def _value(number: str) -> float:
-    """`1-1/2`, `4 1/2`, `3/8`, `1,000`, `.5`; 0 for what is no number, `1/0`"""
+    """The value of `1-1/2`, `4 1/2`, `3/8`, `1,000` or `.5`. It is 0 for `1/0`, which is no number."""
     *whole, last = re.split("[ -]", number.replace(",", ""))
     if re.search("/0+$", last):
         return 0.0
@@ -87,5 +89,5 @@ def _value(number: str) -> float:
 
 
 def _written(value: float) -> str:
-    """`12.7`; small ones exact enough for sixteenths of an inch."""
+    """A number such as `12.7`. Numbers below 1 are exact enough for sixteenths of an inch."""
     return f"{round(value, 2 if value >= 1 else 4):g}"

@@ -1,5 +1,6 @@
-"""From the cells of a study to what people read: study.md, study.json and the plots. Equal cells give equal
-bytes, so that a run without news changes nothing.
+"""Writes the report of a study from its cells: study.md, study.json and the plots.
+
+Equal cells give equal bytes, so a run without new results changes no file.
 """
 
 import json
@@ -27,13 +28,16 @@ from model_export.study.summary import (
 from service.errors import GlyphrecError
 
 TEXT = "text"
-NOT_YET = "Not computed yet: `glyphrec study` computes the cells of this section."
+NOT_YET = "The cells of this section are not computed yet. `glyphrec study` computes them."
 
 SegmentMasks = Mapping[str, NDArray[np.bool_]]  # segment -> [user]
 
 
 def read_notes(folder: Path) -> dict[str, str]:
-    """The conclusions written by hand, section -> Markdown, from `<folder>/study/notes/<section>.md`."""
+    """Read the conclusions, which are written by hand in `<folder>/study/notes/<section>.md`.
+
+    Returns section -> Markdown.
+    """
     files = sorted((folder / "study" / "notes").glob("*.md"))
     return {path.stem: path.read_text(encoding="utf-8") for path in files}
 
@@ -47,10 +51,12 @@ def write_study(
     versions_now: Mapping[str, Versions] | None = None,
     cost_machine: str | None = None,
 ) -> None:
-    """Write study.md, study.json and study/*.svg into `folder`; tables keep the order of `results`.
+    """Write study.md, study.json and study/*.svg into `folder`. The tables keep the order of `results`.
 
-    `segments`: dataset -> segment -> which test users have a target of that kind. `versions_now`:
-    cell -> versions of its stages today; a cell computed by others gets a footnote.
+    `notes`: section -> Markdown, from `read_notes`. `segments`: dataset -> segment -> mask [user] of the test
+    users who have a target of that kind. `versions_now`: cell -> today's versions of its stages. A cell that
+    was computed with other versions gets a footnote. `cost_machine` names the machine that measured the
+    costs. Raises GlyphrecError if a note has the name of no section.
     """
     study = _Study(
         results, segments or {}, versions_now or {}, study_json(results), notes or {}, folder / "study"
@@ -60,7 +66,8 @@ def write_study(
     known = {"summary", "method", *(section.key for section in shown)}
     if unknown := sorted(set(study.notes) - known):
         raise GlyphrecError(
-            f"No section of the study is called {unknown[0]!r}. There are {', '.join(sorted(known))}."
+            f"No section of the study has the name {unknown[0]!r}. The sections are "
+            f"{', '.join(sorted(known))}. Rename the file of the note."
         )
     parts = ["# The study", *study.note("summary"), "## How to reproduce it", sections.REPRODUCE]
     parts += ["## What is measured", sections.METHOD]
@@ -73,9 +80,9 @@ def write_study(
         parts += [*study.note(section.key), *(study.answer(section) or [NOT_YET])]
     if study.outdated:
         parts.append(
-            f"{tables.OUTDATED} Computed from the same data and configuration, but a stage has a new version "
-            f"since, which gives other results: {study.changed_stages}. Delete the file of the cell, and "
-            "`glyphrec study` computes it again."
+            f"{tables.OUTDATED} This cell was computed from the same data and configuration, but with an "
+            f"older version of a stage. The new version gives other results: {study.changed_stages}. To "
+            "compute the cell again, delete its file and run `glyphrec study`."
         )
     (folder / "study.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     text = json.dumps(study.figures, indent=1, sort_keys=True, ensure_ascii=False)
@@ -105,7 +112,7 @@ class _Study:
 
     @property
     def changed_stages(self) -> str:
-        """In words, as in "tree (1, now 2)"; 0 stands for a stage that is not run."""
+        """The changes in words, for example "tree (1, now 2)". Version 0 means that the stage is not run."""
         changes = {
             (stage, cell.made_with.get(stage, 0), now.get(stage, 0))
             for cell in self.results
@@ -116,7 +123,7 @@ class _Study:
         return ", ".join(f"{stage} ({then}, now {now})" for stage, then, now in sorted(changes))
 
     def cells(self, section: Section) -> dict[str, list[CellResult]]:
-        """The section's cells of each dataset, one for each name, in the order of the results."""
+        """The section's cells of each dataset, one per name, in the order of the results."""
         found: dict[str, dict[str, CellResult]] = {}
         for cell in self.results:
             if set(cell.groups) & set(section.groups):
@@ -124,7 +131,7 @@ class _Study:
         return {dataset: list(cells.values()) for dataset, cells in found.items()}
 
     def answer(self, section: Section) -> list[str]:
-        """Tables and plot; empty where no cell is there."""
+        """The section's tables and its plot. Empty if the section has no cells."""
         if section is sections.SEGMENTS:
             return self._segments()
         cells = self.cells(section)
@@ -174,7 +181,7 @@ class _Study:
             if not known:
                 return []
             plots.resolution(path, known)
-            return [_picture(path, "quality, reading accuracy and time to encode against pixels an item")]
+            return [_picture(path, "quality, reading accuracy and time to encode against pixels per item")]
         if section is sections.ABLATION:
             steps = {
                 dataset: [
@@ -189,7 +196,7 @@ class _Study:
                 for dataset, rows in cells.items()
             }
             plots.ablation(path, steps)
-            return [_picture(path, "NDCG@10 of each step, beside what it costs")]
+            return [_picture(path, "NDCG@10 of each step, and its costs")]
         rows = {
             dataset: [
                 plots.Dot(cell.label, _interval(figures, "item_ndcg@10"), cell.name == section.reference)
@@ -201,7 +208,7 @@ class _Study:
         return [_picture(path, "NDCG@10 with its interval")]
 
     def _segments(self) -> list[str]:
-        """Needs the default and text on the same users."""
+        """Tables and plot of the segments. Empty unless both `default` and `text` have users."""
         parts, panels = [], {}
         for dataset, masks in self.segments.items():
             ours, theirs = (

@@ -1,8 +1,8 @@
 """Pins of the stages: the output that each version of a stage gives to the probe's input, in pins.json.
 
-`python -m tests.model_export.pin` writes those of new versions, or of the stages that are named behind it. It
-refuses where an output changed and its version did not: keys and the study's cells would take two results for
-one. Where a probe itself was changed, delete the stage's line in pins.json first.
+`python -m tests.model_export.pin` writes the pins of new versions, or of the stages that its arguments name.
+It refuses if an output changed and its version did not. Otherwise keys and study cells would not tell the two
+outputs apart. After a change of a probe itself, delete the stage's line in pins.json first.
 """
 
 import json
@@ -23,7 +23,8 @@ from tests.model_export.probes import PROBES, Probe
 PINS = Path(__file__).with_name("pins.json")
 COMMAND = "python -m tests.model_export.pin"
 DIGITS = 5
-# Wide enough for another processor's last bits, which training multiplies; narrow for any change of a rule.
+# Wide enough for the last bits of other processors, which training amplifies. Narrow enough to notice a
+# change.
 ABSOLUTE, RELATIVE = 1e-3, 2e-3
 SHOWN = 3
 
@@ -33,7 +34,7 @@ def pinned() -> dict[str, Any]:
 
 
 def problem(stage: str, probe: Probe, pin: dict[str, Any] | None, output: Output) -> str | None:
-    """What is wrong with a stage whose probe gives `output`, and what to do; None where it is as pinned."""
+    """The problem of a stage whose probe gives `output`, with its remedy. None if the output is as pinned."""
     version, file = probe.module.VERSION, Path(str(probe.module.__file__))
     if pin is None:
         return f"{stage}: nothing is pinned to version {version}. Run `{COMMAND}`."
@@ -41,16 +42,16 @@ def problem(stage: str, probe: Probe, pin: dict[str, Any] | None, output: Output
         return f"{stage}: is version {version}, pinned is version {pin['version']}. Run `{COMMAND}`."
     if found := list(differences(pin["output"], output)):
         return (
-            f"{stage}: other output than version {version} gave, at {len(found)} places: "
-            f"{'; '.join(found[:SHOWN])}. If this is meant, raise VERSION in {file.parent.name}/{file.name} "
-            f"to {version + 1}, then run `{COMMAND}`. If it is not, undo what changed in {file.name} or in a "
-            "module that it uses."
+            f"{stage}: the output differs from version {version} at {len(found)} places: "
+            f"{'; '.join(found[:SHOWN])}. If this is intended, raise VERSION in "
+            f"{file.parent.name}/{file.name} to {version + 1}, then run `{COMMAND}`. If not, undo the "
+            f"change in {file.name} or in a module that it uses."
         )
     return None
 
 
 def differences(expected: Output, found: Output, where: str = "output") -> Iterator[str]:
-    """Where two outputs differ by more than rounding."""
+    """The places where two outputs differ by more than rounding."""
     match expected, found:
         case dict(), dict() if expected.keys() == found.keys():
             for name in expected:
@@ -66,7 +67,7 @@ def differences(expected: Output, found: Output, where: str = "output") -> Itera
 
 
 def written(output: Output) -> Output:
-    """As it comes back from the file."""
+    """The output as it is read back from the file."""
     match output:
         case dict():
             return {str(name): written(value) for name, value in output.items()}
@@ -92,7 +93,7 @@ def main(stages: Sequence[str]) -> int:
             wrong = problem(stage, probe, pin, output)
             if wrong and pin and pin["version"] == probe.module.VERSION:
                 refused.append(wrong)
-            # One that is as before stays so to the last digit.
+            # An unchanged output keeps all its digits in the file.
             after[stage] = {"version": probe.module.VERSION, "output": output} if wrong else pin
             if wrong and wrong not in refused:
                 print(f"{stage}: version {probe.module.VERSION}")

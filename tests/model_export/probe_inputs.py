@@ -27,7 +27,7 @@ NUM_ITEMS, NUM_USERS, DIM = 24, 30, 16
 CODES = np.array([[item % 4, item // 4] for item in range(NUM_ITEMS)], dtype=np.int64)
 HISTORY_LENGTH, BEAM_LIMIT = 6, 24
 RECIPE = RenderSpec(max_strips=2)
-# Strips of TEXTS as they were once drawn: a change of drawing is not one of the encoders.
+# Stored strips of TEXTS, so that a change of the drawing does not look like a change of the encoders.
 STRIPS = Path(__file__).with_name("strips.npz")
 TEXTS = (
     "Hex nuts, M8 zinc plated, 100 count", "Hex nuts, M6 zinc plated, 50 count", "Hex bolts, M8 x 40 mm",
@@ -41,7 +41,7 @@ Output = Any  # lists, dicts and strings; numbers are compared with a tolerance
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums are added up in one order."""
+    """Run torch in one thread, so that sums are added up in a fixed order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -52,8 +52,9 @@ def one_thread() -> Iterator[None]:
 
 
 class Lookup(Generator):
-    """As little of a generator as there can be, so that what uses one is pinned apart from the real ones: the
-    newest item's first code and the codes so far look up the scores of the next one.
+    """A minimal generator, so that code that uses a generator is pinned separately from the real ones.
+
+    The first code of the newest item and the codes so far select the scores of the next code.
     """
 
     learns_every_position = False
@@ -112,7 +113,7 @@ class Columns(nn.Module):
 
 
 class SumOfFrames(Pooling):
-    """The sum of an item's frames, some columns counted less than others."""
+    """The weighted sum of an item's frames. Each column has its own weight."""
 
     feature_dim = RECIPE.height_px
 
@@ -127,7 +128,7 @@ class SumOfFrames(Pooling):
 
 
 def dataset() -> Dataset:
-    """Users who mostly go on to the next item but three; items in six kinds."""
+    """Users who mostly continue with the item three places on, and items of six kinds."""
     rng = np.random.default_rng(0)
     kinds = [text.split(",")[0] for text in TEXTS[::2]]
     items = [
@@ -151,7 +152,7 @@ def split() -> Split:
 
 
 def vectors(*, dim: int = DIM, seed: int = 1) -> NDArray[np.float32]:
-    """[item, dim] around six middles, each direction of another strength, so that no axis equals another."""
+    """Vectors [item, dim] around six centers. Each direction has another strength, so all axes differ."""
     rng = np.random.default_rng(seed)
     scale = np.linspace(2.0, 0.2, dim)
     middles = rng.normal(size=(6, dim)) * scale
@@ -165,6 +166,6 @@ def strips() -> list[NDArray[np.uint8]]:
 
 
 def cosines(features: NDArray[np.floating]) -> Output:
-    """[item, item]: neither the sign nor the order of axes counts."""
+    """Products [item, item], which depend neither on the signs nor on the order of the axes."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
     return (unit @ unit.T).tolist()

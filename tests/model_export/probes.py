@@ -1,4 +1,4 @@
-"""Each stage on one small fixed input (probe_inputs.py): what it gives is pinned to its version (pin.py)."""
+"""Each stage runs on a small fixed input (probe_inputs.py). Its output is pinned to its version (pin.py)."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -76,12 +76,12 @@ from tests.model_export.probe_inputs import (
 
 
 class Probe(NamedTuple):
-    module: ModuleType  # its VERSION is what is pinned
+    module: ModuleType  # the module whose VERSION is pinned
     run: Callable[[], Output]
 
 
 def drawing() -> Output:
-    """The lines of text, and how dark each piece of eight columns is."""
+    """The lines of text, and the darkness of each piece of eight columns."""
     found = {}
     page = RenderSpec(height_px=48, width_px=120, lines_per_strip=3, squeeze=0.9, max_strips=1)
     for name, spec in (("lines", RenderSpec(max_strips=3)), ("pages", page)):
@@ -121,7 +121,7 @@ def _read_by_hub(kind: str) -> Output:
         "trocr": (hub_checkpoints.save_trocr, trocr.TrOcr),
         "deepseek-ocr-2": (hub_checkpoints.save_deepseek_ocr2, deepseek_ocr2.DeepseekOcr2),
     }[kind]
-    # Of the proportions that all three take.
+    # All three encoders accept strips of these proportions.
     recipe = RenderSpec(height_px=32, width_px=48, lines_per_strip=2, max_strips=2)
     pages = [item.reshape(-1, 32, item.shape[2])[:, :, :48] for item in map(_of_two_strips, strips()[:6])]
     with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +188,7 @@ def _treat_collisions() -> Output:
 
 
 def _generate(*configs: TreeConfig | TigerConfig | SasRecConfig) -> Output:
-    """For each configuration: loss and gradients in training, scores of each level."""
+    """For each configuration, the loss and gradients in training, and the scores of each level."""
     found = []
     train = split().train
     window = np.full((3, HISTORY_LENGTH + 1), -1)
@@ -224,7 +224,7 @@ def _generate(*configs: TreeConfig | TigerConfig | SasRecConfig) -> Output:
 
 
 def _train_generators() -> Output:
-    """Windows by target as Lookup has them, and runs of a window as the others do."""
+    """Training with windows by target, as for Lookup, and with whole windows, as for other generators."""
     config = TrainingConfig(
         max_epochs=3, batch_positions=64, learning_rate=3e-2, warmup_steps=4, max_validation_users=20
     )
@@ -310,7 +310,7 @@ class Product(nn.Module):
 
 
 def _int8() -> Output:
-    """What is stored in the int8 graph; its kernels are not ours."""
+    """The stored content of the int8 graph. Its kernels are not ours, so they do not run here."""
     inputs = vectors(dim=8)
     graph = to_onnx(
         Product(),
@@ -369,7 +369,7 @@ def _rank() -> Output:
 
 
 def _codes_of(texts: list[str]) -> NDArray[np.int64]:
-    """Codes that depend on a text's letters: how many there are, and how many vowels."""
+    """Codes that depend on the number of letters of a text, and on its number of vowels."""
     return np.array([[len(text) % 4, sum(letter in "aeiou" for letter in text) % 6] for text in texts])
 
 

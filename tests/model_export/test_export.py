@@ -22,11 +22,11 @@ from service.core.bundle import ITEMS, load_bundle
 from service.core.bundle_items import bundle_items
 from service.errors import GlyphrecError
 
-NUM_USERS = 200  # where a test needs no more: evaluating all of them takes most of an export of this size
+NUM_USERS = 200  # for tests that need no more; evaluation takes most of the time of a small export
 
 
 def with_other_last_items(dataset: Dataset, num_changed: int) -> Dataset:
-    """The same data, but each user's last `num_changed` items are others, drawn at random."""
+    """The same data, but the last `num_changed` items of each user are replaced by random ones."""
     rng = np.random.default_rng(0)
     histories = []
     for user_id, sequence in zip(dataset.user_ids, dataset.sequences, strict=True):
@@ -38,7 +38,7 @@ def with_other_last_items(dataset: Dataset, num_changed: int) -> Dataset:
     return make_dataset(dataset.name, dataset.items, histories, {})
 
 
-def test_a_bundle_holds_what_its_manifest_says(tiny_export):
+def test_a_bundle_holds_the_files_and_items_of_its_manifest(tiny_export):
     bundle = load_bundle(tiny_export.bundle.path)
     manifest = bundle.manifest
     assert manifest.num_items == tiny_export.dataset.num_items
@@ -89,13 +89,13 @@ def test_a_bundle_is_never_overwritten(tiny_export):
 
 def test_a_folder_of_other_things_is_left_alone(tiny_export, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(GlyphrecError, match="exists and is no bundle"):
+    with pytest.raises(GlyphrecError, match="exists and is not a bundle"):
         export(tiny_export.dataset, tmp_path, tiny(), cache_folder=tiny_export.cache, say=silent)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
-    """Only the reading is taken over from the first run; everything that is fitted is fitted again."""
+    """Only the reading comes from the first run. Everything that is fitted is fitted again."""
     for reading in tiny_export.cache.glob("reading-*"):
         (tmp_path / reading.name).hardlink_to(reading)
     again = export(tiny_export.dataset, tmp_path / "bundle", tiny(), cache_folder=tmp_path, say=silent)
@@ -106,8 +106,8 @@ def test_a_seed_gives_the_same_codes_and_weights_again(tiny_export, tmp_path):
     assert again.manifest.recommender_id == tiny_export.bundle.manifest.recommender_id
 
 
-def test_threads_do_not_change_what_a_seed_gives(tiny_export, tmp_path):
-    """Two threads in a process of its own, twice: gradients must add up in the same order."""
+def test_threads_do_not_change_the_result_of_a_seed(tiny_export, tmp_path):
+    """A separate process with two threads runs twice. Gradients must add up in the same order."""
     data, whole = tmp_path / "data", tiny_export.dataset
     some_users = zip(whole.user_ids[:NUM_USERS], whole.sequences[:NUM_USERS], strict=True)
     write_dataset(make_dataset(whole.name, whole.items, list(some_users), {}), data)
@@ -135,7 +135,7 @@ def test_the_other_generator_goes_the_same_way(tiny_export, tmp_path):
     bundle = export(tiny_export.dataset, tmp_path / "bundle", config, cache_folder=tmp_path, say=silent)
     assert bundle.manifest.generator == "tiger"
     assert bundle.manifest.metrics["max_exhaustive_difference"] < 1e-3
-    # The tokenizer is the same, so a service can change from one recommender to the other.
+    # The tokenizer is the same, so a service can switch between the two recommenders.
     assert bundle.manifest.tokenizer_id == tiny_export.bundle.manifest.tokenizer_id
 
 
@@ -167,7 +167,7 @@ def test_targets_touch_neither_encoder_nor_quantizer_nor_generator(tiny_export, 
 
 
 def test_the_model_beats_popularity_on_what_it_was_trained_on(tiny_export):
-    """A sanity floor: tiny is far too small to be good, but it must have learnt."""
+    """A lower limit: `tiny` is too small to be good, but it must have learnt something."""
     metrics = tiny_export.bundle.manifest.metrics
     assert metrics["model_recall@10"] > 10 / tiny_export.dataset.num_items
 

@@ -1,4 +1,4 @@
-"""Processes of `glyphrec` are ours wherever they are started from."""
+"""Processes of `glyphrec` run our code, from whatever folder they are started."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ NOT_OURS = "raise SystemExit('this is not glyphrec')\n"
 
 @pytest.fixture
 def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a project of somebody who also calls folders `service` and `model_export`."""
+    """A working directory with somebody else's folders `service` and `model_export`."""
     for package in ("service", "model_export"):
         (tmp_path / package).mkdir()
         for module in ("__init__.py", "cli.py", "commands.py"):

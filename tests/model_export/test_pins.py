@@ -1,4 +1,7 @@
-"""A stage gives what its version gave: a change of output needs a new version, a new version a new pin."""
+"""Each stage gives the output that is pinned to its version.
+
+A change of the output needs a new version, and a new version needs a new pin.
+"""
 
 import copy
 from dataclasses import replace
@@ -18,7 +21,7 @@ from tests.model_export.probes import PROBES, Probe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", PROBES)
-def test_a_stage_gives_what_is_pinned_to_its_version(stage):
+def test_a_stage_gives_the_output_that_is_pinned_to_its_version(stage):
     probe = PROBES[stage]
     with one_thread():
         wrong = problem(stage, probe, pinned().get(stage), written(probe.run()))
@@ -41,7 +44,7 @@ def stage_of(version: int) -> Probe:
     return Probe(SimpleNamespace(VERSION=version, __file__="/somewhere/generators/tree.py"), dict)
 
 
-def test_another_output_without_another_version_is_told_with_the_remedy():
+def test_another_output_without_a_new_version_is_reported_with_the_remedy():
     output = {"loss": 0.5, "codes": [[1, 2], [3, 4]], "text": "bolt"}
     pin = {"version": 1, "output": output}
     assert problem("tree", stage_of(1), pin, {**output, "loss": 0.5004}) is None

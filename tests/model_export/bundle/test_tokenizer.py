@@ -27,7 +27,7 @@ VECTOR_DIM = 16
 
 
 class TwoLevels(nn.Module):
-    """A quantizer as small as can be: the nearest codeword, then the nearest to what is left."""
+    """A minimal quantizer: the nearest codeword, then the codeword nearest to the residual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ def case(tmp_path_factory) -> Case:
     return Case(path, graph, body, pooling, head, quantizer, items, vectors, tokenizer)
 
 
-def test_the_graph_says_what_the_model_says_together_and_apart(case):
+def test_the_graph_agrees_with_the_model_for_batches_and_single_items(case):
     rng = np.random.default_rng(1)
     unseen = [render_text(random_text(rng), SPEC).strips for _ in range(9)]
     assert check_tokenizer(case.path, *case.parts, graph=case.graph, items=unseen) < 1e-4
 
 
 def test_the_graph_gives_the_vectors_that_training_saw(case):
-    """A Reading keeps float16 frames; the graph rounds likewise, so nothing is lost between the two."""
+    """A Reading stores float16 frames, and the graph rounds in the same way, so the vectors are equal."""
     tokens = case.tokenizer.run(case.items)
     np.testing.assert_allclose(tokens.vectors, case.vectors, atol=1e-4)
     expected = case.quantizer.encode(torch.from_numpy(case.vectors))
@@ -114,14 +114,14 @@ def test_an_empty_text_has_codes_and_does_not_move_its_neighbors(case):
     np.testing.assert_allclose(tokens.vectors[[0, 2]], case.vectors[:2], atol=1e-4)
 
 
-def test_more_strips_than_the_recipe_draws_are_one_item_still(case):
+def test_an_item_with_more_strips_than_the_recipe_draws_is_still_one_item(case):
     long = np.concatenate(case.items[:10])
     tokens = case.tokenizer.run([long])
     assert tokens.codes.shape == (1, SID.num_levels)
     assert np.isfinite(tokens.vectors).all()
 
 
-def test_another_model_than_the_graphs_is_noticed(case):
+def test_a_graph_of_another_model_is_noticed(case):
     other = TwoLevels()
     with pytest.raises(ContractMismatch, match="items have other codes than in PyTorch"):
         check_tokenizer(

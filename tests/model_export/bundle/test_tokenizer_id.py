@@ -1,4 +1,4 @@
-"""A tokenizer's id is of what the graph is and what it gets to see."""
+"""A tokenizer's id depends on its graph and on the pixels that reach it."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_another_graph_or_another_recipe_is_another_tokenizer(graph, tmp_path):
     ("name", "value"),
     [("SUPERSAMPLE", 3), ("PHASES", 2), ("MARGIN_PX", 3), ("FONT_SIZE", 0.8), ("MAX_DEPTH", 0)],
 )
-def test_a_change_of_what_is_seen_is_another_tokenizer(graph, monkeypatch, name, value):
+def test_a_change_of_the_drawn_pixels_makes_another_tokenizer(graph, monkeypatch, name, value):
     before = tokenizer_id(graph, RenderSpec())
     monkeypatch.setattr(render, name, value)
     render._cached_face.cache_clear()
@@ -44,15 +44,15 @@ def test_a_change_of_what_is_seen_is_another_tokenizer(graph, monkeypatch, name,
         render._cached_face.cache_clear()
 
 
-def test_the_id_does_not_read_the_source_of_what_draws(graph, monkeypatch):
-    """As a frozen application has none."""
+def test_the_id_does_not_read_the_source_of_the_drawing(graph, monkeypatch):
+    """A frozen application has no source files."""
     before = tokenizer_id(graph, RenderSpec())
     monkeypatch.setattr(render, "__file__", "/nowhere/render.py")
     monkeypatch.delattr(render, "__spec__")
     assert tokenizer_id(graph, RenderSpec()) == before
 
 
-def test_the_probes_show_what_drawing_does():
+def test_the_probes_cover_the_drawing():
     spec = RenderSpec()
     drawn = [render.render_text(render.item_text(item, spec), spec) for item in PROBES]
     assert any(one.missing for one in drawn)

@@ -1,4 +1,4 @@
-"""Baselines against a slow ranking by hand, and against published floors where the data is at hand."""
+"""Baselines agree with a slow ranking by hand, and with published floors if the data are there."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,20 +21,20 @@ def sequences_of(*rows: list[int]) -> list[np.ndarray]:
 TRAIN = sequences_of([0, 1, 2], [0, 1, 3], [4, 1, 3], [0, 5])
 
 
-def test_popularity_ranks_by_count_then_by_who_was_seen_first():
+def test_popularity_ranks_by_count_then_by_first_occurrence():
     ranked = Popularity().fit(TRAIN, 7).rank(sequences_of([], [1, 3]), 7)
     assert ranked.dtype == np.int32
     assert ranked.tolist() == [[0, 1, 3, 2, 4, 5, 6], [0, 2, 4, 5, 6, NO_ITEM, NO_ITEM]]
 
 
-def test_markov_ranks_what_followed_the_last_item_then_the_popular():
+def test_markov_ranks_followers_of_the_last_item_then_popular_items():
     ranked = Markov().fit(TRAIN, 7).rank(sequences_of([1], [0], [6], [], [2, 3, 1]), 4)
     assert ranked.tolist() == [
-        [3, 2, 0, 4],  # 3 followed twice, 2 once; then 0 leads the popular
+        [3, 2, 0, 4],  # 3 followed twice, 2 once; then 0 is the most popular
         [1, 5, 3, 2],
         [0, 1, 3, 2],  # nothing ever followed 6
         [0, 1, 3, 2],
-        [0, 4, 5, 6],  # what followed 1 is in the history
+        [0, 4, 5, 6],  # the items that followed 1 are in the history
     ]
 
 
@@ -70,7 +70,7 @@ def test_markov_equals_counting_by_hand(seed):
             followed[last][item] += 1
     ranked = Markov().fit(train, num_items).rank(histories, 10)
     for history, row in zip(histories, ranked.tolist(), strict=True):
-        # Counter.most_common keeps the order of insertion among equals
+        # Counter.most_common keeps the order of insertion among equal counts.
         order = [item for item, _ in followed[history[-1]].most_common()] if len(history) else []
         order += [item for item, _ in popular.most_common()] + list(range(num_items))
         expected = [item for item in dict.fromkeys(order) if item not in history.tolist()][:10]
@@ -81,16 +81,16 @@ def test_markov_equals_counting_by_hand(seed):
 VECTORS = np.array([[1, 0], [0.8, 0.6], [0, 2], [-1, 0], [0.96, 0.28], [2, 0], [0, 0]])
 
 
-def test_neighbors_rank_by_cosine_with_the_last_item_and_equals_by_popularity():
+def test_neighbors_rank_by_cosine_with_the_last_item_and_then_by_popularity():
     ranked = Neighbors(VECTORS).fit(TRAIN, 7).rank(sequences_of([2, 1], [2], []), 5)
     assert ranked.tolist() == [
         [4, 0, 5, 6, 3],  # 0 and 5 are equal; item 2 is in the history
-        [1, 4, 0, 3, 5],  # all that is at right angles, by popularity
+        [1, 4, 0, 3, 5],  # all items at right angles, by popularity
         [0, 1, 3, 2, 4],
     ]
 
 
-def test_an_item_is_its_own_nearest_where_the_history_stays_in():
+def test_an_item_is_its_own_nearest_if_the_history_stays_in():
     ranked = Neighbors(VECTORS).fit(TRAIN, 7).rank(sequences_of([2, 4]), 2, exclude_history=False)
     assert ranked.tolist() == [[4, 0]]
 
@@ -110,8 +110,8 @@ def test_neighbors_equal_a_sort_of_all_cosines(decay, exclude):
 
 
 @pytest.mark.parametrize("newest_counts", [True, False])
-def test_the_decay_is_the_one_that_validation_likes(newest_counts):
-    """What comes next is near the last item, or near the five before it."""
+def test_the_decay_is_the_best_one_on_the_validation_users(newest_counts):
+    """The next item is near the last item, or near the five items before it."""
     rng = np.random.default_rng(0)
     vectors = np.repeat(np.eye(8), 12, axis=0) + 0.01 * rng.standard_normal((96, 8))
     groups = np.array([rng.permutation(8)[:2] for _ in range(60)])
@@ -130,7 +130,7 @@ def test_vectors_of_other_items_are_refused():
 
 
 # (data, is the history left out): Recall@10 of popularity, of Markov, and of Markov with equal counts by
-# popularity. Published with the data are the first two with the history left out.
+# popularity. The first two were published with the data, with the history left out.
 FLOORS = {
     ("scientific", True): (0.0245, 0.0871, 0.0903),
     ("scientific", False): (0.0231, 0.0863, 0.0898),

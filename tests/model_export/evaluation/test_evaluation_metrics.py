@@ -1,4 +1,4 @@
-"""Metrics against answers worked out by hand."""
+"""Metrics agree with answers worked out by hand."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_the_mean_is_over_users_and_not_over_batches():
 
 
 def test_a_ranking_that_is_too_narrow_for_the_cutoff_is_refused():
-    with pytest.raises(ValueError, match="width 3 cannot tell what is among the first 4"):
+    with pytest.raises(ValueError, match="width 3 does not show the first 4 items"):
         recall_at(RANKED, TARGETS, 4)
 
 

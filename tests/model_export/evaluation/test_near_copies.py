@@ -7,7 +7,7 @@ from model_export.evaluation.near_copies import near_copy, shared_levels
 @pytest.mark.parametrize(
     ("item", "field"),
     [
-        ({"item_id": "1", "title": "Paint, red, 500 ml"}, "title"),  # a color goes first
+        ({"item_id": "1", "title": "Paint, red, 500 ml"}, "title"),  # a color comes first
         ({"item_id": "1", "title": "Bolt M3 x 12"}, "title"),
         ({"item_id": "1", "title": "Bolt", "size": "12 mm"}, "size"),
         ({"item_id": "1", "title": "Bolt", "brand": "Acme"}, "title"),  # nothing to change: a color is added

@@ -1,4 +1,4 @@
-"""Offline ranking against a plain sort of all items."""
+"""Offline ranking agrees with a plain sort of all items."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ CODES = np.random.default_rng(0).integers(0, SPEC.levels, size=(NUM_ITEMS, 2))
 
 
 def scores_of(history: np.ndarray) -> np.ndarray:
-    """A fixed scorer of all full codes, that depends on the newest item of the history alone."""
+    """A fixed scorer of all full codes. It depends only on the newest item of the history."""
     seed = 1 + int(history[-1, 0]) * 3 + int(history[-1, 1])
     return np.random.default_rng(seed).permutation(SPEC.num_prefixes[-1]).astype(np.float32) - 100.0
 
 
 def search(history, num_beams):
-    """A search with the known answer, that finds only live codes and pads with fillers."""
+    """A search with a known answer. It finds only live codes and fills up with fillers."""
     codes = np.zeros((len(history), num_beams, 2), dtype=np.int64)
     scores = np.full((len(history), num_beams), NEG_INF, dtype=np.float32)
     live = np.unique(SPEC.prefixes_of(CODES)[-1])

@@ -1,4 +1,6 @@
-"""The beam against scoring every item: all generators, paged tries, int8; in PyTorch and as graphs."""
+"""The beam search agrees with scoring every item: all generators, paged tries and int8, in PyTorch and as
+graphs.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from service.core.trie import SidTrie
 from service.inference.runtime import Beams, RecommenderSession
 
 HISTORY = 5
-BEAM_LIMIT = 300  # more than any of SPECS has codes
+BEAM_LIMIT = 300  # more than the number of codes of any of SPECS
 SPECS = {
     "even": SidSpec(levels=(4, 4, 4)),
     "odd": SidSpec(levels=(5, 3, 7)),
@@ -109,7 +111,7 @@ def case(request, tmp_path_factory) -> Case:
             generator, session, lambda history, trie: exhaustive_scores(generator, history, trie), 2e-4
         )
 
-    # Another model than the float32 one, so its own truth: all codes in one beam, each history alone.
+    # It is not the float32 model, so it has its own truth: all codes in one beam, each history alone.
     session = RecommenderSession(path, graph, threads=1)
     rng, trie = np.random.default_rng(0), everything(spec)
     runs = [
@@ -144,7 +146,7 @@ def random_trie(spec: SidSpec, rng: np.random.Generator) -> SidTrie:
     if shape == 0:
         codes = np.empty((rng.integers(0, 2), spec.num_levels), dtype=np.int64)
         codes[:] = rng.integers(0, spec.levels, size=codes.shape)
-    elif shape == 1:  # one branch of the root, items share codes
+    elif shape == 1:  # one branch of the root; items share codes
         codes = rng.integers(0, spec.levels, size=(rng.integers(1, 30), spec.num_levels))
         codes[:, 0] = codes[0, 0]
     elif shape == 2:
@@ -159,7 +161,7 @@ def test_full_width_equals_scoring_every_item(case):
     for _ in range(40):
         trie = random_trie(spec, rng)
         history = random_histories(spec, rng, int(rng.integers(1, 5)), int(rng.integers(1, HISTORY + 1)))
-        beams = case.run(history, trie, BEAM_LIMIT)  # wider than all codes there are
+        beams = case.run(history, trie, BEAM_LIMIT)  # wider than the number of codes
         for row, truth in enumerate(case.truth(history, trie)):
             found = beams.scores[row] > FILLER_SCORE
             prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
@@ -169,7 +171,7 @@ def test_full_width_equals_scoring_every_item(case):
             assert beams.bound[row] < FILLER_SCORE
 
 
-def test_what_is_certified_equals_the_exhaustive_answer(case):
+def test_certified_answers_equal_the_exhaustive_answer(case):
     """At narrow widths: scores above the bound are the best there are, and a bound below is never
     surpassed.
     """
@@ -184,7 +186,7 @@ def test_what_is_certified_equals_the_exhaustive_answer(case):
             found = beams.scores[row] > FILLER_SCORE
             prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
             assert set(prefixes) <= set(truth), "a beam left the catalog"
-            assert len(set(prefixes)) == len(prefixes), "a beam came twice"
+            assert len(set(prefixes)) == len(prefixes), "two beams have the same codes"
             best = sorted(truth.values(), reverse=True)
             certain = beams.scores[row][found] > beams.bound[row]
             np.testing.assert_allclose(beams.scores[row][found][certain], best[: certain.sum()], atol=2e-4)
@@ -192,11 +194,11 @@ def test_what_is_certified_equals_the_exhaustive_answer(case):
             assert not outside or max(outside) <= beams.bound[row] + 2e-4
             certified += int(certain.all())
             uncertain += int(not certain.all())
-    assert certified > 10, "the cases must exercise both answers"
+    assert certified > 10, "the cases must cover both answers"
     assert uncertain > 10
 
 
-def test_graph_equals_eager_search_at_sizes_not_traced(case):
+def test_graph_equals_eager_search_at_sizes_other_than_the_traced_ones(case):
     spec, rng = case.generator.spec, np.random.default_rng(2)
     search = BeamSearch(case.generator)
     for batch, positions, num_beams in ((1, 1, 1), (1, HISTORY, 2), (7, 2, 50), (2, 3, BEAM_LIMIT)):
@@ -208,7 +210,7 @@ def test_graph_equals_eager_search_at_sizes_not_traced(case):
         np.testing.assert_allclose(ours.bound, theirs.bound, atol=case.tolerance)
 
 
-def test_an_item_scores_the_same_whatever_else_is_alive(case):
+def test_the_score_of_an_item_does_not_depend_on_other_live_items(case):
     spec, rng = case.generator.spec, np.random.default_rng(4)
     history = random_histories(spec, rng, 1, HISTORY)
     among_all = case.truth(history, everything(spec))[0]
@@ -220,7 +222,7 @@ def test_an_item_scores_the_same_whatever_else_is_alive(case):
 
 
 def test_a_request_scores_the_same_in_any_batch(case):
-    """Also in int8: what shares a run must not change an answer, or two replicas would differ."""
+    """This holds for int8 too. If the batch changed an answer, two replicas would differ."""
     spec, rng = case.generator.spec, np.random.default_rng(8)
     trie = everything(spec)
     history = random_histories(spec, rng, 9, HISTORY)
@@ -231,7 +233,9 @@ def test_a_request_scores_the_same_in_any_batch(case):
 
 
 def test_narrower_levels_keep_the_certificate_honest(case):
-    """A search may keep fewer prefixes at one level than at another; what it certifies is still the best."""
+    """A search may keep fewer prefixes at one level than at another. Its certified answers are still the
+    best.
+    """
     spec, rng = case.generator.spec, np.random.default_rng(9)
     for _ in range(30):
         trie = random_trie(spec, rng)
@@ -247,7 +251,7 @@ def test_narrower_levels_keep_the_certificate_honest(case):
 
 
 def test_probabilities_of_all_codes_sum_to_one(case):
-    """`tree` gives every code that training never saw the share of the new ones: test_tree.py."""
+    """`tree` gives every unseen code the whole probability of a new one. test_tree.py tests that."""
     if isinstance(case.generator, TreeGenerator):
         return
     spec = case.generator.spec
@@ -257,7 +261,7 @@ def test_probabilities_of_all_codes_sum_to_one(case):
 
 
 def test_gathered_children_are_the_product_over_all_rows():
-    """The two ways of keeping seen prefixes are one model: equal weights, equal scores, equal gradients."""
+    """The two ways of storing seen prefixes are the same model: equal weights, scores and gradients."""
     spec, rng = SPECS["odd"], np.random.default_rng(10)
     sparse, dense = (make_generator(kind, spec) for kind in ("tree, sparse", "tree"))
     assert all(prefixes.is_sparse for prefixes in sparse.prefixes)
@@ -278,7 +282,7 @@ def test_gathered_children_are_the_product_over_all_rows():
 
 @pytest.mark.parametrize("kind", ["tree", "tree, sparse", "tiger, items"])
 def test_an_item_never_seen_has_the_vectors_of_its_known_prefixes_alone(kind):
-    """Those of its unknown prefixes are zero, whatever was trained."""
+    """The vectors of its unseen prefixes are zero, even after training."""
     generator = make_generator(kind, SPECS["odd"], trained=True)
     for prefixes in generator.prefixes:
         assert (prefixes.embedding.weight[0] == 0).all()
@@ -314,7 +318,7 @@ def test_an_edit_of_the_tables_shows_in_the_next_run(case):
 
 
 def test_the_graph_keeps_one_copy_of_the_weights(tmp_path):
-    """Unrolling the levels must not repeat what they share."""
+    """The levels share weights, and unrolling the levels must not repeat these."""
     generator = make_generator("tiger", SidSpec(levels=(64, 64, 64)))
     path = tmp_path / "recommender.onnx"
     export_recommender(path, generator, history_length=HISTORY, beam_limit=BEAM_LIMIT)
@@ -322,7 +326,7 @@ def test_the_graph_keeps_one_copy_of_the_weights(tmp_path):
     assert path.stat().st_size < 1.5 * weights + 500_000
 
 
-def test_the_contract_names_what_the_graph_holds(case):
+def test_the_graph_has_the_tensors_of_the_contract(case):
     graph = recommender_graph(case.generator.spec)
     assert [tensor.name for tensor in graph.outputs] == ["codes", "scores", "bound"]
     assert {tensor.name for tensor in graph.inputs} >= {"history", "beams_1", "live_1"}

@@ -1,4 +1,4 @@
-"""`sasrec` against torch's own transformer layer, and through the loop and the search that serve it."""
+"""`sasrec` agrees with torch's own transformer layer, and works with the shared training loop and search."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_a_block_equals_torchs_pre_norm_layer_with_the_same_weights(num_heads):
 
 
 def test_untrained_embeddings_of_zero_cost_the_logarithm_of_the_catalog():
-    """So the loss is cross-entropy over every item, not over sampled ones."""
+    """This shows that the loss is cross-entropy over every item, and not over sampled items."""
     generator = make_sasrec()
     nn.init.zeros_(generator.embed.weight)
     assert generator.loss(histories(0, 4, 5)).item() == pytest.approx(math.log(NUM_ITEMS))
@@ -85,7 +85,7 @@ def test_loss_is_the_mean_over_every_pair_and_over_no_padding():
     torch.testing.assert_close(generator.loss(window), -every)
 
 
-def test_a_state_knows_nothing_of_what_comes_after_it():
+def test_a_state_does_not_depend_on_later_items():
     generator, window = make_sasrec(), histories(3, 2, HISTORY)
     other = window.clone()
     other[:, 4:] = (other[:, 4:] + 1) % NUM_ITEMS
@@ -125,8 +125,8 @@ def test_the_search_finds_the_best_living_items_of_one_level_of_thousands(num_it
     assert (beams.scores[:, found:] < -1e8).all()
 
 
-def test_what_is_certain_is_learnt(tmp_path):
-    """Everybody walks the catalog in circles; eight of twelve items are excluded as history."""
+def test_a_certain_next_item_is_learnt(tmp_path):
+    """All users go through the catalog in circles. Eight of twelve items are excluded as history."""
     generator, items = make_sasrec(), np.arange(NUM_ITEMS)
     walks = [((items[:9] + start) % NUM_ITEMS).astype(np.int32) for start in items]
     everybody = Targets(items, [walk[:-1] for walk in walks], np.array([walk[-1] for walk in walks]))
@@ -144,7 +144,7 @@ def test_what_is_certain_is_learnt(tmp_path):
     assert validate(generator, codes_of_items(NUM_ITEMS), everybody, history_length=HISTORY) > 0.99
 
 
-def test_embeddings_are_given_of_items_in_training_alone():
+def test_only_items_in_training_have_embeddings():
     found = make_sasrec(num_seen=9).item_embeddings()
     assert found.is_learnt.tolist() == [True] * 9 + [False] * 3
     assert found.vectors.shape == (NUM_ITEMS, 16)

@@ -1,4 +1,4 @@
-"""`tiger` against transformers' T5 with the same weights, and what beams and padding must not change."""
+"""`tiger` agrees with transformers' T5 with the same weights, and beams and padding do not change scores."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ CONFIG = TigerConfig(width=12, num_layers=2, num_heads=3, head_dim=4, ffn_dim=20
 
 @pytest.fixture(scope="module")
 def generator() -> TigerGenerator:
-    """Weights away from their initial values, the norms' too, so that no two of them can be mistaken."""
+    """A generator with random weights, also in the norms, so that a mix-up of two weights shows."""
     torch.manual_seed(0)
     generator = TigerGenerator(config=CONFIG, spec=SPEC)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def random_history(seed: int, batch: int, positions: int) -> Tensor:
 
 @torch.no_grad()
 def scores_of(generator: TigerGenerator, history: Tensor, codes: Tensor) -> Tensor:
-    """Log-probability of each of codes [batch, beam, level], every row in a beam of its own."""
+    """The log-probability of each of codes [batch, beam, level], each in a beam of its own."""
     batch, num_beams, _ = codes.shape
     state, prefix, scores = generator.start(history), torch.zeros(batch, 1, dtype=torch.int64), []
     for level, num_codes in enumerate(SPEC.levels):
@@ -78,10 +78,10 @@ def random_codes(seed: int, *shape: int) -> Tensor:
     )
 
 
-# 60 positions are 180 tokens: past the largest distance with a bucket of its own.
+# 60 positions are 180 tokens. That is more than the largest distance with a bucket of its own.
 @pytest.mark.parametrize("positions", [1, 7, 60])
-def test_steps_of_shuffled_beams_equal_t5_told_the_same_codes(generator, t5, positions):
-    """The cache is right: incremental decoding through random parents is T5's full decoding of the paths."""
+def test_steps_of_shuffled_beams_equal_t5_on_the_same_codes(generator, t5, positions):
+    """The cache is right: incremental decoding with random parents equals T5's full decoding of the paths."""
     batch, num_beams = 3, 4
     rng = np.random.default_rng(positions)
     history = random_history(positions, batch, positions)
@@ -102,7 +102,7 @@ def test_steps_of_shuffled_beams_equal_t5_told_the_same_codes(generator, t5, pos
 
 
 def test_training_equals_t5_dropout_and_gradients_included(generator, t5):
-    """With one seed both drop the same places, as they ask for the same numbers in the same order."""
+    """With the same seed both drop the same places, because they draw the same numbers in the same order."""
     history, target = random_history(1, 6, 5), random_codes(2, 6)
     generator.train()
     t5.train()
@@ -139,7 +139,7 @@ def test_a_score_depends_on_its_own_history_and_path_alone(generator):
             torch.testing.assert_close(alone[0, 0], together[row, beam], atol=1e-5, rtol=1e-5)
 
 
-def test_an_empty_history_scores_the_same_however_it_is_padded(generator):
+def test_an_empty_history_scores_the_same_with_any_padding(generator):
     codes = random_codes(7, 1, 5)
     short, long = (
         scores_of(generator, torch.full((1, positions, len(SPEC.levels)), PADDING), codes)
@@ -158,7 +158,7 @@ def test_the_order_of_a_history_matters(generator):
 
 @pytest.mark.parametrize("temperature", [0.5, 0.8, 2.0])
 def test_temperature_divides_the_logits_of_the_loss_and_no_score(generator, temperature):
-    """A score gives logits up to a constant, which no softmax notices."""
+    """A score gives the logits up to a constant, and a constant does not change a softmax."""
     warm = TigerGenerator(config=replace(CONFIG, temperature=temperature), spec=SPEC)
     warm.load_state_dict(generator.state_dict())
     warm.eval()
@@ -177,7 +177,7 @@ def test_temperature_divides_the_logits_of_the_loss_and_no_score(generator, temp
 
 
 def test_training_learns_to_repeat_the_newest_item():
-    """From fresh weights: the initial scale is one that learns, and the target is found from the history."""
+    """The initial weights have a scale that can learn, and the target can be found from the history."""
     torch.manual_seed(1)
     config = TigerConfig(width=32, num_layers=1, num_heads=2, head_dim=16, ffn_dim=64, dropout=0.0)
     generator = TigerGenerator(config=config, spec=SPEC)

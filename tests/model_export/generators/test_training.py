@@ -1,4 +1,4 @@
-"""The training loop: what an epoch holds, that it learns, that it resumes."""
+"""The training loop makes correct epochs, learns, resumes and stops early."""
 
 from collections import Counter
 from dataclasses import replace
@@ -38,7 +38,7 @@ def make_tiger(seed: int = 0) -> TigerGenerator:
 
 @pytest.fixture
 def cycle() -> Split:
-    """Everybody walks the catalog in circles, so the next item is certain."""
+    """All users go through the catalog in circles, so the next item is certain."""
     sequences = [(np.arange(9) + start).astype(np.int32) % NUM_ITEMS for start in range(NUM_ITEMS)]
     users = np.arange(len(sequences))
 
@@ -52,7 +52,7 @@ def cycle() -> Split:
 @pytest.mark.parametrize("make", [make_tree, make_tiger])
 @pytest.mark.parametrize("length", [3, 6, 50])
 def test_an_epoch_has_each_target_once_with_the_items_right_before_it(make, length):
-    """Items are numbered through, so that a window can be checked by itself."""
+    """Items have consecutive numbers, so a window can be checked by itself."""
     ends = np.cumsum([1, 2, 3, 7, 20, 41])
     sequences = [np.arange(a, b, dtype=np.int32) for a, b in zip([0, *ends], ends, strict=False)]
     generator = make()
@@ -61,7 +61,7 @@ def test_an_epoch_has_each_target_once_with_the_items_right_before_it(make, leng
         assert window.size <= CONFIG.batch_positions or len(window) == 1
         for row in window:
             items = row[row >= 0]
-            assert (row[: len(row) - len(items)] == -1).all(), "padding stands on the left"
+            assert (row[: len(row) - len(items)] == -1).all(), "padding must be on the left"
             assert (np.diff(items) == 1).all()
             assert 2 <= len(items) <= length
             targets = items[1:] if generator.learns_every_position else items[-1:]
@@ -71,7 +71,7 @@ def test_an_epoch_has_each_target_once_with_the_items_right_before_it(make, leng
 
 
 @pytest.mark.parametrize("make", [make_tree, make_tiger])
-def test_what_is_certain_is_learnt(make, cycle, tmp_path):
+def test_a_certain_next_item_is_learnt(make, cycle, tmp_path):
     generator = make()
     before = validate(generator, CODES, cycle.test, history_length=6)
     curve = train_generator(
@@ -88,7 +88,7 @@ def test_what_is_certain_is_learnt(make, cycle, tmp_path):
     assert curve.train_loss[-1] < curve.train_loss[0] / 3
 
 
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(cycle, tmp_path):
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_run(cycle, tmp_path):
     def train(config: TrainingConfig, name: str) -> TreeGenerator:
         generator = make_tree()
         train_generator(

@@ -1,4 +1,4 @@
-"""`tree`: what it begins with, and how training scores against how searching does."""
+"""`tree`: its start from content, its likeness, and the agreement of training scores with search scores."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def scores_of_items(generator: TreeGenerator, codes: NDArray[np.int64], history:
 @torch.no_grad()
 @pytest.mark.parametrize("rows_per_child", [0, 1000], ids=["sparse", "dense"])
 @pytest.mark.parametrize("has_bonus", [True, False])
-def test_the_loss_is_what_searching_scores(monkeypatch, rows_per_child, has_bonus):
+def test_the_loss_equals_the_scores_of_the_search(monkeypatch, rows_per_child, has_bonus):
     monkeypatch.setattr(seen_prefixes, "ROWS_PER_GATHERED_CHILD", rows_per_child)
     rng = np.random.default_rng(1)
     codes = distinct_codes(rng)
@@ -91,8 +91,8 @@ def test_the_seen_children_of_a_prefix_and_a_new_one_share_its_probability(monke
         state = generator.reorder(state, parent)
 
 
-def test_hiding_items_is_what_makes_new_ones_likely():
-    """After the same training, with and without: an unseen code below a well-known prefix."""
+def test_hiding_items_in_training_makes_new_items_likely():
+    """The test compares the score of an unseen code below a well-known prefix, with and without hiding."""
     rng = np.random.default_rng(5)
     codes = distinct_codes(rng)
     windows = torch.from_numpy(codes[rng.integers(0, 30, size=(64, 4))])
@@ -113,7 +113,7 @@ def test_hiding_items_is_what_makes_new_ones_likely():
 
 @torch.no_grad()
 def test_an_untrained_model_ranks_items_by_how_near_they_are_to_the_history():
-    """Items in four bunches; after one item, its bunch comes first far more often than by chance."""
+    """Items form four clusters. After one item, its cluster ranks first much more often than by chance."""
     rng = np.random.default_rng(3)
     codes = distinct_codes(rng)
     bunch = np.arange(NUM_ITEMS) % 4
@@ -135,7 +135,7 @@ def test_an_untrained_model_ranks_items_by_how_near_they_are_to_the_history():
 @torch.no_grad()
 @pytest.mark.parametrize("rows_per_child", [0, 1000], ids=["sparse", "dense"])
 def test_likeness_is_added_to_what_is_learnt(monkeypatch, rows_per_child):
-    """Against a computation of its own, for items that training saw and those that it did not."""
+    """The test computes likeness separately, for seen and for unseen items."""
     monkeypatch.setattr(seen_prefixes, "ROWS_PER_GATHERED_CHILD", rows_per_child)
     rng = np.random.default_rng(4)
     codes, num_seen = distinct_codes(rng), 30
@@ -151,7 +151,7 @@ def test_likeness_is_added_to_what_is_learnt(monkeypatch, rows_per_child):
         return unit[below(prefix)].mean(axis=0) if below(prefix).any() else np.zeros(DIM, np.float32)
 
     def content(item: int) -> NDArray[np.float32]:
-        """Of the deepest prefix that was seen."""
+        """The mean vector of the deepest seen prefix."""
         return next(
             middle(tuple(codes[item, :n])) for n in (3, 2, 1, 0) if below(tuple(codes[item, :n])).any()
         )
@@ -189,7 +189,7 @@ def test_training_does_not_see_likeness():
     )
 
 
-def test_principal_axes_keep_angles_where_they_fit_and_the_widest_directions_where_not():
+def test_principal_axes_keep_angles_if_they_fit_and_the_widest_directions_if_not():
     rng = np.random.default_rng(4)
     vectors = rng.normal(size=(NUM_ITEMS, DIM)).astype(np.float32) * [9, 7, 5, 0.1, 0.1, 0.1]
     centered = vectors - vectors.mean(axis=0)

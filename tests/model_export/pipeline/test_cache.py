@@ -13,7 +13,7 @@ class Config:
     rate: float = 0.1
 
 
-def test_equal_inputs_have_equal_keys_and_any_change_another_one():
+def test_equal_inputs_have_equal_keys_and_any_change_gives_another_key():
     inputs = [np.arange(6), Config(), SidSpec(levels=(2, 3)), "a", 1, ("a", 1), {"tree": 1, "head": 2}]
     key = key_of(*inputs)
     again = [np.arange(6), Config(), SidSpec(levels=(2, 3)), "a", 1, ("a", 1), {"head": 2, "tree": 1}]
@@ -38,7 +38,7 @@ def test_equal_inputs_have_equal_keys_and_any_change_another_one():
     [ranking, ranking.left_padded, Config, lambda: None, object(), np.array([Config()], dtype=object)],
     ids=["module", "function", "class", "lambda", "object", "array of objects"],
 )
-def test_what_has_no_value_is_refused(code, tmp_path):
+def test_an_input_without_a_value_is_refused(code, tmp_path):
     with pytest.raises(TypeError, match="cannot be part of a key"):
         key_of("a", [1, code])
     with pytest.raises(TypeError, match="cannot be part of a key"):
@@ -79,7 +79,7 @@ def test_an_interrupted_stage_leaves_nothing_that_looks_finished(tmp_path):
     assert path.read_text() == "whole"
 
 
-def test_a_key_stays_what_it_was():
-    """The study's stored cells are found by keys: where this one changes, all of them are computed again."""
+def test_a_known_key_does_not_change():
+    """The study's stored cells are found by keys. If this key changes, all cells are computed again."""
     values = ["a", 1, None, ("b", 2.5), Config(), SidSpec(levels=(2, 3)), np.arange(3, dtype=np.int32)]
     assert key_of(*values) == "0234a1a35617658e"

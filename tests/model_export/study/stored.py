@@ -6,7 +6,7 @@ from model_export.study.cells import CellResult, load
 
 
 def stored_cells(folder: Path) -> list[CellResult]:
-    """All of them, by data set, name and seed."""
+    """All stored cells, sorted by data set, name and seed."""
     found = []
     for path in sorted(folder.glob("*/*.json")):
         name, _, seed = path.stem.rpartition("-")

@@ -1,4 +1,4 @@
-"""Cold items are met by nothing that learns, and a live service and the offline path agree about them."""
+"""Nothing that learns sees a cold item, and a live service and the offline path agree about cold items."""
 
 from dataclasses import replace
 
@@ -13,19 +13,19 @@ from model_export.pipeline.run import Run
 from model_export.study import cold as cold_module
 from model_export.study.cold import CUTOFFS, Outcome, Removed, cold, rank, remove, served
 
-SHARE = 0.15  # more than the study's, so that chance has something to be measured by
+SHARE = 0.15  # more than in the study, so that there are enough cold items to measure chance
 
 
 CONFIG = tiny()
 
 
 def nothing(_: str) -> None:
-    """To say nothing."""
+    """Does nothing with the progress text."""
 
 
 @pytest.fixture(scope="module")
 def split(small_dataset: Dataset) -> Split:
-    """With few test users, as each is asked for over HTTP."""
+    """The data with few test users, because each of them costs a request over HTTP."""
     found = leave_one_out(small_dataset)
     rows = np.arange(0, len(found.test), 5)
     test = found.test
@@ -77,7 +77,7 @@ def test_users_keep_their_whole_history_and_no_target_is_trained_on(removed, sma
             assert [ids[item] for item in history] == ids_of(small_dataset, split.test.histories[row])
             assert ids[target] == small_dataset.item_ids[split.test.targets[row]]
             learnt = trained.get(small_dataset.user_ids[user], np.zeros(0, np.int32))
-            assert len(learnt) <= len(history)  # begins like the history, so it lacks the target
+            assert len(learnt) <= len(history)  # it is the start of the history, so it lacks the target
             warm = history[history < removed.dataset.num_items]
             np.testing.assert_array_equal(learnt, warm[: len(learnt)])
 
@@ -96,9 +96,9 @@ def test_a_warm_user_whose_target_would_be_trained_on_is_left_out():
         assert set(removed.warm.users.tolist()) == set(range(4)) - last - short
 
 
-def test_without_test_users_there_is_nothing_to_measure():
+def test_without_test_users_the_measurement_is_refused():
     dataset = make_dataset("short", [{"item_id": "1"}, {"item_id": "2"}], [("a", [0, 1])], {})
-    with pytest.raises(DataError, match="none can be tested"):
+    with pytest.raises(DataError, match="no user can be tested"):
         remove(dataset, leave_one_out(dataset), share=0.5, seed=0)
 
 
@@ -106,12 +106,12 @@ def test_the_offline_path_finds_what_the_live_service_answers(removed, live):
     offline = rank(live.model, live.codes, removed.cold, CONFIG)
     assert (live.ranked >= 0).all()
     assert (live.ranked >= removed.dataset.num_items).any()  # cold items are recommended
-    assert (offline == live.ranked).mean() > 0.99  # scores equal but for rounding may change places
+    assert (offline == live.ranked).mean() > 0.99  # rounding may swap items with equal scores
     for history, page in zip(removed.cold.histories, live.ranked, strict=True):
         assert not set(history.tolist()) & set(page.tolist())
 
 
-@pytest.mark.usefixtures("live")  # its bundle is kept
+@pytest.mark.usefixtures("live")  # makes the bundle
 @pytest.mark.parametrize("encoder", [CONFIG.encoder, MiniLmConfig()], ids=["pictures", "text"])
 def test_the_figures_are_rates_beside_their_controls(encoder, removed, run):
     config = replace(CONFIG, encoder=encoder)
@@ -130,7 +130,7 @@ def test_the_figures_are_rates_beside_their_controls(encoder, removed, run):
     assert 0 < figures["warm_hit@10"] <= 1
 
 
-def test_chance_is_what_random_pages_hit(removed):
+def test_chance_is_the_hit_rate_of_random_pages(removed):
     rng = np.random.default_rng(0)
     num_items, found = len(removed.item_ids), []
     for _ in range(50):

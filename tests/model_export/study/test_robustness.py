@@ -1,4 +1,4 @@
-"""What counts as changed and as kept, by real encoders on real groceries."""
+"""Robustness counts changed texts and kept codes correctly, with real encoders on real groceries."""
 
 from dataclasses import replace
 
@@ -20,12 +20,14 @@ NUM_ITEMS = 8
 
 
 def nothing(_: str) -> None:
-    """To say nothing."""
+    """Does nothing with the progress text."""
 
 
 @pytest.fixture(scope="module")
 def configs(tiny_export) -> dict[str, RunConfig]:
-    """Pictures as the tiny export read them, so that nothing is read again, and text."""
+    """One configuration for pictures and one for text. The pictures are the tiny export's, which are read
+    already.
+    """
     pictures = replace(tiny(), render=tiny_export.bundle.manifest.render)
     return {"pictures": pictures, "text": replace(pictures, encoder=MiniLmConfig())}
 
@@ -47,7 +49,9 @@ def test_a_coder_gives_the_catalogs_texts_the_codes_of_its_quantizer(tiny_export
     assert codes_of([]).shape == (0, config.sid.num_levels)
 
 
-def test_what_nobody_sees_keeps_all_codes_and_another_items_text_does_not(tiny_export, configs, monkeypatch):
+def test_an_invisible_change_keeps_all_codes_and_another_items_text_does_not(
+    tiny_export, configs, monkeypatch
+):
     dataset, config = tiny_export.dataset, configs["pictures"]
     before = dict(zip(dataset.item_ids, [dataset.items[-1], *dataset.items], strict=False))
     changes = {
@@ -73,7 +77,7 @@ def test_what_nobody_sees_keeps_all_codes_and_another_items_text_does_not(tiny_e
     assert figures["kept_all_codes:other"] < 0.5
 
 
-def test_pictures_and_text_are_asked_the_same_and_every_share_is_one(tiny_export, configs):
+def test_pictures_and_text_get_the_same_changes_and_every_share_is_a_share(tiny_export, configs):
     pictures, text = (measured(tiny_export, config) for config in configs.values())
     assert pictures.keys() == text.keys()
     for change in CHANGES:

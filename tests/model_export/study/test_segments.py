@@ -1,4 +1,4 @@
-"""Kinds of items: shares counted by hand, and halves that are halves."""
+"""Segments: shares agree with counting by hand, and each kind is half of the catalog or of the purchases."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from model_export.study.segments import Segments, attribute_share, segments_of
         ("Bolt M3-0.5 x 12 mm", 3, 5),
         ("Epoxy 1/2 oz PVC", 3, 4),
         ('Binder, 1.5", white', 2, 4),
-        ("FRZN BAGGED VEGETABLES 16 OZ", 2, 5),  # all in capitals: only the digits and the unit count
+        ("FRZN BAGGED VEGETABLES 16 OZ", 2, 5),  # in capitals, only the digits and the unit count
         ("All-in-one tool in a box", 0, 5),
         ("", 0, 1),
     ],
@@ -22,7 +22,7 @@ def test_the_share_of_words_that_state_an_attribute(text, stated, words):
     assert attribute_share(text) == pytest.approx(stated / words)
 
 
-def test_each_item_is_of_one_kind_of_each_pair():
+def test_each_item_belongs_to_one_kind_of_each_pair():
     texts = ["Bolt 12 mm", "A long and narrative description of a thing", "Tube 5 ml", "A soft toy"]
     train = [np.array([0, 0, 2], dtype=np.int32), np.array([0, 3], dtype=np.int32)]
     found = segments_of(texts, train)

@@ -1,4 +1,4 @@
-"""`glyphrec study` on the plan `tiny`: every kind of cell is really run, kept, and told about."""
+"""`glyphrec study` with the plan `tiny` really runs, stores and reports every kind of cell."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ def studied(small_dataset, tmp_path_factory) -> Studied:
         make_dataset("groceries", small_dataset.items[:NUM_ITEMS], histories, {}), folder / "groceries"
     )
     found = Studied(folder / "groceries", folder / "docs", folder / "cache", [])
-    # In two goes: costs are measured of what the first has run, each kind of reading and of request once.
+    # Two runs: the second measures the costs of cells that the first has run, each kind once.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "NUM_ITEMS", 6)
         patch.setattr(timing, "NUM_REQUESTS", 6)
@@ -66,7 +66,7 @@ def studied(small_dataset, tmp_path_factory) -> Studied:
     return found
 
 
-def test_every_cell_of_the_plan_is_run_and_told(studied):
+def test_every_cell_of_the_plan_is_run_and_reported(studied):
     plan = PLANS["tiny"]()
     results = stored_cells(studied.out / "study" / "cells")
     assert {result.name for result in results} == {cell.name for cell in plan.cells}
@@ -79,7 +79,7 @@ def test_every_cell_of_the_plan_is_run_and_told(studied):
     assert figures["text"]["encode_ms_per_item"] > 0
     assert figures["tiger_text"]["use_level_4"] > 0, "a suffix is a level more"
     text = (studied.out / "study.md").read_text()
-    assert "all from one\nrun of `glyphrec study … --costs` on one machine" in text
+    assert "come from one run of `glyphrec study … --costs` on one machine" in text
     for cell in plan.cells:
         assert cell.label in text, cell.name
 
@@ -88,11 +88,11 @@ def test_a_second_run_computes_nothing_and_writes_the_same(studied):
     before = (studied.out / "study.md").read_bytes()
     said = studied.again()
     count = len(stored_cells(studied.out / "study" / "cells"))
-    assert f"{count} cells, {count} of them done before" in said
+    assert f"{count} cells, {count} of them already finished" in said
     assert (studied.out / "study.md").read_bytes() == before
 
 
-def test_costs_are_told_only_of_what_they_were_measured_for(studied):
+def test_costs_are_reported_only_for_cells_that_they_were_measured_for(studied):
     results = stored_cells(studied.out / "study" / "cells")
     default = next(result for result in results if (result.name, result.seed) == ("default", 0))
     second = next(result for result in results if (result.name, result.seed) == ("default", 1))
@@ -104,7 +104,7 @@ def test_costs_are_told_only_of_what_they_were_measured_for(studied):
     assert "ms_per_request" not in found[2].figures
 
 
-def test_a_cell_of_another_configuration_is_not_taken_for_this_one(studied):
+def test_a_stored_cell_of_another_configuration_is_not_used(studied):
     kept = cells.load(studied.out / "study" / "cells", "groceries", "markov", 0)
     try:
         cells.save(studied.out / "study" / "cells", replace(kept, key="0" * 16))
@@ -114,20 +114,20 @@ def test_a_cell_of_another_configuration_is_not_taken_for_this_one(studied):
 
 
 def test_an_unknown_plan_or_cell_is_one_clear_error(studied):
-    with pytest.raises(GlyphrecError, match=r"no plan 'huge'. Take one of full, tiny"):
+    with pytest.raises(GlyphrecError, match=r"no plan 'huge'. Choose one of full, tiny"):
         studied.again(plan="huge")
-    with pytest.raises(GlyphrecError, match=r"has no cell 'sasrek'. Its cells: default, "):
+    with pytest.raises(GlyphrecError, match=r"has no cell 'sasrek'. Its cells are default, "):
         studied.again(["sasrek"])
 
 
-def test_the_first_seed_of_everything_comes_before_the_second_of_anything(small_dataset):
+def test_the_first_seeds_of_all_cells_come_before_all_second_seeds(small_dataset):
     works = works_of(PLANS["full"](), {"small": small_dataset})
     seeds = [work.config.seed for work in works]
     assert seeds == sorted(seeds)
     assert len({(work.cell.name, work.config.seed) for work in works}) == len(works)
 
 
-def test_a_cell_is_run_anew_where_something_that_it_depends_on_differs(small_dataset):
+def test_a_cell_runs_again_if_something_that_it_depends_on_differs(small_dataset):
     def key(cell: Cell, **changes: object) -> str:
         return Work(replace(cell, config=replace(cell.config, **changes)), small_dataset, 0).key
 

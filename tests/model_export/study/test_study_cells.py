@@ -1,4 +1,4 @@
-"""Cells of the study come back from their files as they were, and a damaged file says what to do."""
+"""Cells of the study are loaded as they were saved, and the error for a damaged file says what to do."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_a_cell_comes_back_as_it_was_saved(tmp_path):
         assert getattr(found, name).dtype == np.uint8
 
 
-def test_what_is_not_there_is_none_and_a_cell_without_users_is_a_cell(tmp_path):
+def test_a_missing_cell_is_none_and_a_cell_without_users_is_a_cell(tmp_path):
     assert load(tmp_path, "shop", "default", 0) is None
     assert stored_cells(tmp_path) == []
     figures_only = CellResult("shop", "typos", "Typos", ("robustness",), 0, "k" * 16, {"robustness": 1})
@@ -74,7 +74,7 @@ def _without_key(text: str) -> str:
         lambda text: text[: len(text) // 2],
         lambda text: text[:0] + "[]",
         _without_key,
-        lambda text: text.replace('"ranks_excluded": "eN', '"ranks_excluded": "AA'),  # not what zlib writes
+        lambda text: text.replace('"ranks_excluded": "eN', '"ranks_excluded": "AA'),  # not zlib
         lambda text: text.replace('"ranks_excluded": "', '"ranks_excluded": "%'),  # not base64
         lambda text: text.replace('"default"', '"another"'),
         lambda text: text.replace('"figures": {', '"figures": {"odd": "many",'),
@@ -89,14 +89,14 @@ def test_a_damaged_file_is_named_and_says_to_delete_it(tmp_path, damage):
         load(tmp_path, "shop", "default", 0)
 
 
-def test_what_cannot_be_a_cell_is_refused(tmp_path):
+def test_an_impossible_cell_is_refused(tmp_path):
     with pytest.raises(ValueError, match="name a file"):
         cell("../default")
-    with pytest.raises(ValueError, match="up to 10"):
+    with pytest.raises(ValueError, match="at most 10"):
         cell(ranks_excluded=np.array([0, 11, 0, 0], dtype=np.uint8))
-    with pytest.raises(ValueError, match="up to 10"):
+    with pytest.raises(ValueError, match="at most 10"):
         cell(ranks_excluded=np.zeros(4, dtype=np.int64))
-    with pytest.raises(ValueError, match="4 users beside 3"):
+    with pytest.raises(ValueError, match="ranks_excluded has 4 users, and ranks_included has 3"):
         cell(ranks_included=RANKS[:3])
     with pytest.raises(ValueError, match="not JSON compliant"):
         save(tmp_path, cell(figures={"train_seconds": float("nan")}))

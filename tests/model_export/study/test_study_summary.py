@@ -1,4 +1,4 @@
-"""The study's numbers against figures counted by hand."""
+"""The study's figures agree with figures counted by hand."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def chance(seed: int, rate: float, num_users: int = 400) -> np.ndarray:
     return np.where(rng.random(num_users) < rate, rng.integers(0, 10, num_users), MISS)
 
 
-def test_ranks_give_what_rankings_give():
+def test_ranks_give_the_same_metrics_as_rankings():
     ranks = np.arange(11, dtype=np.uint8)
     ranked = np.tile(np.arange(10), (11, 1))
     for k in (5, 10):
@@ -43,7 +43,7 @@ def test_ranks_give_what_rankings_give():
 
 
 def test_a_cell_counted_by_hand():
-    """Seed 0 hits at the first and the eighth place, seed 1 at the third: rank 7 counts at 10, not at 5."""
+    """Seed 0 hits at the first and the eighth place, seed 1 at the third. Rank 7 counts at 10, not at 5."""
     found = study_json(
         [
             cell("default", [0, 7, MISS, MISS], [1, MISS, MISS, MISS], figures={"train_seconds": 10}),
@@ -75,7 +75,7 @@ def test_intervals_are_those_of_the_bootstrap_over_users():
 
 
 def test_differences_are_paired_and_positive_where_the_default_is_better():
-    """The default hits whatever Markov hits and two hundred users more, in two seeds against one."""
+    """The default has every hit of Markov and 200 more users, in two seeds against one."""
     markov = chance(0, 0.2)
     better = np.where(np.arange(400) < 200, 0, markov)
     found = study_json(
@@ -90,7 +90,7 @@ def test_differences_are_paired_and_positive_where_the_default_is_better():
     assert found["markov"]["item_hit@10_low"] == pytest.approx(intervals(gain[None])[0].low, rel=1e-5)
 
 
-def test_a_difference_where_nothing_is_hit_has_no_relative_gain():
+def test_a_difference_without_hits_has_no_relative_gain():
     found = study_json([cell("default", [0, 1]), cell("markov", [MISS, MISS])])["shop"]["differences"][
         "markov"
     ]
@@ -105,7 +105,7 @@ def test_one_seed_has_no_spread_and_no_default_no_differences():
     assert list(found["other"]) == ["markov"]
 
 
-def test_codes_stand_beside_items_and_cells_without_users_have_figures_only():
+def test_codes_are_counted_beside_items_and_cells_without_users_have_figures_only():
     codes = np.array([0, MISS], dtype=np.uint8)
     figures_only = CellResult(
         "shop", "cold", "Cold", ("cold",), 0, "k", MADE_WITH, figures={"cold_hit@10": 0.125}

@@ -1,4 +1,4 @@
-"""What people read of a study: the numbers of its JSON, in tables that say what is missing."""
+"""The report of a study: its tables have the numbers of study.json and say what is missing."""
 
 import json
 from xml.etree import ElementTree
@@ -17,7 +17,7 @@ LEVELS = {"use_level_1": 0.975, "use_level_2": 1.0, "entropy_bits_level_1": 7.25
 
 
 def cells() -> list[CellResult]:
-    """At least two of every group, on two datasets."""
+    """Cells on two datasets, at least two of every group."""
     every = ("headline", "encoders", "resolution", "quantizers", "generators", "ablation", "odd_ones")
     found = []
     for dataset in ("shop", "market"):
@@ -87,7 +87,7 @@ def test_each_question_has_its_table_and_plot(written, page):
     kinds = section(page, "3. Which items gain")
     assert "| long | 20 | ." in kinds
     assert "| rare | 0 | – | – | – |" in kinds
-    assert "### market" not in kinds  # no masks were given for it
+    assert "### market" not in kinds  # the test gave no masks for it
     assert "`default`" in section(page, "Odd ones")
     drawn = {"headline", "encoders", "resolution", "segments", "robustness", "ablation"}
     drawn |= {"quantizers", "generators", "odd_ones"}
@@ -99,7 +99,7 @@ def test_each_question_has_its_table_and_plot(written, page):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
-def test_what_the_data_cannot_tell_is_said(page):
+def test_the_page_says_what_the_data_cannot_show(page):
     method = section(page, "What is measured")
     assert "catalog order" in method
     assert "artifact" in method
@@ -152,13 +152,13 @@ def test_cells_of_other_versions_have_a_footnote_that_says_which(tmp_path):
     page = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert "`markov`†" in page
     assert "`default`†" not in page
-    assert "\n† Computed from the same data and configuration, but a stage has a new version" in page
-    assert "other results: baselines (2, now 3), tree (1, now 0). Delete" in page
+    assert "\n† This cell was computed from the same data and configuration, but with an older" in page
+    assert "other results: baselines (2, now 3), tree (1, now 0). To compute the cell again, delete" in page
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.0871, ".0871"), (0, ".0000"), (1, "1.0000"), (-0.0012, "-.0012")]
 )
-def test_rates_are_written_as_the_literature_does(value, text):
+def test_rates_are_written_as_papers_write_them(value, text):
     assert rate(value) == text
     assert signed(value) == (text if value < 0 else f"+{text}")

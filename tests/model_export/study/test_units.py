@@ -1,4 +1,4 @@
-"""Quantities: what they may become, worked out by hand, and what is none."""
+"""Quantities get the forms that were worked out by hand, and other numbers stay."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from model_export.study.units import is_unit, with_other_units
 
 
 def ways(text: str) -> set[str]:
-    """All that `text` becomes, whatever the random numbers."""
+    """Every text that `text` can become, over many random numbers."""
     return {with_other_units(text, np.random.default_rng(seed)) for seed in range(60)}
 
 
@@ -30,7 +30,7 @@ def test_a_quantity_becomes_another_way_to_write_it(text, expected):
     assert ways(text) == expected
 
 
-def test_all_numbers_of_a_size_go_into_the_one_unit_they_have():
+def test_all_numbers_of_a_size_get_the_same_unit():
     assert ways("8.5 x 11 Inches") == {
         '8.5 x 11"',
         "8.5 x 11 in",
@@ -51,17 +51,17 @@ def test_a_part_number_before_a_size_stays():
     "text",
     ["4 in 1 tool", "2 in the box", "5-10 mm", "W465-14 mm", "M3 x 0.5", "5 G phone", "1/0 in", "12 inched"],
 )
-def test_what_is_no_quantity_stays(text):
+def test_a_text_without_quantities_stays(text):
     assert ways(text) == {text}
 
 
-def test_a_text_keeps_all_else_and_changes_every_quantity():
+def test_every_quantity_changes_and_the_rest_of_the_text_stays():
     for text in ways("Bolt, 1/2 in, zinc (Pack of 6)"):
         head, size, tail = text.split(", ")
         assert (head, size != "1/2 in", tail.startswith("zinc (")) == ("Bolt", True, True)
         assert "Pack of 6" not in tail
 
 
-def test_units_are_known_by_themselves_except_the_preposition():
+def test_a_single_unit_is_known_except_the_preposition_in():
     assert all(map(is_unit, ["mm", "Inch", "OZ", "lbs", "ct", "pcs"]))
     assert not any(map(is_unit, ["in", "In", "millimetric", "zinc", ""]))
