@@ -144,7 +144,7 @@ TABLES: Mapping[str, Table] = {
             ),
             (
                 "at saturation",
-                "{serving.saturation_rps:,.0f} requests a second, "
+                "{serving.saturation_rps:,.0f} requests per second, "
                 "{serving.cpu_s_per_1000:.2f} s of CPU for 1,000",
                 "the graph in batches of {serving.graph_best_batch:.0f}, one thread "
                 "{serving.graph_best_rps:,.0f}; that route {serving.bare_saturation_rps:,.0f}",
@@ -161,7 +161,7 @@ TABLES: Mapping[str, Table] = {
             ),
             ("one new item, `POST /items`, p50", "{serving.items_p50_ms:short} ms", ""),
             (
-                "p99 at 30 % of saturation, 10 new items a second beside it",
+                "p99 at 30 % of saturation, 10 new items per second beside it",
                 "{serving.p99_while_ingesting_ms:short} ms",
                 "without them {serving.p99_without_ingest_ms:short} ms",
             ),
@@ -169,7 +169,7 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "two_tower": Table(
-        ("search", "one request", "requests a second, in batches", "memory", "of the exact ten"),
+        ("search", "one request", "requests per second, in batches", "memory", "of the exact ten"),
         (
             (
                 "exact",
@@ -190,7 +190,7 @@ TABLES: Mapping[str, Table] = {
     "soak": Table(
         ("`python -m benchmarks.soak`, {soak.minutes:.0f} minutes", ""),
         (
-            ("requests a second", "{soak.offered_rps:,.0f}"),
+            ("requests per second", "{soak.offered_rps:,.0f}"),
             ("puts and deletes of items", "{soak.changes:,.0f}"),
             (
                 "resident memory, first third and last",
@@ -202,7 +202,7 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "reading": Table(
-        ("", "items a second", "one new item", "letters right, real text", "graph"),
+        ("", "items per second", "one new item", "letters right, real text", "graph"),
         tuple(
             (
                 label,
@@ -216,7 +216,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "decode": Table(
         (
-            "ms a request, at the better of one and two threads",
+            "ms per request, at the better of one and two threads",
             "one at a time",
             "32 at once",
             "times faster than generate, one / 32",
@@ -286,7 +286,7 @@ TABLES: Mapping[str, Table] = {
         (
             ("ten best proven", *(f"{{certificate.exact_at_{beams}:.1%}}" for beams in CERTIFIED_BEAMS)),
             (
-                "ms a request, one thread",
+                "ms per request, one thread",
                 *(f"{{certificate.ms_at_{beams}:.2f}}" for beams in CERTIFIED_BEAMS),
             ),
         ),
@@ -319,7 +319,7 @@ TABLES: Mapping[str, Table] = {
             (
                 "memory of Redis",
                 "{scale.tenth_redis_mb:.0f} MB",
-                "{scale.redis_mb:.0f} MB ({scale.redis_bytes_per_item:.0f} bytes an item)",
+                "{scale.redis_mb:.0f} MB ({scale.redis_bytes_per_item:.0f} bytes per item)",
                 "{scale.redis_mb_growth:.1f}",
             ),
             (
@@ -343,7 +343,7 @@ TABLES: Mapping[str, Table] = {
             (
                 "its memory, above that of an empty one",
                 "{scale.tenth_replica_mb:.0f} MB",
-                "{scale.replica_mb:.0f} MB ({scale.replica_bytes_per_item:.0f} bytes an item)",
+                "{scale.replica_mb:.0f} MB ({scale.replica_bytes_per_item:.0f} bytes per item)",
                 "{scale.replica_mb_growth:.1f}",
             ),
             (
@@ -378,7 +378,7 @@ TABLES: Mapping[str, Table] = {
             (
                 "memory of Redis",
                 "{scale_tables.tenth_redis_mb:,.0f} MB",
-                "{scale_tables.redis_mb:,.0f} MB ({scale_tables.redis_bytes_per_item:.0f} bytes an item)",
+                "{scale_tables.redis_mb:,.0f} MB ({scale_tables.redis_bytes_per_item:.0f} bytes per item)",
                 "{scale_tables.redis_mb_growth:.1f}",
             ),
             (
@@ -402,7 +402,7 @@ TABLES: Mapping[str, Table] = {
             (
                 "their memory",
                 "{scale_tables.tenth_tables_mb:,.0f} MB",
-                "{scale_tables.tables_mb:,.0f} MB ({scale_tables.tables_bytes_per_item:.0f} bytes an item), "
+                "{scale_tables.tables_mb:,.0f} MB ({scale_tables.tables_bytes_per_item:.0f} bytes per item), "
                 "at the peak {scale_tables.tables_peak_mb:,.0f} MB",
                 "{scale_tables.tables_mb_growth:.1f}",
             ),
@@ -412,7 +412,7 @@ TABLES: Mapping[str, Table] = {
         _overload_row("offered, times the capacity", "{RUN.times:.0f}"),
         (
             _overload_row(
-                "requests a second, offered / accepted", "{RUN.offered_rps:,.0f} / {RUN.accepted_rps:,.0f}"
+                "requests per second, offered / accepted", "{RUN.offered_rps:,.0f} / {RUN.accepted_rps:,.0f}"
             ),
             _overload_row(
                 "accepted, p50 / p99", "{RUN.overloaded_p50_ms:.0f} / {RUN.overloaded_p99_ms:.0f} ms"

@@ -33,7 +33,7 @@ from service.inference.runtime import RecommenderSession
 
 Feeds = dict[str, Any]  # the inputs of one run
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 MOST_SCALES = 4096  # a weight with more outputs has one scale in all
 TOP_K = 10  # items of the pages that are compared
 NUM_CALIBRATION_RUNS = 64  # histories that set the scales

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from model_export.configs import HeadConfig
 from service.core.progress import ProgressBar
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 MASKED = -1e9
 
 

@@ -24,7 +24,7 @@ from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 MODEL_FILE = "PP-OCRv6_rec_small.onnx"
 RAPIDOCR = "rapidocr==3.10.0"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model_export.data.splits import Targets
 from model_export.evaluation.metrics import NO_ITEM, ndcg_at
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9)
 USERS_AT_ONCE = 512
 

@@ -23,7 +23,7 @@ from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
 BATCH = 64  # users searched at once
 TOP_K = 10  # ranks that count

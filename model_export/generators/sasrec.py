@@ -19,7 +19,7 @@ from model_export.configs import SasRecConfig
 from model_export.generators.base import Generator, Modules
 from service.core.sid import SidSpec
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 
 
 class SasRecState(NamedTuple):

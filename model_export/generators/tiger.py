@@ -33,7 +33,7 @@ from model_export.generators.base import Generator, Modules
 from model_export.generators.seen_prefixes import SeenPrefixes, item_vectors, seen_prefixes
 from service.core.sid import SidSpec
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 PAD = 0  # the token of padding, and the decoder's first input, as in T5
 NUM_BUCKETS, MAX_DISTANCE = 32, 128  # T5's, of relative positions

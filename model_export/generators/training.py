@@ -23,7 +23,7 @@ from service.core.graphs import PADDING
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 VALIDATION_BEAMS = 30
 VALIDATION_BATCH = 128
 WINDOWS_PER_CHUNK = 4096  # sorted by length together

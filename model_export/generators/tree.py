@@ -47,7 +47,7 @@ from model_export.generators.seen_prefixes import (
 )
 from service.core.sid import SidSpec
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 MASKED = -1e9  # finite: a row with every key masked must not become nan
 
 

@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from model_export.quantizers.sinkhorn import sinkhorn_assign
 from service.core.sid import SidSpec
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 SINKHORN_ROUNDS = 30
 
 Treatment = Literal["none", "sinkhorn", "zcr", "suffix"]

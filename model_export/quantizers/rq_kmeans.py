@@ -25,7 +25,7 @@ from model_export.quantizers.base import (
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 
 
 class RqKMeans(ResidualQuantizer):

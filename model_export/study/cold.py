@@ -41,7 +41,7 @@ from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 CUTOFFS = (10, 50, 100)
 TOP_K = CUTOFFS[-1]  # the longest page that a service returns
 ITEMS_PER_POST = 32  # the service reads them as one batch, so equal codes get their slots in this order

@@ -15,7 +15,7 @@ from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import FILLER_SCORE
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 K = 10
 BATCH = 128
 

@@ -15,7 +15,7 @@ from model_export.study.coding import Coder, coder
 from model_export.study.perturb import CHANGES
 from service.core.render import item_text
 
-VERSION = 1  # raised when the output changes; see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 
 
 def robustness(run: Run, *, num_items: int = 400, seed: int = 0) -> dict[str, float]:

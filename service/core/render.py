@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from service.core.bundle import RenderSpec, sha256_of
 from service.errors import ContractMismatch
 
-VERSION = 1  # of what comes out; raised with it, see model_export/pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 FONTS = Path(__file__).parent / "fonts"
 
 WHITE = 255

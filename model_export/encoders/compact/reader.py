@@ -25,7 +25,7 @@ from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 WEIGHTS = Path(__file__).parent / "weights" / "compact_reader.npz"
 PRETRAIN = "python -m model_export.encoders.compact.pretrain"
 

@@ -21,7 +21,7 @@ from model_export.encoders.hub.base import (
 )
 from model_export.encoders.hub.pixels import Geometry, Pixels
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 WHOLE, ENCODER = "deepseek_ocr2", "deepseek_ocr2_vision"
 
 

@@ -9,7 +9,7 @@ from model_export.encoders.hub.base import HubEncoder, PictureReader, View, load
 from model_export.encoders.hub.pixels import Geometry, Pixels
 from service.errors import GlyphrecError
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 
 
 class Donut(HubEncoder):

@@ -8,7 +8,7 @@ from typing import Any
 from model_export.encoders.hub.base import HubEncoder, PictureReader, View, load_encoder
 from model_export.encoders.hub.pixels import Pixels, plain_geometry
 
-VERSION = 1  # of this stage's output; raise it when the output changes, see pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 
 # The number of tokens before the patches: the class token, and in DeiT also the distillation token.
 NUM_SPECIAL = {"vit": 1, "deit": 2}
