@@ -58,6 +58,10 @@ def _bundles(model: Model, rollout: Rollout) -> BundlesResponse:
 
 
 def change_info(rollout: Rollout | None) -> ChangeInfo | None:
+    """The progress of the last change of the tokenizer, as the API shows it.
+
+    None if no change was announced yet, or while this replica serves no model.
+    """
     progress = rollout.progress() if rollout is not None else None
     if progress is None:
         return None

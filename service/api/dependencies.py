@@ -47,6 +47,7 @@ class ServiceState:
 
 
 async def get_state(request: Request) -> ServiceState:
+    """The state that create_app made for the app that answers this request."""
     state: ServiceState = request.app.state.service
     return state
 
@@ -61,12 +62,14 @@ async def get_model(state: StateDep) -> AsyncIterator[Model]:
 
 
 async def get_rollout(state: StateDep) -> Rollout:
+    """The part of this replica in changes of the model. Raises NotReady while no model is loaded."""
     if state.rollout is None:
         raise NotReady(state.readiness.phase)
     return state.rollout
 
 
 async def get_feedback(state: StateDep) -> Feedback:
+    """Where posted events go. Raises NotReady until Redis is found at the start."""
     if state.feedback is None:
         raise NotReady(state.readiness.phase)
     return state.feedback
@@ -83,6 +86,7 @@ class Call(NamedTuple):
 
 
 def call_of(request: Request) -> Call:
+    """Collect what the envelope noted about the request. Direct routes call it without FastAPI."""
     state = request.scope["state"]
     return Call(
         state["request_id"],
@@ -94,6 +98,7 @@ def call_of(request: Request) -> Call:
 
 
 async def get_call(request: Request) -> Call:
+    """`call_of` as a dependency. It is async because FastAPI runs other functions in a thread."""
     return call_of(request)
 
 
