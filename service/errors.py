@@ -26,6 +26,8 @@ class ServiceError(GlyphrecError):
 
 
 class ItemNotFound(ServiceError):
+    """Raised if a request names an item that is not in the catalog."""
+
     status = HTTPStatus.NOT_FOUND
     slug = "item-not-found"
 
@@ -45,6 +47,8 @@ class InvalidItem(ServiceError):
 
 
 class TooManyItems(ServiceError):
+    """Raised if one request has more items than GLYPHREC_MAX_ITEMS_PER_REQUEST allows."""
+
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "too-many-items"
 
@@ -55,6 +59,8 @@ class TooManyItems(ServiceError):
 
 
 class ItemChanged(ServiceError):
+    """Raised, or returned for one item of a batch, if another request changed the item after it was read."""
+
     status = HTTPStatus.CONFLICT
     slug = "item-changed"
 
@@ -65,6 +71,8 @@ class ItemChanged(ServiceError):
 
 
 class SidSpaceFull(ServiceError):
+    """Raised, or returned for one item of a batch, if other items have all slots of its codes."""
+
     status = HTTPStatus.INSUFFICIENT_STORAGE
     slug = "sid-space-full"
 
@@ -77,6 +85,8 @@ class SidSpaceFull(ServiceError):
 
 
 class UnknownFilterField(ServiceError):
+    """Raised if a filter has a condition on a field that GLYPHREC_FILTER_FIELDS does not declare."""
+
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "unknown-filter-field"
 
@@ -99,6 +109,8 @@ class InvalidFilter(ServiceError):
 
 
 class InvalidCursor(ServiceError):
+    """Raised if the cursor of a page of items cannot be read."""
+
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     slug = "invalid-cursor"
 
@@ -114,6 +126,8 @@ class InvalidCursor(ServiceError):
 
 
 class NotReady(ServiceError):
+    """Raised if a request comes before this replica has loaded its bundle and its catalog."""
+
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "not-ready"
     retry_after_s = 1
@@ -125,6 +139,8 @@ class NotReady(ServiceError):
 
 
 class StoppedServing(ServiceError):
+    """Raised for every job that waits in a queue when the queue stops, or that comes later."""
+
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "stopping"
     retry_after_s = 1
@@ -147,6 +163,8 @@ class Overloaded(ServiceError):
 
 
 class TooManyConnections(ServiceError):
+    """Raised at the first request of a connection beyond the limit. The connection is then closed."""
+
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "too-many-connections"
     retry_after_s = 1
@@ -159,6 +177,8 @@ class TooManyConnections(ServiceError):
 
 
 class TookTooLong(ServiceError):
+    """Raised if a request is not done by its deadline or within its time limit in seconds."""
+
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "took-too-long"
     retry_after_s = 1
@@ -168,6 +188,8 @@ class TookTooLong(ServiceError):
 
 
 class BadTimeout(ServiceError):
+    """Raised if the header X-Request-Timeout is not a number of seconds within the limit."""
+
     status = HTTPStatus.BAD_REQUEST
     slug = "bad-timeout"
 
@@ -182,6 +204,8 @@ class BadTimeout(ServiceError):
 
 
 class NotHttp(ServiceError):
+    """Raised if the bytes of a connection cannot be parsed as HTTP/1.1. The connection is then closed."""
+
     status = HTTPStatus.BAD_REQUEST
     slug = "not-http"
 
@@ -190,6 +214,8 @@ class NotHttp(ServiceError):
 
 
 class TargetTooLong(ServiceError):
+    """Raised if the path and the query have too many bytes, or the query has too many parameters."""
+
     status = HTTPStatus.REQUEST_URI_TOO_LONG
     slug = "target-too-long"
 
@@ -201,6 +227,8 @@ class TargetTooLong(ServiceError):
 
 
 class HeadTooLarge(ServiceError):
+    """Raised if a request has too many headers, or if they or a trailer have too many bytes."""
+
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     slug = "head-too-large"
 
@@ -211,6 +239,8 @@ class HeadTooLarge(ServiceError):
 
 
 class BodyTooLarge(ServiceError):
+    """Raised if Content-Length is above the limit, or when more bytes than that have come."""
+
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     slug = "body-too-large"
 
@@ -219,6 +249,8 @@ class BodyTooLarge(ServiceError):
 
 
 class BodyTooSlow(ServiceError):
+    """Raised if the next part of a body does not come in time, or if the body comes too slowly on average."""
+
     status = HTTPStatus.REQUEST_TIMEOUT
     slug = "body-too-slow"
 
@@ -229,6 +261,8 @@ class BodyTooSlow(ServiceError):
 
 
 class NotJson(ServiceError):
+    """Raised if the Content-Type of a body is missing or is not a type of JSON."""
+
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "not-json"
 
@@ -238,6 +272,8 @@ class NotJson(ServiceError):
 
 
 class InvalidJson(ServiceError):
+    """Raised if a body does not follow RFC 8259, has a name twice in one object, or is nested too deeply."""
+
     status = HTTPStatus.BAD_REQUEST
     slug = "invalid-json"
 
@@ -249,6 +285,8 @@ class InvalidJson(ServiceError):
 
 
 class MissingKey(ServiceError):
+    """Raised if the service has keys, the route needs one, and the request gives none of them."""
+
     status = HTTPStatus.UNAUTHORIZED
     slug = "missing-key"
 
@@ -260,6 +298,8 @@ class MissingKey(ServiceError):
 
 
 class ReadOnlyKey(ServiceError):
+    """Raised if a request would change the catalog and its key gives only the read scope."""
+
     status = HTTPStatus.FORBIDDEN
     slug = "read-only-key"
 
@@ -268,6 +308,8 @@ class ReadOnlyKey(ServiceError):
 
 
 class AdminKeyNeeded(ServiceError):
+    """Raised if a request to /admin/ has a key without the admin scope."""
+
     status = HTTPStatus.FORBIDDEN
     slug = "admin-key-needed"
 
@@ -276,6 +318,8 @@ class AdminKeyNeeded(ServiceError):
 
 
 class NoAdminKey(ServiceError):
+    """Raised for a request to /admin/ if GLYPHREC_ADMIN_KEYS is empty, whatever key the request has."""
+
     status = HTTPStatus.FORBIDDEN
     slug = "no-admin-key"
 
@@ -290,6 +334,8 @@ class NoAdminKey(ServiceError):
 
 
 class NoBundlesFolder(ServiceError):
+    """Raised if a request names a bundle and GLYPHREC_BUNDLES_DIR is not set."""
+
     status = HTTPStatus.CONFLICT
     slug = "no-bundles-folder"
 
@@ -300,6 +346,8 @@ class NoBundlesFolder(ServiceError):
 
 
 class BundleNotFound(ServiceError):
+    """Raised if the folder of bundles on this replica has no folder of the requested name."""
+
     status = HTTPStatus.NOT_FOUND
     slug = "bundle-not-found"
 
@@ -318,6 +366,8 @@ class BundleRefused(ServiceError):
 
 
 class ChangeUnderWay(ServiceError):
+    """Raised if a change of the model is requested while this or another replica works on another one."""
+
     status = HTTPStatus.CONFLICT
     slug = "change-under-way"
     retry_after_s = 5

@@ -25,10 +25,12 @@ class ApiRoute(JsonRoute):
     """For `APIRouter(route_class=ApiRoute)`: a JsonRoute, direct if the policy of its endpoint says so."""
 
     def get_route_handler(self) -> Handler:
+        """Make the route's handler. A direct route validates its body without FastAPI."""
         return _direct_handler(self.endpoint) if self.is_direct else super().get_route_handler()
 
     @property
     def is_direct(self) -> bool:
+        """Whether the envelope calls the endpoint. False if the endpoint declares no policy."""
         declared = policy_of(self.endpoint)
         return declared is not None and declared.is_direct
 

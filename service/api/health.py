@@ -101,4 +101,5 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 @router.get("/metrics", include_in_schema=False)
 @policy(Scope.OPEN)
 async def metrics(state: StateDep) -> Response:
+    """All metrics of this replica in the text format of Prometheus."""
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

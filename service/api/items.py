@@ -130,6 +130,7 @@ async def item_image(item_id: ItemIdPath, model: ModelDep) -> Response:
 @router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
 @policy(Scope.READ)
 async def get_item(item_id: ItemIdPath, model: ModelDep) -> StoredItemOut:
+    """The item as it was posted, without null fields, and the Semantic ID that the tokenizer gave it."""
     return _stored(await _find(model, item_id))
 
 

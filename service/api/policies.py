@@ -34,6 +34,8 @@ class Admission:
 
 @dataclass(frozen=True)
 class RoutePolicy:
+    """The demands of one route on a request. They are read before its endpoint runs."""
+
     scope: Scope
     admission: Admission | None = None  # None: the request is refused later, if its queue is full
     is_direct: bool = False  # the envelope calls the endpoint without FastAPI; see direct.py

@@ -58,6 +58,8 @@ class Item(BaseModel):
 
 
 class ItemsRequest(_In):
+    """A batch of items to add or replace. GET /info tells how many one request may have."""
+
     # Each item is checked on its own, so that a bad one does not fail the others.
     items: list[Any] = Field(
         min_length=1,
@@ -81,6 +83,8 @@ ItemsBody = Annotated[
 
 
 class ItemResult(_Out):
+    """The outcome for one posted item. `error` tells why it failed, and is null if it did not."""
+
     item_id: str | None = Field(description="null if the posted item had no usable id")
     status: Literal["created", "moved", "updated", "unchanged", "failed"]
     semantic_id: str | None = Field(description="codes and slot")
@@ -95,38 +99,52 @@ class ItemResult(_Out):
 
 
 class ItemsResponse(_Out):
+    """One result for each posted item, and the version of the catalog that has the stored items."""
+
     items: list[ItemResult] = Field(description="in the order of the request")
     catalog_version: int = Field(description="this replica serves at least this version of the catalog")
 
 
 class StoredItemOut(_Out):
+    """A stored item, the codes that the tokenizer read from its text, and its Semantic ID: codes and slot."""
+
     item: dict[str, Any] = Field(description="the item as it was posted, without null fields")
     semantic_id: str
     codes: list[int]
 
 
 class PatchedItem(StoredItemOut):
+    """The whole item after the change. `status` is moved if its new text gave it another Semantic ID."""
+
     status: Literal["created", "moved", "updated", "unchanged"]
     catalog_version: int
 
 
 class ItemPage(_Out):
+    """A page of stored items, perhaps fewer than `limit`. `next_cursor` is null on the last page."""
+
     items: list[StoredItemOut] = Field(description="in trie order: items that look alike are neighbors")
     next_cursor: str | None
 
 
 class Deleted(_Out):
+    """The deleted item, and a version of the catalog without it."""
+
     item_id: str
     catalog_version: int
 
 
 class SimilarItem(_Out):
+    """An item whose first codes are the same. The more codes are shared, the more alike the texts are."""
+
     item_id: str
     semantic_id: str
     shared_levels: int = Field(description="number of leading codes that both items share")
 
 
 class SimilarResponse(_Out):
+    """Other items that share at least the first code. Those that share the most codes come first."""
+
     item_id: str
     semantic_id: str
     items: list[SimilarItem]
@@ -193,6 +211,8 @@ class DiversityIn(_In):
 
 
 class RecommendRequest(_In):
+    """The items that a user took before, and which items the page may have."""
+
     history: list[ItemId] = Field(
         max_length=MAX_HISTORY, description="item ids, oldest first; only the newest known items count"
     )
@@ -208,6 +228,8 @@ class RecommendRequest(_In):
 
 
 class Recommendation(_Out):
+    """One item of the page. `semantic_id` has its codes and its slot."""
+
     item_id: str
     score: float | None = Field(
         description="a sum of log-probabilities, never positive; only its order has a meaning. "
@@ -217,6 +239,8 @@ class Recommendation(_Out):
 
 
 class SearchInfo(_Out):
+    """How wide the search for the page was. A beam is one sequence of codes that the search keeps."""
+
     num_beams: int = Field(description="beams of the search that found the page")
     widened: int = Field(description="number of times that the search was repeated with more beams")
     beam_limit_reached: bool = Field(
@@ -225,6 +249,8 @@ class SearchInfo(_Out):
 
 
 class RecommendResponse(_Out):
+    """A page of recommended items, and how it was found."""
+
     items: list[Recommendation] = Field(
         description="best first; items with the same codes in slot order; popular items fill the rest"
     )
@@ -245,16 +271,22 @@ class RecommendResponse(_Out):
 
 
 class EventIn(_In):
+    """A user took an item from a page of POST /recommend."""
+
     event_id: EventText = Field(description="a unique id of the event; the same if the event is sent again")
     request_id: EventText = Field(description="X-Request-ID of the answer with the page")
     item_id: ItemId = Field(description="the item that was taken: clicked, bought, played")
 
 
 class EventsRequest(_In):
+    """Events to count. The service accepts all of them or none."""
+
     events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
 class EventsResponse(_Out):
+    """How many of the posted events were new. The two numbers add up to the events of the request."""
+
     accepted: int = Field(description="number of new events")
     duplicates: int = Field(
         description="number of events whose event_id was known already; they changed nothing"
@@ -262,6 +294,8 @@ class EventsResponse(_Out):
 
 
 class CatalogInfo(_Out):
+    """The catalog as this replica serves it from its memory."""
+
     name: str
     items: int
     version: int
@@ -270,6 +304,8 @@ class CatalogInfo(_Out):
 
 
 class LimitsInfo(_Out):
+    """The limits of one request, and the numbers of beams of the first and of the widest search."""
+
     items_per_request: int
     item_chars: int
     body_bytes: int
@@ -280,18 +316,24 @@ class LimitsInfo(_Out):
 
 
 class BundleRequest(_In):
+    """The bundle to serve from now on."""
+
     bundle: str = Field(
         pattern=r"^[\w+@=-][\w.+@=-]{0,127}$", description="the name of a folder in GLYPHREC_BUNDLES_DIR"
     )
 
 
 class ServedBundle(_Out):
+    """A bundle that answers requests. The ids name its two models by their content."""
+
     bundle: str
     tokenizer_id: str
     recommender_id: str
 
 
 class ReplicaInfo(_Out):
+    """How far one living replica is with the change of the tokenizer."""
+
     replica: str
     tokenizer_id: str = Field(description="the tokenizer that the replica serves")
     is_prepared: bool = Field(
@@ -316,11 +358,15 @@ class ChangeInfo(_Out):
 
 
 class BundlesResponse(_Out):
+    """The bundle that answers now, and the last change of the tokenizer; null if there was none."""
+
     serving: ServedBundle = Field(description="on this replica")
     change: ChangeInfo | None
 
 
 class InfoResponse(_Out):
+    """The models, the catalog and the limits of this replica, and how the models were made."""
+
     service_version: str
     bundle: str
     tokenizer_id: str
@@ -345,10 +391,14 @@ class InfoResponse(_Out):
 
 
 class Live(_Out):
+    """The process answers. GET /health/ready tells about its bundle, its catalog and Redis."""
+
     status: Literal["alive"]
 
 
 class Ready(_Out):
+    """Whether this replica takes requests, and how current its catalog is."""
+
     status: Literal["ready", "starting", "stopping"]
     phase: str = Field(description="the step that the start is at, or ready")
     stale: bool = Field(

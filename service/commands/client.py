@@ -35,6 +35,7 @@ Subparsers = Any  # argparse names no public type for what add_subparsers return
 
 
 def add_import(subparsers: Subparsers) -> None:
+    """Add `glyphrec import`, which runs `run_import`."""
     parser = subparsers.add_parser(
         "import",
         help="post the items of a file to a running service, or put tokenized items into Redis",
@@ -69,6 +70,7 @@ def add_import(subparsers: Subparsers) -> None:
 
 
 def add_recommend(subparsers: Subparsers) -> None:
+    """Add `glyphrec recommend`, which runs `run_recommend`."""
     parser = subparsers.add_parser(
         "recommend", help="ask a running service for the next items after a history"
     )
@@ -160,6 +162,11 @@ def _conclude(counts: Mapping[str, int], num_shown: int) -> int:
 
 
 def run_recommend(args: argparse.Namespace) -> int:
+    """Print the recommended items with their scores, or the whole answer as JSON. Returns 0.
+
+    Raises GlyphrecError if --filter is not JSON, if no service answers, or if the service refuses the
+    request.
+    """
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
         try:

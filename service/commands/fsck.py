@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what takes time to load is loaded where it is used
 
 
 def add_fsck(subparsers: Subparsers) -> None:
+    """Add `glyphrec fsck`, which runs `run_fsck`. Some defaults come from the environment."""
     parser = subparsers.add_parser(
         "fsck",
         help="check that a catalog in Redis is consistent, and repair it",

@@ -37,6 +37,8 @@ AGAIN = "Give the same command again: items are not put twice."
 
 
 class Line(NamedTuple):
+    """One checked line of the file. `number` counts from 1."""
+
     number: int
     record: ItemRecord
     codes: Codes

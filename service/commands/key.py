@@ -7,6 +7,7 @@ from service.core.keys import hash_of, new_key
 
 
 def add_key(subparsers: Subparsers) -> None:
+    """Add `glyphrec key`, which runs `run_key`."""
     parser = subparsers.add_parser(
         "key",
         help="make a new API key and its hash",

@@ -13,6 +13,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 def add_serve(subparsers: Subparsers) -> None:
+    """Add `glyphrec serve`, which runs `run_serve`. Its options override environment variables."""
     parser = subparsers.add_parser(
         "serve",
         help="serve a bundle over HTTP",

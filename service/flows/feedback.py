@@ -23,6 +23,8 @@ MAX_BACKOFF_S = 2.0
 
 
 class Feedback:
+    """Stores posted events in Redis, and counts those about the pages that this replica served."""
+
     def __init__(self, store: EventStore, pages: ServedPages, metrics: Metrics) -> None:
         self._store = store
         self._pages = pages

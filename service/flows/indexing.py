@@ -56,6 +56,8 @@ class CheckedItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
+    """The result for one item of a request. `error` is set if and only if `status` is failed."""
+
     item_id: str | None  # None where the item had no usable id
     status: Literal["created", "moved", "updated", "unchanged", "failed"]
     sid: Sid | None = None
@@ -65,6 +67,8 @@ class Outcome:
 
 
 class Indexed(NamedTuple):
+    """The results of one request. A search on this replica finds every stored item from `version` on."""
+
     outcomes: list[Outcome]  # in the order of the request
     version: int  # of the catalog, as this replica now serves it
 
@@ -79,6 +83,8 @@ def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[C
 
 
 class Indexer:
+    """Reads items with one tokenizer and stores them with their SIDs. `timeout_s` limits each `index`."""
+
     def __init__(
         self,
         store: ItemStore,

@@ -17,6 +17,8 @@ from service.telemetry.stages import Stages
 
 @dataclass(frozen=True)
 class Recommended:
+    """A page, and how wide the search for it became."""
+
     page: Page
     num_beams: int  # of the search that found it
     widened: int  # how often the search was repeated with more beams
@@ -24,6 +26,12 @@ class Recommended:
 
 
 class Recommender:
+    """Answers queries for one model. `timeout_s` limits each of them, including its time in the queue.
+
+    The first search of a query has `num_beams` beams, or more if the page needs them. The widest has
+    `beam_limit`.
+    """
+
     def __init__(
         self,
         batcher: MicroBatcher[Search, Page],

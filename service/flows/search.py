@@ -35,6 +35,8 @@ History = NDArray[np.int64]  # [position, level], oldest first
 
 @dataclass(frozen=True)
 class Query:
+    """A request for `limit` items after a history. `wants_exact`: the page must be proven to be the best."""
+
     history: Sequence[str]  # item ids, oldest first
     limit: int
     exclude_item_ids: frozenset[str] = frozenset()
@@ -45,6 +47,7 @@ class Query:
 
     @cached_property
     def excluded(self) -> AbstractSet[str]:
+        """Ids of the items that must not be on the page. Some of them may be unknown."""
         return self.exclude_item_ids.union(self.history if self.exclude_history else ())
 
 

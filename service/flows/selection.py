@@ -11,6 +11,8 @@ from service.core.sid import Sid
 
 @dataclass(frozen=True)
 class Ranked:
+    """A candidate for a page. `score` is a sum of log-probabilities, so it is never positive."""
+
     item_id: str
     sid: Sid
     score: float | None  # None: a popular item that the model did not score

@@ -12,6 +12,8 @@ NUM_STRIDES = 64  # see ServedPages._forget
 
 
 class Attribution(NamedTuple):
+    """Where an event's item stood on its page."""
+
     recommender_id: str  # the model that served the page
     rank: int | None  # of the item on the page, from 1; None if it was not there
 
@@ -34,6 +36,7 @@ class ServedPages:
 
     @property
     def num_pages(self) -> int:
+        """The number of remembered pages. Reading it forgets those that are too old."""
         self._forget(self._clock())
         return len(self._pages)
 

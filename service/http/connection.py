@@ -57,15 +57,18 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_refused = False  # the request whose parts are coming
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Start the time for the first head, and note whether this connection is one too many."""
         super().connection_made(transport)
         self._is_surplus = len(self.connections) > self._max_connections
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer, so that it does not keep the closed connection in memory."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Parse the bytes. Refuses the request if a head or a trailer takes too many of them."""
         if self.transport.is_closing():
             return
         self._unused_bytes += len(data)
@@ -77,14 +80,20 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(HeadTooLarge())
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  the text of uvicorn
+        """Answer bytes that cannot be parsed with a problem document, where uvicorn would send plain text."""
         self._refuse(NotHttp())
 
     def on_message_begin(self) -> None:
+        """Forget the counts and the refusal of the previous request."""
         self._unused_bytes = 0
         self._is_refused = False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        """Reserve room for the request and start its task, or refuse it by its head alone.
+
+        Raises HttpParserError, which closes the connection, if too many requests wait for their answers.
+        """
         if len(self.pipeline) >= MAX_PIPELINED:  # one read may hold thousands, and each waits in memory
             raise httptools.HttpParserError("too many requests before the first answer")
         self._unused_bytes = 0
@@ -114,16 +123,19 @@ class BoundedHttp(HttpToolsProtocol):
             raise
 
     def on_body(self, body: bytes) -> None:
+        """Pass a part of the body on, or drop it if the request was refused."""
         self._unused_bytes = 0
         if not self._is_refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """Leave the reservation to the request's task, because the whole body is here."""
         self._reservation = None
         if not self._is_refused:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        """Start the time for the next head, unless the next request is here already."""
         has_next = bool(self.pipeline)
         super().on_response_complete()
         if not has_next:

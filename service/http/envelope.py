@@ -51,6 +51,7 @@ class Envelope:
         self._reporter = Reporter(metrics, tracer, log_requests=log_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. An error raised before the answer has begun becomes a problem document."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -72,6 +72,7 @@ class Reporter:
         self._log_requests = log_requests
 
     def report(self, exchange: Exchange) -> None:
+        """Record the duration, the status and the stages. A client that left early counts as CLIENT_LEFT."""
         seconds = perf_counter() - exchange.started_at
         method, status = exchange.scope["method"], exchange.status or CLIENT_LEFT
         route = getattr(exchange.scope.get("route"), "path", "unmatched")

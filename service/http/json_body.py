@@ -18,6 +18,7 @@ class JsonRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler of the route, but with a request whose body is read by `parse`."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:

@@ -22,6 +22,8 @@ _TAGS = ("batch", "bare", "<range>", "<value>")  # which pydantic adds for the u
 
 
 class FieldError(BaseModel):
+    """One value of the request that is wrong, and why."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     field: str = Field(description="place in the request, as names and indexes with dots between")
@@ -67,6 +69,8 @@ OF_A_PUT = OF_A_BODY | OF_A_QUEUE | problems(HTTPStatus.CONFLICT, HTTPStatus.INS
 
 
 class ProblemResponse(Response):
+    """A problem document as an answer, with the problem's own status."""
+
     media_type = MEDIA_TYPE
 
     def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
@@ -84,6 +88,10 @@ class RefusedBody(HTTPException):
 
 
 def problem_of(error: ServiceError, *, instance: str, request_id: str) -> Problem:
+    """The problem document of an error. An InvalidItem also names its field in `errors`.
+
+    `instance` is the path of the request as it was decoded.
+    """
     field_errors = []
     if isinstance(error, InvalidItem):
         field_errors = [FieldError(field=error.field, message=str(error))]
@@ -108,6 +116,7 @@ def internal_problem(*, instance: str, request_id: str) -> ProblemResponse:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
+    """Let the app answer every ServiceError, invalid request and HTTPException with a problem document."""
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -119,6 +128,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
 
 
 async def on_invalid_request(request: Request, error: Exception) -> Response:
+    """Answer 422 with the first MAX_FIELD_ERRORS wrong fields. `error` is a RequestValidationError."""
     assert isinstance(error, RequestValidationError)
     details = error.errors()
     instance, request_id = request.scope["path"], request.state.request_id

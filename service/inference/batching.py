@@ -32,12 +32,16 @@ NICENESS = 10
 
 
 class Answer(NamedTuple, Generic[Result]):
+    """The result of one job, and how long it took in seconds."""
+
     result: Result
     queue_s: float  # from submit to the start of its batch
     run_s: float  # of its batch
 
 
 class BatchStats(NamedTuple):
+    """The jobs and the units of work of a batch that has run, and its duration in seconds."""
+
     num_jobs: int
     num_units: int
     run_s: float
@@ -63,9 +67,11 @@ class Reservation:
 
     @property
     def is_held(self) -> bool:
+        """Whether the room is still reserved. False after `release`."""
         return self._units > 0
 
     def release(self) -> None:
+        """Give the room back. Safe to repeat."""
         self._batcher.reserved_units -= self._units
         self._units = 0
 
@@ -110,6 +116,7 @@ class MicroBatcher(Generic[Job, Result]):
         self.num_admitted = 0  # jobs since the start
 
     def start(self) -> None:
+        """Start the batcher's thread and task. Call it in the event loop that submits the jobs."""
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix=self._name, initializer=give_way if self._gives_way else None
         )

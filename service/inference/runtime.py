@@ -35,11 +35,15 @@ log = logging.getLogger(__name__)
 
 
 class Tokens(NamedTuple):
+    """The tokenizer's output for each item, in the order of its input."""
+
     codes: NDArray[np.int64]  # [item, level]
     vectors: NDArray[np.float32]  # [item, dim]
 
 
 class Beams(NamedTuple):
+    """The recommender's output: for each history of the batch, the sequences of codes that it found."""
+
     codes: NDArray[np.int64]  # [batch, beam, level]
     scores: NDArray[np.float32]  # [batch, beam], best first; a filler is below graphs.FILLER_SCORE
     bound: NDArray[np.float32]  # [batch], at least the score of everything that was pruned
@@ -74,6 +78,7 @@ class RecommenderSession:
 
     @property
     def is_on_gpu(self) -> bool:
+        """Whether the graph runs on a GPU. False if ONNX Runtime fell back to the CPU."""
         return bool(self._session.get_providers()[0] != PREFERRED_PROVIDERS[-1])
 
     def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]) -> Beams:
