@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import httpx
 
+from service.commands.parsers import Subparsers
 from service.core.json_lines import parse_json, read_json_lines
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
@@ -30,8 +31,6 @@ REQUESTS_PER_S = 10  # with --rate: many small requests, evenly spread
 TIMEOUT_S = 600.0  # a batch of long texts is slow on a small machine
 MAX_TRIES = 30
 MAX_SHOWN_FAILURES = 20
-
-Subparsers = Any  # argparse names no public type for what add_subparsers returns
 
 
 def add_import(subparsers: Subparsers) -> None:
