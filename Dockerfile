@@ -1,8 +1,8 @@
-# The serving image: no torch, no compiler, no root. The bundle is mounted at /bundle, Redis is named by REDIS_URL.
+# The serving image: no torch, no compiler, no root. The bundle is mounted at /bundle, REDIS_URL names Redis.
 #
 #   docker build -t glyphrec .                          ONNX Runtime for the CPU
 #   docker build -t glyphrec --build-arg VARIANT=gpu .  ONNX Runtime for CUDA 13; run it with --gpus all
-#   docker build -t glyphrec --build-arg VERSION=0.2.0 .  the version that the service reports; 0.0 otherwise
+#   docker build -t glyphrec --build-arg VERSION=0.2.0 .  the version that the service reports; default 0.0
 
 ARG VARIANT=cpu
 
@@ -25,7 +25,7 @@ FROM base AS build
 ARG VARIANT
 WORKDIR /src
 COPY deploy/requirements-cpu.txt deploy/requirements-gpu.txt ./
-# Nothing comes in whose hash is not in the lock, what builds our own wheel included; `make lock` writes it.
+# Only packages whose hash is in the lock are installed, including those that build our own wheel. `make lock` writes it.
 RUN python3 -m venv /opt/glyphrec \
     && /opt/glyphrec/bin/pip install --no-cache-dir --require-hashes --requirement "requirements-${VARIANT}.txt"
 COPY pyproject.toml README.md LICENSE NOTICE ./
@@ -47,7 +47,7 @@ ENV PATH=/opt/glyphrec/bin:$PATH \
 WORKDIR /tmp
 USER 10001
 EXPOSE 8000
-# http.client and not urllib: the latter would ask a proxy that the environment names.
+# http.client, because urllib would use a proxy from the environment.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GLYPHREC_PORT']), timeout=2); c.request('GET', '/health/live'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["glyphrec"]

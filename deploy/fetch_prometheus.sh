@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints the folder with prometheus and promtool: that of PATH, else Debian's package, unpacked under .glyphrec and not
-# installed: that needs no root, and installing the package would start a server. Fails where it cannot be had.
+# Prints the folder with prometheus and promtool. If they are not on PATH, Debian's package is unpacked under .glyphrec.
+# It is not installed, because that needs root and would start a server. Fails if the package cannot be downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv, or adds to it, so that it has glyphrec and a set of its extras; run by the targets of the Makefile.
-# Environment: PYTHON and TORCH_INDEX, as the Makefile explains them
+# Installs glyphrec and some of its extras into .venv, which is made if needed. The targets of the Makefile run it.
+# Environment: PYTHON and TORCH_INDEX, which the Makefile explains
 #   EXTRAS      the extras of pyproject.toml to install, with commas between them
-#   WEIGHTS     more packages, which are installed without what they depend on; may be empty
-#   PROGRESS_S  seconds between two lines of progress where there is no terminal; 10 by default
+#   WEIGHTS     more packages, which are installed without their dependencies; may be empty
+#   PROGRESS_S  seconds between two lines of progress if there is no terminal; 10 by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,7 +35,7 @@ check_venv_module() {
   fi
 }
 
-# The scripts of an environment know its absolute path, so one that was moved is of no use.
+# The scripts of an environment know its absolute path, so it does not work after a move.
 venv_works() {
   fits .venv/bin/python && .venv/bin/python -c 'import pip' 2>/dev/null &&
     grep -qsF "$(pwd -P)/.venv" .venv/bin/activate
@@ -49,7 +49,7 @@ show_progress() {
     status=0
     IFS= read -r -t "$wait_s" line || status=$?
     if ((status == 0)); then
-      if [[ $line != WARNING:* ]]; then newest=$line; fi # the log has them
+      if [[ $line != WARNING:* ]]; then newest=$line; fi # these are in the log
     elif ((status <= 128)); then # the end, not a timeout
       break
     fi
@@ -63,7 +63,7 @@ show_progress() {
   if [[ -t 1 ]]; then printf '\r\033[K'; fi
 }
 
-# What pip says goes to a log.
+# The output of pip goes to a log.
 install() {
   .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
     --constraint constraints.txt "$@" 2>&1 | tee -a .venv/install.log | show_progress || {

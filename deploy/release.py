@@ -33,6 +33,7 @@ class ReleaseError(Exception):
 
 
 def main() -> None:
+    """Build, check and try both distributions. Exits with status 1 and the reason if one fails."""
     try:
         wheel, sdist = build()
         run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
@@ -118,6 +119,7 @@ def serve(programs: Path, folder: Path, version: str) -> None:
 
 
 def until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Poll until the service is ready. Raises ReleaseError if the process ends or READY_TIMEOUT_S pass."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -130,6 +132,7 @@ def until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Pat
 
 
 def next_steps(wheel: Path, sdist: Path) -> str:
+    """The commands to run next. They depend on whether the version comes from a tag."""
     version = version_of(wheel)
     made = f"{wheel.relative_to(ROOT)} and {sdist.relative_to(ROOT)} are built and work."
     if "dev" in version or "+" in version:
@@ -163,6 +166,7 @@ def run(*command: object, folder: Path = ROOT) -> str:
 
 
 def clean_environment() -> dict[str, str]:
+    """This process' environment without the variables that change how glyphrec, Redis or Python run."""
     return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
 
 

@@ -23,6 +23,7 @@ NUM_BEAMS = 50
 
 
 def main() -> None:
+    """Read `--bundle`, run its recommender once, and write the picture to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", required=True, type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("picture.png"))

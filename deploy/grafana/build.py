@@ -1,4 +1,4 @@
-"""Write the dashboards that Grafana reads, from the code that says what is on them.
+"""Write the JSON files that Grafana reads from the code that describes the dashboards.
 
 python -m deploy.grafana.build          # or make dashboards
 """
@@ -22,6 +22,7 @@ def dashboards() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
+    """Overwrite the JSON files in `dashboards/`. A test compares them with the code."""
     for name, text in dashboards():
         (FOLDER / name).write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""How many items, how fresh, how fast they come in, how well the codes hold them, and what Redis does."""
+"""The catalog's size and freshness, the rate of posted items, the use of the code space, and Redis."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -9,6 +9,7 @@ CALLS = "glyphrec_redis_calls_total"
 
 
 def build() -> Dashboard:
+    """The dashboard for freshness, ingest, codes and Redis."""
     return framed(
         "glyphrec-catalogue",
         "Catalog and ingest",
@@ -26,55 +27,55 @@ def build() -> Dashboard:
 NOW = [
     number(
         "Items",
-        "Living items, on the replica that has most.",
+        "Items in the catalog of the replica that has the most.",
         "short",
         total("glyphrec_catalog_items", func="max"),
     ),
     number(
         "Version",
-        "Last change of the log taken in; only grows, except where Redis was restored or flushed.",
+        "The last change of the log that was applied. It only falls if Redis was restored or flushed.",
         "locale",
         total("glyphrec_catalog_version", func="max"),
     ),
     number(
         "Entries behind",
-        "Changes in the log that the slowest replica has yet to take in. Beyond GLYPHREC_LOG_LENGTH it loads "
-        "everything anew.",
+        "Changes in the log that the slowest replica has not applied yet. Beyond GLYPHREC_LOG_LENGTH it "
+        "loads the whole catalog again.",
         "short",
         total("glyphrec_catalog_lag_entries", func="max"),
         [(1_000, "yellow"), (50_000, "red")],
     ),
     number(
         "Seconds behind",
-        "Between a change's being written and its being taken in, on the slowest replica.",
+        "The time from the writing of a change until the slowest replica applies it.",
         "s",
         total("glyphrec_catalog_lag_seconds", func="max"),
         [(2, "yellow"), (10, "red")],
     ),
     number(
         "Out of touch with Redis",
-        "The longest of any replica. Recommendations go on; changes are refused.",
+        "The longest time of any replica. Recommendations continue; changes are refused.",
         "s",
         total("glyphrec_catalog_stale_seconds", func="max"),
         [(1, "yellow"), (30, "red")],
     ),
     number(
         "Redis may lose",
-        "Newest acknowledged changes that a failing machine of Redis may take along; infinite without an "
-        "append-only file.",
+        "How many seconds of acknowledged changes are lost at worst if Redis' machine fails. Infinite "
+        "without an append-only file.",
         "s",
         total("glyphrec_redis_loss_window_seconds", func="max"),
         [(2.5, "red")],
     ),
     number(
         "Posted items",
-        "Items a second, whatever became of them.",
+        "Items per second, with any outcome.",
         "cps",
         rate(INDEXED),
     ),
     number(
         "Not ours",
-        "Values in Redis that were skipped; glyphrec fsck names them.",
+        "Values in Redis that were skipped as not written by glyphrec. glyphrec fsck lists them.",
         "short",
         total("glyphrec_unreadable_values", func="max"),
         [(1, "red")],
@@ -84,20 +85,20 @@ NOW = [
 FRESHNESS = [
     lines(
         "Items by replica",
-        "Equal within a second on all of them.",
+        "All replicas should have the same number within a second.",
         "short",
         Query(total("glyphrec_catalog_items", "instance"), "{{instance}}"),
     ),
     lines(
         "Seconds behind, by replica",
-        "0 when level; grows while entries wait.",
+        "0 if all changes are applied. It grows while entries wait.",
         "s",
         Query(total("glyphrec_catalog_lag_seconds", "instance"), "{{instance}}"),
         steps=[(10, "red")],
     ),
     lines(
         "Entries behind, by replica",
-        "What is written and not yet taken in.",
+        "Changes that are written but not yet applied.",
         "short",
         Query(total("glyphrec_catalog_lag_entries", "instance"), "{{instance}}"),
         steps=[(50_000, "red")],
@@ -107,20 +108,20 @@ FRESHNESS = [
 INGEST = [
     lines(
         "Posted items by outcome",
-        "Only created and moved items are drawn and read.",
+        "Only created and moved items are rendered and tokenized.",
         "cps",
         Query(rate(INDEXED, "status"), "{{status}}"),
     ),
     lines(
         "Failed items",
-        "Share of the posted items. The answer to each says why.",
+        "Share of the posted items that failed. The response says why for each item.",
         "percentunit",
         Query(share(rate(INDEXED, status="failed"), rate(INDEXED)), "failed"),
         steps=[(0.01, "yellow"), (0.05, "red")],
     ),
     lines(
         "POST /items",
-        "One request, however many items it holds.",
+        "Time of one request, with any number of items.",
         "s",
         Query(quantile(0.5, "glyphrec_http_request_seconds", route="/items", method="POST"), "p50"),
         Query(quantile(0.99, "glyphrec_http_request_seconds", route="/items", method="POST"), "p99"),
@@ -128,7 +129,7 @@ INGEST = [
     ),
     lines(
         "Strips waiting to be read",
-        "Strips of pictures before the tokenizer, waiting and in the batch that runs.",
+        "Strips of pixels that wait for the tokenizer or are in the running batch.",
         "short",
         Query(total("glyphrec_queue_units", "instance", queue="tokenizer"), "{{instance}}, waiting"),
         Query(total("glyphrec_running_units", "instance", queue="tokenizer"), "{{instance}}, running"),
@@ -136,14 +137,14 @@ INGEST = [
     ),
     lines(
         "Time of an item's stages, mean",
-        "Of one request. tokenize is the graph; render draws.",
+        "The mean for one request. render draws the text; tokenize runs the graph.",
         "s",
         Query(mean("glyphrec_stage_seconds", "stage", flow="index"), "{{stage}}"),
         stacked=True,
     ),
     lines(
         "Reading anew for another tokenizer",
-        "Items that the tokenizer to come must read and has read; the replicas switch when both are equal.",
+        "Items that the next tokenizer must read and has read. Replicas switch when both are equal.",
         "short",
         Query(total("glyphrec_rollout_items", func="max"), "to read"),
         Query(total("glyphrec_rollout_read_items", func="max"), "read"),
@@ -153,8 +154,8 @@ INGEST = [
 CODES = [
     lines(
         "Items that share their codes",
-        "Share of the catalog that only the slot tells apart. Many look alike to this tokenizer, and are "
-        "recommended together.",
+        "Share of the items that differ from another item only in their slot. If it is high, many items look "
+        "alike to this tokenizer and are recommended together.",
         "percentunit",
         Query(
             f"max(glyphrec_catalog_colliding_items{where()} / (glyphrec_catalog_items{where()} > 0))",
@@ -164,13 +165,13 @@ CODES = [
     ),
     lines(
         "Slots in use",
-        "The most items at the same codes. At the limit of slots more of them are refused with 507.",
+        "The largest number of items with the same codes. At the limit, further ones are refused with 507.",
         "short",
         Query(total("glyphrec_catalog_slots_in_use", func="max"), "slots"),
     ),
     lines(
         "Codes in use by level",
-        "Share of the codes of a level that have living items. Low from level 2 on: the tokenizer fits this "
+        "Share of a level's codes that have items. If it is low from level 2 on, the tokenizer fits this "
         "catalog badly.",
         "percentunit",
         Query(total("glyphrec_codebook_used_ratio", "level", func="max"), "level {{level}}"),
@@ -181,28 +182,28 @@ CODES = [
 REDIS = [
     lines(
         "Calls by command",
-        "Our scripts by their names.",
+        "Scripts are shown by their names.",
         "ops",
         Query(rate(CALLS, "command"), "{{command}}"),
     ),
     lines(
         "Failed calls",
-        "Share of the calls to Redis: away, slow, full, read-only.",
+        "Share of the calls that fail because Redis is unreachable, slow, full or read-only.",
         "percentunit",
         Query(share(rate(CALLS, result="error"), rate(CALLS)), "failed"),
         steps=[(0.001, "yellow"), (0.01, "red")],
     ),
     lines(
         "Out of touch with Redis, by replica",
-        "All at once: Redis. One: its network.",
+        "If all replicas rise at once, look at Redis. If only one does, look at its network.",
         "s",
         Query(total("glyphrec_catalog_stale_seconds", "instance"), "{{instance}}"),
         steps=[(30, "red")],
     ),
     lines(
         "Filter views: found ready",
-        "Share of filtered searches whose items were gathered before. Low: raise GLYPHREC_MAX_VIEW_BYTES, or "
-        "ask for fewer different filters.",
+        "Share of filtered searches whose view was cached. If it is low, raise GLYPHREC_MAX_VIEW_BYTES or "
+        "use fewer different filters.",
         "percentunit",
         Query(
             share(
@@ -216,14 +217,14 @@ REDIS = [
     ),
     lines(
         "Filter views: built and given up",
-        "Given up as often as built: the views in use do not fit.",
+        "If views are given up as often as they are built, the views in use do not fit into memory.",
         "ops",
         Query(rate("glyphrec_filter_view_misses_total"), "built"),
         Query(rate("glyphrec_filter_view_evictions_total"), "given up"),
     ),
     lines(
         "Filter views: memory",
-        "Of their tables; GLYPHREC_MAX_VIEW_BYTES bounds it.",
+        "Memory of the views' tables. GLYPHREC_MAX_VIEW_BYTES limits it.",
         "bytes",
         Query(total("glyphrec_filter_view_bytes", "instance"), "{{instance}}"),
     ),

@@ -1,4 +1,4 @@
-"""Where the time of both flows goes: stages, batches, the event loop, Redis."""
+"""Where both flows spend their time: stages, batches, the event loop, Redis."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -9,10 +9,11 @@ STAGE = "glyphrec_stage_seconds"
 
 
 def build() -> Dashboard:
+    """The dashboard that shows where a request spends its time."""
     return framed(
         "glyphrec-latency",
         "Latency by stage",
-        "Each stage of POST /recommend and POST /items, and what can hold all of them up.",
+        "Each stage of POST /recommend and POST /items, and what can delay all of them.",
         [
             Row("Recommendations", RECOMMEND),
             Row("Posted items", ITEMS),
@@ -50,7 +51,7 @@ RECOMMEND = [
     ),
     number(
         "Outside the graph",
-        "Share of the time that is not the recommender's graph: waiting, HTTP, JSON, look-ups.",
+        "Share of the time that is spent outside the recommender's graph: waiting, HTTP, JSON, look-ups.",
         "percentunit",
         f"clamp_min(1 - ({rate(STAGE + '_sum', flow='recommend', stage='decode')}) / "
         f"({rate(SECONDS + '_sum', route='/recommend')} > 0), 0)",
@@ -59,7 +60,7 @@ RECOMMEND = [
     ),
     lines(
         "POST /recommend: mean by stage",
-        "Stacked: the height is the mean time in all stages. decode holds the history's encoder too.",
+        "Stacked: the height is the mean time in all stages. decode includes the history's encoder.",
         "s",
         Query(mean(STAGE, "stage", flow="recommend"), "{{stage}}"),
         stacked=True,
@@ -67,8 +68,8 @@ RECOMMEND = [
     ),
     lines(
         "POST /recommend: p99 by stage",
-        "A queue that grows with the load is saturation; a decode that grows is larger batches, or other "
-        "work on its cores.",
+        "If queue grows with the load, the replica is saturated. If decode grows, batches are larger or "
+        "other work uses its cores.",
         "s",
         Query(quantile(0.99, STAGE, "stage", flow="recommend"), "{{stage}}"),
         steps=[(0.1, "red")],
@@ -79,7 +80,7 @@ RECOMMEND = [
 ITEMS = [
     lines(
         "POST /items: mean by stage",
-        "Stacked. One request may hold 1,000 items; chunks overlap, so stages add up to more than it took.",
+        "Stacked. A request may have 1,000 items. Chunks overlap, so the sum exceeds its time.",
         "s",
         Query(mean(STAGE, "stage", flow="index"), "{{stage}}"),
         stacked=True,
@@ -103,7 +104,7 @@ ITEMS = [
 BATCHES = [
     lines(
         "Requests or items in a batch, mean",
-        "Near 1 the device is idle when work comes; near the limit it is saturated.",
+        "Near 1, the device is idle when work arrives. Near the limit, it is saturated.",
         "short",
         Query(mean("glyphrec_batch_jobs", "queue"), "{{queue}}"),
     ),
@@ -115,7 +116,7 @@ BATCHES = [
     ),
     lines(
         "Time of one batch",
-        "Of its run in the graph, with the look-ups around it.",
+        "The run of the graph and the look-ups around it.",
         "s",
         Query(quantile(0.5, "glyphrec_batch_seconds", "queue"), "{{queue}}, p50"),
         Query(quantile(0.99, "glyphrec_batch_seconds", "queue"), "{{queue}}, p99"),
@@ -126,21 +127,21 @@ BATCHES = [
 AROUND = [
     lines(
         "Waiting in the queue by replica, p99",
-        "Of recommendations. GLYPHREC_MAX_WAIT_MS bounds it.",
+        "How long recommendations wait. GLYPHREC_MAX_WAIT_MS limits it.",
         "s",
         Query(quantile(0.99, STAGE, "instance", flow="recommend", stage="queue"), "{{instance}}"),
         steps=[(0.02, "yellow"), (0.1, "red")],
     ),
     lines(
         "Event loop lag, p99",
-        "How late a timer fires. Everything waits that long: too much HTTP, JSON or ingest for one process.",
+        "How late a timer fires. All requests wait that long. If it is high, the process is overloaded.",
         "s",
         Query(quantile(0.99, "glyphrec_event_loop_lag_seconds", "instance"), "{{instance}}"),
         steps=[(0.02, "yellow"), (0.1, "red")],
     ),
     lines(
         "Redis, p99 by command",
-        "Our scripts by their names. No recommendation waits for any of these.",
+        "Scripts are shown by their names. No recommendation waits for Redis.",
         "s",
         Query(quantile(0.99, "glyphrec_redis_call_seconds", "command"), "{{command}}"),
         steps=[(0.1, "yellow"), (2, "red")],

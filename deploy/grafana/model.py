@@ -1,4 +1,4 @@
-"""What is served, how good it was before it was served, and how good it is now."""
+"""The models that are served: their quality in the export's evaluation and their live quality."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -22,10 +22,12 @@ ATTRIBUTED = rate("glyphrec_feedback_attributed_total", "recommender_id", recomm
 
 
 def by_replica(counter: str, **matchers: str) -> str:
+    """A rate that `of_model` can join with the model of each replica."""
     return rate(counter, "instance", "job", **matchers)
 
 
 def build() -> Dashboard:
+    """The dashboard that compares model versions."""
     return framed(
         "glyphrec-model",
         "Model and quality",
@@ -56,7 +58,7 @@ LIVE = [
     ),
     lines(
         "Mean reciprocal rank by model version",
-        "1 where the first recommendation is always taken; 0 where none of the page is.",
+        "1 if users always take the first recommendation, 0 if they take none of the page.",
         "short",
         Query(
             share(
@@ -69,7 +71,7 @@ LIVE = [
     ),
     lines(
         "Events",
-        "Reported to POST /events: new, sent again, and those whose page was found here.",
+        "Events sent to POST /events: new ones, repeated ones, and those whose page is remembered.",
         "cps",
         Query(rate("glyphrec_feedback_events_total", "outcome"), "{{outcome}}"),
         Query(rate("glyphrec_feedback_attributed_total"), "attributed to a page"),
@@ -79,7 +81,7 @@ LIVE = [
 OFFLINE = [
     rows(
         "The export's own figures",
-        "Measured by the export on its test users, as the bundle's manifest holds them.",
+        "Measured by the export on its test users. The bundle's manifest has the same figures.",
         "short",
         f"max by (metric, recommender_id) (glyphrec_offline_quality{where()} * on (instance, job) "
         f"group_left (recommender_id) glyphrec_model_info{where(recommender_id='~$model')})",
@@ -88,7 +90,7 @@ OFFLINE = [
     ),
     rows(
         "What is served",
-        "Tokenizer and model of each replica.",
+        "The tokenizer and the model of each replica.",
         "short",
         f"glyphrec_model_info{where(recommender_id='~$model')}",
         {
@@ -106,14 +108,14 @@ OFFLINE = [
 PAGES = [
     lines(
         "Recommendations by source",
-        "model: searched; popular: no known history; similar: GET /items/{item_id}/similar.",
+        "model: found by search. popular: no known history. similar: GET /items/{item_id}/similar.",
         "reqps",
         Query(rate(RECOMMENDED, "source"), "{{source}}"),
     ),
     lines(
         "New items among the recommended",
-        "Share of recommended items without an interaction in the training data. Falls to nothing where new "
-        "items are not found.",
+        "Share of recommended items without an interaction in the training data. It falls to 0 if new "
+        "items are never found.",
         "percentunit",
         Query(share(rate(OF_ITEMS, novelty="new"), rate(OF_ITEMS)), "new"),
     ),
@@ -138,13 +140,13 @@ PAGES = [
     ),
     lines(
         "Unknown items in histories",
-        "Ids a second that are no living item: deleted, misspelled, or of another catalog.",
+        "Ids per second that are not in the catalog: deleted, misspelled, or from another catalog.",
         "cps",
         Query(rate("glyphrec_unknown_history_items_total"), "unknown"),
     ),
     lines(
         "Pages remembered",
-        "Pages kept for events to come; an event for an older page counts for nothing.",
+        "Pages kept for later events. An event for an older page is not attributed.",
         "short",
         Query(total("glyphrec_feedback_remembered_pages", "instance"), "{{instance}}"),
     ),
@@ -153,8 +155,8 @@ PAGES = [
 SEARCH = [
     lines(
         "Proven exact by model version",
-        "Share of the model's pages that are provably its best over the whole catalog. Falls with fewer "
-        "beams, a flatter model, or a catalog that has outgrown its codes.",
+        "Share of the model's pages that are provably its best over the whole catalog. It falls with fewer "
+        "beams, less certain scores, or a catalog that has outgrown its codes.",
         "percentunit",
         Query(
             share(
@@ -183,7 +185,7 @@ SEARCH = [
     ),
     lines(
         "Beams that live at the end of a search",
-        "Out of GLYPHREC_NUM_BEAMS. Few: the filter or the catalog leaves little to choose from.",
+        "Out of GLYPHREC_NUM_BEAMS. If they are few, the filter or the catalog leaves little to choose from.",
         "short",
         Query(quantile(0.1, "glyphrec_valid_beams"), "p10"),
         Query(quantile(0.5, "glyphrec_valid_beams"), "p50"),
@@ -191,7 +193,7 @@ SEARCH = [
     ),
     lines(
         "Widenings in a recommendation, mean",
-        "Searches repeated with twice the beams, for pages that were short or must be exact. Each is a run.",
+        "Searches repeated with twice the beams if a page was short or must be exact. Each is a run.",
         "short",
         Query(share(rate("glyphrec_widenings_total"), rate(RECOMMENDED, source="model")), "widenings"),
         steps=[(1, "yellow"), (3, "red")],
@@ -202,7 +204,7 @@ SEARCH = [
 CHANGES = [
     lines(
         "Bundles taken and refused",
-        "Changes within ten minutes by result. A failed one changed nothing; the answer and the log say why.",
+        "Changes within ten minutes by result. A failed one changed nothing. Its response says why.",
         "short",
         Query(f"sum by (result) (increase(glyphrec_bundle_swaps_total{where()}[10m]))", "{{result}}"),
         steps=[(1, "yellow")],
@@ -210,7 +212,7 @@ CHANGES = [
     ),
     lines(
         "Behind the active tokenizer",
-        "1 where a replica serves another tokenizer than the others have gone over to.",
+        "1 if the replica serves another tokenizer than the active one.",
         "short",
         Query(f"glyphrec_behind{where()}", "{{instance}}"),
         steps=[(1, "red")],

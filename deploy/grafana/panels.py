@@ -1,4 +1,4 @@
-"""The words that the dashboards are written in: queries, panels, and the frame around every dashboard."""
+"""The vocabulary of the dashboards: queries, panels, and the frame around every dashboard."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -14,10 +14,12 @@ WIDTH = 24  # of Grafana's grid
 
 Panel = stat.Panel | timeseries.Panel | table.Panel
 P = TypeVar("P", stat.Panel, timeseries.Panel, table.Panel)
-Steps = Sequence[tuple[float, str]]  # from this value on, this color; below all of them green
+Steps = Sequence[tuple[float, str]]  # (from this value on, color); green below all of them
 
 
 class Query(NamedTuple):
+    """A PromQL expression and the legend of its series. Grafana fills {{label}} in the legend."""
+
     expr: str
     legend: str = ""
 
@@ -35,6 +37,7 @@ def where(**matchers: str) -> str:
 
 
 def total(metric: str, *by: str, func: str = "sum", **matchers: str) -> str:
+    """A gauge of the chosen replicas, aggregated with `func` over all labels but `by`."""
     return f"{func}{_by(by)}({metric}{where(**matchers)})"
 
 
@@ -44,17 +47,19 @@ def rate(counter: str, *by: str, **matchers: str) -> str:
 
 
 def mean(histogram: str, *by: str, **matchers: str) -> str:
+    """The mean observation of a histogram. No data while there are no observations."""
     return (
         f"{rate(histogram + '_sum', *by, **matchers)} / ({rate(histogram + '_count', *by, **matchers)} > 0)"
     )
 
 
 def quantile(q: float, histogram: str, *by: str, **matchers: str) -> str:
+    """An estimate of quantile `q`, 0 to 1, from the histogram's buckets."""
     return f"histogram_quantile({q}, {rate(histogram + '_bucket', 'le', *by, **matchers)})"
 
 
 def share(part: str, whole: str) -> str:
-    """0 where there is a whole but no part of it yet; nothing where there is no whole."""
+    """0 if there is a whole but no part of it yet; no data if there is no whole."""
     return f"({part} or 0 * {whole}) / ({whole} > 0)"
 
 
@@ -81,7 +86,7 @@ def number(
     width: int = 3,
     height: int = 4,
 ) -> stat.Panel:
-    """One figure as of now, colored by its thresholds, with its course behind it."""
+    """The present value, colored by its thresholds, with its history behind it."""
     query = Query(expr) if isinstance(expr, str) else expr
     panel = (
         stat.Panel()
@@ -104,7 +109,7 @@ def lines(
     stacked: bool = False,
     most: float | None = None,
 ) -> timeseries.Panel:
-    """Courses over time; thresholds, where there are any, as dashed lines."""
+    """Series over time. Thresholds are dashed lines."""
     panel = (
         timeseries.Panel()
         .line_width(1)
@@ -146,7 +151,7 @@ def rows(
     width: int,
     steps: Steps = (),
 ) -> table.Panel:
-    """The series of one query as of now, a row each; `columns` are labels, or Value, and their headings."""
+    """The present series of one query, one per row. `columns` maps labels, or Value, to headings."""
     query = (
         prometheus.Dataquery()
         .expr(expr)
@@ -193,6 +198,8 @@ def _dressed(panel: P, title: str, description: str, unit: str, steps: Steps, wi
 
 
 class Row(NamedTuple):
+    """Panels under one heading."""
+
     title: str
     panels: Sequence[Panel]
 
@@ -217,7 +224,7 @@ def framed(uid: str, title: str, description: str, content: Sequence[Row]) -> mo
         .with_variable(
             _chosen(
                 "model", "Model version", "label_values(glyphrec_model_info, recommender_id)"
-            ).description("recommender_id, as GET /info and every recommendation's model_version have it.")
+            ).description("recommender_id in GET /info, model_version in every recommendation.")
         )
         .annotation(_ModelChange())
         .link(
@@ -267,7 +274,7 @@ class _ModelChange(dashboard.AnnotationQuery):
 
 
 class _Worded(models.AnnotationQuery):
-    """With the words of the mark, which Grafana knows and the SDK does not."""
+    """Adds the texts of the mark. Grafana has these fields, the SDK does not."""
 
     def to_json(self) -> dict[str, object]:
         return super().to_json() | {

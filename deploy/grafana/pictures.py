@@ -1,4 +1,4 @@
-"""Draw the dashboards without Grafana: each panel's queries as a Prometheus answers them, a picture for each.
+"""Draw the dashboards without Grafana, one picture each. The queries are sent to a Prometheus.
 
 python -m deploy.grafana.pictures --prometheus http://localhost:9090 --minutes 60 --out FOLDER
 """
@@ -30,13 +30,15 @@ MAX_ROWS = 8
 
 
 class Series(NamedTuple):
+    """One line of a panel: its legend, labels and points."""
+
     name: str
     labels: dict[str, str]
     points: list[tuple[float, float]]  # minutes since the start, value
 
 
 class Asked(NamedTuple):
-    """A Prometheus and the time of which it is asked."""
+    """A Prometheus and the period to ask it about. `start` and `end` are seconds since 1970."""
 
     client: httpx.Client
     start: float
@@ -44,6 +46,10 @@ class Asked(NamedTuple):
     rate_interval: str
 
     def series(self, target: dict[str, Any]) -> list[Series]:
+        """Run a panel's query over the whole period, in about NUM_POINTS steps of at least one second.
+
+        Raises httpx.HTTPError if Prometheus does not answer or rejects the query.
+        """
         step = max(1.0, (self.end - self.start) / NUM_POINTS)
         params = {
             "query": filled(target["expr"], self.rate_interval),
@@ -70,7 +76,7 @@ def filled(expr: str, rate_interval: str) -> str:
 
 
 def draw_dashboards(url: str, start: float, end: float, out: Path, *, rate_interval: str = "1m") -> None:
-    """One PNG a dashboard; `start` and `end` are seconds since 1970."""
+    """One PNG per dashboard; `start` and `end` are seconds since 1970."""
     out.mkdir(parents=True, exist_ok=True)
     with httpx.Client(base_url=url, timeout=60) as client:
         for path in sorted(DASHBOARDS.glob("*.json")):
@@ -85,6 +91,7 @@ def draw_dashboards(url: str, start: float, end: float, out: Path, *, rate_inter
 
 
 def draw(dashboard: dict[str, Any], asked: Asked) -> Figure:
+    """One dashboard, laid out on the same grid as in Grafana. Raises httpx.HTTPError if a query fails."""
     panels = dashboard["panels"]
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels) + 2
     figure = Figure(figsize=(24 * COLUMN_IN, height * ROW_IN), facecolor="white")
@@ -303,6 +310,7 @@ def _scaled(value: float, base: int, units: Sequence[str]) -> str:
 
 
 def main() -> None:
+    """Draw all dashboards for the last `--minutes`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prometheus", default="http://localhost:9090")
     parser.add_argument("--minutes", type=float, default=60)

@@ -1,4 +1,4 @@
-"""What it costs: CPU, memory, files, queues, and the GPU where there is one."""
+"""The resources that a replica uses: CPU, memory, files, queues, and the GPU if there is one."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -8,10 +8,11 @@ OURS = 'instance=~"$instance",job="glyphrec"'
 
 
 def build() -> Dashboard:
+    """The dashboard for capacity: what each replica uses, and how full its queues are."""
     return framed(
         "glyphrec-resources",
         "Resources",
-        "CPU, memory, files, queues and admission by replica, Redis, and the GPU where there is one.",
+        "CPU, memory, files, queues and admission by replica, Redis, and the GPU if there is one.",
         [
             Row("Process", PROCESS),
             Row("Queues and admission", QUEUES),
@@ -29,13 +30,13 @@ PROCESS = [
     ),
     lines(
         "Memory by replica",
-        "Resident. Grows with items and filter views, then stays; one that keeps growing is a leak.",
+        "Resident memory. Grows with items and filter views, then stays. Endless growth is a leak.",
         "bytes",
         Query(f"process_resident_memory_bytes{{{OURS}}}", "{{instance}}"),
     ),
     lines(
         "Memory per item",
-        "Resident memory divided by items: for planning, once the catalog is large.",
+        "Resident memory divided by items. Useful for planning once the catalog is large.",
         "bytes",
         Query(
             f"process_resident_memory_bytes{{{OURS}}} / on (instance, job) "
@@ -45,7 +46,7 @@ PROCESS = [
     ),
     lines(
         "Open files",
-        "Share of what the process may open. Each connection takes one.",
+        "Share of the files that the process may open. Each connection takes one.",
         "percentunit",
         Query(f"process_open_fds{{{OURS}}} / process_max_fds{{{OURS}}}", "{{instance}}"),
         steps=[(0.5, "yellow"), (0.8, "red")],
@@ -53,7 +54,7 @@ PROCESS = [
     ),
     lines(
         "Event loop lag, p99",
-        "How late a timer fires; near the graph's own time the process has too little CPU.",
+        "How late a timer fires. If it is near the time of a batch, the process has too little CPU.",
         "s",
         Query(quantile(0.99, "glyphrec_event_loop_lag_seconds", "instance"), "{{instance}}"),
         steps=[(0.02, "yellow"), (0.1, "red")],
@@ -69,14 +70,14 @@ PROCESS = [
 QUEUES = [
     lines(
         "Requests in flight",
-        "Being answered now, on each replica.",
+        "Requests that each replica is answering now.",
         "short",
         Query(total("glyphrec_http_requests_in_flight", "instance"), "{{instance}}"),
         steps=[(500, "yellow"), (1_000, "red")],
     ),
     lines(
         "Work waiting and running",
-        "Beams of the recommender, strips of the tokenizer.",
+        "In beams for the recommender, in strips for the tokenizer.",
         "short",
         Query(total("glyphrec_queue_units", "queue"), "{{queue}}, waiting"),
         Query(total("glyphrec_reserved_units", "queue"), "{{queue}}, promised a place"),
@@ -84,7 +85,7 @@ QUEUES = [
     ),
     lines(
         "Fullest queue",
-        "Share of what it takes before it answers 429.",
+        "Share of the work that a queue accepts before it answers 429.",
         "percentunit",
         Query(
             "max by (instance) ((glyphrec_queue_units{0} + glyphrec_reserved_units{0}) / "
@@ -95,20 +96,20 @@ QUEUES = [
     ),
     lines(
         "Taken in",
-        "Pieces of work that a queue took in.",
+        "Jobs per second that a queue accepted.",
         "ops",
         Query(rate("glyphrec_admissions_total", "queue"), "{{queue}}"),
     ),
     lines(
         "Refused, by reason",
-        "429 and 503. overloaded asks for more replicas, store-unavailable for Redis.",
+        "429 and 503. For overloaded, add replicas. For store-unavailable, look at Redis.",
         "reqps",
         Query(rate("glyphrec_rejections_total", "reason"), "{{reason}}"),
         steps=[(1, "yellow")],
     ),
     lines(
         "Redis calls",
-        "By replica; a recommendation makes none.",
+        "Calls by replica. A recommendation makes none.",
         "ops",
         Query(rate("glyphrec_redis_calls_total", "instance"), "{{instance}}"),
     ),
@@ -117,7 +118,7 @@ QUEUES = [
 GPU = [
     number(
         "GPU: memory in use",
-        "Of the fullest GPU.",
+        "Share of the memory in use on the fullest GPU.",
         "percentunit",
         f"max(glyphrec_gpu_memory_used_bytes{where()} / glyphrec_gpu_memory_total_bytes{where()})",
         [(0.8, "yellow"), (0.95, "red")],
@@ -126,14 +127,14 @@ GPU = [
     ),
     lines(
         "GPU: memory",
-        "Of all processes on the GPU.",
+        "Memory that all processes on the GPU use.",
         "bytes",
         Query(f"glyphrec_gpu_memory_used_bytes{where()}", "{{instance}}, GPU {{gpu}}"),
         width=10,
     ),
     lines(
         "GPU: use",
-        "Share of the time in which the GPU computed something.",
+        "Share of the time during which the GPU computed something.",
         "percentunit",
         Query(f"glyphrec_gpu_utilization_ratio{where()}", "{{instance}}, GPU {{gpu}}"),
         width=10,

@@ -1,4 +1,4 @@
-"""Is it healthy, how fast, which stage, which replica, how fresh, how good, and what changed."""
+"""Health, latency by stage and replica, freshness, live quality, and the last changes."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -17,18 +17,19 @@ from deploy.grafana.panels import (
     where,
 )
 
-# What clients ask for; probes and scrapes would only water the shares down.
+# The routes that clients use. Probes and scrapes would only dilute the shares.
 ASKED = "~/recommend|/items.*|/events"
 REQUESTS = "glyphrec_http_requests_total"
 SECONDS = "glyphrec_http_request_seconds"
 ALL = rate(REQUESTS, route=ASKED)
-# 503 and 429 say "later", and are judged on their own.
+# 503 and 429 ask the client to come again later, so they have a share of their own.
 ERRORS = share(rate(REQUESTS, route=ASKED, status="~50[^3]"), ALL)
 REFUSED = share(rate(REQUESTS, route=ASKED + "|unmatched", status="~429|503"), ALL)
 BURN = [(1, "yellow"), (6, "orange"), (14.4, "red")]
 
 
 def build() -> Dashboard:
+    """The first dashboard to open: is the service healthy, and if not, which of its objectives suffers."""
     return framed(
         "glyphrec-service",
         "Service",
@@ -45,7 +46,7 @@ def build() -> Dashboard:
 NOW = [
     number(
         "Replicas that answer",
-        "Replicas that are loaded and ready. Fewer than you started: see the alerts and /health/ready.",
+        "Replicas that are loaded and ready. If some are missing, see the alerts and /health/ready.",
         "short",
         total("glyphrec_ready"),
         [(0, "red"), (1, "green")],
@@ -57,7 +58,7 @@ NOW = [
         'count(ALERTS{alertname=~"Glyphrec.*",alertstate="firing"}) or vector(0)',
         [(1, "red")],
     ),
-    number("Requests", "Requests a second of clients: recommendations, items, events.", "reqps", ALL),
+    number("Requests", "Requests of clients per second: recommendations, items, events.", "reqps", ALL),
     number(
         "Errors",
         "Share of requests that failed through our own fault: 5xx without 503. The objective allows 0.1 %.",
@@ -67,7 +68,7 @@ NOW = [
     ),
     number(
         "Refused",
-        "Share of requests told to come again later: 429 and 503. The objective allows 1 %.",
+        "Share of requests that were refused for now: 429 and 503. The objective allows 1 %.",
         "percentunit",
         REFUSED,
         [(0.005, "yellow"), (0.01, "red")],
@@ -81,7 +82,7 @@ NOW = [
     ),
     number(
         "Catalog behind",
-        "How far the replica furthest behind is, out of touch with Redis or late with its log.",
+        "The delay of the slowest replica, because it cannot reach Redis or is late with the log.",
         "s",
         f"max(glyphrec_catalog_stale_seconds{where()} > glyphrec_catalog_lag_seconds{where()} "
         f"or glyphrec_catalog_lag_seconds{where()})",
@@ -89,7 +90,7 @@ NOW = [
     ),
     number(
         "Hit@10, live",
-        "Share of reported events whose item was among the first ten of the page it answers.",
+        "Share of reported events whose item was among the first ten of its page.",
         "percentunit",
         share(
             rate("glyphrec_feedback_hits_total", recommender_id="~$model", k="10"),
@@ -107,7 +108,7 @@ GOLDEN = [
     ),
     lines(
         "Errors and refusals",
-        "Share of the requests of clients; dashed, what the objectives allow.",
+        "Share of the requests of clients. Dashed lines show the limits of the objectives.",
         "percentunit",
         Query(ERRORS, "errors (5xx without 503)"),
         Query(REFUSED, "refused (429, 503)"),
@@ -122,21 +123,21 @@ GOLDEN = [
     ),
     lines(
         "POST /recommend",
-        "From the first byte read to the last byte sent; dashed, the objective for 99 of 100.",
+        "From the first byte read to the last byte sent. The dashed line is the objective for 99 of 100.",
         "s",
         *(Query(quantile(q, SECONDS, route="/recommend"), f"p{100 * q:.0f}") for q in (0.5, 0.9, 0.99)),
         steps=[(0.1, "red")],
     ),
     lines(
         "POST /recommend, mean by stage",
-        "Which stage takes the time. The encoder of the history is part of decode, as they are one graph.",
+        "Mean time by stage. The history's encoder is part of decode, because they are one graph.",
         "s",
         Query(mean("glyphrec_stage_seconds", "stage", flow="recommend"), "{{stage}}"),
         stacked=True,
     ),
     lines(
         "Saturation: how full the queues are",
-        "Work waiting or promised a place, as a share of what the queue takes before it answers 429.",
+        "Waiting and reserved work, as a share of the work that a queue accepts before it answers 429.",
         "percentunit",
         Query(
             "max by (queue) ((glyphrec_queue_units{0} + glyphrec_reserved_units{0}) / "
@@ -150,22 +151,22 @@ GOLDEN = [
 OBJECTIVES = [
     lines(
         "Error budget burn, 1 hour",
-        "How many times faster than allowed the budget is spent; 1 spends it exactly. 14.4 pages, with the "
-        "last 5 minutes agreeing. All replicas, whatever is chosen above.",
+        "How many times faster than allowed the budget is spent; 1 spends it exactly. Above 14.4, also over "
+        "the last 5 minutes, an alert pages. Always for all replicas.",
         "x",
         Query("glyphrec:burn:rate1h", "{{objective}}"),
         steps=BURN,
     ),
     lines(
         "Error budget burn, 6 hours",
-        "6 pages, with the last 30 minutes agreeing. All replicas.",
+        "Above 6, also over the last 30 minutes, an alert pages. Always for all replicas.",
         "x",
         Query("glyphrec:burn:rate6h", "{{objective}}"),
         steps=BURN[:2],
     ),
     lines(
         "Error budget burn, 3 days",
-        "1 opens a ticket, with the last 6 hours agreeing. All replicas.",
+        "Above 1, also over the last 6 hours, an alert opens a ticket. Always for all replicas.",
         "x",
         Query("glyphrec:burn:rate3d", "{{objective}}"),
         steps=BURN[:1],
@@ -175,20 +176,20 @@ OBJECTIVES = [
 REPLICAS = [
     lines(
         "POST /recommend by replica, p99",
-        "One that stands out is slow itself: look at its CPU, its queue, its neighbors on the host.",
+        "If one replica stands out, look at its CPU, its queue and the other programs on its host.",
         "s",
         Query(quantile(0.99, SECONDS, "instance", route="/recommend"), "{{instance}}"),
         steps=[(0.1, "red")],
     ),
     lines(
         "Requests by replica",
-        "Unequal where the load balancer is, or where clients keep few connections.",
+        "Unequal if the load balancer is uneven or if clients keep few connections open.",
         "reqps",
         Query(rate(REQUESTS, "instance", route=ASKED), "{{instance}}"),
     ),
     lines(
         "Catalog behind, by replica",
-        "Seconds between a change in Redis and its being seen here.",
+        "Seconds from a change in Redis until the replica applies it.",
         "s",
         Query(total("glyphrec_catalog_lag_seconds", "instance", func="max"), "{{instance}}"),
         Query(total("glyphrec_catalog_stale_seconds", "instance", func="max"), "{{instance}}, out of touch"),
@@ -213,7 +214,7 @@ REPLICAS = [
     ),
     number(
         "Last change of the model",
-        "Time since a replica took a bundle, at its start or later; a purple mark in every panel.",
+        "Time since a replica loaded a bundle, at its start or later. A purple line marks it in every panel.",
         "s",
         f"time() - max(glyphrec_bundle_loaded_timestamp_seconds{where()})",
         width=4,
@@ -221,7 +222,7 @@ REPLICAS = [
     ),
     number(
         "Last start of a replica",
-        "Time since a replica's process began. Short without a reason: it crashed, or ran out of memory.",
+        "Time since a replica's process began. If nobody restarted it, it crashed or ran out of memory.",
         "s",
         'time() - max(process_start_time_seconds{instance=~"$instance",job="glyphrec"})',
         [(0, "yellow"), (600, "green")],

@@ -68,6 +68,7 @@ class Catalog:
 
     @property
     def num_items(self) -> int:
+        """Items in this replica's memory, in O(1). Redis may have more or fewer until the log is applied."""
         return len(self._sid_of)
 
     @property
@@ -86,9 +87,11 @@ class Catalog:
         return f"{self._digest % 2**64:016x}"
 
     def has(self, item_id: str) -> bool:
+        """Whether this replica knows the item. O(1)."""
         return item_id in self._sid_of
 
     def sid_of(self, item_id: str) -> Sid | None:
+        """The item's Semantic ID, or None if this replica does not know the item. O(levels)."""
         packed = self._sid_of.get(item_id)
         if packed is None:
             return None

@@ -27,6 +27,8 @@ def nothing(_segment: int) -> Mask:
 
 
 class Column:
+    """Numbers of one dtype, one for each place, in segments of SEGMENT places. New places hold `absent`."""
+
     def __init__(self, dtype: type[np.generic], absent: float) -> None:
         self.segments: list[NDArray[Any]] = []
         self._dtype = dtype
@@ -39,6 +41,7 @@ class Column:
         self.segments[place // SEGMENT][place % SEGMENT] = value
 
     def grow(self) -> None:
+        """Add one segment, filled with the value for absent."""
         self.segments.append(np.full(SEGMENT, self._absent, dtype=self._dtype))
 
     def extend(self, place: int, values: Sequence[float]) -> None:
@@ -52,6 +55,8 @@ class Column:
             place, values = place + len(part), values[len(part) :]
 
     def equal(self, value: float) -> Test:
+        """A test for places whose number equals `value`. It compares a whole segment at once."""
+
         def test(segment: int) -> Mask:
             passing: Mask = self.segments[segment] == value
             return passing
@@ -62,28 +67,43 @@ class Column:
 class ValueColumn(Protocol):
     """A column of values of one kind."""
 
-    def grow(self) -> None: ...
-    def at(self, place: int) -> Value | None: ...
-    def set(self, place: int, value: Value | None) -> None: ...
-    def fill(self, place: int, values: Iterable[Value | None]) -> None: ...
-    def holding(self, condition: Condition) -> Test: ...
+    def grow(self) -> None:
+        """Add one segment of places without a value."""
+
+    def at(self, place: int) -> Value | None:
+        """The value at a place, or None."""
+
+    def set(self, place: int, value: Value | None) -> None:
+        """Replace the value at a place. None removes it."""
+
+    def fill(self, place: int, values: Iterable[Value | None]) -> None:
+        """Set consecutive values from this place on. It must be the first place that no item has ever had."""
+
+    def holding(self, condition: Condition) -> Test:
+        """A test for places whose value meets the condition. A place without a value never passes."""
 
 
 class NumberColumn(Column):
+    """Numbers as float64. NaN marks an absent value."""
+
     def __init__(self) -> None:
         super().__init__(np.float64, math.nan)  # no condition holds for it
 
     def at(self, place: int) -> float | None:
+        """The number at a place, or None where it is NaN."""
         value: float = self[place]
         return None if math.isnan(value) else value
 
     def set(self, place: int, value: Value | None) -> None:
+        """Stored as a float; None becomes NaN."""
         self[place] = math.nan if value is None else float(value)
 
     def fill(self, place: int, values: Iterable[Value | None]) -> None:
+        """Stored as floats; None becomes NaN."""
         self.extend(place, [math.nan if value is None else float(value) for value in values])
 
     def holding(self, condition: Condition) -> Test:
+        """For Equals one comparison for each segment, for Range one for each bound."""
         if isinstance(condition, Equals):
             return self.equal(float(condition.value))
         comparisons = [(_COMPARE[name], bound) for name, bound in condition.bounds.items()]
@@ -107,20 +127,26 @@ _COMPARE: dict[str, Callable[[NDArray[Any], float], Mask]] = {
 
 
 class FlagColumn(Column):
+    """Booleans as int8: 0, 1, or ABSENT."""
+
     def __init__(self) -> None:
         super().__init__(np.int8, ABSENT)
 
     def at(self, place: int) -> bool | None:
+        """True or False, or None where the place holds ABSENT."""
         flag = self[place]
         return None if flag == ABSENT else flag == 1
 
     def set(self, place: int, value: Value | None) -> None:
+        """Stored as 0 or 1; None becomes ABSENT."""
         self[place] = ABSENT if value is None else int(value)
 
     def fill(self, place: int, values: Iterable[Value | None]) -> None:
+        """Stored as 0 or 1; None becomes ABSENT."""
         self.extend(place, [ABSENT if value is None else int(value) for value in values])
 
     def holding(self, condition: Condition) -> Test:
+        """Only Equals can pass: a range is a condition on numbers."""
         return self.equal(int(condition.value)) if isinstance(condition, Equals) else nothing
 
 
@@ -135,6 +161,7 @@ class _Interned(Column, Generic[T]):
         self._free: list[int] = []
 
     def at(self, place: int) -> T | None:
+        """The value itself, looked up by the number at this place. None if there is none."""
         number = self[place]
         return None if number == ABSENT else self._value_of[number]
 
@@ -176,13 +203,18 @@ class _Interned(Column, Generic[T]):
 
 
 class TextColumn(_Interned[str]):
+    """Texts. Equal texts share one number."""
+
     def set(self, place: int, value: Value | None) -> None:
+        """Replace the text at a place, and forget the old one if no other place has it."""
         self._replace(place, None if value is None else str(value))
 
     def fill(self, place: int, values: Iterable[Value | None]) -> None:
+        """Intern the texts and append their numbers."""
         self.extend(place, [self._take(None if value is None else str(value)) for value in values])
 
     def holding(self, condition: Condition) -> Test:
+        """Compares numbers, not texts. If no item has the text, no place passes. A range never passes."""
         number = self._number_of.get(str(condition.value)) if isinstance(condition, Equals) else None
         return nothing if number is None else self.equal(number)
 
@@ -195,15 +227,19 @@ class CategoryColumn(_Interned[tuple[str, ...]]):
         self._numbers_with: dict[str, set[int]] = {}  # category -> numbers of the lists that have it
 
     def at(self, place: int) -> tuple[str, ...]:
+        """The categories at a place. Empty if there are none."""
         return super().at(place) or ()
 
     def set(self, place: int, value: tuple[str, ...]) -> None:
+        """Replace the categories at a place. An empty tuple removes them."""
         self._replace(place, value or None)
 
     def fill(self, place: int, values: Iterable[tuple[str, ...]]) -> None:
+        """Intern the lists of categories and append their numbers."""
         self.extend(place, [self._take(value or None) for value in values])
 
     def passing(self, asked: Filter) -> Test:
+        """A test for the filter's conditions on categories. Each list of categories is decided once."""
         passes = np.ones(len(self._value_of) + 1, dtype=np.bool_)  # by number; -1, the last, has no category
         if asked.categories_any:
             passes &= self._with(asked.categories_any)

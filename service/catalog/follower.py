@@ -65,6 +65,7 @@ class CatalogFollower:
 
     @property
     def is_loaded(self) -> bool:
+        """Whether the whole catalog was read at least once. Until then it must not be served."""
         return self.num_loads > 0
 
     @property
@@ -81,6 +82,7 @@ class CatalogFollower:
 
     @property
     def lag(self) -> Lag:
+        """Measured against the log's end when this replica last saw it. Redis is not asked."""
         num_changes = max(0, self._log_version - self.catalog.version)
         is_caught_up = self._is_caught_up and not num_changes
         return Lag(num_changes, 0.0 if is_caught_up else self._clock() - self._caught_up_at)

@@ -8,6 +8,8 @@ from service.core.sid import Sid
 
 
 class Neighbor(NamedTuple):
+    """A similar item, and how much of its Semantic ID it has in common with the item that was asked for."""
+
     item_id: str
     sid: Sid
     shared_levels: int  # leading codes in common, at least one

@@ -45,32 +45,40 @@ class View:
         self._own_bytes = VIEW_BYTES + ID_BYTES * len(asked.item_ids or ())
 
     def passes(self, item_id: str) -> bool:
+        """Whether the item exists and passes the filter. O(1)."""
         place = self._place_of.get(item_id)
         return place is not None and self.has(place)
 
     def has(self, place: int) -> bool:
+        """Whether the item at this place passes the filter. O(1)."""
         return place < len(self._members) and self._members[place] == 1
 
     @property
     def num_items(self) -> int:
+        """How many items pass the filter."""
         return len(self.trie)
 
     @property
     def num_bytes(self) -> int:
+        """An estimate of the view's memory: its trie, one byte per place, and its allow list."""
         return self.trie.num_bytes + len(self._members) + self._own_bytes
 
     def enter(self, place: int, codes: Codes) -> None:
+        """Add the item at this place, which must not be in the view yet. O(levels)."""
         if place >= len(self._members):
             self._members.extend(bytes(place // SEGMENT * SEGMENT + SEGMENT - len(self._members)))
         self._members[place] = 1
         self.trie.insert(codes)
 
     def leave(self, place: int, codes: Codes) -> None:
+        """Remove the item at this place. `codes` are the codes with which it entered. O(levels)."""
         self._members[place] = 0
         self.trie.delete(codes)
 
 
 class Placed(NamedTuple):
+    """An item to load, with its leaf in the trie and its attributes."""
+
     item_id: str
     leaf: int  # the full prefix of its codes
     attributes: Attributes
@@ -97,6 +105,7 @@ class FilterViews:
 
     @property
     def num_views(self) -> int:
+        """Views that are cached now."""
         return len(self._views)
 
     @property

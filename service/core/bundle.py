@@ -31,6 +31,8 @@ LINE_PX = (8, 64)  # lowest and highest line of text
 
 
 class FileRecord(Frozen):
+    """Size and SHA-256 of one file of the bundle. `load_bundle` compares both."""
+
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     num_bytes: int = Field(ge=0)
 
@@ -52,6 +54,7 @@ class RenderSpec(Frozen):
 
     @property
     def line_px(self) -> int:
+        """Height of one line of text in pixels."""
         return self.height_px // self.lines_per_strip
 
     @model_validator(mode="after")
@@ -117,10 +120,13 @@ class Manifest(Frozen):
 
 
 class Bundle(NamedTuple):
+    """A verified bundle: all files have the sizes and hashes of the manifest."""
+
     path: Path
     manifest: Manifest
 
     def file(self, name: str) -> Path:
+        """The path of a file in the bundle, by its name in the manifest. Whether it exists is not checked."""
         return self.path / name
 
 

@@ -31,6 +31,8 @@ NO_ATTRIBUTES = Attributes((), True, MappingProxyType({}))
 
 @dataclass(frozen=True)
 class Equals:
+    """A value that must match in kind too: true does not equal 1. Numbers are compared as floats."""
+
     value: Value
     kind: FieldKind = field(init=False)  # without it, true would equal 1
 
@@ -40,6 +42,7 @@ class Equals:
             object.__setattr__(self, "value", _as_float(self.value))
 
     def holds(self, value: Value) -> bool:
+        """Whether the item's value has the same kind and is equal."""
         return kind_of(value) == self.kind and value == self.value
 
 
@@ -58,10 +61,12 @@ class Range:
 
     @property
     def bounds(self) -> dict[str, float]:
+        """The bounds that were given, by name: gte, gt, lte, lt."""
         given = {"gte": self.gte, "gt": self.gt, "lte": self.lte, "lt": self.lt}
         return {name: bound for name, bound in given.items() if bound is not None}
 
     def holds(self, value: Value) -> bool:
+        """False for texts and booleans. A range without bounds holds for every number."""
         return (
             not isinstance(value, (str, bool))
             and (self.gte is None or value >= self.gte)
@@ -95,6 +100,7 @@ class Filter:
         return self == _EMPTY
 
     def passes(self, item_id: str, attributes: Attributes) -> bool:
+        """Decide one item. The columns of the catalog decide all items at once and must agree with this."""
         if self.item_ids is not None and item_id not in self.item_ids:
             return False
         if self.available is not None and attributes.available != self.available:
@@ -178,6 +184,7 @@ _A_KIND = f"where the kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}"
 
 
 def kind_of(value: Value) -> FieldKind:
+    """The kind of a value. A boolean is checked first, because Python counts it as an int."""
     if isinstance(value, bool):
         return "boolean"
     return "text" if isinstance(value, str) else "number"

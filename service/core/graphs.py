@@ -15,6 +15,8 @@ class TensorSpec(Frozen):
 
 
 class GraphSpec(Frozen):
+    """The tensors of an ONNX graph, in order. The export promises them and the service checks them."""
+
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -23,6 +23,8 @@ JSON_SPACE = " \t\r\n"
 
 
 class JsonLine(NamedTuple):
+    """One parsed line and its number, for error messages."""
+
     number: int  # from 1, as editors count; blank lines count too
     value: Any
 
@@ -36,6 +38,7 @@ class JsonLinesError(GlyphrecError):
 
     @property
     def where(self) -> str:
+        """`path:line`, or only the path if the error is not about one line."""
         return f"{self.path}" if self.number is None else f"{self.path}:{self.number}"
 
 

@@ -41,6 +41,8 @@ MAX_DEPTH = 8
 
 
 class Rendered(NamedTuple):
+    """An item's text as pixels: black on white, uint8, one strip after another."""
+
     strips: NDArray[np.uint8]  # [strip, height, width], at least one strip
     truncated: bool  # whether the text did not fit into max_strips
     missing: str  # distinct characters that the font lacks; drawn as [code point in hex]

@@ -58,6 +58,7 @@ class SidSpec(Frozen):
 
     @property
     def num_levels(self) -> int:
+        """The number of codes of every item. The slot is not counted."""
         return len(self.levels)
 
     @property
@@ -77,6 +78,10 @@ class SidSpec(Frozen):
 
     @property
     def is_paged(self) -> bool:
+        """Whether the trie stores its deepest level in pages.
+
+        The default depends on the size of the level's dense table: pages if it exceeds MAX_DENSE_BYTES.
+        """
         if self.paged is not None:
             return self.paged
         return self.num_parents[-1] * self.row_bytes[-1] > MAX_DENSE_BYTES

@@ -164,6 +164,10 @@ def redis_errors() -> Iterator[None]:
 
 
 def translate(error: Exception) -> ServiceError:
+    """The service's own error for an error of redis-py, which is logged.
+
+    StoreUnavailable means that a later try may succeed. StoreFault means that Redis rejected the command.
+    """
     log.warning("Redis: %s: %s", type(error).__name__, error)
     for kind, reason in _REFUSED_FOR_NOW.items():
         if str(error).startswith(kind) if isinstance(kind, str) else isinstance(error, kind):
@@ -247,5 +251,6 @@ class Script:
 
 
 def chunks(values: Sequence[T], length: int) -> Iterator[Sequence[T]]:
+    """Consecutive slices of `length` values each. The last one may be shorter."""
     for start in range(0, len(values), length):
         yield values[start : start + length]

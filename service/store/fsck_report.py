@@ -28,6 +28,8 @@ KINDS = {
 
 
 class Finding(NamedTuple):
+    """One inconsistency in the store, and whether this run repaired it. `kind` is a key of KINDS."""
+
     kind: str
     where: str  # an item id, or for the log a version
     is_mended: bool
@@ -54,6 +56,7 @@ class FsckReport:
 
     @property
     def is_clean(self) -> bool:
+        """Whether there were no findings at all. Repaired ones count as findings."""
         return not self.found
 
     @property
@@ -62,6 +65,7 @@ class FsckReport:
         return sum(count for kind, count in self.found.items() if kind.startswith("unreadable"))
 
     def add(self, finding: Finding) -> None:
+        """Count the finding. It is listed too, unless the list already has MAX_LISTED entries."""
         self.found[finding.kind] += 1
         if finding.is_mended:
             self.mended[finding.kind] += 1

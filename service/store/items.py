@@ -181,6 +181,7 @@ class ItemStore:
         return found
 
     async def get(self, item_id: str) -> StoredItem | None:
+        """`get_many` for one item. None if it is not in this tokenizer's catalog. Raises StoreUnavailable."""
         return (await self.get_many([item_id])).get(item_id)
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
@@ -255,6 +256,7 @@ class ItemStore:
         return found
 
     async def num_items(self) -> int:
+        """Members of this tokenizer's trie in Redis, in O(1). Raises StoreUnavailable."""
         with redis_errors():
             return int(await self._redis.zcard(self._trie))
 
@@ -272,6 +274,7 @@ class ItemStore:
         return Position(version_of(last_id), mark.decode(errors="replace"))
 
     async def last_version(self) -> int:
+        """The version of `position`, for callers that do not compare marks."""
         return (await self.position()).version
 
     async def changes(self, after: int, block_ms: int | None = None, limit: int = 1_000) -> list[Change]:

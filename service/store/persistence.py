@@ -41,6 +41,8 @@ _BY_POLICY = {
 
 @dataclass(frozen=True)
 class Persistence:
+    """Redis' settings and state that decide whether an acknowledged change can be lost."""
+
     append_only: bool
     append_fsync: str  # always, everysec, no, or unknown
     last_append_ok: bool
@@ -51,6 +53,7 @@ class Persistence:
 
     @property
     def loss_window(self) -> LossWindow:
+        """The bound that follows from the append-only file and its sync policy."""
         return _BY_POLICY.get(self.append_fsync, _UNKNOWN) if self.append_only else _OFF
 
     def warnings(self) -> Iterator[str]:
@@ -67,6 +70,7 @@ class Persistence:
             )
 
     def as_json(self) -> dict[str, Any]:
+        """The fields and the loss window. `loss_window_s` is None if it is unknown or unbounded."""
         window = self.loss_window
         seconds = window.seconds if math.isfinite(window.seconds) else None
         return {**vars(self), "loss_window_s": seconds, "loss_window": window.sentence}

@@ -36,6 +36,7 @@ class RedisKeys(NamedTuple):
 
     @classmethod
     def of(cls, catalog: str, tokenizer_id: str) -> "RedisKeys":
+        """The keys of a catalog and a tokenizer. Raises ValueError if the name is empty or has braces."""
         if not catalog or set("{}") & set(catalog):
             raise ValueError(f"a catalog's name must not be empty or have braces, got {catalog!r}")
         # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
@@ -51,6 +52,8 @@ class RedisKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class ItemRecord:
+    """An item as it is written to Redis."""
+
     item_id: str
     content_hash: str  # 32 characters: the hash of the text that the tokenizer reads
     item: Mapping[str, Any]  # as posted, with its item_id
@@ -58,6 +61,8 @@ class ItemRecord:
 
 @dataclass(frozen=True)
 class PutResult:
+    """The outcome of a put. `status` says whether the item is new, has other codes, or only other fields."""
+
     item_id: str
     sid: Sid
     status: Status
@@ -66,6 +71,8 @@ class PutResult:
 
 @dataclass(frozen=True)
 class DropResult:
+    """The outcome of a drop. Dropping an absent item is not an error; it leaves `existed` false."""
+
     item_id: str
     existed: bool
     version: int
@@ -81,17 +88,23 @@ class Held:
 
 @dataclass(frozen=True)
 class StoredItem:
+    """An item as read from Redis, with its Semantic ID under this store's tokenizer."""
+
     item_id: str
     item: dict[str, Any]
     sid: Sid
 
 
 class ItemListing(NamedTuple):
+    """One page of items, in trie order."""
+
     items: list[StoredItem]
     next_cursor: str | None  # None after the last page
 
 
 class TrieEntry(NamedTuple):
+    """One item of a snapshot, with everything that the in-memory catalog keeps of it."""
+
     item_id: str
     sid: Sid
     attributes: Attributes = NO_ATTRIBUTES
@@ -105,6 +118,8 @@ class Position(NamedTuple):
 
 
 class Change(NamedTuple):
+    """One entry of the log. An entry that cannot be decoded has the op `unreadable` and an empty item id."""
+
     version: int
     op: Literal["put", "drop", "unreadable"]
     item_id: str
@@ -131,29 +146,35 @@ class RecordCodec:
         self.num_unreadable = 0
 
     def pack_codes(self, codes: Codes) -> bytes:
+        """Big-endian, so that trie members sort by code. Raises ValueError if the codes do not fit."""
         self._spec.check(codes)
         return self._codes.pack(*codes)
 
     def pack_item(self, record: ItemRecord) -> bytes:
+        """The content hash, a space, and the item as JSON with sorted fields."""
         # Sorted, so that the order of the fields does not matter.
         return self.pack_hash(record) + b" " + _to_json(record.item)
 
     def pack_attributes(self, record: ItemRecord) -> bytes:
+        """The item's attributes as the JSON list that the log holds."""
         found = self._fields.attributes_of(record.item)
         values = [found.values.get(name) for name in self._names]
         told = _to_json([found.categories, found.available, values])
         return b"[" + self._declared + b"," + told[1:]
 
     def pack_hash(self, record: ItemRecord) -> bytes:
+        """The content hash as ASCII. Raises ValueError unless it has HASH_LENGTH characters."""
         packed = record.content_hash.encode("ascii")
         if len(packed) != HASH_LENGTH:
             raise ValueError(f"a content hash has {HASH_LENGTH} characters, got {record.content_hash!r}")
         return packed
 
     def pack_cursor(self, member: bytes) -> str:
+        """A trie member as text that is safe in a URL. `read_cursor` is the inverse."""
         return base64.urlsafe_b64encode(member).decode().rstrip("=")
 
     def unpack_sid(self, raw: bytes) -> Sid:
+        """Raises ValueError if a code exceeds its level, and struct.error if the number of bytes is wrong."""
         values = self._sid.unpack(raw)
         if any(
             map(operator.ge, values, self._spec.levels)
@@ -174,6 +195,8 @@ class RecordCodec:
         return member
 
     def read_member(self, member: bytes) -> TrieEntry | None:
+        """A member of the trie, without attributes. None, and counted, if another program wrote it."""
+
         def read() -> TrieEntry:
             item_id, sid = to_str(member[self._sid.size :]), self.unpack_sid(member[: self._sid.size])
             if not item_id:
@@ -183,6 +206,8 @@ class RecordCodec:
         return self._readable("the trie", member, read)
 
     def read_held(self, value: bytes) -> Held | None:
+        """A value of the hash of codes. None, and counted, if another program wrote it."""
+
         def read() -> Held:
             return Held(value[-HASH_LENGTH:].decode("ascii"), self.unpack_sid(value[:-HASH_LENGTH]))
 
@@ -193,6 +218,8 @@ class RecordCodec:
         return self._readable("an item id", raw, lambda: to_str(raw))
 
     def read_item(self, item_id: str, value: bytes) -> ItemRecord | None:
+        """A value of the hash of items. None, and counted, if it is unreadable or holds another item's id."""
+
         def read() -> ItemRecord:
             item = _item(value)
             if item["item_id"] != item_id:
@@ -247,6 +274,7 @@ _OPS: dict[bytes, Literal["put", "drop"]] = {b"put": "put", b"drop": "drop"}
 
 
 def version_of(entry_id: bytes) -> int:
+    """The version in a stream entry's id, which has the form `version-0`."""
     return int(entry_id.split(b"-")[0])
 
 
@@ -269,6 +297,7 @@ def _item(value: bytes) -> dict[str, Any]:
 
 
 def to_bytes(text: str) -> bytes:
+    """Encode as UTF-8, also half a surrogate pair."""
     # No item's name has half a surrogate pair, but asking for one is not an error.
     return text.encode("utf-8", "surrogatepass")
 

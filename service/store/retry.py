@@ -28,6 +28,7 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
+        """Start again with the shortest wait."""
         self._longest_s = self._first_s
 
     def next_s(self) -> float:
@@ -37,6 +38,7 @@ class Backoff:
         return wait_s
 
     async def wait(self) -> None:
+        """Sleep for `next_s()` seconds, so each call waits longer than the one before, up to the limit."""
         await asyncio.sleep(self.next_s())
 
 
