@@ -49,6 +49,7 @@ class Remainder(nn.Module):
         self.pooling, self.head, self.quantizer = pooling, head, quantizer
 
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> TokenizedBatch:
+        """strips [strip, height, width], frames [strip, frame, dim], first_strip [item] -> codes, vectors."""
         vector = self.head(self.pooling(strips, frames, first_strip))  # [item, dim]
         return TokenizedBatch(self.quantizer.encode(vector), vector)
 

@@ -29,6 +29,7 @@ class Popularity:
     name = "popularity"
 
     def fit(self, sequences: Sequences, num_items: int) -> Self:
+        """Count how often each item occurs in the sequences [user][position]."""
         seen = np.concatenate([*sequences, np.empty(0, np.int32)])
         items, first, count = np.unique(seen, return_index=True, return_counts=True)
         by_count = items[np.lexsort((first, -count))]
@@ -37,6 +38,7 @@ class Popularity:
         return self
 
     def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
+        """Rank by popularity alone -> the best `k` items of each user."""
         return _rank(((self.order, history) for history in histories), len(histories), k, exclude_history)
 
 
@@ -53,6 +55,7 @@ class Markov:
         self.ties = ties
 
     def fit(self, sequences: Sequences, num_items: int) -> Self:
+        """Count which item follows which in the sequences [user][position]."""
         self.popularity = Popularity().fit(sequences, num_items)
         none = np.empty(0, np.int64)
         last = np.concatenate([*(sequence[:-1] for sequence in sequences), none])
@@ -67,6 +70,7 @@ class Markov:
         return self
 
     def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
+        """Rank the followers of the newest item first, then the others by popularity."""
         order = self.popularity.order
         candidates = (
             (chain(self.successors[history[-1]].tolist() if len(history) else (), order), history)
@@ -100,6 +104,7 @@ class Neighbors:
         return cls(vectors, max(DECAYS, key=quality)).fit(train, len(vectors))
 
     def fit(self, sequences: Sequences, num_items: int) -> Self:
+        """Take the items as they are: the vectors know all. Raises ValueError if their number differs."""
         if num_items != len(self.vectors):
             raise ValueError(
                 f"{len(self.vectors)} vectors cannot rank {num_items} items. Give one vector for each item."
@@ -108,6 +113,7 @@ class Neighbors:
         return self
 
     def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
+        """Rank by how near items are to the history, of which newer items weigh more."""
         # A page needs one candidate for each place and each item of the history.
         candidates = zip(self._nearest(histories, k), histories, strict=True)
         return _rank(candidates, len(histories), k, exclude_history)

@@ -111,15 +111,19 @@ class SasRecGenerator(Generator):
         self.register_buffer("is_seen", torch.from_numpy(is_seen))
 
     def start(self, history: Tensor) -> SasRecState:
+        """Keep the state after the newest item; see Generator.start."""
         return SasRecState(self._read(history)[:, -1])
 
     def step(self, level: int, state: SasRecState, prefix: Tensor) -> tuple[Tensor, SasRecState]:  # noqa: ARG002  there is only one level
+        """Score every item; there is one level."""
         return F.log_softmax(self._logits(state.h), dim=-1)[:, None], state  # [batch, 1, code]
 
     def reorder(self, state: SasRecState, parent: Tensor) -> SasRecState:  # noqa: ARG002  all beams are the root
+        """Nothing depends on a beam."""
         return state
 
     def loss(self, window: Tensor) -> Tensor:
+        """Cross-entropy over all items at every position, in nats."""
         history, target = window[:, :-1], window[:, 1:, 0]  # [batch, position, 1], [batch, position]
         is_pair = (history[..., 0] >= 0) & (target >= 0)
         h = self._read(history)[is_pair]  # [pair, width]

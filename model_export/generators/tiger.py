@@ -259,6 +259,7 @@ class TigerGenerator(Generator):
             nn.init.normal_(bias.buckets.weight, std=config.width**-0.5)
 
     def start(self, history: Tensor) -> TigerState:
+        """Run the encoder once, and what each decoder layer remembers of it; see Generator.start."""
         x, is_token = self._tokens(history)  # [batch, token, width], [batch, token]
         place = torch.arange(x.shape[1], device=history.device)
         visible = is_token[:, None, None, :]  # [batch, 1, 1, token]
@@ -271,6 +272,7 @@ class TigerGenerator(Generator):
         return TigerState(memories, torch.where(visible, 0.0, MASKED), past=())
 
     def step(self, level: int, state: TigerState, prefix: Tensor) -> tuple[Tensor, TigerState]:
+        """Run the decoder for one more step of each beam; see Generator.step."""
         if level == 0:
             token = torch.full_like(prefix, PAD)
         else:
@@ -287,6 +289,8 @@ class TigerGenerator(Generator):
         return log_probs, state._replace(past=tuple(pasts))
 
     def reorder(self, state: TigerState, parent: Tensor) -> TigerState:
+        """Take the past steps of the parents; see Generator.reorder."""
+
         def chosen(steps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             # The first step is the same for all beams and stays as it is: [batch, 1, head * dim].
             return (steps[0], *(rows_of(step, parent) for step in steps[1:]))

@@ -165,11 +165,13 @@ class TreeGenerator(Generator):
                 self.bonus[level].start_from(means)
 
     def start(self, history: Tensor) -> TreeState:
+        """Keep the state after the newest item and what depends on it alone; see Generator.start."""
         h = self._read(history, last_only=True)[:, 0]
         about = None if self.likeness is None else self.likeness.start(history)
         return TreeState(h, self._bonus_of(h), about, torch.full_like(history[:, :1, 0], ROOT))
 
     def step(self, level: int, state: TreeState, prefix: Tensor) -> tuple[Tensor, TreeState]:
+        """Score the codes below each prefix from the one state; see Generator.step."""
         row = state.row
         if level > 0:
             row = self.prefixes[level - 1].rows(row, prefix % self.spec.levels[level - 1])
@@ -183,9 +185,11 @@ class TreeGenerator(Generator):
         return log_probs, state._replace(row=row)
 
     def reorder(self, state: TreeState, parent: Tensor) -> TreeState:
+        """Take the rows of the parents; see Generator.reorder."""
         return state._replace(row=state.row.gather(1, parent))
 
     def loss(self, window: Tensor) -> Tensor:
+        """The sum over levels of the negative log-likelihood at every position, in nats per item."""
         history, target = window[:, :-1], window[:, 1:]
         is_pair = (history[..., 0] >= 0) & (target[..., 0] >= 0)  # [batch, position]
         hidden = self._hide()

@@ -60,6 +60,7 @@ class Removed(NamedTuple):
 
     @property
     def item_ids(self) -> list[str]:
+        """The ids in the order of the new numbers."""
         return [*self.dataset.item_ids, *(item["item_id"] for item in self.items)]
 
 

@@ -22,18 +22,22 @@ def rate(value: float) -> str:
 
 
 def signed(value: float) -> str:
+    """A rate with its sign: +.012."""
     return ("" if value < 0 else "+") + rate(value)
 
 
 def percent(value: float) -> str:
+    """A share as a percentage with one digit after the point."""
     return f"{100 * value:.1f} %"
 
 
 def whole(value: float) -> str:
+    """A number without digits after the point, thousands marked."""
     return f"{value:,.0f}"
 
 
 def brief(value: float) -> str:
+    """A number with three significant digits, or whole from 1,000 on."""
     return f"{value:.3g}" if abs(value) < 1000 else whole(value)
 
 
