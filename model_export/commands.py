@@ -11,8 +11,8 @@ from typing import TypeAlias
 from service.core.progress import ProgressBar
 
 DATA_HELP = (
-    "a folder with items.jsonl[.gz] and interactions.jsonl[.gz], or a source: completejourney, "
-    "movielens-100k, amazon:REVIEWS,META"
+    "a folder with items.jsonl[.gz] and interactions.jsonl[.gz], or a source: "
+    "completejourney[:FOLDER], movielens-100k[:FOLDER], amazon:REVIEWS,METADATA[,CORE]"
 )
 
 # Threads that wait for each other sleep instead of spinning. On a busy machine this is several times faster.
@@ -53,7 +53,10 @@ def add_export(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument(
-        "--out", required=True, type=Path, help="the bundle's folder; must not hold another bundle"
+        "--out",
+        required=True,
+        type=Path,
+        help="the bundle's folder; must not exist, or hold the bundle of the same export",
     )
     parser.add_argument(
         "--config",
@@ -61,7 +64,9 @@ def add_export(subparsers: Subparsers) -> None:
         help="the configuration: tiny, demo, base (default), tiger-base or pp-ocr-base. With a checkpoint of "
         "the model hub also donut-base, trocr-base or deepseek-ocr-2-base",
     )
-    parser.add_argument("--seed", type=int, default=None, help="replaces the configuration's seed, 0")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="random seed (default: the configuration's, 0)"
+    )
     parser.add_argument(
         "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
     )
@@ -142,7 +147,9 @@ def add_study(subparsers: Subparsers) -> None:
         "--report-only", action="store_true", help="run no cells, and write the report of the finished ones"
     )
     parser.add_argument(
-        "--costs", action="store_true", help="then measure the costs of all finished cells on this machine"
+        "--costs",
+        action="store_true",
+        help="also measure the cost of every finished cell again, on this machine",
     )
     parser.set_defaults(run=_study)
 

@@ -10,7 +10,9 @@ from service.core.sid import SidSpec
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Our own small reader, and the letter grams pooled from its frames (encoders/compact/)."""
+    """Our own small reader (encoders/compact/reader.py), and the letter grams pooled from its frames
+    (encoders/compact/letter_grams.py).
+    """
 
     num_grams: int = 16_384  # number of hashed runs of letters
     feature_dim: int = 320  # dimensions of the SVD of the TF-IDF table
@@ -18,7 +20,9 @@ class CompactConfig:
 
 @dataclass(frozen=True)
 class PpOcrConfig:
-    """Frozen PP-OCRv6 and the visual words pooled from its frames (encoders/pp_ocr.py)."""
+    """Frozen PP-OCRv6 (encoders/pp_ocr.py) and the visual words pooled from its frames
+    (encoders/visual_words.py).
+    """
 
     projection_dim: int = 32  # dimensions of a projected spike frame, from which windows are made
     window: int = 4  # consecutive spikes in one visual word
@@ -65,7 +69,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """RQ-VAE, methods.md §1.2."""
+    """RQ-VAE (quantizers/rq_vae.py; Lee et al., 2022; TIGER, Rajput et al., 2023)."""
 
     hidden_dims: tuple[int, ...] = (256, 128)
     latent_dim: int = 32
@@ -89,7 +93,10 @@ class RqKMeansConfig:
 
 @dataclass(frozen=True)
 class LetterConfig:
-    """LETTER, methods.md §2.3: an RQ-VAE whose loss also has collaborative vectors and code diversity."""
+    """LETTER (quantizers/letter.py; Wang et al., 2024).
+
+    It is an RQ-VAE whose loss also has collaborative vectors and code diversity.
+    """
 
     rq_vae: QuantizerConfig = field(default_factory=QuantizerConfig)
     alpha: float = 0.02  # weight of the alignment with collaborative vectors

@@ -84,7 +84,8 @@ def show(client: httpx.Client, bundle: Bundle, dataset: Dataset, echo: Callable[
     for user in rng.choice(len(test.users), size=min(NUM_HOUSEHOLDS, len(test.users)), replace=False):
         history = [dataset.item_ids[item] for item in test.histories[user][-MAX_HISTORY:]]
         answer = _json(client.post("/recommend", json={"history": history, "limit": 8}))
-        echo(f"\nFirst purchases of household {dataset.user_ids[test.users[user]]}, oldest first:")
+        household = dataset.user_ids[test.users[user]]
+        echo(f"\nHousehold {household} bought these for the first time, newest last:")
         for item_id in history[-SHOWN_HISTORY:]:
             echo(f"      {words[item_id]}")
         exact = "proven to be the model's exact best" if answer["exact"] else "best found by the beam"

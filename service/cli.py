@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of all commands. Commands that `argv` cannot mean are not loaded, to save time."""
     parser = argparse.ArgumentParser(
-        prog="glyphrec", description="Recommendations from items read as pictures, online and exported."
+        prog="glyphrec", description="glyphrec serves recommendations and trains the models for them."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {service_version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")

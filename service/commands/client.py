@@ -38,7 +38,7 @@ def add_import(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "import",
         help="post the items of a file to a running service, or put tokenized items into Redis",
-        description="Exit status: 0 all items are in, 1 some failed and are named, 2 stopped.",
+        description="Exit status: 0 all items are in, 1 some failed (the first 20 are named), 2 stopped.",
     )
     parser.add_argument("source", type=Path, help="items.jsonl[.gz], or a folder with one")
     parser.add_argument(
@@ -78,7 +78,9 @@ def add_recommend(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="items to show (default 10)")
     parser.add_argument(
-        "--exact", action="store_true", help="widen the search until the page is proven to be exact"
+        "--exact",
+        action="store_true",
+        help="widen the search until the page is proven to be exact or the bundle's beam limit is reached",
     )
     parser.add_argument(
         "--filter",

@@ -21,7 +21,11 @@ def add_fsck(subparsers: Subparsers) -> None:
         description="Checks a catalog while it is served. Exit status: 0 nothing was wrong, 1 something was "
         "wrong, repaired or not, 2 not checked.",
     )
-    parser.add_argument("--redis-url", default=environment("REDIS_URL", "GLYPHREC_REDIS_URL"))
+    parser.add_argument(
+        "--redis-url",
+        default=environment("REDIS_URL", "GLYPHREC_REDIS_URL"),
+        help="default $REDIS_URL, else $GLYPHREC_REDIS_URL",
+    )
     parser.add_argument(
         "--catalog",
         default=environment("GLYPHREC_CATALOG") or "glyphrec",
@@ -31,10 +35,12 @@ def add_fsck(subparsers: Subparsers) -> None:
         "--bundle",
         type=Path,
         default=environment("GLYPHREC_BUNDLE"),
-        help="the bundle whose tokenizer to check; default $GLYPHREC_BUNDLE",
+        help="the bundle whose tokenizer to check; default $GLYPHREC_BUNDLE. Not read if --levels is given",
     )
-    parser.add_argument("--tokenizer-id", help="instead of a bundle; default the served tokenizer")
-    parser.add_argument("--levels", help="without a bundle: how many codes each level has, as in 64,64,32")
+    parser.add_argument(
+        "--tokenizer-id", help="default the bundle's tokenizer; without a bundle, the served one"
+    )
+    parser.add_argument("--levels", help="how many codes each level has, as in 64,64,32; replaces the bundle")
     parser.add_argument(
         "--repair", action="store_true", help="repair what the other data determine; replicas follow"
     )

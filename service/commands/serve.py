@@ -19,9 +19,11 @@ def add_serve(subparsers: Subparsers) -> None:
         help="serve a bundle over HTTP",
         description="All other settings are environment variables; see service/settings.py.",
     )
-    parser.add_argument("--bundle", type=Path, help="the folder that `glyphrec export --out` wrote")
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="TCP port (default 8000)")
+    parser.add_argument(
+        "--bundle", type=Path, help="the folder that `glyphrec export --out` wrote; default $GLYPHREC_BUNDLE"
+    )
+    parser.add_argument("--host", help="address to listen on; default $GLYPHREC_HOST, else 127.0.0.1")
+    parser.add_argument("--port", type=int, help="TCP port; default $GLYPHREC_PORT, else 8000")
     parser.add_argument("--redis-url", help="default $REDIS_URL, else a server of its own under --data-dir")
     parser.add_argument(
         "--data-dir", type=Path, help="where that server keeps its files (default .glyphrec/redis)"
