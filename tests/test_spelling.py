@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_house import ROOT, texts
+from tests.house import ROOT, texts
 
 # Stems with an ending that is British after them, so that `promise` and `organism` pass; then whole words.
 BRITISH = re.compile(
