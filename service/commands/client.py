@@ -63,7 +63,7 @@ def add_import(subparsers: Subparsers) -> None:
     direct.add_argument(
         "--bundle", type=Path, help="the bundle whose tokenizer gave the codes; default $GLYPHREC_BUNDLE"
     )
-    direct.add_argument("--redis-url", help="default $REDIS_URL")
+    direct.add_argument("--redis-url", help="default $GLYPHREC_REDIS_URL, else $REDIS_URL")
     direct.add_argument("--catalog", help="default $GLYPHREC_CATALOG, else glyphrec")
     parser.set_defaults(run=run_import)
 

@@ -24,7 +24,10 @@ def add_serve(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--host", help="address to listen on; default $GLYPHREC_HOST, else 127.0.0.1")
     parser.add_argument("--port", type=int, help="TCP port; default $GLYPHREC_PORT, else 8000")
-    parser.add_argument("--redis-url", help="default $REDIS_URL, else a server of its own under --data-dir")
+    parser.add_argument(
+        "--redis-url",
+        help="default $GLYPHREC_REDIS_URL, else $REDIS_URL, else a server of its own under --data-dir",
+    )
     parser.add_argument(
         "--data-dir", type=Path, help="where that server keeps its files (default .glyphrec/redis)"
     )
