@@ -1,7 +1,7 @@
 """Measures the quality of a bundle on its exported graphs over all test users, next to baselines.
 
 The protocol is leave-one-out. The whole catalog is ranked without the user's history, and every figure counts
-items (methods: the protocol of arXiv 2602.02338, but without its removal of cold items). In the Amazon sets,
+items. This is the protocol of arXiv 2602.02338 without its removal of cold items. In the Amazon sets,
 the purchases of one day are in catalog order, and their times are not known. Part of every next-item figure
 there is an artifact of that order.
 """

@@ -4,9 +4,9 @@ It computes the same function as T5 v1.0, weight for weight: transformers' T5For
 output head tied to the embedding, and so scaled by width ** -0.5. Three things differ:
 
 - Level l is scored over the K codes of that level only, in training and serving. No other logits are
-computed. - Beams are rows of queries. A request runs one encoder, and all beams share its cross-attention
-keys. - TIGER's token for the user is left out. A live service meets users that it was not trained on, and in
-the
+  computed.
+- Beams are rows of queries. A request runs one encoder, and all beams share its cross-attention keys.
+- TIGER's token for the user is left out. A live service meets users that it was not trained on, and in the
   paper's own ablation the token makes little difference.
 
 With `reads="items"` the encoder reads one vector per item, the sum of its prefix embeddings, and not one

@@ -141,8 +141,6 @@ async def patch_item(
 ) -> PatchedItem:
     """Replace some fields of an item. A null removes one. The item is read again only if its text changed.
 
-
-
     Two patches of one item at the same moment are not merged: the later one wins.
     """
     call.stages.stop("parse")
