@@ -21,7 +21,7 @@ VERSION = 1  # raised when the output changes; see model_export/pipeline/version
 
 # Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants. The check also runs with
 # 1.
-TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS = 3, 4, 5
+TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS, TRACED_NEIGHBORS = 3, 4, 5, 9
 
 
 def export_recommender(
@@ -38,12 +38,16 @@ def export_recommender(
     # The lengths differ, because the exporter takes equal lengths for one dimension.
     beams = [torch.arange(TRACED_BEAMS + level) for level in range(spec.num_levels)]
     tables = [torch.from_numpy(table) for table in SidTrie(spec).tables]
+    neighbors = torch.zeros(TRACED_BATCH, TRACED_NEIGHBORS, dtype=torch.int64)
     dim = torch.export.Dim
     pages: list[dict[int, Any]] = [{} for _ in tables]
     if spec.is_paged:
         pages[-1] = {0: dim("page", min=2)}
+    batch, neighbor = dim("batch", min=1), dim("neighbor", min=1)
     dynamic = {
-        "history": {0: dim("batch", min=1), 1: dim("position", min=1, max=max(history_length, 2))},
+        "history": {0: batch, 1: dim("position", min=1, max=max(history_length, 2))},
+        "neighbors": {0: batch, 1: neighbor},
+        "neighbor_mass": {0: batch, 1: neighbor},
         "beams": [
             {0: dim(f"beam_{level}", min=1, max=max(beam_limit, 2))} for level in range(1, len(beams) + 1)
         ],
@@ -51,7 +55,7 @@ def export_recommender(
     }
     model = to_onnx(
         BeamSearch(generator).eval(),
-        (history, beams, tables),
+        (history, neighbors, neighbors.float(), beams, tables),
         inputs=[tensor.name for tensor in graph.inputs],
         outputs=[tensor.name for tensor in graph.outputs],
         dynamic_shapes=dynamic,

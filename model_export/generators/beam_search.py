@@ -6,6 +6,7 @@ Log-probabilities are never positive, so no item outside the answer can score ab
 score above the bound is therefore certain.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from model_export.evaluation.ranking import ItemsOfCodes, SearchFunction, SearchResult
 from model_export.generators.base import Generator
-from service.core.graphs import beam_widths
+from service.core.graphs import Neighbors, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import Tables
 
@@ -60,18 +61,76 @@ class TrieMask(nn.Module):
         return mask.flatten(2)[..., : self.levels[level]]
 
 
+class NeighborState(NamedTuple):
+    """Where the neighbors are among the beams of a search."""
+
+    beam: Tensor  # [batch, neighbor]  the beam that is a prefix of the neighbor; the number of beams: none
+    mass_of_beam: Tensor  # [batch, beam]  of all neighbors below
+
+
+class NeighborOpinion(nn.Module):
+    """The opinion of the counts: items that were taken together with those of the history score higher.
+
+    Let m(p) be the mass of the neighbors below the prefix p. Then a child c of p gets the factor
+    (m(pc) + 1) / (m(p) + 1), to the power `weight`. The factors of an item's levels multiply to
+    (m(item) + 1) / (m(root) + 1). So the items have the order of their own mass, and the levels decide
+    nothing. Items without mass keep the order that they have without counts. A factor is at most 1.
+    """
+
+    def __init__(self, spec: SidSpec, weight: float) -> None:
+        super().__init__()
+        self.levels, self.weight = spec.levels, weight
+
+    def start(self, prefixes: Tensor, mass: Tensor) -> NeighborState:
+        """All neighbors are below the one beam at the root. prefixes and mass [batch, neighbor]"""
+        return NeighborState((prefixes < 0).long(), mass.sum(dim=1, keepdim=True))
+
+    def below(self, level: int, prefixes: Tensor, mass: Tensor, state: NeighborState) -> tuple[Tensor, Tensor]:
+        """The mass of each child of each beam [batch, beam * code], and each neighbor's index in it.
+
+        The index of a neighbor below no beam is past the end.
+        """
+        num_codes = self.levels[level]
+        code = prefixes.clamp(min=0) // math.prod(self.levels[level + 1 :]) % num_codes
+        place = state.beam * num_codes + code  # [batch, neighbor]
+        num_children = state.mass_of_beam.shape[1] * num_codes
+        children = mass.new_zeros(mass.shape[0], num_children + num_codes).scatter_add(1, place, mass)
+        return children[:, :num_children], place
+
+    def log_factor(self, level: int, children: Tensor, state: NeighborState) -> Tensor:
+        """The logarithm of the factor of each child: [batch, beam, code]"""
+        mass = children.unflatten(1, (-1, self.levels[level]))
+        return self.weight * (mass.log1p() - state.mass_of_beam.log1p()[..., None])
+
+    def follow(self, level: int, children: Tensor, place: Tensor, chosen: Tensor) -> NeighborState:
+        """The state after the search has chosen children. chosen [batch, beam] are indices of `children`."""
+        num_beams = chosen.shape[1]
+        beam = torch.arange(num_beams, device=chosen.device).expand_as(chosen)
+        none = chosen.new_full((chosen.shape[0], children.shape[1] + self.levels[level]), num_beams)
+        return NeighborState(none.scatter(1, chosen, beam).gather(1, place), children.gather(1, chosen))
+
+
 class BeamSearch(nn.Module):
     """The whole search with a generator, as one module that can be exported."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, neighbor_weight: float = 1.0) -> None:
         super().__init__()
         self.generator = generator
         self.mask = TrieMask(generator.spec).to(next(generator.parameters()).device)
+        self.opinion = NeighborOpinion(generator.spec, neighbor_weight)
 
-    def forward(self, history: Tensor, beams: list[Tensor], tables: list[Tensor]) -> BeamState:
+    def forward(
+        self,
+        history: Tensor,
+        neighbors: Tensor,
+        neighbor_mass: Tensor,
+        beams: list[Tensor],
+        tables: list[Tensor],
+    ) -> BeamState:
         """Search the trie and return the best beams.
 
         history: codes [batch, position, level], with PADDING (-1) on the left.
+        neighbors, neighbor_mass [batch, neighbor]: see graphs.Neighbors.
         beams: one tensor [beam] per level. Only its length counts: it is the number of prefixes that survive
         the level (graphs.beam_widths).
         tables: the tables of service.core.trie.SidTrie.
@@ -83,8 +142,11 @@ class BeamSearch(nn.Module):
         score = torch.zeros(batch, 1, device=history.device)
         bound = torch.full((batch,), NEG_INF, device=history.device)
         nothing = torch.full((1, 1), NOTHING, device=history.device)
+        counted = self.opinion.start(neighbors, neighbor_mass)
         for level, num_codes in enumerate(levels):
             log_probs, state = self.generator.step(level, state, prefix)  # [batch, beam, code]
+            children, of_neighbor = self.opinion.below(level, neighbors, neighbor_mass, counted)
+            log_probs = log_probs + self.opinion.log_factor(level, children, counted)
             # Rounding can leave a log-probability slightly above 0, but the bound needs at most 0.
             total = log_probs.clamp(max=0.0) + score[..., None] + self.mask(level, prefix, tables)
             k = beams[level].shape[0] + 1
@@ -98,12 +160,17 @@ class BeamSearch(nn.Module):
             prefix = prefix.gather(1, parent) * num_codes + place % num_codes
             if level + 1 < len(levels):
                 state = self.generator.reorder(state, parent)
+                counted = self.opinion.follow(level, children, of_neighbor, place)
         return BeamState(codes_of(prefix, levels), score, bound)
 
 
 @torch.no_grad()
 def search_eagerly(
-    search: BeamSearch, history: NDArray[np.int64], tables: Tables, widths: tuple[int, ...]
+    search: BeamSearch,
+    history: NDArray[np.int64],
+    tables: Tables,
+    widths: tuple[int, ...],
+    neighbors: Neighbors | None = None,
 ) -> BeamState:
     """Run the search in PyTorch, on the device of its weights, with the arguments of RecommenderSession.run.
 
@@ -112,6 +179,7 @@ def search_eagerly(
     device = next(search.parameters()).device
     result: BeamState = search(
         torch.from_numpy(history).to(device),
+        *(torch.from_numpy(each).to(device) for each in neighbors or Neighbors.none(len(history))),
         [torch.arange(width) for width in widths],
         [torch.from_numpy(table).to(device) for table in tables],
     )

@@ -1,5 +1,10 @@
 """The inputs and outputs of a bundle's two graphs: names, types and shapes of their tensors."""
 
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
 from service.core.sid import Frozen, SidSpec
 
 FILLER_SCORE = -1e8  # a beam below this is a filler: there are fewer live prefixes than beams
@@ -19,6 +24,21 @@ class GraphSpec(Frozen):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+class Neighbors(NamedTuple):
+    """For each history of a batch, the items that were taken together with its items (core/co_counts.py).
+
+    A place without a neighbor has PADDING and mass 0. There is at least one place.
+    """
+
+    prefixes: NDArray[np.int64]  # [batch, neighbor]  full prefixes; one prefix may occur several times
+    mass: NDArray[np.float32]  # [batch, neighbor]  in units of what every item has without any count
+
+    @classmethod
+    def none(cls, batch: int) -> "Neighbors":
+        """No neighbors: the search then has no opinion from counts."""
+        return cls(np.full((batch, 1), PADDING, np.int64), np.zeros((batch, 1), np.float32))
 
 
 def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) -> GraphSpec:
@@ -44,6 +64,7 @@ def recommender_graph(spec: SidSpec) -> GraphSpec:
 
     `history` holds codes, oldest first, with PADDING on the left. Only the length of `beams_l` matters: the
     number of prefixes that survive level l. These are inputs so that a request can widen its search.
+    `neighbors` and `neighbor_mass` are those of Neighbors.
     """
     beams = tuple(
         TensorSpec(name=f"beams_{level}", dtype="int64", shape=(f"beam_{level}",))
@@ -53,6 +74,8 @@ def recommender_graph(spec: SidSpec) -> GraphSpec:
     return GraphSpec(
         inputs=(
             TensorSpec(name="history", dtype="int64", shape=("batch", "position", spec.num_levels)),
+            TensorSpec(name="neighbors", dtype="int64", shape=("batch", "neighbor")),
+            TensorSpec(name="neighbor_mass", dtype="float32", shape=("batch", "neighbor")),
             *beams,
             *trie_tables(spec),
         ),

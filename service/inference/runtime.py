@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.graphs import GraphSpec, TensorSpec
+from service.core.graphs import GraphSpec, Neighbors, TensorSpec
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 
@@ -74,24 +74,36 @@ class RecommenderSession:
         self._session = _open(path, graph, threads, providers)
         names = [tensor.name for tensor in graph.inputs]
         self._beams = [name for name in names if name.startswith("beams_")]
-        self._tables = [tensor for tensor in graph.inputs if tensor.name not in {"history", *self._beams}]
+        other = {"history", "neighbors", "neighbor_mass", *self._beams}
+        self._tables = [tensor for tensor in graph.inputs if tensor.name not in other]
 
     @property
     def is_on_gpu(self) -> bool:
         """Whether the graph runs on a GPU. False if ONNX Runtime fell back to the CPU."""
         return bool(self._session.get_providers()[0] != PREFERRED_PROVIDERS[-1])
 
-    def run(self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]) -> Beams:
+    def run(
+        self,
+        history: NDArray[np.int64],
+        tables: Sequence[NDArray[Any]],
+        widths: Sequence[int],
+        neighbors: Neighbors | None = None,
+    ) -> Beams:
         """Search. `history` [batch, position, level] is oldest first, with PADDING on the left; `tables` come
-        from SidTrie, `widths` from graphs.beam_widths, one for each level.
+        from SidTrie, `widths` from graphs.beam_widths, one for each level. Without `neighbors` the counts
+        have no say.
 
         Raises ContractMismatch if tables or widths belong to another spec than the graph.
         """
-        feeds = self.feeds(history, tables, widths)
+        feeds = self.feeds(history, tables, widths, neighbors)
         return Beams(*self._session.run(["codes", "scores", "bound"], feeds))
 
     def feeds(
-        self, history: NDArray[np.int64], tables: Sequence[NDArray[Any]], widths: Sequence[int]
+        self,
+        history: NDArray[np.int64],
+        tables: Sequence[NDArray[Any]],
+        widths: Sequence[int],
+        neighbors: Neighbors | None = None,
     ) -> dict[str, NDArray[Any]]:
         """The graph's inputs for `run`, by name. Raises the same errors."""
         for what, num_given, names in (
@@ -113,7 +125,10 @@ class RecommenderSession:
                 )
         beams = {name: np.zeros(width, np.int64) for name, width in zip(self._beams, widths, strict=True)}
         live = {tensor.name: table for tensor, table in zip(self._tables, tables, strict=True)}
-        return {"history": history, **beams, **live}
+        found = neighbors or Neighbors.none(len(history))
+        return {
+            "history": history, "neighbors": found.prefixes, "neighbor_mass": found.mass, **beams, **live
+        }  # fmt: skip
 
 
 def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:
