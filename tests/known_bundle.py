@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from service.core.bundle import (
+    FORMAT_VERSION,
     ITEMS,
     MANIFEST,
     RECOMMENDER,
@@ -120,7 +121,7 @@ def write_known_bundle(
             line = each._asdict() | {"slot": 0}
             file.write(json.dumps(line) + "\n")
     manifest = Manifest(
-        format_version=2,
+        format_version=FORMAT_VERSION,
         created_at="2026-01-01T00:00:00Z",
         config="known",
         export_key="0" * 64,

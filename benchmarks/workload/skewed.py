@@ -24,6 +24,7 @@ from model_export.bundle.recommender import export_recommender
 from model_export.configs import TreeConfig
 from model_export.generators.tree import TreeGenerator
 from service.core.bundle import (
+    FORMAT_VERSION,
     ITEMS,
     MANIFEST,
     RECOMMENDER,
@@ -103,7 +104,7 @@ def write_bundle(folder: Path) -> Path:
     with gzip.open(folder / ITEMS, "wb"):
         pass
     manifest = Manifest(
-        format_version=2,
+        format_version=FORMAT_VERSION,
         created_at="2026-01-01T00:00:00Z",
         config="scale",
         export_key="0" * 64,

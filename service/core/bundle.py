@@ -10,17 +10,20 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from service.core.co_counts import CoCountSpec
 from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
 from service.core.json_lines import parse_json
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
-FORMAT_VERSION: Literal[2] = 2  # 2: the recommender reads rows of bits, and a width for each level
+# 2: the recommender reads rows of bits, and a width for each level. 3: it reads neighbors of the history.
+FORMAT_VERSION: Literal[3] = 3
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
 RECOMMENDER = "recommender.onnx"
 ITEMS = "items.jsonl.gz"
+CO_COUNTS = "co_counts.jsonl.gz"  # only if the manifest has a CoCountSpec
 
 # Upper limits, so that a damaged manifest cannot ask for more memory than there is.
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -71,7 +74,7 @@ class RenderSpec(Frozen):
 class Manifest(Frozen):
     """manifest.json: everything the service needs to know before it opens a graph."""
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     export_key: str = Field(description="equal for equal data, configuration and versions of the stages")
     created_at: str
     config: str
@@ -88,6 +91,9 @@ class Manifest(Frozen):
     )
     history_length: int = Field(ge=1, le=MAX_HISTORY_LENGTH)
     beam_limit: int = Field(ge=1, le=MAX_BEAM_LIMIT)
+    co_counts: CoCountSpec | None = Field(
+        default=None, description="how counts have a say in the search; null: the search runs without any"
+    )
     data_fingerprint: str
     data_name: str
     num_items: int = Field(ge=0)
@@ -154,7 +160,8 @@ def load_bundle(path: Path) -> Bundle:
         raise ContractMismatch(f"{manifest_path}: {where}: {first['msg']}. Export again.") from error
     for name, record in manifest.files.items():
         _check_file(path, name, record)
-    for name in (TOKENIZER, RECOMMENDER, ITEMS):
+    counts = (CO_COUNTS,) if manifest.co_counts is not None else ()
+    for name in (TOKENIZER, RECOMMENDER, ITEMS, *counts):
         if name not in manifest.files:
             raise ContractMismatch(f"{manifest_path}: lists no {name}. Export again.")
     return Bundle(path, manifest)

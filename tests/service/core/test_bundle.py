@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.core.bundle import FORMAT_VERSION, FileRecord, Manifest, RenderSpec, load_bundle, sha256_of
+from service.core.co_counts import CoCountSpec
 from service.core.graphs import beam_widths, recommender_graph, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
@@ -132,4 +133,10 @@ def test_a_file_outside_the_bundle_is_refused(bundle):
     record = {"sha256": sha256_of(bundle.parent / "elsewhere"), "num_bytes": 1}
     rewrite(bundle, files=raw["files"] | {"../elsewhere": record})
     with pytest.raises(ContractMismatch, match="outside the bundle"):
+        load_bundle(bundle)
+
+
+def test_a_bundle_that_says_how_counts_have_a_say_has_counts(bundle):
+    rewrite(bundle, co_counts=CoCountSpec().model_dump())
+    with pytest.raises(ContractMismatch, match="lists no co_counts.jsonl.gz"):
         load_bundle(bundle)

@@ -1,0 +1,227 @@
+"""Counts of the items that were taken together: what an event adds to them, and the table that a search asks.
+
+A count matters only relative to the popularity of its two items (a cosine, as in item-based collaborative
+filtering: Sarwar et al., "Item-based collaborative filtering recommendation algorithms", WWW 2001, section
+3.1.1). So counts that fade with time need no correction: all that was known at one time fades alike.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from service.core.graphs import PADDING, Neighbors
+from service.core.sid import Frozen
+
+ROWS_PER_STEP = 4096  # the table grows by this many rows
+# No row, whoever wrote it, makes a score infinite.
+MAX_MASS = 1e12
+MAX_LOG2 = 500.0
+NOBODY = 0  # the number of an entry without an item
+NO_PLACE = -1  # the prefix of an item that is not in the catalog
+
+
+class CoCountSpec(Frozen):
+    """How items that were taken together are counted, and how much the items of a history tell."""
+
+    num_positions: int = Field(default=20, ge=1, le=1000, description="the newest items of a history count")
+    decay: float = Field(default=0.7, gt=0, le=1, description="factor for each step into the past")
+    smoothing: float = Field(default=0.01, gt=0, le=1e6, description="mass of an item without a count")
+    window: int = Field(default=5, ge=1, le=100, description="two items at most this far apart are a pair")
+    backward: float = Field(
+        default=1.0, ge=0, le=1, description="share that the row of the later item gets of an increment"
+    )
+    max_neighbors: int = Field(default=64, ge=1, le=1024, description="a row keeps its strongest neighbors")
+
+
+class Increments(NamedTuple):
+    """What one event adds to the counts."""
+
+    popularity: dict[str, float]  # item -> how much
+    pairs: dict[tuple[str, str], float]  # (item of the row, its neighbor) -> how much
+
+
+class CoRow(NamedTuple):
+    """What is known of one item: how often it was taken, and what was taken near it."""
+
+    item_id: str
+    popularity: float
+    neighbors: dict[str, float]  # item -> count
+
+
+class Gathered(NamedTuple):
+    """The neighbors of one history."""
+
+    prefixes: NDArray[np.int64]  # [neighbor]  full prefixes; one prefix may occur several times
+    mass: NDArray[np.float32]  # [neighbor]  above 0; the mass of a prefix is the sum over its places
+
+
+def increments(history: Sequence[str], taken: str, spec: CoCountSpec) -> Increments:
+    """What it adds that `taken` was taken after `history` (item ids, oldest first).
+
+    The item is one more popular. It makes a pair with each other item at most `spec.window` before it. A pair
+    at distance d adds 1/d to the row of the earlier item, and `spec.backward` of that to the row of
+    the later one.
+    """
+    pairs: dict[tuple[str, str], float] = {}
+    for distance, earlier in enumerate(reversed(history[-spec.window :]), start=1):
+        if earlier != taken:
+            for pair, share in (((earlier, taken), 1.0), ((taken, earlier), spec.backward)):
+                if share:
+                    pairs[pair] = pairs.get(pair, 0.0) + share / distance
+    return Increments({taken: 1.0}, pairs)
+
+
+def strongest(neighbors: Mapping[str, float], num_kept: int) -> dict[str, float]:
+    """The `num_kept` neighbors with the highest counts, highest first; equal counts by item id."""
+    ranked = sorted(neighbors.items(), key=lambda pair: (-pair[1], pair[0]))
+    return dict(ranked[:num_kept])
+
+
+def padded(gathered: Sequence[Gathered]) -> Neighbors:
+    """The neighbors of a batch of histories, as the recommender graph takes them."""
+    width = max([1, *(len(each.mass) for each in gathered)])
+    prefixes = np.full((len(gathered), width), PADDING, dtype=np.int64)
+    mass = np.zeros((len(gathered), width), dtype=np.float32)
+    for place, each in enumerate(gathered):
+        prefixes[place, : len(each.mass)] = each.prefixes
+        mass[place, : len(each.mass)] = each.mass
+    return Neighbors(prefixes, mass)
+
+
+def _nowhere(_item_id: str) -> int:
+    return NO_PLACE
+
+
+class CoCounts:
+    """A row of neighbors for each item, and where each item is in the catalog.
+
+    Items have numbers here. A row's counts are held as shares of its popularity, so that counts which were
+    written long ago and counts of today are numbers of one size. Edits and searches exclude each other
+    (Catalog.lock).
+    """
+
+    def __init__(self, spec: CoCountSpec, prefix_of: Callable[[str], int] = _nowhere) -> None:
+        """`prefix_of` gives the full prefix of an item that the table hears of for the first time, or -1."""
+        self.spec = spec
+        self._prefix_of = prefix_of
+        self._number_of: dict[str, int] = {}
+        self._num_rows = 0
+        self._log2_unit: float | None = None  # that of the first row; all popularities are in this unit
+        self._prefixes = np.full(1, NO_PLACE, dtype=np.int64)  # [number]
+        self._inverse_root = np.zeros(1)  # [number]  1 / sqrt(popularity); 0 without a row
+        self._neighbors = np.zeros((1, spec.max_neighbors), dtype=np.int32)  # [number, place]  numbers
+        self._shares = np.zeros((1, spec.max_neighbors), dtype=np.float32)  # [number, place]
+        self._ages = spec.decay ** np.arange(spec.num_positions) / spec.smoothing
+
+    @property
+    def num_rows(self) -> int:
+        """How many items have a row."""
+        return self._num_rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the arrays; the ids of the items come on top."""
+        return sum(array.nbytes for array in self._arrays)
+
+    def knows(self, item_id: str) -> bool:
+        """Whether the item has a row, is a neighbor in one, or has been placed."""
+        return item_id in self._number_of
+
+    def set_row(
+        self, item_id: str, popularity: float, neighbors: Mapping[str, float], log2_unit: float = 0.0
+    ) -> None:
+        """Replace what is known of an item by these counts, of which the strongest are kept.
+
+        All numbers are in units of 2**`log2_unit`: a way to write numbers that grow without limit. Raises
+        ValueError unless all of them are finite and above 0.
+        """
+        numbers = (popularity, *neighbors.values())
+        if not (all(0 < number < math.inf for number in numbers) and math.isfinite(log2_unit)):
+            raise ValueError(f"the counts of {item_id!r} are not finite and above 0")
+        if len(neighbors) > self.spec.max_neighbors:
+            neighbors = strongest(neighbors, self.spec.max_neighbors)
+        if self._log2_unit is None:
+            self._log2_unit = log2_unit
+        number = self._number(item_id)
+        entries = [self._number(other) for other in neighbors]  # may grow the table
+        self._clear(number)
+        self._neighbors[number, : len(entries)] = entries
+        shares = [min(count / popularity, MAX_MASS) for count in neighbors.values()]
+        self._shares[number, : len(entries)] = shares
+        log2_popularity = math.log2(popularity) + log2_unit - self._log2_unit
+        self._inverse_root[number] = 2.0 ** (-min(max(log2_popularity, -MAX_LOG2), MAX_LOG2) / 2)
+        self._num_rows += 1
+
+    def drop_row(self, item_id: str) -> None:
+        """Forget an item's popularity and neighbors. If it has none, nothing changes."""
+        number = self._number_of.get(item_id)
+        if number is not None:
+            self._clear(number)
+
+    def place(self, item_id: str, prefix: int | None) -> None:
+        """Say where the item is now: its full prefix, or None while it is not in the catalog."""
+        self._prefixes[self._number(item_id)] = NO_PLACE if prefix is None else prefix
+
+    def place_all(self) -> None:
+        """Ask `prefix_of` anew for every item."""
+        found = map(self._prefix_of, self._number_of)
+        self._prefixes[1 : len(self._number_of) + 1] = np.fromiter(found, np.int64, len(self._number_of))
+
+    def neighbors_of(self, history: Sequence[str]) -> Gathered:
+        """The items that were taken together with those of a history (known items, oldest first).
+
+        An item j that was counted n times with item i, which is `age` items before the newest, has the mass
+        n / sqrt(popularity(i) * popularity(j)) * decay**age / smoothing. Items outside the catalog and items
+        whose popularity is not known are left out.
+        """
+        newest = history[: -self.spec.num_positions - 1 : -1]
+        # An item that is not in the table is nobody, and nobody has neighbors.
+        numbers = np.array([self._number_of.get(item_id, NOBODY) for item_id in newest], dtype=np.intp)
+        root = np.zeros(len(numbers))  # [position]
+        np.divide(1.0, self._inverse_root[numbers], out=root, where=self._inverse_root[numbers] > 0)
+        weight = root * self._ages[: len(numbers)]
+        others = self._neighbors[numbers]  # [position, place]
+        mass = self._shares[numbers] * self._inverse_root.take(others) * weight[:, None]
+        prefixes = self._prefixes.take(others)
+        counts = np.flatnonzero((prefixes >= 0) & (mass > 0))
+        return Gathered(
+            prefixes.ravel()[counts], np.minimum(mass.ravel()[counts], MAX_MASS).astype(np.float32)
+        )
+
+    def _clear(self, number: int) -> None:
+        self._num_rows -= bool(self._inverse_root[number])
+        self._inverse_root[number] = 0
+        self._neighbors[number] = NOBODY
+        self._shares[number] = 0
+
+    def _number(self, item_id: str) -> int:
+        """The item's number; a new one if it has none."""
+        number = self._number_of.get(item_id)
+        if number is None:
+            number = self._number_of[item_id] = len(self._number_of) + 1
+            if number >= len(self._prefixes):
+                self._grow()
+            self._prefixes[number] = self._prefix_of(item_id)
+        return number
+
+    @property
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return self._prefixes, self._inverse_root, self._neighbors, self._shares
+
+    def _grow(self) -> None:
+        """In place: the C library moves the pages of an array this large, and copies nothing."""
+        length = len(self._prefixes) + ROWS_PER_STEP
+        for array in self._arrays:
+            array.resize((length, *array.shape[1:]), refcheck=False)
+
+
+def table_of(rows: Iterable[CoRow], spec: CoCountSpec) -> CoCounts:
+    """A table with these rows. No item has a place yet."""
+    table = CoCounts(spec)
+    for row in rows:
+        table.set_row(*row)
+    return table
