@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import ResponseError
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 from service.core.sid import NUM_SLOTS, Codes, SidSpec
@@ -23,6 +22,7 @@ from service.store.client import (
     observing,
     redis_errors,
 )
+from service.store.log_position import position_of
 from service.store.persistence import Persistence, read_persistence
 from service.store.records import (
     Change,
@@ -37,7 +37,6 @@ from service.store.records import (
     StoredItem,
     TrieEntry,
     to_bytes,
-    version_of,
 )
 
 __all__ = [
@@ -262,16 +261,7 @@ class ItemStore:
 
     async def position(self) -> Position:
         """The end of the log now; version 0 if nothing was ever changed."""
-        with redis_errors():
-            try:
-                info = await self._redis.xinfo_stream(self._log)
-            except ResponseError as error:
-                if "no such key" in str(error):
-                    return Position(0, "")
-                raise
-        last_id, last = info["last-generated-id"], info["last-entry"]
-        mark = last[1].get(b"mark", b"") if last and last[0] == last_id else b""
-        return Position(version_of(last_id), mark.decode(errors="replace"))
+        return await position_of(self._redis, self._log)
 
     async def last_version(self) -> int:
         """The version of `position`, for callers that do not compare marks."""
