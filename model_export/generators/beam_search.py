@@ -65,16 +65,17 @@ class NeighborState(NamedTuple):
     """Where the neighbors are among the beams of a search."""
 
     beam: Tensor  # [batch, neighbor]  the beam that is a prefix of the neighbor; the number of beams: none
-    mass_of_beam: Tensor  # [batch, beam]  of all neighbors below
+    mass_of_beam: Tensor  # [batch, beam]  of the heaviest neighbor below
 
 
 class NeighborOpinion(nn.Module):
     """The opinion of the counts: items that were taken together with those of the history score higher.
 
-    Let m(p) be the mass of the neighbors below the prefix p. Then a child c of p gets the factor
-    (m(pc) + 1) / (m(p) + 1), to the power `weight`. The factors of an item's levels multiply to
-    (m(item) + 1) / (m(root) + 1). So the items have the order of their own mass, and the levels decide
-    nothing. Items without mass keep the order that they have without counts. A factor is at most 1.
+    An item of mass m gets the term weight * log(1 + m). It is spread over the levels: a child c of the prefix
+    p gets weight * (log(1 + m(pc)) - log(1 + m(p))), where m(p) is the mass of the heaviest neighbor below p.
+    The sum over an item's levels is its own term, less that of the heaviest neighbor of all. So the order of
+    items does not depend on the levels, and items without mass keep the order that they have without counts.
+    No term of a level is above 0, and a prefix has the term of its best item, which is the tightest bound.
     """
 
     def __init__(self, spec: SidSpec, weight: float) -> None:
@@ -83,7 +84,7 @@ class NeighborOpinion(nn.Module):
 
     def start(self, prefixes: Tensor, mass: Tensor) -> NeighborState:
         """All neighbors are below the one beam at the root. prefixes and mass [batch, neighbor]"""
-        return NeighborState((prefixes < 0).long(), mass.sum(dim=1, keepdim=True))
+        return NeighborState((prefixes < 0).long(), mass.amax(dim=1, keepdim=True))
 
     def below(self, level: int, prefixes: Tensor, mass: Tensor, state: NeighborState) -> tuple[Tensor, Tensor]:
         """The mass of each child of each beam [batch, beam * code], and each neighbor's index in it.
@@ -94,11 +95,11 @@ class NeighborOpinion(nn.Module):
         code = prefixes.clamp(min=0) // math.prod(self.levels[level + 1 :]) % num_codes
         place = state.beam * num_codes + code  # [batch, neighbor]
         num_children = state.mass_of_beam.shape[1] * num_codes
-        children = mass.new_zeros(mass.shape[0], num_children + num_codes).scatter_add(1, place, mass)
-        return children[:, :num_children], place
+        none = mass.new_zeros(mass.shape[0], num_children + num_codes)
+        return none.scatter_reduce(1, place, mass, "amax")[:, :num_children], place
 
-    def log_factor(self, level: int, children: Tensor, state: NeighborState) -> Tensor:
-        """The logarithm of the factor of each child: [batch, beam, code]"""
+    def terms(self, level: int, children: Tensor, state: NeighborState) -> Tensor:
+        """The term of each child: [batch, beam, code]"""
         mass = children.unflatten(1, (-1, self.levels[level]))
         return self.weight * (mass.log1p() - state.mass_of_beam.log1p()[..., None])
 
@@ -146,7 +147,7 @@ class BeamSearch(nn.Module):
         for level, num_codes in enumerate(levels):
             log_probs, state = self.generator.step(level, state, prefix)  # [batch, beam, code]
             children, of_neighbor = self.opinion.below(level, neighbors, neighbor_mass, counted)
-            log_probs = log_probs + self.opinion.log_factor(level, children, counted)
+            log_probs = log_probs + self.opinion.terms(level, children, counted)
             # Rounding can leave a log-probability slightly above 0, but the bound needs at most 0.
             total = log_probs.clamp(max=0.0) + score[..., None] + self.mask(level, prefix, tables)
             k = beams[level].shape[0] + 1

@@ -55,8 +55,8 @@ class CoRow(NamedTuple):
 class Gathered(NamedTuple):
     """The neighbors of one history."""
 
-    prefixes: NDArray[np.int64]  # [neighbor]  full prefixes; one prefix may occur several times
-    mass: NDArray[np.float32]  # [neighbor]  above 0; the mass of a prefix is the sum over its places
+    prefixes: NDArray[np.int64]  # [neighbor]  full prefixes, ascending, each once
+    mass: NDArray[np.float32]  # [neighbor]  above 0; the sum over the items of the history
 
 
 def increments(history: Sequence[str], taken: str, spec: CoCountSpec) -> Increments:
@@ -188,9 +188,9 @@ class CoCounts:
         mass = self._shares[numbers] * self._inverse_root.take(others) * weight[:, None]
         prefixes = self._prefixes.take(others)
         counts = np.flatnonzero((prefixes >= 0) & (mass > 0))
-        return Gathered(
-            prefixes.ravel()[counts], np.minimum(mass.ravel()[counts], MAX_MASS).astype(np.float32)
-        )
+        found, place = np.unique(prefixes.ravel()[counts], return_inverse=True)
+        total = np.bincount(place, weights=mass.ravel()[counts], minlength=len(found))
+        return Gathered(found, np.minimum(total, MAX_MASS).astype(np.float32))
 
     def _clear(self, number: int) -> None:
         self._num_rows -= bool(self._inverse_root[number])

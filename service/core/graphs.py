@@ -32,7 +32,7 @@ class Neighbors(NamedTuple):
     A place without a neighbor has PADDING and mass 0. There is at least one place.
     """
 
-    prefixes: NDArray[np.int64]  # [batch, neighbor]  full prefixes; one prefix may occur several times
+    prefixes: NDArray[np.int64]  # [batch, neighbor]  full prefixes, each at most once
     mass: NDArray[np.float32]  # [batch, neighbor]  in units of what every item has without any count
 
     @classmethod
