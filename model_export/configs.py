@@ -165,6 +165,15 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class OpinionsConfig:
+    """How the opinions of a search are weighed against each other (pipeline/opinions.py)."""
+
+    content_dim: int = 64  # the first axes of the encoder's features, which likeness may compare
+    max_users: int = 2000  # validation users whose targets decide
+    max_scores: int = 20_000_000  # users times items: fewer users decide if the catalog is large
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The configuration of one run, from the drawing of items to the precision of the graph."""
 
@@ -180,6 +189,7 @@ class RunConfig:
     quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
     collisions: Literal["none", "sinkhorn", "zcr", "suffix"] = "zcr"
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    opinions: OpinionsConfig | None = None  # None: the generator searches as it was trained, without counts
     history_length: int = 20
     beam_limit: int = 400
     precision: Literal["float32", "int8"] = "float32"  # of the recommender; int8 is used if its answers agree
@@ -192,6 +202,7 @@ def base() -> RunConfig:
         sid=SidSpec(levels=(64, 64, 32)),
         generator=TreeConfig(),
         training=TrainingConfig(max_epochs=40, learning_rate=2e-3, validate_every_epochs=2.0, patience=4),
+        opinions=OpinionsConfig(),
         precision="int8",
     )
 

@@ -1,6 +1,6 @@
 """From beams of codes to ranked items, offline, for whole test sets. The rules are those of the service."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.evaluation.metrics import NO_ITEM
-from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
+from service.core.co_counts import CoCounts, CoCountSpec, CoRow, padded, table_of
+from service.core.graphs import FILLER_SCORE, PADDING, Neighbors, beam_widths
 from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
@@ -23,8 +24,14 @@ class SearchResult(NamedTuple):
     scores: NDArray[np.float32]  # [batch, beam], best first, fillers below FILLER_SCORE
 
 
-# Takes histories [batch, position, level] and the number of beams.
-SearchFunction = Callable[[NDArray[np.int64], int], SearchResult]
+class Window(NamedTuple):
+    """What a search gets to see of some histories."""
+
+    history: NDArray[np.int64]  # [batch, position, level]  codes, padded on the left
+    neighbors: Neighbors | None = None  # None: the counts have no say
+
+
+SearchFunction = Callable[[Window, int], SearchResult]  # takes the number of beams
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,26 @@ class ItemsOfCodes:
         return found[:k]
 
 
+class NeighborsOfItems:
+    """The neighbors of histories of item indices, from a table of counts as a service has it."""
+
+    def __init__(
+        self, rows: Iterable[CoRow], spec: CoCountSpec, item_ids: Sequence[str], places: NDArray[np.int64]
+    ) -> None:
+        """places [item]: the full prefix of each item."""
+        self._item_ids = item_ids
+        self._table: CoCounts = table_of(rows, spec)
+        for item_id, place in zip(item_ids, places.tolist(), strict=True):
+            if self._table.knows(item_id):
+                self._table.place(item_id, place)
+
+    def __call__(self, histories: Sequence[NDArray[np.int32]]) -> Neighbors:
+        """The neighbors of each history."""
+        return padded(
+            [self._table.neighbors_of([self._item_ids[item] for item in items]) for items in histories]
+        )
+
+
 @dataclass(frozen=True)
 class Ranker:
     """Ranks the items of a catalog for histories, with one search function."""
@@ -70,6 +97,7 @@ class Ranker:
     num_beams: int  # of the first search
     beam_limit: int  # of the widest search
     batch_size: int  # histories per search
+    neighbors: NeighborsOfItems | None = None  # None: the counts have no say
 
     def rank(
         self,
@@ -110,16 +138,18 @@ class Ranker:
         bar.close()
         return ranked
 
-    def window(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
-        """The model's input for histories of items: codes [history, position, level], padded on the left."""
-        return self.catalog.codes[left_padded([history[-self.history_length :] for history in histories])]
+    def window(self, histories: Sequence[NDArray[np.int32]]) -> Window:
+        """What a search sees of histories of items."""
+        seen = left_padded([history[-self.history_length :] for history in histories])
+        return Window(self.catalog.codes[seen], None if self.neighbors is None else self.neighbors(histories))
 
 
 def search_by(session: RecommenderSession, catalog: ItemsOfCodes) -> SearchFunction:
     """A search function that runs an exported graph."""
 
-    def search(history: NDArray[np.int64], num_beams: int) -> SearchResult:
-        beams = session.run(history, catalog.trie.tables, beam_widths(catalog.spec, num_beams))
+    def search(window: Window, num_beams: int) -> SearchResult:
+        widths = beam_widths(catalog.spec, num_beams)
+        beams = session.run(window.history, catalog.trie.tables, widths, window.neighbors)
         return SearchResult(beams.codes, beams.scores)
 
     return search

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,21 @@ class Modules(nn.ModuleList, Generic[M]):
         def __getitem__(self, place: int) -> M: ...  # type: ignore[override]  # no slices
 
         def __iter__(self) -> Iterator[M]: ...
+
+
+class Scorer(Protocol):
+    """What scores codes level by level: a generator, or one opinion of it. See Generator for the methods."""
+
+    spec: SidSpec
+
+    def start(self, history: Tensor) -> State:
+        """Read histories of codes [batch, position, level]."""
+
+    def step(self, level: int, state: State, prefix: Tensor) -> tuple[Tensor, State]:
+        """Score the codes of `level` after each prefix [batch, beam]."""
+
+    def reorder(self, state: State, parent: Tensor) -> State:
+        """Give each new beam the state of its parent [batch, beam]."""
 
 
 class Generator(nn.Module, ABC):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_export.evaluation.ranking import ItemsOfCodes, SearchFunction, SearchResult
+from model_export.evaluation.ranking import ItemsOfCodes, SearchFunction, SearchResult, Window
 from model_export.generators.base import Generator
 from service.core.graphs import Neighbors, beam_widths
 from service.core.sid import SidSpec
@@ -187,12 +187,13 @@ def search_eagerly(
     return result
 
 
-def eager_search(generator: Generator, catalog: ItemsOfCodes) -> SearchFunction:
+def eager_search(generator: Generator, catalog: ItemsOfCodes, neighbor_weight: float = 0.0) -> SearchFunction:
     """A search function for a Ranker that runs a generator in PyTorch, on the device of its weights."""
-    search = BeamSearch(generator)
+    search = BeamSearch(generator, neighbor_weight)
 
-    def run(history: NDArray[np.int64], num_beams: int) -> SearchResult:
-        beams = search_eagerly(search, history, catalog.trie.tables, beam_widths(generator.spec, num_beams))
+    def run(window: Window, num_beams: int) -> SearchResult:
+        widths = beam_widths(generator.spec, num_beams)
+        beams = search_eagerly(search, window.history, catalog.trie.tables, widths, window.neighbors)
         return SearchResult(beams.codes.cpu().numpy(), beams.scores.cpu().numpy())
 
     return run

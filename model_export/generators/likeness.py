@@ -43,9 +43,13 @@ class Likeness(nn.Module):
         codes: NDArray[np.integer[Any]],
         vectors: NDArray[np.float32],
         history_length: int,
+        power: float = 1.0,
     ) -> None:
-        """codes [item, level] and vectors [item, dim] of seen items."""
+        """codes [item, level] and vectors [item, dim] of seen items. `power`: of the probabilities, 1 or less
+        if the learned opinion weighs more.
+        """
         super().__init__()
+        self.power = power
         self.prefixes = [prefixes]  # in a list, because its weights belong to another module
         unit = torch.from_numpy(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6))
         weight = config.likeness * config.recency ** torch.arange(history_length - 1, -1, -1.0)
@@ -88,7 +92,8 @@ class Likeness(nn.Module):
         else:
             own = self.contents[level - 1].vectors(row)[..., :-1]  # [batch, beam, dim]
             new = (own @ query[..., None])[..., 0]
-        return shared_with_a_new_one(logits, new[..., None], rows != UNSEEN)
+        log_probs = shared_with_a_new_one(logits, new[..., None], rows != UNSEEN)
+        return log_probs if self.power == 1 else self.power * log_probs
 
 
 def shared_with_a_new_one(logits: Tensor, new: Tensor, is_seen: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from model_export.configs import RunConfig
 from model_export.data.splits import Targets
 from model_export.evaluation.evaluate import NUM_BEAMS
 from model_export.evaluation.metrics import target_ranks
-from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchFunction, SearchResult
+from model_export.evaluation.ranking import ItemsOfCodes, NeighborsOfItems, Ranker, SearchFunction, SearchResult, Window
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import FILLER_SCORE
@@ -29,17 +29,26 @@ class Ranks(NamedTuple):
 
 
 @torch.no_grad()
-def rank_targets(generator: Generator, codes: NDArray[np.int64], users: Targets, config: RunConfig) -> Ranks:
+def rank_targets(
+    generator: Generator,
+    codes: NDArray[np.int64],
+    users: Targets,
+    config: RunConfig,
+    *,
+    neighbor_weight: float = 0.0,
+    neighbors: NeighborsOfItems | None = None,
+) -> Ranks:
     """The ranks of the users' targets among all items. codes [item, level]"""
     generator.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     catalog = ItemsOfCodes.build(generator.spec, codes)
     ranker = Ranker(
-        remembered(eager_search(generator, catalog)),
+        remembered(eager_search(generator, catalog, neighbor_weight)),
         catalog,
         history_length=config.history_length,
         num_beams=min(NUM_BEAMS, config.beam_limit),
         beam_limit=config.beam_limit,
         batch_size=BATCH,
+        neighbors=neighbors,
     )
     excluded, included = (
         ranker.rank(users.histories, K, exclude_history=exclude, progress="test users")
@@ -56,10 +65,12 @@ def remembered(search: SearchFunction) -> SearchFunction:
     """A search that runs once per history and number of beams, and keeps the result."""
     known: dict[tuple[bytes, int], SearchResult] = {}
 
-    def run(history: NDArray[np.int64], num_beams: int) -> SearchResult:
-        key = (history.tobytes(), num_beams)
+    def run(window: Window, num_beams: int) -> SearchResult:
+        # The neighbors follow from the whole history, of which the window shows the end.
+        masses = b"" if window.neighbors is None else window.neighbors.mass.tobytes()
+        key = (window.history.tobytes() + masses, num_beams)
         if key not in known:
-            known[key] = search(history, num_beams)
+            known[key] = search(window, num_beams)
         return known[key]
 
     return run
