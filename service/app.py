@@ -19,11 +19,13 @@ from service.api.direct import direct_routes
 from service.api.options import ApiOptions
 from service.api.routes import ROUTERS, add_routes
 from service.catalog.catalog import Catalog
+from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.core.version import service_version
 from service.errors import GlyphrecError
 from service.flows.feedback import Feedback
 from service.flows.indexing import Indexer, tokenize_in_batches
+from service.flows.learning import Learned, Learner
 from service.flows.recommend import Recommender
 from service.flows.search import observed_by, recommend_in_batches
 from service.flows.served_pages import ServedPages
@@ -40,6 +42,7 @@ from service.lifecycle.rollout import Rollout, new_replica_id
 from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.client import connect_to_any
+from service.store.co_counts import CoCountStore
 from service.store.events import EventStore
 from service.store.items import ItemStore
 from service.store.retry import retry
@@ -52,6 +55,7 @@ from service.telemetry.tracing import Tracer, tracer_from_environment
 log = logging.getLogger("glyphrec")
 
 TICK_S = 0.25
+DAY_S = 86_400.0
 
 
 def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
@@ -192,7 +196,12 @@ class Service:
         settings, state = self._settings, self.state
         # An event that is no longer known again comes after its page was forgotten, so it counts for nothing.
         store = EventStore(redis, catalog=settings.catalog, keep_s=2 * settings.attribution_s)
-        state.feedback = Feedback(store, state.pages, state.metrics)
+        learner = None
+        if settings.learn:
+            learner = Learner(
+                co_count_store(redis, settings), lambda: learned_by(state.readiness), state.metrics
+            )
+        state.feedback = Feedback(store, state.pages, state.metrics, learner)
         if settings.remembered_pages:
             following = asyncio.create_task(state.feedback.run(), name="feedback")
             ends.push_async_callback(cancel, following)
@@ -220,6 +229,8 @@ def build_model(
     )
     catalog = Catalog(manifest.sid, loaded.popularity, max_view_bytes=settings.max_view_bytes)
     follower = CatalogFollower(catalog, store)
+    counts = co_count_store(redis, settings)
+    co_counts = CoCountFollower(catalog, counts, manifest.co_counts) if manifest.co_counts else None
     strips = MicroBatcher(
         tokenize_in_batches(loaded.tokenizer),
         name="tokenizer",
@@ -266,12 +277,33 @@ def build_model(
         store=store,
         catalog=catalog,
         follower=follower,
+        counts=counts,
+        co_counts=co_counts,
         strips=strips,
         searches=searches,
         indexer=indexer,
         recommender=recommender,
         metrics=metrics,
     )
+
+
+def co_count_store(redis: Redis | RedisCluster, settings: Settings) -> CoCountStore:
+    """The counts of the catalog, which all models share."""
+    return CoCountStore(
+        redis,
+        catalog=settings.catalog,
+        half_life_s=DAY_S * settings.count_half_life_days,
+        keep_s=2 * settings.attribution_s,  # as long as the events' own ids
+        log_length=settings.log_length,
+    )
+
+
+def learned_by(readiness: Readiness) -> Learned | None:
+    """What events are counted by now."""
+    model = readiness.model
+    if model is None or model.manifest.co_counts is None:
+        return None
+    return Learned(model.catalog, model.manifest.co_counts)
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

@@ -108,6 +108,21 @@ class Settings(BaseSettings):
         "recommend; turn it off if all items come from POST /items",
     )
 
+    # --- learning from events ---
+
+    learn: bool = Field(
+        True,
+        description="count the items that POST /events reports, together with the histories of their pages, "
+        "so that later answers follow. On, as all replicas share the counts and old ones fade. Turn it off "
+        "if events may not move recommendations",
+    )
+    count_half_life_days: float = Field(
+        90,
+        ge=1,
+        description="days until a count has half its weight. A season: what is bought together changes with "
+        "it, and rare items need that long to be counted. The same for all replicas of a catalog",
+    )
+
     # --- who may do what ---
 
     read_keys: ClientKeys = Field(

@@ -7,7 +7,8 @@ the rest, so it loses items as real ones do.
 
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from service.core.bundle import (
+    CO_COUNTS,
     FORMAT_VERSION,
     ITEMS,
     MANIFEST,
@@ -26,6 +28,8 @@ from service.core.bundle import (
     RenderSpec,
     sha256_of,
 )
+from service.core.bundle_co_counts import write_co_counts
+from service.core.co_counts import CoCountSpec, CoRow
 from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
 from service.core.render import font_sha256, item_text, render_text
 from service.core.sid import Codes, SidSpec
@@ -62,11 +66,15 @@ def known_codes(item: dict, reader: int = 0) -> Codes:
     return SPEC.codes_of((int(first_strip.sum(dtype=np.int64)) + 101 * reader) % NUM_LEAVES)
 
 
-def known_score(history: Sequence[Codes], codes: Codes) -> float:
-    """What the model gives to `codes` after the last HISTORY_LENGTH items of a history."""
-    shift = _shift(history)
+def known_score(history: Sequence[Codes], codes: Codes, mass: Mapping[Codes, float] | None = None) -> float:
+    """What the model gives to `codes` after the last HISTORY_LENGTH items of a history.
+
+    `mass`: of the codes of the history's neighbors.
+    """
+    shift, mass = _shift(history), mass or {}
     leaf = SPEC.prefixes(codes)[-1]
-    return -0.5 * ((5 * codes[0] + shift) % FIRST) - 0.125 * ((37 * leaf + shift) % REST)
+    by_model = -0.5 * ((5 * codes[0] + shift) % FIRST) - 0.125 * ((37 * leaf + shift) % REST)
+    return by_model + math.log1p(mass.get(codes, 0)) - math.log1p(sum(mass.values()))
 
 
 def ranking(history: Sequence[Codes], leaves: Iterable[Codes]) -> list[tuple[float, Codes]]:
@@ -106,8 +114,13 @@ def write_known_bundle(
     reader: int = 0,
     recommender_id: str = "ba9876543210",
     fields: tuple[str, ...] = RenderSpec().fields,
+    co_counts: CoCountSpec | None = None,
+    rows: Iterable[CoRow] = (),
 ) -> Path:
-    """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer."""
+    """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer.
+
+    With `co_counts`, the counts of `rows` have a say.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     render = render_spec().model_copy(update={"fields": fields})
     graphs = (
@@ -120,6 +133,10 @@ def write_known_bundle(
         for each in items:
             line = each._asdict() | {"slot": 0}
             file.write(json.dumps(line) + "\n")
+    files = [TOKENIZER, RECOMMENDER, ITEMS]
+    if co_counts is not None:
+        write_co_counts(folder / CO_COUNTS, rows)
+        files.append(CO_COUNTS)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_at="2026-01-01T00:00:00Z",
@@ -135,13 +152,14 @@ def write_known_bundle(
         generator="known",
         history_length=HISTORY_LENGTH,
         beam_limit=beam_limit,
+        co_counts=co_counts,
         data_fingerprint="none",
         data_name="known",
         num_items=len(items),
         metrics={"recall@10": 0.5},
         files={
             name: FileRecord(sha256=sha256_of(folder / name), num_bytes=(folder / name).stat().st_size)
-            for name in (TOKENIZER, RECOMMENDER, ITEMS)
+            for name in files
         },
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
@@ -258,12 +276,37 @@ def _recommender(spec: GraphSpec, is_paged: bool) -> onnx.ModelProto:
     g("Add", "firsts shift", "a1")
     g("Mod", "a1 FIRST", "a2")
     g("Cast", "a2", "a3", to=TensorProto.FLOAT)
-    g("Mul", "a3 half", "first_scores")  # [batch, first]
+    g("Mul", "a3 half", "first_model")  # [batch, first]
+    # what the counts say, in both steps
+    g.constant("every_leaf", np.arange(NUM_LEAVES))
+    g.constant("by_first", [0, SPEC.levels[0], LEAVES_PER_FIRST])
+    g("Unsqueeze", "neighbors last_axis", "neighbor_column")
+    g("Equal", "neighbor_column every_leaf", "is_neighbor")  # [batch, neighbor, leaf]
+    g("Cast", "is_neighbor", "ones_at_neighbors", to=TensorProto.FLOAT)
+    g("Unsqueeze", "neighbor_mass last_axis", "mass_column")
+    g("Mul", "ones_at_neighbors mass_column", "mass_at")
+    g("ReduceSum", "mass_at ones", "leaf_mass", keepdims=0)  # [batch, leaf]
+    g("Reshape", "leaf_mass by_first", "mass_split")
+    g("ReduceSum", "mass_split axis_2", "first_mass", keepdims=0)  # [batch, first]
+    g("ReduceSum", "first_mass ones", "all_mass", keepdims=1)  # [batch, 1]
+    g.constant("one", 1, np.float32)
+    for part in ("leaf", "first", "all"):
+        g("Add", f"{part}_mass one", f"{part}_mass_1")
+        g("Log", f"{part}_mass_1", f"{part}_log")
+    g("Sub", "first_log all_log", "first_opinion")
+    g("Add", "first_model first_opinion", "first_scores")  # [batch, first]
+    g("Unsqueeze", "first_log axis_2", "first_log_column")
+    g("Reshape", "leaf_log by_first", "leaf_log_split")
+    g("Sub", "leaf_log_split first_log_column", "leaf_opinion_split")
+    g.constant("in_one", [0, NUM_LEAVES])
+    g("Reshape", "leaf_opinion_split in_one", "leaf_opinion")
+
     g.constant("leaves", 37 * np.arange(NUM_LEAVES)[None])
     g("Add", "leaves shift", "b1")
     g("Mod", "b1 REST", "b2")
     g("Cast", "b2", "b3", to=TensorProto.FLOAT)
-    g("Mul", "b3 eighth", "rest_scores")  # [batch, leaf]
+    g("Mul", "b3 eighth", "rest_model")
+    g("Add", "rest_model leaf_opinion", "rest_scores")  # [batch, leaf]
 
     # k = beams + 1, and k fillers, so that there is always that much to choose from
     g("Shape", f"beams_{SPEC.num_levels}", "num_beams")

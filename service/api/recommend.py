@@ -44,7 +44,12 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     call.stages.start("write")
     page = answer.page
     recommender_id = model.manifest.recommender_id
-    call.state.pages.remember(call.request_id, recommender_id, [each.item_id for each in page.items])
+    call.state.pages.remember(
+        call.request_id,
+        recommender_id,
+        [each.item_id for each in page.items],
+        body.history[-model.num_remembered :] if model.num_remembered else (),
+    )
     searched = SearchInfo(
         num_beams=answer.num_beams,
         widened=answer.widened,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.views import FilterViews, Placed, View
+from service.core.co_counts import NO_PLACE, CoCounts
 from service.core.filters import NO_ATTRIBUTES, Attributes, Value
 from service.core.sid import Codes, Sid, SidSpec
 from service.core.trie import SidTrie
@@ -43,6 +44,7 @@ class Catalog:
         self.trie = SidTrie(spec)
         self.views = FilterViews(spec, max_view_bytes)
         self.version = 0  # of the log: all changes up to this one are in
+        self.co_counts: CoCounts | None = None  # of CoCountFollower; None: counts have no say in a search
         self._sid_of: dict[str, int] = {}
         self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
         self._num_at_slot: list[int] = []  # [slot] -> items with this slot; the last count is not 0
@@ -65,6 +67,8 @@ class Catalog:
         self._num_at_slot = other._num_at_slot
         self.trie, self.version, self._digest = other.trie, other.version, other._digest
         self.views.adopt(other.views)
+        if self.co_counts is not None:
+            self.co_counts.place_all()
 
     @property
     def num_items(self) -> int:
@@ -89,6 +93,11 @@ class Catalog:
     def has(self, item_id: str) -> bool:
         """Whether this replica knows the item. O(1)."""
         return item_id in self._sid_of
+
+    def prefix_of(self, item_id: str) -> int:
+        """The item's full prefix, or -1 if this replica does not know the item. O(1)."""
+        packed = self._sid_of.get(item_id)
+        return NO_PLACE if packed is None else packed >> SLOT_BITS
 
     def sid_of(self, item_id: str) -> Sid | None:
         """The item's Semantic ID, or None if this replica does not know the item. O(levels)."""
@@ -120,6 +129,7 @@ class Catalog:
         before = 0 if held is None else self._hash_of(item_id, held)
         if packed != held:
             self._place(item_id, sid, packed, held)
+            self._place_in_co_counts(item_id)
         self.views.put(item_id, packed >> SLOT_BITS, attributes)
         self._digest += self._hash_of(item_id, packed) - before
 
@@ -139,6 +149,7 @@ class Catalog:
             self._remove(item_id, held)
             del self._sid_of[item_id]
             self.views.drop(item_id)
+            self._place_in_co_counts(item_id)
 
     def by_popularity(self, view: View | None = None) -> Iterator[str]:
         """All items, or those of a view: by popularity, then items without popularity in trie order."""
@@ -155,6 +166,10 @@ class Catalog:
         else:
             yield from filter(passes, self._rank_of)
         yield from (item_id for item_id in in_trie_order() if item_id not in self._rank_of)
+
+    def _place_in_co_counts(self, item_id: str) -> None:
+        if self.co_counts is not None and self.co_counts.knows(item_id):
+            self.co_counts.place(item_id, self.prefix_of(item_id))
 
     def _remove(self, item_id: str, held: int) -> None:
         prefix = held >> SLOT_BITS

@@ -163,7 +163,7 @@ class CoCounts:
             self._clear(number)
 
     def place(self, item_id: str, prefix: int | None) -> None:
-        """Say where the item is now: its full prefix, or None while it is not in the catalog."""
+        """Say where the item is now: its full prefix, or None or -1 while it is not in the catalog."""
         self._prefixes[self._number(item_id)] = NO_PLACE if prefix is None else prefix
 
     def place_all(self) -> None:

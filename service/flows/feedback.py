@@ -10,7 +10,9 @@ import logging
 from collections.abc import Sequence
 
 from service.errors import StoreFault, StoreUnavailable
+from service.flows.learning import Learner
 from service.flows.served_pages import ServedPages
+from service.store.co_counts import Taken
 from service.store.events import Event, EventStore
 from service.store.retry import Backoff, is_cancelled
 from service.telemetry.metrics import Metrics
@@ -25,10 +27,14 @@ MAX_BACKOFF_S = 2.0
 class Feedback:
     """Stores posted events in Redis, and counts those about the pages that this replica served."""
 
-    def __init__(self, store: EventStore, pages: ServedPages, metrics: Metrics) -> None:
+    def __init__(
+        self, store: EventStore, pages: ServedPages, metrics: Metrics, learner: Learner | None = None
+    ) -> None:
+        """Without a `learner` nothing is learned from events; they only measure quality."""
         self._store = store
         self._pages = pages
         self._metrics = metrics
+        self._learner = learner
 
     async def take(self, events: Sequence[Event]) -> int:
         """Store the events -> how many of them were new. Safe to retry. Raises StoreUnavailable."""
@@ -55,9 +61,13 @@ class Feedback:
                 await backoff.wait()
                 continue
             backoff.reset()
+            taken = []
             for event in new_events:
                 last_id = event.entry_id
                 found = self._pages.find(event.request_id, event.item_id)
                 if found is not None:
                     self._metrics.observe_attribution(found.recommender_id, found.rank)
+                    taken.append(Taken(event.entry_id.decode(), found.history, event.item_id))
+            if taken and self._learner is not None:
+                await self._learner.learn(taken)
         raise asyncio.CancelledError

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from service.catalog.catalog import Catalog
 from service.catalog.views import View
+from service.core.co_counts import Gathered, padded
 from service.core.filters import Filter
 from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
 from service.core.sid import SidSpec
@@ -89,6 +90,7 @@ class _Asked(NamedTuple):
 
     search: Search
     history: History  # the newest known items
+    neighbors: Gathered | None  # of the known history; None if counts have no say
     unknown_item_ids: list[str]
     excluded: AbstractSet[str]
     view: View | None
@@ -145,7 +147,10 @@ def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
     view = None if query.filter is None else catalog.views.view_of(query.filter)
     trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
     num_excluded = sum(map(passes, query.excluded))
-    return _Asked(search, history, unknown, query.excluded, view, trie, len(trie) - num_excluded)
+    neighbors = None
+    if catalog.co_counts is not None and len(history):
+        neighbors = catalog.co_counts.neighbors_of(list(filter(catalog.has, query.history)))
+    return _Asked(search, history, neighbors, unknown, query.excluded, view, trie, len(trie) - num_excluded)
 
 
 def _search(
@@ -163,7 +168,9 @@ def _search(
     found: dict[int, RankedPrefixes] = {}
     for (_, widths), places in runs.items():
         histories = pad_left([asked[place].history for place in places])
-        beams = session.run(histories, asked[places[0]].trie.tables, widths)
+        gathered = [asked[place].neighbors for place in places]
+        neighbors = None if None in gathered else padded([each for each in gathered if each is not None])
+        beams = session.run(histories, asked[places[0]].trie.tables, widths, neighbors)
         found.update(zip(places, found_in(catalog.spec, beams), strict=True))
     return found
 

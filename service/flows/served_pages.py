@@ -1,12 +1,15 @@
-"""The pages that this replica served lately, so that an event can tell where on its page an item stood."""
+"""The pages that this replica served lately, so that an event can tell where on its page an item stood,
+and after which items it was taken.
+"""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# When it was served, by which model, and its items, best first. It is a plain tuple because the garbage
-# collector stops visiting tuples of text and numbers, but visits every NamedTuple in each full collection.
-Page = tuple[float, str, tuple[str, ...]]
+# When it was served, by which model, its items, best first, and the newest items of the history, oldest
+# first. It is a plain tuple because the garbage collector stops visiting tuples of text and numbers, but
+# visits every NamedTuple in each full collection.
+Page = tuple[float, str, tuple[str, ...], tuple[str, ...]]
 
 NUM_STRIDES = 64  # see ServedPages._forget
 
@@ -16,6 +19,7 @@ class Attribution(NamedTuple):
 
     recommender_id: str  # the model that served the page
     rank: int | None  # of the item on the page, from 1; None if it was not there
+    history: tuple[str, ...]  # the newest items before the page, oldest first
 
 
 class ServedPages:
@@ -40,8 +44,10 @@ class ServedPages:
         self._forget(self._clock())
         return len(self._pages)
 
-    def remember(self, request_id: str, recommender_id: str, item_ids: Sequence[str]) -> None:
-        """Takes some microseconds."""
+    def remember(
+        self, request_id: str, recommender_id: str, item_ids: Sequence[str], history: Sequence[str] = ()
+    ) -> None:
+        """Takes some microseconds. `history`: the newest items that the page was made from, oldest first."""
         if not self._max_pages:
             return
         now = self._clock()
@@ -51,16 +57,16 @@ class ServedPages:
         if not self._pages:
             self._oldest_at = now
         self._pages.pop(request_id, None)  # or the new page would keep the place of the old one
-        self._pages[request_id] = (now, recommender_id, tuple(item_ids))
+        self._pages[request_id] = (now, recommender_id, tuple(item_ids), tuple(history))
 
     def find(self, request_id: str, item_id: str) -> Attribution | None:
         """None if this replica did not serve the page, or no longer remembers it."""
         page = self._pages.get(request_id)
         if page is None or self._is_expired(page, self._clock()):
             return None
-        _, recommender_id, item_ids = page
+        _, recommender_id, item_ids, history = page
         rank = item_ids.index(item_id) + 1 if item_id in item_ids else None
-        return Attribution(recommender_id, rank)
+        return Attribution(recommender_id, rank, history)
 
     def _forget(self, now: float, num_surplus: int = 0) -> None:
         """Forget the oldest `num_surplus` pages, and all that are too old.

@@ -5,12 +5,15 @@ the model that it began with, and a replaced model ends after the last of its re
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.catalog.catalog import Catalog
+from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
+from service.core.bundle_co_counts import bundle_co_counts
 from service.core.sid import Codes
 from service.flows.indexing import Indexer, Strips
 from service.flows.recommend import Recommender
@@ -18,8 +21,11 @@ from service.flows.search import Page, Search
 from service.inference.batching import MicroBatcher
 from service.lifecycle.bundles import LoadedBundle
 from service.lifecycle.tasks import cancel
+from service.store.co_counts import CoCountStore
 from service.store.items import ItemStore
 from service.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 
 class Model:
@@ -32,25 +38,33 @@ class Model:
         store: ItemStore,
         catalog: Catalog,
         follower: CatalogFollower,
+        counts: CoCountStore,
+        co_counts: CoCountFollower | None,
         strips: MicroBatcher[Strips, Codes],
         searches: MicroBatcher[Search, Page],
         indexer: Indexer,
         recommender: Recommender,
         metrics: Metrics,
     ) -> None:
-        """`strips` is the queue before the tokenizer, `searches` the queue before the recommender."""
+        """`strips` is the queue before the tokenizer, `searches` the queue before the recommender.
+
+        `co_counts` is None for a bundle in whose searches counts have no say.
+        """
         self.loaded = loaded
         self.manifest = loaded.manifest
         self.popularity = loaded.popularity
         self.store = store
         self.catalog = catalog
         self.follower = follower
+        self.counts = counts
+        self.co_counts = co_counts
         self.strips = strips
         self.searches = searches
         self.indexer = indexer
         self.recommender = recommender
         self._metrics = metrics
         self._following: asyncio.Task[None] | None = None
+        self._following_counts: asyncio.Task[None] | None = None
         self._num_requests = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -59,6 +73,11 @@ class Model:
     def tokenizer_id(self) -> str:
         """The id of the tokenizer whose catalog this model serves."""
         return self.manifest.tokenizer_id
+
+    @property
+    def num_remembered(self) -> int:
+        """How many items of a history an event about its page can be counted with."""
+        return self.manifest.co_counts.window if self.manifest.co_counts is not None else 0
 
     def start(self) -> None:
         """Let both queues run. The catalog comes with `join`."""
@@ -72,9 +91,21 @@ class Model:
         """
         if self._following is None:
             await self.follower.load()
+            await self._join_counts()
             async with self.catalog.lock:
                 await asyncio.to_thread(self.loaded.search_once, self.catalog.trie)
             self._following = asyncio.create_task(self.follower.run(), name="follower")
+
+    async def _join_counts(self) -> None:
+        """Bring the bundle's counts into Redis if none are there. Load the counts and follow their log."""
+        if self.co_counts is None or self._following_counts is not None:
+            return
+        if not await self.counts.is_seeded():
+            rows = await asyncio.to_thread(bundle_co_counts, self.loaded.bundle)
+            num_written = await self.counts.seed(rows)
+            log.info("put the counts of %d items of the bundle into the catalog", num_written)
+        await self.co_counts.load()
+        self._following_counts = asyncio.create_task(self.co_counts.run(), name="follower of the counts")
 
     @property
     def has_joined(self) -> bool:
@@ -82,9 +113,10 @@ class Model:
         return self._following is not None
 
     def check(self) -> None:
-        """Raise the error that ended the task which follows the log. Only a bug ends it."""
-        if self._following is not None and self._following.done():
-            self._following.result()
+        """Raise the error that ended a task which follows a log. Only a bug ends it."""
+        for following in (self._following, self._following_counts):
+            if following is not None and following.done():
+                following.result()
 
     async def catch_up(self, timeout_s: float = 60) -> bool:
         """Wait until the catalog has every change that is in the log now. False if that took longer."""
@@ -97,6 +129,7 @@ class Model:
         metrics.watch_queue("tokenizer", self.strips)
         metrics.watch_queue("recommender", self.searches)
         metrics.watch_catalog(self.catalog, self.follower)
+        metrics.watch_co_counts(self.catalog, self.co_counts)
 
     @contextmanager
     def in_use(self) -> "Iterator[Model]":
@@ -117,8 +150,9 @@ class Model:
 
     async def stop(self) -> None:
         """End now. Jobs that still wait in a queue fail."""
-        if self._following is not None:
-            await cancel(self._following)
+        for following in (self._following, self._following_counts):
+            if following is not None:
+                await cancel(following)
         await self.strips.stop()
         await self.searches.stop()
 

@@ -238,6 +238,24 @@ class MetricFamilies:
         self.feedback_remembered_pages = self._gauge(
             "feedback_remembered_pages", "Pages that events can be attributed to."
         )
+        self.learned_events = self._counter(
+            "learned_events",
+            "Events about a page of this replica that were added to the counts of items taken together.",
+        )
+        self.co_count_rows = self._gauge(
+            "co_count_rows", "Items of which this replica knows what was taken together with them."
+        )
+        self.co_count_bytes = self._gauge(
+            "co_count_bytes", "Memory of the table of counts, without the ids of its items."
+        )
+        self.co_count_lag_entries = self._gauge(
+            "co_count_lag_entries",
+            "Changes of counts that are in Redis' log but not yet in this replica's table.",
+        )
+        self.co_count_lag_seconds = self._gauge(
+            "co_count_lag_seconds",
+            "Seconds since this replica's table last had all counts; 0 while it follows.",
+        )
 
     def _machine(self) -> None:
         self.event_loop_lag_seconds = self._histogram(

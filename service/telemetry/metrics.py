@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from service.catalog.catalog import Catalog
+from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.core.bundle import Manifest
 from service.errors import REFUSALS, ServiceError
@@ -135,6 +136,13 @@ class Metrics(MetricFamilies):
         self.filter_view_hits.watch(lambda: views.num_hits)
         self.filter_view_misses.watch(lambda: views.num_misses)
         self.filter_view_evictions.watch(lambda: views.num_evictions)
+
+    def watch_co_counts(self, catalog: Catalog, follower: CoCountFollower | None) -> None:
+        """Read the counts' values from these, in place of earlier ones. Without a follower they are 0."""
+        self.co_count_rows.set_function(lambda: follower.num_rows if follower else 0)
+        self.co_count_bytes.set_function(lambda: catalog.co_counts.num_bytes if catalog.co_counts else 0)
+        self.co_count_lag_entries.set_function(lambda: follower.lag.num_changes if follower else 0)
+        self.co_count_lag_seconds.set_function(lambda: follower.lag.seconds if follower else 0)
 
     def watch_gpus(self, nvml: Any) -> None:
         """Add the metrics of the GPUs. `nvml`: what `find_nvml` gave."""

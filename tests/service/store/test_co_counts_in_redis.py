@@ -94,7 +94,7 @@ async def test_a_full_row_keeps_its_strongest_neighbors_and_stays_open_for_new_o
     assert row.neighbors[other] == 40, "the last place holds what all others counted"
     rows_of_one = CoCountSpec(max_neighbors=1)
     await store.count(
-        [Taken(f"{n}-{y}", [f"x{n}"], f"y{y}") for n in range(40) for y in range(2)], rows_of_one
+        [Taken(f"one-{n}-{y}", [f"x{n}"], f"y{y}") for n in range(40) for y in range(2)], rows_of_one
     )
     kept = [list((await store.rows([f"x{n}"]))[f"x{n}"].row.neighbors.items()) for n in range(40)]
     assert {count for ((_, count),) in kept} == {2}
