@@ -19,6 +19,7 @@ from model_export.bundle.writing import (
 from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig
 from model_export.data.dataset import DataError, Dataset
 from model_export.pipeline import stages
+from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
 from service.core import render
@@ -65,8 +66,11 @@ def export(
         say(f"      {coded.collisions.summary()}")
         say(f"[3/5] training the {generator_name(config)} generator")
         generated = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
+        weighed = None
+        if run.config.opinions is not None:
+            weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.features)
     strips = stages.draw(dataset.items, run.config)
-    tokenized = TokenizedCatalog(strips, read.pooling, coded, assign_slots(coded.codes))
+    tokenized = TokenizedCatalog(strips, read.pooling, coded, weighed, assign_slots(coded.codes))
     return write_bundle(out, key, run, tokenized, generated)
 
 

@@ -26,7 +26,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from model_export.configs import RunConfig
 from model_export.data.splits import Targets
 from model_export.evaluation.evaluate import ranker_of
-from model_export.evaluation.ranking import ItemsOfCodes, Ranker
+from model_export.evaluation.ranking import ItemsOfCodes, NeighborsOfItems, Ranker
 from model_export.generators.training import some_users
 from service.core.graphs import GraphSpec, beam_widths
 from service.inference.runtime import RecommenderSession
@@ -84,7 +84,12 @@ def agreement(pages: NDArray[np.int32], float32: NDArray[np.int32], targets: NDA
 
 
 def try_int8(
-    path: Path, graph: GraphSpec, codes: NDArray[np.int64], validation: Targets, config: RunConfig
+    path: Path,
+    graph: GraphSpec,
+    codes: NDArray[np.int64],
+    validation: Targets,
+    config: RunConfig,
+    neighbors: NeighborsOfItems | None = None,
 ) -> Agreement:
     """Make an int8 graph. If it agrees with the float32 graph at `path` on validation users, it replaces
     that.
@@ -95,13 +100,14 @@ def try_int8(
     catalog = ItemsOfCodes.build(config.sid, codes)
 
     def ranker(session: RecommenderSession) -> Ranker:
-        return ranker_of(session, catalog, config.history_length, config.beam_limit)
+        return ranker_of(session, catalog, config.history_length, config.beam_limit, neighbors)
 
     float32 = RecommenderSession(path, graph, threads=1)
     pages = ranker(float32)
     widths = beam_widths(config.sid, pages.num_beams)
     histories = [history for history in users.histories[:NUM_CALIBRATION_RUNS] if len(history)]
-    runs = [float32.feeds(pages.window([history]), catalog.trie.tables, widths) for history in histories]
+    windows = [pages.window([history]) for history in histories]
+    runs = [float32.feeds(seen.history, catalog.trie.tables, widths, seen.neighbors) for seen in windows]
     int8 = path.with_suffix(".int8.onnx")
     write_int8(path, int8, runs)
     found = agreement(

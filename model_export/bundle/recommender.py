@@ -11,13 +11,20 @@ from numpy.typing import NDArray
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.onnx_graphs import name_dimensions, to_onnx
-from service.core.graphs import FILLER_SCORE, PADDING, GraphSpec, beam_widths, recommender_graph
+from service.core.graphs import (
+    FILLER_SCORE,
+    PADDING,
+    GraphSpec,
+    Neighbors,
+    beam_widths,
+    recommender_graph,
+)
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import ContractMismatch
 from service.inference.runtime import RecommenderSession
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
 
 # Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants. The check also runs with
 # 1.
@@ -25,12 +32,17 @@ TRACED_BATCH, TRACED_POSITIONS, TRACED_BEAMS, TRACED_NEIGHBORS = 3, 4, 5, 9
 
 
 def export_recommender(
-    path: Path, generator: Generator, *, history_length: int, beam_limit: int
+    path: Path,
+    generator: Generator,
+    *,
+    history_length: int,
+    beam_limit: int,
+    neighbor_weight: float = 1.0,
 ) -> GraphSpec:
     """Write the generator's whole beam search to `path`.
 
-    history_length: the most items of a history. beam_limit: the most beams of a level. Returns the tensors of
-    the graph.
+    history_length: the most items of a history. beam_limit: the most beams of a level. neighbor_weight: of
+    the counts beside the generator's score. Returns the tensors of the graph.
     """
     spec = generator.spec
     graph = recommender_graph(spec)
@@ -54,7 +66,7 @@ def export_recommender(
         "tables": pages,
     }
     model = to_onnx(
-        BeamSearch(generator).eval(),
+        BeamSearch(generator, neighbor_weight).eval(),
         (history, neighbors, neighbors.float(), beams, tables),
         inputs=[tensor.name for tensor in graph.inputs],
         outputs=[tensor.name for tensor in graph.outputs],
@@ -65,31 +77,40 @@ def export_recommender(
 
 
 def check_recommender(
-    path: Path, generator: Generator, trie: SidTrie, *, history_length: int, beam_limit: int, seed: int
+    path: Path,
+    generator: Generator,
+    trie: SidTrie,
+    *,
+    history_length: int,
+    beam_limit: int,
+    seed: int,
+    neighbor_weight: float = 1.0,
 ) -> dict[str, float]:
     """Compare the written graph with the generator in PyTorch, and with a score for every live item.
 
-    The comparison includes batch 1, one position, and tables that the export did not use. Returns the largest
-    differences, in nats. Raises ContractMismatch if one is too large.
+    The comparison includes batch 1, one position, tables that the export did not use, and histories with
+    neighbors and without. Returns the largest differences, in nats. Raises ContractMismatch if one is too
+    large.
     """
     rng = np.random.default_rng(seed)
     session = RecommenderSession(path, recommender_graph(generator.spec), threads=1)
-    search = BeamSearch(generator).eval()
+    search = BeamSearch(generator, neighbor_weight).eval()
     sparse = _thinned(trie, rng)
     worst = {"max_score_difference": 0.0, "max_exhaustive_difference": 0.0}
-    for tried, batch, positions, num_beams in (
-        (trie, 1, history_length, min(50, beam_limit)),
-        (trie, 5, 1, 1),
-        (sparse, 2, max(1, history_length // 2), beam_limit),
-        (SidTrie(generator.spec), 1, 1, 2),
+    for tried, batch, positions, num_beams, num_neighbors in (
+        (trie, 1, history_length, min(50, beam_limit), 30),
+        (trie, 5, 1, 1, 1),
+        (sparse, 2, max(1, history_length // 2), beam_limit, 20),
+        (SidTrie(generator.spec), 1, 1, 2, 0),
     ):
         history = random_histories(generator.spec, rng, batch, positions)
+        neighbors = random_neighbors(tried, rng, batch, num_neighbors)
         widths = beam_widths(generator.spec, num_beams)
-        ours = session.run(history, tried.tables, widths)
-        theirs = search_eagerly(search, history, tried.tables, widths)
+        ours = session.run(history, tried.tables, widths, neighbors)
+        theirs = search_eagerly(search, history, tried.tables, widths, neighbors)
         gap = float(np.abs(ours.scores - theirs.scores.numpy()).max())
         worst["max_score_difference"] = max(worst["max_score_difference"], gap)
-        truth = exhaustive_scores(generator, history, tried)
+        truth = with_neighbors(exhaustive_scores(generator, history, tried), neighbors, neighbor_weight)
         gap = _gap_to_exhaustive(generator.spec, ours.codes, ours.scores, ours.bound, truth)
         worst["max_exhaustive_difference"] = max(worst["max_exhaustive_difference"], gap)
     for name, gap in worst.items():
@@ -109,6 +130,41 @@ def random_histories(
     for row in range(batch):
         history[row, : rng.integers(0, positions)] = PADDING
     return history
+
+
+def random_neighbors(
+    trie: SidTrie, rng: np.random.Generator, batch: int, num_neighbors: int
+) -> Neighbors:
+    """Random neighbors among the live codes of `trie` and others, with room left over at the end."""
+    if not num_neighbors:
+        return Neighbors.none(batch)
+    live = np.fromiter(trie.living(), dtype=np.int64)
+    dead = rng.integers(0, trie.spec.num_parents[-1] * trie.spec.levels[-1], size=num_neighbors)
+    choice = np.union1d(live, dead)
+    num_neighbors = min(num_neighbors, len(choice))
+    prefixes = np.stack([rng.choice(choice, size=num_neighbors, replace=False) for _ in range(batch)])
+    mass = rng.exponential(3.0, size=prefixes.shape).astype(np.float32)
+    none = np.full((batch, 2), PADDING)
+    return Neighbors(np.hstack([prefixes, none]), np.hstack([mass, np.zeros_like(none, np.float32)]))
+
+
+def with_neighbors(
+    scores: list[dict[int, float]], neighbors: Neighbors, weight: float
+) -> list[dict[int, float]]:
+    """Scores of full prefixes with the term of the counts, computed item by item (see NeighborOpinion)."""
+    found = []
+    for scored, prefixes, mass in zip(
+        scores, neighbors.prefixes.tolist(), neighbors.mass.tolist(), strict=True
+    ):
+        mass_of = dict(zip(prefixes, mass, strict=True))
+        most = np.log1p(max(mass))
+        found.append(
+            {
+                prefix: score + weight * float(np.log1p(mass_of.get(prefix, 0.0)) - most)
+                for prefix, score in scored.items()
+            }
+        )
+    return found
 
 
 @torch.no_grad()

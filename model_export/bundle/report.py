@@ -15,7 +15,7 @@ from PIL import Image
 
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Targets
-from model_export.evaluation.evaluate import ranker_of, table
+from model_export.evaluation.evaluate import neighbors_for, ranker_of, table
 from model_export.evaluation.ranking import ItemsOfCodes
 from model_export.generators.training import Curve
 from model_export.quantizers.base import EpochStats
@@ -108,7 +108,8 @@ def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[
     users = np.random.default_rng(0).choice(
         len(test.users), size=min(NUM_EXAMPLES, len(test.users)), replace=False
     )
-    ranker = ranker_of(session, catalog, manifest.history_length, manifest.beam_limit)
+    neighbors = neighbors_for(bundle, dataset, codes)
+    ranker = ranker_of(session, catalog, manifest.history_length, manifest.beam_limit, neighbors)
     ranked = ranker.rank([test.histories[user] for user in users], NUM_RECOMMENDED)
     words = [item_text(item, manifest.render)[:100] for item in dataset.items]
     return [

@@ -26,10 +26,12 @@ from model_export.encoders.choose import make_encoder
 from model_export.evaluation import evaluate
 from model_export.generators.base import Generator
 from model_export.pipeline.cache import key_of
+from model_export.pipeline.opinions import Weighed
 from model_export.pipeline.run import Run
 from model_export.pipeline.stages import Coded, Generated, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
+    CO_COUNTS,
     FORMAT_VERSION,
     ITEMS,
     MANIFEST,
@@ -41,6 +43,7 @@ from service.core.bundle import (
     load_bundle,
     sha256_of,
 )
+from service.core.bundle_co_counts import write_co_counts
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError
@@ -56,6 +59,7 @@ class TokenizedCatalog:
     strips: Strips
     pooling: Pooling
     coded: Coded
+    weighed: Weighed | None  # None: the counts have no say
     slots: NDArray[np.int64]  # [item]  the number of an item among those with its codes
 
 
@@ -139,7 +143,8 @@ def _write_graphs(
     dataset, config, say = run.dataset, run.config, run.say
     assert not isinstance(config.encoder, MiniLmConfig)
     say("[4/5] exporting and checking the two graphs")
-    coded = tokenized.coded
+    coded, weighed = tokenized.coded, tokenized.weighed
+    counts = 0.0 if weighed is None else weighed.opinions.counts
     body = make_encoder(config.render, config.encoder, config.seed).body()
     parts = (body, tokenized.pooling, coded.head, coded.quantizer)
     tokenizer_graph = export_tokenizer(folder / TOKENIZER, *parts, sid=config.sid, render=config.render)
@@ -152,7 +157,11 @@ def _write_graphs(
         )
     }
     recommender_graph = export_recommender(
-        folder / RECOMMENDER, generator, history_length=config.history_length, beam_limit=config.beam_limit
+        folder / RECOMMENDER,
+        generator,
+        history_length=config.history_length,
+        beam_limit=config.beam_limit,
+        neighbor_weight=counts,
     )
     checks |= check_recommender(
         folder / RECOMMENDER,
@@ -161,11 +170,15 @@ def _write_graphs(
         history_length=config.history_length,
         beam_limit=config.beam_limit,
         seed=config.seed,
+        neighbor_weight=counts,
     )
     say("      " + ", ".join(f"{name} {value:.2g}" for name, value in checks.items()))
     chosen: Literal["float32", "int8"] = "float32"
     if config.precision == "int8":
-        found = try_int8(folder / RECOMMENDER, recommender_graph, coded.codes, run.split.validation, config)
+        neighbors = weighed and weighed.neighbors(coded.spec, coded.codes, dataset.item_ids)
+        found = try_int8(
+            folder / RECOMMENDER, recommender_graph, coded.codes, run.split.validation, config, neighbors
+        )
         chosen = "int8" if found.holds else "float32"
         checks |= {f"int8_{name}": value for name, value in asdict(found).items()}
         say(
@@ -174,6 +187,10 @@ def _write_graphs(
             f"float32. The bundle gets {chosen}."
         )
     _write_items(folder / ITEMS, run, tokenized)
+    if weighed is not None and counts:
+        write_co_counts(folder / CO_COUNTS, weighed.rows)
+        checks |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
+        checks |= {"opinions_gain": weighed.gain, "opinions_users": float(weighed.num_users)}
     own_id = tokenizer_id(folder / TOKENIZER, config.render)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -191,6 +208,7 @@ def _write_graphs(
         precision=chosen,
         history_length=config.history_length,
         beam_limit=config.beam_limit,
+        co_counts=weighed.spec if weighed is not None and counts else None,
         data_fingerprint=dataset.fingerprint,
         data_name=dataset.name,
         num_items=len(dataset.items),

@@ -16,14 +16,15 @@ from model_export.data.splits import Split, leave_one_out
 from model_export.evaluation.baselines import Markov, Popularity
 from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
-from model_export.evaluation.ranking import ItemsOfCodes, Ranker, search_by
+from model_export.evaluation.ranking import ItemsOfCodes, NeighborsOfItems, Ranker, search_by
 from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
+from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
 BATCH = 64  # users searched at once
 TOP_K = 10  # ranks that count
@@ -61,7 +62,8 @@ def evaluate_model(
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=os.cpu_count() or 1)
     codes = codes_for(bundle, dataset)
     catalog = ItemsOfCodes.build(manifest.sid, codes)
-    ranker = ranker_of(session, catalog, manifest.history_length, manifest.beam_limit)
+    neighbors = neighbors_for(bundle, dataset, codes)
+    ranker = ranker_of(session, catalog, manifest.history_length, manifest.beam_limit, neighbors)
     widths = beam_widths(manifest.sid, ranker.num_beams)
     certified = []
 
@@ -72,7 +74,7 @@ def evaluate_model(
         figures |= _figures(f"{name}model", ranked, test.targets)
     for first in range(0, len(test.histories), BATCH):
         window = ranker.window(test.histories[first : first + BATCH])
-        beams = session.run(window, catalog.trie.tables, widths)
+        beams = session.run(window.history, catalog.trie.tables, widths, window.neighbors)
         last = beams.scores[:, min(TOP_K, beams.scores.shape[1]) - 1]
         certified.append((last > beams.bound) | (beams.bound < FILLER_SCORE))
     figures["exact_rate"] = float(np.concatenate(certified).mean())
@@ -80,8 +82,24 @@ def evaluate_model(
     return figures
 
 
+def neighbors_for(bundle: Bundle, dataset: Dataset, codes: NDArray[np.int64]) -> NeighborsOfItems | None:
+    """The neighbors of the dataset's items by the bundle's counts. None if the bundle has no counts.
+
+    codes [item, level]
+    """
+    spec = bundle.manifest.co_counts
+    if spec is None:
+        return None
+    places = bundle.manifest.sid.prefixes_of(codes)[-1]
+    return NeighborsOfItems(bundle_co_counts(bundle), spec, dataset.item_ids, places)
+
+
 def ranker_of(
-    session: RecommenderSession, catalog: ItemsOfCodes, history_length: int, beam_limit: int
+    session: RecommenderSession,
+    catalog: ItemsOfCodes,
+    history_length: int,
+    beam_limit: int,
+    neighbors: NeighborsOfItems | None = None,
 ) -> Ranker:
     """A ranker that searches with an exported graph. All figures of a bundle are measured with it."""
     return Ranker(
@@ -91,6 +109,7 @@ def ranker_of(
         num_beams=min(NUM_BEAMS, beam_limit),
         beam_limit=beam_limit,
         batch_size=BATCH,
+        neighbors=neighbors,
     )
 
 

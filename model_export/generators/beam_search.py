@@ -86,7 +86,9 @@ class NeighborOpinion(nn.Module):
         """All neighbors are below the one beam at the root. prefixes and mass [batch, neighbor]"""
         return NeighborState((prefixes < 0).long(), mass.amax(dim=1, keepdim=True))
 
-    def below(self, level: int, prefixes: Tensor, mass: Tensor, state: NeighborState) -> tuple[Tensor, Tensor]:
+    def below(
+        self, level: int, prefixes: Tensor, mass: Tensor, state: NeighborState
+    ) -> tuple[Tensor, Tensor]:
         """The mass of each child of each beam [batch, beam * code], and each neighbor's index in it.
 
         The index of a neighbor below no beam is past the end.
@@ -96,12 +98,14 @@ class NeighborOpinion(nn.Module):
         place = state.beam * num_codes + code  # [batch, neighbor]
         num_children = state.mass_of_beam.shape[1] * num_codes
         none = mass.new_zeros(mass.shape[0], num_children + num_codes)
-        return none.scatter_reduce(1, place, mass, "amax")[:, :num_children], place
+        children: Tensor = none.scatter_reduce(1, place, mass, "amax")
+        return children[:, :num_children], place
 
     def terms(self, level: int, children: Tensor, state: NeighborState) -> Tensor:
         """The term of each child: [batch, beam, code]"""
         mass = children.unflatten(1, (-1, self.levels[level]))
-        return self.weight * (mass.log1p() - state.mass_of_beam.log1p()[..., None])
+        terms: Tensor = self.weight * (mass.log1p() - state.mass_of_beam.log1p()[..., None])
+        return terms
 
     def follow(self, level: int, children: Tensor, place: Tensor, chosen: Tensor) -> NeighborState:
         """The state after the search has chosen children. chosen [batch, beam] are indices of `children`."""

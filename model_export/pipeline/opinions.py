@@ -71,7 +71,9 @@ class Weighed(NamedTuple):
     gain: float  # of NDCG@10 over the learned opinion alone, on the users that decided
     num_users: int
 
-    def neighbors(self, sid: SidSpec, codes: NDArray[np.int64], item_ids: list[str]) -> NeighborsOfItems | None:
+    def neighbors(
+        self, sid: SidSpec, codes: NDArray[np.int64], item_ids: list[str]
+    ) -> NeighborsOfItems | None:
         """The neighbors for a Ranker, or None if counts have no weight. codes [item, level]"""
         if not self.opinions.counts:
             return None
@@ -139,7 +141,7 @@ def _deciding_users(run: Run, config: OpinionsConfig) -> Targets:
 
 
 class _Scores:
-    """The score of every item for some users, opinion by opinion. Each is computed when it is first needed."""
+    """The score of every item for some users, by opinion. Each is computed when it is first needed."""
 
     def __init__(
         self,
@@ -181,7 +183,8 @@ class _Scores:
         generator, tree = self._generator, self._run.config.generator
         if not opinions.likeness or not isinstance(generator, TreeGenerator):
             return None
-        assert isinstance(tree, TreeConfig) and self._run.config.opinions is not None
+        assert isinstance(tree, TreeConfig)
+        assert self._run.config.opinions is not None
         sharpness = tree.likeness or SHARPNESS
         vectors = _unit(self._vectors)
         if opinions.content:
@@ -211,7 +214,9 @@ class _Scores:
         if decay not in self._mass:
             spec = CoCountSpec(decay=decay, smoothing=1.0)
             place = np.arange(len(self._codes))
-            found = NeighborsOfItems(self.rows, spec, self._run.dataset.item_ids, place)(self._users.histories)
+            found = NeighborsOfItems(self.rows, spec, self._run.dataset.item_ids, place)(
+                self._users.histories
+            )
             dense = np.zeros((len(found.mass), len(place) + 1), np.float32)  # the last is PADDING
             np.put_along_axis(dense, found.prefixes, found.mass, axis=1)
             self._mass[decay] = dense[:, :-1]

@@ -19,6 +19,7 @@ from model_export.configs import (
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import head, minilm
 from model_export.generators import sasrec, tiger, training, tree
+from model_export.pipeline import counts, opinions
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions
 from service.core import render
@@ -36,7 +37,8 @@ def versions_of(config: RunConfig) -> Versions:
     """The versions of all stages from the items to a trained generator."""
     if isinstance(config.generator, SasRecConfig):
         return of_generator(config.generator)
-    return of_codes(config) | of_generator(config.generator)
+    weighing = {} if config.opinions is None else {"counts": counts.VERSION, "opinions": opinions.VERSION}
+    return of_codes(config) | of_generator(config.generator) | weighing
 
 
 def of_reading(config: RunConfig) -> Versions:

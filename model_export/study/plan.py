@@ -144,10 +144,11 @@ def cells_of(
     tree = default.generator
     assert isinstance(tree, TreeConfig)
     untrained = replace(default.head, max_steps=0)
-    text = replace(default, encoder=MiniLmConfig())
-    # The default without likeness. Single parts are compared on this configuration.
-    learnt = replace(default, generator=replace(tree, likeness=0.0))
-    with_tiger = replace(default, generator=tiger, training=tiger_training)
+    without_counts = replace(default, opinions=None)
+    text = replace(without_counts, encoder=MiniLmConfig())
+    # The default without likeness and counts. Single parts are compared on this configuration.
+    learnt = replace(without_counts, generator=replace(tree, likeness=0.0))
+    with_tiger = replace(without_counts, generator=tiger, training=tiger_training)
     tiger_text = replace(with_tiger, encoder=MiniLmConfig(), head=untrained, collisions="suffix")
     plain_tree = replace(tree, likeness=0.0, start_scale=0.0, has_bonus=False)
 
@@ -162,7 +163,14 @@ def cells_of(
             default,
             num_seeds=num_seeds,
         ),
-        Cell("text", "the same on MiniLM text", ("headline",), text, num_seeds=num_seeds),
+        Cell(
+            "without_counts",
+            "the default without counts, opinions not weighed",
+            ("headline", "ablation"),
+            without_counts,
+            num_seeds=num_seeds,
+        ),
+        Cell("text", "without counts, on MiniLM text", ("headline",), text, num_seeds=num_seeds),
         Cell(
             "sasrec",
             "SASRec, full cross-entropy, tuned",
@@ -254,9 +262,9 @@ def cells_of(
         Cell("collisions_left", "collisions left", ("quantizers",), other(collisions="none")),
         Cell("sinkhorn", "collisions spread by Sinkhorn", ("quantizers",), other(collisions="sinkhorn")),
         # Questions 4 and 5.
-        Cell("robustness", "the default", ("robustness",), default, question="robustness"),
+        Cell("robustness", "the default", ("robustness",), without_counts, question="robustness"),
         Cell("robustness_text", "the same on MiniLM text", ("robustness",), text, question="robustness"),
-        Cell("cold", "the default", ("cold",), default, question="cold"),
+        Cell("cold", "without counts", ("cold",), without_counts, question="cold"),
         Cell("cold_text", "the same on MiniLM text", ("cold",), text, question="cold"),
     ]
     # Question 2.

@@ -10,7 +10,14 @@ from model_export.configs import RunConfig
 from model_export.data.splits import Targets
 from model_export.evaluation.evaluate import NUM_BEAMS
 from model_export.evaluation.metrics import target_ranks
-from model_export.evaluation.ranking import ItemsOfCodes, NeighborsOfItems, Ranker, SearchFunction, SearchResult, Window
+from model_export.evaluation.ranking import (
+    ItemsOfCodes,
+    NeighborsOfItems,
+    Ranker,
+    SearchFunction,
+    SearchResult,
+    Window,
+)
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import FILLER_SCORE

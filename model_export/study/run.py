@@ -1,7 +1,7 @@
 """Runs the cells that are missing, in the order of the plan, and stores each as soon as it is finished."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from model_export.evaluation.metrics import codebook_use, collisions, target_ran
 from model_export.generators.sasrec import codes_of_items
 from model_export.pipeline import stages, versions
 from model_export.pipeline.cache import StageCache, key_of
+from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.pipeline.versions import Versions
 from model_export.study import cells, cold, ranks, robustness
@@ -43,6 +44,7 @@ class Work:
     def key(self) -> str:
         """A hash of everything that the figures depend on. If it differs, the cell is run again."""
         cell, config = self.cell, self.config
+        opinions = () if config.opinions is None else (config.opinions,)
         codes = (
             config.encoder, config.render, config.head, config.quantizer, config.sid, config.collisions,
         )  # fmt: skip
@@ -56,7 +58,7 @@ class Work:
         elif cell.counting:
             parts = ()
         else:
-            parts = (*codes, *generator)
+            parts = (*codes, *generator, *opinions)
         return key_of(self.dataset.fingerprint, cell.counting, cell.question, cell.shuffled, *parts)
 
     @property
@@ -190,11 +192,12 @@ def _count(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
 def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
     dataset, config = run.dataset, run.config
     figures: dict[str, float] = {}
-    vectors = None
+    vectors, features = None, None
     if isinstance(config.generator, SasRecConfig):
         codes, spec = codes_of_items(dataset.num_items), SidSpec(levels=(dataset.num_items,))
     else:
-        coded = stages.code(run, stages.read(run).features)
+        features = stages.read(run).features
+        coded = stages.code(run, features)
         codes, spec, vectors = coded.codes, coded.spec, coded.vectors
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
@@ -207,7 +210,19 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         figures["train_seconds"] = curve.core_seconds
     figures["num_parameters"] = float(sum(weights.numel() for weights in generator.parameters()))
     figures["validation_ndcg@10"] = max(curve.validation_ndcg_at_10)
-    found = ranks.rank_targets(generator, codes, run.split.test, config)
+    if config.opinions is None or vectors is None or features is None:
+        return ranks.rank_targets(generator, codes, run.split.test, config), figures
+    weighed = weigh(run, generator, codes, vectors, features)
+    figures |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
+    neighbors = weighed.neighbors(spec, codes, dataset.item_ids)
+    found = ranks.rank_targets(
+        generator,
+        codes,
+        run.split.test,
+        config,
+        neighbor_weight=weighed.opinions.counts,
+        neighbors=neighbors,
+    )
     return found, figures
 
 

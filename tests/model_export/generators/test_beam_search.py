@@ -12,20 +12,27 @@ import torch
 from numpy.typing import NDArray
 
 from model_export.bundle.precision import write_int8
-from model_export.bundle.recommender import exhaustive_scores, export_recommender, random_histories
+from model_export.bundle.recommender import (
+    exhaustive_scores,
+    export_recommender,
+    random_histories,
+    random_neighbors,
+    with_neighbors,
+)
 from model_export.configs import TigerConfig, TreeConfig
 from model_export.generators import seen_prefixes
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import BeamSearch, search_eagerly
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.tree import TreeGenerator
-from service.core.graphs import FILLER_SCORE, PADDING, beam_widths, recommender_graph
+from service.core.graphs import FILLER_SCORE, PADDING, Neighbors, beam_widths, recommender_graph
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import Beams, RecommenderSession
 
 INT8_TOLERANCE = 1.5  # in nats
 HISTORY = 5
+NEIGHBOR_WEIGHT = 1.7
 BEAM_LIMIT = 300  # more than the number of codes of any of SPECS
 SPECS = {
     "even": SidSpec(levels=(4, 4, 4)),
@@ -83,8 +90,10 @@ class Case(NamedTuple):
     truth: Callable[[NDArray[np.int64], SidTrie], Truth]  # each history's {full prefix: score} of all living
     tolerance: float  # in nats, of a score against the float32 model in PyTorch
 
-    def run(self, history: NDArray[np.int64], trie: SidTrie, num_beams: int) -> Beams:
-        return self.session.run(history, trie.tables, beam_widths(self.generator.spec, num_beams))
+    def run(
+        self, history: NDArray[np.int64], trie: SidTrie, num_beams: int, neighbors: Neighbors | None = None
+    ) -> Beams:
+        return self.session.run(history, trie.tables, beam_widths(self.generator.spec, num_beams), neighbors)
 
 
 @pytest.fixture(
@@ -106,7 +115,9 @@ def case(request, tmp_path_factory) -> Case:
     spec = SPECS[name]
     generator = make_generator(kind, spec, trained=name == "odd")
     path = tmp_path_factory.mktemp("graph") / "recommender.onnx"
-    graph = export_recommender(path, generator, history_length=HISTORY, beam_limit=BEAM_LIMIT)
+    graph = export_recommender(
+        path, generator, history_length=HISTORY, beam_limit=BEAM_LIMIT, neighbor_weight=NEIGHBOR_WEIGHT
+    )
     if precision == "float32":
         session = RecommenderSession(path, graph, threads=1)
         return Case(
@@ -163,8 +174,10 @@ def test_full_width_equals_scoring_every_item(case):
     for _ in range(40):
         trie = random_trie(spec, rng)
         history = random_histories(spec, rng, int(rng.integers(1, 5)), int(rng.integers(1, HISTORY + 1)))
-        beams = case.run(history, trie, BEAM_LIMIT)  # wider than the number of codes
-        for row, truth in enumerate(case.truth(history, trie)):
+        neighbors = random_neighbors(trie, rng, len(history), int(rng.integers(0, 20)))
+        beams = case.run(history, trie, BEAM_LIMIT, neighbors)  # wider than the number of codes
+        truths = with_neighbors(case.truth(history, trie), neighbors, NEIGHBOR_WEIGHT)
+        for row, truth in enumerate(truths):
             found = beams.scores[row] > FILLER_SCORE
             prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
             assert sorted(prefixes) == sorted(truth)
@@ -183,8 +196,10 @@ def test_certified_answers_equal_the_exhaustive_answer(case):
         trie = random_trie(spec, rng)
         num_beams = int(rng.integers(1, 4))
         history = random_histories(spec, rng, int(rng.integers(1, 4)), int(rng.integers(1, HISTORY + 1)))
-        beams = case.run(history, trie, num_beams)
-        for row, truth in enumerate(case.truth(history, trie)):
+        neighbors = random_neighbors(trie, rng, len(history), int(rng.integers(0, 20)))
+        beams = case.run(history, trie, num_beams, neighbors)
+        truths = with_neighbors(case.truth(history, trie), neighbors, NEIGHBOR_WEIGHT)
+        for row, truth in enumerate(truths):
             found = beams.scores[row] > FILLER_SCORE
             prefixes = spec.prefixes_of(beams.codes[row][found])[-1].tolist()
             assert set(prefixes) <= set(truth), "a beam left the catalog"
@@ -211,12 +226,13 @@ def test_graph_equals_eager_search_at_sizes_other_than_the_traced_ones(case):
     if case.tolerance == INT8_TOLERANCE and not sums_int8_exactly():
         pytest.skip("int8 sums are cut on this CPU, so scores differ by more. Run it on a CPU with VNNI")
     spec, rng = case.generator.spec, np.random.default_rng(2)
-    search = BeamSearch(case.generator)
+    search = BeamSearch(case.generator, NEIGHBOR_WEIGHT)
     for batch, positions, num_beams in ((1, 1, 1), (1, HISTORY, 2), (7, 2, 50), (2, 3, BEAM_LIMIT)):
         trie, widths = random_trie(spec, rng), beam_widths(spec, num_beams)
         history = random_histories(spec, rng, batch, positions)
-        ours = case.run(history, trie, num_beams)
-        theirs = search_eagerly(search, history, trie.tables, widths)
+        neighbors = random_neighbors(trie, rng, batch, int(rng.integers(0, 20)))
+        ours = case.run(history, trie, num_beams, neighbors)
+        theirs = search_eagerly(search, history, trie.tables, widths, neighbors)
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=case.tolerance)
         np.testing.assert_allclose(ours.bound, theirs.bound, atol=case.tolerance)
 
