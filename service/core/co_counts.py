@@ -20,6 +20,7 @@ ROWS_PER_STEP = 4096  # the table grows by this many rows
 # No row, whoever wrote it, makes a score infinite.
 MAX_MASS = 1e12
 MAX_LOG2 = 500.0
+MAX_NEIGHBORS = 1024  # of a row; a spec asks for fewer
 NOBODY = 0  # the number of an entry without an item
 NO_PLACE = -1  # the prefix of an item that is not in the catalog
 
@@ -34,7 +35,9 @@ class CoCountSpec(Frozen):
     backward: float = Field(
         default=1.0, ge=0, le=1, description="share that the row of the later item gets of an increment"
     )
-    max_neighbors: int = Field(default=64, ge=1, le=1024, description="a row keeps its strongest neighbors")
+    max_neighbors: int = Field(
+        default=64, ge=1, le=MAX_NEIGHBORS, description="a row keeps its strongest neighbors"
+    )
 
 
 class Increments(NamedTuple):
