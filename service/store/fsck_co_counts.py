@@ -30,15 +30,14 @@ async def check_co_counts(
             cursor, page = await client.hscan(keys.rows, cursor, count=PIPELINE_LENGTH)
         wrong = {key: value for key, value in page.items() if key not in found and not _is_ours(key, value)}
         found |= wrong.keys()  # a field may come twice
-        calls = (
-            [[key, value, secrets.token_hex(8), KEEP_LOG] for key, value in wrong.items()] if repair else []
-        )
-        replies = await drop.run(redis, keys[:3], calls)
-        for reply in replies:
+        replies: list[Any] = [0] * len(wrong)
+        if repair:
+            calls = [[key, value, secrets.token_hex(8), KEEP_LOG] for key, value in wrong.items()]
+            replies = await drop.run(redis, keys[:3], calls)
+        for key, reply in zip(wrong, replies, strict=True):
             if isinstance(reply, ServiceError):
                 raise reply
-        for key, is_mended in zip(wrong, replies if repair else [0] * len(wrong), strict=True):
-            report.add(Finding("unreadable_counts", _shown(key), bool(is_mended)))
+            report.add(Finding("unreadable_counts", _shown(key), bool(reply)))
         if cursor == 0:
             return
 

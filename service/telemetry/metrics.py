@@ -118,7 +118,7 @@ class Metrics(MetricFamilies):
     def watch_catalog(
         self, catalog: Catalog, follower: CatalogFollower, co_counts: CoCountFollower | None = None
     ) -> None:
-        """Read the catalog's values from these, in place of earlier ones. `co_counts`: if counts have a say."""
+        """Read the catalog's values from these, in place of earlier ones. `co_counts`: if there are any."""
         self.catalog_items.set_function(lambda: catalog.num_items)
         self.catalog_version.set_function(lambda: catalog.version)
         self.catalog_stale_seconds.set_function(lambda: follower.stale_for_s)
