@@ -161,7 +161,7 @@ PAGES = [
         "Items with counts",
         "Items of which a replica knows what was taken together with them. All replicas show the same.",
         "short",
-        Query(total("glyphrec_co_count_rows", "instance"), "{{instance}}"),
+        Query(total("glyphrec_co_count_items", "instance"), "{{instance}}"),
     ),
     lines(
         "Counts behind Redis",

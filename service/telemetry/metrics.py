@@ -134,7 +134,7 @@ class Metrics(MetricFamilies):
         self.unreadable_values.set_function(
             lambda: follower.num_unreadable + (co_counts.num_unreadable if co_counts else 0)
         )
-        self.co_count_rows.set_function(lambda: co_counts.num_rows if co_counts else 0)
+        self.co_count_items.set_function(lambda: co_counts.num_rows if co_counts else 0)
         self.co_count_bytes.set_function(lambda: co_counts.num_bytes if co_counts else 0)
         self.co_count_lag_entries.set_function(lambda: co_counts.lag.num_changes if co_counts else 0)
         self.co_count_lag_seconds.set_function(lambda: co_counts.lag.seconds if co_counts else 0)

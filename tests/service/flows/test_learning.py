@@ -93,7 +93,7 @@ async def test_an_event_on_one_replica_moves_the_next_answer_of_another_within_a
         await until_scores(second, [taken], backward)
         assert value(await scrape(first), "learned_events_total") == 1
         assert value(await scrape(second), "learned_events_total") == 0
-        assert value(await scrape(second), "co_count_rows") == 3
+        assert value(await scrape(second), "co_count_items") == 3
         assert value(await scrape(second), "co_count_lag_entries") == 0
 
 
@@ -170,7 +170,7 @@ async def test_a_bundle_without_counts_searches_without_any(bundle, seeding, red
         await post(first, ("e", request_id, "item-7"))
         await until_true(lambda: attributed(second, 1))
         assert value(await scrape(second), "learned_events_total") == 0
-        assert value(await scrape(second), "co_count_rows") == 0
+        assert value(await scrape(second), "co_count_items") == 0
 
 
 async def test_a_restart_of_redis_loses_no_count_and_is_followed(counting, tmp_path):
@@ -192,3 +192,31 @@ async def test_a_restart_of_redis_loses_no_count_and_is_followed(counting, tmp_p
             await until(lambda: follower.lost is None)
             await post(client, ("before", request_id, "item-2"), ("after", request_id, "item-4"))
             await until_scores(client, ["item-1"], dict.fromkeys(("item-2", "item-4"), 1 / SPEC.smoothing))
+
+
+async def test_another_model_or_tokenizer_keeps_what_was_learned_and_learns_on(counting, redis_url, tmp_path):
+    write_known_bundle(tmp_path / "model", KNOWN_ITEMS, co_counts=SPEC, recommender_id="00000000beef")
+    write_known_bundle(tmp_path / "tokenizer", KNOWN_ITEMS, co_counts=SPEC, reader=1)
+    settings = {"bundles_dir": tmp_path, "admin_keys": ("an-admin-key-of-a-test",)}
+    async with running(counting, redis_url, **settings) as client:
+        client.headers["X-API-Key"] = "an-admin-key-of-a-test"
+        request_id, _ = await page_of(client, "item-1")
+        await post(client, ("e0", request_id, "item-2"))
+        mass = {"item-2": 1 / SPEC.smoothing}
+        await until_scores(client, ["item-1"], mass)
+        for n, name in enumerate(("model", "tokenizer"), start=1):
+            answer = await client.post("/admin/bundles", json={"bundle": name})
+            assert answer.status_code in (200, 202), answer.text
+            if answer.status_code == 202:
+                await until_true(lambda: is_done(client))
+            await until_scores(client, ["item-1"], mass)
+            request_id, _ = await page_of(client, "item-1")
+            taken = f"item-{n + 2}"
+            await post(client, (f"e{n}", request_id, taken))
+            mass |= {taken: 1 / SPEC.smoothing}
+            await until_scores(client, ["item-1"], mass)
+
+
+async def is_done(client):
+    found = await scrape(client)
+    return value(found, "bundle_swaps_total", result="switched") == 2
