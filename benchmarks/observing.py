@@ -81,7 +81,9 @@ def costs(*, num_pages: int, calls: int) -> tuple[dict[str, float], dict[str, fl
         "its kind": lambda: metrics.observe_recommendation("model", exact=True, filtered=False),
         "its search": lambda: metrics.observe_searches([50]),
         "its ten items": lambda: metrics.observe_recommended(ONE_PAGE, 9),
-        "its page, for POST /events": lambda: pages.remember(next(upcoming), "0123456789ab", ONE_PAGE),
+        "its page, for POST /events": lambda: pages.remember(
+            next(upcoming), "0123456789ab", ONE_PAGE, ONE_PAGE[-5:]
+        ),
     }
     took_us = {name: _microseconds(call, calls) for name, call in work.items()}
     found = {"recommendation_us": sum(took_us.values())}
@@ -92,7 +94,9 @@ def costs(*, num_pages: int, calls: int) -> tuple[dict[str, float], dict[str, fl
     tracemalloc.start()
     pages = ServedPages(REMEMBERED_PAGES, 1_800)
     for _ in range(num_pages):
-        pages.remember(uuid4().hex, "0123456789ab", ONE_PAGE)  # it keeps the request id, too
+        # It keeps the request id and the ids of the history, too, which came with the request.
+        history = [f"{item_id}."[:-1] for item_id in ONE_PAGE[-5:]]
+        pages.remember(uuid4().hex, "0123456789ab", ONE_PAGE, history)
     found["page_bytes"] = tracemalloc.get_traced_memory()[0] / pages.num_pages
     tracemalloc.stop()
     print(f"{found['page_bytes']:.0f} bytes a remembered page")

@@ -272,7 +272,7 @@ class Settings(BaseSettings):
         100_000,
         ge=0,
         description="answered pages that this replica remembers, so that POST /events can name them; each "
-        "takes about 360 bytes. With 0 it remembers none, and measures no live quality",
+        "takes about 630 bytes. With 0 it remembers none, measures no live quality and learns nothing",
     )
     attribution_s: float = Field(
         1_800,

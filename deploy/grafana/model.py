@@ -150,6 +150,25 @@ PAGES = [
         "short",
         Query(total("glyphrec_feedback_remembered_pages", "instance"), "{{instance}}"),
     ),
+    lines(
+        "Learned events",
+        "Events added to the counts of items that were taken together, which later searches follow. Events "
+        "of unknown items are not added, and none are with GLYPHREC_LEARN=false.",
+        "cps",
+        Query(rate("glyphrec_learned_events_total"), "learned"),
+    ),
+    lines(
+        "Items with counts",
+        "Items of which a replica knows what was taken together with them. All replicas show the same.",
+        "short",
+        Query(total("glyphrec_co_count_items", "instance"), "{{instance}}"),
+    ),
+    lines(
+        "Counts behind Redis",
+        "Seconds since a replica last had all counts that are in Redis. Until then it serves older ones.",
+        "s",
+        Query(total("glyphrec_co_count_lag_seconds", "instance", func="max"), "{{instance}}"),
+    ),
 ]
 
 SEARCH = [

@@ -25,6 +25,9 @@ async def take_events(body: EventsRequest, feedback: FeedbackDep) -> EventsRespo
     An `event_id` counts once, so a request without an answer can be sent again. `request_id` is the
     X-Request-ID of the answer with the page. If a client gave the same id to several, the newest page counts.
     Events about pages that no replica remembers are accepted, but count for no model.
+
+    If the served model has counts of items that were taken together, events add to them, and later answers of
+    all replicas follow.
     """
     events = [Event(each.event_id, each.request_id, each.item_id) for each in body.events]
     num_new = await feedback.take(events)

@@ -58,6 +58,11 @@ class CoCountFollower:
         return 0 if self._catalog.co_counts is None else self._catalog.co_counts.num_rows
 
     @property
+    def num_bytes(self) -> int:
+        """Memory of the table's arrays."""
+        return 0 if self._catalog.co_counts is None else self._catalog.co_counts.num_bytes
+
+    @property
     def num_unreadable(self) -> int:
         """How many values of Redis were skipped since the start because another program wrote them."""
         return self._store.num_unreadable

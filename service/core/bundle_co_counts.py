@@ -1,13 +1,12 @@
 """The counts of a bundle: the only reader and writer of co_counts.jsonl.gz, for service and export."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from service.core.bundle import CO_COUNTS, Bundle
 from service.core.bundle_items import MAX_INFLATION
-from service.core.co_counts import CoRow
+from service.core.co_counts import CoRow, are_counts
 from service.core.json_lines import JsonLinesError, read_json_lines, write_json_lines
 from service.errors import ContractMismatch
 
@@ -55,7 +54,7 @@ def _row(value: Any, max_neighbors: int) -> CoRow:
     counts = {other: float(count) for other, count in neighbors.items()}
     if not (isinstance(item_id, str) and item_id and all(counts)):
         raise ValueError("an item id is no text or empty")
-    if not all(0 < number < math.inf for number in (popularity, *counts.values())):
+    if not are_counts((popularity, *counts.values())):
         raise ValueError("a popularity or a count is not above 0")
     if len(counts) > max_neighbors:
         raise ValueError(f"{len(counts)} neighbors; {max_neighbors} is the limit")

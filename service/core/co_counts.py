@@ -20,6 +20,7 @@ ROWS_PER_STEP = 4096  # the table grows by this many rows
 # No row, whoever wrote it, makes a score infinite.
 MAX_MASS = 1e12
 MAX_LOG2 = 500.0
+MAX_NEIGHBORS = 1024  # of a row; a spec asks for fewer
 NOBODY = 0  # the number of an entry without an item
 NO_PLACE = -1  # the prefix of an item that is not in the catalog
 
@@ -34,7 +35,9 @@ class CoCountSpec(Frozen):
     backward: float = Field(
         default=1.0, ge=0, le=1, description="share that the row of the later item gets of an increment"
     )
-    max_neighbors: int = Field(default=64, ge=1, le=1024, description="a row keeps its strongest neighbors")
+    max_neighbors: int = Field(
+        default=64, ge=1, le=MAX_NEIGHBORS, description="a row keeps its strongest neighbors"
+    )
 
 
 class Increments(NamedTuple):
@@ -79,6 +82,11 @@ def strongest(neighbors: Mapping[str, float], num_kept: int) -> dict[str, float]
     """The `num_kept` neighbors with the highest counts, highest first; equal counts by item id."""
     ranked = sorted(neighbors.items(), key=lambda pair: (-pair[1], pair[0]))
     return dict(ranked[:num_kept])
+
+
+def are_counts(numbers: Sequence[float]) -> bool:
+    """Whether all of these are finite and above 0. There is at least one. Fast, as each row is checked."""
+    return math.isfinite(sum(numbers)) and min(numbers) > 0
 
 
 def padded(gathered: Sequence[Gathered]) -> Neighbors:
@@ -139,19 +147,21 @@ class CoCounts:
         All numbers are in units of 2**`log2_unit`: a way to write numbers that grow without limit. Raises
         ValueError unless all of them are finite and above 0.
         """
-        numbers = (popularity, *neighbors.values())
-        if not (all(0 < number < math.inf for number in numbers) and math.isfinite(log2_unit)):
+        if not (are_counts((popularity, *neighbors.values())) and math.isfinite(log2_unit)):
             raise ValueError(f"the counts of {item_id!r} are not finite and above 0")
         if len(neighbors) > self.spec.max_neighbors:
             neighbors = strongest(neighbors, self.spec.max_neighbors)
         if self._log2_unit is None:
             self._log2_unit = log2_unit
-        number = self._number(item_id)
-        entries = [self._number(other) for other in neighbors]  # may grow the table
+        for other in (item_id, *neighbors):
+            if other not in self._number_of:
+                self._add(other)  # may grow the table
+        number = self._number_of[item_id]
+        entries = [self._number_of[other] for other in neighbors]
         self._clear(number)
         self._neighbors[number, : len(entries)] = entries
-        shares = [min(count / popularity, MAX_MASS) for count in neighbors.values()]
-        self._shares[number, : len(entries)] = shares
+        counts = np.fromiter(neighbors.values(), np.float64, len(entries))
+        self._shares[number, : len(entries)] = np.minimum(counts, MAX_MASS * popularity) / popularity
         log2_popularity = math.log2(popularity) + log2_unit - self._log2_unit
         self._inverse_root[number] = 2.0 ** (-min(max(log2_popularity, -MAX_LOG2), MAX_LOG2) / 2)
         self._num_rows += 1
@@ -164,7 +174,9 @@ class CoCounts:
 
     def place(self, item_id: str, prefix: int | None) -> None:
         """Say where the item is now: its full prefix, or None or -1 while it is not in the catalog."""
-        self._prefixes[self._number(item_id)] = NO_PLACE if prefix is None else prefix
+        if item_id not in self._number_of:
+            self._add(item_id)
+        self._prefixes[self._number_of[item_id]] = NO_PLACE if prefix is None else prefix
 
     def place_all(self) -> None:
         """Ask `prefix_of` anew for every item."""
@@ -198,15 +210,12 @@ class CoCounts:
         self._neighbors[number] = NOBODY
         self._shares[number] = 0
 
-    def _number(self, item_id: str) -> int:
-        """The item's number; a new one if it has none."""
-        number = self._number_of.get(item_id)
-        if number is None:
-            number = self._number_of[item_id] = len(self._number_of) + 1
-            if number >= len(self._prefixes):
-                self._grow()
-            self._prefixes[number] = self._prefix_of(item_id)
-        return number
+    def _add(self, item_id: str) -> None:
+        """Give the item a number. It must have none."""
+        number = self._number_of[item_id] = len(self._number_of) + 1
+        if number >= len(self._prefixes):
+            self._grow()
+        self._prefixes[number] = self._prefix_of(item_id)
 
     @property
     def _arrays(self) -> tuple[NDArray[Any], ...]:

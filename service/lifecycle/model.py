@@ -128,8 +128,7 @@ class Model:
         metrics.describe_model(self.manifest)
         metrics.watch_queue("tokenizer", self.strips)
         metrics.watch_queue("recommender", self.searches)
-        metrics.watch_catalog(self.catalog, self.follower)
-        metrics.watch_co_counts(self.catalog, self.co_counts)
+        metrics.watch_catalog(self.catalog, self.follower, self.co_counts)
 
     @contextmanager
     def in_use(self) -> "Iterator[Model]":

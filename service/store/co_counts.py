@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
 
-from service.core.co_counts import CoCountSpec, CoRow, increments
+from service.core.co_counts import CoCountSpec, CoRow, are_counts, increments
 from service.errors import ServiceError
 from service.store.client import PIPELINE_LENGTH, RESPONSE_TIMEOUT_S, Script, chunks, redis_errors
 from service.store.log_position import position_of
@@ -21,6 +21,7 @@ from service.store.records import Position, to_bytes, to_str, version_of
 log = logging.getLogger(__name__)
 
 ROWS_PER_CALL = 100  # of a seed; a row takes up to some kilobytes
+LATEST_S = 1e11  # Redis' clock does not get there: about the year 5000
 FAINTEST, LARGEST = 1e-30, 1e30  # counts that 4 bytes hold
 
 _HEAD = struct.Struct(">dd")
@@ -201,11 +202,10 @@ def read_row(key: bytes, value: bytes) -> StoredRow:
             raise ValueError("an item id is cut off")
         neighbors[to_str(name)] = count
     item_id = to_str(key)
-    numbers = (popularity, *neighbors.values())
-    if not (item_id and all(neighbors) and all(0 < number < math.inf for number in numbers)):
+    if not (item_id and all(neighbors) and are_counts((popularity, *neighbors.values()))):
         raise ValueError("a number is not finite and above 0, or an item id is empty")
-    if not math.isfinite(at_s):
-        raise ValueError("its time is not finite")
+    if not 0 <= at_s < LATEST_S:
+        raise ValueError("its time is not one of Redis' clock")
     return StoredRow(CoRow(item_id, popularity, neighbors), at_s)
 
 

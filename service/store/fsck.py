@@ -15,6 +15,7 @@ from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS, SidSpec
 from service.errors import GlyphrecError, ServiceError
 from service.store.client import PIPELINE_LENGTH, Script, chunks, redis_errors
+from service.store.fsck_co_counts import check_co_counts
 from service.store.fsck_report import Finding, FsckReport
 from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
 
@@ -57,6 +58,7 @@ async def check(
             )
     report = FsckReport(catalog, tokenizer_id, served in (None, tokenizer_id))
     await _Checker(redis, keys, spec, report, repair).run()
+    await check_co_counts(redis, catalog=catalog, report=report, repair=repair)
     return report
 
 

@@ -23,6 +23,7 @@ KINDS = {
     "unreadable_codes": "the item's codes are not ours. Restart a replica, which reads it; or post it again",
     "unreadable_member": "a member of the trie is not ours, and is skipped",
     "unreadable_change": "an entry of the log is not ours. Replicas that reach it load the catalog again",
+    "unreadable_counts": "what was taken together with the item is not ours, so it has no say in searches",
     "unreadable_id": "an item's id is not UTF-8. Another program writes under the catalog's keys",
 }
 
@@ -47,6 +48,7 @@ class FsckReport:
     num_codes: int = 0
     num_members: int = 0
     num_changes: int = 0  # in the log
+    num_rows: int = 0  # items with counts of what was taken together with them
     num_unread: int = (
         0  # items without codes of their present text; no fault where the tokenizer is not served
     )
@@ -79,7 +81,8 @@ def lines(report: FsckReport) -> Iterator[str]:
     yield (
         f"{report.catalog}: {report.num_items} items, {report.num_codes} codes, "
         f"{report.num_members} in the trie, {report.num_changes} changes in the log, "
-        f"the last of version {report.version}; tokenizer {report.tokenizer_id}, {serves}."
+        f"the last of version {report.version}; tokenizer {report.tokenizer_id}, {serves}. "
+        f"{report.num_rows} items have counts."
     )
     for finding in report.findings:
         mended = " Mended." if finding.is_mended else ""

@@ -242,8 +242,8 @@ class MetricFamilies:
             "learned_events",
             "Events about a page of this replica that were added to the counts of items taken together.",
         )
-        self.co_count_rows = self._gauge(
-            "co_count_rows", "Items of which this replica knows what was taken together with them."
+        self.co_count_items = self._gauge(
+            "co_count_items", "Items of which this replica knows what was taken together with them."
         )
         self.co_count_bytes = self._gauge(
             "co_count_bytes", "Memory of the table of counts, without the ids of its items."

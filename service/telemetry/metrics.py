@@ -115,8 +115,10 @@ class Metrics(MetricFamilies):
         self.queue_limit_units.labels(queue).set(batcher.max_queued_units)
         self.admissions.watch(lambda: batcher.num_admitted, queue)
 
-    def watch_catalog(self, catalog: Catalog, follower: CatalogFollower) -> None:
-        """Read the catalog's values from these, in place of earlier ones."""
+    def watch_catalog(
+        self, catalog: Catalog, follower: CatalogFollower, co_counts: CoCountFollower | None = None
+    ) -> None:
+        """Read the catalog's values from these, in place of earlier ones. `co_counts`: if there are any."""
         self.catalog_items.set_function(lambda: catalog.num_items)
         self.catalog_version.set_function(lambda: catalog.version)
         self.catalog_stale_seconds.set_function(lambda: follower.stale_for_s)
@@ -129,20 +131,19 @@ class Metrics(MetricFamilies):
         for level in range(catalog.spec.num_levels):
             used_ratio = self.codebook_used_ratio.labels(level + 1)
             used_ratio.set_function(lambda level=level: codebooks.ratio(level))  # type: ignore[misc]
-        self.unreadable_values.set_function(lambda: follower.num_unreadable)
+        self.unreadable_values.set_function(
+            lambda: follower.num_unreadable + (co_counts.num_unreadable if co_counts else 0)
+        )
+        self.co_count_items.set_function(lambda: co_counts.num_rows if co_counts else 0)
+        self.co_count_bytes.set_function(lambda: co_counts.num_bytes if co_counts else 0)
+        self.co_count_lag_entries.set_function(lambda: co_counts.lag.num_changes if co_counts else 0)
+        self.co_count_lag_seconds.set_function(lambda: co_counts.lag.seconds if co_counts else 0)
         views = catalog.views
         self.filter_views.set_function(lambda: views.num_views)
         self.filter_view_bytes.set_function(lambda: views.num_bytes)
         self.filter_view_hits.watch(lambda: views.num_hits)
         self.filter_view_misses.watch(lambda: views.num_misses)
         self.filter_view_evictions.watch(lambda: views.num_evictions)
-
-    def watch_co_counts(self, catalog: Catalog, follower: CoCountFollower | None) -> None:
-        """Read the counts' values from these, in place of earlier ones. Without a follower they are 0."""
-        self.co_count_rows.set_function(lambda: follower.num_rows if follower else 0)
-        self.co_count_bytes.set_function(lambda: catalog.co_counts.num_bytes if catalog.co_counts else 0)
-        self.co_count_lag_entries.set_function(lambda: follower.lag.num_changes if follower else 0)
-        self.co_count_lag_seconds.set_function(lambda: follower.lag.seconds if follower else 0)
 
     def watch_gpus(self, nvml: Any) -> None:
         """Add the metrics of the GPUs. `nvml`: what `find_nvml` gave."""

@@ -28,6 +28,7 @@ local function parsed(value)
   if not value then return row end
   local popularity, at, place = struct.unpack(HEAD, value)
   local left = 2 ^ (-math.max(0, now - at) / half_life)
+  assert(at < 1e11)  -- about the year 5000
   row.popularity = popularity * left
   assert(is_count(row.popularity))
   while place <= #value do

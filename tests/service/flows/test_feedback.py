@@ -232,13 +232,15 @@ async def test_events_are_kept_as_long_as_asked_for_and_no_more_than_that(redis)
 def test_pages_are_remembered_up_to_their_number_the_newest_ones(max_pages):
     pages = ServedPages(max_pages, 1_000.0, clock=lambda: 5.0)
     for n in range(1, 500):
-        pages.remember(f"request-{n}", MODEL, [f"item-{n}", "other"])
+        pages.remember(f"request-{n}", MODEL, [f"item-{n}", "other"], [f"before-{n}"])
         assert 1 <= pages.num_pages <= max_pages
         assert pages.num_pages >= min(n, max_pages - max_pages // 64)
-        assert pages.find(f"request-{n}", "other") == Attribution(MODEL, 2)
+        assert pages.find(f"request-{n}", "other") == Attribution(MODEL, 2, (f"before-{n}",))
         kept = pages.num_pages
         oldest = max(1, n - kept + 1)
-        assert pages.find(f"request-{oldest}", f"item-{oldest}") == Attribution(MODEL, 1)
+        assert pages.find(f"request-{oldest}", f"item-{oldest}") == Attribution(
+            MODEL, 1, (f"before-{oldest}",)
+        )
         assert pages.find(f"request-{oldest - 1}", "other") is None
 
 
@@ -250,11 +252,12 @@ def test_pages_are_remembered_for_their_time_and_no_longer(seed):
         now += rng.choice([0.0, 0.5, 1.0, 20.0])
         request_id = f"request-{rng.randrange(200)}"
         model, items = rng.choice([MODEL, OTHER]), [f"item-{rng.randrange(9)}" for _ in range(3)]
-        pages.remember(request_id, model, items)
-        truth[request_id] = (now, model, items)
+        history = tuple(f"item-{rng.randrange(9)}" for _ in range(rng.randrange(3)))
+        pages.remember(request_id, model, items, history)
+        truth[request_id] = (now, model, items, history)
         asked, item = f"request-{rng.randrange(200)}", f"item-{rng.randrange(9)}"
-        at, model, items = truth.get(asked, (-1_000, "", []))
-        expected = Attribution(model, items.index(item) + 1 if item in items else None)
+        at, model, items, history = truth.get(asked, (-1_000, "", [], ()))
+        expected = Attribution(model, items.index(item) + 1 if item in items else None, history)
         assert pages.find(asked, item) == (expected if now - at <= 100 else None)
     now += 101
     assert pages.num_pages == 0

@@ -1,5 +1,6 @@
 """Events that move recommendations. Whole services with a real Redis, whose scores are known."""
 
+import asyncio
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -9,9 +10,15 @@ import pytest
 from redis.exceptions import RedisError
 
 from model_export.local_service import free_port
+from service.catalog.catalog import Catalog
 from service.core.co_counts import CoCountSpec, CoRow
+from service.core.sid import Sid
+from service.flows.learning import Learned, Learner
+from service.store.co_counts import CoCountStore, Taken
 from service.store.events import Event
-from tests.known_bundle import KNOWN_ITEMS, known_score, write_known_bundle
+from service.telemetry.metrics import Metrics
+from tests.known_bundle import KNOWN_ITEMS, known_score, tokenizer_id_of, write_known_bundle
+from tests.known_bundle import SPEC as LEVELS
 from tests.service.catalogs import until, until_true
 from tests.service.redis_nodes import node
 from tests.service.running import running, starting, until_ready
@@ -93,7 +100,7 @@ async def test_an_event_on_one_replica_moves_the_next_answer_of_another_within_a
         await until_scores(second, [taken], backward)
         assert value(await scrape(first), "learned_events_total") == 1
         assert value(await scrape(second), "learned_events_total") == 0
-        assert value(await scrape(second), "co_count_rows") == 3
+        assert value(await scrape(second), "co_count_items") == 3
         assert value(await scrape(second), "co_count_lag_entries") == 0
 
 
@@ -170,7 +177,7 @@ async def test_a_bundle_without_counts_searches_without_any(bundle, seeding, red
         await post(first, ("e", request_id, "item-7"))
         await until_true(lambda: attributed(second, 1))
         assert value(await scrape(second), "learned_events_total") == 0
-        assert value(await scrape(second), "co_count_rows") == 0
+        assert value(await scrape(second), "co_count_items") == 0
 
 
 async def test_a_restart_of_redis_loses_no_count_and_is_followed(counting, tmp_path):
@@ -192,3 +199,67 @@ async def test_a_restart_of_redis_loses_no_count_and_is_followed(counting, tmp_p
             await until(lambda: follower.lost is None)
             await post(client, ("before", request_id, "item-2"), ("after", request_id, "item-4"))
             await until_scores(client, ["item-1"], dict.fromkeys(("item-2", "item-4"), 1 / SPEC.smoothing))
+
+
+@pytest.fixture
+def learner(redis):
+    store = CoCountStore(redis, catalog="shop", half_life_s=1e15, keep_s=60)
+    catalog = Catalog(LEVELS)
+    for item_id in ("a", "b", "c"):
+        catalog.put(item_id, Sid((0, 0, 0), 0))
+    return Learner(store, lambda: Learned(catalog, SPEC), Metrics())
+
+
+async def test_a_full_redis_only_delays_learning(redis, learner):
+    await learner.learn([Taken("1", ["a"], "b")])
+    await redis.config_set("maxmemory", 1)
+    await redis.config_resetstat()
+
+    async def was_refused():
+        return (await redis.info("errorstats")).get("errorstat_OOM", {}).get("count", 0) > 1
+
+    learning = asyncio.create_task(learner.learn([Taken("2", ["a"], "c")]))
+    try:
+        await until_true(was_refused)
+        assert not learning.done()
+    finally:
+        await redis.config_set("maxmemory", 0)
+    await learning
+    assert sorted(await redis.hkeys("{shop}:co_counts")) == [b"a", b"b", b"c"]
+
+
+async def test_what_redis_rejects_is_lost_and_learning_goes_on(redis, learner):
+    await redis.set("{shop}:co_counts", "not a hash")
+    await learner.learn([Taken("1", ["a"], "b")])
+    await redis.delete("{shop}:co_counts")
+    await learner.learn([Taken("2", ["a"], "c")])
+    assert sorted(await redis.hkeys("{shop}:co_counts")) == [b"a", b"c"]
+
+
+async def test_another_model_or_tokenizer_keeps_what_was_learned_and_learns_on(counting, redis_url, tmp_path):
+    write_known_bundle(tmp_path / "model", KNOWN_ITEMS, co_counts=SPEC, recommender_id="00000000beef")
+    write_known_bundle(tmp_path / "tokenizer", KNOWN_ITEMS, co_counts=SPEC, reader=1)
+    settings = {"bundles_dir": tmp_path, "admin_keys": ("an-admin-key-of-a-test",)}
+    async with running(counting, redis_url, **settings) as client:
+        client.headers["X-API-Key"] = "an-admin-key-of-a-test"
+        request_id, _ = await page_of(client, "item-1")
+        await post(client, ("e0", request_id, "item-2"))
+        mass = {"item-2": 1 / SPEC.smoothing}
+        await until_scores(client, ["item-1"], mass)
+        for n, name in enumerate(("model", "tokenizer"), start=1):
+            answer = await client.post("/admin/bundles", json={"bundle": name})
+            assert answer.status_code in (200, 202), answer.text
+            if answer.status_code == 202:
+                await until_serving(client, tokenizer_id_of(1))
+            await until_scores(client, ["item-1"], mass)
+            request_id, _ = await page_of(client, "item-1")
+            taken = f"item-{n + 2}"
+            await post(client, (f"e{n}", request_id, taken))
+            mass |= {taken: 1 / SPEC.smoothing}
+            await until_scores(client, ["item-1"], mass)
+
+
+async def until_serving(client, tokenizer_id):
+    async with asyncio.timeout(60):
+        while (await client.get("/info")).json()["tokenizer_id"] != tokenizer_id:
+            await asyncio.sleep(0.1)

@@ -25,8 +25,8 @@ class CoarseSession:
     def __init__(self, session, seed):
         self.session, self.rng = session, np.random.default_rng(seed)
 
-    def run(self, history, tables, widths):
-        beams = self.session.run(history, tables, widths)
+    def run(self, history, tables, widths, neighbors):
+        beams = self.session.run(history, tables, widths, neighbors)
         order = self.rng.permutation(beams.scores.shape[1])
         scores = np.where(beams.scores > FILLER_SCORE, beams.scores // 20 * 20, beams.scores)
         return Beams(beams.codes[:, order], scores[:, order], beams.bound)
@@ -197,9 +197,9 @@ async def test_requests_share_a_run_where_they_share_a_filter(session):
     sizes = []
 
     class Counting:
-        def run(self, history, tables, widths):
+        def run(self, history, tables, widths, neighbors):
             sizes.append(len(history))
-            return session.run(history, tables, widths)
+            return session.run(history, tables, widths, neighbors)
 
     run = recommend_in_batches(Counting(), catalog, history_length=HISTORY_LENGTH)
     halves = [Filter(item_ids=frozenset(f"item-{i}" for i in range(start, 100, 2))) for start in (0, 1)]

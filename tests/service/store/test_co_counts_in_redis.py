@@ -133,6 +133,7 @@ async def test_counts_fade_by_half_in_each_half_life(redis: Redis) -> None:
         b"not ours",
         struct.pack(">dd", 0, 1),
         struct.pack(">dd", float("nan"), 1),
+        struct.pack(">dd", 2, 1e300),
         struct.pack(">dd", 2, 1) + b"\0",
         struct.pack(">dd", 2, 1) + struct.pack(">fH", 1, 9) + b"short",
     ],
