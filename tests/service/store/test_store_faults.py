@@ -40,11 +40,6 @@ from tests.service.catalogs import (
 
 
 @pytest.fixture
-def store(redis: Redis) -> ItemStore:
-    return store_on(redis)
-
-
-@pytest.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[RedisServer]:
     """A server that a test may break."""
     with start_server(tmp_path / "redis") as server:
