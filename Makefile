@@ -23,8 +23,9 @@ LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 DEMO := .venv/.installed-demo
 ALL := .venv/.installed-all
-# One worker per processor, up to four. All tests of a file run on one worker. For one process: make test ARGS=-n0
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# One worker per processor, up to four. All tests of a file run on one worker, and files start in the order of
+# tests/hooks.py. For one process: make test ARGS=-n0
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := 'not slow and not e2e'
 export PYTHON TORCH_INDEX
 # Tests start further makes, which must not inherit the arguments of this one.

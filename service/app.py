@@ -39,12 +39,12 @@ from service.lifecycle.model import Model, Readiness
 from service.lifecycle.opening import Opening
 from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.rollout import Rollout, new_replica_id
+from service.lifecycle.stores import item_store
 from service.lifecycle.tasks import cancel
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.co_counts import CoCountStore
 from service.store.events import EventStore
-from service.store.items import ItemStore
 from service.store.retry import retry
 from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
@@ -219,14 +219,7 @@ def build_model(
 ) -> Model:
     """Build the parts of a model for one bundle and connect them. `Model.start` comes next."""
     manifest = loaded.manifest
-    store = ItemStore(
-        redis,
-        catalog=settings.catalog,
-        tokenizer_id=manifest.tokenizer_id,
-        spec=manifest.sid,
-        fields=settings.filter_fields,
-        log_length=settings.log_length,
-    )
+    store = item_store(redis, settings, manifest)
     catalog = Catalog(manifest.sid, loaded.popularity, max_view_bytes=settings.max_view_bytes)
     follower = CatalogFollower(catalog, store)
     counts = co_count_store(redis, settings)

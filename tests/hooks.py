@@ -17,7 +17,23 @@ import pytest
 
 SLOW_TIMEOUT_S = 900  # the timeout in pyproject.toml is for all others
 SLOW_FIXTURES = {"tiny_export", "studied"}  # trained models: whoever asks for one first waits for it
-E2E = Path(__file__).parent / "e2e"
+TESTS = Path(__file__).parent
+E2E = TESTS / "e2e"
+# The files that take longest, longest first (--durations=0 tells). A file stays on one worker, so a long one
+# that starts late leaves the other workers idle.
+LONG_FILES = [
+    "model_export/generators/test_beam_search.py",
+    "model_export/study/test_study.py",
+    "model_export/test_export.py",
+    "benchmarks/test_tiny.py",
+    "service/lifecycle/test_bad_bundles.py",
+    "model_export/study/test_cold.py",
+    "service/api/test_fuzz.py",
+    "model_export/encoders/test_hub_encoders.py",
+    "model_export/study/test_robustness.py",
+    "model_export/encoders/test_compact.py",
+    "model_export/test_pins.py",
+]
 
 _num_deselected: Counter[str] = Counter()  # by worker; "" is this process
 _run_ids: set[str] = set()
@@ -34,6 +50,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_slow = item.get_closest_marker("slow") or item.get_closest_marker("e2e")
         if is_slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+    items.sort(key=lambda item: place(item.path))  # stable: the tests of a file stay together
+
+
+def place(path: Path) -> int:
+    """Where a file stands in a run. Long ones come first, so that none is left at the end.
+
+    End-to-end ones come last: what runs alone waits for the test beside it, which is short by then.
+    """
+    if E2E in path.parents:
+        return len(LONG_FILES) + 1
+    name = path.relative_to(TESTS).as_posix() if TESTS in path.parents else ""
+    return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the test's timeout, which does not count the wait

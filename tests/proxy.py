@@ -2,15 +2,20 @@
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
 
 class Proxy:
-    """Listens on a TCP port of this machine and passes everything on to a unix socket or another port."""
+    """Listens on a TCP port of this machine and passes everything on to a unix socket or another port.
 
-    def __init__(self, target: str | int) -> None:
+    `change` may replace bytes on their way, in either direction.
+    """
+
+    def __init__(self, target: str | int, change: Callable[[bytes], bytes] = bytes) -> None:
         self.target = target
+        self._change = change
         self._listener: socket.socket | None = None
         self._port = 0
         self._pairs: set[socket.socket] = set()
@@ -72,7 +77,7 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(65_536):
                 self._flows.wait()
-                sink.sendall(data)
+                sink.sendall(self._change(data))
         for each in (source, sink):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hooks import LONG_FILES, TESTS, place
 from tests.house import ROOT
 
 CONFTEST = """
@@ -92,3 +93,10 @@ def test_the_last_lines_say_what_did_not_run(tmp_path: Path) -> None:
     last = [line for line in shown.splitlines() if line][-3:]
     assert last[0] == "1 skipped: no moon. Wait for night"
     assert last[1] == "24 not selected by 'not slow': `make test` runs all"
+
+
+def test_long_files_run_first_and_those_that_run_alone_last() -> None:
+    long = [TESTS / name for name in LONG_FILES]
+    assert [path for path in long if not path.is_file()] == []
+    others = [TESTS / "test_hooks.py", TESTS / "e2e" / "test_stop.py"]
+    assert sorted([*others[::-1], *long[::-1]], key=place) == [*long, *others]

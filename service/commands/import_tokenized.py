@@ -21,6 +21,7 @@ from service.core.progress import ProgressBar
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
 from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
+from service.lifecycle.stores import item_store
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.items import ItemStore
@@ -92,14 +93,7 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
     manifest = load_bundle(settings.bundle).manifest
     redis = await connect_to_any(settings.redis_url)
     try:
-        store = ItemStore(
-            redis,
-            catalog=settings.catalog,
-            tokenizer_id=manifest.tokenizer_id,
-            spec=manifest.sid,
-            fields=settings.filter_fields,
-            log_length=settings.log_length,
-        )
+        store = item_store(redis, settings, manifest)
         await store.check_server()
         return await _Import(path, manifest, store, settings).run()
     finally:

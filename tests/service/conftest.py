@@ -1,6 +1,7 @@
 """A known bundle, its recommender, and a client of a service that serves it."""
 
 import pytest
+from redis.asyncio import Redis
 
 from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import DeclaredFields
@@ -8,8 +9,10 @@ from service.flows.recommend import Recommender
 from service.flows.search import recommend_in_batches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession
+from service.store.items import ItemStore
 from service.telemetry.metrics import Metrics
 from tests.known_bundle import BEAM_LIMIT, HISTORY_LENGTH, KNOWN_ITEMS, write_known_bundle
+from tests.service.catalogs import store_on
 from tests.service.running import running
 
 
@@ -22,6 +25,12 @@ def bundle(tmp_path_factory):
 async def client(bundle, redis_url):
     async with running(bundle, redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def store(redis: Redis) -> ItemStore:
+    """The store of the empty test catalog."""
+    return store_on(redis)
 
 
 @pytest.fixture(scope="session")

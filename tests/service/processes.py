@@ -1,6 +1,7 @@
 """The `glyphrec` command in processes of its own, for tests of what a user starts."""
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -26,6 +27,8 @@ def command(*args, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts the tests in the background ignores SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -43,11 +43,6 @@ CODES = st.tuples(*(st.integers(0, num_codes - 1) for num_codes in SPEC.levels))
 EDITS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.one_of(st.none(), CODES)), max_size=40)
 
 
-@pytest.fixture
-def store(redis: Redis) -> ItemStore:
-    return store_on(redis)
-
-
 def follower_of(store: ItemStore) -> CatalogFollower:
     return CatalogFollower(Catalog(SPEC), store, block_ms=BLOCK_MS)
 

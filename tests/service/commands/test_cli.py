@@ -5,7 +5,9 @@ import importlib.metadata
 import json
 import signal
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -66,6 +68,15 @@ def test_a_client_that_goes_away_in_the_middle_of_a_body_harms_nobody(served):
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
     assert httpx.get(f"{served}/health/ready").status_code == httpx.codes.OK
     assert httpx.post(f"{served}/recommend", json={"history": ["item-0"]}).status_code == httpx.codes.OK
+
+
+def test_an_address_that_answers_without_json_is_one_clear_error(capsys):
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        assert main(["recommend", "item-0", "--url", url]) == 2
+        other.shutdown()
+    assert f"{url}/recommend: answered 501 without JSON" in capsys.readouterr().err
 
 
 def test_import_posts_every_item_of_a_file_or_folder(served, tmp_path, capsys):

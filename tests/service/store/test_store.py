@@ -34,11 +34,6 @@ from tests.service.catalogs import (
 )
 
 
-@pytest.fixture
-def store(redis: Redis) -> ItemStore:
-    return store_on(redis)
-
-
 async def test_a_new_item_gets_its_codes_and_the_first_slot(store: ItemStore) -> None:
     result = await put(store, record("a"), (1, 2, 3))
     assert result == PutResult("a", Sid((1, 2, 3), 0), "created", 1)

@@ -13,11 +13,6 @@ from tests.service.catalogs import ITEMS, LOG, ODD_IDS, put, random_codes, recor
 FIELDS = DeclaredFields.parse("brand:text,price:number,used:boolean")
 
 
-@pytest.fixture
-def store(redis: Redis) -> ItemStore:
-    return store_on(redis)
-
-
 async def test_each_change_tells_the_attributes_of_its_version(redis: Redis) -> None:
     store = store_on(redis, fields=FIELDS)
     await put(store, record("a", categories=["Pens", "Gifts"], price="1.5", color="red"), (1, 2, 3))

@@ -4,9 +4,11 @@ import asyncio
 import itertools
 import os
 import random
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from redis.asyncio import Redis
@@ -21,6 +23,7 @@ from service.errors import (
 from service.store.client import connect
 from service.store.items import ItemStore, PutResult
 from service.store.server import RedisServer, start_server
+from tests.proxy import Proxy
 from tests.service.catalogs import (
     CATALOG,
     ITEMS,
@@ -34,11 +37,6 @@ from tests.service.catalogs import (
     store_on,
     until,
 )
-
-
-@pytest.fixture
-def store(redis: Redis) -> ItemStore:
-    return store_on(redis)
 
 
 @pytest.fixture
@@ -274,3 +272,16 @@ async def test_a_redis_that_may_not_be_asked_for_its_policy_says_unknown(
     assert "does not tell" in kept.loss_window.sentence
     assert [warning for warning in kept.warnings() if "allkeys-lru" in warning]
     await client.aclose()
+
+
+async def test_a_redis_that_is_too_old_for_the_scripts_is_refused(redis_server: RedisServer) -> None:
+    """No such server is at hand, so a proxy changes what a real one says of itself."""
+
+    def aged(data: bytes) -> bytes:
+        return re.sub(rb"redis_version:\d+", b"redis_version:6", data)
+
+    with Proxy(unquote(redis_server.url.removeprefix("unix://")), aged) as proxy:
+        client = connect(proxy.url)
+        with pytest.raises(GlyphrecError, match=r"Redis 6\.\S+ is too old: use Redis 7 or later, or Valkey"):
+            await store_on(client).check_server()
+        await client.aclose()
