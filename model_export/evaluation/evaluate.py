@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
-from model_export.evaluation.baselines import Markov, Popularity
+from model_export.evaluation.baselines.counting import Markov, Popularity
 from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
 from model_export.evaluation.ranking import ItemsOfCodes, Ranker, search_by

@@ -13,8 +13,8 @@ from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, leave_one_out
-from model_export.evaluation import baselines
-from model_export.evaluation.baselines import Markov, Neighbors, Popularity
+from model_export.evaluation.baselines import counting
+from model_export.evaluation.baselines.counting import Markov, Neighbors, Popularity
 from model_export.evaluation.metrics import codebook_use, collisions, target_ranks
 from model_export.generators.sasrec import codes_of_items
 from model_export.pipeline import stages, versions
@@ -78,10 +78,10 @@ def versions_of_cell(cell: Cell) -> Versions:
             return found | {"cold": cold.VERSION}
     match cell.counting:
         case "item_knn":
-            return versions.of_vectors(config) | {"baselines": baselines.VERSION}
+            return versions.of_vectors(config) | {"baselines": counting.VERSION}
         case None:
             return versions.versions_of(config) | {"ranks": ranks.VERSION}
-    return {"baselines": baselines.VERSION}
+    return {"baselines": counting.VERSION}
 
 
 def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:

@@ -38,7 +38,8 @@ from model_export.encoders import head, minilm, pp_ocr
 from model_export.encoders.base import Encoder
 from model_export.encoders.compact import reader as compact
 from model_export.encoders.hub import deepseek_ocr2, donut, trocr
-from model_export.evaluation import baselines, evaluate, near_copies
+from model_export.evaluation import evaluate, near_copies
+from model_export.evaluation.baselines import counting
 from model_export.generators import sasrec, tiger, training, tree
 from model_export.generators.beam_search import eager_search
 from model_export.onnx_graphs import to_onnx
@@ -346,12 +347,12 @@ def _evaluate() -> Output:
 
 def _count() -> Output:
     data = split()
-    near = baselines.Neighbors.tuned(vectors(), data.train, data.validation)
+    near = counting.Neighbors.tuned(vectors(), data.train, data.validation)
     found = {"decay": near.decay}
     for name, baseline in (
-        ("popularity", baselines.Popularity()),
-        ("markov", baselines.Markov()),
-        ("markov_popular_ties", baselines.Markov(ties="popularity")),
+        ("popularity", counting.Popularity()),
+        ("markov", counting.Markov()),
+        ("markov_popular_ties", counting.Markov(ties="popularity")),
         ("item_knn", near),
     ):
         baseline.fit(data.train, NUM_ITEMS)
@@ -443,7 +444,7 @@ PROBES: dict[str, Probe] = {
     "recommender_graph": Probe(recommender, _recommender_graph),
     "precision": Probe(precision, _int8),
     "evaluation": Probe(evaluate, _evaluate),
-    "baselines": Probe(baselines, _count),
+    "baselines": Probe(counting, _count),
     "ranks": Probe(ranks, _rank),
     "robustness": Probe(robustness, _robust),
     "cold": Probe(cold, _cold),
