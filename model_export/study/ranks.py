@@ -11,6 +11,7 @@ from model_export.data.splits import Targets
 from model_export.evaluation.evaluate import NUM_BEAMS
 from model_export.evaluation.metrics import target_ranks
 from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchFunction, SearchResult
+from model_export.evaluation.reach import coverage
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import FILLER_SCORE
@@ -26,6 +27,7 @@ class Ranks(NamedTuple):
     excluded: NDArray[np.uint8]  # [user]  items of the history left out of the ranking
     included: NDArray[np.uint8]  # [user]  items of the history in the ranking
     codes: NDArray[np.uint8] | None  # [user]  rank of the target's codes among the beams, history included
+    coverage: float | None  # share of the catalog among the first K of at least one user, history left out
 
 
 @torch.no_grad()
@@ -49,6 +51,7 @@ def rank_targets(generator: Generator, codes: NDArray[np.int64], users: Targets,
         target_ranks(excluded, users.targets, K).astype(np.uint8),
         target_ranks(included, users.targets, K).astype(np.uint8),
         _code_ranks(ranker, users),
+        coverage(excluded, len(codes)),
     )
 
 

@@ -15,7 +15,7 @@ better. It is deterministic.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -65,6 +65,11 @@ class SumWeights:
     def text(self) -> float:
         """The unit of the other weights."""
         return 1.0
+
+    def figures(self) -> dict[str, float]:
+        """All fields as numbers. `letters` is 1 if the text is compared by letters, and 0 if by words."""
+        numbers = asdict(self)
+        return {"letters": float(numbers.pop("terms") == "letters"), **numbers}
 
 
 class Step(NamedTuple):
