@@ -12,12 +12,12 @@ from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
-from model_export.data.splits import Split, leave_one_out
+from model_export.data.splits import Split, Targets, leave_one_out
 from model_export.evaluation.baselines import counting, training_free, transition_hops
 from model_export.evaluation.baselines.counting import Markov, Neighbors, Popularity
 from model_export.evaluation.baselines.training_free import TrainingFreeSum
 from model_export.evaluation.baselines.transition_hops import TransitionHops
-from model_export.evaluation.metrics import codebook_use, collisions, target_ranks
+from model_export.evaluation.metrics import codebook_use, collisions, ndcg_at, target_ranks
 from model_export.evaluation.reach import coverage
 from model_export.generators.sasrec import codes_of_items
 from model_export.pipeline import stages, versions
@@ -205,14 +205,19 @@ def _fitted(cell: Cell, run: Run) -> tuple[Baseline, dict[str, float]]:
             return Markov(ties="popularity").fit(train, num_items), {}
         case "tgh":
             hops = TransitionHops.tuned(_texts(run), train, validation)
-            return hops, {"decay": hops.decay}
+            return hops, {"decay": hops.decay, "validation_ndcg@10": _quality(hops, validation)}
         case "sum":
             weighted = TrainingFreeSum.tuned(_texts(run), train, validation)
-            return weighted, {f"chosen_{name}": value for name, value in weighted.weights.figures().items()}
+            chosen = {f"chosen_{name}": value for name, value in weighted.weights.figures().items()}
+            return weighted, {**chosen, "validation_ndcg@10": _quality(weighted, validation)}
         case _:
             _, vectors = stages.vectors_of(run, stages.read(run).features)
             near = Neighbors.tuned(vectors, train, validation)
             return near, {"decay": near.decay}
+
+
+def _quality(baseline: Baseline, users: Targets) -> float:
+    return ndcg_at(baseline.rank(users.histories, K), users.targets, K)
 
 
 def _texts(run: Run) -> list[str]:
