@@ -28,6 +28,7 @@ from model_export.study import cells, cold, ranks, robustness
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
+from service.core import render
 from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
 from service.core.render import item_text
@@ -89,9 +90,9 @@ def versions_of_cell(cell: Cell) -> Versions:
         case "item_knn":
             return versions.of_vectors(config) | {"baselines": counting.VERSION}
         case "tgh":
-            return {"transition_hops": transition_hops.VERSION}
+            return {"drawing": render.VERSION, "transition_hops": transition_hops.VERSION}
         case "sum":
-            return {"training_free": training_free.VERSION}
+            return {"drawing": render.VERSION, "training_free": training_free.VERSION}
         case None:
             return versions.versions_of(config) | {"ranks": ranks.VERSION}
     return {"baselines": counting.VERSION}
