@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Split, leave_one_out
-from model_export.evaluation.baselines import Markov, Popularity
-from model_export.evaluation.metrics import collisions, ndcg_at, recall_at
+from model_export.evaluation.baselines.counting import Markov, Popularity
+from model_export.evaluation.metrics import collisions, hits_at, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
 from model_export.evaluation.ranking import ItemsOfCodes, NeighborsOfItems, Ranker, search_by
+from model_export.evaluation.reach import Kinds, coverage, kinds_of_targets
 from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
@@ -67,11 +68,15 @@ def evaluate_model(
     widths = beam_widths(manifest.sid, ranker.num_beams)
     certified = []
 
-    figures = {"test_users": float(len(test.users)), "items": float(len(dataset.items))}
+    kinds = kinds_of_targets(split, dataset.num_items)
+    figures = {"test_users": float(len(test.users)), "items": float(dataset.num_items)}
+    figures |= {f"{kind}_users": float(mask.sum()) for kind, mask in kinds._asdict().items()}
     for name, exclude in (("", True), ("history_included_", False)):
         told = f"test users, history {'excluded' if exclude else 'included'}" if progress else None
         ranked = ranker.rank(test.histories, TOP_K, exclude_history=exclude, progress=told)
         figures |= _figures(f"{name}model", ranked, test.targets)
+        if exclude:
+            figures |= _reach("model", ranked, test.targets, kinds, dataset.num_items)
     for first in range(0, len(test.histories), BATCH):
         window = ranker.window(test.histories[first : first + BATCH])
         beams = session.run(window.history, catalog.trie.tables, widths, window.neighbors)
@@ -116,6 +121,7 @@ def ranker_of(
 def evaluate_baselines(split: Split, num_items: int) -> dict[str, float]:
     """The figures of popularity and of first-order Markov then popularity, counted in the training part."""
     figures: dict[str, float] = {}
+    kinds = kinds_of_targets(split, num_items)
     baselines: dict[str, Popularity | Markov] = {
         "popularity": Popularity(),
         "markov": Markov(),
@@ -124,6 +130,7 @@ def evaluate_baselines(split: Split, num_items: int) -> dict[str, float]:
     for name, baseline in baselines.items():
         ranked = baseline.fit(split.train, num_items).rank(split.test.histories, TOP_K)
         figures |= _figures(name, ranked, split.test.targets)
+        figures |= _reach(name, ranked, split.test.targets, kinds, num_items)
     return figures
 
 
@@ -160,8 +167,20 @@ def _figures(name: str, ranked: NDArray[np.int32], targets: NDArray[np.int32]) -
     }
 
 
+def _reach(
+    name: str, ranked: NDArray[np.int32], targets: NDArray[np.int32], kinds: Kinds, num_items: int
+) -> dict[str, float]:
+    """The share of the catalog on the pages, and recall by kind of target. A kind without users has none."""
+    hits = hits_at(ranked, targets, TOP_K)  # [user]
+    return {f"{name}_coverage@{TOP_K}": coverage(ranked[:, :TOP_K], num_items)} | {
+        f"{name}_{kind}_recall@{TOP_K}": float(hits[mask].mean())
+        for kind, mask in kinds._asdict().items()
+        if mask.any()
+    }
+
+
 def table(figures: dict[str, float]) -> str:
-    """The figures as text for people. The table is also valid Markdown."""
+    """The figures as text for people. The tables are also valid Markdown."""
     lines = ["|  | Recall@5 | Recall@10 | NDCG@5 | NDCG@10 |", "|---|---|---|---|---|"]
     for name, label in (
         ("model", "model, history excluded"),
@@ -172,6 +191,7 @@ def table(figures: dict[str, float]) -> str:
     ):
         cells = [figures[f"{name}_{metric}@{k}"] for metric in ("recall", "ndcg") for k in (5, 10)]
         lines.append(f"| {label} | " + " | ".join(f"{cell:.4f}" for cell in cells) + " |")
+    lines += ["", *_reach_table(figures)]
     lines += [
         "",
         f"{figures['test_users']:.0f} test users, {figures['items']:.0f} items, "
@@ -187,3 +207,32 @@ def table(figures: dict[str, float]) -> str:
             f"(random pairs of items share the first: {figures['near_copy_first_code_by_chance']:.1%})."
         )
     return "\n".join(lines)
+
+
+def _reach_table(figures: dict[str, float]) -> list[str]:
+    kinds = {
+        "seen_transition": "transition seen in training",
+        "unseen_transition": "not seen",
+        "head": "popular third",
+        "middle": "middle third",
+        "tail": "rare third",
+    }
+    header = ["Recall@10 by target, history excluded", f"coverage@{TOP_K}"]
+    header += [f"{words} ({figures[f'{kind}_users']:.0f} users)" for kind, words in kinds.items()]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name, label in (
+        ("model", "model"),
+        ("markov_popular_ties", "first-order Markov, equal counts by popularity"),
+        ("popularity", "popularity"),
+    ):
+        found = [figures[f"{name}_coverage@{TOP_K}"]]
+        found += [figures.get(f"{name}_{kind}_recall@{TOP_K}", np.nan) for kind in kinds]
+        cells = ["–" if np.isnan(value) else f"{value:.4f}" for value in found]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return [
+        *lines,
+        "",
+        f"coverage@{TOP_K} is the share of the items that at least one test user is shown. A transition "
+        "leads from the last item of the history to the target. The items of each third have a third of the "
+        "purchases.",
+    ]

@@ -10,6 +10,7 @@ from model_export.configs import base
 from model_export.data.dataset import Dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import read_dataset
+from model_export.evaluation.reach import kinds_of_targets
 from model_export.pipeline.run import Say
 from model_export.study.cost_table import measure_costs, with_costs
 from model_export.study.plan import PLANS, Plan
@@ -65,6 +66,10 @@ def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> Non
         cost_machine=machine,
         notes=read_notes(out),
         segments={name: segments_of_targets(dataset) for name, dataset in datasets.items()},
+        kinds={
+            name: kinds_of_targets(leave_one_out(dataset), dataset.num_items)
+            for name, dataset in datasets.items()
+        },
         versions_now={work.cell.name: work.made_with for work in works},
     )
     say(f"{len(results)} of {len(works)} cells are finished. The report is {out / 'study.md'}")

@@ -28,7 +28,7 @@ from model_export.configs import (
 )
 from service.core.bundle import RenderSpec
 
-Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn"]
+Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn", "tgh", "sum"]
 Question = Literal["robustness", "cold"]  # cells that measure something else than a ranking of test users
 
 
@@ -303,6 +303,8 @@ def counting_cells(default: RunConfig) -> list[Cell]:
         "markov": "first-order Markov, then popularity",
         "markov_popular_ties": "the same, equal counts by popularity",
         "item_knn": "nearest items by the default's vectors",
+        "tgh": "TGH: three hops of the transition graph, not trained",
+        "sum": "weighted sum of counts, text and popularity, not trained",
     }
     return [Cell(name, label, ("headline",), default, counting=name) for name, label in labels.items()]
 

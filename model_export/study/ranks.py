@@ -18,6 +18,7 @@ from model_export.evaluation.ranking import (
     SearchResult,
     Window,
 )
+from model_export.evaluation.reach import coverage
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import FILLER_SCORE
@@ -33,6 +34,7 @@ class Ranks(NamedTuple):
     excluded: NDArray[np.uint8]  # [user]  items of the history left out of the ranking
     included: NDArray[np.uint8]  # [user]  items of the history in the ranking
     codes: NDArray[np.uint8] | None  # [user]  rank of the target's codes among the beams, history included
+    coverage: float | None  # share of the catalog among the first K of at least one user, history left out
 
 
 @torch.no_grad()
@@ -65,6 +67,7 @@ def rank_targets(
         target_ranks(excluded, users.targets, K).astype(np.uint8),
         target_ranks(included, users.targets, K).astype(np.uint8),
         _code_ranks(ranker, users),
+        coverage(excluded, len(codes)),
     )
 
 

@@ -12,10 +12,13 @@ from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
-from model_export.data.splits import Split, leave_one_out
-from model_export.evaluation import baselines
-from model_export.evaluation.baselines import Markov, Neighbors, Popularity
-from model_export.evaluation.metrics import codebook_use, collisions, target_ranks
+from model_export.data.splits import Split, Targets, leave_one_out
+from model_export.evaluation.baselines import counting, training_free, transition_hops
+from model_export.evaluation.baselines.counting import Markov, Neighbors, Popularity
+from model_export.evaluation.baselines.training_free import TrainingFreeSum
+from model_export.evaluation.baselines.transition_hops import TransitionHops
+from model_export.evaluation.metrics import codebook_use, collisions, ndcg_at, target_ranks
+from model_export.evaluation.reach import coverage
 from model_export.generators.sasrec import codes_of_items
 from model_export.pipeline import stages, versions
 from model_export.pipeline.cache import StageCache, key_of
@@ -26,11 +29,17 @@ from model_export.study import cells, cold, ranks, robustness
 from model_export.study.cells import CellResult
 from model_export.study.plan import Cell, Plan
 from model_export.study.ranks import K, Ranks
+from service.core import render
+from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
+from service.core.render import item_text
 from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 
 NO_RANKS = np.zeros(0, np.uint8)
+COVERAGE = f"coverage@{K}"
+
+Baseline = Popularity | Markov | Neighbors | TransitionHops | TrainingFreeSum
 
 
 class Work:
@@ -77,13 +86,18 @@ def versions_of_cell(cell: Cell) -> Versions:
             return versions.of_codes(config) | graph | {"robustness": robustness.VERSION}
         case "cold":
             found = versions_of_bundle(config) if reads_pictures else versions.versions_of(config)
+            found.pop("evaluation", None)  # the report of the bundle; `cold` computes its own figures
             return found | {"cold": cold.VERSION}
     match cell.counting:
         case "item_knn":
-            return versions.of_vectors(config) | {"baselines": baselines.VERSION}
+            return versions.of_vectors(config) | {"baselines": counting.VERSION}
+        case "tgh":
+            return {"drawing": render.VERSION, "transition_hops": transition_hops.VERSION}
+        case "sum":
+            return {"drawing": render.VERSION, "training_free": training_free.VERSION}
         case None:
             return versions.versions_of(config) | {"ranks": ranks.VERSION}
-    return {"baselines": baselines.VERSION}
+    return {"baselines": counting.VERSION}
 
 
 def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:
@@ -140,7 +154,7 @@ def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResul
     """Compute one cell."""
     cell, dataset, config = work.cell, work.dataset, work.config
     run = Run(dataset, split, config, cache, say)
-    found = Ranks(NO_RANKS, NO_RANKS, None)
+    found = Ranks(NO_RANKS, NO_RANKS, None, None)
     with stages.deterministic():
         if cell.question == "robustness":
             figures = robustness.robustness(run)
@@ -150,6 +164,8 @@ def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResul
             found, figures = _count(cell, run)
         else:
             found, figures = _train(cell, run)
+    if found.coverage is not None:
+        figures[COVERAGE] = found.coverage
     return CellResult(
         dataset=dataset.name,
         name=cell.name,
@@ -167,26 +183,49 @@ def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResul
 
 def _count(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
     dataset, split = run.dataset, run.split
-    figures: dict[str, float] = {}
+    baseline, figures = _fitted(cell, run)
+    excluded, included = (
+        baseline.rank(split.test.histories, K, exclude_history=exclude) for exclude in (True, False)
+    )
+    found = Ranks(
+        target_ranks(excluded, split.test.targets, K).astype(np.uint8),
+        target_ranks(included, split.test.targets, K).astype(np.uint8),
+        None,
+        coverage(excluded, dataset.num_items),
+    )
+    return found, figures
+
+
+def _fitted(cell: Cell, run: Run) -> tuple[Baseline, dict[str, float]]:
+    """The cell's baseline, fitted to the training part, and what the validation users chose."""
+    train, validation, num_items = run.split.train, run.split.validation, run.dataset.num_items
     match cell.counting:
         case "popularity":
-            baseline: Popularity | Markov | Neighbors = Popularity()
+            return Popularity().fit(train, num_items), {}
         case "markov":
-            baseline = Markov()
+            return Markov().fit(train, num_items), {}
         case "markov_popular_ties":
-            baseline = Markov(ties="popularity")
+            return Markov(ties="popularity").fit(train, num_items), {}
+        case "tgh":
+            hops = TransitionHops.tuned(_texts(run), train, validation)
+            return hops, {"decay": hops.decay, "validation_ndcg@10": _quality(hops, validation)}
+        case "sum":
+            weighted = TrainingFreeSum.tuned(_texts(run), train, validation)
+            chosen = {f"chosen_{name}": value for name, value in weighted.weights.figures().items()}
+            return weighted, {**chosen, "validation_ndcg@10": _quality(weighted, validation)}
         case _:
             _, vectors = stages.vectors_of(run, stages.read(run).features)
-            baseline = Neighbors.tuned(vectors, split.train, split.validation)
-            figures["decay"] = baseline.decay
-    baseline.fit(split.train, dataset.num_items)
-    ranks_of = [
-        target_ranks(
-            baseline.rank(split.test.histories, K, exclude_history=exclude), split.test.targets, K
-        ).astype(np.uint8)
-        for exclude in (True, False)
-    ]
-    return Ranks(ranks_of[0], ranks_of[1], None), figures
+            near = Neighbors.tuned(vectors, train, validation)
+            return near, {"decay": near.decay}
+
+
+def _quality(baseline: Baseline, users: Targets) -> float:
+    return ndcg_at(baseline.rank(users.histories, K), users.targets, K)
+
+
+def _texts(run: Run) -> list[str]:
+    """The text of each item, with its fields in the default order: the configuration has no say in it."""
+    return [item_text(item, RenderSpec()) for item in run.dataset.items]
 
 
 def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:

@@ -25,6 +25,16 @@ HEADLINE = Section(
     "The default configuration, compared with the usual alternatives. All of them run on the same code and "
     "the same split.",
 )
+REACH = Section(
+    "reach",
+    "What is reached",
+    ("headline",),
+    "coverage@10 is the share of the catalog that at least one test user is shown. The other columns are "
+    "Hit@10 of the test users with one kind of target, history excluded. A transition leads from the last "
+    "item of the history to the target. It is seen if the training part has it. The items of each third of "
+    "popularity have a third of the purchases in the training part. The rare third includes items without "
+    "any.",
+)
 ENCODERS = Section(
     "encoders",
     "1. Pictures against text",
@@ -96,7 +106,7 @@ TUNING = Section(
     "The configuration was chosen by NDCG@10 on the validation targets. The test figures are shown as well.",
 )
 QUESTIONS = (ENCODERS, RESOLUTION, SEGMENTS, ROBUSTNESS, COLD, ABLATION)
-SECTIONS = (HEADLINE, *QUESTIONS, QUANTIZERS, GENERATORS, TUNING)
+SECTIONS = (HEADLINE, REACH, *QUESTIONS, QUANTIZERS, GENERATORS, TUNING)
 
 
 def further(groups: Collection[str]) -> list[Section]:

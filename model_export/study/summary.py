@@ -4,11 +4,12 @@ tables.
 Quality is the mean over all test users and the seeds of a cell, for example `item_hit@10`. Its 95 % interval
 over users is `…_low` to `…_high`. With several seeds, `…_seed_sd` is the spread over seeds.
 `_history_included` in a name, before these endings, means that the ranking includes the items of the history.
-`code_hit@10` and `code_ndcg@10` count codes and are for reference only. Every other figure of a cell is its
-mean over seeds.
+`item_hit@10:seen_transition` and the like are means over the users with that kind of target
+(evaluation/reach.py). `code_hit@10` and `code_ndcg@10` count codes and are for reference only. Every other
+figure of a cell is its mean over seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.evaluation.metrics import gains_of_ranks, hits_of_ranks
+from model_export.evaluation.reach import Kinds
 from model_export.evaluation.statistics import Interval, intervals, spread_over_seeds
 from model_export.study.cells import CellResult
 
@@ -33,8 +35,8 @@ Figures = dict[str, float]
 METRICS = {"hit": hits_of_ranks, "ndcg": gains_of_ranks}
 
 
-def study_json(results: Sequence[CellResult]) -> dict[str, Any]:
-    """The figures as dataset -> cell -> metric -> number.
+def study_json(results: Sequence[CellResult], kinds: Mapping[str, Kinds] | None = None) -> dict[str, Any]:
+    """The figures as dataset -> cell -> metric -> number. `kinds`: dataset -> kinds of its test targets.
 
     dataset -> "differences" -> cell -> metric has the default minus each other cell, absolute and relative to
     the other cell's mean. "differences_of_learnt" has the same for the cell `learnt`.
@@ -42,7 +44,22 @@ def study_json(results: Sequence[CellResult]) -> dict[str, Any]:
     datasets: dict[str, dict[str, list[CellResult]]] = {}
     for result in results:
         datasets.setdefault(result.dataset, {}).setdefault(result.name, []).append(result)
-    return {dataset: _of_dataset(cells) for dataset, cells in datasets.items()}
+    found = {dataset: _of_dataset(cells) for dataset, cells in datasets.items()}
+    for dataset, masks in (kinds or {}).items():
+        for name, seeds in datasets.get(dataset, {}).items():
+            if has_users(seeds):
+                found[dataset][name] |= _by_kind(seeds, masks)
+    return found
+
+
+def _by_kind(seeds: Sequence[CellResult], kinds: Kinds) -> Figures:
+    """Hit@10 of the users with each kind of target. A kind without users has no figure."""
+    hits = values_of(seeds, "hit", 10).mean(axis=0)  # [user]
+    return {
+        f"item_hit@10:{kind}": _rate(float(hits[mask].mean()))
+        for kind, mask in kinds._asdict().items()
+        if mask.any()
+    }
 
 
 def values_of(cells: Sequence[CellResult], metric: str, k: int, ranks: str = "ranks_excluded") -> Values:

@@ -5,6 +5,7 @@ Each function takes cells of one dataset, one per name, and writes their figures
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from model_export.evaluation.reach import Kinds
 from model_export.evaluation.statistics import Interval
 from model_export.study.cells import CellResult
 from model_export.study.summary import SegmentFigures
@@ -117,6 +118,24 @@ def costs(
         for cell in cells
     ]
     return markdown(["", *(heading for heading, _, _ in shown)], rows)
+
+
+def reach(
+    cells: Sequence[CellResult], figures: Mapping[str, Figures], kinds: Kinds, outdated: frozenset[str]
+) -> str:
+    """A row for each cell: its coverage, and Hit@10 by kind of target. `figures`: cell -> figure -> value."""
+    words = ("transition seen", "not seen", "popular third", "middle third", "rare third")
+    header = ["", "coverage@10"]
+    header += [f"{name} ({whole(mask.sum())} users)" for name, mask in zip(words, kinds, strict=True)]
+    rows = [
+        [title(cell, outdated), "".join(map(percent, _found(figures[cell.name], "coverage@10"))) or NOTHING]
+        + [
+            "".join(map(rate, _found(figures[cell.name], f"item_hit@10:{kind}"))) or NOTHING
+            for kind in kinds._fields
+        ]
+        for cell in cells
+    ]
+    return markdown(header, rows)
 
 
 def differences(cells: Sequence[CellResult], found: Mapping[str, Figures], reference: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.evaluation.reach import Kinds
 from model_export.evaluation.statistics import Interval
 from model_export.pipeline.versions import Versions
 from model_export.study import plots, sections, tables
@@ -48,18 +49,26 @@ def write_study(
     *,
     notes: Mapping[str, str] | None = None,
     segments: Mapping[str, SegmentMasks] | None = None,
+    kinds: Mapping[str, Kinds] | None = None,
     versions_now: Mapping[str, Versions] | None = None,
     cost_machine: str | None = None,
 ) -> None:
     """Write study.md, study.json and study/*.svg into `folder`. The tables keep the order of `results`.
 
     `notes`: section -> Markdown, from `read_notes`. `segments`: dataset -> segment -> mask [user] of the test
-    users who have a target of that kind. `versions_now`: cell -> today's versions of its stages. A cell that
-    was computed with other versions gets a footnote. `cost_machine` names the machine that measured the
-    costs. Raises GlyphrecError if a note has the name of no section.
+    users who have a target of that kind. `kinds`: dataset -> the kinds of targets of the section on reach.
+    `versions_now`: cell -> today's versions of its stages. A cell that was computed with other versions gets
+    a footnote. `cost_machine` names the machine that measured the costs. Raises GlyphrecError if a note has
+    the name of no section.
     """
     study = _Study(
-        results, segments or {}, versions_now or {}, study_json(results), notes or {}, folder / "study"
+        results,
+        segments or {},
+        kinds or {},
+        versions_now or {},
+        study_json(results, kinds),
+        notes or {},
+        folder / "study",
     )
     study.pictures.mkdir(parents=True, exist_ok=True)
     shown = (*sections.SECTIONS, *sections.further({group for cell in results for group in cell.groups}))
@@ -93,6 +102,7 @@ def write_study(
 class _Study:
     results: Sequence[CellResult]
     segments: Mapping[str, SegmentMasks]
+    kinds: Mapping[str, Kinds]
     versions_now: Mapping[str, Versions]
     figures: dict[str, Any]  # the content of study.json
     notes: Mapping[str, str]
@@ -139,6 +149,8 @@ class _Study:
             return []
         if section is sections.ROBUSTNESS:
             return self._robustness(cells)
+        if section is sections.REACH:
+            return self._reach(cells)
         parts = []
         for dataset, rows in cells.items():
             parts += [f"### {dataset}", *self._tables(section, dataset, rows)]
@@ -225,6 +237,16 @@ class _Study:
             path = self.pictures / "segments.svg"
             plots.pairs(path, panels, (OURS, TEXT))
             parts.append(_picture(path, "Hit@10 by kind of target"))
+        return parts
+
+    def _reach(self, cells: Mapping[str, Sequence[CellResult]]) -> list[str]:
+        """The table of each dataset whose kinds of targets are known."""
+        parts = []
+        for dataset, rows in cells.items():
+            ranked = [cell for cell in rows if "item_hit@10" in self.figures[dataset][cell.name]]
+            if ranked and dataset in self.kinds:
+                table = tables.reach(ranked, self.figures[dataset], self.kinds[dataset], self.outdated)
+                parts += [f"### {dataset}", table]
         return parts
 
     def _robustness(self, cells: Mapping[str, Sequence[CellResult]]) -> list[str]:

@@ -38,7 +38,8 @@ from model_export.encoders import head, minilm, pp_ocr
 from model_export.encoders.base import Encoder
 from model_export.encoders.compact import reader as compact
 from model_export.encoders.hub import deepseek_ocr2, donut, trocr
-from model_export.evaluation import baselines, evaluate, near_copies
+from model_export.evaluation import evaluate, near_copies
+from model_export.evaluation.baselines import counting, training_free, transition_hops
 from model_export.generators import sasrec, tiger, training, tree
 from model_export.generators.beam_search import eager_search
 from model_export.onnx_graphs import to_onnx
@@ -346,12 +347,12 @@ def _evaluate() -> Output:
 
 def _count() -> Output:
     data = split()
-    near = baselines.Neighbors.tuned(vectors(), data.train, data.validation)
+    near = counting.Neighbors.tuned(vectors(), data.train, data.validation)
     found = {"decay": near.decay}
     for name, baseline in (
-        ("popularity", baselines.Popularity()),
-        ("markov", baselines.Markov()),
-        ("markov_popular_ties", baselines.Markov(ties="popularity")),
+        ("popularity", counting.Popularity()),
+        ("markov", counting.Markov()),
+        ("markov_popular_ties", counting.Markov(ties="popularity")),
         ("item_knn", near),
     ):
         baseline.fit(data.train, NUM_ITEMS)
@@ -361,11 +362,28 @@ def _count() -> Output:
     return found
 
 
+def _hops() -> Output:
+    data = split()
+    found = transition_hops.TransitionHops.tuned(_texts(), data.train, data.validation)
+    return {"decay": found.decay, "ranked": found.rank(data.test.histories[:10], 5).tolist()}
+
+
+def _training_free() -> Output:
+    data = split()
+    found = training_free.TrainingFreeSum.tuned(_texts(), data.train, data.validation)
+    return found.weights.figures() | {"ranked": found.rank(data.test.histories[:10], 5).tolist()}
+
+
+def _texts() -> list[str]:
+    return [f"{item['title']} {item['brand']}" for item in dataset().items]
+
+
 def _rank() -> Output:
     config = replace(tiny(), history_length=HISTORY_LENGTH, beam_limit=BEAM_LIMIT)
     shared = CODES[np.arange(NUM_ITEMS) % 20]  # some items share their codes
     found = ranks.rank_targets(Lookup(), shared, split().test, config)
-    return {name: part.tolist() for name, part in found._asdict().items()}
+    # The coverage is a figure beside the ranks, so its first appearance did not change them.
+    return {name: part.tolist() for name, part in found._asdict().items() if name != "coverage"}
 
 
 def _codes_of(texts: list[str]) -> NDArray[np.int64]:
@@ -443,7 +461,9 @@ PROBES: dict[str, Probe] = {
     "recommender_graph": Probe(recommender, _recommender_graph),
     "precision": Probe(precision, _int8),
     "evaluation": Probe(evaluate, _evaluate),
-    "baselines": Probe(baselines, _count),
+    "baselines": Probe(counting, _count),
+    "transition_hops": Probe(transition_hops, _hops),
+    "training_free": Probe(training_free, _training_free),
     "ranks": Probe(ranks, _rank),
     "robustness": Probe(robustness, _robust),
     "cold": Probe(cold, _cold),

@@ -46,7 +46,14 @@ def test_a_bundle_holds_the_files_and_items_of_its_manifest(tiny_export):
     assert manifest.trained_for_tokenizer_id == manifest.tokenizer_id
     assert manifest.data_fingerprint == tiny_export.dataset.fingerprint
     assert {"report/report.md", "report/items.png", "report/training.png"} <= set(manifest.files)
-    assert {"model_recall@10", "popularity_ndcg@10", "near_copy_first_code"} <= set(manifest.metrics)
+    assert {
+        "model_recall@10",
+        "popularity_ndcg@10",
+        "near_copy_first_code",
+        "model_coverage@10",
+        "markov_coverage@10",
+        "model_seen_transition_recall@10",
+    } <= set(manifest.metrics)
     with gzip.open(bundle.file(ITEMS), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     assert [row["item"] for row in rows] == tiny_export.dataset.items
@@ -207,3 +214,5 @@ def test_the_table_names_the_model_and_its_baselines(tiny_export):
     assert "first-order Markov" in text
     assert "popularity" in text
     assert "near copies" in text
+    assert "coverage@10" in text
+    assert "transition seen in training (" in text

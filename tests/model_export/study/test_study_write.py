@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from model_export.evaluation.reach import Kinds
 from model_export.study.cells import CellResult
 from model_export.study.tables import rate, signed
 from model_export.study.write import NOT_YET, read_notes, write_study
@@ -27,7 +28,12 @@ def cells() -> list[CellResult]:
                 ranks = rng.integers(0, 11, size=USERS).astype(np.uint8)
                 figures = LEVELS | {"pixels_per_item": 5000.0 * (place + 1), "train_seconds": 12.0 + seed}
                 if name != "markov":
-                    figures |= {"reading_accuracy": 0.5, "encode_ms_per_item": 8.0, "ms_per_request": 1.5}
+                    figures |= {
+                        "coverage@10": 0.75,
+                        "reading_accuracy": 0.5,
+                        "encode_ms_per_item": 8.0,
+                        "ms_per_request": 1.5,
+                    }
                 words = f"In words, {name}"
                 found.append(
                     CellResult(
@@ -44,6 +50,15 @@ def cells() -> list[CellResult]:
     return found
 
 
+KINDS = {
+    "shop": Kinds(
+        seen_transition=np.arange(USERS) < 20,
+        unseen_transition=np.arange(USERS) >= 20,
+        head=np.zeros(USERS, dtype=bool),
+        middle=np.arange(USERS) % 2 == 0,
+        tail=np.arange(USERS) % 2 == 1,
+    )
+}
 SEGMENTS = {"shop": {"long": np.arange(USERS) < 20, "rare": np.zeros(USERS, dtype=bool)}}
 
 
@@ -54,7 +69,7 @@ def section(page: str, title: str) -> str:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
-    write_study(cells(), folder, segments=SEGMENTS)
+    write_study(cells(), folder, segments=SEGMENTS, kinds=KINDS)
     return folder
 
 
@@ -99,6 +114,21 @@ def test_each_question_has_its_table_and_plot(written, page):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
+def test_hits_are_shown_by_kind_of_target(written, page):
+    reach = section(page, "What is reached")
+    assert "### market" not in reach  # the test gave no kinds for it
+    figures = json.loads((written / "study.json").read_text(encoding="utf-8"))["shop"]
+    hits = np.mean([cell.ranks_excluded < 10 for cell in cells()[:2]], axis=0)
+    seen, unseen = hits[:20].mean(), hits[20:].mean()
+    assert figures["default"]["item_hit@10:seen_transition"] == pytest.approx(seen, abs=1e-6)
+    assert "item_hit@10:head" not in figures["default"]
+    even, odd = hits[::2].mean(), hits[1::2].mean()
+    shown = " | ".join(map(rate, (seen, unseen)))
+    assert f"| In words, default `default` | 75.0 % | {shown} | – | {rate(even)} | {rate(odd)} |" in reach
+    assert "| In words, markov `markov` | – | ." in reach
+    assert "transition seen (20 users) | not seen (40 users) | popular third (0 users)" in reach
+
+
 def test_the_page_says_what_the_data_cannot_show(page):
     method = section(page, "What is measured")
     assert "catalog order" in method
@@ -107,7 +137,7 @@ def test_the_page_says_what_the_data_cannot_show(page):
 
 
 def test_equal_cells_give_equal_bytes(written, tmp_path):
-    write_study(cells(), tmp_path, segments=SEGMENTS)
+    write_study(cells(), tmp_path, segments=SEGMENTS, kinds=KINDS)
     files = [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
     assert len(files) == 11
     for name in files:
@@ -116,7 +146,7 @@ def test_equal_cells_give_equal_bytes(written, tmp_path):
 
 def test_a_study_without_cells_says_for_each_section_what_computes_it(tmp_path):
     write_study([], tmp_path)
-    assert (tmp_path / "study.md").read_text(encoding="utf-8").count(NOT_YET) == 10
+    assert (tmp_path / "study.md").read_text(encoding="utf-8").count(NOT_YET) == 11
     assert json.loads((tmp_path / "study.json").read_text(encoding="utf-8")) == {}
     assert list((tmp_path / "study").iterdir()) == []
 

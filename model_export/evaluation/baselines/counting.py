@@ -5,22 +5,25 @@ All of them count only in the sequences that they are fitted on. For the publish
 items with equal counts, the item that comes first in the sequences ranks first.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import chain
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.splits import Targets
-from model_export.evaluation.metrics import NO_ITEM, ndcg_at
+from model_export.evaluation.baselines.ranked import (
+    USERS_AT_ONCE,
+    Ranked,
+    Sequences,
+    best_of_scores,
+    first_candidates,
+)
+from model_export.evaluation.metrics import ndcg_at
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9)
-USERS_AT_ONCE = 512
-
-Sequences = Sequence[NDArray[np.int32]]  # [user][position] item indices, oldest first
-Ranked = NDArray[np.int32]  # [user, k] item indices, best first; NO_ITEM in places without an item
 
 
 class Popularity:
@@ -39,7 +42,8 @@ class Popularity:
 
     def rank(self, histories: Sequences, k: int, exclude_history: bool = True) -> Ranked:
         """Rank by popularity alone -> the best `k` items of each user."""
-        return _rank(((self.order, history) for history in histories), len(histories), k, exclude_history)
+        candidates = ((self.order, history) for history in histories)
+        return first_candidates(candidates, len(histories), k, exclude_history)
 
 
 class Markov:
@@ -76,7 +80,7 @@ class Markov:
             (chain(self.successors[history[-1]].tolist() if len(history) else (), order), history)
             for history in histories
         )
-        return _rank(candidates, len(histories), k, exclude_history)
+        return first_candidates(candidates, len(histories), k, exclude_history)
 
 
 class Neighbors:
@@ -116,7 +120,7 @@ class Neighbors:
         """Rank by how near items are to the history, of which newer items weigh more."""
         # A page needs one candidate for each place and each item of the history.
         candidates = zip(self._nearest(histories, k), histories, strict=True)
-        return _rank(candidates, len(histories), k, exclude_history)
+        return first_candidates(candidates, len(histories), k, exclude_history)
 
     def _nearest(self, histories: Sequences, k: int) -> Iterator[list[int]]:
         """The best candidates of each user. There are enough for `k` items that are not in the history."""
@@ -127,33 +131,8 @@ class Neighbors:
             scores = np.stack([self._query(history) for history in part]) @ by_popularity.T  # [user, item]
             scores = scores.round(5)  # otherwise the last bit of a product would order ties
             for history, score in zip(part, scores, strict=True):
-                count = min(k + len(history), len(score))
-                least = np.partition(score, len(score) - count)[len(score) - count]
-                places = np.flatnonzero(score >= least)
-                yield popular[places[np.argsort(-score[places], kind="stable")]].tolist()
+                yield popular[best_of_scores(score, k + len(history))].tolist()
 
     def _query(self, history: NDArray[np.int32]) -> NDArray[np.float32]:
         weights = self.decay ** np.arange(len(history), dtype=np.float32)[::-1]  # [position], the last is 1
         return weights.astype(np.float32) @ self.vectors[history]
-
-
-def _rank(
-    candidates: Iterable[tuple[Iterable[int], NDArray[np.int32]]],
-    num_users: int,
-    k: int,
-    exclude_history: bool,
-) -> Ranked:
-    """The first `k` distinct candidates of each user. Items of the history are left out if excluded."""
-    ranked = np.full((num_users, k), NO_ITEM, dtype=np.int32)
-    for row, (items, history) in enumerate(candidates):
-        taken = set(history.tolist()) if exclude_history else set()
-        best = list(islice(_new(items, taken), k))
-        ranked[row, : len(best)] = best
-    return ranked
-
-
-def _new(items: Iterable[int], taken: set[int]) -> Iterable[int]:
-    for item in items:
-        if item not in taken:
-            taken.add(item)
-            yield item

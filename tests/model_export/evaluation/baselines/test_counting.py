@@ -8,10 +8,10 @@ import pytest
 
 from model_export.data.splits import Targets, leave_one_out
 from model_export.data.tables import read_dataset
-from model_export.evaluation.baselines import Markov, Neighbors, Popularity
+from model_export.evaluation.baselines.counting import Markov, Neighbors, Popularity
 from model_export.evaluation.metrics import NO_ITEM, recall_at
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
+SHARED = Path(__file__).parents[5] / "shared" / "data"
 
 
 def sequences_of(*rows: list[int]) -> list[np.ndarray]:
