@@ -22,6 +22,19 @@ def each_ms(call: Callable[[int], object], count: int, *, warm_up: int = 0) -> T
     return np.array(took[min(warm_up, count - 1) :])
 
 
+def cpu_ms(call: Callable[[int], object], count: int) -> Times:
+    """Milliseconds of CPU that `call(n)` takes for n up to `count`, in all threads of this process.
+
+    Other work on the machine stretches a long call by the clock, and hardly changes this.
+    """
+    took = []
+    for n in range(count):
+        started = time.process_time_ns()
+        call(n)
+        took.append((time.process_time_ns() - started) / 1e6)
+    return np.array(took)
+
+
 def median_ms(call: Callable[[], object], repeats: int, *, warm_up: int = 3) -> float:
     """Median milliseconds of a call, after at most `warm_up` that are not counted."""
     warm_up = min(warm_up, repeats)

@@ -92,11 +92,7 @@ def _line(number: int, codes: list[int]) -> str:
 def write_bundle(folder: Path) -> Path:
     """One that can be served, without items."""
     folder.mkdir()
-    torch.manual_seed(0)
-    generator = TreeGenerator(
-        config=TreeConfig(), spec=SPEC, history_length=HISTORY, seen_codes=draw_codes(SEEN_ITEMS, seed=0)
-    )
-    export_recommender(folder / RECOMMENDER, generator.eval(), history_length=HISTORY, beam_limit=BEAM_LIMIT)
+    export_untrained(folder / RECOMMENDER)
     render = RenderSpec()
     render = render.model_copy(update={"font_sha256": font_sha256(render)})
     graph = tokenizer_graph(SPEC, height=render.height_px, width=render.width_px, vector_dim=1)
@@ -129,6 +125,19 @@ def write_bundle(folder: Path) -> Path:
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return folder
+
+
+def export_untrained(path: Path) -> None:
+    """Write the graph of `untrained`."""
+    export_recommender(path, untrained(), history_length=HISTORY, beam_limit=BEAM_LIMIT)
+
+
+def untrained() -> TreeGenerator:
+    """A `tree` with random weights, the same at each call."""
+    torch.manual_seed(0)
+    return TreeGenerator(
+        config=TreeConfig(), spec=SPEC, history_length=HISTORY, seen_codes=draw_codes(SEEN_ITEMS, seed=0)
+    ).eval()
 
 
 def _summing_tokenizer(render: RenderSpec) -> onnx.ModelProto:
