@@ -132,9 +132,7 @@ def random_histories(
     return history
 
 
-def random_neighbors(
-    trie: SidTrie, rng: np.random.Generator, batch: int, num_neighbors: int
-) -> Neighbors:
+def random_neighbors(trie: SidTrie, rng: np.random.Generator, batch: int, num_neighbors: int) -> Neighbors:
     """Random neighbors among the live codes of `trie` and others, with room left over at the end."""
     if not num_neighbors:
         return Neighbors.none(batch)
