@@ -190,7 +190,7 @@ def _write_graphs(
     if weighed is not None and counts:
         write_co_counts(folder / CO_COUNTS, weighed.rows)
         checks |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
-        checks |= {"opinions_gain": weighed.gain, "opinions_users": float(weighed.num_users)}
+        checks |= {"opinions_ndcg@10": weighed.quality, "learned_ndcg@10": weighed.learned_quality}
     own_id = tokenizer_id(folder / TOKENIZER, config.render)
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -68,7 +68,8 @@ class Weighed(NamedTuple):
     opinions: Opinions
     rows: list[CoRow]  # the counts of the training part
     spec: CoCountSpec
-    gain: float  # of NDCG@10 over the learned opinion alone, on the users that decided
+    quality: float  # NDCG@10 with the chosen opinions, on the users that decided
+    learned_quality: float  # NDCG@10 of the learned opinion alone, on the same users
     num_users: int
 
     def neighbors(
@@ -101,7 +102,7 @@ def weigh(
         for name, values in GRID.items():
             if not scores.has_likeness and name in ("likeness", "content", "recency"):
                 continue
-            tried = [(replace(best, **{name: value})) for value in values if value != getattr(best, name)]
+            tried = [replace(best, **{name: value}) for value in values if value != getattr(best, name)]
             found = [(scores.gains(each), each) for each in tried]
             better, opinions = max(found, key=lambda pair: float(pair[0].mean()))
             if _is_surely_better(better, gains):
@@ -109,12 +110,17 @@ def weigh(
     learned = scores.gains(replace(best, likeness=0.0, counts=0.0))
     if isinstance(generator, TreeGenerator):
         generator.likeness = scores.likeness_of(best)
-    run.say(f"      opinions: {', '.join(f'{name} {value:g}' for name, value in asdict(best).items())}")
+    chosen = ", ".join(f"{name} {value:g}" for name, value in asdict(best).items())
+    run.say(
+        f"      opinions: {chosen}. NDCG@10 of {len(gains)} validation users is {gains.mean():.4f}, and "
+        f"{learned.mean():.4f} by what was learned alone"
+    )
     return Weighed(
         best,
         scores.rows,
         CoCountSpec(decay=best.decay, smoothing=best.smoothing),
-        float((gains - learned).mean()),
+        float(gains.mean()),
+        float(learned.mean()),
         len(gains),
     )
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +43,8 @@ from model_export.evaluation.baselines import counting, training_free, transitio
 from model_export.generators import sasrec, tiger, training, tree
 from model_export.generators.beam_search import eager_search
 from model_export.onnx_graphs import to_onnx
+from model_export.pipeline import counts, opinions
+from model_export.pipeline.cache import StageCache
 from model_export.pipeline.run import Run
 from model_export.pipeline.stages import make_generator
 from model_export.quantizers import choose as choose_quantizer
@@ -50,6 +52,7 @@ from model_export.quantizers import collisions, letter, rq_kmeans, rq_vae
 from model_export.study import cold, perturb, ranks, robustness
 from service.core import render
 from service.core.bundle import RenderSpec, load_bundle
+from service.core.co_counts import CoCountSpec
 from service.core.graphs import PADDING, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
@@ -222,6 +225,21 @@ def _generate(*configs: TreeConfig | TigerConfig | SasRecConfig) -> Output:
             {"loss": loss.item(), "gradient": torch.stack(gradients).norm().item(), "scores": scores}
         )
     return found
+
+
+def _count_pairs() -> Output:
+    rows = counts.count_pairs(split().train, dataset().item_ids, CoCountSpec(backward=0.5, max_neighbors=4))
+    return [row._asdict() for row in rows]
+
+
+def _weigh() -> Output:
+    """The chosen opinions, and how good they are."""
+    config = replace(tiny(), generator=SMALL_TREE, sid=SID, history_length=HISTORY_LENGTH)
+    run = Run(dataset(), split(), config, StageCache(Path("unused")))
+    torch.manual_seed(0)
+    generator = make_generator(config, CODES, SID, run.split.train, vectors()).eval()
+    found = opinions.weigh(run, generator, CODES, vectors(), vectors(seed=2))
+    return [asdict(found.opinions), found.quality, found.learned_quality, found.num_users]
 
 
 def _train_generators() -> Output:
@@ -457,6 +475,8 @@ PROBES: dict[str, Probe] = {
     ),
     "sasrec": Probe(sasrec, partial(_generate, SMALL_SASREC)),
     "training": Probe(training, _train_generators),
+    "counts": Probe(counts, _count_pairs),
+    "opinions": Probe(opinions, _weigh),
     "tokenizer_graph": Probe(tokenizer, _tokenizer_graph),
     "recommender_graph": Probe(recommender, _recommender_graph),
     "precision": Probe(precision, _int8),

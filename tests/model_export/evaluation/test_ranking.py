@@ -19,8 +19,9 @@ def scores_of(history: np.ndarray) -> np.ndarray:
     return np.random.default_rng(seed).permutation(SPEC.num_prefixes[-1]).astype(np.float32) - 100.0
 
 
-def search(history, num_beams):
+def search(window, num_beams):
     """A search with a known answer. It finds only live codes and fills up with fillers."""
+    history = window.history
     codes = np.zeros((len(history), num_beams, 2), dtype=np.int64)
     scores = np.full((len(history), num_beams), NEG_INF, dtype=np.float32)
     live = np.unique(SPEC.prefixes_of(CODES)[-1])
