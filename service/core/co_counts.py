@@ -23,6 +23,13 @@ MAX_LOG2 = 500.0
 MAX_NEIGHBORS = 1024  # of a row; a spec asks for fewer
 NOBODY = 0  # the number of an entry without an item
 NO_PLACE = -1  # the prefix of an item that is not in the catalog
+# Both together, as a search reads them at a thousand random places.
+ITEM = np.dtype(
+    [
+        ("prefix", np.int64),  # full prefix
+        ("inverse_root", np.float64),  # 1 / sqrt(popularity); 0 without a row
+    ]
+)
 
 
 class CoCountSpec(Frozen):
@@ -119,8 +126,7 @@ class CoCounts:
         self._number_of: dict[str, int] = {}
         self._num_rows = 0
         self._log2_unit: float | None = None  # that of the first row; all popularities are in this unit
-        self._prefixes = np.full(1, NO_PLACE, dtype=np.int64)  # [number]
-        self._inverse_root = np.zeros(1)  # [number]  1 / sqrt(popularity); 0 without a row
+        self._items = np.array([(NO_PLACE, 0.0)], dtype=ITEM)  # [number]
         self._neighbors = np.zeros((1, spec.max_neighbors), dtype=np.int32)  # [number, place]  numbers
         self._shares = np.zeros((1, spec.max_neighbors), dtype=np.float32)  # [number, place]
         self._ages = spec.decay ** np.arange(spec.num_positions) / spec.smoothing
@@ -163,7 +169,7 @@ class CoCounts:
         counts = np.fromiter(neighbors.values(), np.float64, len(entries))
         self._shares[number, : len(entries)] = np.minimum(counts, MAX_MASS * popularity) / popularity
         log2_popularity = math.log2(popularity) + log2_unit - self._log2_unit
-        self._inverse_root[number] = 2.0 ** (-min(max(log2_popularity, -MAX_LOG2), MAX_LOG2) / 2)
+        self._items["inverse_root"][number] = 2.0 ** (-min(max(log2_popularity, -MAX_LOG2), MAX_LOG2) / 2)
         self._num_rows += 1
 
     def drop_row(self, item_id: str) -> None:
@@ -176,12 +182,14 @@ class CoCounts:
         """Say where the item is now: its full prefix, or None or -1 while it is not in the catalog."""
         if item_id not in self._number_of:
             self._add(item_id)
-        self._prefixes[self._number_of[item_id]] = NO_PLACE if prefix is None else prefix
+        self._items["prefix"][self._number_of[item_id]] = NO_PLACE if prefix is None else prefix
 
     def place_all(self) -> None:
         """Ask `prefix_of` anew for every item."""
         found = map(self._prefix_of, self._number_of)
-        self._prefixes[1 : len(self._number_of) + 1] = np.fromiter(found, np.int64, len(self._number_of))
+        self._items["prefix"][1 : len(self._number_of) + 1] = np.fromiter(
+            found, np.int64, len(self._number_of)
+        )
 
     def neighbors_of(self, history: Sequence[str]) -> Gathered:
         """The items that were taken together with those of a history (known items, oldest first).
@@ -193,37 +201,37 @@ class CoCounts:
         newest = history[: -self.spec.num_positions - 1 : -1]
         # An item that is not in the table is nobody, and nobody has neighbors.
         numbers = np.array([self._number_of.get(item_id, NOBODY) for item_id in newest], dtype=np.intp)
-        root = np.zeros(len(numbers))  # [position]
-        np.divide(1.0, self._inverse_root[numbers], out=root, where=self._inverse_root[numbers] > 0)
-        weight = root * self._ages[: len(numbers)]
-        others = self._neighbors[numbers]  # [position, place]
-        mass = self._shares[numbers] * self._inverse_root.take(others) * weight[:, None]
-        prefixes = self._prefixes.take(others)
-        counts = np.flatnonzero((prefixes >= 0) & (mass > 0))
-        found, place = np.unique(prefixes.ravel()[counts], return_inverse=True)
-        total = np.bincount(place, weights=mass.ravel()[counts], minlength=len(found))
+        inverse_root = self._items["inverse_root"][numbers]  # [position]
+        weight = np.zeros(len(numbers))
+        np.divide(self._ages[: len(numbers)], inverse_root, out=weight, where=inverse_root > 0)
+        others = self._items.take(self._neighbors[numbers].ravel())  # [position * place]
+        mass = (self._shares[numbers] * weight[:, None]).ravel() * others["inverse_root"]
+        counts = np.flatnonzero((mass > 0) & (others["prefix"] >= 0))
+        found, place = np.unique(others["prefix"][counts], return_inverse=True)
+        total = np.bincount(place, weights=mass[counts], minlength=len(found))
         return Gathered(found, np.minimum(total, MAX_MASS).astype(np.float32))
 
     def _clear(self, number: int) -> None:
-        self._num_rows -= bool(self._inverse_root[number])
-        self._inverse_root[number] = 0
+        inverse_root = self._items["inverse_root"]
+        self._num_rows -= bool(inverse_root[number])
+        inverse_root[number] = 0
         self._neighbors[number] = NOBODY
         self._shares[number] = 0
 
     def _add(self, item_id: str) -> None:
         """Give the item a number. It must have none."""
         number = self._number_of[item_id] = len(self._number_of) + 1
-        if number >= len(self._prefixes):
+        if number >= len(self._items):
             self._grow()
-        self._prefixes[number] = self._prefix_of(item_id)
+        self._items[number] = (self._prefix_of(item_id), 0.0)
 
     @property
     def _arrays(self) -> tuple[NDArray[Any], ...]:
-        return self._prefixes, self._inverse_root, self._neighbors, self._shares
+        return self._items, self._neighbors, self._shares
 
     def _grow(self) -> None:
         """In place: the C library moves the pages of an array this large, and copies nothing."""
-        length = len(self._prefixes) + ROWS_PER_STEP
+        length = len(self._items) + ROWS_PER_STEP
         for array in self._arrays:
             array.resize((length, *array.shape[1:]), refcheck=False)
 
