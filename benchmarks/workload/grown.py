@@ -79,18 +79,15 @@ class Trained:
         self.spec, self._codes, self._vectors = coded.spec, coded.codes, coded.vectors
         self._quantizer, self._history_length = coded.quantizer, config.history_length
         self._middle = coded.vectors.mean(axis=0)
-        self._axes = np.linalg.svd(coded.vectors - self._middle, full_matrices=False)[2][
-            :WIDTH
-        ]  # [axis, dim]
+        axes = np.linalg.svd(coded.vectors - self._middle, full_matrices=False)[2]
+        self._axes = axes[:WIDTH]  # [axis, dim]
         test = run.split.test
         users = np.random.default_rng(0).permutation(len(test))[:num_requests]
         newest = [test.histories[user][-config.history_length :] for user in users]
         self.histories = [self._codes[left_padded([each])] for each in newest]
         known = self._projected(self._vectors)
-        weights = [
-            RECENCY ** np.arange(len(each), dtype=np.float32)[::-1] for each in newest
-        ]  # the last is 1
-        self.queries = np.stack([w @ known[each] for w, each in zip(weights, newest, strict=True)])
+        weights = RECENCY ** np.arange(config.history_length, dtype=np.float32)[::-1]  # the last is 1
+        self.queries = np.stack([weights[-len(each) :] @ known[each] for each in newest])
         copies = self._near(np.tile(self._vectors, (-(-FIT_ITEMS // len(known)), 1)), seed=0)
         self.sub_embeddings = fit_sub_embeddings(self._projected(copies))
         shared = shared_levels(self._encode(copies[: len(known)]), self._codes)
