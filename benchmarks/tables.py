@@ -38,6 +38,22 @@ GPU_RUNS = {
 }
 OVERLOADS = ("overload_2", "overload_5", "overload_10")
 CERTIFIED_BEAMS = (10, 20, 50, 100, 200)
+CATALOG_SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+EXACTNESS = (
+    ("different codes", "{RUN_codes:,.0f}"),
+    ("one search of 50 beams, ms", "{RUN_beam_ms:.2f}"),
+    ("… its pages that are proven", "{RUN_beam_proven:.1%}"),
+    ("`guarantee: exact`, ms, p50 / p95", "{RUN_exact_ms:.2f} / {RUN_exact_p95_ms:.1f}"),
+    ("… its pages that are proven", "{RUN_exact_proven:.1%}"),
+    ("RecJPQPrune, numpy, ms", "{RUN_pruned_ms:.2f}"),
+    ("… the items that it scores", "{RUN_pruned_scored:.1%}"),
+    ("all sub-items, numpy / faiss, ms", "{RUN_sub_items_ms:.2f} / {RUN_sub_items_faiss_ms:.2f}"),
+    ("all vectors, numpy, ms", "{RUN_vectors_ms:.2f}"),
+    (
+        "MB: beam / RecJPQPrune / sub-items / vectors",
+        "{RUN_beam_mb:,.0f} / {RUN_pruned_mb:,.0f} / {RUN_sub_items_mb:,.0f} / {RUN_vectors_mb:,.0f}",
+    ),
+)
 
 
 class Table(NamedTuple):
@@ -76,6 +92,14 @@ def _chaos_row(run: str) -> tuple[str, ...]:
 
 def _overload_row(label: str, template: str) -> tuple[str, ...]:
     return label, *(template.replace("RUN", run) for run in OVERLOADS)
+
+
+def _exactness(model: str) -> Table:
+    rows = [
+        (label, *(cell.replace("RUN", f"exactness.{model}_{size}") for size in CATALOG_SIZES))
+        for label, cell in EXACTNESS
+    ]
+    return Table(("one core, items:", *(f"{size:,}" for size in CATALOG_SIZES)), tuple(rows))
 
 
 TABLES: Mapping[str, Table] = {
@@ -291,6 +315,8 @@ TABLES: Mapping[str, Table] = {
             ),
         ),
     ),
+    "exactness_trained": _exactness("trained"),
+    "exactness_random": _exactness("random"),
     "certificate_exact": Table(
         ("with `guarantee: exact`", ""),
         (

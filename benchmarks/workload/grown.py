@@ -5,10 +5,10 @@ a small set and gets more items: near copies, as shops add them every day in ano
 of a copy is the vector of its original and noise, and the trained quantizer gives the copy its codes. The
 copies have no purchases, so the model has never seen them.
 
-Every catalog also has what the baselines score. A SASRec, trained on the same purchases, has a vector for
-each item; a copy's vector is again the original's and noise. Product quantization splits the vectors into
-parts, and each part becomes one of 256 sub-items, as in RecJPQ (arXiv 2312.06165). RecJPQ trains with its
-sub-items, and here the vectors are quantized after the training.
+The baselines score the same vectors, on their 64 principal axes: the request's vector is the weighted sum of
+the history's vectors, as in the study's item_knn. For sub-items, product quantization splits the vectors into
+parts, and replaces each part by one of 256 sub-items, as in RecJPQ (arXiv 2312.06165). RecJPQ trains a model
+with its sub-items, and here nothing is trained.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from benchmarks.peers.sub_items import NUM_CODES, NUM_SPLITS, imported_faiss
 from benchmarks.workload import skewed
 from model_export.bundle.recommender import export_recommender
-from model_export.configs import RunConfig, SasRecConfig, TrainingConfig, base, sasrec_training
+from model_export.configs import RunConfig, base
 from model_export.data.tables import read_dataset
 from model_export.evaluation.near_copies import shared_levels
 from model_export.evaluation.ranking import left_padded
-from model_export.generators.sasrec import SasRecGenerator, codes_of_items
 from model_export.pipeline import stages
 from model_export.pipeline.run import Run
 from model_export.quantizers.base import ResidualQuantizer
@@ -35,10 +34,11 @@ from service.core.sid import SidSpec
 
 LEVELS = (256, 256, 256)  # enough codes for ten million items
 BEAM_LIMIT = 400
-EPOCHS = 13  # of both models
-COSINE = 0.9  # of a copy's vector and the original's
-RANDOM_WIDTH = 64  # of the random vectors, as wide as the trained ones
-CHUNK = 100_000
+EPOCHS = 8
+COSINE = 0.98  # of a copy's vector and the original's; real near copies are still nearer
+WIDTH = 64  # of the vectors that the baselines score
+RECENCY = 0.5  # weight of an item of the history, for each step into the past
+CHUNK = 20_000
 FIT_ITEMS = 20_000  # that the sub-items are fitted on, at least
 
 
@@ -67,7 +67,7 @@ class Model(Protocol):
 
 
 class Trained:
-    """`tree` and SASRec on the training part of a data set, and near copies of its items."""
+    """`tree` on the training part of a data set, and near copies of its items."""
 
     def __init__(self, data: str, folder: Path, config: RunConfig, num_requests: int) -> None:
         """`folder` keeps the trained stages, so only the first run trains."""
@@ -76,30 +76,25 @@ class Trained:
         with stages.deterministic():
             coded = stages.code(run, stages.read(run).features)
             self._tree = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
-            sasrec = replace(
-                run, config=replace(config, generator=SasRecConfig(), training=sasrec_training_of(config))
-            )
-            items = codes_of_items(dataset.num_items)
-            two_tower = stages.generate(sasrec, items, SidSpec(levels=(len(items),))).generator
-        assert isinstance(two_tower, SasRecGenerator)
-        self.spec, self._codes, self._item_vectors = coded.spec, coded.codes, coded.vectors
-        self._quantizer = coded.quantizer
-        self._vectors = two_tower.item_embeddings().vectors
-        self._history_length = config.history_length
+        self.spec, self._codes, self._vectors = coded.spec, coded.codes, coded.vectors
+        self._quantizer, self._history_length = coded.quantizer, config.history_length
+        self._middle = coded.vectors.mean(axis=0)
+        axes = np.linalg.svd(coded.vectors - self._middle, full_matrices=False)[2]
+        self._axes = axes[:WIDTH]  # [axis, dim]
         test = run.split.test
         users = np.random.default_rng(0).permutation(len(test))[:num_requests]
         newest = [test.histories[user][-config.history_length :] for user in users]
         self.histories = [self._codes[left_padded([each])] for each in newest]
-        with torch.no_grad():
-            read = [two_tower.start(torch.from_numpy(left_padded([each])[..., None])).h for each in newest]
-        self.queries = torch.cat(read).numpy()
-        repeats = -(-FIT_ITEMS // len(self._vectors))
-        self.sub_embeddings = fit_sub_embeddings(self._near(np.tile(self._vectors, (repeats, 1)), seed=1))
-        copies = self._encode(self._near(self._item_vectors, seed=0))
-        shared = shared_levels(copies, self._codes)
+        known = self._projected(self._vectors)
+        weights = RECENCY ** np.arange(config.history_length, dtype=np.float32)[::-1]  # the last is 1
+        self.queries = np.stack([weights[-len(each) :] @ known[each] for each in newest])
+        copies = self._near(np.tile(self._vectors, (-(-FIT_ITEMS // len(known)), 1)), seed=0)
+        self.sub_embeddings = fit_sub_embeddings(self._projected(copies))
+        shared = shared_levels(self._encode(copies[: len(known)]), self._codes)
         self.description = (
-            f"{dataset.name}: {len(self._codes):,} items and near copies of them, {len(users)} test users; "
-            f"{(shared >= 1).mean():.0%} of the copies share the first code, {(shared >= 2).mean():.0%} two"
+            f"{dataset.name}: {len(known):,} items and near copies of them, levels {self.spec.levels}, "
+            f"{len(users)} test users; {(shared >= 1).mean():.0%} of the copies share the first code, "
+            f"{(shared >= 2).mean():.0%} the first two"
         )
 
     def export(self, path: Path) -> None:
@@ -110,17 +105,21 @@ class Trained:
         """The items of the data set first, then near copies of them in turn."""
         num_known = len(self._codes)
         codes = np.empty((num_items, self.spec.num_levels), np.int32)
-        vectors = np.empty((num_items, self._vectors.shape[1]), np.float32)
+        vectors = np.empty((num_items, len(self._axes)), np.float32)
         sub_items = np.empty((num_items, NUM_SPLITS), np.uint8)
         for chunk, places in _chunks(num_items):
-            original = np.arange(chunk.start, chunk.stop) % num_known
-            near = self._near(self._item_vectors[original], seed=2 * chunk.start)
+            near = self._near(self._vectors[places % num_known], seed=1 + chunk.start)
             codes[chunk] = self._encode(near)
-            vectors[chunk] = self._near(self._vectors[original], seed=2 * chunk.start + 1)
             known = places[places < num_known]
-            codes[known], vectors[known] = self._codes[known], self._vectors[known]
+            near[: len(known)], codes[known] = self._vectors[known], self._codes[known]
+            vectors[chunk] = self._projected(near)
             sub_items[chunk] = nearest_sub_items(self.sub_embeddings, vectors[chunk])
         return Catalog(codes, vectors, sub_items)
+
+    def _projected(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """vectors [item, dim] -> [item, axis], each of length 1"""
+        found = (vectors - self._middle) @ self._axes.T
+        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
 
     def _encode(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
         quantizer: ResidualQuantizer = self._quantizer
@@ -144,8 +143,8 @@ class Random:
         rng = np.random.default_rng(0)
         codes = skewed.draw_codes(num_requests * skewed.HISTORY, seed=0)
         self.histories = [each[None] for each in codes.reshape(num_requests, skewed.HISTORY, -1)]
-        self.queries = rng.standard_normal((num_requests, RANDOM_WIDTH), dtype=np.float32)
-        shape = (NUM_SPLITS, NUM_CODES, RANDOM_WIDTH // NUM_SPLITS)
+        self.queries = rng.standard_normal((num_requests, WIDTH), dtype=np.float32)
+        shape = (NUM_SPLITS, NUM_CODES, WIDTH // NUM_SPLITS)
         self.sub_embeddings = rng.standard_normal(shape, dtype=np.float32)
         self.description = f"random weights, skewed codes, {num_requests} random histories"
 
@@ -156,7 +155,7 @@ class Random:
     def catalog(self, num_items: int) -> Catalog:
         """Skewed codes; sub-items from a Zipf distribution, each split by itself."""
         codes = np.empty((num_items, self.spec.num_levels), np.int32)
-        vectors = np.empty((num_items, RANDOM_WIDTH), np.float32)
+        vectors = np.empty((num_items, WIDTH), np.float32)
         sub_items = np.empty((num_items, NUM_SPLITS), np.uint8)
         share = np.arange(1, NUM_CODES + 1) ** -skewed.EXPONENTS[0]
         for chunk, places in _chunks(num_items):
@@ -170,7 +169,7 @@ class Random:
 
 
 def large() -> RunConfig:
-    """`base` with levels for a large catalog, trained for a third of its epochs.
+    """`base` with levels for a large catalog, trained for a fifth of its epochs.
 
     Collisions are not treated, because the copies' codes are not either.
     """
@@ -182,12 +181,6 @@ def large() -> RunConfig:
         training=replace(base().training, max_epochs=EPOCHS),
         beam_limit=BEAM_LIMIT,
     )
-
-
-def sasrec_training_of(config: RunConfig) -> TrainingConfig:
-    """SASRec's tuned training, for as long as the configuration trains."""
-    tuned, own = sasrec_training(), config.training
-    return replace(tuned, max_epochs=own.max_epochs, max_steps=own.max_steps)
 
 
 def _chunks(num_items: int) -> Iterator[tuple[slice, NDArray[np.int64]]]:
