@@ -35,9 +35,9 @@ ITEM = np.dtype(
 class CoCountSpec(Frozen):
     """How items that were taken together are counted, and how much the items of a history tell."""
 
-    num_positions: int = Field(default=20, ge=1, le=1000, description="the newest items of a history count")
+    num_positions: int = Field(default=10, ge=1, le=1000, description="the newest items of a history count")
     decay: float = Field(default=0.7, gt=0, le=1, description="factor for each step into the past")
-    smoothing: float = Field(default=0.01, gt=0, le=1e6, description="mass of an item without a count")
+    smoothing: float = Field(default=0.1, gt=0, le=1e6, description="mass of an item without a count")
     window: int = Field(default=5, ge=1, le=100, description="two items at most this far apart are a pair")
     backward: float = Field(
         default=1.0, ge=0, le=1, description="share that the row of the later item gets of an increment"
