@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from model_export.local_service import free_port
 from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.cli import main
+from service.core.co_counts import CoCountSpec, CoRow
 from service.errors import StoreUnavailable
 from service.store.client import connect_to_any
 from service.store.fsck import check
@@ -178,6 +179,30 @@ async def test_a_catalog_that_moves_to_another_node_is_followed(nodes: list[tupl
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await redis.aclose()
+
+
+async def test_events_are_learned_on_a_cluster(nodes: list[tuple[int, Redis]], tmp_path: Path) -> None:
+    rows = [CoRow(f"item-{number}", 1.0, {}) for number in range(3)]
+    bundle = write_known_bundle(tmp_path / "bundle", KNOWN_ITEMS, co_counts=CoCountSpec(), rows=rows)
+    urls = [f"redis://127.0.0.1:{port}" for port, _ in nodes]
+    async with running(bundle, urls[0]) as one, running(bundle, urls[1]) as two:
+        asked = {"history": ["item-0"], "limit": 29}
+
+        async def scores() -> dict[str, float]:
+            page = (await two.post("/recommend", json=asked)).json()
+            return {item["item_id"]: item["score"] for item in page["items"]}
+
+        before = await scores()
+        page = await one.post("/recommend", json=asked)
+        event = {"event_id": "e", "request_id": page.headers["x-request-id"], "item_id": "item-1"}
+        await two.post("/events", json={"events": [event]})
+        # The event is all that is known of item-0, so everything else loses against item-1.
+        await until_true(lambda: loses(scores, before["item-2"]))
+        assert (await scores())["item-1"] == pytest.approx(before["item-1"], abs=1e-3)
+
+
+async def loses(scores: Callable[[], Awaitable[dict[str, float]]], before: float) -> bool:
+    return (await scores())["item-2"] < before - 1
 
 
 async def test_a_cluster_that_misses_slots_is_down_and_says_so(nodes: list[tuple[int, Redis]]) -> None:
