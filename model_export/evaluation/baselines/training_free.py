@@ -164,7 +164,7 @@ class TrainingFreeSum:
 def _search(model: TrainingFreeSum, validation: Targets) -> SumWeights:
     """Coordinate ascent over STEPS, until no change of one field ranks the targets better."""
     users = _some_users(validation, len(model.popular))
-    weights, best = model.weights, -1.0
+    weights, best = model.weights, 0.0
     for _ in range(MAX_ROUNDS):
         before = best
         for step in STEPS:
@@ -209,7 +209,8 @@ def _qualities(
         elif moved is None or step.field != step.part:  # a weight does not change the part itself
             moved = model.part(step.part, each, users.histories)
         weight = np.float32(getattr(each, step.part or "popularity"))
-        yield float(gains_of_ranks(_ranks(rest, moved, weight, targets), K).mean())
+        gains = gains_of_ranks(_ranks(rest, moved, weight, targets), K)  # [user]
+        yield float(gains.sum()) / max(1, len(gains))
 
 
 def _ranks(rest: Scores, moved: Scores, weight: np.float32, targets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -133,6 +133,14 @@ def test_the_search_looks_at_every_nth_user_of_many(monkeypatch):
     assert TrainingFreeSum.tuned(texts, train[::3], users).weights == fitted.weights
 
 
+def test_without_validation_users_the_weights_stay_as_they_are():
+    none = Targets(np.empty(0, np.int64), [], np.empty(0, np.int32))
+    model = TrainingFreeSum.tuned(TEXTS, sequences_of([[0, 1]]), none)
+    assert model.weights == SumWeights()
+    assert model.rank(sequences_of([[0]]), 2).shape == (1, 2)
+    assert model.rank([], 2).shape == (0, 2)
+
+
 def test_an_item_without_any_purchase_is_found_by_its_text():
     model = TrainingFreeSum(TEXTS).fit(sequences_of([[3, 6], [6, 3, 8]]), NUM_ITEMS)
     assert model.rank(sequences_of([[0]]), 2).tolist() == [[1, 2]]
