@@ -42,11 +42,14 @@ SHARPNESS = 12.0  # of likeness, if the generator was trained without it
 
 @dataclass(frozen=True)
 class Opinions:
-    """What each opinion of a search counts for, beside the learned one."""
+    """What each opinion of a search counts for, beside the learned one.
 
-    likeness: float = 1.0  # power of its probabilities; 0: none
+    The defaults were best on the validation users of two data sets together (docs/log.md).
+    """
+
+    likeness: float = 0.5  # power of its probabilities; 0: none
     recency: float = 0.5  # factor of likeness for each step into the past
-    content: float = 0.0  # weight of the cosine of the encoder's features in likeness
+    content: float = 2.0  # weight of the cosine of the encoder's features in likeness
     counts: float = 1.5  # weight of the counts; 0: none
     smoothing: float = 0.1  # mass of an item without a count
     decay: float = 0.7  # factor of a count for each step into the past
