@@ -20,8 +20,11 @@ STUDY_CELLS = {
     "tiger_text": "TIGER on MiniLM text, RQ-VAE, suffix (one seed)",
     "item_knn": "nearest items by the default's vectors",
     "sasrec": "SASRec with full cross-entropy, tuned (three seeds)",
-    "text": "the configuration `base` on MiniLM text (three seeds)",
-    "default": "glyphrec, `base` (three seeds)",
+    "tgh": "TGH, three hops of the transition graph, not trained",
+    "sum": "weighted sum of counts, text and popularity, not trained",
+    "text": "`base` without counts, on MiniLM text (three seeds)",
+    "without_counts": "`base` without counts (three seeds)",
+    "default": "glyphrec, `base` (one seed)",
 }
 DEMO_SYSTEMS = {
     "model": "the demo's model, `tree` after 1,000 steps",
@@ -110,7 +113,8 @@ TABLES: Mapping[str, Table] = {
                 "quality: Hit@10 / NDCG@10 on Amazon scientific",
                 "**{scientific[default][item_hit@10]:rate}** / **{scientific[default][item_ndcg@10]:rate}**",
                 "tuned SASRec: {scientific[sasrec][item_hit@10]:rate} / "
-                "{scientific[sasrec][item_ndcg@10]:rate}",
+                "{scientific[sasrec][item_ndcg@10]:rate}; a weighted sum, not trained: "
+                "{scientific[sum][item_hit@10]:rate} / {scientific[sum][item_ndcg@10]:rate}",
                 "`glyphrec study --data DIR/scientific --data DIR/office`",
             ),
             (

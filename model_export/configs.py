@@ -211,7 +211,7 @@ def demo() -> RunConfig:
     """The configuration of `make demo`, which takes minutes on two CPU cores.
 
     The next item of a household depends more on popularity than on content. Content only slows a short
-    training down, so the generator starts from noise and has no likeness.
+    training down, so the generator starts from noise and is trained without likeness.
     """
     return replace(
         base(),

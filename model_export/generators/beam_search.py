@@ -65,7 +65,7 @@ class NeighborState(NamedTuple):
     """Where the neighbors are among the beams of a search."""
 
     beam: Tensor  # [batch, neighbor]  the beam that is a prefix of the neighbor; the number of beams: none
-    mass_of_beam: Tensor  # [batch, beam]  of the heaviest neighbor below
+    term: Tensor  # [batch, beam]  of the heaviest neighbor below
 
 
 class NeighborOpinion(nn.Module):
@@ -82,30 +82,34 @@ class NeighborOpinion(nn.Module):
         super().__init__()
         self.levels, self.weight = spec.levels, weight
 
-    def start(self, prefixes: Tensor, mass: Tensor) -> NeighborState:
-        """All neighbors are below the one beam at the root. prefixes and mass [batch, neighbor]"""
-        return NeighborState((prefixes < 0).long(), mass.amax(dim=1, keepdim=True))
+    def of_items(self, mass: Tensor) -> Tensor:
+        """The term of each neighbor: [batch, neighbor]"""
+        term: Tensor = self.weight * mass.log1p()
+        return term
+
+    def start(self, prefixes: Tensor, of_items: Tensor) -> NeighborState:
+        """All neighbors are below the one beam at the root. prefixes and of_items [batch, neighbor]"""
+        return NeighborState((prefixes < 0).long(), of_items.amax(dim=1, keepdim=True))
 
     def below(
-        self, level: int, prefixes: Tensor, mass: Tensor, state: NeighborState
+        self, level: int, prefixes: Tensor, of_items: Tensor, state: NeighborState
     ) -> tuple[Tensor, Tensor]:
-        """The mass of each child of each beam [batch, beam * code], and each neighbor's index in it.
+        """The term of the heaviest neighbor below each child of each beam [batch, beam * code], and each
+        neighbor's index in it.
 
         The index of a neighbor below no beam is past the end.
         """
         num_codes = self.levels[level]
         code = prefixes.clamp(min=0) // math.prod(self.levels[level + 1 :]) % num_codes
         place = state.beam * num_codes + code  # [batch, neighbor]
-        num_children = state.mass_of_beam.shape[1] * num_codes
-        none = mass.new_zeros(mass.shape[0], num_children + num_codes)
-        children: Tensor = none.scatter_reduce(1, place, mass, "amax")
+        num_children = state.term.shape[1] * num_codes
+        none = of_items.new_zeros(of_items.shape[0], num_children + num_codes)
+        children: Tensor = none.scatter_reduce(1, place, of_items, "amax")
         return children[:, :num_children], place
 
     def terms(self, level: int, children: Tensor, state: NeighborState) -> Tensor:
-        """The term of each child: [batch, beam, code]"""
-        mass = children.unflatten(1, (-1, self.levels[level]))
-        terms: Tensor = self.weight * (mass.log1p() - state.mass_of_beam.log1p()[..., None])
-        return terms
+        """What the level adds for each child: [batch, beam, code]"""
+        return children.unflatten(1, (-1, self.levels[level])) - state.term[..., None]
 
     def follow(self, level: int, children: Tensor, place: Tensor, chosen: Tensor) -> NeighborState:
         """The state after the search has chosen children. chosen [batch, beam] are indices of `children`."""
@@ -147,10 +151,11 @@ class BeamSearch(nn.Module):
         score = torch.zeros(batch, 1, device=history.device)
         bound = torch.full((batch,), NEG_INF, device=history.device)
         nothing = torch.full((1, 1), NOTHING, device=history.device)
-        counted = self.opinion.start(neighbors, neighbor_mass)
+        of_items = self.opinion.of_items(neighbor_mass)
+        counted = self.opinion.start(neighbors, of_items)
         for level, num_codes in enumerate(levels):
             log_probs, state = self.generator.step(level, state, prefix)  # [batch, beam, code]
-            children, of_neighbor = self.opinion.below(level, neighbors, neighbor_mass, counted)
+            children, of_neighbor = self.opinion.below(level, neighbors, of_items, counted)
             log_probs = log_probs + self.opinion.terms(level, children, counted)
             # Rounding can leave a log-probability slightly above 0, but the bound needs at most 0.
             total = log_probs.clamp(max=0.0) + score[..., None] + self.mask(level, prefix, tables)
