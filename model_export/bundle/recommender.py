@@ -24,7 +24,7 @@ from service.core.trie import SidTrie
 from service.errors import ContractMismatch
 from service.inference.runtime import RecommenderSession
 
-VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 
 # Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants. The check also runs with
 # 1.
