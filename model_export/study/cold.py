@@ -87,9 +87,11 @@ def cold(run: Run, *, share: float = 0.05, seed: int = 0) -> dict[str, float]:
     chance, and for warm targets. The figures also say how often a cold item shares codes with the nearest
     trained item. Figures that end in `_se` are standard errors.
 
+    Counts have no say: nothing was counted with a cold item, and the question is what its codes are worth.
     `share`: the part of the catalog that becomes cold. Raises DataError if no user can be tested.
     """
-    config = run.config
+    config = replace(run.config, opinions=None)
+    run = replace(run, config=config)
     removed = remove(run.dataset, run.split, share=share, seed=seed)
     run.say(f"      {removed.dataset.name}; {len(removed.cold)} users have one of these as their target")
     with stages.deterministic():

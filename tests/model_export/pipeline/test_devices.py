@@ -46,6 +46,9 @@ def test_everything_is_made_on_the_device_of_the_model(name):
     tables = [torch.from_numpy(table).to("meta") for table in SidTrie.from_codes(spec, codes).tables]
     history = torch.zeros(8, 10, len(spec.levels), dtype=torch.int64, device="meta")
     widths = beam_widths(spec, 20)
-    beams = BeamSearch(generator.eval())(history, [torch.arange(width) for width in widths], tables)
+    neighbors = torch.zeros(8, 9, dtype=torch.int64, device="meta")
+    beams = BeamSearch(generator.eval())(
+        history, neighbors, neighbors.float(), [torch.arange(width) for width in widths], tables
+    )
     assert beams.scores.device.type == "meta"
     assert beams.codes.shape == (8, 20, len(spec.levels))

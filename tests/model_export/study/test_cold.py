@@ -16,7 +16,7 @@ from model_export.study.cold import CUTOFFS, Outcome, Removed, cold, rank, remov
 SHARE = 0.15  # more than in the study, so that there are enough cold items to measure chance
 
 
-CONFIG = tiny()
+CONFIG = replace(tiny(), opinions=None)
 
 
 def nothing(_: str) -> None:
