@@ -109,7 +109,8 @@ class NeighborOpinion(nn.Module):
 
     def terms(self, level: int, children: Tensor, state: NeighborState) -> Tensor:
         """What the level adds for each child: [batch, beam, code]"""
-        return children.unflatten(1, (-1, self.levels[level])) - state.term[..., None]
+        of_children: Tensor = children.unflatten(1, (-1, self.levels[level]))
+        return of_children - state.term[..., None]
 
     def follow(self, level: int, children: Tensor, place: Tensor, chosen: Tensor) -> NeighborState:
         """The state after the search has chosen children. chosen [batch, beam] are indices of `children`."""
