@@ -189,7 +189,8 @@ class RunConfig:
     quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
     collisions: Literal["none", "sinkhorn", "zcr", "suffix"] = "zcr"
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    opinions: OpinionsConfig | None = None  # None: the generator searches as it was trained, without counts
+    # For `tree` alone. None: the generator searches as it was trained, and counts have no say.
+    opinions: OpinionsConfig | None = None
     history_length: int = 20
     beam_limit: int = 400
     precision: Literal["float32", "int8"] = "float32"  # of the recommender; int8 is used if its answers agree
@@ -235,7 +236,9 @@ def demo() -> RunConfig:
 
 def tiger_base() -> RunConfig:
     """TIGER at the size of the papers: T5 with 4+4 layers and d=128. It needs a GPU or much time on a CPU."""
-    return replace(base(), name="tiger-base", generator=TigerConfig(), training=TrainingConfig())
+    return replace(
+        base(), name="tiger-base", generator=TigerConfig(), training=TrainingConfig(), opinions=None
+    )
 
 
 def pp_ocr_base() -> RunConfig:

@@ -16,8 +16,9 @@ from model_export.bundle.writing import (
     key_of_bundle,
     write_bundle,
 )
-from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig
+from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
+from model_export.generators.tree import TreeGenerator
 from model_export.pipeline import stages
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
@@ -68,6 +69,7 @@ def export(
         generated = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
         weighed = None
         if run.config.opinions is not None:
+            assert isinstance(generated.generator, TreeGenerator)
             weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.features)
     strips = stages.draw(dataset.items, run.config)
     tokenized = TokenizedCatalog(strips, read.pooling, coded, weighed, assign_slots(coded.codes))
@@ -87,6 +89,11 @@ def _check_servable(config: RunConfig) -> None:
         reason = "its generator does not use Semantic IDs"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
+    elif config.opinions is not None and not isinstance(config.generator, TreeConfig):
+        raise GlyphrecError(
+            f"configuration {config.name}: opinions are weighed for the generator `tree` only. Set "
+            "opinions=None."
+        )
     else:
         return
     raise GlyphrecError(

@@ -74,7 +74,7 @@ def known_score(history: Sequence[Codes], codes: Codes, mass: Mapping[Codes, flo
     shift, mass = _shift(history), mass or {}
     leaf = SPEC.prefixes(codes)[-1]
     by_model = -0.5 * ((5 * codes[0] + shift) % FIRST) - 0.125 * ((37 * leaf + shift) % REST)
-    return by_model + math.log1p(mass.get(codes, 0)) - math.log1p(sum(mass.values()))
+    return by_model + math.log1p(mass.get(codes, 0)) - math.log1p(max(mass.values(), default=0))
 
 
 def ranking(history: Sequence[Codes], leaves: Iterable[Codes]) -> list[tuple[float, Codes]]:
@@ -287,8 +287,8 @@ def _recommender(spec: GraphSpec, is_paged: bool) -> onnx.ModelProto:
     g("Mul", "ones_at_neighbors mass_column", "mass_at")
     g("ReduceSum", "mass_at ones", "leaf_mass", keepdims=0)  # [batch, leaf]
     g("Reshape", "leaf_mass by_first", "mass_split")
-    g("ReduceSum", "mass_split axis_2", "first_mass", keepdims=0)  # [batch, first]
-    g("ReduceSum", "first_mass ones", "all_mass", keepdims=1)  # [batch, 1]
+    g("ReduceMax", "mass_split axis_2", "first_mass", keepdims=0)  # [batch, first]
+    g("ReduceMax", "first_mass ones", "all_mass", keepdims=1)  # [batch, 1]
     g.constant("one", 1, np.float32)
     for part in ("leaf", "first", "all"):
         g("Add", f"{part}_mass one", f"{part}_mass_1")

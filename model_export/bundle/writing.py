@@ -187,10 +187,12 @@ def _write_graphs(
             f"float32. The bundle gets {chosen}."
         )
     _write_items(folder / ITEMS, run, tokenized)
-    if weighed is not None and counts:
-        write_co_counts(folder / CO_COUNTS, weighed.rows)
+    if weighed is not None:
         checks |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
         checks |= {"opinions_ndcg@10": weighed.quality, "learned_ndcg@10": weighed.learned_quality}
+        checks["opinions_users"] = float(weighed.num_users)
+        if counts:
+            write_co_counts(folder / CO_COUNTS, weighed.rows)
     own_id = tokenizer_id(folder / TOKENIZER, config.render)
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.splits import Split
+from model_export.evaluation.baselines import counts
 from model_export.evaluation.baselines.ranked import Sequences
 from model_export.evaluation.metrics import NO_ITEM
 
@@ -44,18 +45,16 @@ def popularity_thirds(train: Sequences, num_items: int) -> NDArray[np.int64]:
 
     Items with equal counts stay together, so a third can have more than its share.
     """
-    bought = np.concatenate([*train, np.empty(0, np.int32)])
-    count = np.bincount(bought, minlength=num_items)  # [item]
+    count = counts.purchases(train, num_items)  # [item]
     descending = np.sort(count)[::-1]
-    ends = np.searchsorted(np.cumsum(descending), [len(bought) / 3, 2 * len(bought) / 3])
+    total = np.cumsum(descending, dtype=np.float64)
+    ends = np.searchsorted(total, [total[-1] / 3, 2 * total[-1] / 3])
     least = descending[ends]  # the count of the last item of the first and of the second third
     third = (count < least[0]).astype(np.int64) + (count < least[1])
     return np.where(count > 0, third, 2)
 
 
 def _seen_transitions(split: Split, num_items: int) -> Mask:
-    none = np.empty(0, np.int64)
-    before = np.concatenate([none, *(sequence[:-1] for sequence in split.train)])
-    after = np.concatenate([none, *(sequence[1:] for sequence in split.train)])
     last = np.array([history[-1] for history in split.test.histories], dtype=np.int64)
-    return np.isin(last * num_items + split.test.targets, before * num_items + after)
+    times = counts.transitions(split.train, num_items)[last, split.test.targets]
+    return np.asarray(times).ravel() > 0

@@ -197,7 +197,7 @@ def search_eagerly(
     return result
 
 
-def eager_search(generator: Generator, catalog: ItemsOfCodes, neighbor_weight: float = 0.0) -> SearchFunction:
+def eager_search(generator: Generator, catalog: ItemsOfCodes, neighbor_weight: float = 1.0) -> SearchFunction:
     """A search function for a Ranker that runs a generator in PyTorch, on the device of its weights."""
     search = BeamSearch(generator, neighbor_weight)
 

@@ -51,7 +51,7 @@ class Likeness(nn.Module):
         super().__init__()
         self.power = power
         self.prefixes = [prefixes]  # in a list, because its weights belong to another module
-        unit = torch.from_numpy(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6))
+        unit = torch.from_numpy(unit_vectors(vectors))
         weight = config.likeness * config.recency ** torch.arange(history_length - 1, -1, -1.0)
         self.register_buffer("weight", weight)
         self.register_buffer("middle", unit.mean(dim=0))
@@ -94,6 +94,12 @@ class Likeness(nn.Module):
             new = (own @ query[..., None])[..., 0]
         log_probs = shared_with_a_new_one(logits, new[..., None], rows != UNSEEN)
         return log_probs if self.power == 1 else self.power * log_probs
+
+
+def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors [item, dim] of length 1. A vector of zeros stays one."""
+    found: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return found
 
 
 def shared_with_a_new_one(logits: Tensor, new: Tensor, is_seen: Tensor) -> Tensor:

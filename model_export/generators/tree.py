@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from model_export.configs import TreeConfig
 from model_export.generators.base import Generator, Modules
-from model_export.generators.likeness import About, Likeness, shared_with_a_new_one
+from model_export.generators.likeness import About, Likeness, shared_with_a_new_one, unit_vectors
 from model_export.generators.seen_prefixes import (
     ROOT,
     UNSEEN,
@@ -250,5 +250,4 @@ def principal_axes(vectors: NDArray[np.float32], width: int) -> NDArray[np.float
     _, _, axes = np.linalg.svd(centered, full_matrices=False)  # [axis, dim]
     found = np.zeros((len(vectors), width), np.float32)
     found[:, : len(axes[:width])] = centered @ axes[:width].T
-    result: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
-    return result
+    return unit_vectors(found)

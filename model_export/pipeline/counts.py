@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import csr_matrix
 
+from model_export.evaluation.baselines.counts import pairs, purchases
 from service.core.co_counts import CoCountSpec, CoRow, strongest
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
@@ -22,16 +23,12 @@ def count_pairs(
     num_items = len(item_ids)
     counts = csr_matrix((num_items, num_items))
     for distance in range(1, spec.window + 1):
-        pairs = [(s[:-distance], s[distance:]) for s in sequences if len(s) > distance]
-        if pairs:
-            earlier, later = (np.concatenate(side) for side in zip(*pairs, strict=True))
-            apart = earlier != later
-            weight = np.full(apart.sum(), 1 / distance)
-            forward = coo_matrix((weight, (earlier[apart], later[apart])), counts.shape).tocsr()
-            counts = counts + forward + spec.backward * forward.T
+        forward = pairs(sequences, num_items, distance).astype(np.float64) / distance
+        counts = counts + forward + spec.backward * forward.T
     counts = counts.tocsr()
+    counts.setdiag(0)  # an item makes no pair with itself
     counts.eliminate_zeros()
-    popularity = np.bincount(np.concatenate([*sequences, np.empty(0, np.int32)]), minlength=num_items)
+    popularity = purchases(sequences, num_items)
     return [
         CoRow(item_ids[item], float(popularity[item]), _row(counts, item, item_ids, spec.max_neighbors))
         for item in np.flatnonzero(popularity).tolist()

@@ -21,9 +21,8 @@ from model_export.configs import OpinionsConfig, TreeConfig
 from model_export.data.splits import Targets
 from model_export.evaluation.metrics import gains_of_ranks
 from model_export.evaluation.ranking import NeighborsOfItems, left_padded
-from model_export.generators.base import Generator
 from model_export.generators.item_scores import item_scores
-from model_export.generators.likeness import About, Likeness
+from model_export.generators.likeness import About, Likeness, unit_vectors
 from model_export.generators.seen_prefixes import ROOT
 from model_export.generators.training import some_users
 from model_export.generators.tree import TreeGenerator
@@ -86,33 +85,30 @@ class Weighed(NamedTuple):
 
 def weigh(
     run: Run,
-    generator: Generator,
+    generator: TreeGenerator,
     codes: NDArray[np.int64],
     vectors: NDArray[np.float32],
     features: NDArray[np.float32],
 ) -> Weighed:
     """Choose the opinions, and give the generator its likeness.
 
-    codes [item, level]; vectors [item, dim]: those of the head; features [item, feature]: those of the
-    encoder.
+    Every item is scored, which no other generator does in reasonable time. codes [item, level]; vectors
+    [item, dim]: those of the head; features [item, feature]: those of the encoder.
     """
     config = run.config.opinions
     assert config is not None
     scores = _Scores(run, generator, codes, vectors, features, _deciding_users(run, config))
-    best = Opinions() if scores.has_likeness else Opinions(likeness=0.0)
+    best = Opinions()
     gains = scores.gains(best)
     for _ in range(ROUNDS):
         for name, values in GRID.items():
-            if not scores.has_likeness and name in ("likeness", "content", "recency"):
-                continue
             tried = [replace(best, **{name: value}) for value in values if value != getattr(best, name)]
             found = [(scores.gains(each), each) for each in tried]
             better, opinions = max(found, key=lambda pair: float(pair[0].mean()))
             if _is_surely_better(better, gains):
                 best, gains = opinions, better
     learned = scores.gains(replace(best, likeness=0.0, counts=0.0))
-    if isinstance(generator, TreeGenerator):
-        generator.likeness = scores.likeness_of(best)
+    generator.likeness = scores.likeness_of(best)
     chosen = ", ".join(f"{name} {value:g}" for name, value in asdict(best).items())
     run.say(
         f"      opinions: {chosen}. NDCG@10 of {len(gains)} validation users is {gains.mean():.4f}, and "
@@ -155,7 +151,7 @@ class _Scores:
     def __init__(
         self,
         run: Run,
-        generator: Generator,
+        generator: TreeGenerator,
         codes: NDArray[np.int64],
         vectors: NDArray[np.float32],
         features: NDArray[np.float32],
@@ -166,12 +162,10 @@ class _Scores:
         self._likeness: dict[tuple[float, float], NDArray[np.float32]] = {}
         self._mass: dict[float, NDArray[np.float32]] = {}
         self.rows = count_pairs(run.split.train, run.dataset.item_ids, CoCountSpec())
-        self.has_likeness = isinstance(generator, TreeGenerator)
         padding = np.full((1, codes.shape[1]), PADDING)
         newest = left_padded([history[-run.config.history_length :] for history in users.histories])
         self._histories = np.concatenate([codes, padding])[newest]  # [user, position, level]
-        if isinstance(generator, TreeGenerator):
-            generator.likeness = None
+        generator.likeness = None
         self._learned = item_scores(generator, codes, self._histories)  # [user, item]
 
     def gains(self, opinions: Opinions) -> NDArray[np.float64]:
@@ -189,20 +183,20 @@ class _Scores:
 
     def likeness_of(self, opinions: Opinions) -> Likeness | None:
         """The generator's likeness with these opinions, or None if it has no weight."""
-        generator, tree = self._generator, self._run.config.generator
-        if not opinions.likeness or not isinstance(generator, TreeGenerator):
+        if not opinions.likeness:
             return None
+        tree = self._run.config.generator
         assert isinstance(tree, TreeConfig)
         assert self._run.config.opinions is not None
         sharpness = tree.likeness or SHARPNESS
-        vectors = _unit(self._vectors)
+        vectors = unit_vectors(self._vectors)
         if opinions.content:
-            content = _unit(self._features[:, : self._run.config.opinions.content_dim])
+            content = unit_vectors(self._features[:, : self._run.config.opinions.content_dim])
             vectors = np.concatenate([vectors, (opinions.content / sharpness) ** 0.5 * content], axis=1)
         seen = np.unique(np.concatenate(self._run.split.train))
         return Likeness(
             replace(tree, likeness=sharpness + opinions.content, recency=opinions.recency),
-            generator.prefixes,
+            self._generator.prefixes,
             self._codes[seen],
             vectors[seen].astype(np.float32),
             self._run.config.history_length,
@@ -255,9 +249,3 @@ class _LikenessAlone:
 
     def reorder(self, state: _LikenessState, parent: Tensor) -> _LikenessState:
         return state._replace(row=state.row.gather(1, parent))
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors [item, dim] of length 1, where they are not zero."""
-    result: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-    return result

@@ -331,4 +331,4 @@ def sasrec_variants(default: RunConfig, num_seeds: int) -> list[Cell]:
 def sasrec(default: RunConfig) -> RunConfig:
     """SASRec with the tuned configuration. docs/log.md and the cells of `sasrec_variants` show the tuning."""
     wide = SasRecConfig(width=128, ffn_dim=128)
-    return replace(default, generator=wide, training=sasrec_training(), history_length=20)
+    return replace(default, generator=wide, training=sasrec_training(), opinions=None, history_length=20)

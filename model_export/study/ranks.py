@@ -44,7 +44,7 @@ def rank_targets(
     users: Targets,
     config: RunConfig,
     *,
-    neighbor_weight: float = 0.0,
+    neighbor_weight: float = 1.0,
     neighbors: NeighborsOfItems | None = None,
 ) -> Ranks:
     """The ranks of the users' targets among all items. codes [item, level]"""

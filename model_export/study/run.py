@@ -20,6 +20,7 @@ from model_export.evaluation.baselines.transition_hops import TransitionHops
 from model_export.evaluation.metrics import codebook_use, collisions, ndcg_at, target_ranks
 from model_export.evaluation.reach import coverage
 from model_export.generators.sasrec import codes_of_items
+from model_export.generators.tree import TreeGenerator
 from model_export.pipeline import stages, versions
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.opinions import weigh
@@ -249,8 +250,11 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         figures["train_seconds"] = curve.core_seconds
     figures["num_parameters"] = float(sum(weights.numel() for weights in generator.parameters()))
     figures["validation_ndcg@10"] = max(curve.validation_ndcg_at_10)
-    if config.opinions is None or vectors is None or features is None:
+    if config.opinions is None:
         return ranks.rank_targets(generator, codes, run.split.test, config), figures
+    assert isinstance(generator, TreeGenerator)
+    assert vectors is not None
+    assert features is not None
     weighed = weigh(run, generator, codes, vectors, features)
     figures |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
     neighbors = weighed.neighbors(spec, codes, dataset.item_ids)

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from service.catalog.catalog import Catalog
-from service.catalog.follower import BLOCK_MS, FIRST_BACKOFF_S, MAX_BACKOFF_S, Lag
+from service.catalog.follower import Lag
+from service.catalog.log_follower import BLOCK_MS, LogBroken, LogFollower, check_follows
 from service.core.co_counts import CoCounts, CoCountSpec
-from service.errors import StoreFault, StoreUnavailable
 from service.store.client import chunks
 from service.store.co_counts import CoCountStore, RowsChanged, StoredRow
-from service.store.retry import Backoff, is_cancelled
+from service.store.records import Position
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +23,10 @@ CHANGES_PER_READ = 100  # each names some rows of up to some kilobytes
 ROWS_PER_TURN = 20  # are set in one turn, during which no search runs; a millisecond
 
 
-class _LogBroken(Exception):
-    """The log does not continue at the table's version, so all rows must be loaded again."""
-
-
-class CoCountFollower:
+class CoCountFollower(LogFollower):
     """Gives a catalog its table of counts, and applies changes. Without Redis the table stays as it is."""
+
+    follows = "the table of counts"
 
     def __init__(
         self,
@@ -39,18 +37,21 @@ class CoCountFollower:
         block_ms: int = BLOCK_MS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__()
         self.num_loads = 0  # more than one: the log was trimmed before it was read, or Redis lost data
-        self.version = 0  # of the log: the table has all changes up to this one
+        self._version = 0
         self._catalog = catalog
         self._store = store
         self._spec = spec
         self._block_ms = block_ms
         self._clock = clock
-        self._mark = ""  # of the change that made this version
         self._log_version = 0  # of the last change known to be in the log
-        self._is_caught_up = False
         self._caught_up_at = clock()
-        self._needs_load = True
+
+    @property
+    def version(self) -> int:
+        """Of the log: the table has all changes up to this one."""
+        return self._version
 
     @property
     def num_rows(self) -> int:
@@ -85,30 +86,15 @@ class CoCountFollower:
             # Items may have moved since the table asked where they are.
             await asyncio.to_thread(table.place_all)
             self._catalog.co_counts = table
-        self.version, self._mark = position
+        self._version, self._mark = position
         self._needs_load = False
         self.num_loads += 1
-        self._saw_end(position.version)
+        await self._set_caught_up()
         log.info("loaded the counts of %d items in %.2f s", table.num_rows, self._clock() - start)
 
     async def run(self) -> None:
         """Follow the log until cancelled. Loads first if `load` was not called."""
-        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
-        while not is_cancelled():
-            try:
-                if self._needs_load:
-                    await self.load()
-                await self._check_position()
-                backoff.reset()
-                while not is_cancelled():
-                    await self._follow()
-            except _LogBroken as error:
-                log.warning("the counts cannot go on from version %d (%s)", self.version, error)
-                self._needs_load, self._is_caught_up = True, False
-            except (StoreUnavailable, StoreFault):  # already logged where it was raised
-                self._is_caught_up = False
-                await backoff.wait()
-        raise asyncio.CancelledError
+        await self._run()
 
     async def _follow(self) -> None:
         changes = await self._store.changes(self.version, self._block_ms, CHANGES_PER_READ)
@@ -126,9 +112,9 @@ class CoCountFollower:
                 for item_id in part:
                     if item_id not in found:
                         table.drop_row(item_id)
-        self.version, self._mark = changes[-1].version, mark
+        self._version, self._mark = changes[-1].version, mark
         if len(changes) < CHANGES_PER_READ:
-            self._saw_end(self.version)
+            await self._set_caught_up()
         else:
             await self._check_position()  # there may be many more
 
@@ -136,20 +122,14 @@ class CoCountFollower:
         for each in rows:
             table.set_row(*each.row, log2_unit=self._store.log2_unit(each.at_s))
 
-    async def _check_position(self) -> None:
-        """A flushed or restored Redis has no changes to read; only its position shows what happened."""
-        version, mark = await self._store.position()
-        if version < self.version:
-            raise _LogBroken(f"the log is at version {version}")
-        if version == self.version and mark != self._mark:
-            raise _LogBroken("the log has another change of this version")
-        self._saw_end(version)
+    async def _position(self) -> Position:
+        position = await self._store.position()
+        self._log_version = position.version
+        return position
 
-    def _saw_end(self, version: int) -> None:
-        self._log_version = version
-        self._is_caught_up = True
-        if self.version >= version:
-            self._caught_up_at = self._clock()
+    async def _set_caught_up(self) -> None:
+        self._log_version = max(self._log_version, self._version)
+        self._is_caught_up, self._caught_up_at = True, self._clock()
 
 
 def _named(changes: Sequence[RowsChanged], version: int, mark: str) -> tuple[list[str], str]:
@@ -157,11 +137,8 @@ def _named(changes: Sequence[RowsChanged], version: int, mark: str) -> tuple[lis
     found: dict[str, None] = {}
     for change in changes:
         if change.item_ids is None:
-            raise _LogBroken(f"change {change.version} cannot be read")
-        if change.version != version + 1:
-            raise _LogBroken(f"the next change in the log is {change.version}")
-        if change.after != mark:
-            raise _LogBroken(f"change {change.version} follows another history")
+            raise LogBroken(f"change {change.version} cannot be read")
+        check_follows(change, version, mark)
         found |= dict.fromkeys(change.item_ids)
         version, mark = change.version, change.mark
     return list(found), mark

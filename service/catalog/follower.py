@@ -9,17 +9,15 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from service.catalog.catalog import Catalog, Loading
+from service.catalog.log_follower import BLOCK_MS, LogBroken, LogFollower, check_follows
 from service.errors import StoreFault, StoreUnavailable
 from service.store.items import Change, ItemStore, Position
-from service.store.retry import Backoff, is_cancelled
+from service.store.retry import is_cancelled
 
 log = logging.getLogger(__name__)
 
-BLOCK_MS = 1_000  # how long one read waits for a change; also how soon a flushed Redis is noticed
 # How old the follower's knowledge of the log's end may get. It reads sooner, unless something delays it.
 LOOK_S = 1.5
-FIRST_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 2.0
 # Changes that are applied in one turn, during which no search runs. They take 0.6 ms. With a hundred cached
 # filters, 2 ms if the items pass the same filters as before, 20 ms if all move (benchmarks/filters.py).
 CHANGES_PER_TURN = 20
@@ -33,12 +31,10 @@ class Lag(NamedTuple):
     seconds: float  # since it had all changes; 0 while it has them
 
 
-class _LogBroken(Exception):
-    """The log does not continue at this replica's version, so the catalog must be loaded again."""
-
-
-class CatalogFollower:
+class CatalogFollower(LogFollower):
     """Applies the changes in Redis' log to a catalog. Without Redis the catalog stays as it is."""
+
+    follows = "the catalog"
 
     def __init__(
         self,
@@ -48,20 +44,23 @@ class CatalogFollower:
         block_ms: int = BLOCK_MS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__()
         self.catalog = catalog
         self.num_loads = 0  # more than one: the log was trimmed before it was read, or Redis lost data
         self._store = store
         self._block_ms = block_ms
         self._clock = clock
-        self._mark = ""  # of the change that made this version of the catalog
-        self._needs_load = True
-        self._is_caught_up = False
         self._followed_at: float | None = None
         self._log_version = 0  # of the last change known to be in the log
         self._looked_at = -math.inf  # when this was the end of the log
         self._caught_up_at = clock()  # when the catalog had all changes
         self.lost: StoreUnavailable | None = None  # why Redis cannot be reached; None while it answers
         self._moved = asyncio.Condition()
+
+    @property
+    def version(self) -> int:
+        """Of the log: the catalog has all changes up to this one."""
+        return self.catalog.version
 
     @property
     def is_loaded(self) -> bool:
@@ -99,7 +98,7 @@ class CatalogFollower:
             try:
                 fresh, mark = await self._read_all()
                 break
-            except _LogBroken as error:
+            except LogBroken as error:
                 log.warning("the log broke while the catalog was read (%s); reading again", error)
         async with self.catalog.lock:
             self.catalog.adopt(fresh)
@@ -120,26 +119,10 @@ class CatalogFollower:
             watching.cancel()
             await asyncio.wait([watching])
 
-    async def _run(self) -> None:
-        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
-        while not is_cancelled():
-            try:
-                if self._needs_load:
-                    await self.load()
-                await self._check_position()
-                backoff.reset()
-                while not is_cancelled():
-                    await self._follow()
-            except _LogBroken as error:
-                log.warning("cannot go on from version %d (%s); loading again", self.catalog.version, error)
-                self._needs_load, self._is_caught_up = True, False
-            except (StoreUnavailable, StoreFault) as error:
-                self.lost = error if isinstance(error, StoreUnavailable) else None
-                if self._is_caught_up:
-                    log.warning("lost Redis at version %d, serving on: %s", self.catalog.version, error)
-                self._is_caught_up = False
-                await backoff.wait()
-        raise asyncio.CancelledError
+    def _note_lost(self, error: StoreUnavailable | StoreFault) -> None:
+        self.lost = error if isinstance(error, StoreUnavailable) else None
+        if self._is_caught_up:
+            log.warning("lost Redis at version %d, serving on: %s", self.catalog.version, error)
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Wait until the catalog has this version. False after the timeout."""
@@ -180,16 +163,6 @@ class CatalogFollower:
         if not changes:
             await self._check_position()
 
-    async def _check_position(self) -> None:
-        """A flushed or restored Redis has no changes to read; only its position shows what happened."""
-        version, mark = await self._position()
-        if version < self.catalog.version:
-            raise _LogBroken(f"the log is at version {version}")
-        if version == self.catalog.version and mark != self._mark:
-            raise _LogBroken("the log has another change of this version")
-        if version == self.catalog.version:
-            await self._set_caught_up()
-
     async def _position(self) -> Position:
         position = await self._store.position()
         self.lost = None
@@ -222,11 +195,8 @@ def _replay(catalog: Catalog, mark: str, changes: Sequence[Change]) -> str:
     """Apply changes that must follow the one with `mark`. Returns the last one's mark."""
     for change in changes:
         if change.op == "unreadable":
-            raise _LogBroken(f"change {change.version} cannot be read")
-        if change.version != catalog.version + 1:
-            raise _LogBroken(f"the next change in the log is {change.version}")
-        if change.after != mark:
-            raise _LogBroken(f"change {change.version} follows another history")
+            raise LogBroken(f"change {change.version} cannot be read")
+        check_follows(change, catalog.version, mark)
         if change.op == "put":
             catalog.put(change.item_id, change.sid, change.attributes)
         else:

@@ -160,7 +160,8 @@ def test_the_other_generator_goes_the_same_way(tiny_export, tmp_path):
     for reading in tiny_export.cache.glob("reading-*"):
         (tmp_path / reading.name).hardlink_to(reading)
     small = TigerConfig(width=16, num_layers=1, num_heads=2, head_dim=8, ffn_dim=32)
-    config = replace(tiny(), generator=small, training=replace(tiny().training, max_steps=10))
+    training = replace(tiny().training, max_steps=10)
+    config = replace(tiny(), generator=small, training=training, opinions=None)
     bundle = export(tiny_export.dataset, tmp_path / "bundle", config, cache_folder=tmp_path, say=silent)
     assert bundle.manifest.generator == "tiger"
     assert bundle.manifest.metrics["max_exhaustive_difference"] < 1e-3

@@ -17,7 +17,7 @@ def purchases(train: Sequences, num_items: int) -> NDArray[np.float32]:
 
 def transitions(train: Sequences, num_items: int) -> csr_matrix:
     """How often an item came right after another: [item before, item after]."""
-    return _pairs(train, num_items, 1)
+    return pairs(train, num_items, 1)
 
 
 def co_purchases(train: Sequences, num_items: int) -> csr_matrix:
@@ -27,7 +27,7 @@ def co_purchases(train: Sequences, num_items: int) -> csr_matrix:
     product of both items' purchases, so popular items are not near to everything.
     """
     near = sum(
-        (_pairs(train, num_items, distance) / distance for distance in range(1, CO_PURCHASE_WINDOW + 1)),
+        (pairs(train, num_items, distance) / distance for distance in range(1, CO_PURCHASE_WINDOW + 1)),
         start=csr_matrix((num_items, num_items), dtype=np.float32),
     )
     scale = diags(1 / np.sqrt(np.maximum(purchases(train, num_items), 1)))
@@ -49,7 +49,7 @@ def weights_of_items(histories: Sequences, num_items: int, decay: float) -> csr_
     return csr_matrix((weight[kept], (user[kept], items[kept])), shape=(len(histories), num_items))
 
 
-def _pairs(train: Sequences, num_items: int, distance: int) -> csr_matrix:
+def pairs(train: Sequences, num_items: int, distance: int) -> csr_matrix:
     """How often an item came `distance` positions after another: [item before, item after]."""
     none = np.empty(0, np.int64)
     before = np.concatenate([*(sequence[:-distance] for sequence in train), none])
