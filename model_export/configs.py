@@ -169,6 +169,9 @@ class OpinionsConfig:
     """How the opinions of a search are weighed against each other (pipeline/opinions.py)."""
 
     content_dim: int = 64  # the first axes of the encoder's features, which likeness may compare
+    text_dim: int = 128  # the first axes of the texts' TF-IDF, which likeness may compare
+    max_dim: int = 192  # of the vectors that likeness compares: the axes that keep most of all three
+    num_candidates: int = 200  # of a user, between which the weights decide
     max_users: int = 2000  # validation users whose targets decide
     max_scores: int = 20_000_000  # users times items: fewer users decide if the catalog is large
 

@@ -28,13 +28,14 @@ class Likeness(nn.Module):
     """Scores the children of a prefix by how near their items are to the history.
 
     The likeness of a child is the softmax of log n + q · m over the seen children and one more choice, "a new
-    one". For a seen child, n is the number of its items, and m is the mean of their unit vectors. For the new
-    one, n is 1, and m is the mean over all items of the prefix. q is the weighted sum of the history's
-    vectors. Each step into the past multiplies the weight by `recency`.
+    one". For a seen child, n is the number of its items, or the sum of their weights if popular items weigh
+    more, and m is the mean of their vectors. For the new one, n is 1, and m is the mean over all items of the
+    prefix. q is the weighted sum of the history's vectors. Each step into the past multiplies the weight by
+    `recency`.
     """
 
     weight: Tensor  # [position]  oldest first
-    middle: Tensor  # [dim]  mean of all items' unit vectors
+    middle: Tensor  # [dim]  mean of all items' vectors
 
     def __init__(
         self,
@@ -44,25 +45,30 @@ class Likeness(nn.Module):
         vectors: NDArray[np.float32],
         history_length: int,
         power: float = 1.0,
+        item_weights: NDArray[np.float32] | None = None,
     ) -> None:
-        """codes [item, level] and vectors [item, dim] of seen items. `power`: of the probabilities, 1 or less
-        if the learned opinion weighs more.
+        """codes [item, level] and vectors [item, dim] of seen items. Their products are the likeness.
+
+        `power`: of the probabilities, above 1 if likeness weighs more than what was learned. item_weights
+        [item]: how often each item counts, by default once.
         """
         super().__init__()
         self.power = power
         self.prefixes = [prefixes]  # in a list, because its weights belong to another module
-        unit = torch.from_numpy(unit_vectors(vectors))
+        seen = torch.from_numpy(vectors)
+        weights = torch.ones(len(codes)) if item_weights is None else torch.from_numpy(item_weights).float()
         weight = config.likeness * config.recency ** torch.arange(history_length - 1, -1, -1.0)
         self.register_buffer("weight", weight)
-        self.register_buffer("middle", unit.mean(dim=0))
+        self.register_buffer("middle", seen.mean(dim=0))
         self.contents: Modules[PrefixBonus] = Modules(
             PrefixBonus(own, vectors.shape[1] + 1).requires_grad_(False) for own in prefixes
         )
         row = torch.full((len(codes),), ROOT)
-        means = prefix_means(prefixes, torch.from_numpy(codes.astype(np.int64)), unit)
+        means = prefix_means(prefixes, torch.from_numpy(codes.astype(np.int64)), seen)
         for level, (own, children) in enumerate(zip(prefixes, self.contents, strict=True)):
             row = own.rows(row, torch.from_numpy(codes[:, level].astype(np.int64)))
-            count = torch.bincount(row, minlength=own.num_rows + 1).clamp(min=1)
+            count = torch.zeros(own.num_rows + 1).index_add(0, row, weights)
+            count[count == 0] = 1.0
             children.vectors.weight.zero_()
             children.start_from(torch.cat([means[level], count.log()[:, None]], dim=1))
 

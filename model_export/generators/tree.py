@@ -151,7 +151,9 @@ class TreeGenerator(Generator):
             self._start_from(seen_codes, config.start_scale * principal_axes(seen_vectors, width))
         self.likeness = None
         if config.likeness and seen_vectors is not None:
-            self.likeness = Likeness(config, self.prefixes, seen_codes, seen_vectors, history_length)
+            self.likeness = Likeness(
+                config, self.prefixes, seen_codes, unit_vectors(seen_vectors), history_length
+            )
 
     @torch.no_grad()
     def _start_from(self, codes: NDArray[np.integer[Any]], vectors: NDArray[np.float32]) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 Terms = Literal["words", "letters"]
@@ -20,11 +21,18 @@ MIN_ITEMS_FOR_SHARE = 100  # of fewer items, a tenth would be too few
 
 def text_cosines(texts: Sequence[str], terms: Terms) -> NDArray[np.float32]:
     """The cosine of each pair of texts: [item, item], 4 bytes a pair. It is 0 for a text without terms."""
+    vectors = text_vectors(texts, terms)
+    if vectors is None:
+        return np.zeros((len(texts), len(texts)), dtype=np.float32)
+    cosines: NDArray[np.float32] = (vectors @ vectors.T).toarray()
+    return cosines
+
+
+def text_vectors(texts: Sequence[str], terms: Terms) -> csr_matrix | None:
+    """The TF-IDF vector of each text, of length 1: [item, term]. None if no text has a term."""
     max_share = MAX_SHARE if len(texts) >= MIN_ITEMS_FOR_SHARE else 1.0
     vectorizer = TfidfVectorizer(sublinear_tf=True, max_df=max_share, dtype=np.float32, **TERMS[terms])
     analyze = vectorizer.build_analyzer()
     if not any(analyze(text) for text in texts):
-        return np.zeros((len(texts), len(texts)), dtype=np.float32)
-    vectors = vectorizer.fit_transform(texts)  # [item, term]
-    cosines: NDArray[np.float32] = (vectors @ vectors.T).toarray()
-    return cosines
+        return None
+    return vectorizer.fit_transform(texts)
