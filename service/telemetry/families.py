@@ -221,7 +221,7 @@ class MetricFamilies:
         self.feedback_attributed = self._counter(
             "feedback_attributed",
             "Events about a page that this replica served and remembers, posted to any replica, by the model "
-            "that made the page.",
+            "that made the page. Each event counts on one replica.",
             "recommender_id",
         )
         self.feedback_hits = self._counter(
