@@ -260,6 +260,10 @@ class BodyTooSlow(ServiceError):
         )
 
 
+def _content_type(given: str) -> str:
+    return f"Content-Type is {given!r}." if given else "Content-Type is missing."
+
+
 class NotJson(ServiceError):
     """Raised if the Content-Type of a body is missing or is not a type of JSON."""
 
@@ -267,8 +271,21 @@ class NotJson(ServiceError):
     slug = "not-json"
 
     def __init__(self, content_type: str) -> None:
-        given = f"is {content_type!r}" if content_type else "is missing"
-        super().__init__(f"Content-Type {given}. Send JSON, with `Content-Type: application/json`.")
+        super().__init__(f"{_content_type(content_type)} Send JSON, with `Content-Type: application/json`.")
+
+
+class NotAPatch(ServiceError):
+    """Raised if the Content-Type of a PATCH is missing or names a kind of patch that is not known."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "not-a-patch"
+    media_types = ("application/json", "application/merge-patch+json")
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the fields to replace as application/json, or a JSON merge "
+            "patch (RFC 7396) as application/merge-patch+json."
+        )
 
 
 class InvalidJson(ServiceError):

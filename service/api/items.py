@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
-from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, ModelDep, StateDep
+from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, MergeDep, ModelDep, StateDep
 from service.api.direct import ApiRoute
 from service.api.policies import policy
 from service.api.schemas import (
@@ -26,7 +26,7 @@ from service.api.schemas import (
     StoredItemOut,
 )
 from service.catalog.neighbors import neighbors
-from service.core.items import MAX_ID_CHARS, check_item_id, merge
+from service.core.items import MAX_ID_CHARS, check_item_id
 from service.core.render import item_text, render_text
 from service.errors import InvalidItem, ItemNotFound, TooManyItems
 from service.flows.indexing import Outcome
@@ -134,12 +134,22 @@ async def get_item(item_id: ItemIdPath, model: ModelDep) -> StoredItemOut:
     return _stored(await _find(model, item_id))
 
 
-@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_PUT)
+@router.patch(
+    "/items/{item_id:path}",
+    dependencies=[NEEDS_REDIS],
+    responses=OF_AN_ITEM | OF_A_PUT,
+    openapi_extra={
+        "requestBody": {"content": {"application/merge-patch+json": {"schema": {"type": "object"}}}}
+    },
+)
 @policy(Scope.WRITE)
 async def patch_item(
-    item_id: ItemIdPath, body: dict[str, Any], model: ModelDep, call: CallDep
+    item_id: ItemIdPath, body: dict[str, Any], model: ModelDep, call: CallDep, merge: MergeDep
 ) -> PatchedItem:
     """Replace some fields of an item. A null removes one. The item is read again only if its text changed.
+
+    As application/json, each given field replaces the whole field. As application/merge-patch+json, objects
+    are merged at every depth (RFC 7396).
 
     Two patches of one item at the same moment are not merged: the later one wins.
     """
@@ -154,9 +164,10 @@ async def patch_item(
     if outcome.error is not None:
         raise outcome.error
     assert outcome.sid is not None
+    assert outcome.item is not None
     assert outcome.status != "failed"
     return PatchedItem(
-        item=merged,
+        item=outcome.item,
         semantic_id=str(outcome.sid),
         codes=list(outcome.sid.codes),
         status=outcome.status,

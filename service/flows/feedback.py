@@ -4,9 +4,9 @@ Every replica remembers the pages that it served. A client may post an event to 
 it from Redis, and the one that served the page counts the rank of the item. So POST /recommend needs no
 Redis.
 
-Several replicas may have served a page with the same request id: a gateway sent the request again, or one trace
-id covers several requests. The first of them that claims the event in Redis counts it. A replica whose pages
-lack the item waits before it claims, so that one whose page has it comes first.
+Several replicas may have served a page with the same request id: a gateway sent the request again, or one
+trace id covers several requests. The first of them that claims the event in Redis counts it. A replica whose
+pages lack the item waits before it claims, so that one whose page has it comes first.
 """
 
 import asyncio

@@ -64,6 +64,7 @@ class Outcome:
     truncated: bool | None = None  # None where the item was not drawn
     missing: str | None = None
     error: ServiceError | None = None
+    item: Item | None = None  # as it is stored; None if it failed
 
 
 class Indexed(NamedTuple):
@@ -319,6 +320,7 @@ def _outcomes(
             sid=result.sid,
             truncated=picture.truncated if picture else None,
             missing=picture.missing if picture else None,
+            item=reading.record.item,
         )
         versions.append(result.version)
     return outcomes, versions

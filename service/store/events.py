@@ -74,7 +74,8 @@ class EventStore:
     async def claim(self, entry_ids: Sequence[bytes]) -> list[bool]:
         """For each event, whether it is this store's: the first store that claims an event owns it.
 
-        Safe to repeat. A claim is kept as long as an event is recognized. Raises StoreUnavailable or StoreFault.
+        Safe to repeat. A claim is kept as long as an event is recognized. Raises StoreUnavailable or
+        StoreFault.
         """
         pipeline = self._redis.pipeline(transaction=False)
         for entry_id in entry_ids:
