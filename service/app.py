@@ -253,6 +253,7 @@ def build_model(
         follower,
         strips,
         render=manifest.render,
+        filter_fields=settings.filter_fields,
         max_item_chars=settings.max_item_chars,
         timeout_s=settings.index_timeout_s,
         metrics=metrics,

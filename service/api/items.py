@@ -24,6 +24,7 @@ from service.api.schemas import (
     SimilarItem,
     SimilarResponse,
     StoredItemOut,
+    UnusedValueOut,
 )
 from service.catalog.neighbors import neighbors
 from service.core.items import MAX_ID_CHARS, check_item_id
@@ -171,6 +172,7 @@ async def patch_item(
         semantic_id=str(outcome.sid),
         codes=list(outcome.sid.codes),
         status=outcome.status,
+        unused_values=_unused(outcome),
         catalog_version=indexed.version,
     )
 
@@ -196,6 +198,10 @@ def _stored(item: StoredItem) -> StoredItemOut:
     return StoredItemOut(item=item.item, semantic_id=str(item.sid), codes=list(item.sid.codes))
 
 
+def _unused(outcome: Outcome) -> list[UnusedValueOut]:
+    return [UnusedValueOut(field=each.field, reason=each.reason) for each in outcome.unused]
+
+
 def _result(outcome: Outcome, request: Request) -> ItemResult:
     error = outcome.error
     return ItemResult(
@@ -205,6 +211,7 @@ def _result(outcome: Outcome, request: Request) -> ItemResult:
         codes=list(outcome.sid.codes) if outcome.sid else None,
         truncated=outcome.truncated,
         missing_characters=outcome.missing,
+        unused_values=_unused(outcome),
         error=problem_of(error, instance=request.scope["path"], request_id=request.state.request_id)
         if error
         else None,

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import httpx
 
 from service.commands.parsers import Subparsers
+from service.commands.unused_values import UnusedValues
 from service.core.json_lines import parse_json, read_json_lines
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
@@ -134,6 +135,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     # All lines first, so that a broken line is found before anything is posted.
     lines = [line.value for line in read_json_lines(path)]
     counts: dict[str, int] = {}
+    unused = UnusedValues()
     shown = 0
     with (
         _connect(args) as client,
@@ -145,12 +147,15 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
             answer = _ask(client, "POST", "/items", json={"items": batch})
             for place, result in enumerate(answer["items"], start=start + 1):
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
+                for value in result.get("unused_values", ()):  # an earlier release does not tell them
+                    unused.add(f"{path}: item {place}", value["field"], value["reason"])
                 if result["error"] and shown < MAX_SHOWN_FAILURES:
                     shown += 1
                     ProgressBar.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
             if start + num_at_once < len(lines):
                 time.sleep(max(0.0, next_at - time.monotonic()))
+    unused.tell()
     return _conclude(counts, num_shown=shown)
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.commands.unused_values import UnusedValues
 from service.core.bundle import Manifest, load_bundle
 from service.core.bundle_items import parse_item
 from service.core.items import check_item
@@ -107,7 +108,9 @@ class _Import:
         self._store = store
         self._catalog = settings.catalog
         self._tokenizer_id = manifest.tokenizer_id
+        self._filter_fields = settings.filter_fields
         self._counts: Counter[str] = Counter()
+        self._unused = UnusedValues()
 
     async def run(self) -> Counter[str]:
         await self._check_served()
@@ -117,6 +120,7 @@ class _Import:
                 await self._put_all(bar)
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
+        self._unused.tell()
         if await self._store.active() is None:
             await self._store.activate()  # only now: before the whole file is in, the catalog is new
         return self._counts
@@ -150,6 +154,8 @@ class _Import:
         for line, result in zip(batch, results, strict=True):
             if isinstance(result, PutResult):
                 self._counts[result.status] += 1
+                for value in self._filter_fields.unused_in(line.record.item):
+                    self._unused.add(f"{self._path}:{line.number}", value.field, value.reason)
                 continue
             if not isinstance(result, SidSpaceFull):
                 raise result

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from service.catalog.follower import CatalogFollower
 from service.core.bundle import RenderSpec
+from service.core.filters import DeclaredFields, UnusedValue
 from service.core.items import Item, check_item
 from service.core.render import Rendered, content_hash, item_text, render_text
 from service.core.sid import Codes, Sid
@@ -52,6 +53,7 @@ class CheckedItem(NamedTuple):
 
     record: ItemRecord
     text: str
+    unused: Sequence[UnusedValue]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Outcome:
     missing: str | None = None
     error: ServiceError | None = None
     item: Item | None = None  # as it is stored; None if it failed
+    unused: Sequence[UnusedValue] = ()  # values of the item that filters cannot use
 
 
 class Indexed(NamedTuple):
@@ -93,6 +96,7 @@ class Indexer:
         batcher: MicroBatcher[Strips, Codes],
         *,
         render: RenderSpec,
+        filter_fields: DeclaredFields,
         max_item_chars: int,
         timeout_s: float,
         metrics: Metrics,
@@ -101,6 +105,7 @@ class Indexer:
         self._follower = follower
         self._batcher = batcher
         self._render = render
+        self._filter_fields = filter_fields
         self._max_item_chars = max_item_chars
         self._timeout_s = timeout_s
         self._metrics = metrics
@@ -125,6 +130,8 @@ class Indexer:
             raise TookTooLong("Reading these items", deadline - started_at) from None
         for outcome in indexed.outcomes:
             self._metrics.indexed_items.labels(outcome.status).inc()
+            for value in outcome.unused:
+                self._metrics.unused_values.labels(value.field).inc()
         stages.flow = "index"
         return indexed
 
@@ -229,7 +236,8 @@ class Indexer:
                 raise InvalidItem("item", "has no text to read. Give it a title")
         except ServiceError as error:
             return error
-        return CheckedItem(ItemRecord(fields["item_id"], content_hash(text), fields), text)
+        record = ItemRecord(fields["item_id"], content_hash(text), fields)
+        return CheckedItem(record, text, self._filter_fields.unused_in(fields))
 
     async def _keep(
         self, readings: Sequence[CheckedItem], stages: Stages
@@ -321,6 +329,7 @@ def _outcomes(
             truncated=picture.truncated if picture else None,
             missing=picture.missing if picture else None,
             item=reading.record.item,
+            unused=reading.unused,
         )
         versions.append(result.version)
     return outcomes, versions

@@ -123,6 +123,11 @@ class MetricFamilies:
             "Posted items, by outcome (created, moved, updated, unchanged, failed).",
             "status",
         )
+        self.unused_values = self._counter(
+            "unused_values",
+            "Values of posted items that filters cannot use, by field. The answer to the post says why.",
+            "field",
+        )
         self.filter_views = self._gauge("filter_views", "Filters whose tables are cached.")
         self.filter_view_bytes = self._gauge("filter_view_bytes", "Memory of the cached tables of filters.")
 

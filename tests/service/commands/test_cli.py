@@ -114,6 +114,21 @@ def test_import_names_the_items_that_failed_and_stores_the_others(served, tmp_pa
     assert "item 3: item: has no text" in shown.err
 
 
+def test_import_counts_the_values_that_filters_cannot_use_and_shows_one_of_each_field(
+    served, tmp_path, capsys
+):
+    available = [True, "no", None, "false"]
+    items = [
+        {"item_id": f"odd-{n}", "title": f"Odd {n}", "available": each} for n, each in enumerate(available)
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    assert main(["import", str(tmp_path), "--url", served]) == 0
+    shown = capsys.readouterr()
+    assert "4 created" in shown.out
+    assert "filters cannot use available of 2 items" in shown.err
+    assert "items.jsonl: item 2: available is not true or false" in shown.err
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

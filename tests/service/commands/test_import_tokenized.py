@@ -156,6 +156,18 @@ async def test_of_an_id_that_comes_twice_the_last_line_counts(bundle, redis, red
     assert await is_whole(redis)
 
 
+async def test_values_that_filters_cannot_use_are_counted_by_field(
+    bundle, redis_url, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("GLYPHREC_FILTER_FIELDS", "price:number")
+    priced = [each._replace(item=each.item | {"price": "cheap"}) for each in MANY[:3]]
+    path = written(tmp_path, [*priced, MANY[4]])
+    assert await imported(path, bundle, redis_url) == 0
+    said = capsys.readouterr().err
+    assert "filters cannot use price of 3 items" in said
+    assert f"{path}:1: price is declared as number" in said
+
+
 async def test_filters_know_what_was_imported(bundle, redis_url, tmp_path, monkeypatch):
     monkeypatch.setenv("GLYPHREC_FILTER_FIELDS", "price:number")
     priced = [each._replace(item=each.item | {"price": place}) for place, each in enumerate(MANY[:50])]

@@ -10,6 +10,7 @@ import pytest
 from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.core.bundle import TOKENIZER, load_bundle
+from service.core.filters import DeclaredFields
 from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge, merge_patch
 from service.errors import InvalidItem, Overloaded, StoreUnavailable, TookTooLong
 from service.flows import indexing
@@ -53,6 +54,7 @@ class Bench:
             self.follower,
             self.batcher,
             render=render_spec(),
+            filter_fields=DeclaredFields(),
             max_item_chars=5_000,
             timeout_s=options.pop("timeout_s", 30.0),
             metrics=self.metrics,
