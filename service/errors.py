@@ -70,6 +70,29 @@ class ItemChanged(ServiceError):
         )
 
 
+class PreconditionFailed(ServiceError):
+    """Raised, or returned for one item of a batch, if the item is not of a revision that may be replaced."""
+
+    status = HTTPStatus.PRECONDITION_FAILED
+    slug = "precondition-failed"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(
+            f"The item {item_id!r} is not as If-Match wants it, and nothing has changed. GET the item, look "
+            "at what it is now, and send the request with the ETag of that answer."
+        )
+
+
+class ConditionOnBatch(ServiceError):
+    """Raised if the header If-Match comes with a batch of items."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "condition-on-batch"
+
+    def __init__(self) -> None:
+        super().__init__("If-Match is about one item, and the request has a batch. Send the item alone.")
+
+
 class SidSpaceFull(ServiceError):
     """Raised, or returned for one item of a batch, if other items have all slots of its codes."""
 

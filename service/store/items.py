@@ -12,7 +12,14 @@ from redis.asyncio import Redis, RedisCluster
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 from service.core.sid import NUM_SLOTS, Codes, SidSpec
-from service.errors import GlyphrecError, ItemChanged, ServiceError, SidSpaceFull
+from service.errors import (
+    GlyphrecError,
+    ItemChanged,
+    ItemNotFound,
+    PreconditionFailed,
+    ServiceError,
+    SidSpaceFull,
+)
 from service.store.client import (
     PIPELINE_LENGTH,
     RESPONSE_TIMEOUT_S,
@@ -25,9 +32,11 @@ from service.store.client import (
 from service.store.log_position import position_of
 from service.store.persistence import Persistence, read_persistence
 from service.store.records import (
+    HASH_LENGTH,
     Change,
     DropResult,
     Held,
+    IfMatch,
     ItemListing,
     ItemRecord,
     Position,
@@ -43,6 +52,7 @@ __all__ = [
     "Change",
     "DropResult",
     "Held",
+    "IfMatch",
     "ItemRecord",
     "ItemStore",
     "ItemListing",
@@ -88,15 +98,19 @@ class ItemStore:
         """How many values were skipped because another program wrote them."""
         return self._codec.num_unreadable
 
-    async def put(self, records: Sequence[tuple[ItemRecord, Codes | None]]) -> list[PutResult | ServiceError]:
+    async def put(
+        self, records: Sequence[tuple[ItemRecord, Codes | None]], if_match: IfMatch | None = None
+    ) -> list[PutResult | ServiceError]:
         """Add or replace items, in order. One script each, so that an error affects only its own item.
 
         Unchanged content keeps its sid, whatever the codes. Codes may be None if the caller knows from `held`
         that the content is unchanged. If that is no longer true, the result is ItemChanged: read the item and
-        put it with codes. Raises StoreUnavailable if Redis took no item; it may also be the result of some.
+        put it with codes. With `if_match`, the result is ItemNotFound for an item that does not exist, and
+        PreconditionFailed for one of another revision; then nothing was done. Raises StoreUnavailable if
+        Redis took no item; it may also be the result of some.
         """
         values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
-        return await self._put_all(records, values)
+        return await self._put_all(records, values, if_match=if_match)
 
     async def assign(
         self, records: Sequence[tuple[ItemRecord, Codes | None]], *, tell: bool = False
@@ -116,8 +130,10 @@ class ItemStore:
         values: Sequence[tuple[bytes, bytes]],
         *,
         tell: bool = False,
+        if_match: IfMatch | None = None,
     ) -> list[PutResult | ServiceError]:
         calls: list[list[Any]] = []
+        allowed = "" if if_match is None else if_match.pack()
         for (record, codes), (value, attributes) in zip(records, values, strict=True):
             packed = b"" if codes is None else self._codec.pack_codes(codes)
             item_id = to_bytes(record.item_id)
@@ -131,40 +147,57 @@ class ItemStore:
                     self._log_length,
                     attributes,
                     int(tell),
+                    allowed,
                 ]
             )
         replies = await self._put.run(self._redis, self._keys, calls)
         return [
-            self._read_put(record.item_id, codes, reply)
-            for (record, codes), reply in zip(records, replies, strict=True)
+            self._read_put(record.item_id, value, codes, reply)
+            for (record, codes), (value, _), reply in zip(records, values, replies, strict=True)
         ]
 
-    def _read_put(self, item_id: str, codes: Codes | None, reply: Any) -> PutResult | ServiceError:
+    def _read_put(
+        self, item_id: str, value: bytes, codes: Codes | None, reply: Any
+    ) -> PutResult | ServiceError:
         if isinstance(reply, ServiceError):
             return reply
         status, sid, version = reply[0].decode(), reply[1], reply[2]
-        if status == "changed":
-            return ItemChanged(item_id)
-        if status == "full":
-            return SidSpaceFull(codes or (), self._num_slots)
-        return PutResult(item_id, self._codec.unpack_sid(sid), status, version)
+        match status:
+            case "changed":
+                return ItemChanged(item_id)
+            case "absent":
+                return ItemNotFound(item_id)
+            case "conflict":
+                return PreconditionFailed(item_id)
+            case "full":
+                return SidSpaceFull(codes or (), self._num_slots)
+        revision = self._codec.revision_of(value, sid) if len(value) > HASH_LENGTH else ""
+        return PutResult(item_id, self._codec.unpack_sid(sid), status, version, revision)
 
-    async def drop(self, item_ids: Sequence[str]) -> list[DropResult]:
-        """Remove items, in order. An absent item changes nothing. Raises the first error."""
-        return await self._drop_all(item_ids, spare_items=False)
+    async def drop(self, item_ids: Sequence[str], if_match: IfMatch | None = None) -> list[DropResult]:
+        """Remove items, in order. An absent item changes nothing.
+
+        Raises the first error: with `if_match`, PreconditionFailed for an item of another revision.
+        """
+        return await self._drop_all(item_ids, spare_items=False, if_match=if_match)
 
     async def forget(self, item_ids: Sequence[str]) -> list[DropResult]:
         """Remove the codes of items that no longer exist: a writer of another tokenizer dropped them."""
         return await self._drop_all(item_ids, spare_items=True)
 
-    async def _drop_all(self, item_ids: Sequence[str], *, spare_items: bool) -> list[DropResult]:
-        calls = [[to_bytes(i), _new_mark(), self._log_length, int(spare_items)] for i in item_ids]
+    async def _drop_all(
+        self, item_ids: Sequence[str], *, spare_items: bool, if_match: IfMatch | None = None
+    ) -> list[DropResult]:
+        allowed = "" if if_match is None else if_match.pack()
+        calls = [[to_bytes(i), _new_mark(), self._log_length, int(spare_items), allowed] for i in item_ids]
         results = []
         for item_id, reply in zip(
             item_ids, await self._drop.run(self._redis, self._keys, calls), strict=True
         ):
             if isinstance(reply, ServiceError):
                 raise reply
+            if reply[0] < 0:
+                raise PreconditionFailed(item_id)
             results.append(DropResult(item_id, bool(reply[0]), reply[1]))
         return results
 
@@ -199,7 +232,8 @@ class ItemStore:
                     continue
                 record, held = self._codec.read_item(item_id, value), self._codec.read_held(held_value)
                 if record and held:
-                    found[item_id] = StoredItem(item_id, dict(record.item), held.sid)
+                    revision = self._codec.revision_of(value, held_value[:-HASH_LENGTH])
+                    found[item_id] = StoredItem(item_id, dict(record.item), held.sid, revision)
         return found
 
     async def page(self, cursor: str | None, limit: int) -> ItemListing:

@@ -4,12 +4,13 @@ A value that another program wrote is skipped and counted. It must not stop the 
 """
 
 import base64
+import hashlib
 import json
 import logging
 import operator
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
@@ -67,6 +68,7 @@ class PutResult:
     sid: Sid
     status: Status
     version: int  # a replica with this version of the catalog knows the item
+    revision: str = field(default="", compare=False)  # of the stored item; '' after `ItemStore.assign`
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,22 @@ class StoredItem:
     item_id: str
     item: dict[str, Any]
     sid: Sid
+    revision: str = field(default="", compare=False)  # another one after each change of item or sid
+
+
+@dataclass(frozen=True)
+class IfMatch:
+    """Which revisions of an item a change may replace. `revisions` None: any, but the item must exist."""
+
+    revisions: frozenset[str] | None
+
+    def allows(self, revision: str) -> bool:
+        """Whether an item of this revision may be replaced."""
+        return self.revisions is None or revision in self.revisions
+
+    def pack(self) -> str:
+        """As lua/put.lua takes it. No revision at all is a name that no item has."""
+        return "*" if self.revisions is None else ",".join(sorted(self.revisions)) or "none"
 
 
 class ItemListing(NamedTuple):
@@ -181,6 +199,10 @@ class RecordCodec:
         ):  # `spec.check` would be the slowest part of a load
             raise ValueError(f"codes {values[:-1]} do not fit the levels {self._spec.levels}")
         return Sid(values[:-1], values[-1])
+
+    def revision_of(self, value: bytes, sid: bytes) -> str:
+        """The revision of an item with this value and this packed sid, as lua/put.lua computes it."""
+        return hashlib.sha1(value + sid, usedforsecurity=False).hexdigest()
 
     def read_cursor(self, cursor: str | None) -> bytes | None:
         """The trie member in the cursor. Raises InvalidCursor."""
