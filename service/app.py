@@ -21,6 +21,7 @@ from service.api.routes import ROUTERS, add_routes
 from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
+from service.core.co_counts import CoCounts
 from service.core.version import service_version
 from service.errors import GlyphrecError
 from service.flows.feedback import Feedback
@@ -201,7 +202,9 @@ class Service:
             learner = Learner(
                 co_count_store(redis, settings), lambda: learned_by(state.readiness), state.metrics
             )
-        state.feedback = Feedback(store, state.pages, state.metrics, learner)
+        state.feedback = Feedback(
+            store, state.pages, state.metrics, learner, lambda: counts_of(state.readiness)
+        )
         if settings.remembered_pages:
             following = asyncio.create_task(state.feedback.run(), name="feedback")
             ends.push_async_callback(cancel, following)
@@ -298,6 +301,11 @@ def learned_by(readiness: Readiness) -> Learned | None:
     if model is None or model.manifest.co_counts is None:
         return None
     return Learned(model.catalog, model.manifest.co_counts)
+
+
+def counts_of(readiness: Readiness) -> CoCounts | None:
+    """The table of counts that searches use now."""
+    return None if readiness.model is None else readiness.model.catalog.co_counts
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

@@ -101,7 +101,10 @@ class CatalogFollower(LogFollower):
             except LogBroken as error:
                 log.warning("the log broke while the catalog was read (%s); reading again", error)
         async with self.catalog.lock:
-            self.catalog.adopt(fresh)
+            counts, places = self.catalog.co_counts, None
+            if counts is not None:
+                places = await asyncio.to_thread(counts.places_by, fresh.prefix_of)
+            self.catalog.adopt(fresh, places)
         self._mark, self._needs_load = mark, False
         self.num_loads += 1
         self._saw_end(fresh.version)

@@ -12,9 +12,10 @@ pages lack the item waits before it claims, so that one whose page has it comes 
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from service.core.co_counts import CoCounts
 from service.errors import StoreFault, StoreUnavailable
 from service.flows.learning import Learner
 from service.flows.served_pages import Attribution, ServedPages
@@ -44,13 +45,22 @@ class Feedback:
     """Stores posted events in Redis, and counts those about the pages that this replica served."""
 
     def __init__(
-        self, store: EventStore, pages: ServedPages, metrics: Metrics, learner: Learner | None = None
+        self,
+        store: EventStore,
+        pages: ServedPages,
+        metrics: Metrics,
+        learner: Learner | None = None,
+        counts_now: Callable[[], CoCounts | None] = lambda: None,
     ) -> None:
-        """Without a `learner` nothing is learned from events; they only measure quality."""
+        """Without a `learner` nothing is learned from events; they only measure quality.
+
+        `counts_now` gives the table of counts of the model that answers requests.
+        """
         self._store = store
         self._pages = pages
         self._metrics = metrics
         self._learner = learner
+        self._counts_now = counts_now
 
     async def take(self, events: Sequence[Event]) -> int:
         """Store the events -> how many of them were new. Safe to retry. Raises StoreUnavailable."""
@@ -110,10 +120,17 @@ class Feedback:
         taken = []
         for (event, page, _), is_ours in zip(due, are_ours, strict=True):
             if is_ours:
-                self._metrics.observe_attribution(page.recommender_id, page.rank)
+                self._observe(event, page)
                 taken.append(Taken(event.entry_id.decode(), page.history, event.item_id))
         if taken and self._learner is not None:
             await self._learner.learn(taken)
+
+    def _observe(self, event: Told, page: Attribution) -> None:
+        self._metrics.observe_attribution(page.recommender_id, page.rank)
+        counts = self._counts_now()
+        if counts is not None and page.history:
+            is_seen = counts.has_pair(page.history[-1], event.item_id)
+            self._metrics.observe_pair(page.rank, is_seen=is_seen)
 
 
 def _block_ms(candidates: Sequence[Candidate], now: float) -> int:

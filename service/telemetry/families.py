@@ -4,6 +4,8 @@ Each process is one replica and has a registry of its own, so each is scraped by
 host share nothing. Labels take their values from the code and the bundle, never from a request.
 """
 
+from itertools import product
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from service.errors import REFUSALS
@@ -240,6 +242,15 @@ class MetricFamilies:
             "Sum of 1 / rank of the item on the page, over attributed events; 0 for an absent item.",
             "recommender_id",
         )
+        self.feedback_pairs = self._counter(
+            "feedback_pairs",
+            "Attributed events after a history, by the pair of its newest item and the item that was taken "
+            "(seen: the counts have it; unseen), and by whether the item was among the first 10 (hit, miss).",
+            "pair",
+            "result",
+        )
+        for pair, result in product(("seen", "unseen"), ("hit", "miss")):
+            self.feedback_pairs.labels(pair, result)
         self.feedback_remembered_pages = self._gauge(
             "feedback_remembered_pages", "Pages that events can be attributed to."
         )

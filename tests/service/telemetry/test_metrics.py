@@ -31,7 +31,19 @@ UNITS = ("seconds", "bytes", "ratio")
 COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
     *("widenings", "items", "views", "hits", "misses", "evictions", "entries", "version", "in_use", "values"),
-    *("calls", "swaps", "events", "attributed", "pages", "rank", "info", "quality", "ready", "behind"),
+    *(
+        "calls",
+        "swaps",
+        "events",
+        "attributed",
+        "pairs",
+        "pages",
+        "rank",
+        "info",
+        "quality",
+        "ready",
+        "behind",
+    ),
 )
 
 
