@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,8 +36,11 @@ def add_prepare(subparsers: Subparsers) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from model_export.data.tables import read_dataset, write_dataset
+    from model_export.data.tables import check_apart, read_dataset, write_dataset
+    from model_export.files import check_folder
 
+    check_apart(args.data, args.out)
+    check_folder(args.out, "--out")
     dataset = read_dataset(args.data)
     say(dataset.summary())
     write_dataset(dataset, args.out)
@@ -58,12 +60,7 @@ def add_export(subparsers: Subparsers) -> None:
         type=Path,
         help="the bundle's folder; must not exist, or hold the bundle of the same export",
     )
-    parser.add_argument(
-        "--config",
-        default="base",
-        help="the configuration: tiny, demo, base (default), tiger-base or pp-ocr-base. With a checkpoint of "
-        "the model hub also donut-base, trocr-base or deepseek-ocr-2-base",
-    )
+    _add_config(parser)
     parser.add_argument(
         "--seed", type=int, default=None, help="random seed (default: the configuration's, 0)"
     )
@@ -74,22 +71,65 @@ def add_export(subparsers: Subparsers) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from model_export.configs import RUNS
+    from model_export.config_changes import chosen
     from model_export.data.tables import read_dataset
     from model_export.evaluation.evaluate import table
     from model_export.export import export
-    from service.errors import GlyphrecError
+    from model_export.files import check_folder
 
-    if args.config not in RUNS:
-        raise GlyphrecError(f"there is no configuration {args.config!r}. Choose one of {', '.join(RUNS)}.")
-    config = RUNS[args.config]()
-    if args.seed is not None:
-        config = replace(config, seed=args.seed)
+    seed = [] if args.seed is None else [f"seed={args.seed}"]
+    config = chosen(args.config, [*args.settings, *seed])
+    check_folder(args.cache, "--cache")  # before the data are read, which may take minutes
+    check_folder(args.out.absolute().parent, "--out")
     dataset = read_dataset(args.data)
     bundle = export(dataset, args.out, config, cache_folder=args.cache, say=say)
     say(table(bundle.manifest.metrics))
     say(f"\nbundle: {bundle.path}\nreport: {bundle.path / 'report' / 'report.md'}")
     say(f"serve it: glyphrec serve --bundle {bundle.path}")
+    return 0
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        default="base",
+        metavar="NAME|FILE",
+        help="a named configuration (default base), or a TOML file that says what differs from one. "
+        "`glyphrec configs` lists them",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one setting that differs, for example training.max_epochs=20. May be given several times",
+    )
+
+
+def add_configs(subparsers: Subparsers) -> None:
+    """Add `glyphrec configs`."""
+    parser = subparsers.add_parser(
+        "configs",
+        help="list the configurations of an export, or show the settings of one",
+        description="Without options: the named configurations. With --config or --set: all settings as TOML, "
+        "for `glyphrec export --config FILE`.",
+    )
+    _add_config(parser)
+    parser.set_defaults(run=_configs, config=None)
+
+
+def _configs(args: argparse.Namespace) -> int:
+    from model_export.config_changes import as_toml, chosen
+    from model_export.configs import RUNS
+
+    if args.config is None and not args.settings:
+        for name, make in RUNS.items():
+            summary = (make.__doc__ or "").strip().splitlines()[0]
+            say(f"{name:<22}{summary}")
+        say("\nglyphrec configs --config NAME shows all settings of one.")
+        return 0
+    say(as_toml(chosen(args.config or "base", args.settings)))
     return 0
 
 
@@ -104,12 +144,18 @@ def add_evaluate(subparsers: Subparsers) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from model_export.data.tables import read_dataset
-    from model_export.evaluation.evaluate import evaluate, table
+    from model_export.evaluation.evaluate import differences, evaluate, table
+    from model_export.files import check_file
     from service.core.bundle import load_bundle
 
-    bundle = load_bundle(args.bundle)
-    figures = evaluate(bundle, read_dataset(args.data))
-    say(table(figures))
+    if args.json:
+        check_file(args.json, "--json")
+    bundle, dataset = load_bundle(args.bundle), read_dataset(args.data)
+    warning = differences(bundle, dataset)
+    for line in warning:
+        ProgressBar.write(line, file=sys.stderr)
+    figures = evaluate(bundle, dataset)
+    say("\n".join([table(figures), *warning]))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 0

@@ -30,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] in {"service", "model_export"}:
             raise  # our bug, not a missing package
         return _fail(_missing(args.command, error.name))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `glyphrec … | head`
         sys.stderr.close()
         return EXIT_FAILURE
+    except OSError as error:  # a full disk, a folder that may not be written, a file that is gone
+        return _fail(_os_problem(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -82,6 +84,11 @@ def _add_registered(subparsers: Subparsers, command: EntryPoint) -> None:
 
 def _missing(command: str, module: str) -> str:
     return f"`glyphrec {command}` needs {module}, which is missing. Add it: pip install 'glyphrec[{EXTRA}]'"
+
+
+def _os_problem(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}. Mend that, and give the command again."
 
 
 def _fail(message: str) -> int:

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
+from service.core.limits import MAX_ITEM_CHARS
 from service.errors import GlyphrecError
 
 PREFIX = "GLYPHREC_"
@@ -249,7 +250,7 @@ class Settings(BaseSettings):
         description="items in one POST /items. More gain no speed, and one answer would take very long",
     )
     max_item_chars: int = Field(
-        20_000,
+        MAX_ITEM_CHARS,
         ge=1,
         description="characters of one item, all its fields together. Far more than its picture can show",
     )

@@ -19,6 +19,7 @@ Item = dict[str, Any]
 ItemSequence = NDArray[np.int32]  # [position] item indices, oldest first
 
 MIN_ITEMS_PER_USER = 2  # a shorter sequence has no next item to learn from
+MAX_DOUBLED_SHARE = 0.2  # above it, a log is more likely doubled than users are that loyal
 
 
 class DataError(GlyphrecError):
@@ -48,23 +49,47 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of items, users and sequences, in hex. The name and the exclusions are not part of it."""
-        digest = hashlib.sha256()
-        for item in self.items:
-            digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+        digest = self._digest_of_items()
         for user_id, sequence in zip(self.user_ids, self.sequences, strict=True):
             digest.update(json.dumps(user_id).encode() + b"\n")
             digest.update(len(sequence).to_bytes(4, "little") + sequence.astype("<i4").tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def items_fingerprint(self) -> str:
+        """SHA-256 of the items in their order, in hex."""
+        return self._digest_of_items().hexdigest()
+
+    def _digest_of_items(self) -> "hashlib._Hash":
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+        return digest
+
+    @property
+    def doubled_share(self) -> float:
+        """The share of interactions that repeat the user's interaction before."""
+        num_doubled = sum(int((items[1:] == items[:-1]).sum()) for items in self.sequences)
+        return num_doubled / sum(map(len, self.sequences))
+
     def summary(self) -> str:
-        """A few lines for the terminal, with the counts and all exclusions."""
+        """A few lines for the terminal, with the counts, all exclusions, and what looks wrong."""
         lengths = [len(sequence) for sequence in self.sequences]
         head = (
             f"{self.name}: {self.num_items:,} items, {len(self.user_ids):,} users, "
             f"{sum(lengths):,} interactions "
             f"({min(lengths):,} to {max(lengths):,} a user, median {np.median(lengths):,.0f})"
         )
-        return "\n".join([head, *(f"  left out: {num:,} {what}" for what, num in self.exclusions.items())])
+        left_out = [f"  left out: {num:,} {what}" for what, num in self.exclusions.items()]
+        return "\n".join([head, *left_out, *self._warnings()])
+
+    def _warnings(self) -> list[str]:
+        if self.doubled_share <= MAX_DOUBLED_SHARE:
+            return []
+        return [
+            f"  warning: {self.doubled_share:.0%} of the interactions repeat the one before. If the log has "
+            "events twice, keep one of each: a model learns the repeats."
+        ]
 
 
 def make_dataset(

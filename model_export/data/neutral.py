@@ -18,10 +18,14 @@ from pathlib import Path
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.jsonl import Line, read_lines
 from service.core.bundle import RenderSpec
+from service.core.items import check_item
 from service.core.json_lines import shown, write_json_lines
+from service.core.limits import MAX_ITEM_CHARS
 from service.core.render import item_text
+from service.errors import InvalidItem
 
 ITEMS, INTERACTIONS = "items", "interactions"
+ITEMS_FILE, INTERACTIONS_FILE = f"{ITEMS}.jsonl.gz", f"{INTERACTIONS}.jsonl.gz"  # as they are written
 EMPTY_ITEMS = "items without any text"
 EMPTY_INTERACTIONS = "interactions with items without any text"
 UNKNOWN_INTERACTIONS = "interactions with items that are not in the items file"
@@ -33,7 +37,7 @@ def read_folder(folder: Path) -> Dataset:
     left_out: Counter[str] = Counter()
     items: list[Item] = []
     index_of: dict[str, int | None] = {}  # None for an item without text
-    for line in _unique(items_path, "item_id"):
+    for line in _items(items_path):
         has_text = bool(item_text(line.record, RenderSpec()))
         index_of[line.record["item_id"]] = len(items) if has_text else None
         if has_text:
@@ -52,11 +56,7 @@ def read_items(folder: Path) -> list[Item]:
 
     Raises DataError if the file is broken.
     """
-    return [
-        line.record
-        for line in _unique(_find(folder, ITEMS), "item_id")
-        if item_text(line.record, RenderSpec())
-    ]
+    return [line.record for line in _items(_find(folder, ITEMS)) if item_text(line.record, RenderSpec())]
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
@@ -71,10 +71,10 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json_lines(folder / f"{ITEMS}.jsonl.gz", dataset.items)
+        write_json_lines(folder / ITEMS_FILE, dataset.items)
         item_ids = dataset.item_ids
         write_json_lines(
-            folder / f"{INTERACTIONS}.jsonl.gz",
+            folder / INTERACTIONS_FILE,
             (
                 {"user_id": user_id, "items": [item_ids[item] for item in sequence]}
                 for user_id, sequence in zip(dataset.user_ids, dataset.sequences, strict=True)
@@ -100,6 +100,16 @@ def _find(folder: Path, name: str) -> Path:
     if len(found) > 1:
         raise DataError(f"{found[0]}: there is also {found[1].name} in the folder. Keep only one of the two.")
     return found[0]
+
+
+def _items(path: Path) -> Iterator[Line]:
+    """The lines of the items, which obey the rules of the service that will serve them."""
+    for line in _unique(path, "item_id"):
+        try:
+            check_item(line.record, MAX_ITEM_CHARS)
+        except InvalidItem as error:
+            raise line.wrong(f"a service would refuse the item. {error}") from None
+        yield line
 
 
 def _unique(path: Path, field: str) -> Iterator[Line]:

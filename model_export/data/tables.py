@@ -11,9 +11,15 @@ from model_export.data.amazon import DEFAULT_CORE, read_amazon
 from model_export.data.completejourney import read_complete_journey
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.movielens import read_movielens
-from model_export.data.neutral import read_folder, read_items, write_dataset
+from model_export.data.neutral import (
+    INTERACTIONS_FILE,
+    ITEMS_FILE,
+    read_folder,
+    read_items,
+    write_dataset,
+)
 
-__all__ = ["SOURCES", "DataError", "Dataset", "read_dataset", "read_items", "write_dataset"]
+__all__ = ["SOURCES", "DataError", "Dataset", "check_apart", "read_dataset", "read_items", "write_dataset"]
 
 
 def _amazon(argument: str) -> Dataset:
@@ -48,3 +54,12 @@ def read_dataset(source: str) -> Dataset:
         known = ", ".join(SOURCES)
         raise DataError(f"{source}: no such folder or source. Give a folder, or one of {known}.")
     return read_folder(Path(source))
+
+
+def check_apart(source: str, out: Path) -> None:
+    """Raise DataError if writing the neutral form to `out` would replace files that `source` names."""
+    written = [path for path in (out / ITEMS_FILE, out / INTERACTIONS_FILE) if path.exists()]
+    named = [Path(source), *map(Path, source.partition(":")[2].split(","))]
+    for path in filter(os.path.exists, named):
+        if any(os.path.samefile(path, each) or os.path.samefile(path, out) for each in written):
+            raise DataError(f"--out {out}: holds the data that are read from. Choose another folder.")

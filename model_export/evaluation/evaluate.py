@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset
-from model_export.data.splits import Split, leave_one_out
+from model_export.data.splits import Split, leave_one_out, training_fingerprint
 from model_export.evaluation.baselines.counting import Markov, Popularity
 from model_export.evaluation.metrics import collisions, hits_at, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
@@ -25,7 +25,7 @@ from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
-VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
 BATCH = 64  # users searched at once
 TOP_K = 10  # ranks that count
@@ -42,6 +42,26 @@ def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
             f"{missing[0]!r}. Evaluate with the data that the bundle was exported from."
         )
     return np.array([codes[item_id] for item_id in dataset.item_ids], dtype=np.int64)
+
+
+def differences(bundle: Bundle, dataset: Dataset) -> list[str]:
+    """What is different from the data that the bundle was exported from, in lines for people; often none."""
+    manifest = bundle.manifest
+    if manifest.data_fingerprint == dataset.fingerprint:
+        return []
+    found = [f"warning: {dataset.name}: not the data that the bundle was exported from."]
+    if manifest.items_fingerprint not in ("", dataset.items_fingerprint):
+        found.append("  Items differ. The bundle has its own codes of their texts at the time of the export.")
+    if not manifest.training_fingerprint:
+        found.append("  The bundle does not tell what it was trained on. Export it again to compare.")
+    elif manifest.training_fingerprint == training_fingerprint(dataset, leave_one_out(dataset)):
+        found.append("  The users' training parts are the same, so no target was trained on.")
+    else:
+        found.append(
+            "  The users' training parts differ. Targets may be interactions that the model was trained on. "
+            "Then all figures of the model are too high."
+        )
+    return found
 
 
 def evaluate(bundle: Bundle, dataset: Dataset, *, progress: bool = True) -> dict[str, float]:
@@ -70,6 +90,7 @@ def evaluate_model(
 
     kinds = kinds_of_targets(split, dataset.num_items)
     figures = {"test_users": float(len(test.users)), "items": float(dataset.num_items)}
+    figures["repeated_targets"] = test.repeated_share
     figures |= {f"{kind}_users": float(mask.sum()) for kind, mask in kinds._asdict().items()}
     for name, exclude in (("", True), ("history_included_", False)):
         told = f"test users, history {'excluded' if exclude else 'included'}" if progress else None
@@ -199,6 +220,11 @@ def table(figures: dict[str, float]) -> str:
         f"{figures['collision_rate']:.2%} of the items are in collision. With {NUM_BEAMS} beams, the ten "
         f"best codes are proven exact for {figures['exact_rate']:.1%} of users.",
     ]
+    if figures.get("repeated_targets"):
+        lines.append(
+            f"{figures['repeated_targets']:.1%} of the targets are in the user's own history. Rows with the "
+            "history excluded cannot have them."
+        )
     if "near_copies" in figures:
         lines.append(
             f"Of {figures['near_copies']:.0f} unseen near copies (another number or color), "

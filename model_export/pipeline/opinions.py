@@ -169,14 +169,18 @@ class _Scores:
         self._learned = item_scores(generator, codes, self._histories)  # [user, item]
 
     def gains(self, opinions: Opinions) -> NDArray[np.float64]:
-        """What each user adds to NDCG@10: [user]. Items of the history are left out, equal scores share."""
+        """What each user adds to NDCG@10: [user]. Equal scores share their ranks.
+
+        Items of the history are left out, unless most targets are among them.
+        """
         total = self._learned.copy()
         if opinions.likeness:
             total += opinions.likeness * self._likeness_scores(opinions)
         if opinions.counts:
             total += opinions.counts * np.log1p(self._masses(opinions.decay) / np.float32(opinions.smoothing))
-        for row, history in zip(total, self._users.histories, strict=True):
-            row[history] = -np.inf
+        if not self._users.are_repeats:
+            for row, history in zip(total, self._users.histories, strict=True):
+                row[history] = -np.inf
         own = total[np.arange(len(total)), self._users.targets][:, None]
         rank = (total > own).sum(axis=1) + ((total == own).sum(axis=1) - 1) // 2
         return gains_of_ranks(np.minimum(rank, TOP_K + 1), TOP_K)

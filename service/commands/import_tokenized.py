@@ -62,7 +62,17 @@ class TokenizedFile:
                 try:
                     yield self._parse(number, value)
                 except (ValueError, InvalidItem) as error:
-                    raise _not_an_item(f"{self._path}:{number}", str(error)) from None
+                    where = f"{self._path}:{number}"
+                    if (
+                        isinstance(value, dict)
+                        and "item_id" in value
+                        and not {"codes", "item"} & value.keys()
+                    ):
+                        raise GlyphrecError(
+                            f"{where}: an item without codes. Import such a file without --tokenized: a "
+                            "service reads the items."
+                        ) from None
+                    raise _not_an_item(where, str(error)) from None
         except LineNotJson as error:
             raise _not_an_item(error.where, error.problem) from None
 

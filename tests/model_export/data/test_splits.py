@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_export.data.dataset import Dataset
-from model_export.data.splits import leave_one_out
+from model_export.data.splits import leave_one_out, training_fingerprint
 
 
 def dataset_of(lengths: list[int]) -> Dataset:
@@ -51,3 +51,32 @@ def test_the_first_targets_make_a_smaller_evaluation():
     assert len(some) == 2
     assert some.targets.tolist() == [3, 7]
     assert [row.tolist() for row in some.histories] == [[0, 1, 2], [4, 5, 6]]
+
+
+def targets_of(*sequences):
+    items = [{"item_id": str(item), "title": f"item {item}"} for item in range(9)]
+    rows = [np.array(sequence, dtype=np.int32) for sequence in sequences]
+    return leave_one_out(Dataset("made", items, rows, [f"u{n}" for n in range(len(rows))], {}))
+
+
+def test_targets_know_how_many_of_them_are_in_their_own_history():
+    split = targets_of([1, 2, 1, 2], [1, 2, 3, 4], [1, 2, 3, 3], [5, 6])
+    assert split.validation.repeated_share == 1 / 3
+    assert split.test.repeated_share == 2 / 3
+    assert not split.validation.are_repeats
+    assert split.test.are_repeats
+    assert targets_of([1, 2]).test.repeated_share == 0
+
+
+def test_the_fingerprint_of_the_training_part_sees_training_items_and_no_targets():
+    def of(*sequences, names="abcdefghi"):
+        items = [{"item_id": name, "title": "t"} for name in names]
+        rows = [np.array([names.index(each) for each in sequence], dtype=np.int32) for sequence in sequences]
+        dataset = Dataset("made", items, rows, [f"u{n}" for n in range(len(rows))], {})
+        return training_fingerprint(dataset, leave_one_out(dataset))
+
+    same = of("abcd", "efg")
+    assert of("abef", "eab") == same  # other targets
+    assert of("abcd", "efg", names="ihgfedcba") == same  # the items in another order
+    assert of("abc", "efg") != same  # a target of before is gone, so another one was trained on
+    assert of("bacd", "efg") != same

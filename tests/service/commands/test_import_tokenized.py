@@ -207,6 +207,7 @@ BROKEN = {
     "codes that are no numbers": (line(codes=["1", 2, 0]), "not supported"),
     "codes that are no whole numbers": (line(codes=[1.0, 2, 0]), "no whole number"),
     "no codes": (json.dumps({"item_id": "a", "popularity": 1, "item": {"title": "A"}}), "it has no 'codes'"),
+    "a plain item": ('{"item_id": "a", "title": "A"}', "Import such a file without --tokenized"),
     "no text": (line(item={"title": " "}), "item: has no text"),
     "a number that is none": (
         line(item={"title": "A", "price": float("nan")}),
