@@ -112,8 +112,8 @@ def add_configs(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "configs",
         help="list the configurations of an export, or show the settings of one",
-        description="Without options: the named configurations. With --config or --set: all settings as TOML, "
-        "for `glyphrec export --config FILE`.",
+        description="Without options: the named configurations. With --config or --set: all settings, as a "
+        "file for `glyphrec export --config FILE`.",
     )
     _add_config(parser)
     parser.set_defaults(run=_configs, config=None)
