@@ -33,6 +33,8 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
         ),
         ws="none",
         lifespan="on",
+        workers=1,  # otherwise uvicorn parses WEB_CONCURRENCY, which some platforms set to a word
+        proxy_headers=False,  # nothing here asks who the client is
         log_config=None,
         access_log=False,
         server_header=False,

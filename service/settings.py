@@ -1,6 +1,7 @@
 """Every choice of an operator: typed, with its unit and the reason for its default. Read once, at the start.
 
-Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is accepted too.
+Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is accepted too. An empty
+variable counts as not set, because deployment tools cannot leave a variable out.
 """
 
 import difflib
@@ -8,12 +9,20 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
+from service.core.service_links import is_service_link, without_service_links
 from service.errors import GlyphrecError
 
 PREFIX = "GLYPHREC_"
@@ -30,7 +39,14 @@ class BadSettings(GlyphrecError):
 class Settings(BaseSettings):
     """All settings of the service. Its parts get single values of it, never the whole."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        allow_inf_nan=False,  # an infinite timeout breaks the arithmetic of timers and of Redis
+    )
 
     # --- models ---
 
@@ -297,6 +313,20 @@ class Settings(BaseSettings):
         False, description="write one log line per request. Off, as the metrics count requests anyway"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  the name and the arguments are of pydantic-settings
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment without what Kubernetes adds to it."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = without_service_links(env_settings.env_vars)
+        return init_settings, env_settings
+
     @field_validator("read_keys", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, keys: Any) -> Any:
@@ -308,6 +338,18 @@ class Settings(BaseSettings):
     @classmethod
     def _hashed(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(hashed, keys))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _understood(cls, url: str | None) -> str | None:
+        try:
+            urlsplit(url or "").port  # noqa: B018  raises if the port is no number or too large
+        except ValueError:  # whose text may hold a part of the password
+            raise ValueError(
+                "host or port cannot be read. Give redis://host:port/0, rediss://… or unix:///path, and "
+                "percent-encode a password"
+            ) from None
+        return url
 
     @field_validator("filter_fields", mode="before")
     @classmethod
@@ -331,8 +373,8 @@ class Settings(BaseSettings):
 def load_settings(**given: Any) -> Settings:
     """Settings from the environment. A `given` value other than None takes precedence. Raises BadSettings."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
-    for variable in sorted(os.environ):
-        if variable.startswith(PREFIX) and variable not in known:
+    for variable, value in sorted(os.environ.items()):
+        if variable.startswith(PREFIX) and variable not in known and not is_service_link(variable, value):
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise BadSettings(f"{variable}: glyphrec has no such setting.{hint}")

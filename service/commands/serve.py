@@ -1,11 +1,15 @@
 """`glyphrec serve`."""
 
 import argparse
+import logging
+import os
 import signal
 import sys
 from pathlib import Path
 
 from service.commands.parsers import EXIT_FAILURE, Subparsers
+
+log = logging.getLogger("glyphrec")
 
 # A finished graph waits until the event loop releases the interpreter. Python's default of 5 ms is longer
 # than a batch takes, so two cores did the work of one.
@@ -37,8 +41,9 @@ def add_serve(subparsers: Subparsers) -> None:
 def run_serve(args: argparse.Namespace) -> int:
     """Serve with one process and one event loop until SIGINT or SIGTERM. Requests in flight are answered."""
     from service.app import create_app
+    from service.core.service_links import service_links
     from service.server import http_server
-    from service.settings import load_settings
+    from service.settings import PREFIX, load_settings
     from service.store.server import redis_url_or_server
     from service.telemetry.logs import configure_logs
 
@@ -46,6 +51,8 @@ def run_serve(args: argparse.Namespace) -> int:
         bundle=args.bundle, host=args.host, port=args.port, redis_url=args.redis_url, data_dir=args.data_dir
     )
     configure_logs(settings.log_format, settings.log_level)
+    if links := service_links(os.environ, PREFIX):
+        log.info("ignored, as Kubernetes sets them for its Services and not for us: %s", ", ".join(links))
     # uvicorn raises the signal again when it is done; then we must still stop the embedded server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Before the event loop starts, so that a problem is one line and not a failed start of uvicorn.
