@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service.core.cpus import usable_cpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
 from service.core.service_links import is_service_link, without_service_links
@@ -30,6 +31,11 @@ CLIENT_KEY = "GLYPHREC_KEY"  # of the client commands; not a setting of the serv
 
 ClientKeys = Annotated[tuple[str, ...], NoDecode]  # kept as hashes (core/keys.py), however they are given
 FilterFields = Annotated[DeclaredFields, NoDecode]
+
+
+def default_threads() -> int:
+    """Half of the processors that this process may use, at least 1."""
+    return max(1, int(usable_cpus().count / 2))
 
 
 class BadSettings(GlyphrecError):
@@ -165,10 +171,11 @@ class Settings(BaseSettings):
     # --- the models' queues ---
 
     threads: int = Field(
-        default_factory=lambda: max(1, (os.cpu_count() or 2) // 2),
+        default_factory=default_threads,
         ge=1,
-        description="ONNX Runtime threads of each of the two graphs. By default half the cores, as both may "
-        "run at once",
+        le=1_024,
+        description="ONNX Runtime threads of each of the two graphs. By default half of the processors that "
+        "this process may use (its affinity and the quota of its container), as both graphs may run at once",
     )
     num_beams: int = Field(
         50,

@@ -40,6 +40,9 @@ def add_serve(subparsers: Subparsers) -> None:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Serve with one process and one event loop until SIGINT or SIGTERM. Requests in flight are answered."""
+    # NumPy reads it when it is imported. Nothing here multiplies matrices, and OpenBLAS would start a thread
+    # for each processor of the machine, which fails in a container that may have few threads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from service.app import create_app
     from service.core.service_links import service_links
     from service.server import http_server
@@ -53,6 +56,7 @@ def run_serve(args: argparse.Namespace) -> int:
     configure_logs(settings.log_format, settings.log_level)
     if links := service_links(os.environ, PREFIX):
         log.info("ignored, as Kubernetes sets them for its Services and not for us: %s", ", ".join(links))
+    log_threads(settings.threads, is_given="threads" in settings.model_fields_set)
     # uvicorn raises the signal again when it is done; then we must still stop the embedded server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Before the event loop starts, so that a problem is one line and not a failed start of uvicorn.
@@ -62,3 +66,18 @@ def run_serve(args: argparse.Namespace) -> int:
         server = http_server(app, settings)
         server.run()
     return 0 if server.started else EXIT_FAILURE
+
+
+def log_threads(threads: int, *, is_given: bool) -> None:
+    """Log how many threads each graph has, and why. Warn if more are wanted than can run."""
+    from service.core.cpus import usable_cpus
+
+    cpus = usable_cpus()
+    why = "set by GLYPHREC_THREADS, with" if is_given else "half of"
+    log.info("threads of each of the two graphs: %d, %s %s", threads, why, cpus)
+    if threads > max(1, cpus.count):
+        log.warning(
+            "GLYPHREC_THREADS is %d, but this process may use %g processors. Threads that wait for a "
+            "processor make every answer many times slower. Set it to %d or leave it out.",
+            *(threads, cpus.count, cpus.num_threads),
+        )

@@ -1,5 +1,7 @@
 import pytest
 
+from service import settings as settings_module
+from service.core.cpus import UsableCpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hash_of
 from service.settings import BadSettings, Settings, load_settings
@@ -37,6 +39,15 @@ def test_what_kubernetes_injects_is_no_setting_and_the_port_keeps_its_default(mo
     monkeypatch.setenv("GLYPHREC_PORT", "tcp:")
     with pytest.raises(BadSettings, match="^GLYPHREC_PORT: "):
         load_settings(bundle="b")
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "threads"), [(32, 2.0, 1), (8, 64.0, 4), (8, 0.5, 1), (64, 6.5, 3)]
+)
+def test_a_graph_has_half_of_the_processors_that_this_process_may_use(monkeypatch, affinity, quota, threads):
+    monkeypatch.setattr(settings_module, "usable_cpus", lambda: UsableCpus(affinity, quota))
+    assert load_settings(bundle="b").threads == threads
+    assert load_settings(bundle="b", threads=7).threads == 7
 
 
 def test_an_empty_variable_is_not_set(monkeypatch):

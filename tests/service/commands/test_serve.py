@@ -1,5 +1,6 @@
 """`glyphrec serve` in a real process: what it ignores, where it listens, which signals end it."""
 
+import logging
 import re
 import signal
 from contextlib import contextmanager
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from service.commands.serve import log_threads
+from service.core import cpus
+from service.core.cpus import UsableCpus
 from tests.service.core.test_service_links import OF_A_SERVICE, OF_ANOTHER
 from tests.service.processes import command, free_port, wait_until_ready
 
@@ -48,5 +52,23 @@ def test_what_platforms_put_into_the_environment_does_not_keep_it_from_starting(
     with serving(bundle, redis_url, **injected) as served:
         assert httpx.post(f"{served.url}/recommend", json={"history": ["item-0"]}).status_code == 200
         assert served.end() == 0
+    assert "threads of each of the two graphs: " in served.log
     (line,) = [each for each in served.log.splitlines() if "Kubernetes" in each]
     assert re.findall(r"GLYPHREC_\w+", line) == sorted(OF_A_SERVICE | OF_ANOTHER)
+
+
+@pytest.mark.parametrize(("threads", "is_given", "words"), [(1, False, "1, half of"), (2, True, "2, set by")])
+def test_the_log_says_how_many_threads_there_are_and_why(caplog, monkeypatch, threads, is_given, words):
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: UsableCpus(32, 2.0))
+    with caplog.at_level(logging.INFO):
+        log_threads(threads, is_given=is_given)
+    (record,) = caplog.records
+    assert f"graphs: {words}" in record.getMessage()
+    assert "2 usable processors (affinity to 32, a quota of 2)" in record.getMessage()
+
+
+def test_more_threads_than_processors_are_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: UsableCpus(32, 1.5))
+    log_threads(16, is_given=True)
+    (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert "Set it to 1" in record.getMessage()
