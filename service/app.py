@@ -81,7 +81,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     )
     app.state.service = service.state
     policies = service.state.policies = add_routes(app)
-    add_problem_handlers(app)
+    add_problem_handlers(app, policies.methods_of)
     app.add_middleware(
         Envelope,
         direct=direct_routes(app, ROUTERS),

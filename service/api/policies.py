@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from re import Pattern
 from typing import Any, TypeVar
 
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from service.http.security import Scope
 from service.inference.batching import MicroBatcher, Reservation
@@ -92,8 +92,22 @@ class Policies:
         if is_fixed and declared.scope is Scope.OPEN:
             self._areas[route.path] = Scope.OPEN  # with a wrong method, too: the answer is 405 without a key
 
+    def add_files(self, mount: Mount) -> None:
+        """Add a folder of files, which anybody may read."""
+        self._patterns.setdefault("GET", []).append((mount.path_regex, Scope.OPEN))
+
+    def methods_of(self, path: str) -> list[str]:
+        """All methods that routes take for the path; HEAD goes with GET, and OPTIONS with any."""
+        found = {method for method in self._patterns if self._matching(method, path) is not None}
+        if "GET" in found:
+            found.add("HEAD")
+        if found:
+            found.add("OPTIONS")
+        return sorted(found)
+
     def scope_of(self, method: str, path: str) -> Scope:
         """The scope that a request needs. `path` is decoded once and otherwise as it was sent."""
+        method = "GET" if method == "HEAD" else method
         scope = self._scopes.get((method, path))
         if scope is None:
             scope = self._matching(method, path)
