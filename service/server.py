@@ -11,6 +11,8 @@ from fastapi import FastAPI
 
 from service.api.dependencies import ServiceState
 from service.http.connection import BoundedHttp
+from service.http.connection_limit import ConnectionLimit
+from service.http.open_files import connections_within_files
 from service.lifecycle.model import Readiness
 from service.settings import Settings
 
@@ -27,8 +29,10 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
         http=partial(  # type: ignore[arg-type]
             BoundedHttp,
             head_timeout_s=settings.head_timeout_s,
-            max_connections=settings.max_connections,
+            keep_alive_s=settings.keep_alive_s,
+            limit=ConnectionLimit(connections_within_files(settings.max_connections)),
             admit=state.admit,
+            is_probe=state.policies.is_probe,
             metrics=state.metrics,
         ),
         ws="none",
@@ -38,6 +42,7 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),  # BoundedHttp closes idle connections before
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     return GracefulServer(config, readiness=state.readiness, stop_delay_s=settings.stop_delay_s)

@@ -250,14 +250,24 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         1_000,
         ge=1,
-        description="open connections. A further one is answered 503 and closed. Each takes one of the "
-        "process's open files, of which many systems allow 1,024",
+        description="open connections. At this number, a new one takes the place of the one that has been "
+        "idle for longest, at least 5 s. If all are in use, it is answered 503 and closed, unless it is a "
+        "health check or a scrape of metrics. Each takes one of the process's open files, so the start "
+        "raises their number as far as the system allows",
+    )
+    keep_alive_s: float = Field(
+        100,
+        gt=0,
+        description="seconds that a connection may be idle before it is closed. It must be longer than any "
+        "client or load balancer in front keeps an idle connection, or a request may meet a connection that "
+        "is being closed. Most balancers keep theirs for 60 s, Go's clients for 90 s",
     )
     head_timeout_s: float = Field(
         10,
         gt=0,
-        description="seconds that a connection has to send the head of a request before it is closed. Enough "
-        "for slow networks, too short to hold connections open cheaply",
+        description="seconds that a connection has to send the head of its first request, or the head of a "
+        "later one after its first byte, before it is closed. Enough for slow networks, too short to hold "
+        "connections open cheaply",
     )
     body_timeout_s: float = Field(
         30,

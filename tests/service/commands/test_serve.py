@@ -3,7 +3,8 @@
 import logging
 import re
 import signal
-from contextlib import contextmanager
+import socket
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from service.commands.serve import log_threads
 from service.core import cpus
 from service.core.cpus import UsableCpus
+from service.http.connection_limit import PROBE_RESERVE
 from tests.service.core.test_service_links import OF_A_SERVICE, OF_ANOTHER
 from tests.service.processes import command, free_port, wait_until_ready
 
@@ -34,9 +36,15 @@ class Served:
 
 
 @contextmanager
-def serving(bundle, redis_url, *args, url=None, **environment):
+def serving(bundle, redis_url, *args, url=None, before=(), **environment):
+    """A process that is ready. `before` is the command line in front of its own."""
     port = free_port()
-    process = command("serve", "--bundle", bundle, "--port", port, *args, REDIS_URL=redis_url, **environment)
+    process = command(
+        *("serve", "--bundle", bundle, "--port", port, *args),
+        before=before,
+        REDIS_URL=redis_url,
+        **environment,
+    )
     served = Served(process, (url or "http://127.0.0.1:{port}").format(port=port))
     try:
         wait_until_ready(served.url, process)
@@ -55,6 +63,36 @@ def test_what_platforms_put_into_the_environment_does_not_keep_it_from_starting(
     assert "threads of each of the two graphs: " in served.log
     (line,) = [each for each in served.log.splitlines() if "Kubernetes" in each]
     assert re.findall(r"GLYPHREC_\w+", line) == sorted(OF_A_SERVICE | OF_ANOTHER)
+
+
+def test_probes_are_answered_while_all_connections_are_in_use(bundle, redis_url):
+    with serving(bundle, redis_url, GLYPHREC_MAX_CONNECTIONS="20") as served, ExitStack() as stack:
+        address = (httpx.URL(served.url).host, httpx.URL(served.url).port)
+        for _ in range(20 + 2 * PROBE_RESERVE):  # they say nothing, for the 10 s of a head
+            stack.enter_context(socket.create_connection(address))
+        for path in ("/health/live", "/livez", "/health/ready", "/readyz", "/healthz", "/metrics"):
+            for method in ("GET", "HEAD"):
+                answer = httpx.request(method, served.url + path)
+                assert (answer.status_code, answer.headers["connection"]) == (200, "close"), path
+        refused = httpx.post(f"{served.url}/recommend", json={"history": ["item-0"]})
+        assert refused.status_code == 503
+        assert refused.json()["type"] == "urn:glyphrec:problem:too-many-connections"
+        stack.close()
+        answer = httpx.post(f"{served.url}/recommend", json={"history": ["item-0"]})
+        assert "connection" not in answer.headers
+        assert served.end() == 0
+
+
+def test_a_process_that_may_open_few_files_takes_fewer_connections_and_says_so(bundle, redis_url):
+    few = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh"]
+    with serving(bundle, redis_url, before=few) as served, ExitStack() as stack:
+        address = (httpx.URL(served.url).host, httpx.URL(served.url).port)
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(address))
+        assert httpx.get(f"{served.url}/health/live").status_code == 200
+        assert served.end() == 0
+    assert "may open only 300 files" in served.log
+    assert "Too many open files" not in served.log
 
 
 @pytest.mark.parametrize(("threads", "is_given", "words"), [(1, False, "1, half of"), (2, True, "2, set by")])
