@@ -18,12 +18,10 @@ from service.settings import Settings
 
 
 def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
-    """A server of an app that `create_app` made, ready to run."""
+    """A server of an app that `create_app` made, ready to run on sockets that listen."""
     state: ServiceState = app.state.service
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         # uvicorn asks for a class and only calls it
         http=partial(  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ variable counts as not set, because deployment tools cannot leave a variable out
 """
 
 import difflib
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service.core.addresses import is_loopback
 from service.core.cpus import usable_cpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
@@ -92,10 +92,16 @@ class Settings(BaseSettings):
 
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on. By default only this machine can connect; any other address needs "
-        "keys, or `allow_anonymous`",
+        min_length=1,
+        description="address or name to listen on; `::` stands for all addresses of IPv6 and IPv4. By "
+        "default only this machine can connect; any other address needs keys, or `allow_anonymous`",
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    unix_socket: Path | None = Field(
+        None,
+        description="socket of the file system to listen on, in place of `host` and `port`, for a proxy on "
+        "the same machine. Everybody here may connect whom its folder lets in, as with 127.0.0.1",
+    )
 
     # --- Redis and the catalog ---
 
@@ -379,7 +385,8 @@ class Settings(BaseSettings):
         if len(keys) != len(set(keys)):
             raise ValueError("a key is given twice among read_keys, api_keys and admin_keys; leave it in one")
         guarded = bool(keys)
-        if not (guarded or self.allow_anonymous or _is_loopback(self.host)):
+        is_private = self.unix_socket is not None or is_loopback(self.host)
+        if not (guarded or self.allow_anonymous or is_private):
             raise ValueError(
                 f"host {self.host} is open to others and no key is set. Set {PREFIX}API_KEYS, "
                 f"or {PREFIX}ALLOW_ANONYMOUS=true where a proxy in front asks for keys"
@@ -410,12 +417,3 @@ def _sentence(detail: Any) -> str:
         return message
     variable = name if name.isupper() else PREFIX + name.upper()
     return f"{variable}: {'not set' if detail['type'] == 'missing' else message}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -15,7 +15,7 @@ from tests.house import ROOT
 READY_TIMEOUT_S = 30
 
 
-def command(*args, before=(), **environment):
+def command(*args, before=(), stdin=None, **environment):
     """A process of the command, with nothing of this machine's settings.
 
     `before` is a command line that runs the command's own.
@@ -27,6 +27,7 @@ def command(*args, before=(), **environment):
     return subprocess.Popen(
         [*before, *glyphrec_command(*args)],
         env=clean | {"PYTHONPATH": path} | environment,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
