@@ -53,7 +53,6 @@ KINDS = (*OF_A_REPLICA, *OF_REDIS)
 # Below and above the 2 s that a reply of Redis may take, and the 5 s that an answer waits for the log.
 SECONDS = (0.2, 0.6, 1.5, 3.0, 6.5)
 DOWN_SECONDS = (0.0, 0.3, 1.0)  # of what is killed, besides the time of its start
-KEEP_ALIVE_S = 5  # of the service's idle connections
 READY_TIMEOUT_S = 90
 LEVEL_TIMEOUT_S = 60
 SETTLE_S = 0.1  # after a fault; what it did to an answer that is under way may still come
@@ -198,8 +197,7 @@ class Faults:
         scene, seconds = self._scene, fault.seconds
         touched = scene.replicas if fault.target == REDIS else [scene.replicas[fault.target]]
         with ExitStack() as stack:
-            # An idle connection's time is over after a long pause, and it may be closed on a request.
-            is_down = fault.kind in ("kill", "end") or (fault.kind == "pause" and seconds > KEEP_ALIVE_S)
+            is_down = fault.kind in ("kill", "end")
             for each in touched:
                 stack.enter_context(each.disturbed(is_down=is_down))
             if fault.kind == "kill redis":

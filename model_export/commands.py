@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
+from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
 
 DATA_HELP = (
@@ -17,6 +18,9 @@ DATA_HELP = (
 # Threads that wait for each other sleep instead of spinning. On a busy machine this is several times faster.
 # OpenMP reads the variable when torch is imported, in the functions below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP knows the affinity of this process, but not the quota of its container.
+if (cpus := usable_cpus()).quota < cpus.affinity:
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpus.num_threads))
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

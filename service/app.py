@@ -8,6 +8,7 @@ at once. Redis is elsewhere and may be late, so the app looks for it in the back
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
@@ -22,6 +23,7 @@ from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.core.co_counts import CoCounts
+from service.core.cpus import usable_cpus
 from service.core.version import service_version
 from service.errors import GlyphrecError
 from service.flows.feedback import Feedback
@@ -56,6 +58,7 @@ from service.telemetry.tracing import Tracer, tracer_from_environment
 log = logging.getLogger("glyphrec")
 
 TICK_S = 0.25
+SPARE_THREADS = 4  # which wait for files and not for a processor; as in Python's own default
 DAY_S = 86_400.0
 
 
@@ -79,7 +82,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     )
     app.state.service = service.state
     policies = service.state.policies = add_routes(app)
-    add_problem_handlers(app)
+    add_problem_handlers(app, policies.methods_of)
     app.add_middleware(
         Envelope,
         direct=direct_routes(app, ROUTERS),
@@ -124,6 +127,10 @@ class Service:
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Surrounds the time in which the app answers: starts the background work, and ends it."""
         settings = self._settings
+        # The default has a thread more for each processor of the machine. Many of them at once, as they draw
+        # items, would keep the event loop from the interpreter.
+        drawing = ThreadPoolExecutor(usable_cpus().num_threads + SPARE_THREADS, thread_name_prefix="worker")
+        asyncio.get_running_loop().set_default_executor(drawing)
         with redis_url_or_server(settings.redis_url, settings.data_dir) as url:
             async with AsyncExitStack() as ends:
                 keeper = asyncio.create_task(self._keep(url, ends), name="keeper")

@@ -6,8 +6,6 @@ the purchases of one day are in catalog order, and their times are not known. Pa
 there is an artifact of that order.
 """
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +19,7 @@ from model_export.evaluation.reach import Kinds, coverage, kinds_of_targets
 from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
+from service.core.cpus import usable_cpus
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
@@ -80,7 +79,9 @@ def evaluate_model(
 ) -> dict[str, float]:
     """The figures of the bundle's recommender over the test users, and its share of items in collision."""
     manifest, test = bundle.manifest, split.test
-    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=os.cpu_count() or 1)
+    session = RecommenderSession(
+        bundle.file(RECOMMENDER), manifest.recommender, threads=usable_cpus().num_threads
+    )
     codes = codes_for(bundle, dataset)
     catalog = ItemsOfCodes.build(manifest.sid, codes)
     neighbors = neighbors_for(bundle, dataset, codes)
@@ -159,7 +160,7 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     """How often an unseen near copy of a known item gets the item's first code, and its first two codes."""
     manifest, rng = bundle.manifest, np.random.default_rng(seed)
     chosen = rng.choice(len(dataset.items), size=min(NEAR_COPIES, len(dataset.items)), replace=False)
-    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=os.cpu_count() or 1)
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=usable_cpus().num_threads)
     found = []
     for place in chosen:
         copy = near_copy(dataset.items[place], rng)

@@ -21,7 +21,7 @@ router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 @router.get("/livez", include_in_schema=False)
 @router.get("/health/live")
-@policy(Scope.OPEN)
+@policy(Scope.OPEN, is_probe=True)
 async def live() -> Live:
     """The event loop runs. Restart the process if this does not answer."""
     return Live(status="alive")
@@ -30,7 +30,7 @@ async def live() -> Live:
 @router.get("/readyz", include_in_schema=False)
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"model": Ready}})
-@policy(Scope.OPEN)
+@policy(Scope.OPEN, is_probe=True)
 async def ready(state: StateDep, response: Response) -> Ready:
     """200 once the bundle is verified, the catalog is loaded and a warm-up search has run. Before that, 503.
 
@@ -99,7 +99,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 
 
 @router.get("/metrics", include_in_schema=False)
-@policy(Scope.OPEN)
+@policy(Scope.OPEN, is_probe=True)
 async def metrics(state: StateDep) -> Response:
     """All metrics of this replica in the text format of Prometheus."""
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

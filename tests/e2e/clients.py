@@ -110,7 +110,7 @@ class Client(threading.Thread, ABC):
         super().__init__(name=name, daemon=True)
         self.rng = random.Random(f"{seed} {name}")
         self._clients, self._judge, self._replicas = clients, clients.judge, clients.replicas
-        # The service keeps an idle connection for 5 s, and a request must not meet its end.
+        # Much shorter than GLYPHREC_KEEP_ALIVE_S, so that no request meets the end of its connection.
         self._http = httpx.Client(timeout=ANSWER_TIMEOUT_S, limits=httpx.Limits(keepalive_expiry=2))
 
     def run(self) -> None:

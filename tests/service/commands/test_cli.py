@@ -214,6 +214,7 @@ def test_without_a_service_the_client_says_how_to_start_one(capsys):
         (["--bundle", "b", "--host", "0.0.0.0"], "GLYPHREC_API_KEYS"),
         (["--bundle", "b", "--port", "99999"], "GLYPHREC_PORT"),
         (["--bundle", "b", "--redis-url", "http://x"], "REDIS_URL"),
+        (["--bundle", "b", "--redis-url", "redis://:secret@x:port/0"], "REDIS_URL"),
     ],
 )
 def test_serve_refuses_in_one_line(args, words, tmp_path):
