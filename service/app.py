@@ -48,6 +48,7 @@ from service.store.events import EventStore
 from service.store.retry import retry
 from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
+from service.store.standing import StandingStore
 from service.telemetry.gpu import find_nvml
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer, tracer_from_environment
@@ -171,17 +172,22 @@ class Service:
 
         changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
         folder = BundleFolder(settings.bundles_dir, graph_options(settings))
+        retokenizer = Retokenizer(changes, readiness, share=settings.reread_share)
         opening = Opening(
             self._configured,
             changes,
             make,
             folder,
+            retokenizer,
+            catalog=settings.catalog,
+            standing_of=lambda mine: StandingStore(redis, catalog=settings.catalog, mine=mine),
+            store_of=lambda loaded: item_store(redis, settings, loaded.manifest),
             take_over=settings.take_over,
             seed_catalog=settings.seed_catalog,
+            keep_old_codes_s=settings.keep_old_codes_s,
             metrics=metrics,
             readiness=readiness,
         )
-        retokenizer = Retokenizer(changes, readiness, share=settings.reread_share)
         leader = Leader(
             changes,
             retokenizer,

@@ -405,6 +405,35 @@ class ChangeUnderWay(ServiceError):
 # --- Redis ---
 
 
+class CatalogInUse(ServiceError):
+    """Raised, or returned for one item, if a catalog is no longer new: its items may have been changed."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "catalog-in-use"
+
+    def __init__(self) -> None:
+        super().__init__("Another replica has put the catalog into use meanwhile.")
+
+
+class ForeignCatalog(GlyphrecError):
+    """The catalog of this name is in use by an unrelated bundle. Raised before anything is changed."""
+
+
+class DamagedCatalog(ServiceError):
+    """Redis has lost a part of the catalog: it evicted keys, or somebody deleted them."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "catalog-damaged"
+    retry_after_s = 5
+
+    def __init__(self, damage: str) -> None:
+        super().__init__(
+            f"Redis has lost a part of the catalog: {damage}. Restore a backup, or run "
+            "`glyphrec fsck --repair` and post the lost items again. Set Redis' maxmemory-policy to "
+            "noeviction."
+        )
+
+
 class StoreUnavailable(ServiceError):
     """Redis cannot answer the call now. The same call may succeed in a moment."""
 

@@ -13,6 +13,7 @@ from redis.asyncio import Redis, RedisCluster
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 from service.core.sid import NUM_SLOTS, Codes, SidSpec
 from service.errors import (
+    CatalogInUse,
     GlyphrecError,
     ItemChanged,
     ItemNotFound,
@@ -112,6 +113,11 @@ class ItemStore:
         values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
         return await self._put_all(records, values, if_match=if_match)
 
+    async def seed(self, records: Sequence[tuple[ItemRecord, Codes]]) -> list[PutResult | ServiceError]:
+        """Put items into a new catalog. The result is CatalogInUse as soon as a tokenizer is active."""
+        values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
+        return await self._put_all(records, values, seeds=True)
+
     async def assign(
         self, records: Sequence[tuple[ItemRecord, Codes | None]], *, tell: bool = False
     ) -> list[PutResult | ServiceError]:
@@ -126,11 +132,12 @@ class ItemStore:
 
     async def _put_all(
         self,
-        records: Sequence[tuple[ItemRecord, Codes | None]],
+        records: Sequence[tuple[ItemRecord, Codes | None]] | Sequence[tuple[ItemRecord, Codes]],
         values: Sequence[tuple[bytes, bytes]],
         *,
         tell: bool = False,
         if_match: IfMatch | None = None,
+        seeds: bool = False,
     ) -> list[PutResult | ServiceError]:
         calls: list[list[Any]] = []
         allowed = "" if if_match is None else if_match.pack()
@@ -150,7 +157,8 @@ class ItemStore:
                     allowed,
                 ]
             )
-        replies = await self._put.run(self._redis, self._keys, calls)
+        keys = (*self._keys, self._active) if seeds else self._keys
+        replies = await self._put.run(self._redis, keys, calls)
         return [
             self._read_put(record.item_id, value, codes, reply)
             for (record, codes), (value, _), reply in zip(records, values, replies, strict=True)
@@ -167,6 +175,8 @@ class ItemStore:
                 return ItemChanged(item_id)
             case "absent":
                 return ItemNotFound(item_id)
+            case "settled":
+                return CatalogInUse()
             case "conflict":
                 return PreconditionFailed(item_id)
             case "full":
@@ -349,6 +359,17 @@ class ItemStore:
             read = (self._codec.read_item(i, v) for i, v in zip(ids, values, strict=True) if v is not None)
             found += [record for record in read if record]
         return found
+
+    async def some_records(self, limit: int) -> list[ItemRecord]:
+        """Up to `limit` different items, drawn at random."""
+        with redis_errors():
+            flat = await self._redis.hrandfield(self._items, limit, withvalues=True) or []
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [
+            record
+            for key, value in pairs
+            if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
+        ]
 
     async def forget_dropped(self) -> None:
         """Remove all codes whose items were dropped under another tokenizer."""
