@@ -37,10 +37,12 @@ from service.lifecycle.bundles import BundleFolder, GraphOptions, LoadedBundle, 
 from service.lifecycle.leader import Leader
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.opening import Opening
+from service.lifecycle.ownership import owner_of
 from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.rollout import Rollout, new_replica_id
 from service.lifecycle.stores import item_store
 from service.lifecycle.tasks import cancel
+from service.lifecycle.watching import CatalogWatch
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.co_counts import CoCountStore
@@ -48,7 +50,7 @@ from service.store.events import EventStore
 from service.store.retry import retry
 from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
-from service.store.standing import StandingStore
+from service.store.standing import Owner, StandingStore
 from service.telemetry.gpu import find_nvml
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer, tracer_from_environment
@@ -156,6 +158,11 @@ class Service:
             state.metrics.ready.set(1)
             log.info("ready: %d items, version %d", model.catalog.num_items, model.catalog.version)
             rollout.finish_start(opening.finish(model))
+            watch = CatalogWatch(
+                lambda model: self._standing_of(redis, owner_of(model.loaded)), state.metrics, readiness
+            )
+            watching = asyncio.create_task(watch.run(), name="watch of the catalog in Redis")
+            ends.push_async_callback(cancel, watching)
             await rollout.run()
         except Exception:  # outermost loop: a replica that no longer follows must not call itself ready
             log.exception("the catalog is no longer kept; this replica stops answering")
@@ -180,7 +187,7 @@ class Service:
             folder,
             retokenizer,
             catalog=settings.catalog,
-            standing_of=lambda mine: StandingStore(redis, catalog=settings.catalog, mine=mine),
+            standing_of=lambda mine: self._standing_of(redis, mine),
             store_of=lambda loaded: item_store(redis, settings, loaded.manifest),
             take_over=settings.take_over,
             seed_catalog=settings.seed_catalog,
@@ -196,6 +203,9 @@ class Service:
             metrics=metrics,
         )
         return opening, Rollout(changes, make, folder, retokenizer, leader, metrics, readiness)
+
+    def _standing_of(self, redis: Redis | RedisCluster, mine: Owner) -> StandingStore:
+        return StandingStore(redis, catalog=self._settings.catalog, mine=mine)
 
     def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:
         """Take events, and follow those about pages of this replica."""

@@ -56,6 +56,7 @@ class CatalogFollower(LogFollower):
         self._caught_up_at = clock()  # when the catalog had all changes
         self.lost: StoreUnavailable | None = None  # why Redis cannot be reached; None while it answers
         self._moved = asyncio.Condition()
+        self._reason_to_load = ""
 
     @property
     def version(self) -> int:
@@ -110,6 +111,10 @@ class CatalogFollower(LogFollower):
             "loaded %d items in %.2f s, version %d", fresh.num_items, self._clock() - start, fresh.version
         )
 
+    def load_again(self, reason: str) -> None:
+        """Load the whole catalog soon, while `run` follows it, although the log does not ask for it."""
+        self._reason_to_load = reason
+
     async def run(self) -> None:
         """Follow the log until cancelled. Loads first if `load` was not called."""
         watching = asyncio.create_task(self._watch_end(), name="end of the log")
@@ -148,6 +153,9 @@ class CatalogFollower(LogFollower):
         return fresh, mark
 
     async def _follow(self) -> None:
+        if reason := self._reason_to_load:
+            self._reason_to_load = ""
+            raise LogBroken(reason)
         changes = await self._store.changes(self.catalog.version, self._block_ms, CHANGES_PER_READ)
         self.lost = None
         if changes and len(changes) < CHANGES_PER_READ:

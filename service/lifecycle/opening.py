@@ -21,6 +21,7 @@ from service.lifecycle.ownership import (
 )
 from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.seeding import read_the_unread, seed
+from service.lifecycle.watching import note_persistence
 from service.store.items import ItemStore
 from service.store.retry import retry
 from service.store.rollout import RolloutStore, Seen
@@ -98,7 +99,10 @@ class Opening:
         if self._model is None:
             self._model = self._make(loaded)
             self._model.start()
-        await self._warn(self._model)
+        persistence = await self._model.store.persistence()
+        note_persistence(persistence, self._metrics, self._readiness)
+        for warning in self._readiness.warnings:
+            log.warning(warning)
         await self._fill(self._model, standing)
 
     async def finish(self, model: Model) -> None:
@@ -158,12 +162,6 @@ class Opening:
                 return None
             log.info("serving bundle %s, whose tokenizer %s is the active one", name, tokenizer_id)
         return self._of_folder[name]
-
-    async def _warn(self, model: Model) -> None:
-        persistence = await model.store.persistence()
-        self._metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
-        for warning in persistence.warnings():
-            log.warning(warning)
 
     # --- doing it ---
 

@@ -14,6 +14,7 @@ from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 from service.core.sid import NUM_SLOTS, Codes, SidSpec
 from service.errors import (
     CatalogInUse,
+    DamagedCatalog,
     GlyphrecError,
     ItemChanged,
     ItemNotFound,
@@ -48,6 +49,7 @@ from service.store.records import (
     TrieEntry,
     to_bytes,
 )
+from service.store.standing import sizes_of
 
 __all__ = [
     "Change",
@@ -90,7 +92,7 @@ class ItemStore:
         self._num_slots = num_slots
         keys = RedisKeys.of(catalog, tokenizer_id)
         self._items, self._codes, self._trie, self._log, self._active = keys
-        self._keys = keys.changed
+        self._all_keys, self._keys = keys, keys.changed
         self._put = Script("put")
         self._drop = Script("drop")
 
@@ -175,6 +177,8 @@ class ItemStore:
                 return ItemChanged(item_id)
             case "absent":
                 return ItemNotFound(item_id)
+            case "damaged":
+                return DamagedCatalog("its codes or its trie are gone")
             case "settled":
                 return CatalogInUse()
             case "conflict":
@@ -206,7 +210,9 @@ class ItemStore:
         ):
             if isinstance(reply, ServiceError):
                 raise reply
-            if reply[0] < 0:
+            if reply[0] == -2:
+                raise DamagedCatalog("its codes or its trie are gone")
+            if reply[0] == -1:
                 raise PreconditionFailed(item_id)
             results.append(DropResult(item_id, bool(reply[0]), reply[1]))
         return results
@@ -250,23 +256,32 @@ class ItemStore:
         """Up to `limit` items in trie order, after the page that gave the cursor.
 
         An item that exists during all calls is on exactly one page, unless its text changes meanwhile. A page
-        may have fewer than `limit` items; only the last page has no next_cursor. Raises InvalidCursor.
+        may have fewer than `limit` items, but none only if it is the last; only the last page has no
+        next_cursor. Raises InvalidCursor, and DamagedCatalog if Redis has lost a part of the catalog.
         """
-        members = await self._members(self._codec.read_cursor(cursor), limit + 1)
-        shown = members[:limit]
-        entries = [entry for member in shown if (entry := self._codec.read_member(member))]
-        found = await self.get_many([entry.item_id for entry in entries])
-        items = [
-            StoredItem(entry.item_id, found[entry.item_id].item, entry.sid)
-            for entry in entries
-            if entry.item_id in found
-        ]
+        after = self._codec.read_cursor(cursor)
+        while True:
+            members = await self._members(after, limit + 1)
+            shown = members[:limit]
+            entries = [entry for member in shown if (entry := self._codec.read_member(member))]
+            found = await self.get_many([entry.item_id for entry in entries])
+            items = [
+                StoredItem(entry.item_id, found[entry.item_id].item, entry.sid)
+                for entry in entries
+                if entry.item_id in found
+            ]
+            if not items and (damage := (await sizes_of(self._redis, self._all_keys)).damage):
+                raise DamagedCatalog(damage)
+            if items or len(members) <= limit:
+                break
+            after = shown[-1]
         return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         """All items in trie order, page by page.
 
         An item that moves meanwhile may occur twice or not at all: replay `changes` since before the call.
+        An item that Redis no longer has is left out, although it still has its place in the trie.
         """
         last: bytes | None = None
         while members := await self._members(last, TRIE_PAGE):
@@ -274,20 +289,21 @@ class ItemStore:
             keys = [to_bytes(entry.item_id) for entry in entries]
             present = await self._attributes_of(keys)
             yield [
-                TrieEntry(entry.item_id, entry.sid, present.get(key, NO_ATTRIBUTES))
+                TrieEntry(entry.item_id, entry.sid, present[key])
                 for entry, key in zip(entries, keys, strict=True)
+                if key in present
             ]
             last = members[-1]
 
     async def _attributes_of(self, keys: Sequence[bytes]) -> dict[bytes, Attributes]:
-        """The attributes of these items, as they are now. Absent items are left out."""
+        """The attributes of these items now. An unreadable item has none, and absent items are left out."""
         found: dict[bytes, Attributes] = {}
         for part in chunks(keys, PIPELINE_LENGTH):  # so that decoding them does not block the event loop
             with redis_errors():
                 values = await self._redis.hmget(self._items, part)
             for key, value in zip(part, values, strict=True):
-                if value is not None and (attributes := self._codec.read_attributes(value)):
-                    found[key] = attributes
+                if value is not None:
+                    found[key] = self._codec.read_attributes(value) or NO_ATTRIBUTES
         return found
 
     async def _members(self, after: bytes | None, limit: int) -> list[bytes]:
@@ -316,7 +332,8 @@ class ItemStore:
 
         A put has the attributes of its version. The log may lack them: after `assign`, or if the writer is an
         older release or declares other fields. Then it has the present attributes. These are never older, and
-        the change that made them newer follows in the log.
+        the change that made them newer follows in the log. Such a put of an item that Redis no longer has is
+        told as a drop: it was dropped later, or its record is lost.
         """
         if block_ms is not None and not 0 < block_ms < 1_000 * RESPONSE_TIMEOUT_S:
             raise ValueError(f"block_ms must be below the {RESPONSE_TIMEOUT_S:g} s that a reply may take")

@@ -261,7 +261,10 @@ class RecordCodec:
     def read_change(
         self, entry_id: bytes, fields: Mapping[bytes, bytes], present: Mapping[bytes, Attributes]
     ) -> Change:
-        """A change. `present` has the attributes of items whose entries lack them."""
+        """A change. `present` has the attributes of items whose entries lack them.
+
+        A put that lacks them, of an item that is not in `present` either, is read as a drop.
+        """
         version = version_of(entry_id)
 
         def read() -> Change:
@@ -271,8 +274,10 @@ class RecordCodec:
             attributes = NO_ATTRIBUTES
             if op == "put" and self.tells_attributes(fields):
                 attributes = self._unpack_attributes(fields[b"attrs"])
-            elif op == "put":
-                attributes = present.get(fields[b"id"], NO_ATTRIBUTES)
+            elif op == "put" and fields[b"id"] in present:
+                attributes = present[fields[b"id"]]
+            else:
+                op = "drop"  # also a put of an item that Redis no longer has
             return Change(version, op, to_str(fields[b"id"]), sid, after, mark, attributes)
 
         found = self._readable("the log", entry_id, read)

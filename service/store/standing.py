@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
         if bool(self.codes) != bool(self.members):
             return f"it has the codes of {self.codes} items, but {self.members} places in the trie"
         if 2 * self.items < self.codes:
-            return f"it has the codes of {self.codes} items, but only {self.items} items"
+            return f"it has the codes of {self.codes} items, but only {self.items} of the items"
         return ""
 
 
@@ -55,8 +55,9 @@ class Standing(NamedTuple):
     owner: Owner | None
     is_settled: bool  # whether `owner` has put all its items into the catalog
     since_s: int  # since when it is the owner, in seconds of Redis' clock; 0 if unknown
-    others: tuple[str, ...]  # tokenizers with codes; only looked for if neither `active` nor `owner` is known
+    others: tuple[str, ...]  # tokenizers with keys; only looked for if neither `active` nor `owner` is known
     mine: Sizes
+    has_log: bool  # of changes under this tokenizer; it stays after the last item is gone
 
     def whose(self, tokenizer_id: str) -> str | None:
         """The tokenizer by which the catalog is in use; None if it is new.
@@ -67,7 +68,7 @@ class Standing(NamedTuple):
             return self.active
         if self.owner is not None:
             return self.owner.tokenizer_id
-        if self.mine.codes or self.mine.members:
+        if self.mine.codes or self.mine.members or self.has_log:
             return tokenizer_id
         return min(self.others, default=None)
 
@@ -85,14 +86,15 @@ class StandingStore:
         self._rollout, self._retired = f"{tag}:rollout", f"{tag}:retired"
         self._claim, self._settle = Script("claim"), Script("settle")
 
-    async def look(self) -> Standing:
+    async def look(self, *, find_others: bool = True) -> Standing:
         """Read everything, and change nothing. Raises StoreUnavailable or StoreFault."""
         with redis_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.get(self._keys.active)
                 pipe.hgetall(self._owner)
+                pipe.exists(self._keys.log)
                 _ask_sizes(pipe, self._keys)
-                raw_active, fields, *sizes = await pipe.execute()
+                raw_active, fields, has_log, *sizes = await pipe.execute()
         active = None if raw_active is None else raw_active.decode(errors="replace")
         if active is not None and not _TOKENIZER_ID.fullmatch(active):
             active = None  # another program's value
@@ -108,8 +110,9 @@ class StandingStore:
             owner,
             told.get("settled") == "1",
             int(since) if since.isdecimal() else 0,
-            await self._others() if active is None and owner is None else (),
+            await self._others() if find_others and active is None and owner is None else (),
             Sizes(*sizes),
+            bool(has_log),
         )
 
     async def sizes(self, tokenizer_id: str) -> Sizes:
@@ -118,7 +121,7 @@ class StandingStore:
 
     async def claim(self) -> bool:
         """Claim a new catalog for this bundle. False if it is not new, or claimed by another tokenizer."""
-        keys = [self._keys.active, self._owner, self._keys.items, self._keys.codes, self._keys.trie]
+        keys = [self._keys.active, self._owner, *self._keys.changed]
         return await self._run(self._claim, keys, astuple(self._mine))
 
     async def settle(
@@ -135,7 +138,7 @@ class StandingStore:
         return await self._run(self._settle, keys, args)
 
     async def _others(self) -> tuple[str, ...]:
-        """Tokenizers that have codes or a trie here.
+        """Tokenizers that have codes, a trie or a log here.
 
         This scans the names of all keys, so it is only for a catalog that seems to be new.
         """
@@ -146,7 +149,7 @@ class StandingStore:
         with redis_errors():
             async for key in self._redis.scan_iter(match=f"{self._tag}:*:*", count=1_000, **node):
                 kind, _, tokenizer_id = key.decode(errors="replace").removeprefix(self._tag).rpartition(":")
-                if kind in (":codes", ":trie") and _TOKENIZER_ID.fullmatch(tokenizer_id):
+                if kind in (":codes", ":trie", ":log") and _TOKENIZER_ID.fullmatch(tokenizer_id):
                     found.add(tokenizer_id)
         return tuple(sorted(found))
 

@@ -25,6 +25,7 @@
 --   absent     nothing was done: ARGV[9] asks for an item that is there, and there is none
 --   conflict   nothing was done: the item's revision is none of ARGV[9]
 --   settled    nothing was done: the catalog is in use
+--   damaged    nothing was done: Redis has lost the codes or the trie, so a free slot cannot be told
 --   full       nothing was done: all slots of these codes are taken
 local HASH_LENGTH = 32
 local SLOT = '>I2'
@@ -49,6 +50,7 @@ end
 
 -- All reads come first, so an error in one of them changes nothing.
 local version, after = last_change(log)
+if (redis.call('HLEN', codes_of) == 0) ~= (redis.call('ZCARD', trie) == 0) then return {'damaged', '', version} end
 if KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1 then return {'settled', '', version} end
 local item, held = redis.call('HGET', items, id), redis.call('HGET', codes_of, id)
 local hash = string.sub(value, 1, HASH_LENGTH)
