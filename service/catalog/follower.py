@@ -93,7 +93,10 @@ class CatalogFollower(LogFollower):
         return self._store.num_unreadable
 
     async def load(self) -> None:
-        """Read the whole catalog into new tables and swap them in. Raises StoreUnavailable."""
+        """Read the whole catalog into new tables and swap them in.
+
+        Raises StoreUnavailable, and DamagedCatalog if Redis has lost the trie or the codes.
+        """
         start = self._clock()
         while True:
             try:
@@ -144,8 +147,10 @@ class CatalogFollower(LogFollower):
         """A new catalog and its mark."""
         version, mark = await self._position()  # before the first page: later changes are replayed
         loading = Loading(self.catalog.spec)
+        await self._store.check_loadable()
         async for page in self._store.snapshot():
             await asyncio.to_thread(loading.add, page)
+        await self._store.check_loadable()  # Redis may have evicted the trie meanwhile
         fresh = await asyncio.to_thread(loading.end)
         fresh.version = version
         while changes := await self._store.changes(fresh.version):

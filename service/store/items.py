@@ -229,8 +229,14 @@ class ItemStore:
         return found
 
     async def get(self, item_id: str) -> StoredItem | None:
-        """`get_many` for one item. None if it is not in this tokenizer's catalog. Raises StoreUnavailable."""
-        return (await self.get_many([item_id])).get(item_id)
+        """`get_many` for one item. None if it is not in this tokenizer's catalog.
+
+        Raises StoreUnavailable, and DamagedCatalog if Redis has lost so much that nobody can tell.
+        """
+        found = (await self.get_many([item_id])).get(item_id)
+        if found is None:
+            await self._check_damage()
+        return found
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         """These items, each at one moment. Items outside this tokenizer's catalog are left out."""
@@ -270,12 +276,22 @@ class ItemStore:
                 for entry in entries
                 if entry.item_id in found
             ]
-            if not items and (damage := (await sizes_of(self._redis, self._all_keys)).damage):
-                raise DamagedCatalog(damage)
+            if not items:
+                await self._check_damage()
             if items or len(members) <= limit:
                 break
             after = shown[-1]
         return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
+
+    async def check_loadable(self) -> None:
+        """Raise DamagedCatalog if the trie or the codes are gone: what a replica has in memory is better."""
+        sizes = await sizes_of(self._redis, self._all_keys)
+        if sizes.is_torn:
+            raise DamagedCatalog(sizes.damage)
+
+    async def _check_damage(self) -> None:
+        if damage := (await sizes_of(self._redis, self._all_keys)).damage:
+            raise DamagedCatalog(damage)
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         """All items in trie order, page by page.

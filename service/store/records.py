@@ -163,6 +163,11 @@ class RecordCodec:
         self._sid = struct.Struct(f">{spec.num_levels + 1}H")
         self.num_unreadable = 0
 
+    @property
+    def sid_length(self) -> int:
+        """Bytes of a packed sid."""
+        return self._sid.size
+
     def pack_codes(self, codes: Codes) -> bytes:
         """Big-endian, so that trie members sort by code. Raises ValueError if the codes do not fit."""
         self._spec.check(codes)

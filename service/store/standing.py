@@ -34,13 +34,18 @@ class Sizes(NamedTuple):
     members: int  # of the trie
 
     @property
+    def is_torn(self) -> bool:
+        """Whether the codes or the trie are gone while the other is there."""
+        return bool(self.codes) != bool(self.members)
+
+    @property
     def damage(self) -> str:
         """What is missing that no script of ours removes; '' if nothing is.
 
         Scripts change codes and trie together. They remove an item before its codes only for a moment, under
         another tokenizer. So a key that is gone, or was begun anew, was evicted or deleted.
         """
-        if bool(self.codes) != bool(self.members):
+        if self.is_torn:
             return f"it has the codes of {self.codes} items, but {self.members} places in the trie"
         if 2 * self.items < self.codes:
             return f"it has the codes of {self.codes} items, but only {self.items} of the items"
