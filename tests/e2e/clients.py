@@ -251,7 +251,8 @@ class Writer(Client):
         before = self._judge.begin(ids)
         if changes is not None:
             was = before[ids[0]]
-            assert was is not None and was.item is not None
+            assert was is not None
+            assert was.item is not None
             items = [was.item | changes]
         attempt = 0
         while True:
