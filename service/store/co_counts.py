@@ -114,9 +114,9 @@ class CoCountStore:
         return sum(reply[0] for reply in replies)
 
     async def is_seeded(self) -> bool:
-        """Whether the rows of a bundle have been written once, and any are left."""
+        """Whether the rows of a bundle have been written once."""
         with redis_errors():
-            return int(await self._redis.exists(self._keys.seeded, self._keys.rows)) == 2
+            return bool(await self._redis.exists(self._keys.seeded))
 
     async def seed(self, rows: Sequence[CoRow]) -> int:
         """Write rows of a bundle for items that have none yet -> how many were written. Safe to repeat."""

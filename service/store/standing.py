@@ -13,6 +13,7 @@ from service.errors import ServiceError
 from service.store.client import Script, redis_errors
 from service.store.records import RedisKeys
 
+OWNER_FIELDS = ("tokenizer", "bundle", "data", "created", "since", "settled")
 _TOKENIZER_ID = re.compile(r"[0-9a-f]{12}")
 
 
@@ -96,24 +97,24 @@ class StandingStore:
         with redis_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.get(self._keys.active)
-                pipe.hgetall(self._owner)
+                pipe.hmget(self._owner, *OWNER_FIELDS)  # redis-py cannot pipeline HGETALL on a cluster
                 pipe.exists(self._keys.log)
                 _ask_sizes(pipe, self._keys)
                 raw_active, fields, has_log, *sizes = await pipe.execute()
         active = None if raw_active is None else raw_active.decode(errors="replace")
         if active is not None and not _TOKENIZER_ID.fullmatch(active):
             active = None  # another program's value
-        told = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in fields.items()}
+        tokenizer, bundle, data, created, since, settled = (
+            (value or b"").decode(errors="replace") for value in fields
+        )
         owner = None
-        if _TOKENIZER_ID.fullmatch(told.get("tokenizer", "")):
-            names = ("tokenizer", "bundle", "data", "created")
-            owner = Owner(*(told.get(name, "") for name in names))
-        since = told.get("since", "")
+        if _TOKENIZER_ID.fullmatch(tokenizer):
+            owner = Owner(tokenizer, bundle, data, created)
         return Standing(
             active,
             raw_active or b"",
             owner,
-            told.get("settled") == "1",
+            settled == "1",
             int(since) if since.isdecimal() else 0,
             await self._others() if find_others and active is None and owner is None else (),
             Sizes(*sizes),
