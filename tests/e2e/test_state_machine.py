@@ -34,7 +34,7 @@ from tests.e2e.traffic import fsck, until
 from tests.known_bundle import KNOWN_ITEMS, known_codes, tokenizer_id_of, write_known_bundle
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", 0))
-STEPS = 30
+STEPS = 24
 SLOW_STEPS = 2  # restarts and changes of the model in one example: they take seconds
 KEY = "an-admin-key-of-this-test"
 READER_OF = {"old": 0, "retrained": 0, "new": 1}  # bundle -> its tokenizer
@@ -396,7 +396,7 @@ def test_two_replicas_say_what_a_model_in_memory_says(scene: Scene) -> None:
     run_state_machine_as_test(
         lambda: CatalogMachine(scene),
         settings=settings(
-            max_examples=EXAMPLES or 8,
+            max_examples=EXAMPLES or 12,
             stateful_step_count=STEPS,
             derandomize=not EXAMPLES,
             database=None,
