@@ -83,14 +83,14 @@ class PreconditionFailed(ServiceError):
         )
 
 
-class ConditionOnBatch(ServiceError):
-    """Raised if the header If-Match comes with a batch of items."""
+class InvalidCondition(ServiceError):
+    """Raised if the header If-Match cannot be read, or comes with a batch of items."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    slug = "condition-on-batch"
+    slug = "invalid-condition"
 
-    def __init__(self) -> None:
-        super().__init__("If-Match is about one item, and the request has a batch. Send the item alone.")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"If-Match {reason}")
 
 
 class SidSpaceFull(ServiceError):
