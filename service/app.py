@@ -40,10 +40,12 @@ from service.lifecycle.bundles import BundleFolder, GraphOptions, LoadedBundle, 
 from service.lifecycle.leader import Leader
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.opening import Opening
+from service.lifecycle.ownership import owner_of
 from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.rollout import Rollout, new_replica_id
 from service.lifecycle.stores import item_store
 from service.lifecycle.tasks import cancel
+from service.lifecycle.watching import CatalogWatch
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.co_counts import CoCountStore
@@ -51,6 +53,7 @@ from service.store.events import EventStore
 from service.store.retry import retry
 from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
+from service.store.standing import Owner, StandingStore
 from service.telemetry.gpu import find_nvml
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer, tracer_from_environment
@@ -163,6 +166,11 @@ class Service:
             state.metrics.ready.set(1)
             log.info("ready: %d items, version %d", model.catalog.num_items, model.catalog.version)
             rollout.finish_start(opening.finish(model))
+            watch = CatalogWatch(
+                lambda model: self._standing_of(redis, owner_of(model.loaded)), state.metrics, readiness
+            )
+            watching = asyncio.create_task(watch.run(), name="watch of the catalog in Redis")
+            ends.push_async_callback(cancel, watching)
             await rollout.run()
         except Exception:  # outermost loop: a replica that no longer follows must not call itself ready
             log.exception("the catalog is no longer kept; this replica stops answering")
@@ -179,17 +187,22 @@ class Service:
 
         changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
         folder = BundleFolder(settings.bundles_dir, graph_options(settings))
+        retokenizer = Retokenizer(changes, readiness, share=settings.reread_share)
         opening = Opening(
             self._configured,
             changes,
             make,
             folder,
+            retokenizer,
+            catalog=settings.catalog,
+            standing_of=lambda mine: self._standing_of(redis, mine),
+            store_of=lambda loaded: item_store(redis, settings, loaded.manifest),
             take_over=settings.take_over,
             seed_catalog=settings.seed_catalog,
+            keep_old_codes_s=settings.keep_old_codes_s,
             metrics=metrics,
             readiness=readiness,
         )
-        retokenizer = Retokenizer(changes, readiness, share=settings.reread_share)
         leader = Leader(
             changes,
             retokenizer,
@@ -198,6 +211,9 @@ class Service:
             metrics=metrics,
         )
         return opening, Rollout(changes, make, folder, retokenizer, leader, metrics, readiness)
+
+    def _standing_of(self, redis: Redis | RedisCluster, mine: Owner) -> StandingStore:
+        return StandingStore(redis, catalog=self._settings.catalog, mine=mine)
 
     def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:
         """Take events, and follow those about pages of this replica."""

@@ -83,14 +83,14 @@ class PreconditionFailed(ServiceError):
         )
 
 
-class ConditionOnBatch(ServiceError):
-    """Raised if the header If-Match comes with a batch of items."""
+class InvalidCondition(ServiceError):
+    """Raised if the header If-Match cannot be read, or comes with a batch of items."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    slug = "condition-on-batch"
+    slug = "invalid-condition"
 
-    def __init__(self) -> None:
-        super().__init__("If-Match is about one item, and the request has a batch. Send the item alone.")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"If-Match {reason}")
 
 
 class SidSpaceFull(ServiceError):
@@ -420,6 +420,35 @@ class ChangeUnderWay(ServiceError):
 
 
 # --- Redis ---
+
+
+class CatalogInUse(ServiceError):
+    """Raised, or returned for one item, if a catalog is no longer new: its items may have been changed."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "catalog-in-use"
+
+    def __init__(self) -> None:
+        super().__init__("Another replica has put the catalog into use meanwhile.")
+
+
+class ForeignCatalog(GlyphrecError):
+    """The catalog of this name is in use by an unrelated bundle. Raised before anything is changed."""
+
+
+class DamagedCatalog(ServiceError):
+    """Redis has lost a part of the catalog: it evicted keys, or somebody deleted them."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "catalog-damaged"
+    retry_after_s = 5
+
+    def __init__(self, damage: str) -> None:
+        super().__init__(
+            f"Redis has lost a part of the catalog: {damage}. Restore a backup, or run "
+            "`glyphrec fsck --repair` and post the lost items again. Set Redis' maxmemory-policy to "
+            "noeviction."
+        )
 
 
 class StoreUnavailable(ServiceError):

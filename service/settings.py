@@ -65,9 +65,10 @@ class Settings(BaseSettings):
     )
     take_over: bool = Field(
         False,
-        description="start with `bundle` and make its tokenizer the active one, even if POST /admin/bundles "
-        "has switched all replicas to another tokenizer. Off, so that a forgotten replica that restarts "
-        "does not undo a change",
+        description="start with `bundle`, read all items of the catalog with it, and make its tokenizer the "
+        "active one for all replicas, whatever they serve. Without it, a start does so only with a newer "
+        "export of the same shop, and only if POST /admin/bundles was never used. Off, so that a forgotten "
+        "replica does not undo a change, and the bundle of another shop does not take the catalog over",
     )
     reread_share: float = Field(
         0.25,
@@ -123,7 +124,8 @@ class Settings(BaseSettings):
         "glyphrec",
         pattern=r"^[A-Za-z0-9._:-]{1,64}$",
         description="name of the catalog. Replicas with the same name and the same Redis serve the same "
-        "items. Several catalogs can share one Redis; the default is for the only one",
+        "items. Several catalogs can share one Redis; the default is for the only one. A start with the "
+        "bundle of another shop is refused",
     )
     log_length: int = Field(
         100_000,
@@ -133,8 +135,8 @@ class Settings(BaseSettings):
     )
     seed_catalog: bool = Field(
         True,
-        description="put the bundle's items into a catalog that is new. On, so that a first start can "
-        "recommend; turn it off if all items come from POST /items",
+        description="put the bundle's items into a catalog that is new: Redis has nothing of it. On, so that "
+        "a first start can recommend; turn it off if all items come from POST /items",
     )
 
     # --- learning from events ---

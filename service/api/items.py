@@ -30,7 +30,7 @@ from service.api.schemas import (
 from service.catalog.neighbors import neighbors
 from service.core.items import MAX_ID_CHARS, check_item_id
 from service.core.render import item_text, render_text
-from service.errors import ConditionOnBatch, InvalidItem, ItemNotFound, TooManyItems
+from service.errors import InvalidCondition, InvalidItem, ItemNotFound, TooManyItems
 from service.flows.indexing import Outcome
 from service.http.problems import OF_A_PUT, OF_AN_ITEM, problem_of
 from service.http.security import Scope
@@ -62,7 +62,7 @@ async def put_items(
     call.stages.stop("parse")
     items = body.items if isinstance(body, ItemsRequest) else [body]
     if if_match is not None and isinstance(body, ItemsRequest):
-        raise ConditionOnBatch
+        raise InvalidCondition("is about one item, and the request has a batch. Send the item alone.")
     if len(items) > state.options.max_items_per_request:
         raise TooManyItems(len(items), state.options.max_items_per_request)
     indexed = await model.indexer.index(items, call.stages, call.deadline, if_match)

@@ -415,10 +415,12 @@ class Live(_Out):
 class Ready(_Out):
     """Whether this replica takes requests, and how current its catalog is."""
 
-    status: Literal["ready", "starting", "stopping"]
-    phase: str = Field(description="the step that the start is at, or ready")
+    status: Literal["ready", "starting", "stopping", "damaged"]
+    phase: str = Field(description="the step that the start is at, ready, or what is damaged and what to do")
+    warnings: list[str] = Field(description="what in the settings of Redis endangers the catalog")
     stale: bool = Field(
-        description="true while Redis is lost: recommendations go on, and changes are refused"
+        description="true while Redis is lost: recommendations go on, and changes are refused; also while a "
+        "part of the catalog is missing there"
     )
     stale_for_s: float
     catalog_items: int

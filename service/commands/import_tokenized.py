@@ -28,6 +28,7 @@ from service.store.client import connect_to_any
 from service.store.items import ItemStore
 from service.store.records import ItemRecord, PutResult
 from service.store.retry import retry
+from service.store.standing import Owner, StandingStore
 
 BATCH = 1_000  # items; several round trips
 TURN = 50  # lines that are read before the event loop may handle Redis' answer
@@ -106,14 +107,25 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
     try:
         store = item_store(redis, settings, manifest)
         await store.check_server()
-        return await _Import(path, manifest, store, settings).run()
+        name = settings.bundle.resolve().name
+        mine = Owner(manifest.tokenizer_id, name, manifest.data_name, manifest.created_at)
+        standings = StandingStore(redis, catalog=settings.catalog, mine=mine)
+        return await _Import(path, manifest, store, standings, settings).run()
     finally:
         await redis.aclose()
 
 
 class _Import:
-    def __init__(self, path: Path, manifest: Manifest, store: ItemStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        store: ItemStore,
+        standings: StandingStore,
+        settings: Settings,
+    ) -> None:
         self._path = path
+        self._standings = standings
         self._file = TokenizedFile(path, manifest, settings.max_item_chars)
         self._store = store
         self._catalog = settings.catalog
@@ -131,8 +143,9 @@ class _Import:
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
         self._unused.tell()
-        if await self._store.active() is None:
-            await self._store.activate()  # only now: before the whole file is in, the catalog is new
+        # Only now: a tokenizer becomes active when the whole file is in.
+        if (standing := await self._standings.look()).active is None:
+            await self._standings.settle(standing)
         return self._counts
 
     async def _put_all(self, bar: ProgressBar) -> None:
@@ -177,7 +190,7 @@ class _Import:
 
     async def _check_served(self) -> None:
         """Raise GlyphrecError if another tokenizer is served: these codes are not its codes."""
-        served = await self._store.active()
+        served = (await self._standings.look()).whose(self._tokenizer_id)
         if served not in (None, self._tokenizer_id):
             done = f" {self._counts.total()} items were put before." if self._counts else ""
             raise GlyphrecError(

@@ -13,6 +13,8 @@ from redis.asyncio import Redis, RedisCluster
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 from service.core.sid import NUM_SLOTS, Codes, SidSpec
 from service.errors import (
+    CatalogInUse,
+    DamagedCatalog,
     GlyphrecError,
     ItemChanged,
     ItemNotFound,
@@ -47,6 +49,7 @@ from service.store.records import (
     TrieEntry,
     to_bytes,
 )
+from service.store.standing import sizes_of
 
 __all__ = [
     "Change",
@@ -89,7 +92,7 @@ class ItemStore:
         self._num_slots = num_slots
         keys = RedisKeys.of(catalog, tokenizer_id)
         self._items, self._codes, self._trie, self._log, self._active = keys
-        self._keys = keys.changed
+        self._all_keys, self._keys = keys, keys.changed
         self._put = Script("put")
         self._drop = Script("drop")
 
@@ -112,6 +115,11 @@ class ItemStore:
         values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
         return await self._put_all(records, values, if_match=if_match)
 
+    async def seed(self, records: Sequence[tuple[ItemRecord, Codes]]) -> list[PutResult | ServiceError]:
+        """Put items into a new catalog. The result is CatalogInUse as soon as a tokenizer is active."""
+        values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
+        return await self._put_all(records, values, seeds=True)
+
     async def assign(
         self, records: Sequence[tuple[ItemRecord, Codes | None]], *, tell: bool = False
     ) -> list[PutResult | ServiceError]:
@@ -126,11 +134,12 @@ class ItemStore:
 
     async def _put_all(
         self,
-        records: Sequence[tuple[ItemRecord, Codes | None]],
+        records: Sequence[tuple[ItemRecord, Codes | None]] | Sequence[tuple[ItemRecord, Codes]],
         values: Sequence[tuple[bytes, bytes]],
         *,
         tell: bool = False,
         if_match: IfMatch | None = None,
+        seeds: bool = False,
     ) -> list[PutResult | ServiceError]:
         calls: list[list[Any]] = []
         allowed = "" if if_match is None else if_match.pack()
@@ -150,7 +159,8 @@ class ItemStore:
                     allowed,
                 ]
             )
-        replies = await self._put.run(self._redis, self._keys, calls)
+        keys = (*self._keys, self._active) if seeds else self._keys
+        replies = await self._put.run(self._redis, keys, calls)
         return [
             self._read_put(record.item_id, value, codes, reply)
             for (record, codes), (value, _), reply in zip(records, values, replies, strict=True)
@@ -167,6 +177,10 @@ class ItemStore:
                 return ItemChanged(item_id)
             case "absent":
                 return ItemNotFound(item_id)
+            case "damaged":
+                return DamagedCatalog("its codes or its trie are gone")
+            case "settled":
+                return CatalogInUse()
             case "conflict":
                 return PreconditionFailed(item_id)
             case "full":
@@ -196,7 +210,9 @@ class ItemStore:
         ):
             if isinstance(reply, ServiceError):
                 raise reply
-            if reply[0] < 0:
+            if reply[0] == -2:
+                raise DamagedCatalog("its codes or its trie are gone")
+            if reply[0] == -1:
                 raise PreconditionFailed(item_id)
             results.append(DropResult(item_id, bool(reply[0]), reply[1]))
         return results
@@ -213,8 +229,14 @@ class ItemStore:
         return found
 
     async def get(self, item_id: str) -> StoredItem | None:
-        """`get_many` for one item. None if it is not in this tokenizer's catalog. Raises StoreUnavailable."""
-        return (await self.get_many([item_id])).get(item_id)
+        """`get_many` for one item. None if it is not in this tokenizer's catalog.
+
+        Raises StoreUnavailable, and DamagedCatalog if Redis has lost so much that nobody can tell.
+        """
+        found = (await self.get_many([item_id])).get(item_id)
+        if found is None:
+            await self._check_damage()
+        return found
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         """These items, each at one moment. Items outside this tokenizer's catalog are left out."""
@@ -240,23 +262,42 @@ class ItemStore:
         """Up to `limit` items in trie order, after the page that gave the cursor.
 
         An item that exists during all calls is on exactly one page, unless its text changes meanwhile. A page
-        may have fewer than `limit` items; only the last page has no next_cursor. Raises InvalidCursor.
+        may have fewer than `limit` items, but none only if it is the last; only the last page has no
+        next_cursor. Raises InvalidCursor, and DamagedCatalog if Redis has lost a part of the catalog.
         """
-        members = await self._members(self._codec.read_cursor(cursor), limit + 1)
-        shown = members[:limit]
-        entries = [entry for member in shown if (entry := self._codec.read_member(member))]
-        found = await self.get_many([entry.item_id for entry in entries])
-        items = [
-            StoredItem(entry.item_id, found[entry.item_id].item, entry.sid)
-            for entry in entries
-            if entry.item_id in found
-        ]
+        after = self._codec.read_cursor(cursor)
+        while True:
+            members = await self._members(after, limit + 1)
+            shown = members[:limit]
+            entries = [entry for member in shown if (entry := self._codec.read_member(member))]
+            found = await self.get_many([entry.item_id for entry in entries])
+            items = [
+                StoredItem(entry.item_id, found[entry.item_id].item, entry.sid)
+                for entry in entries
+                if entry.item_id in found
+            ]
+            if not items:
+                await self._check_damage()
+            if items or len(members) <= limit:
+                break
+            after = shown[-1]
         return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
+
+    async def check_loadable(self) -> None:
+        """Raise DamagedCatalog if the trie or the codes are gone: what a replica has in memory is better."""
+        sizes = await sizes_of(self._redis, self._all_keys)
+        if sizes.is_torn:
+            raise DamagedCatalog(sizes.damage)
+
+    async def _check_damage(self) -> None:
+        if damage := (await sizes_of(self._redis, self._all_keys)).damage:
+            raise DamagedCatalog(damage)
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         """All items in trie order, page by page.
 
         An item that moves meanwhile may occur twice or not at all: replay `changes` since before the call.
+        An item that Redis no longer has is left out, although it still has its place in the trie.
         """
         last: bytes | None = None
         while members := await self._members(last, TRIE_PAGE):
@@ -264,20 +305,21 @@ class ItemStore:
             keys = [to_bytes(entry.item_id) for entry in entries]
             present = await self._attributes_of(keys)
             yield [
-                TrieEntry(entry.item_id, entry.sid, present.get(key, NO_ATTRIBUTES))
+                TrieEntry(entry.item_id, entry.sid, present[key])
                 for entry, key in zip(entries, keys, strict=True)
+                if key in present
             ]
             last = members[-1]
 
     async def _attributes_of(self, keys: Sequence[bytes]) -> dict[bytes, Attributes]:
-        """The attributes of these items, as they are now. Absent items are left out."""
+        """The attributes of these items now. An unreadable item has none, and absent items are left out."""
         found: dict[bytes, Attributes] = {}
         for part in chunks(keys, PIPELINE_LENGTH):  # so that decoding them does not block the event loop
             with redis_errors():
                 values = await self._redis.hmget(self._items, part)
             for key, value in zip(part, values, strict=True):
-                if value is not None and (attributes := self._codec.read_attributes(value)):
-                    found[key] = attributes
+                if value is not None:
+                    found[key] = self._codec.read_attributes(value) or NO_ATTRIBUTES
         return found
 
     async def _members(self, after: bytes | None, limit: int) -> list[bytes]:
@@ -306,7 +348,8 @@ class ItemStore:
 
         A put has the attributes of its version. The log may lack them: after `assign`, or if the writer is an
         older release or declares other fields. Then it has the present attributes. These are never older, and
-        the change that made them newer follows in the log.
+        the change that made them newer follows in the log. Such a put of an item that Redis no longer has is
+        told as a drop: it was dropped later, or its record is lost.
         """
         if block_ms is not None and not 0 < block_ms < 1_000 * RESPONSE_TIMEOUT_S:
             raise ValueError(f"block_ms must be below the {RESPONSE_TIMEOUT_S:g} s that a reply may take")
@@ -349,6 +392,17 @@ class ItemStore:
             read = (self._codec.read_item(i, v) for i, v in zip(ids, values, strict=True) if v is not None)
             found += [record for record in read if record]
         return found
+
+    async def some_records(self, limit: int) -> list[ItemRecord]:
+        """Up to `limit` different items, drawn at random."""
+        with redis_errors():
+            flat = await self._redis.hrandfield(self._items, limit, withvalues=True) or []
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [
+            record
+            for key, value in pairs
+            if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
+        ]
 
     async def forget_dropped(self) -> None:
         """Remove all codes whose items were dropped under another tokenizer."""

@@ -163,6 +163,11 @@ class RecordCodec:
         self._sid = struct.Struct(f">{spec.num_levels + 1}H")
         self.num_unreadable = 0
 
+    @property
+    def sid_length(self) -> int:
+        """Bytes of a packed sid."""
+        return self._sid.size
+
     def pack_codes(self, codes: Codes) -> bytes:
         """Big-endian, so that trie members sort by code. Raises ValueError if the codes do not fit."""
         self._spec.check(codes)
@@ -261,7 +266,10 @@ class RecordCodec:
     def read_change(
         self, entry_id: bytes, fields: Mapping[bytes, bytes], present: Mapping[bytes, Attributes]
     ) -> Change:
-        """A change. `present` has the attributes of items whose entries lack them."""
+        """A change. `present` has the attributes of items whose entries lack them.
+
+        A put that lacks them, of an item that is not in `present` either, is read as a drop.
+        """
         version = version_of(entry_id)
 
         def read() -> Change:
@@ -271,8 +279,10 @@ class RecordCodec:
             attributes = NO_ATTRIBUTES
             if op == "put" and self.tells_attributes(fields):
                 attributes = self._unpack_attributes(fields[b"attrs"])
-            elif op == "put":
-                attributes = present.get(fields[b"id"], NO_ATTRIBUTES)
+            elif op == "put" and fields[b"id"] in present:
+                attributes = present[fields[b"id"]]
+            else:
+                op = "drop"  # also a put of an item that Redis no longer has
             return Change(version, op, to_str(fields[b"id"]), sid, after, mark, attributes)
 
         found = self._readable("the log", entry_id, read)

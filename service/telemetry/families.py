@@ -164,8 +164,20 @@ class MetricFamilies:
         )
         self.redis_loss_window_seconds = self._gauge(
             "redis_loss_window_seconds",
-            "Seconds of acknowledged changes that a failure of Redis' machine may lose, as of the start or "
-            "the last GET /info. +Inf without an append-only file, NaN if Redis does not report it.",
+            "Seconds of acknowledged changes that a failure of Redis' machine may lose. +Inf without an "
+            "append-only file, NaN if Redis does not report it.",
+        )
+        self.redis_may_evict = self._gauge(
+            "redis_may_evict",
+            "1 if Redis may drop keys when its memory is full. catalog: items, codes, trie and log. events: "
+            "the ids by which an event counts once.",
+            "keys",
+        )
+        for keys in ("catalog", "events"):
+            self.redis_may_evict.labels(keys)
+        self.catalog_damaged = self._gauge(
+            "catalog_damaged",
+            "1 if a part of the catalog is missing in Redis, as after an eviction. The replica is not ready.",
         )
         self.unreadable_values = self._gauge(
             "unreadable_values",
@@ -186,7 +198,9 @@ class MetricFamilies:
         )
 
     def _model(self) -> None:
-        self.ready = self._gauge("ready", "1 if requests are answered, 0 during the start.")
+        self.ready = self._gauge(
+            "ready", "1 if /health/ready answers 200; 0 during the start, or if the catalog is damaged."
+        )
         self.behind = self._gauge(
             "behind", "1 if this replica serves a tokenizer that is not the active one."
         )

@@ -5,12 +5,14 @@
 -- ARGV[4] '1' to keep an item that exists: remove only codes whose item was dropped under another tokenizer
 -- ARGV[5] the revisions that may be dropped, as ARGV[9] of put.lua; '' or '*' for any
 --
--- Returns {1 if the item existed else 0, version}; {-1, version} if its revision is none of ARGV[5]: nothing was done.
+-- Returns {1 if the item existed else 0, version}. If nothing was done: {-1, version} if its revision is none of
+-- ARGV[5]; {-2, version} if Redis has lost the codes or the trie, so the item would stay in what is left.
 local items, codes_of, trie, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id = ARGV[1]
 local HASH_LENGTH = 32
 
 local version, after = last_change(log)
+if (redis.call('HLEN', codes_of) == 0) ~= (redis.call('ZCARD', trie) == 0) then return {-2, version} end
 local existed, held = redis.call('HEXISTS', items, id), redis.call('HGET', codes_of, id)
 if existed == 1 and ARGV[4] == '1' then return {existed, version} end
 if existed == 1 and ARGV[5] ~= '' and ARGV[5] ~= '*' then

@@ -167,10 +167,10 @@ async def test_of_two_that_have_seen_the_same_one_is_told(pair):
 async def test_a_condition_on_a_batch_or_of_no_tags_is_refused(client):
     batch = {"items": [{"item_id": "p", "title": "Tea"}]}
     refused = await client.post("/items", json=batch, headers={"If-Match": "*"})
-    assert is_problem(refused, 422, "condition-on-batch")
+    assert is_problem(refused, 422, "invalid-condition")
     for header in ("", "abc", '"a', '"a","', 'w/"a"', '* , "a"'):
         refused = await client.patch("/items/item-0", json={"price": 1}, headers={"If-Match": header})
-        assert is_problem(refused, 422, "invalid-request"), header
+        assert is_problem(refused, 422, "invalid-condition"), header
     assert "price" not in (await client.get("/items/item-0")).json()["item"]
 
 

@@ -188,7 +188,9 @@ async def test_an_item_without_a_free_slot_is_named_and_the_others_are_put(
 ):
     full = (3, 1, 2)
     member = b"".join(code.to_bytes(2, "big") for code in full)
-    trie = RedisKeys.of(CATALOG, TOKENIZER).trie
+    keys = RedisKeys.of(CATALOG, TOKENIZER)
+    trie = keys.trie
+    await redis.hset(keys.codes, "x", member + bytes(2) + b"0" * 32)
     for start in range(0, NUM_SLOTS, 5_000):  # as if there were so many items; the script reads nothing else
         slots = range(start, min(start + 5_000, NUM_SLOTS))
         await redis.zadd(trie, {member + slot.to_bytes(2, "big") + b"x": 0 for slot in slots})
