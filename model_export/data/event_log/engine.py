@@ -1,0 +1,260 @@
+"""DuckDB as the reader of tables. It keeps to a bound of memory, and what is above it waits on disk.
+
+Every column is read as text, so that ids keep their leading zeros. Decision 13 says why DuckDB.
+"""
+
+import codecs
+import gzip
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from model_export.data.dataset import DataError
+from model_export.data.event_log.files import TableFile
+from model_export.data.jsonl import parse_literal, read_lines
+from service.core.json_lines import MAX_LINE_BYTES, shown
+
+if TYPE_CHECKING:
+    import duckdb
+
+MEMORY_LIMIT = "1GB"  # of the engine; the arrays of the events come on top of it
+NOTHING = ("", "nan", "NaN", "NULL", "null", "None", "<NA>", r"\N")  # what tables write for no value
+CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
+CELLS = re.compile(r"Expected Number of Columns: (\d+) Found: (\d+)")
+
+
+def name_of(column: str) -> str:
+    """A column in SQL."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+def text_of(value: str) -> str:
+    """A text in SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def present(column: str) -> str:
+    """SQL for a column's value, or NULL where the table writes that there is none."""
+    listed = ", ".join(text_of(value) for value in NOTHING)
+    return f"CASE WHEN trim({name_of(column)}) IN ({listed}) THEN NULL ELSE {name_of(column)} END"
+
+
+class Engine:
+    """A database in a temporary folder, which goes away at the end."""
+
+    def __init__(self) -> None:
+        if find_spec("duckdb") is None:
+            raise DataError("Tables are read by DuckDB, which is not installed. Run: pip install duckdb")
+        self._folder = tempfile.TemporaryDirectory(prefix="glyphrec-")
+        self._num_converted = 0
+
+    def __enter__(self) -> "Engine":
+        import duckdb  # here, because most commands do without it
+
+        folder = Path(self._folder.name)
+        self._db = duckdb.connect(
+            folder / "events.duckdb",
+            config={
+                "memory_limit": MEMORY_LIMIT,
+                "temp_directory": str(folder / "spilled"),
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            },
+        )
+        self._db.execute("SET TimeZone = 'UTC'")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    def ask(self, sql: str, table: list[TableFile]) -> "duckdb.DuckDBPyConnection":
+        """Run a statement about the files of `table`. Raises DataError with the file and the line."""
+        import duckdb
+
+        try:
+            return self._db.execute(sql)
+        except duckdb.Error as error:
+            raise _explained(str(error), table) from None
+
+    def rows(self, sql: str, table: list[TableFile]) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        return self.ask(sql, table).fetchall()
+
+    def opened(self, file: TableFile) -> TableFile:
+        """The file as the engine can read it: with its columns, and in UTF-8 and JSON if it was not."""
+        if file.kind == "parquet":
+            names = self.ask(
+                f"DESCRIBE SELECT * FROM read_parquet({_literal_path(file.path)})", [file]
+            ).fetchall()
+            return replace(file, columns=tuple(str(row[0]) for row in names))
+        return file
+
+    def scan(self, file: TableFile) -> str:
+        """SQL for the rows of a file, with every column as text."""
+        readable, gzipped = self._readable(file)
+        path, compression = _literal_path(readable), "gzip" if gzipped else "none"
+        if file.kind == "parquet":
+            cast_columns = ", ".join(f"{name_of(name)}::VARCHAR AS {name_of(name)}" for name in file.columns)
+            return f"(SELECT {cast_columns} FROM read_parquet({path}))"
+        if file.kind == "text":
+            listed = ", ".join(f"{text_of(name)}: 'VARCHAR'" for name in file.columns)
+            return (
+                f"read_csv({path}, auto_detect=false, header={file.header}, delim={text_of(file.delimiter)}, "
+                f"quote={text_of(file.quote)}, escape={text_of(file.quote)}, columns={{{listed}}}, "
+                f"max_line_size={MAX_LINE_BYTES}, compression='{compression}')"
+            )
+        outer = [name for name in file.columns if name not in file.inner]
+        kinds = dict.fromkeys(outer, "VARCHAR")
+        if file.nested is not None:
+            kinds[file.nested] = (
+                "STRUCT(" + ", ".join(f"{name_of(name)} VARCHAR" for name in file.inner) + ")[]"
+            )
+        listed = ", ".join(f"{name_of(name)}: {text_of(kind)}" for name, kind in kinds.items())
+        read = (
+            f"read_json({path}, format='newline_delimited', columns={{{listed}}}, "
+            f"maximum_object_size={MAX_LINE_BYTES}, compression='{compression}')"
+        )
+        if file.nested is None:
+            return read
+        kept = "".join(f"{name_of(name)}, " for name in outer)
+        unpacked = ", ".join(f"_event.{name_of(name)} AS {name_of(name)}" for name in file.inner)
+        events = f"(SELECT {kept}unnest({name_of(file.nested)}) AS _event FROM {read})"
+        return f"(SELECT {kept}{unpacked} FROM {events})"
+
+    def typed_scan(self, file: TableFile) -> str:
+        """SQL for the rows of a Parquet file, with its own types."""
+        return f"read_parquet({_literal_path(file.path)})"
+
+    def scan_all(self, table: list[TableFile]) -> str:
+        """SQL for the rows of files with the same columns."""
+        listed = ", ".join(map(name_of, table[0].columns))
+        return "(" + " UNION ALL ".join(f"SELECT {listed} FROM {self.scan(file)}" for file in table) + ")"
+
+    def first_where(self, condition: str, shown_column: str, table: list[TableFile]) -> tuple[str, str]:
+        """Where the first row is for which `condition` holds ("PATH: line 7"), and its text in a column."""
+        self._db.execute("SET threads = 1")  # the rows keep their order
+        for file in table:
+            numbered = f"SELECT row_number() OVER () AS n, * FROM {self.scan(file)}"
+            found = self.rows(
+                f"SELECT n, {name_of(shown_column)} FROM ({numbered}) WHERE {condition} ORDER BY n LIMIT 1",
+                [file],
+            )
+            if found:
+                return f"{file.path}: {_place(file, found[0][0])}", shown(found[0][1])
+        raise AssertionError("no row has the problem that was counted")
+
+    def _readable(self, file: TableFile) -> tuple[Path, bool]:
+        """A path that the engine can read, and whether it is gzipped."""
+        if file.kind == "parquet" or (file.encoding in ("utf-8", "utf-8-sig") and not file.literals):
+            return file.path, file.gzipped
+        self._num_converted += 1
+        converted = Path(self._folder.name) / f"converted-{self._num_converted}"
+        with _unpacked(file) as source, converted.open("w", encoding="utf-8", newline="") as target:
+            for number, line in _decoded_lines(file, source):
+                target.write(_as_json(file, number, line) if file.literals else line)
+        return converted, False
+
+
+def _explained(message: str, table: list[TableFile]) -> DataError:
+    """The engine's error in one line, with the file, the line and a remedy."""
+    file = next((file for file in table if str(file.path) in message), table[0])
+    if file.kind == "parquet":
+        return DataError(
+            f"{file.path}: not a whole Parquet file ({_first_line(message)}). Write the file again."
+        )
+    if file.kind == "json" and not file.literals:
+        try:
+            for _ in read_lines(file.path):
+                pass
+        except DataError as error:
+            return error
+    line = CSV_LINE.search(message)
+    where = f"{file.path}: line {line[1]}" if line else f"{file.path}"
+    if cells := CELLS.search(message):
+        return DataError(
+            f"{where}: has {cells[2]} of {cells[1]} cells. Correct the line, or put quotation marks around "
+            "cells that hold the delimiter."
+        )
+    if "unicode" in message.lower() or "utf-8 encoded" in message:
+        return DataError(
+            f"{where}: not UTF-8. Name the encoding of the file, for example --encoding latin-1."
+        )
+    if "quote" in message.lower() and line:
+        return DataError(f"{where}: a quotation mark is not closed. Close it, or double it inside a cell.")
+    return DataError(
+        f"{where}: cannot be read ({_first_line(message, skip='CSV Error on Line')}). Correct the file."
+    )
+
+
+def _first_line(message: str, skip: str = "\0") -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip() and skip not in line]
+    return lines[0].partition("Error: ")[2] or lines[0] if lines else "no reason given"
+
+
+def _place(file: TableFile, row: int) -> str:
+    """The place of a row, counted from 1, as an editor counts."""
+    if file.kind == "parquet":
+        return f"row {row}"
+    seen = 0
+    with _unpacked(file) as source:
+        lines = _decoded_lines(file, source)
+        if file.kind == "text" and file.quote:
+            import csv
+
+            reader = csv.reader((line for _, line in lines), delimiter=file.delimiter)
+            rows = ((reader.line_num, cells) for cells in reader)
+        else:
+            rows = ((number, line.strip()) for number, line in lines)  # type: ignore[misc]
+        for number, content in rows:
+            if not content:
+                continue
+            if file.nested is not None:
+                seen += len(parse_literal(cast(str, content)).get(file.nested) or [])
+            else:
+                seen += 1
+            if seen >= row + (file.kind == "text" and file.header):
+                return f"line {number}"
+    return f"row {row}"
+
+
+@contextmanager
+def _unpacked(file: TableFile) -> Iterator[IO[bytes]]:
+    with gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb") as source:
+        yield source
+
+
+def _decoded_lines(file: TableFile, source: IO[bytes]) -> Iterator[tuple[int, str]]:
+    try:
+        with codecs.getreader(file.encoding)(source) as text:
+            number = 0
+            for number, line in enumerate(text, start=1):
+                yield number, line
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{file.path}: line {number + 1}: not {file.encoding}. Name the right --encoding."
+        ) from None
+
+
+def _as_json(file: TableFile, number: int, line: str) -> str:
+    text = line.strip()
+    if not text:
+        return "\n"
+    try:
+        return json.dumps(parse_literal(text)) + "\n"
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{file.path}: line {number}: neither JSON nor a Python literal ({error}): {shown(text)}. "
+            "Write one object on each line."
+        ) from None
+
+
+def _literal_path(path: Path) -> str:
+    """The path in SQL. Signs of a pattern stand for themselves."""
+    return text_of("".join(f"[{sign}]" if sign in "*?[" else sign for sign in str(path)))
