@@ -128,7 +128,7 @@ def add_evaluate(subparsers: Subparsers) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     from model_export.data.event_log.times import milliseconds_of
     from model_export.data.splits import split_by_time
-    from model_export.data.tables import read_dataset
+    from model_export.data.tables import DataError, read_dataset
     from model_export.evaluation.evaluate import evaluate, known_to, table
     from service.core.bundle import load_bundle
 
@@ -139,6 +139,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         figures = evaluate(bundle, dataset)
         say(table(figures))
     else:
+        if bundle.manifest.data_fingerprint == dataset.fingerprint:
+            raise DataError(
+                f"{args.bundle}: was exported from all of these events, also those after {args.split_at}. "
+                f"Export the earlier ones: prepare --until {args.split_at}"
+            )
         dataset = known_to(bundle, dataset)
         say(dataset.summary())
         figures = evaluate(bundle, dataset, split=split_by_time(dataset, moment))

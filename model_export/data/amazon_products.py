@@ -77,7 +77,7 @@ def _field(name: str, value: Any) -> Any:
         return list(
             dict.fromkeys(part for path in words for part in (path if isinstance(path, list) else [path]))
         )
-    if name in ("description", "features", "title"):
+    if name in ("description", "features"):
         parts = [part for part in (words if isinstance(words, list) else [words]) if not _is_price(part)]
         if name == "features" or not parts:
             return parts or None

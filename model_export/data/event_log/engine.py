@@ -227,7 +227,7 @@ def _place(file: TableFile, row: int) -> str:
 @contextmanager
 def _unpacked(file: TableFile) -> Iterator[IO[bytes]]:
     with gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb") as source:
-        yield source
+        yield cast(IO[bytes], source)
 
 
 def _decoded_lines(file: TableFile, source: IO[bytes]) -> Iterator[tuple[int, str]]:

@@ -229,12 +229,9 @@ def _text(
 
 
 def _is_header(cells: tuple[str, ...]) -> bool:
-    """Names differ from each other and are neither numbers nor dates. The first may be empty (pandas)."""
-    return (
-        len(set(cells)) == len(cells)
-        and not any(NOT_A_NAME.fullmatch(cell) for cell in cells[1:])
-        and (not cells[0].strip() or not NOT_A_NAME.fullmatch(cells[0]))
-    )
+    """Names are neither numbers nor dates. The first may be empty, as pandas writes it."""
+    first, *others = cells
+    return not any(map(NOT_A_NAME.fullmatch, others)) and not (first.strip() and NOT_A_NAME.fullmatch(first))
 
 
 def _delimiter(lines: list[str]) -> str:

@@ -227,9 +227,9 @@ def _filled(fields: Item) -> Item:
     filled = {}
     for name, value in fields.items():
         value = _value(value)
-        if name.lower() in LISTS and isinstance(value, str) and "|" in value:
+        if name.lower() in LISTS and isinstance(value, str):
             value = [part.strip() for part in value.split("|") if part.strip() not in NO_GENRES]
-        if value not in (None, "", [], {}) and not (name.lower() in LISTS and value in NO_GENRES):
+        if value not in (None, "", [], {}):
             filled[name] = value
     return filled
 

@@ -26,13 +26,13 @@ class TimeForm:
 
 
 def form_of(column: str, first: list[str], options: EventOptions) -> TimeForm:
-    """The form by a column's first values. Raises DataError if no form fits the very first."""
+    """The form that most of a column's first values have."""
     value = present(column)
     if options.time_format:
         parsed = f"try_strptime({value}, {text_of(options.time_format)})"
         return TimeForm(f"as {options.time_format}", False, f"epoch_ms({parsed})")
-    if all(_is_number(text) for text in first):
-        if first and all(_is_compact_date(text) for text in first):
+    if 2 * sum(map(_is_number, first)) >= len(first):
+        if all(map(_is_compact_date, first)):
             return TimeForm("dates as YYYYMMDD", False, f"epoch_ms(try_strptime({value}, '%Y%m%d'))")
         return TimeForm("numbers", True, f"try_cast({value} AS DOUBLE)")
     return TimeForm("ISO", False, f"epoch_ms(try_cast({value} AS TIMESTAMPTZ))")
