@@ -29,7 +29,7 @@ BOMS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DELIMITERS = ("\t", "::", ",", ";", "|")
 TYPED = re.compile(r"(.+):(token|float|token_seq|float_seq)")  # a cell of RecBole's headers
 NOT_A_NAME = re.compile(r"\s*(?:[-+]?[\d.]+(?:[eE][-+]?\d+)?|\d{4}-\d\d-\d\d.*)?\s*")
-LATIN_1_FILES = {"u.item", "movies.dat"}  # as GroupLens writes them
+LATIN_1_FILES = {"u.item", "movies.dat"}  # as GroupLens wrote the older ones; the newer ones are UTF-8
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def sniff(
     raw, gzipped, whole = _head(path)
     if raw.startswith(PARQUET_MAGIC):
         return TableFile(path, "parquet", ())
-    if encoding is None:
-        guess = "latin-1" if path.name.removesuffix(".gz") in LATIN_1_FILES else "utf-8-sig"
-        encoding = next((name for bom, name in BOMS.items() if raw.startswith(bom)), guess)
+    encoding = encoding or _encoding(path, raw)
     text = _decoded(path, raw, encoding)
     lines = text.splitlines(keepends=True)
     if not whole and len(lines) > 1:
@@ -120,6 +118,17 @@ def _head(path: Path) -> tuple[bytes, bool, bool]:
         if raw.startswith(magic):
             raise DataError(f"{path}: is {what}. Unpack it first: {program} {path.name}")
     return raw, gzipped, len(raw) < HEAD_BYTES
+
+
+def _encoding(path: Path, raw: bytes) -> str:
+    if (by_bom := next((name for bom, name in BOMS.items() if raw.startswith(bom)), None)) is not None:
+        return by_bom
+    if path.name.removesuffix(".gz") in LATIN_1_FILES:
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(raw)
+        except UnicodeDecodeError:
+            return "latin-1"
+    return "utf-8-sig"
 
 
 def _decoded(path: Path, raw: bytes, encoding: str) -> str:

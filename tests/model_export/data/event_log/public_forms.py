@@ -168,6 +168,24 @@ def movielens_latest(folder: Path) -> str:
     return f"events:{folder}"
 
 
+def movielens_10m(folder: Path) -> str:
+    """As 1M, but in UTF-8."""
+    movielens_1m(folder)
+    lines(folder / "movies.dat", [f"{i}::{t}::{GENRES[i]}" for i, t in TITLES.items()])
+    return f"events:{folder}"
+
+
+def steam(folder: Path) -> str:
+    """Python literals, with the day of a review."""
+    rows = [
+        str({"username": u, "product_id": i, "date": iso(START + 86_400 * (t - START) // 1000, "%Y-%m-%d")})
+        for u, i, t in events()
+    ]
+    games = [str({"id": i, "app_name": t, "genres": GENRES[i].split("|")}) for i, t in TITLES.items()]
+    reviews = lines(folder / "steam_reviews.json.gz", rows)
+    return f"events:{reviews},{lines(folder / 'steam_games.json.gz', games)}"
+
+
 def recbole(folder: Path) -> str:
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     lines(folder / "ml.inter", [header, *(f"{u}\t{i}\t3\t{float(t)}" for u, i, t in events())])
@@ -239,7 +257,9 @@ FORMS: dict[str, Callable[[Path], str]] = {
         amazon_ratings_with_metadata,
         movielens_100k,
         movielens_1m,
+        movielens_10m,
         movielens_latest,
+        steam,
         recbole,
         h_and_m,
         rees46,
