@@ -48,12 +48,14 @@ def read_folder(folder: Path) -> Dataset:
     times: list[NDArray[np.int64]] = []
     for line in _unique(interactions_path, "user_id"):
         known = _known(line, index_of, left_out)
+        has_times = "times" in line.record
+        if histories and has_times != bool(times):
+            has = "has 'times'" if has_times else "has no 'times'"
+            raise line.wrong(f"{has}, unlike the lines above. Give them on every line or on none.")
         histories.append((line.record["user_id"], [index for _, index in known]))
-        if "times" in line.record:
+        if has_times:
             all_times = _times(line)
             times.append(np.array([all_times[place] for place, _ in known], dtype=np.int64))
-        if times and len(times) < len(histories):
-            raise line.wrong("has no 'times', which other lines have. Give them on every line or on none.")
     return make_dataset(folder.resolve().name, items, histories, left_out, times=times or None)
 
 
@@ -98,14 +100,18 @@ def _interactions(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 def _find(folder: Path, name: str) -> Path:
     if not os.path.isdir(folder):
-        problem = "is a file" if os.path.exists(folder) else "not found"
+        is_file = os.path.exists(folder)
+        remedy = f"Give a folder with {ITEMS}.jsonl and {INTERACTIONS}.jsonl (or .jsonl.gz)"
         raise DataError(
-            f"{folder}: {problem}. Give a folder with {ITEMS}.jsonl and {INTERACTIONS}.jsonl (or .jsonl.gz)."
+            f"{folder}: is a file. {remedy}. For a log of events, write events:{folder}"
+            if is_file
+            else f"{folder}: not found. {remedy}."
         )
     found = [path for suffix in (".jsonl", ".jsonl.gz") if os.path.isfile(path := folder / (name + suffix))]
     if not found:
         raise DataError(
-            f"{folder}: has neither {name}.jsonl nor {name}.jsonl.gz. Add one of them to the folder."
+            f"{folder}: has neither {name}.jsonl nor {name}.jsonl.gz. Add one of them to the folder. If it "
+            f"holds a published log of events, write events:{folder}"
         )
     if len(found) > 1:
         raise DataError(f"{found[0]}: there is also {found[1].name} in the folder. Keep only one of the two.")

@@ -27,6 +27,7 @@ ARCHIVES = {
 }
 BOMS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DELIMITERS = ("\t", "::", ",", ";", "|")
+QUOTED = ",;"  # with the others, a quotation mark is mostly a letter, so cells have to show that it is not
 TYPED = re.compile(r"(.+):(token|float|token_seq|float_seq)")  # a cell of RecBole's headers
 NOT_A_NAME = re.compile(r"\s*(?:[-+]?[\d.]+(?:[eE][-+]?\d+)?|\d{4}-\d\d-\d\d.*)?\s*")
 LATIN_1_FILES = {"u.item", "movies.dat"}  # as GroupLens wrote the older ones; the newer ones are UTF-8
@@ -202,9 +203,8 @@ def _text(
     gzipped: bool,
 ) -> TableFile:
     delimiter = delimiter or _delimiter(lines)
-    quote = '"' if any(f'{delimiter}"' in line or line.startswith('"') for line in lines) else ""
-    if delimiter in ("\t", "::", "|") and not any(f'"{delimiter}' in line for line in lines):
-        quote = ""  # a stray quotation mark
+    cells = (cell for row in _cells(lines, delimiter, "") for cell in row)
+    quote = '"' if delimiter in QUOTED or any(re.fullmatch('".*"', cell) for cell in cells) else ""
     rows = _cells(lines, delimiter, quote)
     first = rows[0]
     header = not names and _is_header(first)
@@ -247,7 +247,7 @@ def _delimiter(lines: list[str]) -> str:
     """The one that gives most lines as many cells as the first line, and as many as possible."""
     best, best_rank = ",", (False, 1)
     for delimiter in DELIMITERS:
-        counts = [len(row) for row in _cells(lines, delimiter, '"' if delimiter in ",;" else "")]
+        counts = [len(row) for row in _cells(lines, delimiter, '"' if delimiter in QUOTED else "")]
         rank = (counts[0] > 1 and counts.count(counts[0]) > 0.6 * len(counts), counts[0])
         if rank > best_rank:
             best, best_rank = delimiter, rank

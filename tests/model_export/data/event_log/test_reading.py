@@ -268,6 +268,14 @@ def test_a_broken_line_far_behind_the_first_ones_is_named(tmp_path):
     assert "log.jsonl: line 25001: not JSON" in refused(write(tmp_path / "log.jsonl", "\n".join(lines)))
 
 
+def test_quotation_marks_count_also_where_the_first_lines_have_none(tmp_path):
+    rows = [f"u,i{n},{T + n}" for n in range(1_000)] + [f'v,"a, ""b""",{T}', f"v,c,{T + 1}"]
+    assert read(log(tmp_path, rows))["v"] == ['a, "b"', "c"]
+    rows = [f'u\t5" nail {n}\t{T + n}' for n in range(3)]
+    path = log(tmp_path, rows, header="user\titem\ttimestamp")
+    assert read(path)["u"] == ['5" nail 0', '5" nail 1', '5" nail 2']
+
+
 def test_text_in_another_encoding_needs_its_name(tmp_path):
     path = write(tmp_path / "log.csv", f"user_id,item_id,timestamp\nu,Käse,{T}\nu,Brot,{T + 1}\n", "latin-1")
     assert refused(path) == (
