@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import duckdb
 
 MEMORY_LIMIT = "1GB"  # of the engine; the arrays of the events come on top of it
+FETCHED_ROWS = 10_000
 NOTHING = ("", "nan", "NaN", "NULL", "null", "None", "<NA>", r"\N")  # what tables write for no value
 CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 CELLS = re.compile(r"Expected Number of Columns: (\d+) Found: (\d+)")
@@ -86,6 +87,12 @@ class Engine:
     def rows(self, sql: str, table: list[TableFile]) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         return self.ask(sql, table).fetchall()
+
+    def stream(self, sql: str, table: list[TableFile]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, some thousands at a time. No other query may run meanwhile."""
+        result = self.ask(sql, table)
+        while rows := result.fetchmany(FETCHED_ROWS):
+            yield from rows
 
     def opened(self, file: TableFile) -> TableFile:
         """The file as the engine can read it: with its columns, and in UTF-8 and JSON if it was not."""

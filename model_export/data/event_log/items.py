@@ -25,7 +25,7 @@ LISTS = {"genres", "categories", "tags"}  # whose parts `|` separates
 # Columns of the events that describe items where the items have no table.
 IN_EVENTS = "title name productname itemname brand category categorycode description price"
 # Numbers that H&M's articles.csv has beside the words for the same.
-CODES_OF_HM = re.compile(r".*_(no|code)|perceived_colour_(value|master)_id")
+CODES_OF_HM = re.compile(r".*_(no|code)|perceived_\w+_id")
 GENRES = (  # the last columns of u.item
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
     *(
@@ -191,7 +191,7 @@ def _rows(engine: Engine, file: TableFile, names: tuple[str, ...]) -> Iterator[t
         yield from ((f"line {line.number}", line.record) for line in read_lines(file.path, parse_literal))
         return
     scan = engine.scan(file) if file.kind == "text" else engine.typed_scan(file)
-    rows = engine.rows(f"SELECT * FROM {scan}", [file])
+    rows = engine.stream(f"SELECT * FROM {scan}", [file])
     first = 1 + (file.kind == "text" and file.header)
     word = "row" if file.kind == "parquet" else "line"
     for number, row in enumerate(rows, start=first):
@@ -261,7 +261,7 @@ def _properties(file: TableFile) -> tuple[str, str | None] | None:
 def _from_properties(engine: Engine, files: list[TableFile], columns: tuple[str, str | None]) -> Rows:
     item_id, time = columns
     when = "0" if time is None else f"try_cast({name_of(time)} AS DOUBLE)"
-    found = engine.rows(
+    found = engine.stream(
         f"SELECT {name_of(item_id)}, property, max(struct_pack(t := {when}, v := value)).v "
         f"FROM {engine.scan_all(files)} GROUP BY 1, 2 ORDER BY 1, 2",
         files,

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from model_export.data.dataset import DataError
+from service.errors import GlyphrecError
 
 TIME_UNITS = ("s", "ms", "us", "ns")
 
@@ -42,7 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--preview", action="store_true", help="print the preview and write nothing")
     for role in ("user", "item", "time", "event", "rating"):
-        add(f"--{role}-column", metavar="NAME", help=f"the events' column of the {role}")
+        what = "kind of event" if role == "event" else role
+        add(
+            f"--{role}-column",
+            metavar="NAME",
+            help=f"the events' column of the {what} (default: by its name)",
+        )
     add("--columns", metavar="A,B,C", help="the events' columns, for a file without a header")
     add("--delimiter", help=r"between cells, for example ';' or '\t' (default: found in the file)")
     add("--encoding", help="of the text files, for example latin-1 (default: utf-8)")
@@ -66,14 +71,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(args: argparse.Namespace) -> EventOptions:
-    """The options that the flags say. Raises DataError for values that no log can have."""
+    """The options that the flags say. Raises GlyphrecError for values that no log can have."""
     if args.k_core < 1:
-        raise DataError(
+        raise GlyphrecError(
             f"--k-core {args.k_core}: not a positive number. Give 1 for no core, or for example 5."
         )
     delimiter = args.delimiter.replace("\\t", "\t") if args.delimiter else None
     if args.delimiter is not None and not 1 <= len(delimiter or "") <= 4:
-        raise DataError(f"--delimiter {args.delimiter!r}: must have one to four characters.")
+        raise GlyphrecError(f"--delimiter {args.delimiter!r}: must have one to four characters.")
     return EventOptions(
         user=args.user_column,
         item=args.item_column,

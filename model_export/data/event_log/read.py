@@ -22,7 +22,7 @@ from model_export.data.event_log.layouts import files_of
 from model_export.data.event_log.load import NamedEvents, load, without_points
 from model_export.data.event_log.options import EventOptions
 from model_export.data.event_log.preview import Preview
-from model_export.data.event_log.times import TimeForm
+from model_export.data.event_log.times import TimeForm, milliseconds_of
 from model_export.data.events import Events, first_of_each, histories, in_order, k_core
 
 PREVIEW_ROWS = 10
@@ -39,6 +39,8 @@ class EventLog:
 def read_event_log(argument: str, options: EventOptions | None = None) -> EventLog:
     """Read `EVENTS`, `EVENTS,ITEMS` or a folder. Raises DataError with the file, the line and a remedy."""
     options = options or EventOptions()
+    if options.until is not None:
+        milliseconds_of(options.until, "--until")  # before the work
     event_paths, item_paths = files_of(argument)
     left_out: Counter[str] = Counter()
     with Engine() as engine:

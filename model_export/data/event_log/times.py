@@ -12,6 +12,7 @@ from model_export.data.event_log.options import EventOptions
 UNIT_BELOW = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
 PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+NO_TIME_FROM = 2.0**63
 NO_TIME_BELOW = 1e8  # smaller numbers are days, weeks or ranks: only their order is known
 
 
@@ -34,7 +35,7 @@ def form_of(column: str, first: list[str], options: EventOptions) -> TimeForm:
     if 2 * sum(map(_is_number, first)) >= len(first):
         if all(map(_is_compact_date, first)):
             return TimeForm("dates as YYYYMMDD", False, f"epoch_ms(try_strptime({value}, '%Y%m%d'))")
-        return TimeForm("numbers", True, f"try_cast({value} AS DOUBLE)")
+        return TimeForm("numbers", True, _finite(value))
     return TimeForm("ISO", False, f"epoch_ms(try_cast({value} AS TIMESTAMPTZ))")
 
 
@@ -43,6 +44,8 @@ def unit_of(where: str, low: float, middle: float, high: float, unit: str | None
 
     Raises DataError if one column mixes units.
     """
+    if max(abs(low), abs(high)) >= NO_TIME_FROM:
+        raise DataError(f"{where} holds {max(low, high, key=abs):.0e}, which is no time. Correct it.")
     if unit is None:
         if high < NO_TIME_BELOW:
             return "plain numbers, of which only the order is known", 1.0
@@ -73,6 +76,11 @@ def milliseconds_of(text: str, flag: str) -> int:
             f"{flag} {text}: not an ISO time. Write it like 2024-06-01 or 2024-06-01T12:00."
         ) from None
     return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _finite(value: str) -> str:
+    number = f"try_cast({value} AS DOUBLE)"
+    return f"CASE WHEN isfinite({number}) THEN {number} END"
 
 
 def _is_number(text: str) -> bool:

@@ -225,6 +225,13 @@ def test_both_layouts_of_the_same_shop_give_the_same_sequences(tmp_path):
     assert [item | {"price": 0} for item in new.items] == [item | {"price": 0} for item in old.items]
 
 
+def test_paths_may_hold_commas_and_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "my, reviews.json", reviews_2018(BOUGHT))
+    write(tmp_path / "meta, 2.json", META_2018)
+    assert read_dataset("amazon:~/my, reviews.json,~/meta, 2.json,2").user_ids == ["u", "v"]
+
+
 def test_the_core_is_five_unless_the_source_names_another(tmp_path):
     bought = [(f"u{u}", f"I{i}", i) for u in range(5) for i in range(5)] + [("u9", "I0", 1), ("u9", "I1", 2)]
     reviews = write(tmp_path / "r.json", reviews_2018(bought))

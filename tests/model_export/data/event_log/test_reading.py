@@ -244,6 +244,14 @@ def test_a_pattern_names_several_files_of_one_log(tmp_path):
             f'user_id,item_id,timestamp\nu,"a\nb",{T}\nu,b,soon\n',
             "line 4: timestamp is 'soon', which is not a number",
         ),
+        (
+            f"user_id,item_id,timestamp\nu,a,{T}\nu,b,inf\n",
+            "line 3: timestamp is 'inf', which is not a number",
+        ),
+        (
+            "user_id,item_id,timestamp\nu,a,1e300\nu,b,1e300\n",
+            "the column timestamp holds 1e+300, which is no time",
+        ),
         (f"user_id,item_id,item_id\nu,a,{T}\n", "line 1: the column 'item_id' occurs twice"),
         ("", "the file is empty"),
         ("user_id,item_id,timestamp\n", "no events remain"),
