@@ -7,6 +7,7 @@ events.py explains how ties are ordered.
 """
 
 from array import array
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.events import Events, first_of_each, histories, in_order, k_core
 from model_export.data.jsonl import Line, parse_literal, read_lines
 from service.core.bundle import RenderSpec
-from service.core.json_lines import shown
+from service.core.json_lines import GZIP_MAGIC, shown
 from service.core.render import item_text
 
 DEFAULT_CORE = 5
@@ -45,6 +46,10 @@ def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Data
 
     Raises DataError if a file is not readable or not in a known layout, or if no review remains.
     """
+    if _starts_without_brace(reviews):
+        raise DataError(
+            f"{reviews}: is no raw file of reviews. A table of ratings is read as events:{reviews},{metadata}"
+        )
     left_out: Counter[str] = Counter()
     user_of: dict[str, int] = {}
     item_of: dict[str, int] = {}
@@ -128,6 +133,15 @@ def _with_layout(path: Path) -> Iterator[tuple[Line, Reviews]]:
         yield line, names
     if names is None:
         raise DataError(f"{path}: the file is empty. Give the raw file.")
+
+
+def _starts_without_brace(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return False  # the reader has the words for it
+    return not start.startswith(GZIP_MAGIC) and start.removeprefix(BOM_UTF8).strip()[:1] not in (b"{", b"")
 
 
 def _whole_number(line: Line, field: str) -> int:

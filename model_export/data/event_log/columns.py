@@ -54,6 +54,10 @@ def named(table: TableFile, options: EventOptions) -> Columns:
         if flag is not None and flag not in table.columns:
             raise DataError(f"{table.path}: has no column {flag!r} (--{role}-column). It has {listed}.")
         chosen[role] = flag if flag is not None else guessed(table.columns, role)
+    if any(isinstance(record.get("items"), list) for record in table.head[:1]):
+        raise DataError(
+            f"{table.path}: holds whole histories and not events. Give the folder: --data {table.path.parent}"
+        )
     if chosen["user"] == chosen["item"] and chosen["user"] is not None:
         raise DataError(f"{table.path}: {chosen['user']!r} cannot be both the user and the item.")
     for role in ("user", "item"):

@@ -138,14 +138,20 @@ def _decoded(path: Path, raw: bytes, encoding: str) -> str:
     except LookupError:
         raise DataError(f"--encoding {encoding}: Python knows no such encoding. Try latin-1.") from None
     except UnicodeDecodeError as error:
+        if b"\0" in raw:
+            raise _no_table(path) from None
         line = raw[: error.start].count(b"\n") + 1
         raise DataError(
             f"{path}: line {line}: not {encoding.removesuffix('-sig')}. Name the encoding of the file, for "
             "example --encoding latin-1."
         ) from None
     if "\0" in text:
-        raise DataError(f"{path}: is neither text nor Parquet. Give CSV, TSV, JSON lines or Parquet.")
+        raise _no_table(path)
     return text
+
+
+def _no_table(path: Path) -> DataError:
+    return DataError(f"{path}: is neither text nor Parquet. Give CSV, TSV, JSON lines or Parquet.")
 
 
 def _json(path: Path, lines: list[str], encoding: str, gzipped: bool) -> TableFile:

@@ -225,6 +225,13 @@ def test_both_layouts_of_the_same_shop_give_the_same_sequences(tmp_path):
     assert [item | {"price": 0} for item in new.items] == [item | {"price": 0} for item in old.items]
 
 
+def test_a_table_of_ratings_is_refused_with_the_right_source(tmp_path):
+    (tmp_path / "ratings.csv").write_text("A1YJEY40YUW4SE,7806397051,5.0,1405209600\n")
+    metadata = write(tmp_path / "m.json", META_2018)
+    with pytest.raises(DataError, match=r"is read as events:.*ratings\.csv,.*m\.json"):
+        read_amazon(tmp_path / "ratings.csv", metadata)
+
+
 def test_paths_may_hold_commas_and_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "my, reviews.json", reviews_2018(BOUGHT))

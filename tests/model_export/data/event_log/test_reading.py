@@ -302,6 +302,8 @@ def test_a_damaged_parquet_or_packed_file_is_refused_in_one_line(tmp_path):
     whole = (tmp_path / "log.parquet").read_bytes()
     (tmp_path / "log.parquet").write_bytes(whole[:-20])
     assert f"{tmp_path / 'log.parquet'}: not a whole Parquet file" in refused(tmp_path / "log.parquet")
+    (tmp_path / "log.bin").write_bytes(bytes(range(256)))
+    assert "is neither text nor Parquet" in refused(tmp_path / "log.bin")
     (tmp_path / "log.zip").write_bytes(b"PK\x03\x04 and so on")
     assert "is a zip archive. Unpack it first: unzip log.zip" in refused(tmp_path / "log.zip")
     packed = gzip.compress(b"user_id,item_id,timestamp\nu,a,1\n")
@@ -327,6 +329,13 @@ def test_the_preview_prints_rows_columns_and_counts_and_writes_nothing(tmp_path,
     ):
         assert expected in said
     assert [each.name for each in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_a_prepared_folder_is_no_event_log(tmp_path):
+    source = FORMS["csv_log"](tmp_path)
+    assert main(["prepare", "--data", source, "--out", str(tmp_path / "out")]) == 0
+    said = refused(tmp_path / "out")
+    assert said.endswith(f"holds whole histories and not events. Give the folder: --data {tmp_path / 'out'}")
 
 
 def test_flags_of_events_need_an_event_log(tmp_path, capsys):
