@@ -44,7 +44,7 @@ def read_folder(folder: Path) -> Dataset:
             items.append(line.record)
         else:
             left_out[EMPTY_ITEMS] += 1
-    histories = []
+    histories: list[tuple[str, list[int]]] = []
     times: list[NDArray[np.int64]] = []
     for line in _unique(interactions_path, "user_id"):
         known = _known(line, index_of, left_out)

@@ -6,6 +6,7 @@ Every column is read as text, so that ids keep their leading zeros. Decision 13 
 import codecs
 import gzip
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,17 +14,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
+
+from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError
 from model_export.data.event_log.files import TableFile
 from model_export.data.jsonl import parse_literal, read_lines
 from service.core.json_lines import MAX_LINE_BYTES, shown
 
-if TYPE_CHECKING:
-    import duckdb
-
 MEMORY_LIMIT = "1GB"  # of the engine; the arrays of the events come on top of it
+MAX_THREADS = 4  # each holds buffers of 16 of the longest lines, so many cores would not fit the limit
+MAX_CELLS_BYTES = 2 * 2**20  # of a line of text; lines of JSON may be longer
 FETCHED_ROWS = 10_000
 NOTHING = ("", "nan", "NaN", "NULL", "null", "None", "<NA>", r"\N")  # what tables write for no value
 CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
@@ -63,6 +65,7 @@ class Engine:
             folder / "events.duckdb",
             config={
                 "memory_limit": MEMORY_LIMIT,
+                "threads": min(MAX_THREADS, os.cpu_count() or 1),
                 "temp_directory": str(folder / "spilled"),
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
@@ -75,33 +78,34 @@ class Engine:
         self._db.close()
         self._folder.cleanup()
 
-    def ask(self, sql: str, table: list[TableFile]) -> "duckdb.DuckDBPyConnection":
+    def run(self, sql: str, table: list[TableFile]) -> None:
         """Run a statement about the files of `table`. Raises DataError with the file and the line."""
-        import duckdb
-
-        try:
-            return self._db.execute(sql)
-        except duckdb.Error as error:
-            raise _explained(str(error), table) from None
+        with _errors_of(table):
+            self._db.execute(sql)
 
     def rows(self, sql: str, table: list[TableFile]) -> list[tuple[Any, ...]]:
         """All rows of a query."""
-        return self.ask(sql, table).fetchall()
+        with _errors_of(table):  # also around the fetch, in which the engine goes on reading
+            return self._db.execute(sql).fetchall()
 
     def stream(self, sql: str, table: list[TableFile]) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, some thousands at a time. No other query may run meanwhile."""
-        result = self.ask(sql, table)
-        while rows := result.fetchmany(FETCHED_ROWS):
-            yield from rows
+        with _errors_of(table):
+            result = self._db.execute(sql)
+            while rows := result.fetchmany(FETCHED_ROWS):
+                yield from rows
+
+    def arrays(self, sql: str, table: list[TableFile]) -> dict[str, NDArray[Any]]:
+        """The columns of a query."""
+        with _errors_of(table):
+            return self._db.execute(sql).fetchnumpy()
 
     def opened(self, file: TableFile) -> TableFile:
-        """The file as the engine can read it: with its columns, and in UTF-8 and JSON if it was not."""
-        if file.kind == "parquet":
-            names = self.ask(
-                f"DESCRIBE SELECT * FROM read_parquet({_literal_path(file.path)})", [file]
-            ).fetchall()
-            return replace(file, columns=tuple(str(row[0]) for row in names))
-        return file
+        """The file with its columns, which in a Parquet file only the engine can read."""
+        if file.kind != "parquet":
+            return file
+        names = self.rows(f"DESCRIBE SELECT * FROM read_parquet({_literal_path(file.path)})", [file])
+        return replace(file, columns=tuple(str(row[0]) for row in names))
 
     def scan(self, file: TableFile) -> str:
         """SQL for the rows of a file, with every column as text."""
@@ -115,7 +119,7 @@ class Engine:
             return (
                 f"read_csv({path}, auto_detect=false, header={file.header}, delim={text_of(file.delimiter)}, "
                 f"quote={text_of(file.quote)}, escape={text_of(file.quote)}, columns={{{listed}}}, "
-                f"max_line_size={MAX_LINE_BYTES}, compression='{compression}')"
+                f"max_line_size={MAX_CELLS_BYTES}, compression='{compression}')"
             )
         outer = [name for name in file.columns if name not in file.inner]
         kinds = dict.fromkeys(outer, "VARCHAR")
@@ -169,6 +173,21 @@ class Engine:
         return converted, False
 
 
+@contextmanager
+def _errors_of(table: list[TableFile]) -> Iterator[None]:
+    import duckdb
+
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise DataError(
+            f"{table[0].path}: reading needs more space than there is in memory ({MEMORY_LIMIT}) and in "
+            f"{tempfile.gettempdir()} ({_first_line(str(error))}). Set TMPDIR to a larger disk."
+        ) from None
+    except duckdb.Error as error:
+        raise _explained(str(error), table) from None
+
+
 def _explained(message: str, table: list[TableFile]) -> DataError:
     """The engine's error in one line, with the file, the line and a remedy."""
     file = next((file for file in table if str(file.path) in message), table[0])
@@ -185,8 +204,10 @@ def _explained(message: str, table: list[TableFile]) -> DataError:
     line = CSV_LINE.search(message)
     where = f"{file.path}: line {line[1]}" if line else f"{file.path}"
     if cells := CELLS.search(message):
+        expected, found = int(cells[1]), int(cells[2])  # it stops counting at the first that is too many
+        count = f"{found} of {expected}" if found < expected else f"more than {expected}"
         return DataError(
-            f"{where}: has {cells[2]} of {cells[1]} cells. Correct the line, or put quotation marks around "
+            f"{where}: has {count} cells. Correct the line, or put quotation marks around "
             "cells that hold the delimiter."
         )
     if "unicode" in message.lower() or "utf-8 encoded" in message:

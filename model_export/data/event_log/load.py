@@ -113,7 +113,7 @@ def _create(
         f"SELECT ({reason})::TINYINT AS reason, {kind} AS kind, {name_of(columns.user)} AS user_name, "
         f"{name_of(columns.item)} AS item_name, {form.sql} AS moment FROM {engine.scan_all(files)}"
     )
-    engine.ask(
+    engine.run(
         "CREATE TABLE event AS SELECT reason, kind, CASE WHEN reason = 0 THEN user_name END AS user_name, "
         f"CASE WHEN reason = 0 THEN item_name END AS item_name, moment FROM ({rows})",
         files,
@@ -175,7 +175,7 @@ def _arrays(
         left_out[f"events from {options.until} on"] = late
     names = {}
     for what in ("user", "item"):
-        engine.ask(
+        engine.run(
             f"CREATE TABLE {what}_place AS "
             "SELECT name, (row_number() OVER (ORDER BY name) - 1)::INTEGER AS place "
             f"FROM (SELECT DISTINCT {what}_name AS name FROM event WHERE reason = 0 AND {until})",
@@ -183,12 +183,12 @@ def _arrays(
         )
         rows = engine.rows(f"SELECT name FROM {what}_place ORDER BY place", files)
         names[what] = without_points([row[0] for row in rows])
-    found = engine.ask(
+    found = engine.arrays(
         f"SELECT u.place AS person, i.place AS thing, {moment} AS moment FROM event "
         "JOIN user_place u ON user_name = u.name JOIN item_place i ON item_name = i.name "
         f"WHERE reason = 0 AND {until}",
         files,
-    ).fetchnumpy()
+    )
     time: NDArray[np.int64] = np.asarray(found["moment"], np.int64)
     if len(time) and (not form.is_number or form.factor != 1.0 or "since" in form.words):
         preview.span = f"{day_of(int(time.min()))} to {day_of(int(time.max()))}"

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model_export.data.event_log import engine
 from model_export.data.event_log.options import EventOptions
 from model_export.data.event_log.read import read_event_log
 from model_export.data.tables import DataError, read_dataset
@@ -239,7 +240,7 @@ def test_a_pattern_names_several_files_of_one_log(tmp_path):
     ("text", "said"),
     [
         (f"user_id,item_id,timestamp\nu,a,{T}\nu,b\n", "line 3: has 2 of 3 cells"),
-        (f"user_id,item_id,timestamp\nu,a,{T}\nu,b,c,{T}\n", "line 3: has 4 of 3 cells"),
+        (f"user_id,item_id,timestamp\nu,a,{T}\nu,b,c,{T}\n", "line 3: has more than 3 cells"),
         (
             f'user_id,item_id,timestamp\nu,"a\nb",{T}\nu,b,soon\n',
             "line 4: timestamp is 'soon', which is not a number",
@@ -265,6 +266,24 @@ def test_an_error_names_file_and_line_and_a_remedy(tmp_path, text, said):
     found = refused(path)
     assert found.startswith(f"{path}: {said}"), found
     assert "Save the file as UTF-8" not in found
+
+
+def test_a_broken_line_of_the_items_is_named_too(tmp_path):
+    path = log(tmp_path, [f"u,i1,{T}", f"u,i2,{T + 1}"])
+    rows = [f"i{n},Item {n}" for n in range(30_000)]
+    rows[20_000] = "i20000,Item,of,more,cells"
+    items = log(tmp_path, rows, header="id,title", name="items.csv")
+    with pytest.raises(DataError, match=r"items\.csv: line 20002: has more than 2 cells\. Correct the line"):
+        read_dataset(f"events:{path},{items}")
+    items = log(tmp_path, ["i1,A", ",B"], header="id,title", name="items.csv")
+    with pytest.raises(DataError, match=r"items\.csv: line 3: has no 'id'\. Give every item an id"):
+        read_dataset(f"events:{path},{items}")
+
+
+def test_a_space_that_is_too_small_is_told_as_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "MEMORY_LIMIT", "2MB")
+    path = log(tmp_path, [f"u,i1,{T}", f"u,i2,{T + 1}"])
+    assert "reading needs more space than there is in memory (2MB) and in" in refused(path)
 
 
 def test_a_broken_line_far_behind_the_first_ones_is_named(tmp_path):
