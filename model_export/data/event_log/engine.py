@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -167,9 +168,17 @@ class Engine:
             return file.path, file.gzipped
         self._num_converted += 1
         converted = Path(self._folder.name) / f"converted-{self._num_converted}"
-        with _unpacked(file) as source, converted.open("w", encoding="utf-8", newline="") as target:
-            for number, line in _decoded_lines(file, source):
-                target.write(_as_json(file, number, line) if file.literals else line)
+        try:
+            with _unpacked(file) as source, converted.open("w", encoding="utf-8", newline="") as target:
+                for number, line in _decoded_lines(file, source):
+                    target.write(_as_json(file, number, line) if file.literals else line)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            raise _damaged(file) from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(
+                f"{file.path}: cannot be converted in {converted.parent} ({reason}). Set TMPDIR to another disk."
+            ) from None
         return converted, False
 
 
@@ -179,18 +188,21 @@ def _errors_of(table: list[TableFile]) -> Iterator[None]:
 
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise DataError(
-            f"{table[0].path}: reading needs more space than there is in memory ({MEMORY_LIMIT}) and in "
-            f"{tempfile.gettempdir()} ({_first_line(str(error))}). Set TMPDIR to a larger disk."
-        ) from None
     except duckdb.Error as error:
-        raise _explained(str(error), table) from None
+        message = str(error)
+        if isinstance(error, duckdb.OutOfMemoryException) or "No space left" in message:
+            raise DataError(
+                f"{table[0].path}: reading needs more space than there is in memory ({MEMORY_LIMIT}) and in "
+                f"{tempfile.gettempdir()} ({_first_line(message)}). Set TMPDIR to a larger disk."
+            ) from None
+        raise _explained(message, table) from None
 
 
 def _explained(message: str, table: list[TableFile]) -> DataError:
     """The engine's error in one line, with the file, the line and a remedy."""
     file = next((file for file in table if str(file.path) in message), table[0])
+    if "gzip" in message.lower():
+        return _damaged(file)
     if file.kind == "parquet":
         return DataError(
             f"{file.path}: not a whole Parquet file ({_first_line(message)}). Write the file again."
@@ -219,6 +231,10 @@ def _explained(message: str, table: list[TableFile]) -> DataError:
     return DataError(
         f"{where}: cannot be read ({_first_line(message, skip='CSV Error on Line')}). Correct the file."
     )
+
+
+def _damaged(file: TableFile) -> DataError:
+    return DataError(f"{file.path}: the gzip file is cut off or damaged. Copy it again.")
 
 
 def _first_line(message: str, skip: str = "\0") -> str:
@@ -275,7 +291,10 @@ def _as_json(file: TableFile, number: int, line: str) -> str:
     if not text:
         return "\n"
     try:
-        return json.dumps(parse_literal(text)) + "\n"
+        value = parse_literal(text)
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+        return json.dumps(value) + "\n"
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{file.path}: line {number}: neither JSON nor a Python literal ({error}): {shown(text)}. "

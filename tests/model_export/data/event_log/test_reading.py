@@ -328,6 +328,21 @@ def test_a_damaged_parquet_or_packed_file_is_refused_in_one_line(tmp_path):
     packed = gzip.compress(b"user_id,item_id,timestamp\nu,a,1\n")
     (tmp_path / "log.csv.gz").write_bytes(packed[:-12])
     assert "the gzip file is cut off or damaged" in refused(tmp_path / "log.csv.gz")
+    rows = "".join(f"u{n * n},i{n},{T + n}\n" for n in range(60_000))  # cut behind what is looked at first
+    packed = gzip.compress(b"user_id,item_id,timestamp\n" + rows.encode())
+    (tmp_path / "log.csv.gz").write_bytes(packed[:-1000])
+    assert "the gzip file is cut off or damaged" in refused(tmp_path / "log.csv.gz")
+
+
+def test_a_damaged_file_of_literals_is_refused_in_one_line(tmp_path):
+    rows = "".join(
+        f"{{'username': 'u{n * n}', 'product_id': 'i{n}', 'date': {T + n}}}\n" for n in range(30_000)
+    )
+    path = tmp_path / "reviews.json.gz"
+    path.write_bytes(gzip.compress(rows.encode())[:-1000])
+    assert "the gzip file is cut off or damaged" in refused(path)
+    path.write_bytes(gzip.compress(rows.encode() + b"{'username': 7 +}\n"))
+    assert "reviews.json.gz: line 30001: neither JSON nor a Python literal" in refused(path)
 
 
 def test_the_preview_prints_rows_columns_and_counts_and_writes_nothing(tmp_path, capsys):
