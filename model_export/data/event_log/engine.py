@@ -3,34 +3,29 @@
 Every column is read as text, so that ids keep their leading zeros. Decision 13 says why DuckDB.
 """
 
-import codecs
 import gzip
-import json
 import os
-import re
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError
+from model_export.data.event_log import problems
 from model_export.data.event_log.files import TableFile
-from model_export.data.jsonl import parse_literal, read_lines
+from model_export.data.event_log.lines import as_json, damaged, decoded_lines, unpacked
+from model_export.data.event_log.problems import errors_of, place_of
 from service.core.json_lines import MAX_LINE_BYTES, shown
 
-MEMORY_LIMIT = "1GB"  # of the engine; the arrays of the events come on top of it
 MAX_THREADS = 4  # each holds buffers of 16 of the longest lines, so many cores would not fit the limit
 MAX_CELLS_BYTES = 2 * 2**20  # of a line of text; lines of JSON may be longer
 FETCHED_ROWS = 10_000
 NOTHING = ("", "nan", "NaN", "NULL", "null", "None", "<NA>", r"\N")  # what tables write for no value
-CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
-CELLS = re.compile(r"Expected Number of Columns: (\d+) Found: (\d+)")
 
 
 def name_of(column: str) -> str:
@@ -56,7 +51,7 @@ class Engine:
         if find_spec("duckdb") is None:
             raise DataError("Tables are read by DuckDB, which is not installed. Run: pip install duckdb")
         self._folder = tempfile.TemporaryDirectory(prefix="glyphrec-")
-        self._num_converted = 0
+        self._converted: dict[Path, Path] = {}
 
     def __enter__(self) -> "Engine":
         import duckdb  # here, because most commands do without it
@@ -65,7 +60,7 @@ class Engine:
         self._db = duckdb.connect(
             folder / "events.duckdb",
             config={
-                "memory_limit": MEMORY_LIMIT,
+                "memory_limit": problems.MEMORY_LIMIT,
                 "threads": min(MAX_THREADS, os.cpu_count() or 1),
                 "temp_directory": str(folder / "spilled"),
                 "autoinstall_known_extensions": False,
@@ -81,24 +76,24 @@ class Engine:
 
     def run(self, sql: str, table: list[TableFile]) -> None:
         """Run a statement about the files of `table`. Raises DataError with the file and the line."""
-        with _errors_of(table):
+        with errors_of(table):
             self._db.execute(sql)
 
     def rows(self, sql: str, table: list[TableFile]) -> list[tuple[Any, ...]]:
         """All rows of a query."""
-        with _errors_of(table):  # also around the fetch, in which the engine goes on reading
+        with errors_of(table):  # also around the fetch, in which the engine goes on reading
             return self._db.execute(sql).fetchall()
 
     def stream(self, sql: str, table: list[TableFile]) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, some thousands at a time. No other query may run meanwhile."""
-        with _errors_of(table):
+        with errors_of(table):
             result = self._db.execute(sql)
             while rows := result.fetchmany(FETCHED_ROWS):
                 yield from rows
 
     def arrays(self, sql: str, table: list[TableFile]) -> dict[str, NDArray[Any]]:
         """The columns of a query."""
-        with _errors_of(table):
+        with errors_of(table):
             return self._db.execute(sql).fetchnumpy()
 
     def opened(self, file: TableFile) -> TableFile:
@@ -159,147 +154,29 @@ class Engine:
                 [file],
             )
             if found:
-                return f"{file.path}: {_place(file, found[0][0])}", shown(found[0][1])
+                return f"{file.path}: {place_of(file, found[0][0])}", shown(found[0][1])
         raise AssertionError("no row has the problem that was counted")
 
     def _readable(self, file: TableFile) -> tuple[Path, bool]:
         """A path that the engine can read, and whether it is gzipped."""
         if file.kind == "parquet" or (file.encoding in ("utf-8", "utf-8-sig") and not file.literals):
             return file.path, file.gzipped
-        self._num_converted += 1
-        converted = Path(self._folder.name) / f"converted-{self._num_converted}"
+        if file.path in self._converted:
+            return self._converted[file.path], False
+        converted = Path(self._folder.name) / f"converted-{len(self._converted)}"
         try:
-            with _unpacked(file) as source, converted.open("w", encoding="utf-8", newline="") as target:
-                for number, line in _decoded_lines(file, source):
-                    target.write(_as_json(file, number, line) if file.literals else line)
+            with unpacked(file) as source, converted.open("w", encoding="utf-8", newline="") as target:
+                for number, line in decoded_lines(file, source):
+                    target.write(as_json(file, number, line) if file.literals else line)
         except (EOFError, zlib.error, gzip.BadGzipFile):
-            raise _damaged(file) from None
+            raise damaged(file) from None
         except OSError as error:
             reason = error.strerror or error
             raise DataError(
-                f"{file.path}: cannot be converted in {converted.parent} ({reason}). Set TMPDIR to another disk."
+                f"{file.path}: cannot be converted in {converted.parent} ({reason}). Set TMPDIR to another."
             ) from None
+        self._converted[file.path] = converted
         return converted, False
-
-
-@contextmanager
-def _errors_of(table: list[TableFile]) -> Iterator[None]:
-    import duckdb
-
-    try:
-        yield
-    except duckdb.Error as error:
-        message = str(error)
-        if isinstance(error, duckdb.OutOfMemoryException) or "No space left" in message:
-            raise DataError(
-                f"{table[0].path}: reading needs more space than there is in memory ({MEMORY_LIMIT}) and in "
-                f"{tempfile.gettempdir()} ({_first_line(message)}). Set TMPDIR to a larger disk."
-            ) from None
-        raise _explained(message, table) from None
-
-
-def _explained(message: str, table: list[TableFile]) -> DataError:
-    """The engine's error in one line, with the file, the line and a remedy."""
-    file = next((file for file in table if str(file.path) in message), table[0])
-    if "gzip" in message.lower():
-        return _damaged(file)
-    if file.kind == "parquet":
-        return DataError(
-            f"{file.path}: not a whole Parquet file ({_first_line(message)}). Write the file again."
-        )
-    if file.kind == "json" and not file.literals:
-        try:
-            for _ in read_lines(file.path):
-                pass
-        except DataError as error:
-            return error
-    line = CSV_LINE.search(message)
-    where = f"{file.path}: line {line[1]}" if line else f"{file.path}"
-    if cells := CELLS.search(message):
-        expected, found = int(cells[1]), int(cells[2])  # it stops counting at the first that is too many
-        count = f"{found} of {expected}" if found < expected else f"more than {expected}"
-        return DataError(
-            f"{where}: has {count} cells. Correct the line, or put quotation marks around "
-            "cells that hold the delimiter."
-        )
-    if "unicode" in message.lower() or "utf-8 encoded" in message:
-        return DataError(
-            f"{where}: not UTF-8. Name the encoding of the file, for example --encoding latin-1."
-        )
-    if "quote" in message.lower() and line:
-        return DataError(f"{where}: a quotation mark is not closed. Close it, or double it inside a cell.")
-    return DataError(
-        f"{where}: cannot be read ({_first_line(message, skip='CSV Error on Line')}). Correct the file."
-    )
-
-
-def _damaged(file: TableFile) -> DataError:
-    return DataError(f"{file.path}: the gzip file is cut off or damaged. Copy it again.")
-
-
-def _first_line(message: str, skip: str = "\0") -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip() and skip not in line]
-    return lines[0].partition("Error: ")[2] or lines[0] if lines else "no reason given"
-
-
-def _place(file: TableFile, row: int) -> str:
-    """The place of a row, counted from 1, as an editor counts."""
-    if file.kind == "parquet":
-        return f"row {row}"
-    seen = 0
-    with _unpacked(file) as source:
-        lines = _decoded_lines(file, source)
-        if file.kind == "text" and file.quote:
-            import csv
-
-            reader = csv.reader((line for _, line in lines), delimiter=file.delimiter)
-            rows = ((reader.line_num, cells) for cells in reader)
-        else:
-            rows = ((number, line.strip()) for number, line in lines)  # type: ignore[misc]
-        for number, content in rows:
-            if not content:
-                continue
-            if file.nested is not None:
-                seen += len(parse_literal(cast(str, content)).get(file.nested) or [])
-            else:
-                seen += 1
-            if seen >= row + (file.kind == "text" and file.header):
-                return f"line {number}"
-    return f"row {row}"
-
-
-@contextmanager
-def _unpacked(file: TableFile) -> Iterator[IO[bytes]]:
-    with gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb") as source:
-        yield cast(IO[bytes], source)
-
-
-def _decoded_lines(file: TableFile, source: IO[bytes]) -> Iterator[tuple[int, str]]:
-    try:
-        with codecs.getreader(file.encoding)(source) as text:
-            number = 0
-            for number, line in enumerate(text, start=1):
-                yield number, line
-    except UnicodeDecodeError:
-        raise DataError(
-            f"{file.path}: line {number + 1}: not {file.encoding}. Name the right --encoding."
-        ) from None
-
-
-def _as_json(file: TableFile, number: int, line: str) -> str:
-    text = line.strip()
-    if not text:
-        return "\n"
-    try:
-        value = parse_literal(text)
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-        return json.dumps(value) + "\n"
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{file.path}: line {number}: neither JSON nor a Python literal ({error}): {shown(text)}. "
-            "Write one object on each line."
-        ) from None
 
 
 def _literal_path(path: Path) -> str:

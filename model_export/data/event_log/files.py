@@ -83,7 +83,7 @@ def sniff(
         return TableFile(path, "parquet", ())
     encoding = encoding or _encoding(path, raw)
     text = _decoded(path, raw, encoding)
-    lines = text.splitlines(keepends=True)
+    lines = [line + "\n" for line in text.split("\n")]
     if not whole and len(lines) > 1:
         lines = lines[:-1]  # which may be cut
     lines = [line for line in lines if line.strip()][:HEAD_LINES]

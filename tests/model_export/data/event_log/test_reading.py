@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model_export.data.event_log import engine
+from model_export.data.event_log import problems
 from model_export.data.event_log.options import EventOptions
 from model_export.data.event_log.read import read_event_log
 from model_export.data.tables import DataError, read_dataset
@@ -281,7 +281,7 @@ def test_a_broken_line_of_the_items_is_named_too(tmp_path):
 
 
 def test_a_space_that_is_too_small_is_told_as_that(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "MEMORY_LIMIT", "2MB")
+    monkeypatch.setattr(problems, "MEMORY_LIMIT", "2MB")
     path = log(tmp_path, [f"u,i1,{T}", f"u,i2,{T + 1}"])
     assert "reading needs more space than there is in memory (2MB) and in" in refused(path)
 
@@ -293,6 +293,13 @@ def test_a_broken_line_far_behind_the_first_ones_is_named(tmp_path):
     lines = [f'{{"user_id": "u", "item_id": "i{n}", "ts": {T + n}}}' for n in range(30_000)]
     lines[25_000] = "{"
     assert "log.jsonl: line 25001: not JSON" in refused(write(tmp_path / "log.jsonl", "\n".join(lines)))
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    path = log(tmp_path, [f"u,a\u2028b,{T}", f"u,c\x0bd,{T + 1}", f"u,e,{T + 2}"])
+    assert read(path)["u"] == ["a\u2028b", "c\x0bd", "e"]
+    rows = [f"{{'username': 'u', 'product_id': 'a\u2028{n}', 'date': {T + n}}}\n" for n in range(2)]
+    assert read(write(tmp_path / "reviews.json", "".join(rows)))["u"] == ["a\u20280", "a\u20281"]
 
 
 def test_quotation_marks_count_also_where_the_first_lines_have_none(tmp_path):
