@@ -12,7 +12,7 @@ from service.core.progress import ProgressBar
 
 DATA_HELP = (
     "a folder with items.jsonl[.gz] and interactions.jsonl[.gz], or a source: "
-    "completejourney[:FOLDER], movielens-100k[:FOLDER], amazon:REVIEWS,METADATA[,CORE]"
+    "events:EVENTS[,ITEMS], amazon:REVIEWS,METADATA[,CORE], completejourney[:FOLDER], movielens-100k[:FOLDER]"
 )
 
 # Threads that wait for each other sleep instead of spinning. On a busy machine this is several times faster.
@@ -33,20 +33,38 @@ def say(text: str) -> None:
 
 def add_prepare(subparsers: Subparsers) -> None:
     """Add `glyphrec prepare`."""
+    from model_export.data.event_log.options import add_options
+
     parser = subparsers.add_parser("prepare", help="read a data source and write it in the neutral form")
     parser.add_argument("--data", required=True, help=DATA_HELP)
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
+    parser.add_argument("--out", type=Path, help="the folder to write")
+    add_options(parser)
     parser.set_defaults(run=_prepare)
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from model_export.data.tables import check_apart, read_dataset, write_dataset
+    from model_export.data.event_log.options import EventOptions, options_of
+    from model_export.data.tables import DataError, check_apart, read_dataset, read_events, write_dataset
     from model_export.files import check_folder
 
-    check_apart(args.data, args.out)
-    check_folder(args.out, "--out")
-    dataset = read_dataset(args.data)
-    say(dataset.summary())
+    options = options_of(args)
+    if args.out is None and not args.preview:
+        raise DataError("prepare: nowhere to write. Give --out FOLDER, or --preview to only look.")
+    if args.out is not None and not args.preview:
+        check_apart(args.data, args.out)
+        check_folder(args.out, "--out")
+    log = read_events(args.data, options)
+    if log is None:
+        if options != EventOptions():
+            raise DataError(f"{args.data}: flags of columns and events need --data events:EVENTS[,ITEMS].")
+        dataset = read_dataset(args.data)
+        say(dataset.summary())
+    else:
+        dataset = log.dataset
+        say(log.preview.text())
+    if args.preview:
+        say("a preview: nothing was written")
+        return 0
     write_dataset(dataset, args.out)
     say(f"wrote {args.out}")
     return 0
@@ -142,24 +160,45 @@ def add_evaluate(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("evaluate", help="measure a bundle's exported graphs and the baselines")
     parser.add_argument("--bundle", required=True, type=Path)
     parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument(
+        "--split-at",
+        metavar="TIME",
+        help="in place of leave-one-out, test on each user's first item from this ISO time on; for a bundle "
+        "exported from the events before it (prepare --until TIME)",
+    )
     parser.add_argument("--json", type=Path, help="also write every figure to this file")
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from model_export.data.tables import read_dataset
-    from model_export.evaluation.evaluate import differences, evaluate, table
+    from model_export.data.event_log.times import milliseconds_of
+    from model_export.data.splits import split_by_time
+    from model_export.data.tables import DataError, read_dataset
+    from model_export.evaluation.evaluate import differences, evaluate, known_to, table
     from model_export.files import check_file
     from service.core.bundle import load_bundle
 
+    moment = None if args.split_at is None else milliseconds_of(args.split_at, "--split-at")
     if args.json:
         check_file(args.json, "--json")
-    bundle, dataset = load_bundle(args.bundle), read_dataset(args.data)
-    warning = differences(bundle, dataset)
+    bundle = load_bundle(args.bundle)
+    dataset = read_dataset(args.data)
+    split = None
+    if moment is not None:
+        if bundle.manifest.data_fingerprint == dataset.fingerprint:
+            raise DataError(
+                f"{args.bundle}: was exported from all of these events, also those after {args.split_at}. "
+                f"Export the earlier ones: prepare --until {args.split_at}"
+            )
+        dataset = known_to(bundle, dataset)
+        say(dataset.summary())
+        split = split_by_time(dataset, moment)
+    warning = differences(bundle, dataset, split)
     for line in warning:
         ProgressBar.write(line, file=sys.stderr)
-    figures = evaluate(bundle, dataset)
-    say("\n".join([table(figures), *warning]))
+    figures = evaluate(bundle, dataset, split=split)
+    shown = table(figures) if moment is None else table(figures, f"split at {args.split_at}")
+    say("\n".join([shown, *warning]))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 0

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ class Dataset:
     sequences: list[ItemSequence]  # one per user
     user_ids: list[str]
     exclusions: dict[str, int]  # what was left out, in words -> how often
+    # Per user the times [position] in milliseconds since 1970, ascending. None where they are not kept.
+    times: list[NDArray[np.int64]] | None = None
+    notes: tuple[str, ...] = ()  # sentences about the source that its user should know
 
     @property
     def item_ids(self) -> list[str]:
@@ -48,7 +52,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of items, users and sequences, in hex. The name and the exclusions are not part of it."""
+        """SHA-256 of items, users and sequences, in hex. Nothing else is part of it."""
         digest = self._digest_of_items()
         for user_id, sequence in zip(self.user_ids, self.sequences, strict=True):
             digest.update(json.dumps(user_id).encode() + b"\n")
@@ -81,7 +85,7 @@ class Dataset:
             f"({min(lengths):,} to {max(lengths):,} a user, median {np.median(lengths):,.0f})"
         )
         left_out = [f"  left out: {num:,} {what}" for what, num in self.exclusions.items()]
-        return "\n".join([head, *left_out, *self._warnings()])
+        return "\n".join([head, *left_out, *(f"  note: {note}" for note in self.notes), *self._warnings()])
 
     def _warnings(self) -> list[str]:
         if self.doubled_share <= MAX_DOUBLED_SHARE:
@@ -97,20 +101,26 @@ def make_dataset(
     items: list[Item],
     histories: Iterable[tuple[str, Iterable[int]]],
     exclusions: Mapping[str, int],
+    *,
+    times: Iterable[NDArray[np.int64]] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
-    """Make a dataset from pairs (user id, item indices, oldest first).
+    """Make a dataset from pairs (user id, item indices, oldest first), and the times of each user in `times`.
 
     Users with fewer than MIN_ITEMS_PER_USER items are left out and counted. Raises DataError if no items or
     no users remain.
     """
-    user_ids, sequences, num_short = [], [], 0
-    for user_id, history in histories:
+    user_ids, sequences, kept_times, num_short = [], [], [], 0
+    for (user_id, history), its_times in zip(
+        histories, repeat(None) if times is None else times, strict=False
+    ):
         sequence = np.fromiter(history, dtype=np.int32)
         if len(sequence) < MIN_ITEMS_PER_USER:
             num_short += 1
             continue
         user_ids.append(user_id)
         sequences.append(sequence)
+        kept_times.append(its_times)
     counted = dict(exclusions) | {f"users with fewer than {MIN_ITEMS_PER_USER} known items": num_short}
     kept = {what: int(count) for what, count in counted.items() if count}
     if not items or not sequences:
@@ -119,4 +129,12 @@ def make_dataset(
         raise DataError(
             f"{name}: no {missing} remain ({why}). Check that items and interactions belong together."
         )
-    return Dataset(name=name, items=items, sequences=sequences, user_ids=user_ids, exclusions=kept)
+    return Dataset(
+        name=name,
+        items=items,
+        sequences=sequences,
+        user_ids=user_ids,
+        exclusions=kept,
+        times=None if times is None else [each for each in kept_times if each is not None],
+        notes=notes,
+    )

@@ -1,7 +1,7 @@
 """The neutral form: a folder with two files, plain or gzipped.
 
     items.jsonl         item_id, and any fields with text or attributes
-    interactions.jsonl  user_id, and items with the oldest first
+    interactions.jsonl  user_id, and items with the oldest first; if known, their times in milliseconds
 
 Broken data stops the reading with an error that names the file and the line. This holds for a missing file, a
 line that is not a JSON object, an id that is missing, repeated or not a string, and items that are not a
@@ -14,6 +14,10 @@ import os.path
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.jsonl import Line, read_lines
@@ -44,11 +48,19 @@ def read_folder(folder: Path) -> Dataset:
             items.append(line.record)
         else:
             left_out[EMPTY_ITEMS] += 1
-    histories = [
-        (line.record["user_id"], _known(line, index_of, left_out))
-        for line in _unique(interactions_path, "user_id")
-    ]
-    return make_dataset(folder.resolve().name, items, histories, left_out)
+    histories: list[tuple[str, list[int]]] = []
+    times: list[NDArray[np.int64]] = []
+    for line in _unique(interactions_path, "user_id"):
+        known = _known(line, index_of, left_out)
+        has_times = "times" in line.record
+        if histories and has_times != bool(times):
+            has = "has 'times'" if has_times else "has no 'times'"
+            raise line.wrong(f"{has}, unlike the lines above. Give them on every line or on none.")
+        histories.append((line.record["user_id"], [index for _, index in known]))
+        if has_times:
+            all_times = _times(line)
+            times.append(np.array([all_times[place] for place, _ in known], dtype=np.int64))
+    return make_dataset(folder.resolve().name, items, histories, left_out, times=times or None)
 
 
 def read_items(folder: Path) -> list[Item]:
@@ -72,30 +84,34 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json_lines(folder / ITEMS_FILE, dataset.items)
-        item_ids = dataset.item_ids
-        write_json_lines(
-            folder / INTERACTIONS_FILE,
-            (
-                {"user_id": user_id, "items": [item_ids[item] for item in sequence]}
-                for user_id, sequence in zip(dataset.user_ids, dataset.sequences, strict=True)
-            ),
-        )
+        write_json_lines(folder / INTERACTIONS_FILE, _interactions(dataset))
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written ({error.strerror or error}). Choose another folder."
         ) from None
 
 
+def _interactions(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    item_ids = dataset.item_ids
+    for place, (user_id, sequence) in enumerate(zip(dataset.user_ids, dataset.sequences, strict=True)):
+        line = {"user_id": user_id, "items": [item_ids[item] for item in sequence]}
+        yield line if dataset.times is None else line | {"times": dataset.times[place].tolist()}
+
+
 def _find(folder: Path, name: str) -> Path:
     if not os.path.isdir(folder):
-        problem = "is a file" if os.path.exists(folder) else "not found"
+        is_file = os.path.exists(folder)
+        remedy = f"Give a folder with {ITEMS}.jsonl and {INTERACTIONS}.jsonl (or .jsonl.gz)"
         raise DataError(
-            f"{folder}: {problem}. Give a folder with {ITEMS}.jsonl and {INTERACTIONS}.jsonl (or .jsonl.gz)."
+            f"{folder}: is a file. {remedy}. For a log of events, write events:{folder}"
+            if is_file
+            else f"{folder}: not found. {remedy}."
         )
     found = [path for suffix in (".jsonl", ".jsonl.gz") if os.path.isfile(path := folder / (name + suffix))]
     if not found:
         raise DataError(
-            f"{folder}: has neither {name}.jsonl nor {name}.jsonl.gz. Add one of them to the folder."
+            f"{folder}: has neither {name}.jsonl nor {name}.jsonl.gz. Add one of them to the folder. If it "
+            f"holds a published log of events, write events:{folder}"
         )
     if len(found) > 1:
         raise DataError(f"{found[0]}: there is also {found[1].name} in the folder. Keep only one of the two.")
@@ -124,12 +140,13 @@ def _unique(path: Path, field: str) -> Iterator[Line]:
         yield line
 
 
-def _known(line: Line, index_of: dict[str, int | None], left_out: Counter[str]) -> list[int]:
+def _known(line: Line, index_of: dict[str, int | None], left_out: Counter[str]) -> list[tuple[int, int]]:
+    """The place in the line and the index of each item that is known."""
     item_ids = line.record.get("items")
     if not isinstance(item_ids, list):
         raise line.wrong(f"'items' is {shown(item_ids)}, which is not a list. List item ids, oldest first.")
     known = []
-    for item_id in item_ids:
+    for place, item_id in enumerate(item_ids):
         if not isinstance(item_id, str):
             raise line.wrong(
                 f"'items' holds {shown(item_id)}, which is not a string. Write item ids in quotes."
@@ -139,5 +156,16 @@ def _known(line: Line, index_of: dict[str, int | None], left_out: Counter[str]) 
         elif (index := index_of[item_id]) is None:
             left_out[EMPTY_INTERACTIONS] += 1
         else:
-            known.append(index)
+            known.append((place, index))
     return known
+
+
+def _times(line: Line) -> list[int]:
+    times, count = line.record["times"], len(line.record["items"])
+    whole = isinstance(times, list) and all(isinstance(time, int) and abs(time) < 2**63 for time in times)
+    if not whole or len(times) != count or times != sorted(times):
+        raise line.wrong(
+            f"'times' is {shown(times)}, which is not an ascending list with a whole number of milliseconds "
+            f"for each of the {count} items. Correct it or leave it out."
+        )
+    return list(times)

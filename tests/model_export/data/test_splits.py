@@ -1,11 +1,14 @@
-"""The leave-one-out split, checked position by position."""
+"""The splits by leave-one-out and by time, checked position by position."""
+
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_export.data.dataset import Dataset
-from model_export.data.splits import leave_one_out, training_fingerprint
+from model_export.data.dataset import DataError, Dataset
+from model_export.data.splits import leave_one_out, split_by_time, training_fingerprint
 
 
 def dataset_of(lengths: list[int]) -> Dataset:
@@ -80,3 +83,38 @@ def test_the_fingerprint_of_the_training_part_sees_training_items_and_no_targets
     assert of("abcd", "efg", names="ihgfedcba") == same  # the items in another order
     assert of("abc", "efg") != same  # a target of before is gone, so another one was trained on
     assert of("bacd", "efg") != same
+
+
+def timed(times: list[list[int]]) -> Dataset:
+    return replace(dataset_of([len(row) for row in times]), times=[np.array(row, np.int64) for row in times])
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 20), max_size=8).map(sorted), min_size=1, max_size=20),
+    st.integers(0, 21),
+)
+def test_by_time_a_target_is_the_first_item_from_the_moment_on_and_nothing_later_is_learned(times, moment):
+    dataset = timed(times)
+    have_both = [user for user, row in enumerate(times) if row and row[0] < moment <= row[-1]]
+    if not have_both:
+        with pytest.raises(DataError, match="no user has items both before and after"):
+            split_by_time(dataset, moment)
+        return
+    split = split_by_time(dataset, moment)
+    assert split.test.users.tolist() == have_both
+    for user, history, target in zip(have_both, split.test.histories, split.test.targets, strict=True):
+        before = sum(time < moment for time in times[user])
+        assert history.tolist() == dataset.sequences[user][:before].tolist()
+        assert target == dataset.sequences[user][before]
+    # What is learned is what an export of the events before the moment learns.
+    earlier = [
+        row[: sum(time < moment for time in its)] for row, its in zip(dataset.sequences, times, strict=True)
+    ]
+    expected = leave_one_out(replace(dataset, sequences=earlier))
+    assert [row.tolist() for row in split.train] == [row.tolist() for row in expected.train]
+    assert split.validation.targets.tolist() == expected.validation.targets.tolist()
+
+
+def test_a_split_by_time_needs_times():
+    with pytest.raises(DataError, match="made: has no times to split by"):
+        split_by_time(dataset_of([4, 4]), 5)
