@@ -84,11 +84,10 @@ def chosen(config: str, settings: Sequence[str] = ()) -> RunConfig:
         if not sign or not name.strip():
             raise GlyphrecError(f"--set {setting}: write it as in training.max_epochs=20.")
         changes[name.strip()] = _value(value.strip())
-    found: Any = RUNS[start]()
+    found: RunConfig = RUNS[start]()
     # A type comes before the settings of that type.
     for name in sorted(changes, key=lambda name: not name.endswith(f".{TYPE}")):
         found = _changed(found, name.split("."), changes[name], name)
-    assert isinstance(found, RunConfig)
     if not isinstance(found.generator, TreeConfig):
         found = dataclasses.replace(found, opinions=None)  # they are weighed for `tree` alone
     _check_together(found)
@@ -223,7 +222,7 @@ def _of_type(name: str, wanted: Any, present: Any) -> Any:
 
 
 def _checked(part: Any, name: str, value: Any, whole: str) -> Any:
-    annotation = (
+    annotation: Any = (
         type(part).model_fields[name].annotation
         if isinstance(part, BaseModel)
         else get_type_hints(type(part))[name]

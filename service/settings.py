@@ -36,7 +36,7 @@ FilterFields = Annotated[DeclaredFields, NoDecode]
 
 def default_threads() -> int:
     """Half of the processors that this process may use, at least 1."""
-    return max(1, int(usable_cpus().count / 2))
+    return max(1, int(usable_cpus().num_cpus / 2))
 
 
 class BadSettings(GlyphrecError):

@@ -185,7 +185,7 @@ def generate(
     split, config, cache = run.split, run.config, run.cache
     torch.manual_seed(config.seed)
     generator = make_generator(config, codes, spec, split.train, vectors)
-    inputs = (
+    inputs: tuple[Any, ...] = (
         codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
         config.history_length, config.seed, versions.of_generator(config.generator),
     )  # fmt: skip

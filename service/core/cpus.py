@@ -21,18 +21,18 @@ class UsableCpus(NamedTuple):
     quota: float  # infinite if no control group has one
 
     @property
-    def count(self) -> float:
+    def num_cpus(self) -> float:
         """The smaller of both, such as 1.5."""
         return min(self.affinity, self.quota)
 
     @property
     def num_threads(self) -> int:
         """As many threads as can run all the time, at least 1."""
-        return max(1, int(self.count))
+        return max(1, int(self.num_cpus))
 
     def __str__(self) -> str:
         by_quota = "no quota" if math.isinf(self.quota) else f"a quota of {self.quota:g}"
-        return f"{self.count:g} usable processors (affinity to {self.affinity}, {by_quota})"
+        return f"{self.num_cpus:g} usable processors (affinity to {self.affinity}, {by_quota})"
 
 
 def usable_cpus() -> UsableCpus:

@@ -47,7 +47,7 @@ class Equals:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", kind_of(self.value))
-        if self.kind == "number":
+        if not isinstance(self.value, str | bool):
             object.__setattr__(self, "value", _as_float(self.value))
 
     def holds(self, value: Value) -> bool:
@@ -204,10 +204,11 @@ class DeclaredFields:
                 numbers = list(condition.bounds.values())
                 if not numbers:
                     raise InvalidFilter(name, "needs at least one of gte, gt, lte and lt")
-            if not all(isinstance(number, float) for number in numbers):
-                raise InvalidFilter(name, "is compared with a number that has more digits than a double")
-            if not all(math.isfinite(number) for number in numbers):
-                raise InvalidFilter(name, "is compared with a number that is not finite")
+            for number in numbers:
+                if not isinstance(number, float):
+                    raise InvalidFilter(name, "is compared with a number that has more digits than a double")
+                if not math.isfinite(number):
+                    raise InvalidFilter(name, "is compared with a number that is not finite")
 
 
 _A_KIND = f"where the kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}"

@@ -412,7 +412,7 @@ def _outcomes(
             sid=result.sid,
             truncated=picture.truncated if picture else None,
             missing=picture.missing if picture else None,
-            item=reading.record.item,
+            item=dict(reading.record.item),
             unused=reading.unused,
             revision=result.revision,
         )

@@ -110,7 +110,7 @@ def test_a_mount_point_with_a_space_is_found(tmp_path):
 )
 def test_the_smaller_limit_counts_and_there_is_always_one_thread(affinity, quota, count, num_threads):
     cpus = UsableCpus(affinity, quota)
-    assert (cpus.count, cpus.num_threads) == (count, num_threads)
+    assert (cpus.num_cpus, cpus.num_threads) == (count, num_threads)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has an affinity of processes")
