@@ -41,23 +41,25 @@ from service.store.server import RedisServer, start_server
 from tests.e2e.clients import Clients, Reached, some_item
 from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, text_of
 from tests.e2e.traffic import fsck, until
-from tests.known_bundle import KNOWN_ITEMS, known_codes, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, known_codes, tokenizer_id_of, write_known_bundle
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[1]
 CATALOG = "glyphrec"
 HASH_LENGTH = 32  # what follows the SID in Redis' hash of codes
 OF_A_REPLICA = ("kill", "end", "pause", "cut", "freeze")
-OF_REDIS = ("kill redis", "pause redis")
-KINDS = (*OF_A_REPLICA, *OF_REDIS)
+OF_REDIS = ("kill redis", "pause redis", "evict")
+OF_ANOTHER_SHOP = "another shop"  # starts on the same catalog
+KINDS = (*OF_A_REPLICA, *OF_REDIS, OF_ANOTHER_SHOP)
 # Below and above the 2 s that a reply of Redis may take, and the 5 s that an answer waits for the log.
 SECONDS = (0.2, 0.6, 1.5, 3.0, 6.5)
 DOWN_SECONDS = (0.0, 0.3, 1.0)  # of what is killed, besides the time of its start
-KEEP_ALIVE_S = 5  # of the service's idle connections
 READY_TIMEOUT_S = 90
 LEVEL_TIMEOUT_S = 60
 SETTLE_S = 0.1  # after a fault; what it did to an answer that is under way may still come
 SHOWN = 20  # findings of each kind
+OTHER_READER = 5  # the tokenizer of another shop
+OTHER_ITEMS = [each._replace(item=each.item | {"title": f"Tool {n}"}) for n, each in enumerate(KNOWN_ITEMS)]
 NUM_BASE = 30  # items that nobody changes
 MOST_ITEMS = 100  # the most that a recommendation may have
 SETTINGS = {
@@ -69,13 +71,13 @@ SETTINGS = {
 }
 
 
-REDIS = -1
+REDIS, ANOTHER_SHOP = -1, -2
 
 
 class Fault(NamedTuple):
     after: int  # acknowledged changes
     kind: str
-    target: int  # a replica, or REDIS
+    target: int  # a replica, REDIS or ANOTHER_SHOP
     seconds: float
 
 
@@ -89,6 +91,7 @@ def schedule(seed: int, *, faults: int, operations: int, replicas: int) -> list[
     for n, kind in enumerate(kinds):
         after = round(step * (n + rng.uniform(0.5, 1)))
         target = REDIS if kind in OF_REDIS else rng.randrange(replicas)
+        target = ANOTHER_SHOP if kind == OF_ANOTHER_SHOP else target
         seconds = rng.choice(DOWN_SECONDS if kind.startswith(("kill", "end")) else SECONDS)
         found.append(Fault(after, kind, target, seconds))
     return found
@@ -97,9 +100,10 @@ def schedule(seed: int, *, faults: int, operations: int, replicas: int) -> list[
 class Replica(Reached):
     """A service process behind a proxy of its own to Redis."""
 
-    def __init__(self, bundle: Path, proxy: Proxy, log: Path) -> None:
+    def __init__(self, bundle: Path, proxy: Proxy, log: Path, **settings: str) -> None:
         super().__init__(f"http://127.0.0.1:{free_port()}")
         self.proxy, self.log = proxy, log
+        self._settings = SETTINGS | settings
         self._command = glyphrec_command("serve", "--bundle", bundle)
         self._command += ["--port", self.url.rpartition(":")[2], "--redis-url", proxy.url]
         self._client = httpx.Client(base_url=self.url, timeout=5)
@@ -110,7 +114,7 @@ class Replica(Reached):
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self._command, stdout=log, stderr=log, env={**kept, **SETTINGS, "PYTHONPATH": path}
+                self._command, stdout=log, stderr=log, env={**kept, **self._settings, "PYTHONPATH": path}
             )
 
     def stop(self) -> None:
@@ -125,6 +129,14 @@ class Replica(Reached):
         except httpx.TransportError:
             return None
         return answer.json() if answer.status_code == httpx.codes.OK else None
+
+    @property
+    def phase(self) -> str:
+        """What /health/ready says, whether it is ready or not; empty where nobody answers."""
+        try:
+            return str(self._client.get("/health/ready").json()["phase"])
+        except httpx.TransportError:
+            return ""
 
     @property
     def is_ready(self) -> bool:
@@ -144,6 +156,7 @@ class Scene:
         self._keeps = keeps  # whether Redis outlives a kill with all that it has acknowledged
         self._stack = stack
         self.replicas: list[Replica] = []
+        self._shops: list[Replica] = []
         self.server = self._start_server()
         stack.callback(lambda: self.server.kill())
 
@@ -154,9 +167,26 @@ class Scene:
         self.replicas.append(replica)
         return replica
 
+    def open_another_shop(self) -> Replica:
+        """A service with an unrelated bundle on the same catalog, which no client asks."""
+        bundle = self.folder / "another shop"
+        if not bundle.exists():
+            write_known_bundle(bundle, OTHER_ITEMS, reader=OTHER_READER, data_name="another shop")
+        proxy = self._stack.enter_context(Proxy(self._socket))
+        log = self.folder / f"shop-{len(self._shops)}.log"
+        shop = Replica(bundle, proxy, log, GLYPHREC_SEED_CATALOG="true")
+        self._stack.callback(shop.stop)
+        self._shops.append(shop)
+        return shop
+
+    @property
+    def logs(self) -> list[Path]:
+        """Of all services."""
+        return [each.log for each in [*self.replicas, *self._shops]]
+
     def start_redis_again(self) -> None:
         self.server = self._start_server()
-        for each in self.replicas:
+        for each in [*self.replicas, *self._shops]:
             each.proxy.target = self._socket
 
     def _start_server(self) -> RedisServer:
@@ -196,10 +226,10 @@ class Faults:
 
     def _run(self, fault: Fault) -> Iterator[None]:
         scene, seconds = self._scene, fault.seconds
-        touched = scene.replicas if fault.target == REDIS else [scene.replicas[fault.target]]
+        touched = [scene.replicas[fault.target]] if fault.target >= 0 else []
+        touched = scene.replicas if fault.target == REDIS else touched
         with ExitStack() as stack:
-            # An idle connection's time is over after a long pause, and it may be closed on a request.
-            is_down = fault.kind in ("kill", "end") or (fault.kind == "pause" and seconds > KEEP_ALIVE_S)
+            is_down = fault.kind in ("kill", "end")
             for each in touched:
                 stack.enter_context(each.disturbed(is_down=is_down))
             if fault.kind == "kill redis":
@@ -211,6 +241,10 @@ class Faults:
                 os.kill(pid, signal.SIGSTOP)
                 yield from _for(seconds)
                 os.kill(pid, signal.SIGCONT)
+            elif fault.kind == "evict":
+                yield from self._evict_and_repair(fault)
+            elif fault.kind == OF_ANOTHER_SHOP:
+                yield from self._open_and_end_a_shop(fault)
             elif fault.kind in ("cut", "freeze"):
                 proxy = touched[0].proxy
                 proxy.cut() if fault.kind == "cut" else proxy.freeze()
@@ -219,6 +253,43 @@ class Faults:
             else:
                 yield from self._end_and_start(touched[0], fault)
             yield from _for(SETTLE_S)
+
+    def _evict_and_repair(self, fault: Fault) -> Iterator[None]:
+        """Redis loses the codes or the trie. All replicas must say so, until fsck has built what is lost."""
+        scene, kind = self._scene, ("codes", "trie")[fault.after % 2]
+        tokenizer_id = load_bundle(scene.bundle).manifest.tokenizer_id
+        with Redis.from_url(scene.server.url) as redis:
+            redis.unlink(f"{{{CATALOG}}}:{kind}:{tokenizer_id}")
+        yield from _for(fault.seconds)
+        yield from _until(lambda: not self._undisturbed(), LEVEL_TIMEOUT_S)
+        for replica in self._undisturbed():
+            self._complain(f"{replica.url} is ready although the {kind} are gone")
+        fsck(scene.server.url, scene.bundle, "--repair")
+        yield from _until(lambda: all(each.is_ready for each in self._whole()), READY_TIMEOUT_S)
+        for replica in self._whole():
+            if not replica.is_ready:
+                self._complain(f"{replica.url} does not get ready after the repair: {replica.phase}")
+
+    def _whole(self) -> list[Replica]:
+        """Replicas without a fault of their own."""
+        return [each for n, each in enumerate(self._scene.replicas) if n not in self._under_way]
+
+    def _undisturbed(self) -> list[Replica]:
+        return [each for each in self._whole() if each.is_ready]
+
+    def _open_and_end_a_shop(self, fault: Fault) -> Iterator[None]:
+        """It must never get ready, and must say whose catalog it is."""
+        shop = self._scene.open_another_shop()
+        yield from _until(lambda: shop.is_ready or "GLYPHREC_TAKE_OVER" in shop.phase)
+        if "GLYPHREC_TAKE_OVER" not in shop.phase:
+            self._complain(f"another shop does not say whose catalog it is: {shop.phase}")
+        yield from _until(lambda: shop.is_ready, fault.seconds)
+        if shop.is_ready:
+            self._complain("another shop is ready on the catalog of this one")
+        shop.process.send_signal(signal.SIGTERM)
+        yield from _until(lambda: shop.process.poll() is not None)
+        if shop.process.poll() != 0:
+            self._complain(f"asked to end, another shop did so with {shop.process.poll()}")
 
     def _end_and_start(self, replica: Replica, fault: Fault) -> Iterator[None]:
         process = replica.process
@@ -290,7 +361,7 @@ def chaos(
             time.sleep(0.01)
         clients.finish()
         lost, bad_sids, diverged = end_of(scene, judge)
-        traces = [each.log for each in scene.replicas if "Traceback" in each.log.read_text()]
+        traces = [log for log in scene.logs if "Traceback" in log.read_text()]
         wrong = clients.wrong + [f"{log.name}: a trace of a failure" for log in traces]
         return Found(
             clients.num_acknowledged,
@@ -366,11 +437,13 @@ def bad_sids_in(scene: Scene) -> Iterator[str]:
         sids = {key: value[:-HASH_LENGTH] for key, value in redis.hgetall(codes).items()}
         members = Counter(redis.zrange(trie, 0, -1))
         ids = set(redis.hkeys(items))
+        foreign = redis.keys(f"{{{CATALOG}}}:*:{tokenizer_id_of(OTHER_READER)}")
     yield from (f"{key!r}: in items or in codes, not in both" for key in ids ^ sids.keys())
     places = {sid + key: key for key, sid in sids.items()}
     yield from (
         f"{member!r}: in the trie or in codes, not in both" for member in members.keys() ^ places.keys()
     )
+    yield from (f"{key!r}: of another shop" for key in foreign)
     yield from (f"{sid!r}: {count} items" for sid, count in Counter(sids.values()).items() if count > 1)
 
 

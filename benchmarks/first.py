@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from benchmarks import report
 from benchmarks.timing import Times, each_ms
 from benchmarks.workload import bundles
-from benchmarks.workload.processes import resident_mb, service_of, threads_of_a_graph
+from benchmarks.workload.processes import resident_mb, service_of
 from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
 from service.core.graphs import beam_widths
 from service.core.render import item_text, render_text
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession, Tokenizer
+from service.settings import default_threads
 
 HISTORY = 20
 NUM_BEAMS = 50
@@ -79,7 +80,7 @@ def measure(
     histories = [history[:, -manifest.history_length :] for history in histories]
     widths = beam_widths(manifest.sid, min(NUM_BEAMS, manifest.beam_limit))
     trie = SidTrie.from_codes(manifest.sid, np.array([row["codes"] for row in catalog]))
-    threads = threads_of_a_graph()
+    threads = default_threads()
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=threads)
     graph_ms = each_ms(lambda n: session.run(histories[n], trie.tables, widths), len(ids), warm_up=WARM_UP)
 

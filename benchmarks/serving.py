@@ -35,13 +35,14 @@ from benchmarks.workload import bundles
 from benchmarks.workload.catalog import HISTORY, JSON, enlarged, service_with, write_body
 from benchmarks.workload.ingest import Load, ingest
 from benchmarks.workload.load import require_h2load, send
-from benchmarks.workload.processes import cpu_seconds, threads_of_a_graph
+from benchmarks.workload.processes import cpu_seconds
 from model_export.local_service import LocalService, free_port
 from service.core.bundle import RECOMMENDER, Bundle
 from service.core.graphs import beam_widths
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError
 from service.inference.runtime import RecommenderSession
+from service.settings import default_threads
 
 NUM_ITEMS = 100_000
 NUM_BEAMS = 50
@@ -119,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
 def graph_alone(bundle: Bundle, catalog: Sequence[dict[str, Any]], repeats: int) -> dict[str, float]:
     """Called in a loop, with as many threads as the service gives it."""
     manifest = bundle.manifest
-    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=threads_of_a_graph())
+    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=default_threads())
     codes = np.array([row["codes"] for row in catalog])
     tables = SidTrie.from_codes(manifest.sid, codes).tables
     widths = beam_widths(manifest.sid, min(NUM_BEAMS, manifest.beam_limit))

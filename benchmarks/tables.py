@@ -337,6 +337,18 @@ TABLES: Mapping[str, Table] = {
             ("reading the digest", "{fsck.read_digest_us:.1f} µs"),
         ),
     ),
+    "event_log": Table(
+        ("{event_log.events:,.0f} events", "DuckDB", "csv module"),
+        (
+            ("seconds", "{event_log.duckdb_s:.0f}", "{event_log.csv_module_s:.0f}"),
+            (
+                "events a second",
+                "{event_log.duckdb_events_per_s:,.0f}",
+                "{event_log.csv_module_events_per_s:,.0f}",
+            ),
+            ("peak memory", "{event_log.duckdb_peak_mb:,.0f} MB", "{event_log.csv_module_peak_mb:,.0f} MB"),
+        ),
+    ),
     "scale": Table(
         ("", "{scale.tenth_items:,.0f} items", "{scale.items:,.0f} items", "growth"),
         (

@@ -4,20 +4,23 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
 
 DATA_HELP = (
     "a folder with items.jsonl[.gz] and interactions.jsonl[.gz], or a source: "
-    "completejourney[:FOLDER], movielens-100k[:FOLDER], amazon:REVIEWS,METADATA[,CORE]"
+    "events:EVENTS[,ITEMS], amazon:REVIEWS,METADATA[,CORE], completejourney[:FOLDER], movielens-100k[:FOLDER]"
 )
 
 # Threads that wait for each other sleep instead of spinning. On a busy machine this is several times faster.
 # OpenMP reads the variable when torch is imported, in the functions below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP knows the affinity of this process, but not the quota of its container.
+if (cpus := usable_cpus()).quota < cpus.affinity:
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpus.num_threads))
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -30,17 +33,38 @@ def say(text: str) -> None:
 
 def add_prepare(subparsers: Subparsers) -> None:
     """Add `glyphrec prepare`."""
+    from model_export.data.event_log.options import add_options
+
     parser = subparsers.add_parser("prepare", help="read a data source and write it in the neutral form")
     parser.add_argument("--data", required=True, help=DATA_HELP)
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
+    parser.add_argument("--out", type=Path, help="the folder to write")
+    add_options(parser)
     parser.set_defaults(run=_prepare)
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from model_export.data.tables import read_dataset, write_dataset
+    from model_export.data.event_log.options import EventOptions, options_of
+    from model_export.data.tables import DataError, check_apart, read_dataset, read_events, write_dataset
+    from model_export.files import check_folder
 
-    dataset = read_dataset(args.data)
-    say(dataset.summary())
+    options = options_of(args)
+    if args.out is None and not args.preview:
+        raise DataError("prepare: nowhere to write. Give --out FOLDER, or --preview to only look.")
+    if args.out is not None and not args.preview:
+        check_apart(args.data, args.out)
+        check_folder(args.out, "--out")
+    log = read_events(args.data, options)
+    if log is None:
+        if options != EventOptions():
+            raise DataError(f"{args.data}: flags of columns and events need --data events:EVENTS[,ITEMS].")
+        dataset = read_dataset(args.data)
+        say(dataset.summary())
+    else:
+        dataset = log.dataset
+        say(log.preview.text())
+    if args.preview:
+        say("a preview: nothing was written")
+        return 0
     write_dataset(dataset, args.out)
     say(f"wrote {args.out}")
     return 0
@@ -58,12 +82,7 @@ def add_export(subparsers: Subparsers) -> None:
         type=Path,
         help="the bundle's folder; must not exist, or hold the bundle of the same export",
     )
-    parser.add_argument(
-        "--config",
-        default="base",
-        help="the configuration: tiny, demo, base (default), tiger-base or pp-ocr-base. With a checkpoint of "
-        "the model hub also donut-base, trocr-base or deepseek-ocr-2-base",
-    )
+    _add_config(parser)
     parser.add_argument(
         "--seed", type=int, default=None, help="random seed (default: the configuration's, 0)"
     )
@@ -74,17 +93,16 @@ def add_export(subparsers: Subparsers) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from model_export.configs import RUNS
+    from model_export.config_changes import chosen
     from model_export.data.tables import read_dataset
     from model_export.evaluation.evaluate import table
     from model_export.export import export
-    from service.errors import GlyphrecError
+    from model_export.files import check_folder
 
-    if args.config not in RUNS:
-        raise GlyphrecError(f"there is no configuration {args.config!r}. Choose one of {', '.join(RUNS)}.")
-    config = RUNS[args.config]()
-    if args.seed is not None:
-        config = replace(config, seed=args.seed)
+    seed = [] if args.seed is None else [f"seed={args.seed}"]
+    config = chosen(args.config, [*args.settings, *seed])
+    check_folder(args.cache, "--cache")  # before the data are read, which may take minutes
+    check_folder(args.out.absolute().parent, "--out")
     dataset = read_dataset(args.data)
     bundle = export(dataset, args.out, config, cache_folder=args.cache, say=say)
     say(table(bundle.manifest.metrics))
@@ -93,23 +111,94 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        default="base",
+        metavar="NAME|FILE",
+        help="a named configuration (default base), or a TOML file that says what differs from one. "
+        "`glyphrec configs` lists them",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one setting that differs, for example training.max_epochs=20. May be given several times",
+    )
+
+
+def add_configs(subparsers: Subparsers) -> None:
+    """Add `glyphrec configs`."""
+    parser = subparsers.add_parser(
+        "configs",
+        help="list the configurations of an export, or show the settings of one",
+        description="Without options: the named configurations. With --config or --set: all settings, as a "
+        "file for `glyphrec export --config FILE`.",
+    )
+    _add_config(parser)
+    parser.set_defaults(run=_configs, config=None)
+
+
+def _configs(args: argparse.Namespace) -> int:
+    from model_export.config_changes import as_toml, chosen
+    from model_export.configs import RUNS
+
+    if args.config is None and not args.settings:
+        for name, make in RUNS.items():
+            summary = (make.__doc__ or "").strip().splitlines()[0]
+            say(f"{name:<22}{summary}")
+        say("\nglyphrec configs --config NAME shows all settings of one.")
+        return 0
+    say(as_toml(chosen(args.config or "base", args.settings)))
+    return 0
+
+
 def add_evaluate(subparsers: Subparsers) -> None:
     """Add `glyphrec evaluate`."""
     parser = subparsers.add_parser("evaluate", help="measure a bundle's exported graphs and the baselines")
     parser.add_argument("--bundle", required=True, type=Path)
     parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument(
+        "--split-at",
+        metavar="TIME",
+        help="in place of leave-one-out, test on each user's first item from this ISO time on; for a bundle "
+        "exported from the events before it (prepare --until TIME)",
+    )
     parser.add_argument("--json", type=Path, help="also write every figure to this file")
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from model_export.data.tables import read_dataset
-    from model_export.evaluation.evaluate import evaluate, table
+    from model_export.data.event_log.times import milliseconds_of
+    from model_export.data.splits import split_by_time
+    from model_export.data.tables import DataError, read_dataset
+    from model_export.evaluation.evaluate import differences, evaluate, known_to, table
+    from model_export.files import check_file
     from service.core.bundle import load_bundle
 
+    moment = None if args.split_at is None else milliseconds_of(args.split_at, "--split-at")
+    if args.json:
+        check_file(args.json, "--json")
     bundle = load_bundle(args.bundle)
-    figures = evaluate(bundle, read_dataset(args.data))
-    say(table(figures))
+    dataset = read_dataset(args.data)
+    split = None
+    if moment is not None:
+        if bundle.manifest.data_fingerprint == dataset.fingerprint:
+            raise DataError(
+                f"{args.bundle}: was exported from all of these events, also those after {args.split_at}. "
+                f"Export the earlier ones: prepare --until {args.split_at}"
+            )
+        dataset = known_to(bundle, dataset)
+        say(dataset.summary())
+        split = split_by_time(dataset, moment)
+    warning = differences(bundle, dataset, split)
+    for line in warning:
+        ProgressBar.write(line, file=sys.stderr)
+    figures = evaluate(bundle, dataset, split=split)
+    shown = table(figures) if moment is None else table(figures, f"split at {args.split_at}")
+    say("\n".join([shown, *warning]))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 0

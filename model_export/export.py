@@ -9,15 +9,12 @@ stops, and whether int8 is used. The test users are first used by `evaluate`, on
 from dataclasses import replace
 from pathlib import Path
 
-from model_export.bundle.writing import (
-    TokenizedCatalog,
-    generator_name,
-    kept_bundle,
-    key_of_bundle,
-    write_bundle,
-)
+from model_export.bundle.folder import kept_bundle, reserved
+from model_export.bundle.writing import TokenizedCatalog, generator_name, key_of_bundle, write_bundle
+from model_export.config_changes import differences
 from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
+from model_export.data.splits import Targets
 from model_export.generators.tree import TreeGenerator
 from model_export.pipeline import stages
 from model_export.pipeline.opinions import weigh
@@ -26,6 +23,8 @@ from model_export.quantizers.collisions import assign_slots
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
 from service.errors import GlyphrecError
+
+MANY_REPEATS = 0.05  # a share of targets in their own history that is worth a line
 
 
 def export(
@@ -40,23 +39,36 @@ def export(
     """Train and write a bundle to `out`. With `named_by_key` it goes to its own folder below `out`.
 
     An existing bundle of the same data, configuration and versions of the stages is kept as it is. Raises
-    GlyphrecError if `out` holds anything else, or if no service could run the configuration. Raises DataError
-    if the data are too few to learn from.
+    GlyphrecError if `out` holds anything else, cannot be written or is being written by another export, or if
+    no service could run the configuration. Raises DataError if the data are too few to learn from.
     """
     _check_servable(config)
     run = Run.of(dataset, _with_font_hash(config), cache_folder, say)
     key = key_of_bundle(run)
     if named_by_key:
         out = out / f"{config.name}-{key}"
-    if (kept := kept_bundle(out, key)) is not None:
-        say(f"{out}: data, configuration and code have not changed, so the bundle is kept as it is.")
-        return kept
+    kept = kept_bundle(out, key)
+    if kept is None:
+        with reserved(out):
+            kept = kept_bundle(out, key)  # another export may just have written it
+            if kept is None:
+                return _make(out, key, run)
+    say(f"{out}: data, configuration and code have not changed, so the bundle is kept as it is.")
+    return kept
+
+
+def _make(out: Path, key: str, run: Run) -> Bundle:
+    dataset, config, say = run.dataset, run.config, run.say
     if not any(len(items) > 1 for items in run.split.train) or not len(run.split.test):
         raise DataError(
             f"{dataset.name}: there is too little to learn from. The last two items of a user are for "
             "validation and test, so some users must have four or more items."
         )
     say(f"{dataset.summary()}\nconfiguration {config.name}, seed {config.seed}")
+    for line in differences(config):
+        say(f"  {line}")
+    if (validation := run.split.validation).repeated_share > MANY_REPEATS:
+        say(_repeats(validation))
 
     with stages.deterministic():
         say("[1/5] drawing and reading the items")
@@ -74,6 +86,16 @@ def export(
     strips = stages.draw(dataset.items, run.config)
     tokenized = TokenizedCatalog(strips, read.pooling, coded, weighed, assign_slots(coded.codes))
     return write_bundle(out, key, run, tokenized, generated)
+
+
+def _repeats(validation: Targets) -> str:
+    found = f"{validation.repeated_share:.0%} of the validation targets are in the user's own history."
+    if validation.are_repeats:
+        return (
+            f"{found} So the model is validated with the history among the answers. Ask POST /recommend with "
+            '"exclude_history": false.'
+        )
+    return f"{found} Pages without the history cannot have them."
 
 
 def _with_font_hash(config: RunConfig) -> RunConfig:

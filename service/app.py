@@ -8,6 +8,7 @@ at once. Redis is elsewhere and may be late, so the app looks for it in the back
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
@@ -21,6 +22,8 @@ from service.api.routes import ROUTERS, add_routes
 from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
+from service.core.co_counts import CoCounts
+from service.core.cpus import usable_cpus
 from service.core.version import service_version
 from service.errors import GlyphrecError
 from service.flows.feedback import Feedback
@@ -37,10 +40,12 @@ from service.lifecycle.bundles import BundleFolder, GraphOptions, LoadedBundle, 
 from service.lifecycle.leader import Leader
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.opening import Opening
+from service.lifecycle.ownership import owner_of
 from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.rollout import Rollout, new_replica_id
 from service.lifecycle.stores import item_store
 from service.lifecycle.tasks import cancel
+from service.lifecycle.watching import CatalogWatch
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.co_counts import CoCountStore
@@ -48,6 +53,7 @@ from service.store.events import EventStore
 from service.store.retry import retry
 from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
+from service.store.standing import Owner, StandingStore
 from service.telemetry.gpu import find_nvml
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer, tracer_from_environment
@@ -55,6 +61,7 @@ from service.telemetry.tracing import Tracer, tracer_from_environment
 log = logging.getLogger("glyphrec")
 
 TICK_S = 0.25
+SPARE_THREADS = 4  # which wait for files and not for a processor; as in Python's own default
 DAY_S = 86_400.0
 
 
@@ -78,7 +85,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     )
     app.state.service = service.state
     policies = service.state.policies = add_routes(app)
-    add_problem_handlers(app)
+    add_problem_handlers(app, policies.methods_of)
     app.add_middleware(
         Envelope,
         direct=direct_routes(app, ROUTERS),
@@ -123,6 +130,10 @@ class Service:
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Surrounds the time in which the app answers: starts the background work, and ends it."""
         settings = self._settings
+        # The default has a thread more for each processor of the machine. Many of them at once, as they draw
+        # items, would keep the event loop from the interpreter.
+        drawing = ThreadPoolExecutor(usable_cpus().num_threads + SPARE_THREADS, thread_name_prefix="worker")
+        asyncio.get_running_loop().set_default_executor(drawing)
         with redis_url_or_server(settings.redis_url, settings.data_dir) as url:
             async with AsyncExitStack() as ends:
                 keeper = asyncio.create_task(self._keep(url, ends), name="keeper")
@@ -155,6 +166,11 @@ class Service:
             state.metrics.ready.set(1)
             log.info("ready: %d items, version %d", model.catalog.num_items, model.catalog.version)
             rollout.finish_start(opening.finish(model))
+            watch = CatalogWatch(
+                lambda model: self._standing_of(redis, owner_of(model.loaded)), state.metrics, readiness
+            )
+            watching = asyncio.create_task(watch.run(), name="watch of the catalog in Redis")
+            ends.push_async_callback(cancel, watching)
             await rollout.run()
         except Exception:  # outermost loop: a replica that no longer follows must not call itself ready
             log.exception("the catalog is no longer kept; this replica stops answering")
@@ -171,17 +187,22 @@ class Service:
 
         changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
         folder = BundleFolder(settings.bundles_dir, graph_options(settings))
+        retokenizer = Retokenizer(changes, readiness, share=settings.reread_share)
         opening = Opening(
             self._configured,
             changes,
             make,
             folder,
+            retokenizer,
+            catalog=settings.catalog,
+            standing_of=lambda mine: self._standing_of(redis, mine),
+            store_of=lambda loaded: item_store(redis, settings, loaded.manifest),
             take_over=settings.take_over,
             seed_catalog=settings.seed_catalog,
+            keep_old_codes_s=settings.keep_old_codes_s,
             metrics=metrics,
             readiness=readiness,
         )
-        retokenizer = Retokenizer(changes, readiness, share=settings.reread_share)
         leader = Leader(
             changes,
             retokenizer,
@@ -190,6 +211,9 @@ class Service:
             metrics=metrics,
         )
         return opening, Rollout(changes, make, folder, retokenizer, leader, metrics, readiness)
+
+    def _standing_of(self, redis: Redis | RedisCluster, mine: Owner) -> StandingStore:
+        return StandingStore(redis, catalog=self._settings.catalog, mine=mine)
 
     def _attribute(self, redis: Redis | RedisCluster, ends: AsyncExitStack) -> None:
         """Take events, and follow those about pages of this replica."""
@@ -201,7 +225,9 @@ class Service:
             learner = Learner(
                 co_count_store(redis, settings), lambda: learned_by(state.readiness), state.metrics
             )
-        state.feedback = Feedback(store, state.pages, state.metrics, learner)
+        state.feedback = Feedback(
+            store, state.pages, state.metrics, learner, lambda: counts_of(state.readiness)
+        )
         if settings.remembered_pages:
             following = asyncio.create_task(state.feedback.run(), name="feedback")
             ends.push_async_callback(cancel, following)
@@ -253,6 +279,7 @@ def build_model(
         follower,
         strips,
         render=manifest.render,
+        filter_fields=settings.filter_fields,
         max_item_chars=settings.max_item_chars,
         timeout_s=settings.index_timeout_s,
         metrics=metrics,
@@ -297,6 +324,11 @@ def learned_by(readiness: Readiness) -> Learned | None:
     if model is None or model.manifest.co_counts is None:
         return None
     return Learned(model.catalog, model.manifest.co_counts)
+
+
+def counts_of(readiness: Readiness) -> CoCounts | None:
+    """The table of counts that searches use now."""
+    return None if readiness.model is None else readiness.model.catalog.co_counts
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

@@ -1,92 +1,22 @@
-"""The `glyphrec` command. Offline subcommands register by entry point, so serving needs none of them."""
+"""The `glyphrec` command. It imports little, so that signals are handled before the slow imports begin."""
 
-import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Sequence
 
-from service.commands.key import add_key
-from service.commands.parsers import EXIT_FAILURE, EXIT_INTERRUPTED, Subparsers
-from service.commands.serve import add_serve
-from service.core.version import service_version
-from service.errors import GlyphrecError
-
-COMMANDS = "glyphrec.commands"
-EXTRA = "export"  # installs the packages that the registered commands import
+from service.commands.signals import end_on_sigterm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand. Exit status: 0 done, 1 partly done, 2 failed; then stderr has the reason."""
-    argv = sys.argv[1:] if argv is None else argv
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the registered commands; runtime.py has the reason
-    args = build_parser(argv).parse_args(argv)
-    run: Callable[[argparse.Namespace], int | None] = args.run
-    try:
-        return run(args) or 0
-    except GlyphrecError as error:
-        return _fail(str(error))
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in {"service", "model_export"}:
-            raise  # our bug, not a missing package
-        return _fail(_missing(args.command, error.name))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `glyphrec … | head`
-        sys.stderr.close()
-        return EXIT_FAILURE
+    """Run one subcommand. Exit status: 0 done, 1 partly done, 2 failed; then stderr has the reason.
 
+    Without `argv` the process is the command's own, so signals are its own, too.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        end_on_sigterm(argv)
+    from service.commands.command_line import run
 
-def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of all commands. Commands that `argv` cannot mean are not loaded, to save time."""
-    parser = argparse.ArgumentParser(
-        prog="glyphrec", description="glyphrec serves recommendations and trains the models for them."
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {service_version()}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    add_serve(subparsers)
-    add_key(subparsers)
-    if list(argv[:1]) == ["serve"]:
-        return parser
-    from service.commands.client import add_import, add_recommend
-    from service.commands.fsck import add_fsck
-
-    add_fsck(subparsers)
-    add_import(subparsers)
-    add_recommend(subparsers)
-    if argv and argv[0] in subparsers.choices:
-        return parser
-    for command in sorted(entry_points(group=COMMANDS), key=lambda each: each.name):
-        _add_registered(subparsers, command)
-    return parser
-
-
-def _add_registered(subparsers: Subparsers, command: EntryPoint) -> None:
-    """Add a subcommand of another package. If the import fails, the command says what to install."""
-    try:
-        add: Callable[[Subparsers], None] = command.load()
-    except ModuleNotFoundError as error:
-        missing = error.name or command.module
-        remedy = f"needs: pip install 'glyphrec[{EXTRA}]'"
-        # With a prefix that cannot be typed, all following words are arguments and not options.
-        parser = subparsers.add_parser(command.name, help=remedy, add_help=False, prefix_chars="\0")
-
-        def refuse(args: argparse.Namespace) -> int:
-            return _fail(_missing(args.command, missing))
-
-        parser.add_argument("rest", nargs="*")
-        parser.set_defaults(run=refuse)
-    else:
-        add(subparsers)
-
-
-def _missing(command: str, module: str) -> str:
-    return f"`glyphrec {command}` needs {module}, which is missing. Add it: pip install 'glyphrec[{EXTRA}]'"
-
-
-def _fail(message: str) -> int:
-    print(f"glyphrec: {message}", file=sys.stderr)
-    return EXIT_FAILURE
+    return run(argv)
 
 
 if __name__ == "__main__":

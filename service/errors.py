@@ -70,6 +70,29 @@ class ItemChanged(ServiceError):
         )
 
 
+class PreconditionFailed(ServiceError):
+    """Raised, or returned for one item of a batch, if the item is not of a revision that may be replaced."""
+
+    status = HTTPStatus.PRECONDITION_FAILED
+    slug = "precondition-failed"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(
+            f"The item {item_id!r} is not as If-Match wants it, and nothing has changed. GET the item, look "
+            "at what it is now, and send the request with the ETag of that answer."
+        )
+
+
+class InvalidCondition(ServiceError):
+    """Raised if the header If-Match cannot be read, or comes with a batch of items."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "invalid-condition"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"If-Match {reason}")
+
+
 class SidSpaceFull(ServiceError):
     """Raised, or returned for one item of a batch, if other items have all slots of its codes."""
 
@@ -260,6 +283,10 @@ class BodyTooSlow(ServiceError):
         )
 
 
+def _content_type(given: str) -> str:
+    return f"Content-Type is {given!r}." if given else "Content-Type is missing."
+
+
 class NotJson(ServiceError):
     """Raised if the Content-Type of a body is missing or is not a type of JSON."""
 
@@ -267,8 +294,21 @@ class NotJson(ServiceError):
     slug = "not-json"
 
     def __init__(self, content_type: str) -> None:
-        given = f"is {content_type!r}" if content_type else "is missing"
-        super().__init__(f"Content-Type {given}. Send JSON, with `Content-Type: application/json`.")
+        super().__init__(f"{_content_type(content_type)} Send JSON, with `Content-Type: application/json`.")
+
+
+class NotAPatch(ServiceError):
+    """Raised if the Content-Type of a PATCH is missing or names a kind of patch that is not known."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "not-a-patch"
+    media_types = ("application/json", "application/merge-patch+json")
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the fields to replace as application/json, or a JSON merge "
+            "patch (RFC 7396) as application/merge-patch+json."
+        )
 
 
 class InvalidJson(ServiceError):
@@ -380,6 +420,35 @@ class ChangeUnderWay(ServiceError):
 
 
 # --- Redis ---
+
+
+class CatalogInUse(ServiceError):
+    """Raised, or returned for one item, if a catalog is no longer new: its items may have been changed."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "catalog-in-use"
+
+    def __init__(self) -> None:
+        super().__init__("Another replica has put the catalog into use meanwhile.")
+
+
+class ForeignCatalog(GlyphrecError):
+    """The catalog of this name is in use by an unrelated bundle. Raised before anything is changed."""
+
+
+class DamagedCatalog(ServiceError):
+    """Redis has lost a part of the catalog: it evicted keys, or somebody deleted them."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "catalog-damaged"
+    retry_after_s = 5
+
+    def __init__(self, damage: str) -> None:
+        super().__init__(
+            f"Redis has lost a part of the catalog: {damage}. Restore a backup, or run "
+            "`glyphrec fsck --repair` and post the lost items again. Set Redis' maxmemory-policy to "
+            "noeviction."
+        )
 
 
 class StoreUnavailable(ServiceError):

@@ -11,31 +11,36 @@ from fastapi import FastAPI
 
 from service.api.dependencies import ServiceState
 from service.http.connection import BoundedHttp
+from service.http.connection_limit import ConnectionLimit
+from service.http.open_files import connections_within_files
 from service.lifecycle.model import Readiness
 from service.settings import Settings
 
 
 def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
-    """A server of an app that `create_app` made, ready to run."""
+    """A server of an app that `create_app` made, ready to run on sockets that listen."""
     state: ServiceState = app.state.service
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         # uvicorn asks for a class and only calls it
         http=partial(  # type: ignore[arg-type]
             BoundedHttp,
             head_timeout_s=settings.head_timeout_s,
-            max_connections=settings.max_connections,
+            keep_alive_s=settings.keep_alive_s,
+            limit=ConnectionLimit(connections_within_files(settings.max_connections)),
             admit=state.admit,
+            is_probe=state.policies.is_probe,
             metrics=state.metrics,
         ),
         ws="none",
         lifespan="on",
+        workers=1,  # otherwise uvicorn parses WEB_CONCURRENCY, which some platforms set to a word
+        proxy_headers=False,  # nothing here asks who the client is
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),  # BoundedHttp closes idle connections before
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     return GracefulServer(config, readiness=state.readiness, stop_delay_s=settings.stop_delay_s)

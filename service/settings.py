@@ -1,19 +1,30 @@
 """Every choice of an operator: typed, with its unit and the reason for its default. Read once, at the start.
 
-Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is accepted too.
+Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is accepted too. An empty
+variable counts as not set, because deployment tools cannot leave a variable out.
 """
 
 import difflib
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from service.core.addresses import is_loopback
+from service.core.cpus import usable_cpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
+from service.core.limits import MAX_ITEM_CHARS
+from service.core.service_links import is_service_link, without_service_links
 from service.errors import GlyphrecError
 
 PREFIX = "GLYPHREC_"
@@ -23,6 +34,11 @@ ClientKeys = Annotated[tuple[str, ...], NoDecode]  # kept as hashes (core/keys.p
 FilterFields = Annotated[DeclaredFields, NoDecode]
 
 
+def default_threads() -> int:
+    """Half of the processors that this process may use, at least 1."""
+    return max(1, int(usable_cpus().num_cpus / 2))
+
+
 class BadSettings(GlyphrecError):
     """A setting is missing, misspelled or out of range."""
 
@@ -30,7 +46,14 @@ class BadSettings(GlyphrecError):
 class Settings(BaseSettings):
     """All settings of the service. Its parts get single values of it, never the whole."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        allow_inf_nan=False,  # an infinite timeout breaks the arithmetic of timers and of Redis
+    )
 
     # --- models ---
 
@@ -42,9 +65,10 @@ class Settings(BaseSettings):
     )
     take_over: bool = Field(
         False,
-        description="start with `bundle` and make its tokenizer the active one, even if POST /admin/bundles "
-        "has switched all replicas to another tokenizer. Off, so that a forgotten replica that restarts "
-        "does not undo a change",
+        description="start with `bundle`, read all items of the catalog with it, and make its tokenizer the "
+        "active one for all replicas, whatever they serve. Without it, a start does so only with a newer "
+        "export of the same shop, and only if POST /admin/bundles was never used. Off, so that a forgotten "
+        "replica does not undo a change, and the bundle of another shop does not take the catalog over",
     )
     reread_share: float = Field(
         0.25,
@@ -70,10 +94,16 @@ class Settings(BaseSettings):
 
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on. By default only this machine can connect; any other address needs "
-        "keys, or `allow_anonymous`",
+        min_length=1,
+        description="address or name to listen on; `::` stands for all addresses of IPv6 and IPv4. By "
+        "default only this machine can connect; any other address needs keys, or `allow_anonymous`",
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    unix_socket: Path | None = Field(
+        None,
+        description="socket of the file system to listen on, in place of `host` and `port`, for a proxy on "
+        "the same machine. Everybody here may connect whom its folder lets in, as with 127.0.0.1",
+    )
 
     # --- Redis and the catalog ---
 
@@ -94,7 +124,8 @@ class Settings(BaseSettings):
         "glyphrec",
         pattern=r"^[A-Za-z0-9._:-]{1,64}$",
         description="name of the catalog. Replicas with the same name and the same Redis serve the same "
-        "items. Several catalogs can share one Redis; the default is for the only one",
+        "items. Several catalogs can share one Redis; the default is for the only one. A start with the "
+        "bundle of another shop is refused",
     )
     log_length: int = Field(
         100_000,
@@ -104,8 +135,8 @@ class Settings(BaseSettings):
     )
     seed_catalog: bool = Field(
         True,
-        description="put the bundle's items into a catalog that is new. On, so that a first start can "
-        "recommend; turn it off if all items come from POST /items",
+        description="put the bundle's items into a catalog that is new: Redis has nothing of it. On, so that "
+        "a first start can recommend; turn it off if all items come from POST /items",
     )
 
     # --- learning from events ---
@@ -149,10 +180,11 @@ class Settings(BaseSettings):
     # --- the models' queues ---
 
     threads: int = Field(
-        default_factory=lambda: max(1, (os.cpu_count() or 2) // 2),
+        default_factory=default_threads,
         ge=1,
-        description="ONNX Runtime threads of each of the two graphs. By default half the cores, as both may "
-        "run at once",
+        le=1_024,
+        description="ONNX Runtime threads of each of the two graphs. By default half of the processors that "
+        "this process may use (its affinity and the quota of its container), as both graphs may run at once",
     )
     num_beams: int = Field(
         50,
@@ -227,14 +259,24 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         1_000,
         ge=1,
-        description="open connections. A further one is answered 503 and closed. Each takes one of the "
-        "process's open files, of which many systems allow 1,024",
+        description="open connections. At this number, a new one takes the place of the one that has been "
+        "idle for longest, at least 5 s. If all are in use, it is answered 503 and closed, unless it is a "
+        "health check or a scrape of metrics. Each takes one of the process's open files, so the start "
+        "raises their number as far as the system allows",
+    )
+    keep_alive_s: float = Field(
+        100,
+        gt=0,
+        description="seconds that a connection may be idle before it is closed. It must be longer than any "
+        "client or load balancer in front keeps an idle connection, or a request may meet a connection that "
+        "is being closed. Most balancers keep theirs for 60 s, Go's clients for 90 s",
     )
     head_timeout_s: float = Field(
         10,
         gt=0,
-        description="seconds that a connection has to send the head of a request before it is closed. Enough "
-        "for slow networks, too short to hold connections open cheaply",
+        description="seconds that a connection has to send the head of its first request, or the head of a "
+        "later one after its first byte, before it is closed. Enough for slow networks, too short to hold "
+        "connections open cheaply",
     )
     body_timeout_s: float = Field(
         30,
@@ -249,7 +291,7 @@ class Settings(BaseSettings):
         description="items in one POST /items. More gain no speed, and one answer would take very long",
     )
     max_item_chars: int = Field(
-        20_000,
+        MAX_ITEM_CHARS,
         ge=1,
         description="characters of one item, all its fields together. Far more than its picture can show",
     )
@@ -297,6 +339,20 @@ class Settings(BaseSettings):
         False, description="write one log line per request. Off, as the metrics count requests anyway"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  the name and the arguments are of pydantic-settings
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment without what Kubernetes adds to it."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = without_service_links(env_settings.env_vars)
+        return init_settings, env_settings
+
     @field_validator("read_keys", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, keys: Any) -> Any:
@@ -309,6 +365,18 @@ class Settings(BaseSettings):
     def _hashed(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(hashed, keys))
 
+    @field_validator("redis_url")
+    @classmethod
+    def _understood(cls, url: str | None) -> str | None:
+        try:
+            urlsplit(url or "").port  # noqa: B018  raises if the port is no number or too large
+        except ValueError:  # whose text may hold a part of the password
+            raise ValueError(
+                "host or port cannot be read. Give redis://host:port/0, rediss://… or unix:///path, and "
+                "percent-encode a password"
+            ) from None
+        return url
+
     @field_validator("filter_fields", mode="before")
     @classmethod
     def _declared(cls, fields: Any) -> Any:
@@ -320,7 +388,8 @@ class Settings(BaseSettings):
         if len(keys) != len(set(keys)):
             raise ValueError("a key is given twice among read_keys, api_keys and admin_keys; leave it in one")
         guarded = bool(keys)
-        if not (guarded or self.allow_anonymous or _is_loopback(self.host)):
+        is_private = self.unix_socket is not None or is_loopback(self.host)
+        if not (guarded or self.allow_anonymous or is_private):
             raise ValueError(
                 f"host {self.host} is open to others and no key is set. Set {PREFIX}API_KEYS, "
                 f"or {PREFIX}ALLOW_ANONYMOUS=true where a proxy in front asks for keys"
@@ -331,8 +400,8 @@ class Settings(BaseSettings):
 def load_settings(**given: Any) -> Settings:
     """Settings from the environment. A `given` value other than None takes precedence. Raises BadSettings."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
-    for variable in sorted(os.environ):
-        if variable.startswith(PREFIX) and variable not in known:
+    for variable, value in sorted(os.environ.items()):
+        if variable.startswith(PREFIX) and variable not in known and not is_service_link(variable, value):
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise BadSettings(f"{variable}: glyphrec has no such setting.{hint}")
@@ -351,12 +420,3 @@ def _sentence(detail: Any) -> str:
         return message
     variable = name if name.isupper() else PREFIX + name.upper()
     return f"{variable}: {'not set' if detail['type'] == 'missing' else message}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

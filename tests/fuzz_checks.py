@@ -9,7 +9,10 @@ from schemathesis.generation import GenerationMode
 from benchmarks.fuzz import KEY
 
 # Refusals of requests that no JSON schema could tell from good ones.
-ABOUT_MEANING = ("invalid-item", "invalid-cursor", "invalid-filter", "unknown-filter-field", "too-many-items")
+ABOUT_MEANING = (
+    *("invalid-item", "invalid-cursor", "invalid-filter", "unknown-filter-field", "too-many-items"),
+    "invalid-condition",
+)
 LIVING = {"created", "moved", "updated", "unchanged"}
 
 

@@ -116,6 +116,8 @@ def write_known_bundle(
     fields: tuple[str, ...] = RenderSpec().fields,
     co_counts: CoCountSpec | None = None,
     rows: Iterable[CoRow] = (),
+    created_at: str = "2026-01-01T00:00:00Z",
+    data_name: str = "known",
 ) -> Path:
     """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer.
 
@@ -139,7 +141,7 @@ def write_known_bundle(
         files.append(CO_COUNTS)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        created_at="2026-01-01T00:00:00Z",
+        created_at=created_at,
         config="known",
         export_key="0" * 64,
         sid=spec,
@@ -154,7 +156,7 @@ def write_known_bundle(
         beam_limit=beam_limit,
         co_counts=co_counts,
         data_fingerprint="none",
-        data_name="known",
+        data_name=data_name,
         num_items=len(items),
         metrics={"recall@10": 0.5},
         files={

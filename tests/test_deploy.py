@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.commands import health
 from service.settings import PREFIX, Settings
 from tests.house import PROJECT, ROOT
 
@@ -87,6 +88,18 @@ def test_everything_speaks_of_the_port_that_the_image_serves(compose: dict[str, 
     assert compose["services"]["glyphrec"]["ports"] == [f"127.0.0.1:{port[1]}:{port[1]}"]
     scraped = load_yaml(PROMETHEUS)["scrape_configs"][0]["dns_sd_configs"][0]
     assert (scraped["names"], scraped["port"]) == (["glyphrec"], int(port[1]))
+
+
+def test_the_image_checks_its_health_where_its_environment_lets_it_listen() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (check,) = re.findall(r"^HEALTHCHECK .*$", dockerfile, flags=re.MULTILINE)
+    assert check.endswith(' CMD ["glyphrec", "health"]')  # test_serve.py runs it
+    (timeout_s,) = re.findall(r"--timeout=(\d+)s", check)
+    assert int(timeout_s) > health.TIMEOUT_S
+
+
+def test_a_signal_ends_the_container_before_python_can_have_a_handler(compose: dict[str, Any]) -> None:
+    assert compose["services"]["glyphrec"]["init"] is True
 
 
 def test_the_image_gets_every_file_that_it_copies() -> None:

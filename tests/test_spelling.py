@@ -1,4 +1,4 @@
-"""Every tracked text is in American spelling, but for names that users, dashboards or bundles hold."""
+"""Every tracked text is in American spelling, but for names that others hold."""
 
 import re
 from pathlib import Path
@@ -16,11 +16,12 @@ BRITISH = re.compile(
     r"|travelled",
     flags=re.IGNORECASE,
 )
-# Names that users, dashboards or bundles hold, each with where it is a contract.
+# Names that users, dashboards, bundles or libraries hold, each with where it is a contract.
 KEPT_BRITISH = {
     r"--tokenised\b": "the former spelling of a flag of `glyphrec import`, which still works",
     r"""\btokenise(?=\\?["'`=,])""": "the name of a stage in metrics, in traces and in Server-Timing",
     r"\bglyphrec-catalogue\b": "the uid of a dashboard, which links and bookmarks hold",
+    r"\bsettings_customise_sources\b": "a method that pydantic-settings calls",
 }
 # What a program wrote from names of its own.
 GENERATED = re.compile(r"^(docs/study\.json|docs/study/cells/.*|deploy/requirements-.*\.txt)$")

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.timing import each_ms
-from benchmarks.workload.processes import run_import, start_import, threads_of_a_graph
+from benchmarks.workload.processes import run_import, start_import
 from model_export.local_service import LocalService
 from service.core.bundle import TOKENIZER, Bundle
 from service.core.render import item_text, render_text
 from service.inference.runtime import Tokenizer
+from service.settings import default_threads
 
 BATCHES = (1, 4, 8, 16, 32)
 LIVE_SHARE = 0.3  # of saturation, beside the ingest
@@ -64,7 +65,7 @@ def ingest(
 
 def tokenizer_alone(bundle: Bundle, items: Sequence[dict[str, Any]]) -> float:
     """Items a second of the graph, in its best batches, with the threads that the service gives it."""
-    tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, threads=threads_of_a_graph())
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, threads=default_threads())
     render = bundle.manifest.render
     strips = [render_text(item_text(item, render), render).strips for item in items[:256]]
 

@@ -16,11 +16,6 @@ def service_of(bundle: Bundle, folder: Path) -> AbstractContextManager[LocalServ
     return local_service(bundle.path, data_dir=folder / "redis", log=folder / "log")
 
 
-def threads_of_a_graph() -> int:
-    """What the service gives each of its two graphs by default."""
-    return max(1, (os.cpu_count() or 2) // 2)
-
-
 def start_import(path: Path, *options: object) -> subprocess.Popen[bytes]:
     command = glyphrec_command("import", path, *options)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

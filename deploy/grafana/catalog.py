@@ -120,6 +120,12 @@ INGEST = [
         steps=[(0.01, "yellow"), (0.05, "red")],
     ),
     lines(
+        "Values that filters cannot use",
+        "Posted values in a type or spelling that filters do not know. The response says why for each value.",
+        "cps",
+        Query(rate("glyphrec_unused_values_total", "field"), "{{field}}"),
+    ),
+    lines(
         "POST /items",
         "Time of one request, with any number of items.",
         "s",

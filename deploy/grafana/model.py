@@ -70,6 +70,20 @@ LIVE = [
         most=1,
     ),
     lines(
+        "Hits on known and new pairs",
+        "Share of events whose item was among the first ten, for pairs of the newest item of the history and "
+        "the item that was taken: those that the counts knew before (seen) and the others.",
+        "percentunit",
+        Query(
+            share(
+                rate("glyphrec_feedback_pairs_total", "pair", result="hit"),
+                rate("glyphrec_feedback_pairs_total", "pair"),
+            ),
+            "{{pair}}",
+        ),
+        most=1,
+    ),
+    lines(
         "Events",
         "Events sent to POST /events: new ones, repeated ones, and those whose page is remembered.",
         "cps",

@@ -110,9 +110,12 @@ def try_int8(
     runs = [float32.feeds(seen.history, catalog.trie.tables, widths, seen.neighbors) for seen in windows]
     int8 = path.with_suffix(".int8.onnx")
     write_int8(path, int8, runs)
+    exclude = not users.are_repeats
     found = agreement(
-        ranker(RecommenderSession(int8, graph, threads=1)).rank(users.histories, TOP_K),
-        pages.rank(users.histories, TOP_K),
+        ranker(RecommenderSession(int8, graph, threads=1)).rank(
+            users.histories, TOP_K, exclude_history=exclude
+        ),
+        pages.rank(users.histories, TOP_K, exclude_history=exclude),
         users.targets,
     )
     if found.holds:

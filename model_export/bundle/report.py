@@ -42,6 +42,7 @@ def write_report(
     folder: Path,
     *,
     title: str,
+    changes: Sequence[str],
     figures: dict[str, float],
     collisions: CollisionReport,
     quantizer: Sequence[EpochStats],
@@ -51,7 +52,8 @@ def write_report(
 ) -> None:
     """Write report.md and its pictures into the new folder `folder`.
 
-    `page`: the strips [strip, height, width] of some items.
+    `changes`: what differs from the named configuration. `page`: the strips [strip, height, width] of some
+    items.
     """
     folder.mkdir(parents=True)
     draw_page(page).save(folder / "items.png")
@@ -63,6 +65,13 @@ def write_report(
     lines = [
         f"# {title}",
         "",
+        *(
+            ["Settings that differ from the named configuration, with its own values in brackets:", ""]
+            if changes
+            else []
+        ),
+        *(f"- `{change}`" for change in changes),
+        *([""] if changes else []),
         "## Quality of the exported graphs",
         "",
         table(figures),

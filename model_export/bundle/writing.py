@@ -1,7 +1,7 @@
 """Writes a bundle: the two graphs, the items, the report and the manifest. Each graph is checked against its
 model.
 
-The folder gets its final name at the end, so a bundle is whole or absent.
+folder.py says how the folder of a bundle comes into being.
 """
 
 import shutil
@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.bundle import precision, recommender, tokenizer
+from model_export.bundle.folder import files_of, partial_folder, seal
 from model_export.bundle.precision import try_int8
 from model_export.bundle.recommender import check_recommender, export_recommender
 from model_export.bundle.report import examples_of, write_report
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
 from model_export.bundle.tokenizer_id import tokenizer_id
+from model_export.config_changes import differences
 from model_export.configs import MiniLmConfig, RunConfig, TreeConfig
+from model_export.data.splits import training_fingerprint
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders.base import Pooling
 from model_export.encoders.choose import make_encoder
@@ -34,19 +37,15 @@ from service.core.bundle import (
     CO_COUNTS,
     FORMAT_VERSION,
     ITEMS,
-    MANIFEST,
     RECOMMENDER,
     TOKENIZER,
     Bundle,
-    FileRecord,
     Manifest,
     load_bundle,
-    sha256_of,
 )
 from service.core.bundle_co_counts import write_co_counts
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
-from service.errors import GlyphrecError
 
 NUM_CHECKED_ITEMS = 64  # the finished tokenizer graph reads them again
 NUM_DRAWN = 12  # items on the report's page of drawings
@@ -66,18 +65,31 @@ class TokenizedCatalog:
 def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> Bundle:
     """Write the bundle to a folder beside `out`, and rename that folder to `out` at the end.
 
-    `key`: the result of `key_of_bundle`. Raises ContractMismatch if a graph differs from its model.
+    `key`: the result of `key_of_bundle`. `out` must be `reserved`. Raises ContractMismatch if a graph differs
+    from its model, and GlyphrecError if another program changed what was written.
     """
-    partial = out.with_name(f".partial-{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = partial_folder(out)
+    partial.mkdir()
+    try:
+        _write_into(partial, key, run, tokenized, generated)
+        if out.is_dir():
+            out.rmdir()  # it is empty
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return load_bundle(out)
+
+
+def _write_into(partial: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> None:
     bundle = _write_graphs(partial, key, run, tokenized, generated.generator)
+    written = files_of(partial)
     run.say("[5/5] evaluating the exported graphs")
     figures = evaluate.evaluate(bundle, run.dataset)
     coded = tokenized.coded
     write_report(
         partial / "report",
         title=f"{run.dataset.name}, configuration {run.config.name}",
+        changes=differences(run.config),
         figures=figures,
         collisions=coded.collisions,
         quantizer=coded.quantizer_report.history,
@@ -85,9 +97,7 @@ def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, gen
         page=tokenized.strips[:NUM_DRAWN],
         examples=examples_of(bundle, run.dataset, run.split.test, coded.codes),
     )
-    _seal(bundle, figures)
-    partial.rename(out)
-    return load_bundle(out)
+    seal(bundle, figures, written)
 
 
 def key_of_bundle(run: Run) -> str:
@@ -111,24 +121,6 @@ def versions_of_bundle(config: RunConfig) -> Versions:
         "precision": precision.VERSION,
         "evaluation": evaluate.VERSION,
     }
-
-
-def kept_bundle(out: Path, key: str) -> Bundle | None:
-    """The bundle in `out` if it has the key `key`, or None if `out` does not exist.
-
-    Raises GlyphrecError if `out` holds anything else.
-    """
-    if not out.exists():
-        return None
-    if not (out / MANIFEST).is_file():
-        raise GlyphrecError(f"{out}: exists and is not a bundle. Give another --out, or delete it.")
-    bundle = load_bundle(out)
-    if bundle.manifest.export_key != key:
-        raise GlyphrecError(
-            f"{out}: holds another bundle (configuration {bundle.manifest.config}, data "
-            f"{bundle.manifest.data_name}), and a bundle is never changed. Give another --out, or delete it."
-        )
-    return bundle
 
 
 def generator_name(config: RunConfig) -> str:
@@ -212,6 +204,8 @@ def _write_graphs(
         beam_limit=config.beam_limit,
         co_counts=weighed.spec if weighed is not None and counts else None,
         data_fingerprint=dataset.fingerprint,
+        items_fingerprint=dataset.items_fingerprint,
+        training_fingerprint=training_fingerprint(dataset, run.split),
         data_name=dataset.name,
         num_items=len(dataset.items),
         metrics=checks,
@@ -236,16 +230,3 @@ def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
             for place, item in enumerate(run.dataset.items)
         ),
     )
-
-
-def _seal(bundle: Bundle, figures: dict[str, float]) -> None:
-    """Write the manifest as the last file. A folder without a manifest is not a bundle."""
-    files = {
-        str(path.relative_to(bundle.path)): FileRecord(sha256=sha256_of(path), num_bytes=path.stat().st_size)
-        for path in sorted(bundle.path.rglob("*"))
-        if path.is_file()
-    }
-    manifest = bundle.manifest.model_copy(
-        update={"files": files, "metrics": bundle.manifest.metrics | figures}
-    )
-    bundle.file(MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

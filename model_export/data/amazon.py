@@ -1,31 +1,29 @@
-"""Amazon reviews and product metadata (McAuley Lab): raw JSON lines in the layout of 2018 or of 2023.
+"""Amazon reviews and product metadata (McAuley Lab): raw lines in the layout of 2014, 2018 or 2023.
 
 A review counts as a purchase. Reviews of products without metadata or without text are left out. If a user
 reviews a product several times, only the first review counts. Then users and products with fewer than `core`
-reviews are removed, repeatedly, until none has fewer. The times of 2018 are days, so there are ties.
+reviews are removed, repeatedly, until none has fewer. The times of 2014 and 2018 are days, so there are ties.
 events.py explains how ties are ordered.
 """
 
-import html
-import re
 from array import array
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from model_export.data.amazon_products import is_product, product, product_id
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.events import Events, first_of_each, histories, in_order, k_core
-from model_export.data.jsonl import Line, read_lines
+from model_export.data.jsonl import Line, parse_literal, read_lines
 from service.core.bundle import RenderSpec
-from service.core.json_lines import shown
+from service.core.json_lines import GZIP_MAGIC, shown
 from service.core.render import item_text
 
 DEFAULT_CORE = 5
-TAG = re.compile(r"<[^<>]*>")
-SCRIPT = "getTime"  # some fields of 2018 hold a script from the page instead of text
 
 
 class Reviews(NamedTuple):
@@ -36,40 +34,33 @@ class Reviews(NamedTuple):
     time: str
 
 
-class Meta(NamedTuple):
-    """The field names of a product's metadata."""
-
-    item: str
-    text: dict[str, str]  # our name of a field -> the file's name
-
-
-REVIEW_LAYOUTS = {
-    2018: Reviews("asin", "reviewerID", "unixReviewTime"),
-    2023: Reviews("parent_asin", "user_id", "timestamp"),
+# 2023 comes first, because its reviews may also have the fields of the older ones.
+LAYOUTS = {
+    "2023": Reviews("parent_asin", "user_id", "timestamp"),
+    "2014 and 2018": Reviews("asin", "reviewerID", "unixReviewTime"),
 }
-META_LAYOUTS = {
-    2018: Meta("asin", {"brand": "brand", "categories": "category", "features": "feature"}),
-    2023: Meta("parent_asin", {"brand": "store", "categories": "categories", "features": "features"}),
-}
-SAME_IN_BOTH = {"title": "title", "description": "description", "price": "price"}
 
 
 def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Dataset:
-    """Read a file of reviews and a file of metadata in either layout. Both may be gzipped.
+    """Read a file of reviews and a file of metadata in any layout. Both may be gzipped.
 
     Raises DataError if a file is not readable or not in a known layout, or if no review remains.
     """
+    if _starts_without_brace(reviews):
+        raise DataError(
+            f"{reviews}: is no raw file of reviews. A table of ratings is read as events:{reviews},{metadata}"
+        )
     left_out: Counter[str] = Counter()
     user_of: dict[str, int] = {}
     item_of: dict[str, int] = {}
     user, item, time = array("q"), array("q"), array("q")
-    for line, names in _with_layout(reviews, REVIEW_LAYOUTS):
+    for line, names in _with_layout(reviews):
         user.append(user_of.setdefault(line.text(names.user), len(user_of)))
         item.append(item_of.setdefault(line.text(names.item), len(item_of)))
         time.append(_whole_number(line, names.time))
     events = Events(np.array(user, np.int64), np.array(item, np.int64), np.array(time, np.int64))
 
-    described = _describe(metadata, item_of, left_out)
+    described = described_products(metadata, item_of, left_out)
     has_text = np.array([item_id in described for item_id in item_of], dtype=bool)
     left_out["reviews of products without metadata or text"] = int(np.count_nonzero(~has_text[events.item]))
     events = events.where(has_text[events.item])
@@ -99,34 +90,42 @@ def read_amazon(reviews: Path, metadata: Path, core: int = DEFAULT_CORE) -> Data
     )
 
 
-def _describe(metadata: Path, wanted: dict[str, int], left_out: Counter[str]) -> dict[str, Item]:
-    """The products of `wanted` that have text, by id."""
+def described_products(metadata: Path, wanted: Container[str], left_out: Counter[str]) -> dict[str, Item]:
+    """The products of `wanted` that have text, by id. Repeated lines are counted in `left_out`.
+
+    Raises DataError if the file is not readable or not in a known layout.
+    """
     described: dict[str, Item] = {}
-    for line, names in _with_layout(metadata, META_LAYOUTS):
-        item_id = line.text(names.item)
+    line = None
+    for line in read_lines(metadata, parse_literal):
+        if not is_product(line.record):
+            raise line.wrong(
+                f"has no 'asin' or 'parent_asin', but {shown(list(line.record))}. Give the raw metadata."
+            )
+        item_id = product_id(line)
         if item_id not in wanted:
             continue
         if item_id in described:
             left_out["repeated metadata lines"] += 1
             continue
-        fields = {
-            ours: _words(line.record.get(theirs)) for ours, theirs in (SAME_IN_BOTH | names.text).items()
-        }
-        fields["description"] = " ".join(fields["description"]) if fields["description"] else None
-        item = {"item_id": item_id} | {name: value for name, value in fields.items() if value}
+        item = product(line)
         if item_text(item, RenderSpec()):
             described[item_id] = item
+    if line is None:
+        raise DataError(f"{metadata}: the file is empty. Give the raw file.")
     return described
 
 
-def _with_layout(path: Path, layouts: dict[int, Any]) -> Iterator[tuple[Line, Any]]:
+def _with_layout(path: Path) -> Iterator[tuple[Line, Reviews]]:
     """Yield each line with the field names of its file's layout. The first line decides the layout."""
     names = None
-    for line in read_lines(path):
+    for line in read_lines(path, parse_literal):
         if names is None:
-            names = next((found for found in layouts.values() if _fits(line, found)), None)
+            names = next(
+                (found for found in LAYOUTS.values() if all(name in line.record for name in found)), None
+            )
         if names is None:
-            known = " or ".join(f"{'+'.join(_ids(found))} ({year})" for year, found in layouts.items())
+            known = " or ".join(f"{'+'.join(found)} ({years})" for years, found in reversed(LAYOUTS.items()))
             raise line.wrong(
                 f"has fields of no known layout: {shown(list(line.record))} instead of {known}. "
                 "Give the raw file."
@@ -136,25 +135,17 @@ def _with_layout(path: Path, layouts: dict[int, Any]) -> Iterator[tuple[Line, An
         raise DataError(f"{path}: the file is empty. Give the raw file.")
 
 
-def _ids(names: Reviews | Meta) -> tuple[str, ...]:
-    return tuple(names) if isinstance(names, Reviews) else (names.item,)
-
-
-def _fits(line: Line, names: Reviews | Meta) -> bool:
-    return all(name in line.record for name in _ids(names))
+def _starts_without_brace(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return False  # the reader has the words for it
+    return not start.startswith(GZIP_MAGIC) and start.removeprefix(BOM_UTF8).strip()[:1] not in (b"{", b"")
 
 
 def _whole_number(line: Line, field: str) -> int:
     value = line.record.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
         raise line.wrong(f"{field!r} is {shown(value)}, which is not a whole number. Give the raw file.")
-    return value
-
-
-def _words(value: Any) -> Any:
-    """Text without markup. A list keeps its parts. None if there is no text."""
-    if isinstance(value, list):
-        return [words for part in value if (words := _words(part))] or None
-    if isinstance(value, str):
-        return None if SCRIPT in value else " ".join(TAG.sub(" ", html.unescape(value)).split()) or None
     return value

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ Item = dict[str, Any]
 ItemSequence = NDArray[np.int32]  # [position] item indices, oldest first
 
 MIN_ITEMS_PER_USER = 2  # a shorter sequence has no next item to learn from
+MAX_DOUBLED_SHARE = 0.2  # above it, a log is more likely doubled than users are that loyal
 
 
 class DataError(GlyphrecError):
@@ -34,6 +36,9 @@ class Dataset:
     sequences: list[ItemSequence]  # one per user
     user_ids: list[str]
     exclusions: dict[str, int]  # what was left out, in words -> how often
+    # Per user the times [position] in milliseconds since 1970, ascending. None where they are not kept.
+    times: list[NDArray[np.int64]] | None = None
+    notes: tuple[str, ...] = ()  # sentences about the source that its user should know
 
     @property
     def item_ids(self) -> list[str]:
@@ -47,24 +52,48 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of items, users and sequences, in hex. The name and the exclusions are not part of it."""
-        digest = hashlib.sha256()
-        for item in self.items:
-            digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+        """SHA-256 of items, users and sequences, in hex. Nothing else is part of it."""
+        digest = self._digest_of_items()
         for user_id, sequence in zip(self.user_ids, self.sequences, strict=True):
             digest.update(json.dumps(user_id).encode() + b"\n")
             digest.update(len(sequence).to_bytes(4, "little") + sequence.astype("<i4").tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def items_fingerprint(self) -> str:
+        """SHA-256 of the items in their order, in hex."""
+        return self._digest_of_items().hexdigest()
+
+    def _digest_of_items(self) -> "hashlib._Hash":
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+        return digest
+
+    @property
+    def doubled_share(self) -> float:
+        """The share of interactions that repeat the user's interaction before."""
+        num_doubled = sum(int((items[1:] == items[:-1]).sum()) for items in self.sequences)
+        return num_doubled / sum(map(len, self.sequences))
+
     def summary(self) -> str:
-        """A few lines for the terminal, with the counts and all exclusions."""
+        """A few lines for the terminal, with the counts, all exclusions, and what looks wrong."""
         lengths = [len(sequence) for sequence in self.sequences]
         head = (
             f"{self.name}: {self.num_items:,} items, {len(self.user_ids):,} users, "
             f"{sum(lengths):,} interactions "
             f"({min(lengths):,} to {max(lengths):,} a user, median {np.median(lengths):,.0f})"
         )
-        return "\n".join([head, *(f"  left out: {num:,} {what}" for what, num in self.exclusions.items())])
+        left_out = [f"  left out: {num:,} {what}" for what, num in self.exclusions.items()]
+        return "\n".join([head, *left_out, *(f"  note: {note}" for note in self.notes), *self._warnings()])
+
+    def _warnings(self) -> list[str]:
+        if self.doubled_share <= MAX_DOUBLED_SHARE:
+            return []
+        return [
+            f"  warning: {self.doubled_share:.0%} of the interactions repeat the one before. If the log has "
+            "events twice, keep one of each: a model learns the repeats."
+        ]
 
 
 def make_dataset(
@@ -72,20 +101,26 @@ def make_dataset(
     items: list[Item],
     histories: Iterable[tuple[str, Iterable[int]]],
     exclusions: Mapping[str, int],
+    *,
+    times: Iterable[NDArray[np.int64]] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
-    """Make a dataset from pairs (user id, item indices, oldest first).
+    """Make a dataset from pairs (user id, item indices, oldest first), and the times of each user in `times`.
 
     Users with fewer than MIN_ITEMS_PER_USER items are left out and counted. Raises DataError if no items or
     no users remain.
     """
-    user_ids, sequences, num_short = [], [], 0
-    for user_id, history in histories:
+    user_ids, sequences, kept_times, num_short = [], [], [], 0
+    for (user_id, history), its_times in zip(
+        histories, repeat(None) if times is None else times, strict=False
+    ):
         sequence = np.fromiter(history, dtype=np.int32)
         if len(sequence) < MIN_ITEMS_PER_USER:
             num_short += 1
             continue
         user_ids.append(user_id)
         sequences.append(sequence)
+        kept_times.append(its_times)
     counted = dict(exclusions) | {f"users with fewer than {MIN_ITEMS_PER_USER} known items": num_short}
     kept = {what: int(count) for what, count in counted.items() if count}
     if not items or not sequences:
@@ -94,4 +129,12 @@ def make_dataset(
         raise DataError(
             f"{name}: no {missing} remain ({why}). Check that items and interactions belong together."
         )
-    return Dataset(name=name, items=items, sequences=sequences, user_ids=user_ids, exclusions=kept)
+    return Dataset(
+        name=name,
+        items=items,
+        sequences=sequences,
+        user_ids=user_ids,
+        exclusions=kept,
+        times=None if times is None else [each for each in kept_times if each is not None],
+        notes=notes,
+    )

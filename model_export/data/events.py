@@ -35,8 +35,21 @@ class Events:
 
 def in_order(events: Events, users: Names, items: Names) -> Events:
     """Sort the events by user, then by time, then by the hash of user and item."""
+    if not len(events):
+        return events
     tie = _mix(_mix(_hashes(users))[events.user] ^ _hashes(items)[events.item])
-    return events.where(np.lexsort((tie, events.time, events.user)))
+    first, last = int(events.time.min()), int(events.time.max())
+    span = last - first + 1
+    if (int(events.user.max()) + 1) * span >= 2**63:
+        return events.where(np.lexsort((tie, events.time, events.user)))
+    # User and time in one number sort several times as fast as three keys, and few events have a tie.
+    moment = events.user * span + (events.time - first)
+    order = np.argsort(moment, kind="stable")
+    moment = moment[order]
+    same = moment[1:] == moment[:-1]
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    order[tied] = order[tied][np.lexsort((tie[order[tied]], moment[tied]))]
+    return events.where(order)
 
 
 def first_of_each(ordered: Events) -> Events:

@@ -1,11 +1,14 @@
 """Read JSON lines: one object on each line. Errors name the file, the line and a remedy."""
 
-from collections.abc import Iterator
+import ast
+import json
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_export.data.dataset import DataError
-from service.core.json_lines import JsonLinesError, read_json_lines, shown
+from service.core.json_lines import JsonLinesError, parse_json, read_json_lines, shown
 
 
 class Line(NamedTuple):
@@ -33,13 +36,13 @@ class Line(NamedTuple):
         return value
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator[Line]:
     """Yield the objects of a file in order. Blank lines and a byte order mark are skipped.
 
-    Raises DataError at a line that is not an object.
+    `parse` may also be `parse_literal`. Raises DataError at a line that is not an object.
     """
     try:
-        for number, value in read_json_lines(path):
+        for number, value in read_json_lines(path, parse=parse):
             line = Line(path, number, value)
             if not isinstance(value, dict):
                 raise line.wrong(f"{shown(value)} is not an object. Write one {{...}} on each line.")
@@ -47,3 +50,26 @@ def read_lines(path: Path) -> Iterator[Line]:
     except JsonLinesError as error:
         where = path if error.number is None else f"{path}: line {error.number}"
         raise DataError(f"{where}: {error.problem}. {error.remedy}") from None
+
+
+def parse_literal(text: str) -> Any:
+    """One value in JSON or, as in Amazon's files of 2014, as a Python literal. Raises ValueError.
+
+    A Python literal is read without running anything.
+    """
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        problem = error
+    if not text.startswith("{"):
+        raise problem
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # backslashes that Python finds odd
+            value = ast.literal_eval(text)
+        json.dumps(
+            value, ensure_ascii=False, allow_nan=False
+        ).encode()  # it must be possible to write it again
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise problem from None
+    return value

@@ -1,7 +1,7 @@
 """The neutral form: a folder with two files, plain or gzipped.
 
     items.jsonl         item_id, and any fields with text or attributes
-    interactions.jsonl  user_id, and items with the oldest first
+    interactions.jsonl  user_id, and items with the oldest first; if known, their times in milliseconds
 
 Broken data stops the reading with an error that names the file and the line. This holds for a missing file, a
 line that is not a JSON object, an id that is missing, repeated or not a string, and items that are not a
@@ -14,14 +14,22 @@ import os.path
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.jsonl import Line, read_lines
 from service.core.bundle import RenderSpec
+from service.core.items import check_item
 from service.core.json_lines import shown, write_json_lines
+from service.core.limits import MAX_ITEM_CHARS
 from service.core.render import item_text
+from service.errors import InvalidItem
 
 ITEMS, INTERACTIONS = "items", "interactions"
+ITEMS_FILE, INTERACTIONS_FILE = f"{ITEMS}.jsonl.gz", f"{INTERACTIONS}.jsonl.gz"  # as they are written
 EMPTY_ITEMS = "items without any text"
 EMPTY_INTERACTIONS = "interactions with items without any text"
 UNKNOWN_INTERACTIONS = "interactions with items that are not in the items file"
@@ -33,18 +41,26 @@ def read_folder(folder: Path) -> Dataset:
     left_out: Counter[str] = Counter()
     items: list[Item] = []
     index_of: dict[str, int | None] = {}  # None for an item without text
-    for line in _unique(items_path, "item_id"):
+    for line in _items(items_path):
         has_text = bool(item_text(line.record, RenderSpec()))
         index_of[line.record["item_id"]] = len(items) if has_text else None
         if has_text:
             items.append(line.record)
         else:
             left_out[EMPTY_ITEMS] += 1
-    histories = [
-        (line.record["user_id"], _known(line, index_of, left_out))
-        for line in _unique(interactions_path, "user_id")
-    ]
-    return make_dataset(folder.resolve().name, items, histories, left_out)
+    histories: list[tuple[str, list[int]]] = []
+    times: list[NDArray[np.int64]] = []
+    for line in _unique(interactions_path, "user_id"):
+        known = _known(line, index_of, left_out)
+        has_times = "times" in line.record
+        if histories and has_times != bool(times):
+            has = "has 'times'" if has_times else "has no 'times'"
+            raise line.wrong(f"{has}, unlike the lines above. Give them on every line or on none.")
+        histories.append((line.record["user_id"], [index for _, index in known]))
+        if has_times:
+            all_times = _times(line)
+            times.append(np.array([all_times[place] for place, _ in known], dtype=np.int64))
+    return make_dataset(folder.resolve().name, items, histories, left_out, times=times or None)
 
 
 def read_items(folder: Path) -> list[Item]:
@@ -52,11 +68,7 @@ def read_items(folder: Path) -> list[Item]:
 
     Raises DataError if the file is broken.
     """
-    return [
-        line.record
-        for line in _unique(_find(folder, ITEMS), "item_id")
-        if item_text(line.record, RenderSpec())
-    ]
+    return [line.record for line in _items(_find(folder, ITEMS)) if item_text(line.record, RenderSpec())]
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
@@ -71,35 +83,49 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json_lines(folder / f"{ITEMS}.jsonl.gz", dataset.items)
-        item_ids = dataset.item_ids
-        write_json_lines(
-            folder / f"{INTERACTIONS}.jsonl.gz",
-            (
-                {"user_id": user_id, "items": [item_ids[item] for item in sequence]}
-                for user_id, sequence in zip(dataset.user_ids, dataset.sequences, strict=True)
-            ),
-        )
+        write_json_lines(folder / ITEMS_FILE, dataset.items)
+        write_json_lines(folder / INTERACTIONS_FILE, _interactions(dataset))
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written ({error.strerror or error}). Choose another folder."
         ) from None
 
 
+def _interactions(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    item_ids = dataset.item_ids
+    for place, (user_id, sequence) in enumerate(zip(dataset.user_ids, dataset.sequences, strict=True)):
+        line = {"user_id": user_id, "items": [item_ids[item] for item in sequence]}
+        yield line if dataset.times is None else line | {"times": dataset.times[place].tolist()}
+
+
 def _find(folder: Path, name: str) -> Path:
     if not os.path.isdir(folder):
-        problem = "is a file" if os.path.exists(folder) else "not found"
+        is_file = os.path.exists(folder)
+        remedy = f"Give a folder with {ITEMS}.jsonl and {INTERACTIONS}.jsonl (or .jsonl.gz)"
         raise DataError(
-            f"{folder}: {problem}. Give a folder with {ITEMS}.jsonl and {INTERACTIONS}.jsonl (or .jsonl.gz)."
+            f"{folder}: is a file. {remedy}. For a log of events, write events:{folder}"
+            if is_file
+            else f"{folder}: not found. {remedy}."
         )
     found = [path for suffix in (".jsonl", ".jsonl.gz") if os.path.isfile(path := folder / (name + suffix))]
     if not found:
         raise DataError(
-            f"{folder}: has neither {name}.jsonl nor {name}.jsonl.gz. Add one of them to the folder."
+            f"{folder}: has neither {name}.jsonl nor {name}.jsonl.gz. Add one of them to the folder. If it "
+            f"holds a published log of events, write events:{folder}"
         )
     if len(found) > 1:
         raise DataError(f"{found[0]}: there is also {found[1].name} in the folder. Keep only one of the two.")
     return found[0]
+
+
+def _items(path: Path) -> Iterator[Line]:
+    """The lines of the items, which obey the rules of the service that will serve them."""
+    for line in _unique(path, "item_id"):
+        try:
+            check_item(line.record, MAX_ITEM_CHARS)
+        except InvalidItem as error:
+            raise line.wrong(f"a service would refuse the item. {error}") from None
+        yield line
 
 
 def _unique(path: Path, field: str) -> Iterator[Line]:
@@ -114,12 +140,13 @@ def _unique(path: Path, field: str) -> Iterator[Line]:
         yield line
 
 
-def _known(line: Line, index_of: dict[str, int | None], left_out: Counter[str]) -> list[int]:
+def _known(line: Line, index_of: dict[str, int | None], left_out: Counter[str]) -> list[tuple[int, int]]:
+    """The place in the line and the index of each item that is known."""
     item_ids = line.record.get("items")
     if not isinstance(item_ids, list):
         raise line.wrong(f"'items' is {shown(item_ids)}, which is not a list. List item ids, oldest first.")
     known = []
-    for item_id in item_ids:
+    for place, item_id in enumerate(item_ids):
         if not isinstance(item_id, str):
             raise line.wrong(
                 f"'items' holds {shown(item_id)}, which is not a string. Write item ids in quotes."
@@ -129,5 +156,16 @@ def _known(line: Line, index_of: dict[str, int | None], left_out: Counter[str]) 
         elif (index := index_of[item_id]) is None:
             left_out[EMPTY_INTERACTIONS] += 1
         else:
-            known.append(index)
+            known.append((place, index))
     return known
+
+
+def _times(line: Line) -> list[int]:
+    times, count = line.record["times"], len(line.record["items"])
+    whole = isinstance(times, list) and all(isinstance(time, int) and abs(time) < 2**63 for time in times)
+    if not whole or len(times) != count or times != sorted(times):
+        raise line.wrong(
+            f"'times' is {shown(times)}, which is not an ascending list with a whole number of milliseconds "
+            f"for each of the {count} items. Correct it or leave it out."
+        )
+    return list(times)

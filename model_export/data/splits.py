@@ -1,17 +1,26 @@
-"""The leave-one-out split of the users' sequences.
+"""Two splits of the users' sequences. Nothing that learns may see more than `Split.train`.
 
-A user's last item is the test target, and the item before it is the validation target. All other items are
-for training. Nothing that learns may see more than `Split.train`.
+Leave-one-out: a user's last item is the test target, and the item before it is the validation target. All
+other items are for training.
+
+By time: the test target is a user's first item from a moment on, and what was before it is split as above, as
+an export of the earlier events splits it. Leave-one-out lets a model learn from what other users did after
+the target, and a split by time does not (Meng et al., "Exploring data splitting strategies for the evaluation
+of recommendation models", RecSys 2020).
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.dataset import Dataset, ItemSequence
+from model_export.data.dataset import DataError, Dataset, ItemSequence
 
 MIN_ITEMS_TO_EVALUATE = 3  # one item for training and two targets
+MAX_REPEATED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,17 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @cached_property
+    def repeated_share(self) -> float:
+        """The share of targets in their own history. A search without the history cannot find them."""
+        repeated = [target in history for target, history in zip(self.targets, self.histories, strict=True)]
+        return float(np.mean(repeated)) if repeated else 0.0
+
+    @property
+    def are_repeats(self) -> bool:
+        """Whether most targets repeat an item. Then a model is judged with the history among the answers."""
+        return self.repeated_share > MAX_REPEATED_SHARE
 
     def first(self, count: int) -> "Targets":
         """The first `count` targets, for a smaller evaluation."""
@@ -46,6 +66,43 @@ def leave_one_out(dataset: Dataset) -> Split:
     evaluated = set(users.tolist())
     train = [sequence[:-2] if user in evaluated else sequence for user, sequence in enumerate(sequences)]
     return Split(train, validation=_targets(sequences, users, 2), test=_targets(sequences, users, 1))
+
+
+def training_fingerprint(dataset: Dataset, split: Split) -> str:
+    """SHA-256 of the users with the ids of their training items, in hex. Users without any are left out."""
+    digest, item_ids = hashlib.sha256(), dataset.item_ids
+    for user_id, sequence in zip(dataset.user_ids, split.train, strict=True):
+        if len(sequence):
+            digest.update(json.dumps([user_id, *(item_ids[item] for item in sequence)]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def split_by_time(dataset: Dataset, moment: int) -> Split:
+    """Split at a moment in milliseconds since 1970. Users without items on both sides have no test target.
+
+    Raises DataError if the dataset has no times, or if nobody has a test target.
+    """
+    if dataset.times is None:
+        raise DataError(
+            f"{dataset.name}: has no times to split by. Write it with prepare --data events:…, with times."
+        )
+    num_before = [int(np.searchsorted(times, moment)) for times in dataset.times]  # [user]
+    before = [sequence[:count] for sequence, count in zip(dataset.sequences, num_before, strict=True)]
+    earlier = leave_one_out(replace(dataset, sequences=before, times=None))
+    users = np.array(
+        [user for user, count in enumerate(num_before) if 0 < count < len(dataset.sequences[user])],
+        dtype=np.int64,
+    )
+    if not len(users):
+        raise DataError(
+            f"{dataset.name}: no user has items both before and after the moment of the split. Change it."
+        )
+    test = Targets(
+        users=users,
+        histories=[before[user] for user in users],
+        targets=np.array([dataset.sequences[user][num_before[user]] for user in users], dtype=np.int32),
+    )
+    return Split(earlier.train, earlier.validation, test)
 
 
 def _targets(sequences: list[ItemSequence], users: NDArray[np.int64], from_end: int) -> Targets:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model_export.files import read_or_remove
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 
@@ -58,7 +59,8 @@ class Reading:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a file that `save` wrote."""
-        with np.load(path) as arrays:
+        # Opened here, because np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file) as arrays:
             return cls(arrays["frames"], arrays["first_frame"], arrays["gate"])
 
     @classmethod
@@ -125,8 +127,8 @@ def read_in_parts(
         for start in range(0, len(strips), items_per_part):
             path = parts / f"items_{start:08d}.npz" if parts else None
             items = strips[start : start + items_per_part]
-            if path and path.is_file():
-                found.append(Reading.load(path))
+            if path and path.is_file() and (part := read_or_remove(path, Reading.load)) is not None:
+                found.append(part)
                 progress.update(sum(map(len, items)))
                 continue
             found.append(read(items, progress))

@@ -4,7 +4,6 @@ Such a recognizer gives a letter or a blank for every frame of a line. A *spike*
 the frame before it does not show. A Reading keeps only the spikes.
 """
 
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from model_export.encoders.base import Encoder, Reading, read_in_parts
 from model_export.encoders.visual_words import inked_frames
 from service.core.bundle import RenderSpec
+from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 
@@ -160,7 +160,7 @@ def run_strips(
 ) -> Iterator[list[NDArray[Any]]]:
     """Run strips [strip, height, width] in small batches on all cores. Yields the outputs of each batch."""
     batches = [strips[start : start + STRIPS_PER_RUN] for start in range(0, len(strips), STRIPS_PER_RUN)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus().num_threads) as pool:
         runs = pool.map(lambda batch: session.run(outputs, {"strips": batch}), batches)
         for batch, found in zip(batches, runs, strict=True):
             if progress is not None:

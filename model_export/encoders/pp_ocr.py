@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from model_export.encoders.base import Reading
 from model_export.encoders.ctc import CtcEncoder, inked, run_strips, spikes
 from model_export.encoders.visual_words import VisualWords, fit_visual_words
+from model_export.files import read_or_remove
 from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
@@ -84,8 +85,9 @@ class PpOcr(CtcEncoder):
         """Fit weights and bias [dim + 1] that recognize a spike from its frame, or load them from `parts`."""
         path = parts / "gate.npy" if parts else None
         if path and path.is_file():
-            result: NDArray[np.float32] = np.load(path)
-            return result
+            result: NDArray[np.float32] | None = read_or_remove(path, np.load)
+            if result is not None:
+                return result
         flat = np.concatenate(list(strips))  # [strip, height, width]
         rng = np.random.default_rng(self._seed)
         sample = flat[np.sort(rng.choice(len(flat), min(GATE_STRIPS, len(flat)), replace=False))]

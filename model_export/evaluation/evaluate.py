@@ -6,13 +6,11 @@ the purchases of one day are in catalog order, and their times are not known. Pa
 there is an artifact of that order.
 """
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.dataset import DataError, Dataset
-from model_export.data.splits import Split, leave_one_out
+from model_export.data.dataset import DataError, Dataset, make_dataset
+from model_export.data.splits import Split, leave_one_out, training_fingerprint
 from model_export.evaluation.baselines.counting import Markov, Popularity
 from model_export.evaluation.metrics import collisions, hits_at, ndcg_at, recall_at
 from model_export.evaluation.near_copies import near_copy, shared_levels
@@ -21,11 +19,12 @@ from model_export.evaluation.reach import Kinds, coverage, kinds_of_targets
 from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
+from service.core.cpus import usable_cpus
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer
 
-VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
 BATCH = 64  # users searched at once
 TOP_K = 10  # ranks that count
@@ -44,15 +43,67 @@ def codes_for(bundle: Bundle, dataset: Dataset) -> NDArray[np.int64]:
     return np.array([codes[item_id] for item_id in dataset.item_ids], dtype=np.int64)
 
 
-def evaluate(bundle: Bundle, dataset: Dataset, *, progress: bool = True) -> dict[str, float]:
+def differences(bundle: Bundle, dataset: Dataset, split: Split | None = None) -> list[str]:
+    """What is different from the data that the bundle was exported from, in lines for people; often none.
+
+    With a `split` that stands in for leave-one-out, only the users' training parts must be the same.
+    """
+    manifest = bundle.manifest
+    if manifest.data_fingerprint == dataset.fingerprint:
+        return []
+    training = training_fingerprint(dataset, split or leave_one_out(dataset))
+    is_same_training = manifest.training_fingerprint == training
+    if split is not None and is_same_training:
+        return []
+    found = [f"warning: {dataset.name}: not the data that the bundle was exported from."]
+    if split is None and manifest.items_fingerprint not in ("", dataset.items_fingerprint):
+        found.append("  Items differ. The bundle has its own codes of their texts at the time of the export.")
+    if not manifest.training_fingerprint:
+        found.append("  The bundle does not tell what it was trained on. Export it again to compare.")
+    elif is_same_training:
+        found.append("  The users' training parts are the same, so no target was trained on.")
+    else:
+        found.append(
+            "  The users' training parts differ. Targets may be interactions that the model was trained on. "
+            "Then all figures of the model are too high."
+        )
+    return found
+
+
+def evaluate(
+    bundle: Bundle, dataset: Dataset, *, split: Split | None = None, progress: bool = True
+) -> dict[str, float]:
     """All figures of the report: name -> value. Rates are shares of users or items, from 0 to 1.
 
-    Raises DataError if the bundle was exported from other data.
+    `split` stands in for leave-one-out. Raises DataError if the bundle was exported from other data.
     """
-    split = leave_one_out(dataset)
+    split = split or leave_one_out(dataset)
     figures = evaluate_model(bundle, dataset, split, progress=progress)
     figures |= evaluate_baselines(split, len(dataset.items))
     return figures | evaluate_near_copies(bundle, dataset)
+
+
+def known_to(bundle: Bundle, dataset: Dataset) -> Dataset:
+    """The dataset without the items that the bundle lacks, such as those that came after its export.
+
+    The exclusions tell how many are left out. Raises DataError if nothing remains.
+    """
+    held = {each.item_id for each in bundle_items(bundle)}
+    known = np.array([item_id in held for item_id in dataset.item_ids], dtype=bool)
+    place = np.cumsum(known) - 1  # [item]
+    kept = [known[sequence] for sequence in dataset.sequences]
+    lacking = int(np.count_nonzero(~known))
+    return make_dataset(
+        dataset.name,
+        [item for item, is_known in zip(dataset.items, known, strict=True) if is_known],
+        (
+            (user_id, place[sequence[mask]])
+            for user_id, sequence, mask in zip(dataset.user_ids, dataset.sequences, kept, strict=True)
+        ),
+        dataset.exclusions | ({"items that the bundle lacks": lacking} if lacking else {}),
+        times=dataset.times and [times[mask] for times, mask in zip(dataset.times, kept, strict=True)],
+        notes=dataset.notes,
+    )
 
 
 def evaluate_model(
@@ -60,7 +111,9 @@ def evaluate_model(
 ) -> dict[str, float]:
     """The figures of the bundle's recommender over the test users, and its share of items in collision."""
     manifest, test = bundle.manifest, split.test
-    session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=os.cpu_count() or 1)
+    session = RecommenderSession(
+        bundle.file(RECOMMENDER), manifest.recommender, threads=usable_cpus().num_threads
+    )
     codes = codes_for(bundle, dataset)
     catalog = ItemsOfCodes.build(manifest.sid, codes)
     neighbors = neighbors_for(bundle, dataset, codes)
@@ -70,6 +123,7 @@ def evaluate_model(
 
     kinds = kinds_of_targets(split, dataset.num_items)
     figures = {"test_users": float(len(test.users)), "items": float(dataset.num_items)}
+    figures["repeated_targets"] = test.repeated_share
     figures |= {f"{kind}_users": float(mask.sum()) for kind, mask in kinds._asdict().items()}
     for name, exclude in (("", True), ("history_included_", False)):
         told = f"test users, history {'excluded' if exclude else 'included'}" if progress else None
@@ -138,7 +192,7 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     """How often an unseen near copy of a known item gets the item's first code, and its first two codes."""
     manifest, rng = bundle.manifest, np.random.default_rng(seed)
     chosen = rng.choice(len(dataset.items), size=min(NEAR_COPIES, len(dataset.items)), replace=False)
-    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=os.cpu_count() or 1)
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=usable_cpus().num_threads)
     found = []
     for place in chosen:
         copy = near_copy(dataset.items[place], rng)
@@ -179,8 +233,8 @@ def _reach(
     }
 
 
-def table(figures: dict[str, float]) -> str:
-    """The figures as text for people. The tables are also valid Markdown."""
+def table(figures: dict[str, float], split: str = "leave-one-out") -> str:
+    """The figures as text for people, with the name of the split. The tables are also valid Markdown."""
     lines = ["|  | Recall@5 | Recall@10 | NDCG@5 | NDCG@10 |", "|---|---|---|---|---|"]
     for name, label in (
         ("model", "model, history excluded"),
@@ -194,11 +248,15 @@ def table(figures: dict[str, float]) -> str:
     lines += ["", *_reach_table(figures)]
     lines += [
         "",
-        f"{figures['test_users']:.0f} test users, {figures['items']:.0f} items, "
-        "leave-one-out, all items ranked.",
+        f"{figures['test_users']:.0f} test users, {figures['items']:.0f} items, {split}, all items ranked.",
         f"{figures['collision_rate']:.2%} of the items are in collision. With {NUM_BEAMS} beams, the ten "
         f"best codes are proven exact for {figures['exact_rate']:.1%} of users.",
     ]
+    if figures.get("repeated_targets"):
+        lines.append(
+            f"{figures['repeated_targets']:.1%} of the targets are in the user's own history. Rows with the "
+            "history excluded cannot have them."
+        )
     if "near_copies" in figures:
         lines.append(
             f"Of {figures['near_copies']:.0f} unseen near copies (another number or color), "

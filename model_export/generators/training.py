@@ -17,6 +17,7 @@ from model_export.configs import TrainingConfig
 from model_export.data.splits import Split, Targets
 from model_export.evaluation.metrics import ndcg_at
 from model_export.evaluation.ranking import ItemsOfCodes, Ranker, left_padded
+from model_export.files import read_or_remove
 from model_export.generators.base import Generator
 from model_export.generators.beam_search import eager_search
 from service.core.graphs import PADDING
@@ -129,7 +130,10 @@ def train_generator(
 
 @torch.no_grad()
 def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, history_length: int) -> float:
-    """Item-level NDCG@10 over `users`, without the items of their history, by the eager beam search."""
+    """Item-level NDCG@10 over `users` by the eager beam search.
+
+    The items of their history are no answers, unless most targets are among them.
+    """
     was_training = generator.training
     generator.eval()
     catalog = ItemsOfCodes.build(generator.spec, codes)
@@ -141,7 +145,7 @@ def validate(generator: Generator, codes: NDArray[np.int64], users: Targets, *, 
         beam_limit=VALIDATION_BEAMS * 4,
         batch_size=VALIDATION_BATCH,
     )
-    ranked = ranker.rank(users.histories, 10)
+    ranked = ranker.rank(users.histories, 10, exclude_history=not users.are_repeats)
     generator.train(was_training)
     return ndcg_at(ranked, users.targets, 10)
 
@@ -189,7 +193,11 @@ class _Progress:
     def resume(self, device: torch.device) -> None:
         if not self.path.exists():
             return
-        state = torch.load(self.path, map_location=device, weights_only=True)
+        state = read_or_remove(
+            self.path, lambda path: torch.load(path, map_location=device, weights_only=True)
+        )
+        if state is None:
+            return
         self.generator.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.bit_generator.state = state["rng"]

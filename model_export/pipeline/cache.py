@@ -5,33 +5,59 @@ changed.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
+from model_export.files import check_folder, read_or_remove
 from service.core.whole_files import write_whole
+
+T = TypeVar("T")
 
 
 class StageCache:
-    """A folder of finished stages. A stage is written under a temporary name and then renamed."""
+    """A folder of finished stages. Several exports may use it at once: each stage is made by one of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _line: None) -> None:
+        """`say` shows the user a line. Raises GlyphrecError if the folder cannot be written."""
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self._say = say
+        check_folder(folder, "--cache")
 
     def path(self, stage: str, suffix: str, *inputs: Any) -> Path:
         """The file of `stage` for exactly these inputs. The inputs include the version of its code."""
         return self.folder / f"{stage}-{key_of(*inputs)}{suffix}"
 
-    def make(self, path: Path, write: Callable[[Path], None]) -> bool:
-        """Call `write` to make the file, unless the file exists. Returns whether `write` was called."""
-        if path.exists():
-            return False
-        write_whole(path, write)
-        return True
+    def get(self, path: Path, write: Callable[[Path], object], read: Callable[[Path], T]) -> T:
+        """What `read` finds in the file of a stage.
+
+        `write` makes the file if it is missing or damaged. If another process is making it, this one waits.
+        """
+        with self._lock(path):
+            if path.exists() and (found := read_or_remove(path, read)) is not None:
+                return found
+            write_whole(path, write)
+        return read(path)
+
+    @contextmanager
+    def _lock(self, path: Path) -> Iterator[None]:
+        lock = FileLock(self.folder / f"{path.name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            self._say(f"      another export is making {path.name}; waiting for it")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            # Who waits for the removed file holds a lock that others do not see. It finds the finished stage.
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def key_of(*inputs: Any) -> str:

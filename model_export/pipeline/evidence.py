@@ -147,10 +147,7 @@ class Evidence:
         return scores
 
     def gains(self, opinions: Opinions) -> NDArray[np.float64]:
-        """What each user adds to NDCG@10, as a search finds it: [user].
-
-        Items of the history are left out, and equal scores share.
-        """
+        """What each user adds to NDCG@10, as a search finds it: [user]. Equal scores share their ranks."""
         total = self.learned.copy()
         if likeness := self.likeness_of(opinions):
             alone = _LikenessAlone(likeness, self._generator.spec)
@@ -189,7 +186,12 @@ class Evidence:
     def _hide_histories(
         self, scores: NDArray[np.float32], rows: Sequence[int] | NDArray[np.int64] | None = None
     ) -> None:
-        """Set the scores [user, item] of what the users have to -inf. `rows`: the users, if not all."""
+        """Set the scores [user, item] of what the users have to -inf. `rows`: the users, if not all.
+
+        If most targets are among these items, they stay: they are answers, too.
+        """
+        if self._users.are_repeats:
+            return
         for row, user in zip(scores, range(len(scores)) if rows is None else rows, strict=True):
             row[self._users.histories[user]] = -np.inf
 

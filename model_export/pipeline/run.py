@@ -29,4 +29,4 @@ class Run:
     @classmethod
     def of(cls, dataset: Dataset, config: RunConfig, cache_folder: Path, say: Say = silent) -> "Run":
         """A run. The last two items of each user are the validation target and the test target."""
-        return cls(dataset, leave_one_out(dataset), config, StageCache(cache_folder), say)
+        return cls(dataset, leave_one_out(dataset), config, StageCache(cache_folder, say), say)

@@ -7,9 +7,11 @@ changed run repeats only the stages that changed. Everything is fitted on `Split
 users decide when the training of a generator stops.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,15 +105,14 @@ def read(run: Run) -> Read:
         *choose_encoder.encoder_files(config.encoder),
         versions.of_reading(config),
     )
-    path = cache.path("reading", ".npz", *inputs)
-    if not path.exists():
-        parts = cache.path("reading", ".parts", *inputs)
+    parts = cache.path("reading", ".parts", *inputs)
+
+    def read_all(target: Path) -> None:
         parts.mkdir(exist_ok=True)
-        encoder.read(draw(run.dataset.items, config, run.say), parts).save(path)
-        for part in parts.iterdir():
-            part.unlink()
-        parts.rmdir()
-    reading = Reading.load(path)
+        encoder.read(draw(run.dataset.items, config, run.say), parts).save(target)
+
+    reading = cache.get(cache.path("reading", ".npz", *inputs), read_all, Reading.load)
+    shutil.rmtree(parts, ignore_errors=True)
     inputs = (*inputs, config.encoder)
     pooling: Pooling = _stage(cache, "pooling", inputs, lambda: encoder.fit(reading))
     return Read(_stage(cache, "features", inputs, lambda: pooling.pool(reading)), pooling)
@@ -184,13 +185,15 @@ def generate(
     split, config, cache = run.split, run.config, run.cache
     torch.manual_seed(config.seed)
     generator = make_generator(config, codes, spec, split.train, vectors)
-    inputs = (
+    inputs: tuple[Any, ...] = (
         codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
         config.history_length, config.seed, versions.of_generator(config.generator),
     )  # fmt: skip
-    path = cache.path("generator", ".pt", *inputs)
-    if not path.exists():
-        checkpoint = cache.path("generator", ".checkpoint", *inputs)
+    if split.validation.are_repeats:  # earlier releases validated without the history here too
+        inputs = (*inputs, "repeats")
+    checkpoint = cache.path("generator", ".checkpoint", *inputs)
+
+    def train(target: Path) -> None:
         curve = train_generator(
             generator,
             codes=codes,
@@ -200,9 +203,10 @@ def generate(
             seed=config.seed,
             checkpoint=checkpoint,
         )
-        cache.make(path, lambda target: torch.save((generator.state_dict(), curve), target))
-        checkpoint.unlink(missing_ok=True)
-    weights, curve = torch.load(path, weights_only=False)  # this user's own cache
+        torch.save((generator.state_dict(), curve), target)
+
+    weights, curve = cache.get(cache.path("generator", ".pt", *inputs), train, _load)
+    checkpoint.unlink(missing_ok=True)
     generator.load_state_dict(weights)
     return Generated(generator.eval(), curve)
 
@@ -253,7 +257,8 @@ def deterministic() -> Iterator[None]:
 def _stage(cache: StageCache, name: str, inputs: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """The result of `make`, from the cache if it is there for these inputs."""
     path = cache.path(name, ".pt", *inputs)
-    if not path.exists():
-        value = make()
-        cache.make(path, lambda target: torch.save(value, target))
+    return cache.get(path, lambda target: torch.save(make(), target), _load)
+
+
+def _load(path: Path) -> Any:
     return torch.load(path, weights_only=False)  # this user's own cache

@@ -4,7 +4,6 @@ They are the quantizer's own codes. The treatment of collisions moves only items
 that comes later.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from model_export.encoders.choose import make_encoder
 from model_export.encoders.minilm import MiniLm
 from model_export.pipeline.stages import Coded, Read
 from service.core.bundle import TOKENIZER
+from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
 from service.core.render import render_text
 from service.inference.runtime import Tokenizer
@@ -53,7 +53,7 @@ def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:
         graph = export_tokenizer(
             path, body, read.pooling, coded.head, coded.quantizer, sid=config.sid, render=config.render
         )
-        tokenizer = Tokenizer(path, graph, threads=os.cpu_count() or 1)
+        tokenizer = Tokenizer(path, graph, threads=usable_cpus().num_threads)
 
     def codes_of(texts: Sequence[str]) -> NDArray[np.int64]:
         rows = [np.zeros((0, config.sid.num_levels), dtype=np.int64)]

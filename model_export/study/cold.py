@@ -7,7 +7,6 @@ posted, and recommendations are requested over HTTP. No service can run a text e
 the same steps offline. The controls run offline on both sides.
 """
 
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +34,7 @@ from model_export.pipeline import stages
 from model_export.pipeline.run import Run
 from model_export.study.coding import coder
 from service.core.bundle import RECOMMENDER, Bundle
+from service.core.cpus import usable_cpus
 from service.core.limits import MAX_EXCLUDED, MAX_HISTORY
 from service.core.render import item_text
 from service.core.sid import SidSpec
@@ -165,7 +165,7 @@ def served(removed: Removed, run: Run) -> Outcome:
         removed.dataset, folder / "cold", run.config, cache_folder=folder, say=run.say, named_by_key=True
     )
     session = RecommenderSession(
-        bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=os.cpu_count() or 1
+        bundle.file(RECOMMENDER), bundle.manifest.recommender, threads=usable_cpus().num_threads
     )
     model = ColdModel(bundle.manifest.sid, codes_for(bundle, removed.dataset), partial(search_by, session))
     run.say("      posting the cold items to a service and requesting recommendations")

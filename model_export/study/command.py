@@ -11,6 +11,7 @@ from model_export.data.dataset import Dataset
 from model_export.data.splits import leave_one_out
 from model_export.data.tables import read_dataset
 from model_export.evaluation.reach import kinds_of_targets
+from model_export.files import check_folder
 from model_export.pipeline.run import Say
 from model_export.study.cost_table import measure_costs, with_costs
 from model_export.study.plan import PLANS, Plan
@@ -46,7 +47,8 @@ def study(
             f"plan {plan_name} has no cell {sorted(unknown)[0]!r}. "
             f"Its cells are {', '.join(cell.name for cell in plan.cells)}."
         )
-    datasets = {dataset.name: dataset for dataset in map(read_dataset, data)}
+    check_folder(out, "--out")
+    datasets = _by_name(data)
     store = out / "study" / "cells"
     if not report_only:
         run_study(plan.only(list(only)), datasets, store=store, cache_folder=cache_folder, say=say)
@@ -54,6 +56,21 @@ def study(
         works = [work for work in works_of(plan, datasets) if kept_result(work, store) is not None]
         measure_costs(works, folder=store.parent, cache_folder=cache_folder)
     report(plan, datasets, out, say)
+
+
+def _by_name(data: Sequence[str]) -> dict[str, Dataset]:
+    """The data sets by their names, under which the study keeps its cells. Raises GlyphrecError."""
+    datasets: dict[str, Dataset] = {}
+    source_of: dict[str, str] = {}
+    for source in data:
+        dataset = read_dataset(source)
+        if dataset.name in datasets:
+            raise GlyphrecError(
+                f"--data {source}: has the same name as {source_of[dataset.name]}, {dataset.name!r}, and the "
+                "study keeps its cells by name. Rename one of the folders."
+            )
+        datasets[dataset.name], source_of[dataset.name] = dataset, source
+    return datasets
 
 
 def report(plan: Plan, datasets: dict[str, Dataset], out: Path, say: Say) -> None:

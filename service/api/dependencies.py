@@ -1,14 +1,16 @@
 """Dependencies of the routes: the service's state, the model that serves, and facts about the request."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
 
 from service.api.options import ApiOptions
 from service.api.policies import Policies
-from service.errors import NotJson, NotReady
+from service.core.items import Item, merge, merge_patch
+from service.errors import NotAPatch, NotJson, NotReady
 from service.flows.feedback import Feedback
 from service.flows.served_pages import ServedPages
 from service.inference.batching import Reservation
@@ -103,17 +105,43 @@ async def get_call(request: Request) -> Call:
 
 
 async def require_json(request: Request) -> None:
-    """Refuse a body of another type than JSON: browsers send some types to other sites without asking."""
-    content_type = request.headers.get("content-type", "")
-    kind = content_type.partition(";")[0].strip().lower()
-    if not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
-        raise NotJson(content_type[:100])
+    """Refuse a body of another type than JSON: browsers send some types to other sites without asking.
+
+    A patch has a meaning of its own, so it is refused too.
+    """
+    if _json_type(request).endswith("-patch+json"):
+        raise NotJson(_content_type(request))
+
+
+Merge = Callable[[Mapping[str, Any], Mapping[str, Any]], Item]
+
+
+async def get_merge(request: Request) -> Merge:
+    """How the body of a PATCH changes an item, by its Content-Type. Raises NotJson or NotAPatch."""
+    merges: dict[str, Merge] = dict(zip(NotAPatch.media_types, (merge, merge_patch), strict=True))
+    media_type = _json_type(request)
+    if media_type not in merges:
+        raise NotAPatch(_content_type(request))
+    return merges[media_type]
+
+
+def _json_type(request: Request) -> str:
+    """The media type of a body that is some kind of JSON. Raises NotJson."""
+    media_type = _content_type(request).partition(";")[0].strip().lower()
+    if media_type != "application/json" and not re.fullmatch(r"application/.*\+json", media_type):
+        raise NotJson(_content_type(request))
+    return media_type
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "")[:100]
 
 
 ModelDep = Annotated[Model, Depends(get_model)]
 CallDep = Annotated[Call, Depends(get_call)]
 RolloutDep = Annotated[Rollout, Depends(get_rollout)]
 FeedbackDep = Annotated[Feedback, Depends(get_feedback)]
+MergeDep = Annotated[Merge, Depends(get_merge)]
 
 
 async def require_redis(model: ModelDep) -> None:

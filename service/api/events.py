@@ -23,7 +23,8 @@ async def take_events(body: EventsRequest, feedback: FeedbackDep) -> EventsRespo
     """Tell which items users took from the pages of POST /recommend. Any replica accepts all events, or none.
 
     An `event_id` counts once, so a request without an answer can be sent again. `request_id` is the
-    X-Request-ID of the answer with the page. If a client gave the same id to several, the newest page counts.
+    X-Request-ID of the answer with the page. If several pages have this id, on one replica or on several, the
+    event counts once: for the newest page with the item, else for the newest page.
     Events about pages that no replica remembers are accepted, but count for no model.
 
     If the served model has counts of items that were taken together, events add to them, and later answers of

@@ -1,7 +1,7 @@
 """Liveness, readiness, a description of what is served, and metrics."""
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,13 +15,14 @@ from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.core.version import service_version
 from service.errors import StoreUnavailable
 from service.http.security import Scope
+from service.lifecycle.watching import note_persistence
 
 router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 
 @router.get("/livez", include_in_schema=False)
 @router.get("/health/live")
-@policy(Scope.OPEN)
+@policy(Scope.OPEN, is_probe=True)
 async def live() -> Live:
     """The event loop runs. Restart the process if this does not answer."""
     return Live(status="alive")
@@ -30,21 +31,24 @@ async def live() -> Live:
 @router.get("/readyz", include_in_schema=False)
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"model": Ready}})
-@policy(Scope.OPEN)
+@policy(Scope.OPEN, is_probe=True)
 async def ready(state: StateDep, response: Response) -> Ready:
     """200 once the bundle is verified, the catalog is loaded and a warm-up search has run. Before that, 503.
 
-    A replica that loses Redis later stays ready, because it still recommends. Then `stale` is true.
+    A replica that loses Redis later stays ready, because it still recommends. Then `stale` is true. If Redis
+    answers, but has lost a part of the catalog, the answer is 503 and `damaged`.
     """
     model = state.readiness.model
-    is_stopping = state.readiness.is_stopping
-    if model is None or is_stopping:
+    is_stopping, damage = state.readiness.is_stopping, state.readiness.damage
+    if model is None or is_stopping or damage:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
+    status: Literal["ready", "starting", "stopping", "damaged"] = "ready" if model else "starting"
     return Ready(
-        status="stopping" if is_stopping else "ready" if model else "starting",
-        phase="answering the last requests" if is_stopping else state.readiness.phase,
-        stale=model.follower.is_stale if model else False,
+        status="stopping" if is_stopping else "damaged" if damage else status,
+        phase="answering the last requests" if is_stopping else damage or state.readiness.phase,
+        warnings=list(state.readiness.warnings),
+        stale=model.follower.is_stale or bool(damage) if model else False,
         stale_for_s=model.follower.stale_for_s if model else 0.0,
         catalog_items=model.catalog.num_items if model else 0,
         catalog_version=model.catalog.version if model else 0,
@@ -61,7 +65,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
         with suppress(StoreUnavailable):
             persistence = await model.store.persistence()
             redis = persistence.as_json()
-            state.metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
+            note_persistence(persistence, state.metrics, state.readiness)
     catalog = model.catalog
     return InfoResponse(
         service_version=service_version(),
@@ -99,7 +103,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 
 
 @router.get("/metrics", include_in_schema=False)
-@policy(Scope.OPEN)
+@policy(Scope.OPEN, is_probe=True)
 async def metrics(state: StateDep) -> Response:
     """All metrics of this replica in the text format of Prometheus."""
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -10,7 +10,8 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from PIL import Image
 
-from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, ModelDep, StateDep
+from service.api.conditions import OF_A_CONDITION, WITH_ETAG, IfMatchDep, etag_of
+from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, MergeDep, ModelDep, StateDep
 from service.api.direct import ApiRoute
 from service.api.policies import policy
 from service.api.schemas import (
@@ -24,11 +25,12 @@ from service.api.schemas import (
     SimilarItem,
     SimilarResponse,
     StoredItemOut,
+    UnusedValueOut,
 )
 from service.catalog.neighbors import neighbors
-from service.core.items import MAX_ID_CHARS, check_item_id, merge
+from service.core.items import MAX_ID_CHARS, check_item_id
 from service.core.render import item_text, render_text
-from service.errors import InvalidItem, ItemNotFound, TooManyItems
+from service.errors import InvalidCondition, InvalidItem, ItemNotFound, TooManyItems
 from service.flows.indexing import Outcome
 from service.http.problems import OF_A_PUT, OF_AN_ITEM, problem_of
 from service.http.security import Scope
@@ -41,28 +43,34 @@ PNG = {"type": "string", "format": "binary"}
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 
-@router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_A_PUT)
+@router.post("/items", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_A_PUT | OF_A_CONDITION | WITH_ETAG)
 @policy(Scope.WRITE)
 async def put_items(
     body: ItemsBody,
     request: Request,
+    response: Response,
     model: ModelDep,
     state: StateDep,
     call: CallDep,
+    if_match: IfMatchDep,
 ) -> ItemsResponse:
     """Add or replace items. Each item has its own outcome, in the order of the request.
 
     A batch is answered with 200 even if some of its items failed. A single item that failed is answered with
-    its problem.
+    its problem. The answer to a single item has its ETag, and only a single item can come with If-Match.
     """
     call.stages.stop("parse")
     items = body.items if isinstance(body, ItemsRequest) else [body]
+    if if_match is not None and isinstance(body, ItemsRequest):
+        raise InvalidCondition("is about one item, and the request has a batch. Send the item alone.")
     if len(items) > state.options.max_items_per_request:
         raise TooManyItems(len(items), state.options.max_items_per_request)
-    indexed = await model.indexer.index(items, call.stages, call.deadline)
+    indexed = await model.indexer.index(items, call.stages, call.deadline, if_match)
     call.stages.start("write")
-    if not isinstance(body, ItemsRequest) and (error := indexed.outcomes[0].error):
-        raise error
+    if not isinstance(body, ItemsRequest):
+        if error := indexed.outcomes[0].error:
+            raise error
+        response.headers.update(etag_of(indexed.outcomes[0].revision))
     results = [_result(outcome, request) for outcome in indexed.outcomes]
     return ItemsResponse(items=results, catalog_version=indexed.version)
 
@@ -127,48 +135,72 @@ async def item_image(item_id: ItemIdPath, model: ModelDep) -> Response:
     return Response(png.getvalue(), media_type="image/png")
 
 
-@router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
+@router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM | WITH_ETAG)
 @policy(Scope.READ)
-async def get_item(item_id: ItemIdPath, model: ModelDep) -> StoredItemOut:
+async def get_item(item_id: ItemIdPath, response: Response, model: ModelDep) -> StoredItemOut:
     """The item as it was posted, without null fields, and the Semantic ID that the tokenizer gave it."""
-    return _stored(await _find(model, item_id))
+    stored = await _find(model, item_id)
+    response.headers.update(etag_of(stored.revision))
+    return _stored(stored)
 
 
-@router.patch("/items/{item_id:path}", dependencies=[JSON_ONLY, NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_PUT)
+@router.patch(
+    "/items/{item_id:path}",
+    dependencies=[NEEDS_REDIS],
+    responses=OF_AN_ITEM | OF_A_PUT | OF_A_CONDITION | WITH_ETAG,
+    openapi_extra={
+        "requestBody": {"content": {"application/merge-patch+json": {"schema": {"type": "object"}}}}
+    },
+)
 @policy(Scope.WRITE)
 async def patch_item(
-    item_id: ItemIdPath, body: dict[str, Any], model: ModelDep, call: CallDep
+    item_id: ItemIdPath,
+    body: dict[str, Any],
+    response: Response,
+    model: ModelDep,
+    call: CallDep,
+    if_match: IfMatchDep,
+    merge: MergeDep,
 ) -> PatchedItem:
     """Replace some fields of an item. A null removes one. The item is read again only if its text changed.
 
-    Two patches of one item at the same moment are not merged: the later one wins.
+    As application/json, each given field replaces the whole field. As application/merge-patch+json, objects
+    are merged at every depth (RFC 7396).
+
+    Patches of one item at the same moment are merged: each field has the value of the patch that was done
+    last. An item that is deleted meanwhile stays deleted, and the answer is 404.
     """
     call.stages.stop("parse")
     if body.get("item_id", item_id) != item_id:
         raise InvalidItem("item_id", "cannot be changed. DELETE the item, and POST it with its new id")
-    stored = await _find(model, item_id)
-    merged = merge(stored.item, {**body, "item_id": item_id})
-    indexed = await model.indexer.index([merged], call.stages, call.deadline)
+    patched = await model.indexer.patch(
+        check_item_id(item_id),
+        lambda item: merge(item, {**body, "item_id": item_id}),
+        call.stages,
+        call.deadline,
+        if_match,
+    )
     call.stages.start("write")
-    outcome = indexed.outcomes[0]
-    if outcome.error is not None:
-        raise outcome.error
+    outcome = patched.outcome
     assert outcome.sid is not None
+    assert outcome.item is not None
     assert outcome.status != "failed"
+    response.headers.update(etag_of(outcome.revision))
     return PatchedItem(
-        item=merged,
+        item=outcome.item,
         semantic_id=str(outcome.sid),
         codes=list(outcome.sid.codes),
         status=outcome.status,
-        catalog_version=indexed.version,
+        unused_values=_unused(outcome),
+        catalog_version=patched.version,
     )
 
 
-@router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM)
+@router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_CONDITION)
 @policy(Scope.WRITE)
-async def delete_item(item_id: ItemIdPath, model: ModelDep) -> Deleted:
+async def delete_item(item_id: ItemIdPath, model: ModelDep, if_match: IfMatchDep) -> Deleted:
     """Delete an item. The next search on this replica does not find it."""
-    version = await model.indexer.drop(check_item_id(item_id))
+    version = await model.indexer.drop(check_item_id(item_id), if_match)
     if version is None:
         raise ItemNotFound(item_id)
     return Deleted(item_id=item_id, catalog_version=version)
@@ -185,6 +217,10 @@ def _stored(item: StoredItem) -> StoredItemOut:
     return StoredItemOut(item=item.item, semantic_id=str(item.sid), codes=list(item.sid.codes))
 
 
+def _unused(outcome: Outcome) -> list[UnusedValueOut]:
+    return [UnusedValueOut(field=each.field, reason=each.reason) for each in outcome.unused]
+
+
 def _result(outcome: Outcome, request: Request) -> ItemResult:
     error = outcome.error
     return ItemResult(
@@ -194,6 +230,7 @@ def _result(outcome: Outcome, request: Request) -> ItemResult:
         codes=list(outcome.sid.codes) if outcome.sid else None,
         truncated=outcome.truncated,
         missing_characters=outcome.missing,
+        unused_values=_unused(outcome),
         error=problem_of(error, instance=request.scope["path"], request_id=request.state.request_id)
         if error
         else None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from re import Pattern
 from typing import Any, TypeVar
 
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from service.http.security import Scope
 from service.inference.batching import MicroBatcher, Reservation
@@ -39,13 +39,14 @@ class RoutePolicy:
     scope: Scope
     admission: Admission | None = None  # None: the request is refused later, if its queue is full
     is_direct: bool = False  # the envelope calls the endpoint without FastAPI; see direct.py
+    is_probe: bool = False  # for monitors: answered also where all connections are taken
 
 
 def policy(
-    scope: Scope, *, admission: Admission | None = None, is_direct: bool = False
+    scope: Scope, *, admission: Admission | None = None, is_direct: bool = False, is_probe: bool = False
 ) -> Callable[[Endpoint], Endpoint]:
     """Declare the policy of an endpoint. It stands below the decorator that makes the route."""
-    declared = RoutePolicy(scope, admission, is_direct)
+    declared = RoutePolicy(scope, admission, is_direct, is_probe)
 
     def declare(endpoint: Endpoint) -> Endpoint:
         endpoint.route_policy = declared  # type: ignore[attr-defined]  # functions take attributes
@@ -68,6 +69,7 @@ class Policies:
 
     def __init__(self, areas: Mapping[str, Scope] | None = None) -> None:
         self.admissions: dict[tuple[str, str], Admission] = {}
+        self._probes: set[tuple[str, str]] = set()
         self._scopes: dict[tuple[str, str], Scope] = {}  # of paths without parameters, found at once
         self._patterns: dict[str, list[tuple[Pattern[str], Scope]]] = {}  # by method, in the router's order
         self._areas = dict(areas or {})
@@ -81,19 +83,40 @@ class Policies:
         if declared is None:
             declared = RoutePolicy(max(Scope.WRITE, self._area_of(route.path) or Scope.WRITE))
         is_fixed = "{" not in route.path
-        assert is_fixed or not (declared.admission or declared.is_direct), f"{route.path} has a parameter"
+        needs_fixed = declared.admission or declared.is_direct or declared.is_probe
+        assert is_fixed or not needs_fixed, f"{route.path} has a parameter"
         for method in route.methods or ():
             if is_fixed:
                 assert self._matching(method, route.path) is None, f"an earlier route takes {route.path}"
                 self._scopes[method, route.path] = declared.scope
             if declared.admission is not None:
                 self.admissions[method, route.path] = declared.admission
+            if declared.is_probe:
+                self._probes.add((method, route.path))
             self._patterns.setdefault(method, []).append((route.path_regex, declared.scope))
         if is_fixed and declared.scope is Scope.OPEN:
             self._areas[route.path] = Scope.OPEN  # with a wrong method, too: the answer is 405 without a key
 
+    def add_files(self, mount: Mount) -> None:
+        """Add a folder of files, which anybody may read."""
+        self._patterns.setdefault("GET", []).append((mount.path_regex, Scope.OPEN))
+
+    def is_probe(self, method: str, path: str) -> bool:
+        """Whether the request is answered even if all connections are taken."""
+        return ("GET" if method == "HEAD" else method, path) in self._probes
+
+    def methods_of(self, path: str) -> list[str]:
+        """All methods that routes take for the path; HEAD goes with GET, and OPTIONS with any."""
+        found = {method for method in self._patterns if self._matching(method, path) is not None}
+        if "GET" in found:
+            found.add("HEAD")
+        if found:
+            found.add("OPTIONS")
+        return sorted(found)
+
     def scope_of(self, method: str, path: str) -> Scope:
         """The scope that a request needs. `path` is decoded once and otherwise as it was sent."""
+        method = "GET" if method == "HEAD" else method
         scope = self._scopes.get((method, path))
         if scope is None:
             scope = self._matching(method, path)

@@ -1,7 +1,7 @@
 """All routes of the service, and the policies that they declare."""
 
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from service.api import admin, events, health, items, recommend
 from service.api.direct import ApiRoute
@@ -22,6 +22,8 @@ def add_routes(app: FastAPI) -> Policies:
     for route in app.routes:  # FastAPI's own
         if isinstance(route, Route):
             policies.add(route, DESCRIPTION)
+        elif isinstance(route, Mount):
+            policies.add_files(route)
     for router in ROUTERS:
         app.include_router(router)
         for route in router.routes:

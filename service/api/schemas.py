@@ -82,6 +82,19 @@ ItemsBody = Annotated[
 ]
 
 
+class UnusedValueOut(_Out):
+    """A value of an item that filters cannot use. They treat the item as if it did not have the value."""
+
+    field: str
+    reason: str
+
+
+Unused = Annotated[
+    list[UnusedValueOut],
+    Field(description="values that are stored, but that filters cannot use, and why; usually empty"),
+]
+
+
 class ItemResult(_Out):
     """The outcome for one posted item. `error` tells why it failed, and is null if it did not."""
 
@@ -95,6 +108,7 @@ class ItemResult(_Out):
     missing_characters: str | None = Field(
         description="characters that no font of the service can draw; null if the item was not read now"
     )
+    unused_values: Unused
     error: Problem | None
 
 
@@ -117,6 +131,7 @@ class PatchedItem(StoredItemOut):
     """The whole item after the change. `status` is moved if its new text gave it another Semantic ID."""
 
     status: Literal["created", "moved", "updated", "unchanged"]
+    unused_values: Unused
     catalog_version: int
 
 
@@ -158,10 +173,11 @@ Categories = Annotated[list[Category], Field(max_length=MAX_CATEGORIES)]
 class RangeIn(_In):
     """A number within all given bounds. At least one bound is needed."""
 
-    gte: float | None = None
-    gt: float | None = None
-    lte: float | None = None
-    lt: float | None = None
+    # An int stays one: as a float, a large one would be its neighbor.
+    gte: int | float | None = None
+    gt: int | float | None = None
+    lte: int | float | None = None
+    lt: int | float | None = None
 
 
 def _range_or_value(condition: Any) -> str:
@@ -399,10 +415,12 @@ class Live(_Out):
 class Ready(_Out):
     """Whether this replica takes requests, and how current its catalog is."""
 
-    status: Literal["ready", "starting", "stopping"]
-    phase: str = Field(description="the step that the start is at, or ready")
+    status: Literal["ready", "starting", "stopping", "damaged"]
+    phase: str = Field(description="the step that the start is at, ready, or what is damaged and what to do")
+    warnings: list[str] = Field(description="what in the settings of Redis endangers the catalog")
     stale: bool = Field(
-        description="true while Redis is lost: recommendations go on, and changes are refused"
+        description="true while Redis is lost: recommendations go on, and changes are refused; also while a "
+        "part of the catalog is missing there"
     )
     stale_for_s: float
     catalog_items: int

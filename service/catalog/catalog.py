@@ -61,13 +61,18 @@ class Catalog:
         loading.add(sorted(last.values(), key=attrgetter("sid")))
         return loading.end()
 
-    def adopt(self, other: "Catalog") -> None:
-        """Take over the contents of `other`, which must not be used again. Readers see all or nothing."""
+    def adopt(self, other: "Catalog", places: NDArray[np.int64] | None = None) -> None:
+        """Take over the contents of `other`, which must not be used again. Readers see all or nothing.
+
+        `places` is what `co_counts.places_by(other.prefix_of)` gave, which is too slow for the event loop.
+        """
         self._sid_of, self._items_of = other._sid_of, other._items_of
         self._num_at_slot = other._num_at_slot
         self.trie, self.version, self._digest = other.trie, other.version, other._digest
         self.views.adopt(other.views)
-        if self.co_counts is not None:
+        if self.co_counts is not None and places is not None:
+            self.co_counts.set_places(places)
+        elif self.co_counts is not None:
             self.co_counts.place_all()
 
     @property

@@ -56,6 +56,7 @@ class CatalogFollower(LogFollower):
         self._caught_up_at = clock()  # when the catalog had all changes
         self.lost: StoreUnavailable | None = None  # why Redis cannot be reached; None while it answers
         self._moved = asyncio.Condition()
+        self._reason_to_load = ""
 
     @property
     def version(self) -> int:
@@ -92,7 +93,10 @@ class CatalogFollower(LogFollower):
         return self._store.num_unreadable
 
     async def load(self) -> None:
-        """Read the whole catalog into new tables and swap them in. Raises StoreUnavailable."""
+        """Read the whole catalog into new tables and swap them in.
+
+        Raises StoreUnavailable, and DamagedCatalog if Redis has lost the trie or the codes.
+        """
         start = self._clock()
         while True:
             try:
@@ -101,7 +105,10 @@ class CatalogFollower(LogFollower):
             except LogBroken as error:
                 log.warning("the log broke while the catalog was read (%s); reading again", error)
         async with self.catalog.lock:
-            self.catalog.adopt(fresh)
+            counts, places = self.catalog.co_counts, None
+            if counts is not None:
+                places = await asyncio.to_thread(counts.places_by, fresh.prefix_of)
+            self.catalog.adopt(fresh, places)
         self._mark, self._needs_load = mark, False
         self.num_loads += 1
         self._saw_end(fresh.version)
@@ -109,6 +116,10 @@ class CatalogFollower(LogFollower):
         log.info(
             "loaded %d items in %.2f s, version %d", fresh.num_items, self._clock() - start, fresh.version
         )
+
+    def load_again(self, reason: str) -> None:
+        """Load the whole catalog soon, while `run` follows it, although the log does not ask for it."""
+        self._reason_to_load = reason
 
     async def run(self) -> None:
         """Follow the log until cancelled. Loads first if `load` was not called."""
@@ -139,8 +150,10 @@ class CatalogFollower(LogFollower):
         """A new catalog and its mark."""
         version, mark = await self._position()  # before the first page: later changes are replayed
         loading = Loading(self.catalog.spec)
+        await self._store.check_loadable()
         async for page in self._store.snapshot():
             await asyncio.to_thread(loading.add, page)
+        await self._store.check_loadable()  # Redis may have evicted the trie meanwhile
         fresh = await asyncio.to_thread(loading.end)
         fresh.version = version
         while changes := await self._store.changes(fresh.version):
@@ -148,6 +161,9 @@ class CatalogFollower(LogFollower):
         return fresh, mark
 
     async def _follow(self) -> None:
+        if reason := self._reason_to_load:
+            self._reason_to_load = ""
+            raise LogBroken(reason)
         changes = await self._store.changes(self.catalog.version, self._block_ms, CHANGES_PER_READ)
         self.lost = None
         if changes and len(changes) < CHANGES_PER_READ:

@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from service.errors import StoreFault, StoreUnavailable
+from service.errors import DamagedCatalog, StoreFault, StoreUnavailable
 from service.store.records import Position
 from service.store.retry import Backoff, is_cancelled
 
@@ -93,6 +93,9 @@ class LogFollower(ABC):
                     "%s cannot go on from version %d (%s); loading again", self.follows, self.version, error
                 )
                 self._needs_load, self._is_caught_up = True, False
+            except DamagedCatalog:  # lifecycle/watching.py tells; what is in memory is still right
+                self._is_caught_up = False
+                await backoff.wait()
             except (StoreUnavailable, StoreFault) as error:
                 self._note_lost(error)
                 self._is_caught_up = False

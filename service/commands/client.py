@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from urllib.parse import quote
 import httpx
 
 from service.commands.parsers import Subparsers
-from service.core.json_lines import parse_json, read_json_lines
+from service.commands.unused_values import UnusedValues
+from service.core.json_lines import JsonLine, parse_json, read_json_lines
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
 from service.settings import CLIENT_KEY, load_settings
@@ -132,8 +133,10 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
     pause_s = 0.0 if args.rate is None else num_at_once / args.rate
     # All lines first, so that a broken line is found before anything is posted.
-    lines = [line.value for line in read_json_lines(path)]
+    lines = list(read_json_lines(path))
+    _check_kind(path, lines)
     counts: dict[str, int] = {}
+    unused = UnusedValues()
     shown = 0
     with (
         _connect(args) as client,
@@ -142,16 +145,35 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
         for start in range(0, len(lines), num_at_once):
             batch = lines[start : start + num_at_once]
             next_at = time.monotonic() + pause_s
-            answer = _ask(client, "POST", "/items", json={"items": batch})
-            for place, result in enumerate(answer["items"], start=start + 1):
+            answer = _ask(client, "POST", "/items", json={"items": [line.value for line in batch]})
+            for line, result in zip(batch, answer["items"], strict=True):
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
+                for value in result.get("unused_values", ()):  # an earlier release does not tell them
+                    unused.add(f"{path}:{line.number}", value["field"], value["reason"])
                 if result["error"] and shown < MAX_SHOWN_FAILURES:
                     shown += 1
-                    ProgressBar.write(f"{path}: item {place}: {result['error']['detail']}", file=sys.stderr)
+                    ProgressBar.write(f"{path}:{line.number}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
             if start + num_at_once < len(lines):
                 time.sleep(max(0.0, next_at - time.monotonic()))
+    unused.tell()
     return _conclude(counts, num_shown=shown)
+
+
+def _check_kind(path: Path, lines: Sequence[JsonLine]) -> None:
+    """Raise GlyphrecError at the first line that is no item but a line of another known file."""
+    for number, value in lines:
+        if not isinstance(value, dict):
+            continue
+        if isinstance(value.get("item"), dict) and {"codes", "popularity"} <= value.keys():
+            raise GlyphrecError(
+                f"{path}:{number}: an item with its codes, as in a bundle. Import such a file with "
+                "--tokenized, or import the items that it was made from."
+            )
+        if "item_id" not in value and isinstance(value.get("items"), list) and "user_id" in value:
+            raise GlyphrecError(
+                f"{path}:{number}: a user's interactions, not an item. Give the file of items, items.jsonl."
+            )
 
 
 def _conclude(counts: Mapping[str, int], num_shown: int) -> int:

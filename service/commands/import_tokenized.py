@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.commands.unused_values import UnusedValues
 from service.core.bundle import Manifest, load_bundle
 from service.core.bundle_items import parse_item
 from service.core.items import check_item
@@ -27,6 +28,7 @@ from service.store.client import connect_to_any
 from service.store.items import ItemStore
 from service.store.records import ItemRecord, PutResult
 from service.store.retry import retry
+from service.store.standing import Owner, StandingStore
 
 BATCH = 1_000  # items; several round trips
 TURN = 50  # lines that are read before the event loop may handle Redis' answer
@@ -61,7 +63,17 @@ class TokenizedFile:
                 try:
                     yield self._parse(number, value)
                 except (ValueError, InvalidItem) as error:
-                    raise _not_an_item(f"{self._path}:{number}", str(error)) from None
+                    where = f"{self._path}:{number}"
+                    if (
+                        isinstance(value, dict)
+                        and "item_id" in value
+                        and not {"codes", "item"} & value.keys()
+                    ):
+                        raise GlyphrecError(
+                            f"{where}: an item without codes. Import such a file without --tokenized: a "
+                            "service reads the items."
+                        ) from None
+                    raise _not_an_item(where, str(error)) from None
         except LineNotJson as error:
             raise _not_an_item(error.where, error.problem) from None
 
@@ -95,19 +107,32 @@ async def run(path: Path, settings: Settings) -> Counter[str]:
     try:
         store = item_store(redis, settings, manifest)
         await store.check_server()
-        return await _Import(path, manifest, store, settings).run()
+        name = settings.bundle.resolve().name
+        mine = Owner(manifest.tokenizer_id, name, manifest.data_name, manifest.created_at)
+        standings = StandingStore(redis, catalog=settings.catalog, mine=mine)
+        return await _Import(path, manifest, store, standings, settings).run()
     finally:
         await redis.aclose()
 
 
 class _Import:
-    def __init__(self, path: Path, manifest: Manifest, store: ItemStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        store: ItemStore,
+        standings: StandingStore,
+        settings: Settings,
+    ) -> None:
         self._path = path
+        self._standings = standings
         self._file = TokenizedFile(path, manifest, settings.max_item_chars)
         self._store = store
         self._catalog = settings.catalog
         self._tokenizer_id = manifest.tokenizer_id
+        self._filter_fields = settings.filter_fields
         self._counts: Counter[str] = Counter()
+        self._unused = UnusedValues()
 
     async def run(self) -> Counter[str]:
         await self._check_served()
@@ -117,8 +142,10 @@ class _Import:
                 await self._put_all(bar)
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
-        if await self._store.active() is None:
-            await self._store.activate()  # only now: before the whole file is in, the catalog is new
+        self._unused.tell()
+        # Only now: a tokenizer becomes active when the whole file is in.
+        if (standing := await self._standings.look()).active is None:
+            await self._standings.settle(standing)
         return self._counts
 
     async def _put_all(self, bar: ProgressBar) -> None:
@@ -150,6 +177,8 @@ class _Import:
         for line, result in zip(batch, results, strict=True):
             if isinstance(result, PutResult):
                 self._counts[result.status] += 1
+                for value in self._filter_fields.unused_in(line.record.item):
+                    self._unused.add(f"{self._path}:{line.number}", value.field, value.reason)
                 continue
             if not isinstance(result, SidSpaceFull):
                 raise result
@@ -161,7 +190,7 @@ class _Import:
 
     async def _check_served(self) -> None:
         """Raise GlyphrecError if another tokenizer is served: these codes are not its codes."""
-        served = await self._store.active()
+        served = (await self._standings.look()).whose(self._tokenizer_id)
         if served not in (None, self._tokenizer_id):
             done = f" {self._counts.total()} items were put before." if self._counts else ""
             raise GlyphrecError(

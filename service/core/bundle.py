@@ -95,6 +95,10 @@ class Manifest(Frozen):
         default=None, description="how counts have a say in the search; null: the search runs without any"
     )
     data_fingerprint: str
+    items_fingerprint: str = Field(default="", description="of the items alone; empty in older bundles")
+    training_fingerprint: str = Field(
+        default="", description="of the users' training parts; empty in older bundles"
+    )
     data_name: str
     num_items: int = Field(ge=0)
     metrics: dict[str, float]

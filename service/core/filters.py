@@ -5,10 +5,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
+from service.core.doubles import exact_double
 from service.errors import InvalidFilter, UnknownFilterField
 
 FieldKind = Literal["text", "number", "boolean"]
@@ -26,6 +28,13 @@ class Attributes(NamedTuple):
     values: Mapping[str, Value]  # of the declared fields that the item has
 
 
+class UnusedValue(NamedTuple):
+    """A value of an item that filters cannot use. They treat the item as if it did not have the value."""
+
+    field: str
+    reason: str
+
+
 NO_ATTRIBUTES = Attributes((), True, MappingProxyType({}))
 
 
@@ -38,7 +47,7 @@ class Equals:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", kind_of(self.value))
-        if self.kind == "number":
+        if not isinstance(self.value, str | bool):
             object.__setattr__(self, "value", _as_float(self.value))
 
     def holds(self, value: Value) -> bool:
@@ -148,7 +157,8 @@ class DeclaredFields:
         """The attributes of an item as it was posted.
 
         `categories` is a text or a list of texts, nested or not. `available` is true unless it is false. A
-        number may be given as text ("149.99"). A value of another kind counts as absent.
+        number may be given as text ("149.99"). A value of another kind counts as absent, and so does a number
+        that no double holds, as a filter would take it for its neighbor. `unused_in` tells them.
         """
         values = {}
         for name, kind in self.kinds.items():
@@ -157,6 +167,24 @@ class DeclaredFields:
                 values[name] = value
         categories = tuple(dict.fromkeys(_texts(item.get("categories"))))
         return Attributes(categories, item.get("available") is not False, values)
+
+    def unused_in(self, item: Mapping[str, Any]) -> list[UnusedValue]:
+        """The values of an item that `attributes_of` leaves out, and why."""
+        unused = [
+            UnusedValue(name, _why_unused(kind, item[name]))
+            for name, kind in self.kinds.items()
+            if item.get(name) is not None and _read(kind, item[name]) is None
+        ]
+        categories, available = item.get("categories"), item.get("available")
+        if num_others := _num_others(categories):
+            is_list = isinstance(categories, list)
+            some = f"has {num_others} values that are not text" if is_list else f"is {_name_of(categories)}"
+            unused.append(UnusedValue("categories", f"{some}; give a text or a list of texts"))
+        if available is not None and not isinstance(available, bool):
+            unused.append(
+                UnusedValue("available", "is not true or false (without quotes), so the item is available")
+            )
+        return unused
 
     def check(self, asked: Filter) -> None:
         """Raise UnknownFilterField or InvalidFilter if a condition cannot be decided for any item."""
@@ -176,8 +204,11 @@ class DeclaredFields:
                 numbers = list(condition.bounds.values())
                 if not numbers:
                     raise InvalidFilter(name, "needs at least one of gte, gt, lte and lt")
-            if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
-                raise InvalidFilter(name, "is compared with a number that is not finite")
+            for number in numbers:
+                if not isinstance(number, float):
+                    raise InvalidFilter(name, "is compared with a number that has more digits than a double")
+                if not math.isfinite(number):
+                    raise InvalidFilter(name, "is compared with a number that is not finite")
 
 
 _A_KIND = f"where the kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}"
@@ -202,18 +233,38 @@ def _number(raw: object) -> float | None:
         return None
     if isinstance(raw, str) and "_" in raw:  # Python would ignore it
         return None
-    try:
-        number = _as_float(raw)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    with suppress(ValueError):
+        return exact_double(raw)
+    return None
 
 
-def _as_float(raw: int | float | str) -> float:
-    try:
-        return float(raw)
-    except OverflowError:
-        return math.inf
+def _as_float(number: float) -> float:
+    """The number as a float. A whole number that no double holds stays an int."""
+    double = exact_double(number)
+    return number if double is None else double
+
+
+def _why_unused(kind: FieldKind, raw: object) -> str:
+    if kind == "number" and isinstance(raw, str):
+        why = "is text without a number that a double holds; write it like 149.99"
+    elif kind == "number" and isinstance(raw, int | float) and not isinstance(raw, bool):
+        why = "has more digits than a double"
+    else:
+        why = f"is {_name_of(raw)}" + ("; write true or false without quotes" if kind == "boolean" else "")
+    return f"is declared as {kind}, and {why}"
+
+
+def _name_of(raw: object) -> str:
+    if isinstance(raw, str | int | float):
+        return {"text": "a text", "number": "a number", "boolean": "true or false"}[kind_of(raw)]
+    return "a list" if isinstance(raw, list) else "an object"
+
+
+def _num_others(raw: object) -> int:
+    """How many of the categories, nested or not, are no text."""
+    if isinstance(raw, list):
+        return sum(map(_num_others, raw))
+    return int(raw is not None and not isinstance(raw, str))
 
 
 def _texts(raw: object) -> Iterator[str]:

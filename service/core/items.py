@@ -55,8 +55,30 @@ def check_item_id(item_id: object) -> str:
 
 
 def merge(item: Mapping[str, Any], changes: Mapping[str, Any]) -> Item:
-    """`item` with the fields of `changes` replaced, and without those that are null there."""
+    """`item` with whole fields replaced by those of `changes`, and without those that are null there."""
     return {name: value for name, value in {**item, **changes}.items() if value is not None}
+
+
+def merge_patch(item: Mapping[str, Any], patch: Mapping[str, Any]) -> Item:
+    """`item` after a JSON merge patch: objects are merged at every depth, and all else is replaced.
+
+    RFC 7396, section 2. Raises InvalidItem if the patch is nested deeper than an item may be.
+    """
+    return _patched(item, patch)
+
+
+def _patched(target: object, patch: Mapping[str, Any], field: str = "item", depth: int = 0) -> Item:
+    if depth > MAX_DEPTH:
+        raise InvalidItem(field, f"is nested deeper than {MAX_DEPTH}; nobody would read that")
+    patched = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            patched.pop(name, None)
+        elif isinstance(value, Mapping):
+            patched[name] = _patched(patched.get(name), value, name if depth == 0 else field, depth + 1)
+        else:
+            patched[name] = value
+    return patched
 
 
 def _check_name(where: str, name: str) -> None:

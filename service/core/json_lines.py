@@ -9,7 +9,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, cast
 
@@ -55,12 +55,16 @@ class LineNotJson(JsonLinesError):
 
 
 def read_json_lines(
-    path: Path, *, max_bytes: int | None = None, allow_blank: bool = True
+    path: Path,
+    *,
+    max_bytes: int | None = None,
+    allow_blank: bool = True,
+    parse: Callable[[str], Any] | None = None,
 ) -> Iterator[JsonLine]:
     """The values of a file, in order. An archive is known by its first bytes, whatever its name.
 
     `max_bytes` bounds the unpacked file. Blank lines are skipped, unless they are errors; so is a byte order
-    mark. Raises JsonLinesError.
+    mark. `parse` stands in for `parse_json`, and raises ValueError as it does. Raises JsonLinesError.
     """
     number, left = 0, math.inf if max_bytes is None else max_bytes
     try:
@@ -74,7 +78,7 @@ def read_json_lines(
                     raise LineTooLong(path, number, f"over {MAX_LINE_BYTES} bytes", "Split it.")
                 text = _decode(path, number, line)
                 if text:
-                    yield JsonLine(number, _parse(path, number, text))
+                    yield JsonLine(number, _parse(path, number, text, parse or parse_json))
                 elif not allow_blank:
                     raise LineNotJson(path, number, "a blank line", "Take it out.")
     except FileNotFoundError:
@@ -133,9 +137,9 @@ def _decode(path: Path, number: int, line: bytes) -> str:
     return text.strip(JSON_SPACE)
 
 
-def _parse(path: Path, number: int, text: str) -> Any:
+def _parse(path: Path, number: int, text: str, parse: Callable[[str], Any]) -> Any:
     try:
-        return parse_json(text)
+        return parse(text)
     except ValueError as error:
         problem = f"not JSON ({error}): {shown(text)}"
         raise LineNotJson(path, number, problem, "Write one whole JSON value a line.") from None

@@ -1,5 +1,6 @@
-"""Limits of a request to POST /recommend. The service enforces them; the demo and the study keep them."""
+"""Limits of items and of requests to POST /recommend, which the service enforces and the export keeps."""
 
+MAX_ITEM_CHARS = 20_000  # of one item, all its fields together; a service may set another limit
 MAX_HISTORY = 500  # item ids in `history`
 MAX_EXCLUDED = 1_000  # item ids in `exclude_item_ids`
 MAX_LIMIT = 100  # items on one page

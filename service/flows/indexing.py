@@ -7,21 +7,27 @@ If an id occurs twice in one request, its last item is stored, and both position
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.follower import CatalogFollower
 from service.core.bundle import RenderSpec
+from service.core.filters import DeclaredFields, UnusedValue
 from service.core.items import Item, check_item
 from service.core.render import Rendered, content_hash, item_text, render_text
 from service.core.sid import Codes, Sid
 from service.errors import (
     InvalidItem,
     ItemChanged,
+    ItemNotFound,
+    PreconditionFailed,
     ServiceError,
     SidSpaceFull,
     StoreUnavailable,
@@ -30,7 +36,7 @@ from service.errors import (
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
 from service.store.items import ItemStore
-from service.store.records import ItemRecord, PutResult
+from service.store.records import IfMatch, ItemRecord, PutResult
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
 
@@ -45,6 +51,11 @@ CHUNK = 32
 CHUNKS_IN_FLIGHT = 2
 # How long an answer waits until this replica has seen its own change. The log usually takes milliseconds.
 FOLLOW_TIMEOUT_S = 5.0
+# How often a patch begins anew because another writer changed the item meanwhile. Each time, a change of
+# somebody is done, and one replica does one patch of an item at a time. The random pause before the next try
+# keeps two replicas from meeting in step.
+PATCH_TRIES = 30
+PATCH_PAUSE_S = 0.01
 
 
 class CheckedItem(NamedTuple):
@@ -52,6 +63,7 @@ class CheckedItem(NamedTuple):
 
     record: ItemRecord
     text: str
+    unused: Sequence[UnusedValue]
 
 
 @dataclass(frozen=True)
@@ -64,12 +76,22 @@ class Outcome:
     truncated: bool | None = None  # None where the item was not drawn
     missing: str | None = None
     error: ServiceError | None = None
+    item: Item | None = None  # as it is stored; None if it failed
+    unused: Sequence[UnusedValue] = ()  # values of the item that filters cannot use
+    revision: str = ""  # of the stored item; '' for one that failed
 
 
 class Indexed(NamedTuple):
     """The results of one request. A search on this replica finds every stored item from `version` on."""
 
     outcomes: list[Outcome]  # in the order of the request
+    version: int  # of the catalog, as this replica now serves it
+
+
+class Patched(NamedTuple):
+    """An item after a patch. `outcome` has no error."""
+
+    outcome: Outcome
     version: int  # of the catalog, as this replica now serves it
 
 
@@ -92,6 +114,7 @@ class Indexer:
         batcher: MicroBatcher[Strips, Codes],
         *,
         render: RenderSpec,
+        filter_fields: DeclaredFields,
         max_item_chars: int,
         timeout_s: float,
         metrics: Metrics,
@@ -100,32 +123,98 @@ class Indexer:
         self._follower = follower
         self._batcher = batcher
         self._render = render
+        self._filter_fields = filter_fields
         self._max_item_chars = max_item_chars
         self._timeout_s = timeout_s
         self._metrics = metrics
         # The indexer of the model that will replace this one, or has: it takes over all changes made here.
         self.successor: Indexer | None = None
+        # Patches of one item take turns on this replica, so they do not make each other begin anew.
+        self._patching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def index(self, items: Sequence[object], stages: Stages, deadline: float = math.inf) -> Indexed:
+    async def index(
+        self,
+        items: Sequence[object],
+        stages: Stages,
+        deadline: float = math.inf,
+        if_match: IfMatch | None = None,
+    ) -> Indexed:
         """Store the items and give each a SID. The next search on this replica knows them.
 
         The limit is the deadline (by the event loop's clock) or the timeout, whichever is first. Items that
-        were stored before stay, and may be sent again.
+        were stored before stay, and may be sent again. With `if_match`, the error of an item that is of
+        another revision, or absent, is PreconditionFailed.
 
         Raises Overloaded, StoreUnavailable or TookTooLong if nothing was stored because of it, and
         StoreUnavailable if this replica does not see the stored items in time.
         """
+        async with self._within(deadline) as deadline:
+            indexed = await self._index(items, stages, deadline, if_match)
+        outcomes = [
+            replace(each, error=PreconditionFailed(str(each.item_id)))
+            if isinstance(each.error, ItemNotFound)
+            else each
+            for each in indexed.outcomes
+        ]
+        self._note(outcomes, stages)
+        return indexed._replace(outcomes=outcomes)
+
+    async def patch(
+        self,
+        item_id: str,
+        change: Callable[[Item], Item],
+        stages: Stages,
+        deadline: float = math.inf,
+        if_match: IfMatch | None = None,
+    ) -> Patched:
+        """Replace an item by what `change` makes of it. Other changes made meanwhile are kept.
+
+        `change` is called again if the item was changed while its new text was read. With `if_match`, no
+        other change is merged: PreconditionFailed is raised if the item is of another revision then.
+
+        Raises ItemNotFound, also if the item was deleted meanwhile; InvalidItem and the other errors of an
+        item; ItemChanged if others change the item all the time; and what `index` raises.
+        """
+        lock = self._patching.setdefault(item_id, asyncio.Lock())
+        async with self._within(deadline) as deadline, lock:
+            for _ in range(PATCH_TRIES):
+                stored = await self._store.get(item_id)
+                if stored is None:
+                    raise ItemNotFound(item_id)
+                item = change(stored.item)
+                is_allowed = if_match is None or if_match.allows(stored.revision)
+                if not is_allowed and item != stored.item:  # else an earlier try of this patch has done it
+                    raise PreconditionFailed(item_id)
+                as_read = IfMatch(frozenset({stored.revision}))
+                indexed = await self._index([item], stages, deadline, as_read)
+                (outcome,) = indexed.outcomes
+                if if_match is not None or not isinstance(outcome.error, PreconditionFailed):
+                    break
+                await asyncio.sleep(random.uniform(0, PATCH_PAUSE_S))
+            else:
+                raise ItemChanged(item_id)
+        self._note([outcome], stages)
+        if outcome.error is not None:
+            raise outcome.error
+        return Patched(outcome, indexed.version)
+
+    @asynccontextmanager
+    async def _within(self, deadline: float) -> AsyncIterator[float]:
+        """Limits the time of a request; gives its deadline. Raises TookTooLong."""
         started_at = asyncio.get_running_loop().time()
         deadline = min(deadline, started_at + self._timeout_s)
         try:
             async with asyncio.timeout_at(deadline):
-                indexed = await self._index(items, stages, deadline)
+                yield deadline
         except TimeoutError:
             raise TookTooLong("Reading these items", deadline - started_at) from None
-        for outcome in indexed.outcomes:
+
+    def _note(self, outcomes: Sequence[Outcome], stages: Stages) -> None:
+        for outcome in outcomes:
             self._metrics.indexed_items.labels(outcome.status).inc()
+            for value in outcome.unused:
+                self._metrics.unused_values.labels(value.field).inc()
         stages.flow = "index"
-        return indexed
 
     async def read(self, records: Sequence[ItemRecord]) -> list[Codes]:
         """The codes of items that are stored already, for a new tokenizer."""
@@ -136,12 +225,13 @@ class Indexer:
         )
         return [answer.result for answer in answers]
 
-    async def drop(self, item_id: str) -> int | None:
+    async def drop(self, item_id: str, if_match: IfMatch | None = None) -> int | None:
         """Remove an item. Returns the catalog's version without it, or None if there was no such item.
 
-        In both cases the next search on this replica does not know it. Raises StoreUnavailable.
+        In both cases the next search on this replica does not know it. Raises StoreUnavailable, and
+        PreconditionFailed if the item is of another revision than `if_match` wants.
         """
-        dropped = (await self._store.drop([item_id]))[0]
+        dropped = (await self._store.drop([item_id], if_match))[0]
         if dropped.existed:
             await self._hand_on([item_id])
         await self._follow_to(dropped.version)
@@ -187,7 +277,9 @@ class Indexer:
         if full is not None:
             raise full
 
-    async def _index(self, items: Sequence[object], stages: Stages, deadline: float) -> Indexed:
+    async def _index(
+        self, items: Sequence[object], stages: Stages, deadline: float, if_match: IfMatch | None
+    ) -> Indexed:
         checked = await asyncio.to_thread(lambda: [self._check(item) for item in items])
         latest = {each.record.item_id: each for each in checked if isinstance(each, CheckedItem)}
         with stages.time("held"):
@@ -200,12 +292,12 @@ class Indexer:
         if new:
             self._batcher.check_room(deadline=deadline)
 
-        outcomes, versions = await self._keep(known, stages) if known else ({}, [])
+        outcomes, versions = await self._keep(known, stages, if_match) if known else ({}, [])
         # These changed after `held` was read, so they are read like new items.
         new += [latest[i] for i, outcome in outcomes.items() if isinstance(outcome.error, ItemChanged)]
         chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
         for found, version in await _bounded(
-            [self._read_and_put(chunk, stages, deadline) for chunk in chunks]
+            [self._read_and_put(chunk, stages, deadline, if_match) for chunk in chunks]
         ):
             outcomes |= found
             versions += version
@@ -228,18 +320,19 @@ class Indexer:
                 raise InvalidItem("item", "has no text to read. Give it a title")
         except ServiceError as error:
             return error
-        return CheckedItem(ItemRecord(fields["item_id"], content_hash(text), fields), text)
+        record = ItemRecord(fields["item_id"], content_hash(text), fields)
+        return CheckedItem(record, text, self._filter_fields.unused_in(fields))
 
     async def _keep(
-        self, readings: Sequence[CheckedItem], stages: Stages
+        self, readings: Sequence[CheckedItem], stages: Stages, if_match: IfMatch | None
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Store items whose text is unchanged. They keep their SIDs."""
         with stages.time("store"):
-            results = await self._put([(reading.record, None) for reading in readings])
+            results = await self._put([(reading.record, None) for reading in readings], if_match)
         return _outcomes(readings, results)
 
     async def _read_and_put(
-        self, readings: Sequence[CheckedItem], stages: Stages, deadline: float
+        self, readings: Sequence[CheckedItem], stages: Stages, deadline: float, if_match: IfMatch | None
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Draw, tokenize and store one chunk."""
         with stages.time("render"):
@@ -266,16 +359,16 @@ class Indexer:
             return failed, []
         try:
             with stages.time("store"):
-                results: Sequence[PutResult | ServiceError] = await self._put(records)
+                results: Sequence[PutResult | ServiceError] = await self._put(records, if_match)
         except ServiceError as error:  # only of this chunk; others may be stored
             results = [error] * len(records)
         outcomes, versions = _outcomes(readable, results, pictures)
         return failed | outcomes, versions
 
     async def _put(
-        self, records: Sequence[tuple[ItemRecord, Codes | None]]
+        self, records: Sequence[tuple[ItemRecord, Codes | None]], if_match: IfMatch | None
     ) -> Sequence[PutResult | ServiceError]:
-        results = await self._store.put(records)
+        results = await self._store.put(records, if_match)
         await self._hand_on([result.item_id for result in results if isinstance(result, PutResult)])
         return results
 
@@ -319,6 +412,9 @@ def _outcomes(
             sid=result.sid,
             truncated=picture.truncated if picture else None,
             missing=picture.missing if picture else None,
+            item=dict(reading.record.item),
+            unused=reading.unused,
+            revision=result.revision,
         )
         versions.append(result.version)
     return outcomes, versions

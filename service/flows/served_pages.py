@@ -12,6 +12,7 @@ from typing import NamedTuple
 Page = tuple[float, str, tuple[str, ...], tuple[str, ...]]
 
 NUM_STRIDES = 64  # see ServedPages._forget
+PAGES_PER_ID = 8  # a trace id that all parts of a site share; a constant id must not make `find` slow
 
 
 class Attribution(NamedTuple):
@@ -25,7 +26,8 @@ class Attribution(NamedTuple):
 class ServedPages:
     """The newest pages: at most `max_pages`, and none older than `attribution_s` seconds.
 
-    Clients may choose request ids (X-Request-ID). If one comes twice, its newest page counts.
+    Clients may choose request ids (X-Request-ID), so several pages may have one: those of one screen, or of
+    a request that was sent again. The newest PAGES_PER_ID of them are remembered.
     """
 
     def __init__(
@@ -35,14 +37,16 @@ class ServedPages:
         self._max_pages = max_pages
         self._attribution_s = attribution_s
         self._clock = clock
-        self._pages: dict[str, Page] = {}  # by request id, the oldest page first
-        self._oldest_at = 0.0  # when the first of them was served, or earlier
+        # By request id: its pages, the newest first. The id whose newest page is the oldest comes first.
+        self._pages: dict[str, tuple[Page, ...]] = {}
+        self._num_pages = 0  # of all ids
+        self._oldest_at = 0.0  # when the newest page of the first id was served, or earlier
 
     @property
     def num_pages(self) -> int:
         """The number of remembered pages. Reading it forgets those that are too old."""
         self._forget(self._clock())
-        return len(self._pages)
+        return self._num_pages
 
     def remember(
         self, request_id: str, recommender_id: str, item_ids: Sequence[str], history: Sequence[str] = ()
@@ -51,35 +55,45 @@ class ServedPages:
         if not self._max_pages:
             return
         now = self._clock()
-        is_full = len(self._pages) >= self._max_pages
+        is_full = self._num_pages >= self._max_pages
         if is_full or now - self._oldest_at > self._attribution_s * (1 + 1 / NUM_STRIDES):
             self._forget(now, self._max_pages // NUM_STRIDES + 1 if is_full else 0)
         if not self._pages:
             self._oldest_at = now
-        self._pages.pop(request_id, None)  # or the new page would keep the place of the old one
-        self._pages[request_id] = (now, recommender_id, tuple(item_ids), tuple(history))
+        page = (now, recommender_id, tuple(item_ids), tuple(history))
+        older = self._pages.pop(request_id, ())  # taken out, or the id would keep its place in the order
+        self._pages[request_id] = (page, *older[: PAGES_PER_ID - 1])
+        self._num_pages += len(self._pages[request_id]) - len(older)
 
     def find(self, request_id: str, item_id: str) -> Attribution | None:
-        """None if this replica did not serve the page, or no longer remembers it."""
-        page = self._pages.get(request_id)
-        if page is None or self._is_expired(page, self._clock()):
+        """The newest page of this id that has the item, else its newest page.
+
+        None if this replica served no page of this id, or no longer remembers one.
+        """
+        now = self._clock()
+        pages = [each for each in self._pages.get(request_id, ()) if not self._is_expired(each, now)]
+        if not pages:
             return None
-        _, recommender_id, item_ids, history = page
+        found = next((each for each in pages if item_id in each[2]), pages[0])
+        _, recommender_id, item_ids, history = found
         rank = item_ids.index(item_id) + 1 if item_id in item_ids else None
         return Attribution(recommender_id, rank, history)
 
     def _forget(self, now: float, num_surplus: int = 0) -> None:
-        """Forget the oldest `num_surplus` pages, and all that are too old.
+        """Forget the oldest ids, with at least `num_surplus` pages, and all whose pages are too old.
 
         Many at once: a dict finds its first entry by passing over those that were deleted before it, so to
         forget one page at a time would take longer with each page.
         """
         forgotten: list[str] = []
-        for request_id, page in self._pages.items():
-            if len(forgotten) >= num_surplus and not self._is_expired(page, now):
-                self._oldest_at = page[0]
+        num_forgotten = 0
+        for request_id, (newest, *older) in self._pages.items():
+            if num_forgotten >= num_surplus and not self._is_expired(newest, now):
+                self._oldest_at = newest[0]
                 break
             forgotten.append(request_id)
+            num_forgotten += 1 + len(older)
+        self._num_pages -= num_forgotten
         for request_id in forgotten:
             del self._pages[request_id]
 

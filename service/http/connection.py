@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with limits on the size of a head, on the time for a head, and on the load.
+"""uvicorn's HTTP/1.1 with limits on the size of a head, on the time for it, on idle time, and on the load.
 
 A request that finds no room is refused here, before a task or a scope is made for it. A refusal costs a
 fraction of any other answer, so the service keeps answering while many times its load arrives.
@@ -13,6 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import HeadTooLarge, NotHttp, Overloaded, ServiceError, TooManyConnections
+from service.http.connection_limit import ConnectionLimit
 from service.http.problems import problem_response
 from service.http.request_ids import new_request_id, request_id_of
 from service.inference.batching import Reservation
@@ -32,45 +33,57 @@ class BoundedHttp(HttpToolsProtocol):
 
     A head that does not end and the trailer of a chunked body grow while they come, so they are limited here.
     limits.py limits complete heads, and bodies. `admit` gets the method and the path, reserves the request's
-    room in a queue, and raises Overloaded if there is none. A connection beyond `max_connections` is answered
-    with an error and closed.
+    room in a queue, and raises Overloaded if there is none. An idle connection lives for `keep_alive_s`, or
+    less where all connections of `limit` are taken; see connection_limit.py. One beyond them gets one answer
+    and is closed: an error, unless `is_probe` is true of its method and path.
     """
 
     def __init__(
         self,
         *args: Any,
         head_timeout_s: float,
-        max_connections: int,
+        keep_alive_s: float,
+        limit: ConnectionLimit,
         admit: Callable[[str, str], Reservation | None],
+        is_probe: Callable[[str, str], bool],
         metrics: Metrics,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
-        self._max_connections = max_connections
+        self._keep_alive_s = keep_alive_s
+        self._limit = limit
         self._admit = admit
+        self._is_probe = is_probe
         self._metrics = metrics
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._unused_bytes = 0
-        self._is_surplus = False  # one connection too many
+        self._is_surplus = False  # one connection too many, without a request so far
+        self._is_resting = False  # between two requests; no byte of the next one has come
+        self._is_incomplete = False  # the message whose first byte has come
         self._reservation: Reservation | None = None  # of the request whose body is coming
         self._is_refused = False  # the request whose parts are coming
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the time for the first head, and note whether this connection is one too many."""
         super().connection_made(transport)
-        self._is_surplus = len(self.connections) > self._max_connections
         self._await_head()
+        self._is_surplus = not self._limit.enter(self, self.loop.time())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer, so that it does not keep the closed connection in memory."""
         self._stop_timer()
+        self._limit.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse the bytes. Refuses the request if a head or a trailer takes too many of them."""
         if self.transport.is_closing():
             return
+        if self._is_resting:
+            self._is_resting = False
+            self._limit.work(self)
+            self._await_head()
         self._unused_bytes += len(data)
         super().data_received(data)  # calls the on_… methods below
         if self._reservation is not None:  # its body is not complete, and meanwhile others may use the room
@@ -87,6 +100,7 @@ class BoundedHttp(HttpToolsProtocol):
         """Forget the counts and the refusal of the previous request."""
         self._unused_bytes = 0
         self._is_refused = False
+        self._is_incomplete = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -103,7 +117,7 @@ class BoundedHttp(HttpToolsProtocol):
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
             try:
                 if self._is_surplus:
-                    raise TooManyConnections
+                    self._check_surplus(method, path)
                 reservation = self._admit(method, path)
             except (TooManyConnections, Overloaded) as error:
                 self._turn_away(error, method, path)
@@ -112,6 +126,17 @@ class BoundedHttp(HttpToolsProtocol):
                 self._begin(reservation)
                 return
         super().on_headers_complete()
+        if self._is_surplus:
+            self.cycle.keep_alive = False
+
+    def _check_surplus(self, method: str, path: str) -> None:
+        """Raise TooManyConnections if there is still no room, unless the request is a probe."""
+        if self._limit.promote(self, self.loop.time()):
+            self._is_surplus = False
+        elif self._is_probe(method, path):
+            self._limit.probe(self)
+        else:
+            raise TooManyConnections
 
     def _begin(self, reservation: Reservation) -> None:
         """Start the request's task, which releases the reservation at its end; see envelope.py."""
@@ -131,15 +156,32 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Leave the reservation to the request's task, because the whole body is here."""
         self._reservation = None
+        self._is_incomplete = False
         if not self._is_refused:
             super().on_message_complete()
+        if self._is_idle():  # the answer came before the end of the body
+            self._rest()
 
     def on_response_complete(self) -> None:
-        """Start the time for the next head, unless the next request is here already."""
+        """Start the idle time, or the time for the next request if a part of it is here already."""
         has_next = bool(self.pipeline)
         super().on_response_complete()
-        if not has_next:
+        if has_next:
+            return
+        if self._is_incomplete:
             self._await_head()
+        else:
+            self._rest()
+
+    def give_way(self) -> None:
+        """Close the idle connection, because a new one needs its place."""
+        self.transport.close()
+
+    def refuse_surplus(self) -> None:
+        """Refuse a connection that has sent no request yet, because a newer one may have a probe."""
+        error = TooManyConnections()
+        self._metrics.observe_http("unmatched", "other", error.status, 0.0, error)
+        self._refuse(error)
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -149,13 +191,24 @@ class BoundedHttp(HttpToolsProtocol):
 
         The rest of a body that was answered before its end must come within the same time.
         """
+        self._start_timer(self._head_timeout_s)
+
+    def _rest(self) -> None:
+        """Close the connection unless the next request begins within the time of an idle connection."""
+        if self.transport.is_closing():
+            return
+        self._is_resting = True
+        self._limit.rest(self, self.loop.time())
+        self._start_timer(self._keep_alive_s)
+
+    def _start_timer(self, timeout_s: float) -> None:
         self._stop_timer()
-        self._head_timer = self.loop.call_later(self._head_timeout_s, self.transport.close)
+        self._timer = self.loop.call_later(timeout_s, self.transport.close)
 
     def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _turn_away(self, error: TooManyConnections | Overloaded, method: str, path: str) -> None:
         """Refuse a request by its head alone. Its body is dropped, and the connection stays open."""
@@ -169,7 +222,7 @@ class BoundedHttp(HttpToolsProtocol):
         route = path if is_known else "unmatched"
         self._metrics.observe_http(route, method, error.status, perf_counter() - started_at, error)
         if keep_alive:
-            self._await_head()
+            self._await_head()  # the end of its body, after which the connection is idle
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer outside of any request, and close. If an answer is under way, it is cut off instead."""
@@ -187,6 +240,7 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self.transport.write(_whole(error, instance, request_id, keep_alive))
         if not keep_alive:
+            self._limit.leave(self)
             self.transport.close()
 
 

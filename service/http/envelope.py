@@ -60,9 +60,10 @@ class Envelope:
         with self._in_flight.track_inprogress():
             try:
                 self._check(exchange)
-                app = self._direct.get((scope["method"], scope["path"]), self._app)
+                routed = exchange.routed
+                app = self._direct.get((routed["method"], routed["path"]), self._app)
                 body = bounded_body(receive, self._max_body_bytes, self._body_timeout_s)
-                await app(scope, body, exchange.send)
+                await app(routed, body, exchange.send)
             except ServiceError as error:
                 exchange.state["refusal"] = error
                 await _refusal(error, exchange)(scope, receive, exchange.send)

@@ -26,6 +26,7 @@ class Exchange:
         "_send",
         "headers",
         "request_id",
+        "routed",
         "scope",
         "stages",
         "started_at",
@@ -36,11 +37,13 @@ class Exchange:
     def __init__(self, scope: Scope, send: Send, is_stopping: Callable[[], bool]) -> None:
         self.started_at = perf_counter()
         self.scope = scope
+        # HEAD runs the route of GET, and the server leaves the body out (RFC 9110 section 9.3.2).
+        self.routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         self.headers = Headers(scope=scope)
         self.request_id = request_id_of(self.headers.get("x-request-id", ""))
         self.stages = Stages()
         self.status = 0  # of the answer; 0 before it begins
-        self.state = scope.setdefault("state", {})
+        self.state = self.routed["state"] = scope.setdefault("state", {})
         self.state.update(request_id=self.request_id, stages=self.stages)
         self._send = send
         self._is_stopping = is_stopping
@@ -75,7 +78,7 @@ class Reporter:
         """Record the duration, the status and the stages. A client that left early counts as CLIENT_LEFT."""
         seconds = perf_counter() - exchange.started_at
         method, status = exchange.scope["method"], exchange.status or CLIENT_LEFT
-        route = getattr(exchange.scope.get("route"), "path", "unmatched")
+        route = getattr(exchange.routed.get("route"), "path", "unmatched")
         self._metrics.observe_http(route, method, status, seconds, exchange.state.get("refusal"))
         self._metrics.observe_stages(exchange.stages)
         if self._tracer is not None:

@@ -1,7 +1,8 @@
 """Every error becomes an RFC 9457 problem document here. No route needs to know about it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -12,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
 
-from service.errors import InvalidItem, MissingKey, ServiceError
+from service.errors import InvalidItem, MissingKey, NotAPatch, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
@@ -105,6 +105,8 @@ def problem_response(error: ServiceError, *, instance: str, request_id: str) -> 
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, MissingKey):
         headers["WWW-Authenticate"] = 'Bearer realm="glyphrec"'
+    if isinstance(error, NotAPatch):
+        headers["Accept-Patch"] = ", ".join(error.media_types)  # RFC 5789, section 3.1
     return ProblemResponse(problem_of(error, instance=instance, request_id=request_id), headers)
 
 
@@ -115,11 +117,14 @@ def internal_problem(*, instance: str, request_id: str) -> ProblemResponse:
     return ProblemResponse(_problem("internal", status, detail, instance, request_id))
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Let the app answer every ServiceError, invalid request and HTTPException with a problem document."""
+def add_problem_handlers(app: FastAPI, methods_of: Callable[[str], list[str]]) -> None:
+    """Let the app answer every ServiceError, invalid request and HTTPException with a problem document.
+
+    `methods_of` tells the methods that a path takes. Starlette knows only those of the first route.
+    """
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, partial(_on_http_exception, methods_of))
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
@@ -142,7 +147,9 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     return ProblemResponse(_problem("invalid-request", status, detail, instance, request_id, field_errors))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def _on_http_exception(
+    methods_of: Callable[[str], list[str]], request: Request, error: Exception
+) -> Response:
     assert isinstance(error, HTTPException)
     instance, request_id = request.scope["path"], request.state.request_id
     headers = error.headers
@@ -153,8 +160,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case HTTPStatus.NOT_FOUND:
             slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists all routes."
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = ", ".join(sorted(_methods_of(request)))
+            allowed = ", ".join(methods_of(instance))
             headers = {"Allow": allowed}
+            if request.method == "OPTIONS":  # asks for this header, RFC 9110 section 9.3.7
+                return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
             slug, detail = (
                 "method-not-allowed",
                 f"{instance} does not take {request.method}. Use {allowed}.",
@@ -162,16 +171,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case _:
             slug, detail = status.phrase.lower().replace(" ", "-"), f"{status.phrase}."
     return ProblemResponse(_problem(slug, status, detail, instance, request_id), headers)
-
-
-def _methods_of(request: Request) -> set[str]:
-    """All methods that this path takes. Starlette knows only those of the first route."""
-    found: set[str] = set()
-    for route in request.app.router.routes:
-        match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
-            found |= set(getattr(route, "methods", None) or ())
-    return found
 
 
 def _refused(request: Request, error: ServiceError) -> Response:

@@ -221,9 +221,10 @@ def decide_switch(seen: Seen, tokenizer_id: str, *, is_overdue: bool) -> Lost | 
 def may_activate(seen: Seen, tokenizer_id: str) -> bool:
     """Whether a replica that starts may make its tokenizer the active one.
 
-    A start neither undoes nor anticipates a change that POST /admin/bundles has begun.
+    A start neither undoes nor anticipates a change that POST /admin/bundles has begun. ownership.py asks
+    further whether the bundle is a newer export of the same shop.
     """
-    if seen.active in (None, tokenizer_id) or seen.announced is None:
+    if seen.active in (None, tokenizer_id) or seen.announced is None or seen.announced.by == "start":
         return True
     has_switched = seen.announced.phase == "switched" and _is_announced(seen, seen.active)
     return not (has_switched or seen.announced.is_under_way)

@@ -11,6 +11,7 @@ from typing import assert_never
 from service.errors import ChangeUnderWay, GlyphrecError, ServiceError, StoreFault, StoreUnavailable
 from service.lifecycle.decide import Lost, Switch, Wait, decide_switch
 from service.lifecycle.model import Model
+from service.lifecycle.ownership import owner_of
 from service.lifecycle.retokenizing import Retokenizer
 from service.store.retry import retry
 from service.store.rollout import Announced, RolloutStore
@@ -110,7 +111,7 @@ class Leader:
             log.warning("replica %s did not get ready for %s in time", each.replica_id, announced.bundle)
         for each in switch.troubled:
             log.warning("replica %s stays behind: %s", each.replica_id, each.trouble)
-        if not await self._changes.activate(model.tokenizer_id, self._keep_old_codes_s):
+        if not await self._changes.activate(owner_of(model.loaded), self._keep_old_codes_s):
             raise LostLead
 
     async def _keep_lead(self, model: Model, **fields: str | int) -> None:

@@ -163,6 +163,8 @@ class Readiness:
     phase: str = "starting"  # for people: GET /health/ready shows it
     is_stopping: bool = False  # it was asked to end: it still answers, but wants no new requests
     model: Model | None = None  # None until the start is done, and after the end
+    damage: str = ""  # what Redis has lost of the catalog, and what to do; '' while it is whole
+    warnings: tuple[str, ...] = ()  # what in Redis' settings endangers the catalog
 
     def say(self, phase: str) -> None:
         """Set the phase: a callback for `retry`."""

@@ -27,9 +27,12 @@ async def _at_once(_spent_s: float) -> None:
 
 
 async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpec) -> None:
-    """Put every item of the bundle into Redis, in the bundle's order, with the codes of the export."""
+    """Put every item of the bundle into Redis, in the bundle's order, with the codes of the export.
+
+    Raises CatalogInUse if the catalog was put into use meanwhile.
+    """
     for chunk in chunks(items, SEED_CHUNK):
-        results = await store.put([(_record(each, render), each.codes) for each in chunk])
+        results = await store.seed([(_record(each, render), each.codes) for each in chunk])
         _raise_first(results)
     log.info("put %d items of the bundle into the new catalog", len(items))
 

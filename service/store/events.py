@@ -1,6 +1,7 @@
 """Events in Redis: each counts once, however often it is posted, and every replica hears of it."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,8 @@ class EventStore:
         self._redis: Any = redis
         # The same hash tag as all keys of the catalog, so that they share one slot of a cluster.
         self._ids, self._events = f"{{{catalog}}}:event_ids", f"{{{catalog}}}:events"
+        self._owner_prefix = f"{{{catalog}}}:event_owner:"
+        self._owner = os.urandom(8).hex().encode()
         self._keep_s = math.ceil(keep_s)
         self._take = Script("events")
 
@@ -67,6 +70,20 @@ class EventStore:
             Told(each_id, _text(fields.get(b"request", b"")), _text(fields.get(b"item", b"")))
             for each_id, fields in (streams[0][1] if streams else [])
         ]
+
+    async def claim(self, entry_ids: Sequence[bytes]) -> list[bool]:
+        """For each event, whether it is this store's: the first store that claims an event owns it.
+
+        Safe to repeat. A claim is kept as long as an event is recognized. Raises StoreUnavailable or
+        StoreFault.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        for entry_id in entry_ids:
+            key = self._owner_prefix.encode() + entry_id
+            pipeline.set(key, self._owner, nx=True, get=True, ex=max(1, self._keep_s))
+        with redis_errors():
+            owners = await pipeline.execute()
+        return [owner in (None, self._owner) for owner in owners]
 
 
 def _text(raw: bytes) -> str:

@@ -12,7 +12,16 @@ from redis.asyncio import Redis, RedisCluster
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
 from service.core.sid import NUM_SLOTS, Codes, SidSpec
-from service.errors import GlyphrecError, ItemChanged, ServiceError, SidSpaceFull
+from service.errors import (
+    CatalogInUse,
+    DamagedCatalog,
+    GlyphrecError,
+    ItemChanged,
+    ItemNotFound,
+    PreconditionFailed,
+    ServiceError,
+    SidSpaceFull,
+)
 from service.store.client import (
     PIPELINE_LENGTH,
     RESPONSE_TIMEOUT_S,
@@ -25,9 +34,11 @@ from service.store.client import (
 from service.store.log_position import position_of
 from service.store.persistence import Persistence, read_persistence
 from service.store.records import (
+    HASH_LENGTH,
     Change,
     DropResult,
     Held,
+    IfMatch,
     ItemListing,
     ItemRecord,
     Position,
@@ -38,11 +49,13 @@ from service.store.records import (
     TrieEntry,
     to_bytes,
 )
+from service.store.standing import sizes_of
 
 __all__ = [
     "Change",
     "DropResult",
     "Held",
+    "IfMatch",
     "ItemRecord",
     "ItemStore",
     "ItemListing",
@@ -79,7 +92,7 @@ class ItemStore:
         self._num_slots = num_slots
         keys = RedisKeys.of(catalog, tokenizer_id)
         self._items, self._codes, self._trie, self._log, self._active = keys
-        self._keys = keys.changed
+        self._all_keys, self._keys = keys, keys.changed
         self._put = Script("put")
         self._drop = Script("drop")
 
@@ -88,15 +101,24 @@ class ItemStore:
         """How many values were skipped because another program wrote them."""
         return self._codec.num_unreadable
 
-    async def put(self, records: Sequence[tuple[ItemRecord, Codes | None]]) -> list[PutResult | ServiceError]:
+    async def put(
+        self, records: Sequence[tuple[ItemRecord, Codes | None]], if_match: IfMatch | None = None
+    ) -> list[PutResult | ServiceError]:
         """Add or replace items, in order. One script each, so that an error affects only its own item.
 
         Unchanged content keeps its sid, whatever the codes. Codes may be None if the caller knows from `held`
         that the content is unchanged. If that is no longer true, the result is ItemChanged: read the item and
-        put it with codes. Raises StoreUnavailable if Redis took no item; it may also be the result of some.
+        put it with codes. With `if_match`, the result is ItemNotFound for an item that does not exist, and
+        PreconditionFailed for one of another revision; then nothing was done. Raises StoreUnavailable if
+        Redis took no item; it may also be the result of some.
         """
         values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
-        return await self._put_all(records, values)
+        return await self._put_all(records, values, if_match=if_match)
+
+    async def seed(self, records: Sequence[tuple[ItemRecord, Codes]]) -> list[PutResult | ServiceError]:
+        """Put items into a new catalog. The result is CatalogInUse as soon as a tokenizer is active."""
+        values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
+        return await self._put_all(records, values, seeds=True)
 
     async def assign(
         self, records: Sequence[tuple[ItemRecord, Codes | None]], *, tell: bool = False
@@ -112,12 +134,15 @@ class ItemStore:
 
     async def _put_all(
         self,
-        records: Sequence[tuple[ItemRecord, Codes | None]],
+        records: Sequence[tuple[ItemRecord, Codes | None]] | Sequence[tuple[ItemRecord, Codes]],
         values: Sequence[tuple[bytes, bytes]],
         *,
         tell: bool = False,
+        if_match: IfMatch | None = None,
+        seeds: bool = False,
     ) -> list[PutResult | ServiceError]:
         calls: list[list[Any]] = []
+        allowed = "" if if_match is None else if_match.pack()
         for (record, codes), (value, attributes) in zip(records, values, strict=True):
             packed = b"" if codes is None else self._codec.pack_codes(codes)
             item_id = to_bytes(record.item_id)
@@ -131,40 +156,64 @@ class ItemStore:
                     self._log_length,
                     attributes,
                     int(tell),
+                    allowed,
                 ]
             )
-        replies = await self._put.run(self._redis, self._keys, calls)
+        keys = (*self._keys, self._active) if seeds else self._keys
+        replies = await self._put.run(self._redis, keys, calls)
         return [
-            self._read_put(record.item_id, codes, reply)
-            for (record, codes), reply in zip(records, replies, strict=True)
+            self._read_put(record.item_id, value, codes, reply)
+            for (record, codes), (value, _), reply in zip(records, values, replies, strict=True)
         ]
 
-    def _read_put(self, item_id: str, codes: Codes | None, reply: Any) -> PutResult | ServiceError:
+    def _read_put(
+        self, item_id: str, value: bytes, codes: Codes | None, reply: Any
+    ) -> PutResult | ServiceError:
         if isinstance(reply, ServiceError):
             return reply
         status, sid, version = reply[0].decode(), reply[1], reply[2]
-        if status == "changed":
-            return ItemChanged(item_id)
-        if status == "full":
-            return SidSpaceFull(codes or (), self._num_slots)
-        return PutResult(item_id, self._codec.unpack_sid(sid), status, version)
+        match status:
+            case "changed":
+                return ItemChanged(item_id)
+            case "absent":
+                return ItemNotFound(item_id)
+            case "damaged":
+                return DamagedCatalog("its codes or its trie are gone")
+            case "settled":
+                return CatalogInUse()
+            case "conflict":
+                return PreconditionFailed(item_id)
+            case "full":
+                return SidSpaceFull(codes or (), self._num_slots)
+        revision = self._codec.revision_of(value, sid) if len(value) > HASH_LENGTH else ""
+        return PutResult(item_id, self._codec.unpack_sid(sid), status, version, revision)
 
-    async def drop(self, item_ids: Sequence[str]) -> list[DropResult]:
-        """Remove items, in order. An absent item changes nothing. Raises the first error."""
-        return await self._drop_all(item_ids, spare_items=False)
+    async def drop(self, item_ids: Sequence[str], if_match: IfMatch | None = None) -> list[DropResult]:
+        """Remove items, in order. An absent item changes nothing.
+
+        Raises the first error: with `if_match`, PreconditionFailed for an item of another revision.
+        """
+        return await self._drop_all(item_ids, spare_items=False, if_match=if_match)
 
     async def forget(self, item_ids: Sequence[str]) -> list[DropResult]:
         """Remove the codes of items that no longer exist: a writer of another tokenizer dropped them."""
         return await self._drop_all(item_ids, spare_items=True)
 
-    async def _drop_all(self, item_ids: Sequence[str], *, spare_items: bool) -> list[DropResult]:
-        calls = [[to_bytes(i), _new_mark(), self._log_length, int(spare_items)] for i in item_ids]
+    async def _drop_all(
+        self, item_ids: Sequence[str], *, spare_items: bool, if_match: IfMatch | None = None
+    ) -> list[DropResult]:
+        allowed = "" if if_match is None else if_match.pack()
+        calls = [[to_bytes(i), _new_mark(), self._log_length, int(spare_items), allowed] for i in item_ids]
         results = []
         for item_id, reply in zip(
             item_ids, await self._drop.run(self._redis, self._keys, calls), strict=True
         ):
             if isinstance(reply, ServiceError):
                 raise reply
+            if reply[0] == -2:
+                raise DamagedCatalog("its codes or its trie are gone")
+            if reply[0] == -1:
+                raise PreconditionFailed(item_id)
             results.append(DropResult(item_id, bool(reply[0]), reply[1]))
         return results
 
@@ -180,8 +229,14 @@ class ItemStore:
         return found
 
     async def get(self, item_id: str) -> StoredItem | None:
-        """`get_many` for one item. None if it is not in this tokenizer's catalog. Raises StoreUnavailable."""
-        return (await self.get_many([item_id])).get(item_id)
+        """`get_many` for one item. None if it is not in this tokenizer's catalog.
+
+        Raises StoreUnavailable, and DamagedCatalog if Redis has lost so much that nobody can tell.
+        """
+        found = (await self.get_many([item_id])).get(item_id)
+        if found is None:
+            await self._check_damage()
+        return found
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         """These items, each at one moment. Items outside this tokenizer's catalog are left out."""
@@ -199,30 +254,50 @@ class ItemStore:
                     continue
                 record, held = self._codec.read_item(item_id, value), self._codec.read_held(held_value)
                 if record and held:
-                    found[item_id] = StoredItem(item_id, dict(record.item), held.sid)
+                    revision = self._codec.revision_of(value, held_value[:-HASH_LENGTH])
+                    found[item_id] = StoredItem(item_id, dict(record.item), held.sid, revision)
         return found
 
     async def page(self, cursor: str | None, limit: int) -> ItemListing:
         """Up to `limit` items in trie order, after the page that gave the cursor.
 
         An item that exists during all calls is on exactly one page, unless its text changes meanwhile. A page
-        may have fewer than `limit` items; only the last page has no next_cursor. Raises InvalidCursor.
+        may have fewer than `limit` items, but none only if it is the last; only the last page has no
+        next_cursor. Raises InvalidCursor, and DamagedCatalog if Redis has lost a part of the catalog.
         """
-        members = await self._members(self._codec.read_cursor(cursor), limit + 1)
-        shown = members[:limit]
-        entries = [entry for member in shown if (entry := self._codec.read_member(member))]
-        found = await self.get_many([entry.item_id for entry in entries])
-        items = [
-            StoredItem(entry.item_id, found[entry.item_id].item, entry.sid)
-            for entry in entries
-            if entry.item_id in found
-        ]
+        after = self._codec.read_cursor(cursor)
+        while True:
+            members = await self._members(after, limit + 1)
+            shown = members[:limit]
+            entries = [entry for member in shown if (entry := self._codec.read_member(member))]
+            found = await self.get_many([entry.item_id for entry in entries])
+            items = [
+                StoredItem(entry.item_id, found[entry.item_id].item, entry.sid)
+                for entry in entries
+                if entry.item_id in found
+            ]
+            if not items:
+                await self._check_damage()
+            if items or len(members) <= limit:
+                break
+            after = shown[-1]
         return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
+
+    async def check_loadable(self) -> None:
+        """Raise DamagedCatalog if the trie or the codes are gone: what a replica has in memory is better."""
+        sizes = await sizes_of(self._redis, self._all_keys)
+        if sizes.is_torn:
+            raise DamagedCatalog(sizes.damage)
+
+    async def _check_damage(self) -> None:
+        if damage := (await sizes_of(self._redis, self._all_keys)).damage:
+            raise DamagedCatalog(damage)
 
     async def snapshot(self) -> AsyncIterator[list[TrieEntry]]:
         """All items in trie order, page by page.
 
         An item that moves meanwhile may occur twice or not at all: replay `changes` since before the call.
+        An item that Redis no longer has is left out, although it still has its place in the trie.
         """
         last: bytes | None = None
         while members := await self._members(last, TRIE_PAGE):
@@ -230,20 +305,21 @@ class ItemStore:
             keys = [to_bytes(entry.item_id) for entry in entries]
             present = await self._attributes_of(keys)
             yield [
-                TrieEntry(entry.item_id, entry.sid, present.get(key, NO_ATTRIBUTES))
+                TrieEntry(entry.item_id, entry.sid, present[key])
                 for entry, key in zip(entries, keys, strict=True)
+                if key in present
             ]
             last = members[-1]
 
     async def _attributes_of(self, keys: Sequence[bytes]) -> dict[bytes, Attributes]:
-        """The attributes of these items, as they are now. Absent items are left out."""
+        """The attributes of these items now. An unreadable item has none, and absent items are left out."""
         found: dict[bytes, Attributes] = {}
         for part in chunks(keys, PIPELINE_LENGTH):  # so that decoding them does not block the event loop
             with redis_errors():
                 values = await self._redis.hmget(self._items, part)
             for key, value in zip(part, values, strict=True):
-                if value is not None and (attributes := self._codec.read_attributes(value)):
-                    found[key] = attributes
+                if value is not None:
+                    found[key] = self._codec.read_attributes(value) or NO_ATTRIBUTES
         return found
 
     async def _members(self, after: bytes | None, limit: int) -> list[bytes]:
@@ -272,7 +348,8 @@ class ItemStore:
 
         A put has the attributes of its version. The log may lack them: after `assign`, or if the writer is an
         older release or declares other fields. Then it has the present attributes. These are never older, and
-        the change that made them newer follows in the log.
+        the change that made them newer follows in the log. Such a put of an item that Redis no longer has is
+        told as a drop: it was dropped later, or its record is lost.
         """
         if block_ms is not None and not 0 < block_ms < 1_000 * RESPONSE_TIMEOUT_S:
             raise ValueError(f"block_ms must be below the {RESPONSE_TIMEOUT_S:g} s that a reply may take")
@@ -315,6 +392,17 @@ class ItemStore:
             read = (self._codec.read_item(i, v) for i, v in zip(ids, values, strict=True) if v is not None)
             found += [record for record in read if record]
         return found
+
+    async def some_records(self, limit: int) -> list[ItemRecord]:
+        """Up to `limit` different items, drawn at random."""
+        with redis_errors():
+            flat = await self._redis.hrandfield(self._items, limit, withvalues=True) or []
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [
+            record
+            for key, value in pairs
+            if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
+        ]
 
     async def forget_dropped(self) -> None:
         """Remove all codes whose items were dropped under another tokenizer."""

@@ -56,6 +56,19 @@ class Persistence:
         """The bound that follows from the append-only file and its sync policy."""
         return _BY_POLICY.get(self.append_fsync, _UNKNOWN) if self.append_only else _OFF
 
+    @property
+    def evictable(self) -> dict[str, bool]:
+        """Whether Redis may drop keys of these kinds when its memory is full.
+
+        catalog: items, codes, trie, log and counts, which never expire. events: the ids by which an event is
+        counted once, which do, as does the lease of a change of the model.
+        """
+        is_limited = self.max_memory_bytes > 0
+        return {
+            "catalog": is_limited and self.eviction.startswith("allkeys"),
+            "events": is_limited and self.eviction.startswith(("allkeys", "volatile")),
+        }
+
     def warnings(self) -> Iterator[str]:
         """What an operator should change before using this Redis for items."""
         if not self.append_only:
@@ -63,10 +76,16 @@ class Persistence:
                 "Redis keeps no append-only file, so its restart loses acknowledged items. "
                 "Start it with --appendonly yes."
             )
-        if self.eviction != "noeviction":
+        if self.eviction.startswith("allkeys"):
+            when = "when its memory is full" if self.max_memory_bytes else "as soon as it has a maxmemory"
             yield (
-                f"Redis' maxmemory-policy is {self.eviction}, so it may drop items when its memory is full. "
+                f"Redis' maxmemory-policy is {self.eviction}, so it may drop the whole catalog {when}. "
                 "Set it to noeviction."
+            )
+        elif self.eviction.startswith("volatile") and self.max_memory_bytes:
+            yield (
+                f"Redis' maxmemory-policy is {self.eviction}. When its memory is full it drops no items, but "
+                "it may drop ids of events, and an event may count twice. Set it to noeviction."
             )
 
     def as_json(self) -> dict[str, Any]:

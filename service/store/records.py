@@ -4,12 +4,13 @@ A value that another program wrote is skipped and counted. It must not stop the 
 """
 
 import base64
+import hashlib
 import json
 import logging
 import operator
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
@@ -67,6 +68,7 @@ class PutResult:
     sid: Sid
     status: Status
     version: int  # a replica with this version of the catalog knows the item
+    revision: str = field(default="", compare=False)  # of the stored item; '' after `ItemStore.assign`
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,22 @@ class StoredItem:
     item_id: str
     item: dict[str, Any]
     sid: Sid
+    revision: str = field(default="", compare=False)  # another one after each change of item or sid
+
+
+@dataclass(frozen=True)
+class IfMatch:
+    """Which revisions of an item a change may replace. `revisions` None: any, but the item must exist."""
+
+    revisions: frozenset[str] | None
+
+    def allows(self, revision: str) -> bool:
+        """Whether an item of this revision may be replaced."""
+        return self.revisions is None or revision in self.revisions
+
+    def pack(self) -> str:
+        """As lua/put.lua takes it. No revision at all is a name that no item has."""
+        return "*" if self.revisions is None else ",".join(sorted(self.revisions)) or "none"
 
 
 class ItemListing(NamedTuple):
@@ -145,6 +163,11 @@ class RecordCodec:
         self._sid = struct.Struct(f">{spec.num_levels + 1}H")
         self.num_unreadable = 0
 
+    @property
+    def sid_length(self) -> int:
+        """Bytes of a packed sid."""
+        return self._sid.size
+
     def pack_codes(self, codes: Codes) -> bytes:
         """Big-endian, so that trie members sort by code. Raises ValueError if the codes do not fit."""
         self._spec.check(codes)
@@ -181,6 +204,10 @@ class RecordCodec:
         ):  # `spec.check` would be the slowest part of a load
             raise ValueError(f"codes {values[:-1]} do not fit the levels {self._spec.levels}")
         return Sid(values[:-1], values[-1])
+
+    def revision_of(self, value: bytes, sid: bytes) -> str:
+        """The revision of an item with this value and this packed sid, as lua/put.lua computes it."""
+        return hashlib.sha1(value + sid, usedforsecurity=False).hexdigest()
 
     def read_cursor(self, cursor: str | None) -> bytes | None:
         """The trie member in the cursor. Raises InvalidCursor."""
@@ -239,7 +266,10 @@ class RecordCodec:
     def read_change(
         self, entry_id: bytes, fields: Mapping[bytes, bytes], present: Mapping[bytes, Attributes]
     ) -> Change:
-        """A change. `present` has the attributes of items whose entries lack them."""
+        """A change. `present` has the attributes of items whose entries lack them.
+
+        A put that lacks them, of an item that is not in `present` either, is read as a drop.
+        """
         version = version_of(entry_id)
 
         def read() -> Change:
@@ -249,8 +279,10 @@ class RecordCodec:
             attributes = NO_ATTRIBUTES
             if op == "put" and self.tells_attributes(fields):
                 attributes = self._unpack_attributes(fields[b"attrs"])
-            elif op == "put":
-                attributes = present.get(fields[b"id"], NO_ATTRIBUTES)
+            elif op == "put" and fields[b"id"] in present:
+                attributes = present[fields[b"id"]]
+            else:
+                op = "drop"  # also a put of an item that Redis no longer has
             return Change(version, op, to_str(fields[b"id"]), sid, after, mark, attributes)
 
         found = self._readable("the log", entry_id, read)

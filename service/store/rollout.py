@@ -6,7 +6,7 @@ lease, so the others notice if it dies. Every replica reports itself each time i
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
@@ -14,6 +14,7 @@ from redis.asyncio import Redis, RedisCluster
 from service.errors import ServiceError
 from service.store.client import Script, redis_errors
 from service.store.records import RedisKeys, version_of
+from service.store.standing import Owner
 
 LEASE_MS = 5_000  # a leader that does not renew its lease for so long counts as dead
 REPORT_LIFE_S = 5  # a replica that does not report for so long counts as dead
@@ -32,6 +33,7 @@ class Announced:
     phase: str  # reading, joining, switched or failed
     reason: str  # why it failed; else ''
     read_to: int  # version of the previous tokenizer's log up to which the new one has everything
+    by: str = ""  # "start" if a replica that started with a newer export switched; else POST /admin/bundles
 
     @property
     def is_under_way(self) -> bool:
@@ -82,19 +84,16 @@ class RolloutStore:
         self._keys = tuple(f"{{{catalog}}}:{kind}" for kind in kinds)
         self._leader = self._keys[2]
         self._replicas = f"{{{catalog}}}:replicas"
+        self._owner = f"{{{catalog}}}:owner"
         self._scripts = {name: Script(name) for name in SCRIPTS}
 
     async def look(self) -> Seen:
-        """Everything about changes, as of one moment.
+        """Everything about changes, as of one moment. It changes nothing.
 
         This and the other methods raise StoreUnavailable or StoreFault.
         """
         now, active, announced, leader, replicas, retired = await self._run("look", [], [self._replicas])
         reports = {key: json.loads(value) for key, value in _pairs(replicas)}
-        dead = [key for key, each in reports.items() if now - each["at"] > FORGET_S]
-        if dead:
-            with redis_errors():
-                await self._redis.hdel(self._replicas, *dead)
         return Seen(
             active=None if active is None else _text(active),
             announced=_announced({_text(k): _text(v) for k, v in _pairs(announced)}) if announced else None,
@@ -108,8 +107,9 @@ class RolloutStore:
         )
 
     async def report(self, report: ReplicaReport) -> None:
-        """Tell the others that this replica lives, and how it is."""
-        await self._run("report", [report.replica_id, json.dumps(asdict(report))], [self._replicas])
+        """Tell the others that this replica lives, and how it is. Reports of replicas long dead go."""
+        args = [report.replica_id, json.dumps(asdict(report)), FORGET_S]
+        await self._run("report", args, [self._replicas])
 
     async def leave(self) -> None:
         """Delete the report and the lease of this replica, so that no other waits for it."""
@@ -127,12 +127,14 @@ class RolloutStore:
         flat = [part for field in fields.items() for part in field]
         return bool(await self._run("lead", [self.replica_id, LEASE_MS, tokenizer_id, *flat]))
 
-    async def activate(self, tokenizer_id: str, keep_old_s: int) -> bool:
-        """Make the tokenizer the active one for all replicas. False if this replica no longer leads.
+    async def activate(self, owner: Owner, keep_old_s: int) -> bool:
+        """Make the bundle's tokenizer the active one for all replicas. False if this replica no longer leads.
 
         `keep_old_s`: seconds until the codes of the tokenizer before it may be deleted.
         """
-        return bool(await self._run("activate", [self.replica_id, tokenizer_id, keep_old_s]))
+        tokenizer_id, *told = astuple(owner)
+        args = [self.replica_id, tokenizer_id, keep_old_s, *told]
+        return bool(await self._run("activate", args, [self._owner]))
 
     async def purge(self, tokenizer_id: str) -> bool:
         """Delete the codes of a tokenizer that is out of use for long. False if they are kept."""
@@ -189,4 +191,5 @@ def _announced(fields: dict[str, str]) -> Announced:
         phase=fields.get("phase", ""),
         reason=fields.get("reason", ""),
         read_to=int(fields.get("read_to", "0")),
+        by=fields.get("by", ""),
     )

@@ -4,6 +4,8 @@ Each process is one replica and has a registry of its own, so each is scraped by
 host share nothing. Labels take their values from the code and the bundle, never from a request.
 """
 
+from itertools import product
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from service.errors import REFUSALS
@@ -123,6 +125,11 @@ class MetricFamilies:
             "Posted items, by outcome (created, moved, updated, unchanged, failed).",
             "status",
         )
+        self.unused_values = self._counter(
+            "unused_values",
+            "Values of posted items that filters cannot use, by field. The answer to the post says why.",
+            "field",
+        )
         self.filter_views = self._gauge("filter_views", "Filters whose tables are cached.")
         self.filter_view_bytes = self._gauge("filter_view_bytes", "Memory of the cached tables of filters.")
 
@@ -157,8 +164,20 @@ class MetricFamilies:
         )
         self.redis_loss_window_seconds = self._gauge(
             "redis_loss_window_seconds",
-            "Seconds of acknowledged changes that a failure of Redis' machine may lose, as of the start or "
-            "the last GET /info. +Inf without an append-only file, NaN if Redis does not report it.",
+            "Seconds of acknowledged changes that a failure of Redis' machine may lose. +Inf without an "
+            "append-only file, NaN if Redis does not report it.",
+        )
+        self.redis_may_evict = self._gauge(
+            "redis_may_evict",
+            "1 if Redis may drop keys when its memory is full. catalog: items, codes, trie and log. events: "
+            "the ids by which an event counts once.",
+            "keys",
+        )
+        for keys in ("catalog", "events"):
+            self.redis_may_evict.labels(keys)
+        self.catalog_damaged = self._gauge(
+            "catalog_damaged",
+            "1 if a part of the catalog is missing in Redis, as after an eviction. The replica is not ready.",
         )
         self.unreadable_values = self._gauge(
             "unreadable_values",
@@ -179,7 +198,9 @@ class MetricFamilies:
         )
 
     def _model(self) -> None:
-        self.ready = self._gauge("ready", "1 if requests are answered, 0 during the start.")
+        self.ready = self._gauge(
+            "ready", "1 if /health/ready answers 200; 0 during the start, or if the catalog is damaged."
+        )
         self.behind = self._gauge(
             "behind", "1 if this replica serves a tokenizer that is not the active one."
         )
@@ -221,7 +242,7 @@ class MetricFamilies:
         self.feedback_attributed = self._counter(
             "feedback_attributed",
             "Events about a page that this replica served and remembers, posted to any replica, by the model "
-            "that made the page.",
+            "that made the page. Each event counts on one replica.",
             "recommender_id",
         )
         self.feedback_hits = self._counter(
@@ -235,6 +256,15 @@ class MetricFamilies:
             "Sum of 1 / rank of the item on the page, over attributed events; 0 for an absent item.",
             "recommender_id",
         )
+        self.feedback_pairs = self._counter(
+            "feedback_pairs",
+            "Attributed events after a history, by the pair of its newest item and the item that was taken "
+            "(seen: the counts have it; unseen), and by whether the item was among the first 10 (hit, miss).",
+            "pair",
+            "result",
+        )
+        for pair, result in product(("seen", "unseen"), ("hit", "miss")):
+            self.feedback_pairs.labels(pair, result)
         self.feedback_remembered_pages = self._gauge(
             "feedback_remembered_pages", "Pages that events can be attributed to."
         )

@@ -228,3 +228,8 @@ class Metrics(MetricFamilies):
         for k in HIT_CUTOFFS:
             self.feedback_hits.labels(recommender_id, k).inc(rank is not None and rank <= k)
         self.feedback_reciprocal_rank.labels(recommender_id).inc(0 if rank is None else 1 / rank)
+
+    def observe_pair(self, rank: int | None, *, is_seen: bool) -> None:
+        """Count an attributed event after a history. `is_seen`: whether the counts had the pair before."""
+        is_hit = rank is not None and rank <= HIT_CUTOFFS[-1]
+        self.feedback_pairs.labels("seen" if is_seen else "unseen", "hit" if is_hit else "miss").inc()

@@ -68,7 +68,7 @@ class Tracer:
 def tracer_from_environment() -> Tracer:
     """A tracer that sends spans by OTLP over HTTP, configured by OpenTelemetry's OTEL_… variables.
 
-    Raises GlyphrecError if the packages are missing.
+    Raises GlyphrecError if the packages are missing, or if a variable has a value that OpenTelemetry refuses.
     """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -79,9 +79,14 @@ def tracer_from_environment() -> Tracer:
         raise GlyphrecError(
             f"GLYPHREC_TRACING needs {error.name}, which is missing. Add it: pip install 'glyphrec[otel]'"
         ) from None
-    resource = Resource.create()  # reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
-    if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-        resource = resource.merge(Resource({SERVICE_NAME: "glyphrec"}))
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Tracer(provider)
+    try:
+        resource = Resource.create()  # reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+        if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+            resource = resource.merge(Resource({SERVICE_NAME: "glyphrec"}))
+        provider = TracerProvider(resource=resource)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        return Tracer(provider)
+    except ValueError as error:
+        raise GlyphrecError(
+            f"OpenTelemetry refuses one of its variables, whose names begin with OTEL_: {error}"
+        ) from error

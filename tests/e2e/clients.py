@@ -20,6 +20,7 @@ IDS_PER_WRITER = 150
 NUM_TITLES = 200  # fewer than items, so that some share their codes
 RETRY_S = 0.02
 PAUSE_S = 0.005  # of a reader
+DUELS = 0.3  # of the deletes that meet a patch of the same item
 ANSWER_TIMEOUT_S = 45  # far more than any fault lasts
 # What was not acknowledged may still be on its way to Redis, held up as long as a fault lasts. Until then
 # nobody sends another change of the same item, or the old one might come after the new one.
@@ -110,7 +111,7 @@ class Client(threading.Thread, ABC):
         super().__init__(name=name, daemon=True)
         self.rng = random.Random(f"{seed} {name}")
         self._clients, self._judge, self._replicas = clients, clients.judge, clients.replicas
-        # The service keeps an idle connection for 5 s, and a request must not meet its end.
+        # Much shorter than GLYPHREC_KEEP_ALIVE_S, so that no request meets the end of its connection.
         self._http = httpx.Client(timeout=ANSWER_TIMEOUT_S, limits=httpx.Limits(keepalive_expiry=2))
 
     def run(self) -> None:
@@ -127,7 +128,9 @@ class Client(threading.Thread, ABC):
     def act(self) -> None:
         """One thing that this kind of client does, and what it holds against the judge."""
 
-    def send(self, replica: Reached, method: str, path: str, body: Any = None) -> Answer | None:
+    def send(
+        self, replica: Reached, method: str, path: str, body: Any = None, *, may_be_absent: bool = False
+    ) -> Answer | None:
         """None where it was refused as documented, or nobody was there to answer."""
         mark = replica.mark
         what = f"{method} {replica.url}{path} {body}"
@@ -143,7 +146,8 @@ class Client(threading.Thread, ABC):
             return None
         with self._clients.lock:
             self._clients.num_answers += 1
-        is_absent = answer.status_code == httpx.codes.NOT_FOUND and method in ("GET", "DELETE")
+        may_be_absent = may_be_absent or method in ("GET", "DELETE")
+        is_absent = answer.status_code == httpx.codes.NOT_FOUND and may_be_absent
         if answer.status_code == httpx.codes.OK or is_absent:
             return Answer(answer.status_code, told)
         is_refusal = answer.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS)
@@ -179,7 +183,7 @@ class Client(threading.Thread, ABC):
 
 
 class Writer(Client):
-    """Puts and deletes, each until it is acknowledged, and looks whether the replica that did so knows it."""
+    """Puts, patches and deletes, each until it is acknowledged, and looks whether that replica knows it."""
 
     def __init__(self, clients: Clients, name: str, seed: int) -> None:
         super().__init__(clients, name, seed)
@@ -188,8 +192,12 @@ class Writer(Client):
         self._rests_until: dict[str, float] = {}
 
     def act(self) -> None:
-        if self.rng.random() < 0.25:
+        draw, changes = self.rng.random(), None
+        if draw < 0.25:
             ids, items = self._next_ids(1), None
+        elif draw < 0.45:
+            ids, items = self._next_ids(1), []
+            changes = some_changes(self.rng)
         else:
             ids = self._next_ids(self.rng.choice([1, 2, 5]))
             items = [some_item(each, self.rng) for each in ids]
@@ -197,7 +205,15 @@ class Writer(Client):
         also_elsewhere = self.rng.random() < 0.3
         until = max(self._rests_until.pop(each, 0.0) for each in ids)
         time.sleep(max(0.0, until - time.monotonic()))
-        replica = self._change(ids, items, first)
+        known = self._judge.known[ids[0]].item if ids[0] in self._judge.known else None
+        if changes is not None and known is None:
+            items, changes = [some_item(ids[0], self.rng)], None
+        if items is None and known is not None and self.rng.random() < DUELS:
+            patched = {**some_changes(self.rng), "title": f"Thing {self.rng.randrange(NUM_TITLES)}"}
+            with self._patching_meanwhile(ids[0], patched, self.rng.choice(self._replicas)):
+                replica = self._change(ids, items, first)
+        else:
+            replica = self._change(ids, items, first, changes)
         page = self.page(replica, {"history": [], "limit": len(ids), "filter": {"item_ids": ids}})
         if page is not None:
             self._must_show(replica, page, ids)
@@ -212,15 +228,41 @@ class Writer(Client):
         ids, self._turn = self._turn[:num], self._turn[num:]
         return ids
 
-    def _change(self, ids: Sequence[str], items: Sequence[Item] | None, first: int) -> Reached:
-        """Put these items, or delete those of `ids` -> the replica that has acknowledged it."""
+    @contextmanager
+    def _patching_meanwhile(self, item_id: str, changes: Item, replica: Reached) -> Iterator[None]:
+        """Patch an item while it is deleted: whichever comes first, it is gone afterwards."""
+
+        def patch() -> None:
+            answer = self.send(replica, "PATCH", f"/items/{item_id}", changes, may_be_absent=True)
+            if answer is not None and answer.body.get("status") == "created":
+                self.hold([f"PATCH has created {item_id}: {answer.body}"])
+
+        thread = threading.Thread(target=patch)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    def _change(
+        self, ids: Sequence[str], items: Sequence[Item] | None, first: int, changes: Item | None = None
+    ) -> Reached:
+        """Put these items, or delete or patch the one of `ids` -> the replica that has acknowledged it."""
         before = self._judge.begin(ids)
+        if changes is not None:
+            was = before[ids[0]]
+            assert was is not None
+            assert was.item is not None
+            items = [was.item | changes]
         attempt = 0
         while True:
             replica = self._replicas[(first + attempt) % len(self._replicas)]
             mark = replica.mark
             if items is None:
                 answer = self.send(replica, "DELETE", f"/items/{ids[0]}")
+            elif changes is not None:
+                answer = self.send(replica, "PATCH", f"/items/{ids[0]}", changes)
+                answer = answer and answer._replace(body=_as_put(answer.body))
             else:
                 answer = self.send(replica, "POST", "/items", {"items": items})
             is_sure = attempt == 0 and replica.was_whole_since(mark)
@@ -309,6 +351,18 @@ class Reader(Client):
                 break
             cursor = f"&cursor={answer.body['next_cursor']}"
         self.hold(self._judge.of_listing(rows, before))
+
+
+def _as_put(patched: Item) -> Item:
+    """The answer to a patch in the form of that to a put."""
+    row = {**patched, "item_id": patched["item"]["item_id"], "error": None}
+    return {"items": [row], "catalog_version": patched["catalog_version"]}
+
+
+def some_changes(rng: random.Random) -> Item:
+    """Some fields of an item; a new title moves it."""
+    item = some_item("", rng)
+    return {name: item[name] for name in rng.sample(["title", "price", "available"], rng.randint(1, 2))}
 
 
 def some_item(item_id: str, rng: random.Random) -> Item:

@@ -5,8 +5,10 @@ Hypothesis makes up the steps, the same ones each time; STATE_MACHINE_EXAMPLES=2
 
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,22 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from redis import Redis
 
-from model_export.local_service import LocalService, local_service
+from model_export.local_service import LocalService, free_port, glyphrec_command, local_service
 from service.store.server import RedisServer, start_server
 from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, codes_in, text_of
 from tests.e2e.traffic import fsck, until
 from tests.known_bundle import KNOWN_ITEMS, known_codes, tokenizer_id_of, write_known_bundle
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", 0))
-STEPS = 20
+STEPS = 24
 SLOW_STEPS = 2  # restarts and changes of the model in one example: they take seconds
 KEY = "an-admin-key-of-this-test"
 READER_OF = {"old": 0, "retrained": 0, "new": 1}  # bundle -> its tokenizer
 IDS = ["a", "b", "c/d", "é #?%", "…", "f", "g", "h"]
+
+OTHER_ITEMS = [each._replace(item=each.item | {"title": f"Tool {n}"}) for n, each in enumerate(KNOWN_ITEMS)]
 
 REPLICA = st.integers(0, 1)
 ID = st.sampled_from(IDS)
@@ -77,6 +82,7 @@ class Scene:
                 recommender_id="00000000beef" if name == "retrained" else "ba9876543210",
                 fields=FIELDS_READ,
             )
+        self.another_shop = write_known_bundle(folder / "another shop", OTHER_ITEMS, reader=5)
         self.services = [self._start(), self._start()]
 
     def _start(self) -> LocalService:
@@ -99,6 +105,36 @@ class Scene:
         answer = self.services[replica].client.request(method, path, json=body)
         assert answer.status_code == expect, answer.text
         return answer.json()
+
+    def ask_at_once(self, *requests: tuple[int, str, str, Any]) -> list[httpx.Response]:
+        """Requests to replicas at the same time -> their answers, in the order of the requests."""
+        with ThreadPoolExecutor(len(requests)) as pool:
+            sent = [
+                pool.submit(self.services[replica].client.request, method, path, json=body)
+                for replica, method, path, body in requests
+            ]
+            return [each.result() for each in sent]
+
+    def are_ready(self, status: int) -> bool:
+        """Whether every replica answers its readiness with this status."""
+        return all(each.client.get("/health/ready").status_code == status for each in self.services)
+
+    def open_another_shop(self) -> None:
+        """Start a service with an unrelated bundle on this catalog, and end it when it has said why not."""
+        port, log = free_port(), self._folder / "another-shop.log"
+        command = glyphrec_command("serve", "--bundle", self.another_shop, "--port", port)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("GLYPHREC_")}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, "--redis-url", self.server.url], stdout=output, stderr=output, env=kept
+            )
+        try:
+            until(lambda: "GLYPHREC_TAKE_OVER=true" in log.read_text(), timeout_s=30)
+            answer = httpx.get(f"http://127.0.0.1:{port}/health/ready")
+            assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE, answer.text
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
 
     def catalog(self, replica: int) -> dict[str, Any]:
         shown = self.ask(replica, "GET", "/info")["catalog"]
@@ -184,15 +220,70 @@ class CatalogMachine(RuleBasedStateMachine):
             self.judge.settle(item_id, Known(None, None, answer["catalog_version"]))
             self.scene.done["deleted"] += 1
 
-    @precondition(lambda self: self.slow_steps < SLOW_STEPS)
-    @rule(replica=REPLICA)
-    def kill(self, replica: int) -> None:
-        self._restart(replica, signal.SIGKILL)
+    @precondition(lambda self: self.judge.living)
+    @rule(replica=REPLICA, other=REPLICA, changes=PATCH, data=st.data())
+    def patch_while_deleting(
+        self, replica: int, other: int, changes: dict[str, Any], data: st.DataObject
+    ) -> None:
+        """The item is gone, whichever comes first."""
+        item_id = data.draw(st.sampled_from(sorted(self.judge.living)))
+        path = f"/items/{quote(item_id, safe='')}"
+        patched, deleted = self.scene.ask_at_once(
+            (replica, "PATCH", path, changes), (other, "DELETE", path, None)
+        )
+        assert patched.status_code in (httpx.codes.OK, httpx.codes.NOT_FOUND), patched.text
+        assert patched.json().get("status") != "created", patched.text
+        assert deleted.status_code == httpx.codes.OK, deleted.text
+        self.judge.settle(item_id, Known(None, None, deleted.json()["catalog_version"]))
+        self.scene.done["patched while deleted"] += 1
+
+    @precondition(lambda self: self.judge.living)
+    @rule(price=MORE["price"], title=TITLE, data=st.data())
+    def patch_twice_at_once(self, price: float, title: str, data: st.DataObject) -> None:
+        """Patches of different fields on both replicas are both in."""
+        item_id = data.draw(st.sampled_from(sorted(self.judge.living)))
+        was = self.judge.known[item_id].item or {}
+        path = f"/items/{quote(item_id, safe='')}"
+        answers = self.scene.ask_at_once(
+            (0, "PATCH", path, {"price": price}), (1, "PATCH", path, {"title": title})
+        )
+        assert [each.status_code for each in answers] == [httpx.codes.OK] * 2
+        rows = [each.json() for each in answers]
+        item = was | {"price": price, "title": title}
+        last = max(rows, key=lambda row: row["item"] == item)
+        assert last["item"] == item, rows
+        version = max(row["catalog_version"] for row in rows)
+        self.judge.settle(item_id, Known(item, last["semantic_id"], version))
+        self.scene.done["patched twice"] += 1
+
+    @precondition(lambda self: EXAMPLES and self.slow_steps < SLOW_STEPS and self.judge.living)
+    @rule(kind=st.sampled_from(["codes", "trie"]), replica=REPLICA)
+    def evict(self, kind: str, replica: int) -> None:
+        """Redis loses the codes or the trie: nobody is ready, nothing is changed, and fsck brings it back."""
+        self.slow_steps += 1
+        scene = self.scene
+        tokenizer_id = tokenizer_id_of(self.reader)
+        with Redis.from_url(scene.server.url) as redis:
+            redis.unlink(f"{{glyphrec}}:{kind}:{tokenizer_id}")
+        posted = {"item_id": IDS[0], "title": "Lost"}
+        refused = scene.ask(replica, "POST", "/items", posted, httpx.codes.SERVICE_UNAVAILABLE)
+        assert refused["type"] == "urn:glyphrec:problem:catalog-damaged"
+        until(lambda: scene.are_ready(httpx.codes.SERVICE_UNAVAILABLE), timeout_s=10)
+        fsck(scene.server.url, scene.bundles / ("new" if self.reader else "old"), "--repair")
+        until(lambda: scene.are_ready(httpx.codes.OK), timeout_s=10)
+        scene.done["evicted"] += 1
+
+    @precondition(lambda self: EXAMPLES and self.slow_steps < SLOW_STEPS)
+    @rule()
+    def another_shop_starts(self) -> None:
+        self.slow_steps += 1
+        self.scene.open_another_shop()
+        self.scene.done["another shop"] += 1
 
     @precondition(lambda self: self.slow_steps < SLOW_STEPS)
-    @rule(replica=REPLICA)
-    def end(self, replica: int) -> None:
-        self._restart(replica, signal.SIGTERM)
+    @rule(replica=REPLICA, how=st.sampled_from([signal.SIGKILL, signal.SIGTERM]))
+    def restart(self, replica: int, how: signal.Signals) -> None:
+        self._restart(replica, how)
 
     @precondition(lambda self: self.slow_steps < SLOW_STEPS)
     @rule(replica=REPLICA, bundle=st.sampled_from(sorted(READER_OF)))
@@ -316,4 +407,19 @@ def test_two_replicas_say_what_a_model_in_memory_says(scene: Scene) -> None:
         ),
     )
     ways = {"created", "updated", "moved", "unchanged", "deleted", "exact", "SIGKILL", "SIGTERM"}
-    assert scene.done.keys() >= ways | {"another tokenizer", "the same tokenizer"}, "or nothing was shown"
+    ways |= {"another tokenizer", "the same tokenizer", "patched while deleted", "patched twice"}
+    assert scene.done.keys() >= ways, "or nothing was shown"
+
+
+def test_what_takes_long_is_done_once_and_more_often_with_many_examples(scene: Scene) -> None:
+    machine = CatalogMachine(scene)
+    machine.put(0, {item_id: {"title": f"Thing {n % 3}"} for n, item_id in enumerate(IDS)})
+    for step in (
+        lambda: machine.evict("trie", 0),
+        lambda: machine.evict("codes", 1),
+        machine.another_shop_starts,
+        lambda: machine.delete(1, IDS[3]),
+    ):
+        step()
+        machine.both_replicas_say_what_was_acknowledged()
+    machine.teardown()

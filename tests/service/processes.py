@@ -15,15 +15,19 @@ from tests.house import ROOT
 READY_TIMEOUT_S = 30
 
 
-def command(*args, **environment):
-    """A process of the command, with nothing of this machine's settings."""
+def command(*args, before=(), stdin=None, **environment):
+    """A process of the command, with nothing of this machine's settings.
+
+    `before` is a command line that runs the command's own.
+    """
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("GLYPHREC_", "REDIS_"))
     }
     path = os.pathsep.join([str(ROOT), environment.pop("PYTHONPATH", "")])
     return subprocess.Popen(
-        glyphrec_command(*args),
+        [*before, *glyphrec_command(*args)],
         env=clean | {"PYTHONPATH": path} | environment,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,8 +1,11 @@
 import pytest
 
+from service import settings as settings_module
+from service.core.cpus import UsableCpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hash_of
 from service.settings import BadSettings, Settings, load_settings
+from tests.service.core.test_service_links import OF_A_SERVICE, OF_ANOTHER
 
 KEY = "a-key-of-some-length"
 
@@ -27,6 +30,43 @@ def test_a_field_of_another_name_than_its_own_is_a_mistake_and_the_close_one_is_
         load_settings(bundle="b")
 
 
+def test_what_kubernetes_injects_is_no_setting_and_the_port_keeps_its_default(monkeypatch):
+    for name, value in (OF_A_SERVICE | OF_ANOTHER).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings(bundle="b").port == 8000
+    monkeypatch.setenv("GLYPHREC_PORT", "9000")  # a container's own variable replaces the injected one
+    assert load_settings(bundle="b").port == 9000
+    monkeypatch.setenv("GLYPHREC_PORT", "tcp:")
+    with pytest.raises(BadSettings, match="^GLYPHREC_PORT: "):
+        load_settings(bundle="b")
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "threads"), [(32, 2.0, 1), (8, 64.0, 4), (8, 0.5, 1), (64, 6.5, 3)]
+)
+def test_a_graph_has_half_of_the_processors_that_this_process_may_use(monkeypatch, affinity, quota, threads):
+    monkeypatch.setattr(settings_module, "usable_cpus", lambda: UsableCpus(affinity, quota))
+    assert load_settings(bundle="b").threads == threads
+    assert load_settings(bundle="b", threads=7).threads == 7
+
+
+def test_an_empty_variable_is_not_set(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"GLYPHREC_{name.upper()}", "")
+    monkeypatch.setenv("REDIS_URL", "")
+    settings = load_settings(bundle="b")
+    assert (settings.port, settings.bundles_dir, settings.redis_url) == (8000, None, None)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_a_time_is_a_finite_number(monkeypatch, value):
+    for variable in ("GLYPHREC_HEAD_TIMEOUT_S", "GLYPHREC_ATTRIBUTION_S", "GLYPHREC_STOP_DELAY_S"):
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(BadSettings, match=variable):
+            load_settings(bundle="b")
+        monkeypatch.delenv(variable)
+
+
 def test_a_missing_bundle_is_said_in_one_line():
     with pytest.raises(BadSettings, match="^GLYPHREC_BUNDLE: not set$"):
         load_settings()
@@ -37,6 +77,14 @@ def test_both_names_of_the_redis_url_are_understood(monkeypatch, variable):
     monkeypatch.setenv(variable, "redis://somewhere:6379/0")
     assert load_settings(bundle="b").redis_url == "redis://somewhere:6379/0"
     assert load_settings(bundle="b", redis_url="redis://here").redis_url == "redis://here"
+
+
+@pytest.mark.parametrize("url", ["redis://:pass@host:port/0", "redis://[host", "redis://:pass/word@host:1/0"])
+def test_a_redis_url_that_cannot_be_read_is_refused_and_not_echoed(url):
+    with pytest.raises(BadSettings, match="^GLYPHREC_REDIS_URL: host or port") as refused:
+        load_settings(bundle="b", redis_url=url)
+    assert "pass@" not in str(refused.value)
+    assert "'pass'" not in str(refused.value)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])

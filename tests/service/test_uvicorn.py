@@ -32,9 +32,7 @@ OF_PROTOCOL = {
     "on_response_complete": [],
 }
 OF_SERVER = {"handle_exit": ["sig", "frame"], "on_tick": ["counter"]}
-ATTRIBUTES_OF_PROTOCOL = {
-    *("connections", "cycle", "headers", "loop", "parser", "pipeline", "scope", "transport", "url")
-}
+ATTRIBUTES_OF_PROTOCOL = {*("cycle", "headers", "loop", "parser", "pipeline", "scope", "transport", "url")}
 ATTRIBUTES_OF_SERVER = {"_captured_signals", "should_exit", "started"}
 
 

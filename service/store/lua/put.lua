@@ -4,6 +4,7 @@
 -- KEYS[2] hash    item id -> sid, content hash of the text from which the sid was read
 -- KEYS[3] zset    sid .. item id, all scores 0
 -- KEYS[4] stream  the log, see log.lua
+-- KEYS[5] string  only to seed: the active tokenizer
 -- A sid is its codes and its slot, each as 2 bytes, big-endian.
 --
 -- ARGV[1] item id
@@ -12,11 +13,19 @@
 -- ARGV[4] number of slots   ARGV[5] mark for the log   ARGV[6] how many changes the log keeps
 -- ARGV[7] attributes of the value for the log; or '' if ARGV[2] is only a hash
 -- ARGV[8] '1' to log unchanged items too: a writer of another tokenizer may have changed the item before
+-- ARGV[9] the revisions that may be replaced, with commas between; '*' for any; '' also allows to create the item.
+--         The revision of an item is the SHA-1 of its value and its sid.
+--
+-- With KEYS[5], the item is put only while no tokenizer is active. After that, it may have been changed or dropped.
 --
 -- Returns {status, sid, version}:
 --   unchanged  nothing to do              created  a new item
 --   updated    same sid, changed item     moved    new sid; the old one is free again
 --   changed    nothing was done: the item's text differs from the text that the caller read
+--   absent     nothing was done: ARGV[9] asks for an item that is there, and there is none
+--   conflict   nothing was done: the item's revision is none of ARGV[9]
+--   settled    nothing was done: the catalog is in use
+--   damaged    nothing was done: Redis has lost the codes or the trie, so a free slot cannot be told
 --   full       nothing was done: all slots of these codes are taken
 local HASH_LENGTH = 32
 local SLOT = '>I2'
@@ -41,6 +50,8 @@ end
 
 -- All reads come first, so an error in one of them changes nothing.
 local version, after = last_change(log)
+if (redis.call('HLEN', codes_of) == 0) ~= (redis.call('ZCARD', trie) == 0) then return {'damaged', '', version} end
+if KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1 then return {'settled', '', version} end
 local item, held = redis.call('HGET', items, id), redis.call('HGET', codes_of, id)
 local hash = string.sub(value, 1, HASH_LENGTH)
 if #value == HASH_LENGTH then
@@ -49,6 +60,16 @@ if #value == HASH_LENGTH then
 end
 
 local held_sid = held and string.sub(held, 1, -HASH_LENGTH - 1)
+local allowed = ARGV[9]
+if allowed ~= '' then
+  if not item then return {'absent', '', version} end
+  -- An item that has this value already was given it by an earlier try of this very change.
+  if allowed ~= '*' and item ~= value then
+    local revision = redis.sha1hex(item .. (held_sid or ''))
+    if not string.find(',' .. allowed .. ',', ',' .. revision .. ',', 1, true) then return {'conflict', '', version} end
+  end
+end
+
 local sid
 if held and string.sub(held, -HASH_LENGTH) == hash then
   if item == value and ARGV[8] ~= '1' then return {'unchanged', held_sid, version} end

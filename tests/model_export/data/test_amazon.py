@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from model_export.data.amazon import read_amazon
+from model_export.data.amazon_products import product
+from model_export.data.jsonl import Line
 from model_export.data.tables import DataError, read_dataset
 
 DAY = 86_400
@@ -119,6 +121,98 @@ def test_the_layout_of_2018_becomes_items_with_text_and_sequences_in_time_order(
     }
 
 
+def test_the_layout_of_2014_is_read_as_python_literals(tmp_path):
+    """Lines as in meta_Beauty.json.gz: apostrophes, odd backslashes, a list of paths."""
+    metadata = tmp_path / "meta_Beauty.json.gz"
+    lines = [
+        str(
+            {
+                "asin": "A",
+                "title": "Bic's 2\" Pen &amp; <b>Ink</b>",
+                "price": 1.2,
+                "imUrl": "http://ecx.images/a.jpg",
+                "related": {"also_bought": ["B"]},
+                "salesRank": {"Beauty": 7},
+                "brand": "Bic",
+                "categories": [["Office", "Pens"], ["Office", "Gifts"]],
+                "description": "A soft brush.",
+            }
+        ),
+        "{'asin': 'B', 'title': 'Paper \\& more', 'categories': [['Office']]}",
+        "{'asin': 'C', 'description': 'Only words.'}",
+    ]
+    metadata.write_bytes(gzip.compress("\n".join(lines).encode()))
+    reviews = write(tmp_path / "reviews_Beauty.json.gz", reviews_2018(BOUGHT))
+    dataset = read_dataset(f"amazon:{reviews},{metadata},2")
+    assert {item["item_id"]: item for item in dataset.items} == {
+        "A": {
+            "item_id": "A",
+            "title": "Bic's 2\" Pen & Ink",
+            "brand": "Bic",
+            "categories": ["Office", "Pens", "Gifts"],
+            "description": "A soft brush.",
+            "price": 1.2,
+        },
+        "B": {"item_id": "B", "title": "Paper \\& more", "categories": ["Office"]},
+        "C": {"item_id": "C", "description": "Only words."},
+    }
+
+
+def test_a_literal_is_read_and_not_run(tmp_path):
+    metadata = tmp_path / "m.json"
+    metadata.write_text("{'asin': __import__('os').getcwd()}\n")
+    reviews = write(tmp_path / "r.json", reviews_2018(BOUGHT))
+    with pytest.raises(DataError, match=r"m\.json: line 1: not JSON"):
+        read_amazon(reviews, metadata, 2)
+
+
+@pytest.mark.parametrize("details", [{"Size": "5 ml", "Best Sellers Rank": 7}, '{"Size": "5 ml"}'])
+def test_the_layout_of_2023_has_details_subtitle_and_author(tmp_path, details):
+    record = {
+        "asin": "variant",
+        "parent_asin": "A",
+        "title": "Pen",
+        "subtitle": "A novel",
+        "author": {"name": "Ann Bo", "avatar": "http://x", "about": ["Long."]},
+        "store": "None",
+        "features": ["None", "blue"],
+        "details": details,
+    }
+    metadata = write(
+        tmp_path / "meta.jsonl", [record, {"parent_asin": "B", "title": "Paper", "details": "{}"}]
+    )
+    reviews = write(tmp_path / "r.jsonl", reviews_2023([("u", "A", 1), ("u", "B", 2)]))
+    assert read_amazon(reviews, metadata, 1).items[0] == {
+        "item_id": "A",
+        "title": "Pen",
+        "subtitle": "A novel",
+        "author": "Ann Bo",
+        "features": ["blue"],
+        "details": {"Size": "5 ml"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [
+        ("description", ["$12.99"], None),
+        ("description", "12,99 €", None),
+        ("description", ["$12.99", "Writes well."], "Writes well."),
+        ("title", "var aPageStart = (new Date()).getTime();", None),
+        ("description", ["#a-box .x { color: red } P.when('A').execute(function (A) {})"], None),
+        ("description", "For sizes < 5 and > 3.", "For sizes < 5 and > 3."),
+        ("description", "If x <b and c> d, then &lt; 5 ml", "If x <b and c> d, then < 5 ml"),
+        ("description", 'Soft<br/>and <a href="x" class=y>warm</a>', "Soft and warm"),
+        ("title", "None", None),
+        ("title", "1984", "1984"),
+        ("features", ["100% cotton", "$5"], ["100% cotton"]),
+    ],
+)
+def test_code_prices_and_tags_are_no_words_and_comparison_signs_are(field, value, kept):
+    line = Line(Path("m.json"), 1, {"asin": "A", field: value})
+    assert product(line).get(field) == kept
+
+
 def test_both_layouts_of_the_same_shop_give_the_same_sequences(tmp_path):
     old = read_amazon(
         write(tmp_path / "r18.json", reviews_2018(BOUGHT)), write(tmp_path / "m18.json", META_2018), 2
@@ -129,6 +223,20 @@ def test_both_layouts_of_the_same_shop_give_the_same_sequences(tmp_path):
     assert new.user_ids == old.user_ids
     assert [row.tolist() for row in new.sequences] == [row.tolist() for row in old.sequences]
     assert [item | {"price": 0} for item in new.items] == [item | {"price": 0} for item in old.items]
+
+
+def test_a_table_of_ratings_is_refused_with_the_right_source(tmp_path):
+    (tmp_path / "ratings.csv").write_text("A1YJEY40YUW4SE,7806397051,5.0,1405209600\n")
+    metadata = write(tmp_path / "m.json", META_2018)
+    with pytest.raises(DataError, match=r"is read as events:.*ratings\.csv,.*m\.json"):
+        read_amazon(tmp_path / "ratings.csv", metadata)
+
+
+def test_paths_may_hold_commas_and_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "my, reviews.json", reviews_2018(BOUGHT))
+    write(tmp_path / "meta, 2.json", META_2018)
+    assert read_dataset("amazon:~/my, reviews.json,~/meta, 2.json,2").user_ids == ["u", "v"]
 
 
 def test_the_core_is_five_unless_the_source_names_another(tmp_path):

@@ -87,3 +87,15 @@ def test_the_k_core_equals_slow_removal_one_by_one(seed, core):
 def test_the_k_core_of_no_events_is_empty():
     nothing = np.empty(0, dtype=np.int64)
     assert k_core(Events(nothing, nothing, nothing), 5).tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_times_too_far_apart_for_one_number_with_the_user_are_sorted_alike(seed):
+    events = random_events(seed)
+    far = Events(events.user, events.item, (events.time - 2) * 2**61)
+    expected = [(user, item, (time - 2) * 2**61) for user, item, time in rows(in_order(events, USERS, ITEMS))]
+    assert rows(in_order(far, USERS, ITEMS)) == expected
+
+
+def test_no_events_are_in_order():
+    assert len(in_order(random_events(0, count=0), USERS, ITEMS)) == 0

@@ -23,7 +23,7 @@ def lines(records: list[object]) -> str:
 def folder_of(path: Path, items: str | bytes | None = None, interactions: str | bytes | None = None) -> Path:
     """A folder named `shop` with good files, unless the test gives other content."""
     folder = path / "shop"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, content, good in (("items", items, ITEMS), ("interactions", interactions, INTERACTIONS)):
         content = lines(good) if content is None else content
         raw = content.encode() if isinstance(content, str) else content
@@ -205,3 +205,44 @@ def test_an_error_names_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(DataError, match=r"taken: cannot be written \(.*\)\. Choose another folder\."):
         write_dataset(dataset, tmp_path / "taken")
+
+
+def test_times_are_written_and_read_again_for_the_items_that_stay(tmp_path):
+    folder = folder_of(
+        tmp_path / "a",
+        lines(
+            [{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}, {"item_id": "e", "title": ""}]
+        ),
+        lines([{"user_id": "u", "items": ["a", "e", "b"], "times": [-5, 7, 7]}]),
+    )
+    dataset = read_dataset(str(folder))
+    assert [times.tolist() for times in dataset.times] == [[-5, 7]]
+    write_dataset(dataset, tmp_path / "b")
+    again = read_dataset(str(tmp_path / "b"))
+    assert [times.tolist() for times in again.times] == [[-5, 7]]
+    assert again.fingerprint == dataset.fingerprint
+
+
+@pytest.mark.parametrize("times", [[1], [2, 1], [1, "2"], [1, 2.5], "12", None])
+def test_times_that_do_not_fit_the_items_are_refused(tmp_path, times):
+    items = lines([{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}])
+    folder = folder_of(tmp_path, items, lines([{"user_id": "u", "items": ["a", "b"], "times": times}]))
+    assert "interactions.jsonl: line 1: 'times' is" in message_of(folder)
+
+
+def test_times_are_on_every_line_or_on_none(tmp_path):
+    items = lines([{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}])
+    both = {"items": ["a", "b"]}
+    with_times = {"user_id": "u", **both, "times": [1, 2]}
+    assert "line 2: has no 'times'" in message_of(
+        folder_of(tmp_path / "a", items, lines([with_times, {"user_id": "v", **both}]))
+    )
+    assert "line 2: has 'times'" in message_of(
+        folder_of(tmp_path / "b", items, lines([{"user_id": "v", **both}, with_times]))
+    )
+
+
+def test_a_log_in_place_of_a_folder_is_refused_with_the_right_form(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n")
+    assert f"write events:{tmp_path / 'log.csv'}" in message_of(tmp_path / "log.csv")
+    assert f"write events:{tmp_path}" in message_of(tmp_path)

@@ -1,11 +1,14 @@
-"""The leave-one-out split, checked position by position."""
+"""The splits by leave-one-out and by time, checked position by position."""
+
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_export.data.dataset import Dataset
-from model_export.data.splits import leave_one_out
+from model_export.data.dataset import DataError, Dataset
+from model_export.data.splits import leave_one_out, split_by_time, training_fingerprint
 
 
 def dataset_of(lengths: list[int]) -> Dataset:
@@ -51,3 +54,67 @@ def test_the_first_targets_make_a_smaller_evaluation():
     assert len(some) == 2
     assert some.targets.tolist() == [3, 7]
     assert [row.tolist() for row in some.histories] == [[0, 1, 2], [4, 5, 6]]
+
+
+def targets_of(*sequences):
+    items = [{"item_id": str(item), "title": f"item {item}"} for item in range(9)]
+    rows = [np.array(sequence, dtype=np.int32) for sequence in sequences]
+    return leave_one_out(Dataset("made", items, rows, [f"u{n}" for n in range(len(rows))], {}))
+
+
+def test_targets_know_how_many_of_them_are_in_their_own_history():
+    split = targets_of([1, 2, 1, 2], [1, 2, 3, 4], [1, 2, 3, 3], [5, 6])
+    assert split.validation.repeated_share == 1 / 3
+    assert split.test.repeated_share == 2 / 3
+    assert not split.validation.are_repeats
+    assert split.test.are_repeats
+    assert targets_of([1, 2]).test.repeated_share == 0
+
+
+def test_the_fingerprint_of_the_training_part_sees_training_items_and_no_targets():
+    def of(*sequences, names="abcdefghi"):
+        items = [{"item_id": name, "title": "t"} for name in names]
+        rows = [np.array([names.index(each) for each in sequence], dtype=np.int32) for sequence in sequences]
+        dataset = Dataset("made", items, rows, [f"u{n}" for n in range(len(rows))], {})
+        return training_fingerprint(dataset, leave_one_out(dataset))
+
+    same = of("abcd", "efg")
+    assert of("abef", "eab") == same  # other targets
+    assert of("abcd", "efg", names="ihgfedcba") == same  # the items in another order
+    assert of("abc", "efg") != same  # a target of before is gone, so another one was trained on
+    assert of("bacd", "efg") != same
+
+
+def timed(times: list[list[int]]) -> Dataset:
+    return replace(dataset_of([len(row) for row in times]), times=[np.array(row, np.int64) for row in times])
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 20), max_size=8).map(sorted), min_size=1, max_size=20),
+    st.integers(0, 21),
+)
+def test_by_time_a_target_is_the_first_item_from_the_moment_on_and_nothing_later_is_learned(times, moment):
+    dataset = timed(times)
+    have_both = [user for user, row in enumerate(times) if row and row[0] < moment <= row[-1]]
+    if not have_both:
+        with pytest.raises(DataError, match="no user has items both before and after"):
+            split_by_time(dataset, moment)
+        return
+    split = split_by_time(dataset, moment)
+    assert split.test.users.tolist() == have_both
+    for user, history, target in zip(have_both, split.test.histories, split.test.targets, strict=True):
+        before = sum(time < moment for time in times[user])
+        assert history.tolist() == dataset.sequences[user][:before].tolist()
+        assert target == dataset.sequences[user][before]
+    # What is learned is what an export of the events before the moment learns.
+    earlier = [
+        row[: sum(time < moment for time in its)] for row, its in zip(dataset.sequences, times, strict=True)
+    ]
+    expected = leave_one_out(replace(dataset, sequences=earlier))
+    assert [row.tolist() for row in split.train] == [row.tolist() for row in expected.train]
+    assert split.validation.targets.tolist() == expected.validation.targets.tolist()
+
+
+def test_a_split_by_time_needs_times():
+    with pytest.raises(DataError, match="made: has no times to split by"):
+        split_by_time(dataset_of([4, 4]), 5)

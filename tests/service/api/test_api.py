@@ -133,22 +133,6 @@ async def test_a_catalog_in_pages_is_served_like_one_in_rows(client, redis_url, 
             assert answers[0] == answers[1]
 
 
-async def test_patching_text_reads_the_item_anew_and_null_removes_a_field(client):
-    await client.post("/items", json={"item_id": "p", "title": "Tea", "brand": "Old"})
-    patched = (await client.patch("/items/p", json={"title": "Coffee", "brand": None, "price": 3})).json()
-    expected = {"item_id": "p", "title": "Coffee", "price": 3}
-    assert (patched["item"], patched["status"]) == (expected, "moved")
-    assert tuple(patched["codes"]) == known_codes(expected)
-    assert (await client.get("/items/p")).json()["item"] == expected
-    assert (await client.patch("/items/p", json={})).json()["status"] == "unchanged"
-    assert is_problem(await client.patch("/items/p", json={"item_id": "q"}), 422, "invalid-item")
-    assert is_problem(
-        await client.patch("/items/p", json={"title": None, "price": None}), 422, "invalid-item"
-    )
-    assert is_problem(await client.patch("/items/nobody", json={"title": "x"}), 404, "item-not-found")
-    assert is_problem(await client.patch("/items/p", json=["title"]), 422, "invalid-request")
-
-
 async def test_paging_gives_every_item_once_in_trie_order(client):
     found, cursor = [], None
     while True:

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from tests.known_bundle import KNOWN_ITEMS
-from tests.service.running import running
+from tests.service.running import is_problem, running
+from tests.service.scraping import by_label, scrape
 
 SHOP = [
     {"item_id": "tea", "title": "Green tea", "categories": ["food", "drinks"], "brand": "Leaf", "price": 4},
@@ -111,3 +112,42 @@ async def test_a_page_is_as_diverse_as_asked_for(client):
     assert sorted(first_codes) == sorted({str(each.codes[0]) for each in KNOWN_ITEMS[1:]})
     anything = body | {"diversity": {"max_per_first_code": None}}
     assert len((await client.post("/recommend", json=anything)).json()["items"]) == len(KNOWN_ITEMS) - 1
+
+
+async def test_the_answer_to_a_post_says_which_values_filters_cannot_use_and_why(shop):
+    odd = {"item_id": "odd", "title": "Odd", "available": "false", "brand": ["Leaf"], "price": "5 EUR"}
+    odd["categories"] = ["food", 7]
+    items = (await shop.post("/items", json={"items": [SHOP[0], odd]})).json()["items"]
+    assert items[0]["unused_values"] == []
+    reasons = {each["field"]: each["reason"] for each in items[1]["unused_values"]}
+    assert set(reasons) == {"available", "brand", "price", "categories"}
+    assert reasons["brand"] == "is declared as text, and is a list"
+    again = (await shop.post("/items", json=odd)).json()["items"][0]
+    assert (again["status"], len(again["unused_values"])) == ("unchanged", 4)
+    patched = (await shop.patch("/items/odd", json={"price": 5, "available": None, "brand": "Leaf"})).json()
+    assert [each["field"] for each in patched["unused_values"]] == ["categories"]
+    found = await scrape(shop)
+    assert by_label(found, "unused_values_total", "field") == {
+        "available": 2,
+        "brand": 2,
+        "price": 2,
+        "categories": 3,
+    }
+
+
+async def test_a_number_that_a_double_cannot_hold_is_exact_or_refused(shop):
+    for price in (2**53 + 1, 12345678901234567890):
+        posted = await shop.post("/items", json={"item_id": "big", "title": "Big", "price": price})
+        assert [each["field"] for each in posted.json()["items"][0]["unused_values"]] == ["price"]
+        assert (await shop.get("/items/big")).json()["item"]["price"] == price
+        for condition in (price, {"lte": price}):
+            asked = {"history": [], "filter": {"attributes": {"price": condition}}}
+            assert is_problem(await shop.post("/recommend", json=asked), 422, "invalid-filter")
+    near = {"history": [], "filter": {"attributes": {"price": 2**53}}}
+    assert (await shop.post("/recommend", json=near)).json()["matching_items"] == 0
+    for literal in ("9007199254740993.0", "12345678901234567.89", "1e-400"):
+        body = f'{{"item_id": "lossy", "title": "Lossy", "price": {literal}}}'
+        refused = await shop.post("/items", content=body, headers={"Content-Type": "application/json"})
+        assert is_problem(refused, 400, "invalid-json")
+        assert literal in refused.json()["detail"]
+    assert (await shop.get("/items/lossy")).status_code == 404

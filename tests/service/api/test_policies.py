@@ -127,6 +127,15 @@ def test_a_path_counts_as_the_router_sees_it(policies, method, path, scope):
     assert truth_by_path(method, path) is scope
 
 
+def test_head_needs_the_scope_of_get_also_for_a_route_that_declares_nothing():
+    policies = Policies(AREAS)
+    policies.add(Route("/new", undeclared, methods=["GET"]))
+    policies.add(Route("/new/{name}", undeclared, methods=["GET"]))
+    assert policies.scope_of("HEAD", "/new") is policies.scope_of("HEAD", "/new/one") is WRITE
+    assert policies.methods_of("/new/one") == ["GET", "HEAD", "OPTIONS"]
+    assert policies.methods_of("/old") == []
+
+
 def test_a_newline_at_the_end_of_a_path_changes_no_scope_because_the_router_takes_the_route(policies):
     assert policies.scope_of("POST", "/items\n") is WRITE
     assert policies.scope_of("POST", "/admin/bundles\n") is ADMIN

@@ -183,5 +183,6 @@ async def test_neighbors_move_and_vanish_with_their_items(redis: Redis) -> None:
             assert masses(catalog.co_counts) == await in_redis(store, catalog)
     fresh = Loading(SPEC).end()  # a catalog that was loaded again, and is empty
     fresh.put("i1", Sid((1, 2, 3), 0))
-    catalog.adopt(fresh)
+    places = catalog.co_counts.places_by(fresh.prefix_of)  # as a follower asks for them, in a thread
+    catalog.adopt(fresh, places)
     assert set().union(*masses(catalog.co_counts).values()) == {SPEC.prefixes((1, 2, 3))[-1]}

@@ -104,14 +104,30 @@ def test_import_names_the_items_that_failed_and_stores_the_others(served, tmp_pa
     lines = [
         '{"item_id": "fine", "title": "Fine"}',
         '{"title": "no id"}',
+        "",
         '{"item_id": "blank", "title": ""}',
     ]
     (tmp_path / "items.jsonl").write_text("\n".join(lines))
     assert main(["import", str(tmp_path), "--url", served]) == 1
     shown = capsys.readouterr()
     assert "1 created, 2 failed" in shown.out
-    assert "item 2: item_id: is missing" in shown.err
-    assert "item 3: item: has no text" in shown.err
+    assert "items.jsonl:2: item_id: is missing" in shown.err
+    assert "items.jsonl:4: item: has no text" in shown.err
+
+
+def test_import_counts_the_values_that_filters_cannot_use_and_shows_one_of_each_field(
+    served, tmp_path, capsys
+):
+    available = [True, "no", None, "false"]
+    items = [
+        {"item_id": f"odd-{n}", "title": f"Odd {n}", "available": each} for n, each in enumerate(available)
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    assert main(["import", str(tmp_path), "--url", served]) == 0
+    shown = capsys.readouterr()
+    assert "4 created" in shown.out
+    assert "filters cannot use available of 2 items" in shown.err
+    assert "items.jsonl:2: available is not true or false" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -120,6 +136,11 @@ def test_import_names_the_items_that_failed_and_stores_the_others(served, tmp_pa
         (b'{"item_id": "a"}\n{"item_id"', "items.jsonl:2: not JSON"),
         (b"\xff\xfe", "not UTF-8"),
         (None, "has no items.jsonl"),
+        (
+            b'{"item_id": "a", "codes": [1, 2], "slot": 0, "popularity": 3, "item": {"item_id": "a"}}',
+            "items.jsonl:1: an item with its codes, as in a bundle. Import such a file with --tokenized",
+        ),
+        (b'{"item_id": "a"}\n{"user_id": "u", "items": ["a"]}', "items.jsonl:2: a user's interactions"),
     ],
 )
 def test_import_of_a_broken_file_posts_nothing_and_says_where(served, tmp_path, capsys, content, words):
@@ -193,6 +214,7 @@ def test_without_a_service_the_client_says_how_to_start_one(capsys):
         (["--bundle", "b", "--host", "0.0.0.0"], "GLYPHREC_API_KEYS"),
         (["--bundle", "b", "--port", "99999"], "GLYPHREC_PORT"),
         (["--bundle", "b", "--redis-url", "http://x"], "REDIS_URL"),
+        (["--bundle", "b", "--redis-url", "redis://:secret@x:port/0"], "REDIS_URL"),
     ],
 )
 def test_serve_refuses_in_one_line(args, words, tmp_path):

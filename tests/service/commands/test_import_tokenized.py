@@ -156,6 +156,18 @@ async def test_of_an_id_that_comes_twice_the_last_line_counts(bundle, redis, red
     assert await is_whole(redis)
 
 
+async def test_values_that_filters_cannot_use_are_counted_by_field(
+    bundle, redis_url, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("GLYPHREC_FILTER_FIELDS", "price:number")
+    priced = [each._replace(item=each.item | {"price": "cheap"}) for each in MANY[:3]]
+    path = written(tmp_path, [*priced, MANY[4]])
+    assert await imported(path, bundle, redis_url) == 0
+    said = capsys.readouterr().err
+    assert "filters cannot use price of 3 items" in said
+    assert f"{path}:1: price is declared as number" in said
+
+
 async def test_filters_know_what_was_imported(bundle, redis_url, tmp_path, monkeypatch):
     monkeypatch.setenv("GLYPHREC_FILTER_FIELDS", "price:number")
     priced = [each._replace(item=each.item | {"price": place}) for place, each in enumerate(MANY[:50])]
@@ -176,7 +188,9 @@ async def test_an_item_without_a_free_slot_is_named_and_the_others_are_put(
 ):
     full = (3, 1, 2)
     member = b"".join(code.to_bytes(2, "big") for code in full)
-    trie = RedisKeys.of(CATALOG, TOKENIZER).trie
+    keys = RedisKeys.of(CATALOG, TOKENIZER)
+    trie = keys.trie
+    await redis.hset(keys.codes, "x", member + bytes(2) + b"0" * 32)
     for start in range(0, NUM_SLOTS, 5_000):  # as if there were so many items; the script reads nothing else
         slots = range(start, min(start + 5_000, NUM_SLOTS))
         await redis.zadd(trie, {member + slot.to_bytes(2, "big") + b"x": 0 for slot in slots})
@@ -195,6 +209,7 @@ BROKEN = {
     "codes that are no numbers": (line(codes=["1", 2, 0]), "not supported"),
     "codes that are no whole numbers": (line(codes=[1.0, 2, 0]), "no whole number"),
     "no codes": (json.dumps({"item_id": "a", "popularity": 1, "item": {"title": "A"}}), "it has no 'codes'"),
+    "a plain item": ('{"item_id": "a", "title": "A"}', "Import such a file without --tokenized"),
     "no text": (line(item={"title": " "}), "item: has no text"),
     "a number that is none": (
         line(item={"title": "A", "price": float("nan")}),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.filters import Attributes, DeclaredFields, Equals, Filter, Range
+from service.core.filters import Attributes, DeclaredFields, Equals, Filter, Range, UnusedValue
 from service.errors import InvalidFilter, UnknownFilterField
 
 FIELDS = DeclaredFields.parse("brand:text, price:number, refurbished:boolean")
@@ -159,11 +159,72 @@ def test_values_of_different_kinds_are_never_equal() -> None:
         assert [(type(each), each) for each in passing] == [(type(mine), mine)]
 
 
-@given(number=st.one_of(st.integers(-3, 3), st.floats(allow_nan=False), st.just(2**53 + 1)))
-def test_a_number_equals_itself_as_it_would_be_stored(number: float) -> None:
+@given(number=st.one_of(st.integers(), st.floats(allow_nan=False), st.integers(2**53 - 9, 2**53 + 9)))
+def test_a_number_equals_itself_and_no_other_or_is_refused_and_left_out(number: float) -> None:
     stored = FIELDS.attributes_of({"price": number})
     asked = Filter(attributes=(("price", Equals(number)),))
-    assert asked.passes("a", stored) == math.isfinite(number)
+    if stored.values:
+        assert asked.passes("a", stored)
+        FIELDS.check(asked)
+    else:
+        with pytest.raises(InvalidFilter):
+            FIELDS.check(asked)
+    for neighbor in (number - 1, number + 1) if isinstance(number, int) else ():
+        assert not asked.passes("a", FIELDS.attributes_of({"price": neighbor}))
+
+
+POSTED = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=5),
+    st.sampled_from(["12", "1.5", "true", "9007199254740993", "1e999", "1,5"]),
+    st.lists(st.one_of(st.text(max_size=3), st.integers(), st.lists(st.booleans(), max_size=2)), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@given(price=POSTED, brand=POSTED, refurbished=POSTED, available=POSTED)
+def test_a_value_is_used_or_told_to_be_unused(**item: object) -> None:
+    used, unused = FIELDS.attributes_of(item), {each.field for each in FIELDS.unused_in(item)}
+    for name in FIELDS.kinds:
+        assert (name in used.values) + (name in unused) == (item[name] is not None)
+    assert ("available" in unused) == (not isinstance(item["available"], bool | None))
+
+
+@pytest.mark.parametrize(
+    ("field", "posted", "reason"),
+    [
+        (
+            "price",
+            "$5",
+            "is declared as number, and is text without a number that a double holds; write it like 149.99",
+        ),
+        ("price", 2**53 + 1, "is declared as number, and has more digits than a double"),
+        ("price", [5], "is declared as number, and is a list"),
+        ("price", True, "is declared as number, and is true or false"),
+        ("brand", 3, "is declared as text, and is a number"),
+        ("brand", {"name": "Acme"}, "is declared as text, and is an object"),
+        ("refurbished", "yes", "is declared as boolean, and is a text; write true or false without quotes"),
+        ("refurbished", 0, "is declared as boolean, and is a number; write true or false without quotes"),
+        ("categories", 3, "is a number; give a text or a list of texts"),
+        (
+            "categories",
+            ["a", 3, [None, {"b": "c"}]],
+            "has 2 values that are not text; give a text or a list of texts",
+        ),
+        ("available", "false", "is not true or false (without quotes), so the item is available"),
+        ("available", 0, "is not true or false (without quotes), so the item is available"),
+    ],
+)
+def test_what_cannot_be_used_is_told_with_the_reason(field: str, posted: object, reason: str) -> None:
+    assert FIELDS.unused_in({field: posted}) == [UnusedValue(field, reason)]
+
+
+def test_a_range_bound_that_no_double_holds_is_refused() -> None:
+    with pytest.raises(InvalidFilter, match="price: is compared with a number that has more digits"):
+        FIELDS.check(Filter(attributes=(("price", Range(lte=2**53 + 1)),)))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +264,11 @@ def test_an_undeclared_field_is_refused_with_the_declared_ones() -> None:
         ),
         ("price", Range(), "price: needs at least one of gte, gt, lte and lt."),
         ("price", Range(gte=1, lt=math.nan), "price: is compared with a number that is not finite."),
-        ("price", Equals(10**400), "price: is compared with a number that is not finite."),
+        (
+            "price",
+            Equals(10**400),
+            "price: is compared with a number that has more digits than a double.",
+        ),
     ],
 )
 def test_a_condition_that_no_item_can_meet_is_refused(

@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from model_export.local_service import free_port
-from service.flows.served_pages import Attribution, ServedPages
+from service.flows.served_pages import PAGES_PER_ID, Attribution, ServedPages
 from service.store.events import Event, EventStore
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 from tests.service.catalogs import until, until_true
@@ -109,12 +109,71 @@ async def test_an_item_that_was_not_on_the_page_counts_without_a_hit_and_an_unkn
     await until_attributed(server, 2, 0, 0, 0, 0)
 
 
-async def test_of_pages_with_the_same_request_id_the_newest_counts(client):
-    _, first = await page_of(client, "mine")
-    _, second = await page_of(client, "mine", exclude_item_ids=[first[0]])
-    assert second[0] != first[0]
-    await post(client, ("a", "mine", second[0]), ("b", "mine", first[0]))
-    await until_attributed(client, 2, 1, 1, 1, 1)
+async def test_of_pages_with_the_same_request_id_the_one_with_the_item_counts_else_the_newest(client):
+    _, first = await page_of(client, "mine", limit=2)
+    _, second = await page_of(client, "mine", limit=3, exclude_item_ids=first)
+    absent = next(each.item_id for each in KNOWN_ITEMS if each.item_id not in [*first, *second])
+    await post(client, ("a", "mine", second[2]), ("b", "mine", first[0]), ("c", "mine", absent))
+    await until_attributed(client, 3, 1, 2, 2, 1 + 1 / 3)
+
+
+async def test_an_event_counts_once_although_two_replicas_served_pages_with_its_request_id(pair):
+    server, other = pair
+    _, items = await page_of(server, "shared")
+    assert (await page_of(other, "shared"))[1] == items
+    for number, item_id in enumerate(items):
+        await post(other, (f"e{number}", "shared", item_id))
+
+    async def counts():
+        return [await attributed(client) for client in pair]
+
+    async def all_are_counted():
+        return sum(each[0] for each in await counts()) >= len(items)
+
+    await until_true(all_are_counted)
+    await post(
+        server, ("last", (await page_of(server))[0], items[0]), ("end", (await page_of(other))[0], items[0])
+    )
+
+    async def both_are_past_the_end():
+        return sum(each[0] for each in await counts()) >= len(items) + 2
+
+    await until_true(both_are_past_the_end)
+    assert [sum(column) for column in zip(*await counts(), strict=True)] == [
+        len(items) + 2,
+        1 + 2,
+        5 + 2,
+        10 + 2,
+        pytest.approx(sum(1 / rank for rank in range(1, len(items) + 1)) + 2),
+    ]
+
+
+async def test_of_replicas_with_pages_of_one_request_id_the_one_whose_page_has_the_item_counts(pair):
+    for (with_it, without_it), number in ((pair, 0), (pair[::-1], 1)):
+        shared = f"shared-{number}"
+        _, items = await page_of(with_it, shared, limit=3)
+        await page_of(without_it, shared, limit=3, exclude_item_ids=items)
+        before = await attributed(with_it)
+        await post(without_it, (f"e{number}", shared, items[1]))
+        await until_attributed(with_it, *(a + b for a, b in zip(before, (1, 0, 1, 1, 0.5), strict=True)))
+    absent = next(each.item_id for each in KNOWN_ITEMS if each.item_id not in items)
+    await page_of(pair[0], "neither", limit=1)
+    await page_of(pair[1], "neither", limit=1)
+    await post(pair[0], ("absent", "neither", absent))
+
+    async def is_counted_once():
+        return sum([(await attributed(client))[0] for client in pair]) == 3
+
+    await until_true(is_counted_once)
+    assert sum([(await attributed(client))[2] for client in pair]) == 2
+
+
+async def test_a_claim_is_safe_to_repeat_and_the_first_store_that_claims_owns_the_event(redis):
+    one, other = (EventStore(redis, catalog="shop", keep_s=100) for _ in range(2))
+    assert await one.claim([b"1-0", b"2-0"]) == [True, True]
+    assert await other.claim([b"2-0", b"3-0"]) == [False, True]
+    assert await one.claim([b"1-0", b"2-0", b"3-0"]) == [True, True, False]
+    assert 98 <= await redis.ttl("{shop}:event_owner:1-0") <= 100
 
 
 async def test_a_page_counts_for_the_model_that_served_it(bundle, redis_url, tmp_path):
@@ -254,18 +313,34 @@ def test_pages_are_remembered_for_their_time_and_no_longer(seed):
         model, items = rng.choice([MODEL, OTHER]), [f"item-{rng.randrange(9)}" for _ in range(3)]
         history = tuple(f"item-{rng.randrange(9)}" for _ in range(rng.randrange(3)))
         pages.remember(request_id, model, items, history)
-        truth[request_id] = (now, model, items, history)
+        truth.setdefault(request_id, []).insert(0, (now, model, items, history))
         asked, item = f"request-{rng.randrange(200)}", f"item-{rng.randrange(9)}"
-        at, model, items, history = truth.get(asked, (-1_000, "", [], ()))
-        expected = Attribution(model, items.index(item) + 1 if item in items else None, history)
-        assert pages.find(asked, item) == (expected if now - at <= 100 else None)
+        served = [each for each in truth.get(asked, []) if now - each[0] <= 100][:PAGES_PER_ID]
+        _, model, items, history = next(
+            (each for each in served if item in each[2]), (*served, 4 * [None])[0]
+        )
+        rank = items.index(item) + 1 if served and item in items else None
+        assert pages.find(asked, item) == (Attribution(model, rank, history) if served else None)
+        assert pages.num_pages >= sum(now - each[0] <= 100 for each in truth[request_id][:PAGES_PER_ID])
     now += 101
     assert pages.num_pages == 0
 
 
-def test_a_page_that_is_served_again_is_the_newest_one():
-    pages = ServedPages(2, 1_000.0, clock=lambda: 5.0)
+def test_a_request_id_that_comes_again_is_the_newest_one():
+    pages = ServedPages(3, 1_000.0, clock=lambda: 5.0)
     for request_id in ("first", "second", "first", "third"):
         pages.remember(request_id, MODEL, ["item"])
     found = [request_id for request_id in ("first", "second", "third") if pages.find(request_id, "item")]
     assert found == ["first", "third"]
+
+
+def test_pages_of_one_request_id_are_bounded_and_count_as_pages():
+    pages = ServedPages(1_000, 1_000.0, clock=lambda: 5.0)
+    for number in range(100):
+        pages.remember("constant", MODEL, [f"item-{number}"])
+        assert pages.num_pages == min(number + 1, PAGES_PER_ID)
+    assert pages.find("constant", f"item-{100 - PAGES_PER_ID}").rank == 1
+    assert pages.find("constant", f"item-{100 - PAGES_PER_ID - 1}").rank is None
+    for number in range(3_000):
+        pages.remember(f"request-{number // 5}", MODEL, [f"item-{number}"])
+        assert pages.num_pages <= 1_000

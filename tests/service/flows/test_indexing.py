@@ -1,6 +1,7 @@
 """The POST /items flow over a real tokenizer graph and a real Redis."""
 
 import asyncio
+import copy
 import json
 import random
 
@@ -9,8 +10,9 @@ import pytest
 from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.core.bundle import TOKENIZER, load_bundle
-from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge
-from service.errors import Overloaded, StoreUnavailable, TookTooLong
+from service.core.filters import DeclaredFields
+from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge, merge_patch
+from service.errors import InvalidItem, Overloaded, StoreUnavailable, TookTooLong
 from service.flows import indexing
 from service.flows.indexing import Indexer, tokenize_in_batches
 from service.inference.batching import MicroBatcher
@@ -52,6 +54,7 @@ class Bench:
             self.follower,
             self.batcher,
             render=render_spec(),
+            filter_fields=DeclaredFields(),
             max_item_chars=5_000,
             timeout_s=options.pop("timeout_s", 30.0),
             metrics=self.metrics,
@@ -334,3 +337,33 @@ def test_merging_replaces_adds_and_removes_fields():
         "x": 3,
         "z": 4,
     }
+
+
+@pytest.mark.parametrize(
+    ("item", "patch", "expected"),
+    [  # those of RFC 7396, appendix A, in which both are objects
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+        ({"a": "foo"}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+    ],
+)
+def test_a_merge_patch_merges_objects_at_every_depth(item, patch, expected):
+    before = copy.deepcopy(item)
+    assert merge_patch(item, patch) == expected
+    assert item == before
+
+
+def test_a_merge_patch_that_is_nested_too_deeply_is_refused():
+    patch = {"x": 1}
+    for _ in range(900):
+        patch = {"deep": patch}
+    with pytest.raises(InvalidItem, match="nested deeper") as refused:
+        merge_patch({"item_id": "a"}, patch)
+    assert refused.value.field == "deep"

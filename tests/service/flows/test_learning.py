@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import defaultdict
 from contextlib import suppress
+from itertools import product
 from math import sqrt
 
 import pytest
@@ -127,6 +128,33 @@ async def attributed(client, num_events):
         sum(count for (name, _), count in found.items() if name == "glyphrec_feedback_attributed_total")
         == num_events
     )
+
+
+async def test_hits_on_pairs_that_the_counts_knew_are_told_from_the_others(seeding, redis_url):
+    async with running(seeding, redis_url, learn=False) as client:
+        request_id, page = await page_of(client, "item-0")
+        ranked = list(page)
+        taken = [*ranked, "no-such-item"]
+        await post(client, *((f"e{place}", request_id, item_id) for place, item_id in enumerate(taken)))
+        await post(client, ("no pair", (await page_of(client))[0], "item-5"))
+        kinds = [
+            (
+                "seen" if item_id in ROWS[0].neighbors else "unseen",
+                "hit" if item_id in ranked[:10] else "miss",
+            )
+            for item_id in taken
+        ]
+        expected = {kind: kinds.count(kind) for kind in product(("seen", "unseen"), ("hit", "miss"))}
+        assert expected["seen", "hit"] + expected["seen", "miss"] == 2
+
+        async def all_are_told():
+            found = await scrape(client)
+            return expected == {
+                (pair, result): value(found, "feedback_pairs_total", pair=pair, result=result)
+                for pair, result in expected
+            }
+
+        await until_true(all_are_told)
 
 
 async def test_nothing_is_learned_of_unknown_pages_and_unknown_items_nor_if_it_is_off(

@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 
 from service.http.connection import BoundedHttp
+from service.http.connection_limit import PROBE_RESERVE, ConnectionLimit
 from service.http.envelope import Envelope
 from service.http.security import Guard, Scope
 from service.inference.batching import MicroBatcher
@@ -44,7 +45,14 @@ class Door:
 
 
 @asynccontextmanager
-async def serving(door: Door, max_connections: int = 100):
+async def serving(
+    door: Door,
+    max_connections: int = 100,
+    *,
+    limit: ConnectionLimit | None = None,
+    keep_alive_s: float = 5,
+    head_timeout_s: float = 5,
+):
     """Serve the app in its envelope -> connect()."""
     app = Envelope(
         door.app,
@@ -57,9 +65,11 @@ async def serving(door: Door, max_connections: int = 100):
     )
     http = partial(
         BoundedHttp,
-        head_timeout_s=5,
-        max_connections=max_connections,
+        head_timeout_s=head_timeout_s,
+        keep_alive_s=keep_alive_s,
+        limit=limit or ConnectionLimit(max_connections),
         admit=door.admit,
+        is_probe=lambda _method, path: path == "/health/live",
         metrics=door.metrics,
     )
     server = uvicorn.Server(
@@ -196,9 +206,122 @@ async def test_one_connection_too_many_is_told_so_and_closed():
             writer.write(GET)
             assert (await answer(reader))[0] == 200
         reader, writer = pairs[2]
-        writer.write(GET)
+        writer.write(POST)
         status, headers, problem = await answer(reader)
         assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
         assert json.loads(problem)["type"] == "urn:glyphrec:problem:too-many-connections"
         assert await reader.read() == b""
     assert num_rejected(door, "too-many-connections") == 1
+
+
+async def test_a_probe_is_answered_once_though_all_connections_are_taken():
+    door = Door(num_places=9)
+    async with serving(door, max_connections=1) as connect:
+        await connect()
+        for request in (GET, GET.replace(b"GET", b"HEAD"), GET + GET):
+            reader, writer = await connect()
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in head
+            assert await reader.read() == (b"" if request.startswith(b"HEAD") else b"ok")
+    assert not num_rejected(door, "too-many-connections")
+
+
+async def test_connections_that_say_nothing_do_not_take_the_places_of_probes():
+    door = Door(num_places=9)
+    async with serving(door, max_connections=1) as connect:
+        await connect()
+        silent = [await connect() for _ in range(3 * PROBE_RESERVE)]
+        reader, writer = await connect()
+        writer.write(GET)
+        assert (await answer(reader))[0] == 200
+        for reader, _ in silent[: 2 * PROBE_RESERVE]:
+            assert (await answer(reader))[0] == 503
+            assert await reader.read() == b""
+    assert num_rejected(door, "too-many-connections") >= 2 * PROBE_RESERVE
+
+
+async def test_a_probe_that_is_being_answered_keeps_its_place():
+    door = Door(num_places=9)
+    async with serving(door, max_connections=1) as connect:
+        await connect()
+        door.gate.clear()
+        reader, writer = await connect()
+        writer.write(GET)
+        await until(lambda: door.num_taken == 1)
+        for _ in range(3 * PROBE_RESERVE):
+            await connect()
+        door.gate.set()
+        assert (await answer(reader))[0] == 200
+
+
+async def test_a_connection_that_was_one_too_many_is_served_once_another_has_closed():
+    door = Door(num_places=9)
+    async with serving(door, max_connections=1) as connect:
+        _, first = await connect()
+        reader, writer = await connect()
+        first.close()
+        await first.wait_closed()
+        for _ in range(2):  # it stays open
+            writer.write(POST)
+            assert (await answer(reader))[0] == 200
+
+
+async def test_the_longest_idle_connection_gives_way_and_one_that_is_in_use_does_not():
+    door = Door(num_places=9)
+    async with serving(door, limit=ConnectionLimit(3, gives_way_after_s=0)) as connect:
+        busy, first, second = [await connect() for _ in range(3)]
+        for reader, writer in (first, second, first):
+            writer.write(POST)
+            assert (await answer(reader))[0] == 200
+        door.gate.clear()
+        busy[1].write(POST)
+        await until(lambda: door.num_taken == 4)
+        third = await connect()
+        assert await second[0].read() == b"", "closed, as it was idle for longest"
+        fourth = await connect()
+        assert await first[0].read() == b""
+        door.gate.set()
+        assert (await answer(busy[0]))[0] == 200
+        for reader, writer in (third, fourth):
+            writer.write(POST)
+            assert (await answer(reader))[0] == 200
+
+
+async def test_a_connection_that_was_idle_for_a_moment_does_not_give_way():
+    door = Door(num_places=9)
+    async with serving(door, max_connections=1) as connect:
+        reader, writer = await connect()
+        writer.write(POST)
+        assert (await answer(reader))[0] == 200
+        other, another_writer = await connect()
+        another_writer.write(POST)
+        assert (await answer(other))[0] == 503
+        writer.write(POST)
+        assert (await answer(reader))[0] == 200
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_an_idle_connection_lives_for_the_keep_alive_and_not_only_for_the_time_of_a_head(is_refused):
+    door = Door(num_places=1)
+    async with serving(door, keep_alive_s=2, head_timeout_s=0.1) as connect:
+        if is_refused:
+            await occupied(door, connect)
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(POST)
+            assert (await answer(reader))[0] == (429 if is_refused else 200)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(), 0.5)  # still open
+        assert await asyncio.wait_for(reader.read(), 10) == b"", "closed at the end"
+
+
+async def test_the_rest_of_a_later_head_must_come_in_time():
+    door = Door(num_places=9)
+    async with serving(door, keep_alive_s=60, head_timeout_s=0.1) as connect:
+        reader, writer = await connect()
+        writer.write(POST)
+        assert (await answer(reader))[0] == 200
+        writer.write(b"GET /hea")
+        assert await asyncio.wait_for(reader.read(), 10) == b""

@@ -18,7 +18,7 @@ from tests.service.processes import command, free_port, wait_until_ready
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
-HEAD_TIMEOUT_S, BODY_TIMEOUT_S = 1.0, 1.0
+HEAD_TIMEOUT_S, BODY_TIMEOUT_S, KEEP_ALIVE_S = 1.0, 1.0, 1.0
 PATIENCE_S = 20.0  # of a test with the service, on a busy machine
 MAX_GROWTH_BYTES = 48 * 2**20
 POST = b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -91,6 +91,7 @@ def served(bundle, tmp_path_factory):
         *("serve", "--bundle", bundle, "--port", port, "--data-dir", folder / "redis"),
         GLYPHREC_HEAD_TIMEOUT_S=str(HEAD_TIMEOUT_S),
         GLYPHREC_BODY_TIMEOUT_S=str(BODY_TIMEOUT_S),
+        GLYPHREC_KEEP_ALIVE_S=str(KEEP_ALIVE_S),
         GLYPHREC_MAX_BODY_BYTES="100000",
     )
     told: list[str] = []

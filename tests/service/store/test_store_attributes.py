@@ -35,14 +35,18 @@ async def test_a_snapshot_tells_the_attributes_of_each_item(redis: Redis) -> Non
     assert told == {each.item_id: FIELDS.attributes_of(each.item) for each in posted}
 
 
-async def test_an_item_that_goes_while_the_snapshot_is_read_has_no_attributes(
+async def test_an_item_that_redis_no_longer_has_is_not_in_the_snapshot_and_its_put_is_a_drop(
     store: ItemStore, redis: Redis
 ) -> None:
-    await put(store, record("a", categories="Pens"), (1, 2, 3))
+    """It goes while the snapshot is read, or it was evicted. Without attributes it would pass filters."""
+    await put(store, record("a", categories="Pens", available=False), (1, 2, 3))
+    await put(store, record("b", "b"), (1, 2, 3))
+    other = store_on(redis, fields=FIELDS)
     await redis.hdel(ITEMS, "a")
     assert [entry async for entries in store.snapshot() for entry in entries] == [
-        TrieEntry("a", Sid((1, 2, 3), 0), NO_ATTRIBUTES)
+        TrieEntry("b", Sid((1, 2, 3), 1), NO_ATTRIBUTES)
     ]
+    assert [(change.op, change.item_id) for change in await other.changes(0)] == [("drop", "a"), ("put", "b")]
 
 
 @pytest.mark.parametrize("others", ["", "brand:text,price:number", "brand:number,price:number,used:boolean"])

@@ -31,7 +31,8 @@ UNITS = ("seconds", "bytes", "ratio")
 COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
     *("widenings", "items", "views", "hits", "misses", "evictions", "entries", "version", "in_use", "values"),
-    *("calls", "swaps", "events", "attributed", "pages", "rank", "info", "quality", "ready", "behind"),
+    *("calls", "swaps", "events", "attributed", "pairs", "pages", "rank", "info", "quality", "ready"),
+    *("behind", "may_evict", "damaged"),
 )
 
 
@@ -103,6 +104,7 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
             "catalog_slots_in_use": max(Counter(each.codes for each in KNOWN_ITEMS).values()),
             "ready": 1,
             "behind": 0,
+            "catalog_damaged": 0,
             "http_requests_in_flight": 1,  # the scrape itself
             "feedback_remembered_pages": 4,
         }

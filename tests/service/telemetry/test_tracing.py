@@ -102,3 +102,12 @@ def test_the_provider_of_the_environment_is_named_after_us_unless_it_says_otherw
     tracer = tracer_from_environment()
     assert tracer._provider.resource.attributes["service.name"] == "shop"
     tracer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_BSP_MAX_QUEUE_SIZE", "-1"), ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")]
+)
+def test_a_variable_that_opentelemetry_refuses_is_one_error_that_says_so(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(GlyphrecError, match="names begin with OTEL_: "):
+        tracer_from_environment()

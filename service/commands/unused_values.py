@@ -1,0 +1,24 @@
+"""What an import says about values that filters cannot use: how many in each field, and one example."""
+
+import sys
+from collections import Counter
+
+
+class UnusedValues:
+    """The values of one import, counted by field."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, where: str, field: str, reason: str) -> None:
+        """Note one value. `where` names its item or line."""
+        self._counts[field] += 1
+        self._examples.setdefault(field, f"{where}: {field} {reason}")
+
+    def tell(self) -> None:
+        """Write one line for each field to stderr."""
+        for field, count in sorted(self._counts.items()):
+            print(
+                f"filters cannot use {field} of {count} items, first {self._examples[field]}", file=sys.stderr
+            )
