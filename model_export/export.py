@@ -12,9 +12,10 @@ from pathlib import Path
 from model_export.bundle.folder import kept_bundle, reserved
 from model_export.bundle.writing import TokenizedCatalog, generator_name, key_of_bundle, write_bundle
 from model_export.config_changes import differences
-from model_export.configs import MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
+from model_export.configs import CompactConfig, MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Targets
+from model_export.encoders.compact.scripts import untaught_scripts
 from model_export.generators.tree import TreeGenerator
 from model_export.pipeline import stages
 from model_export.pipeline.opinions import weigh
@@ -22,8 +23,10 @@ from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
+from service.core.render import item_text
 from service.errors import GlyphrecError
 
+MANY_UNTAUGHT = 0.02  # a share of the letters
 MANY_REPEATS = 0.05  # a share of targets in their own history that is worth a line
 
 
@@ -70,6 +73,9 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
     if (validation := run.split.validation).repeated_share > MANY_REPEATS:
         say(_repeats(validation))
 
+    if isinstance(config.encoder, CompactConfig) and (warning := _untaught(run)):
+        say(warning)
+
     with stages.deterministic():
         say("[1/5] drawing and reading the items")
         read = stages.read(run)
@@ -86,6 +92,18 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
     strips = stages.draw(dataset.items, run.config)
     tokenized = TokenizedCatalog(strips, read.pooling, coded, weighed, assign_slots(coded.codes))
     return write_bundle(out, key, run, tokenized, generated)
+
+
+def _untaught(run: Run) -> str | None:
+    """A warning about letters that the compact reader was not taught, if there are many."""
+    scripts = untaught_scripts(item_text(item, run.config.render) for item in run.dataset.items)
+    if (share := sum(scripts.values())) <= MANY_UNTAUGHT:
+        return None
+    named = ", ".join(f"{script} {part:.0%}" for script, part in list(scripts.items())[:3])
+    return (
+        f"  warning: the compact reader was not taught {share:.0%} of the letters ({named}). It tells such "
+        "texts apart less well. Export with --config pp-ocr-base, and compare."
+    )
 
 
 def _repeats(validation: Targets) -> str:

@@ -19,13 +19,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, linprog
+from scipy.sparse import identity, kron
 
 from model_export.quantizers.sinkhorn import sinkhorn_assign
 from service.core.sid import SidSpec
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 SINKHORN_ROUNDS = 30
+MAX_ASSIGNED = 512  # members of a group; the matrix of an assignment grows with their square
 
 Treatment = Literal["none", "sinkhorn", "zcr", "suffix"]
 
@@ -148,10 +150,33 @@ def _match(distance: NDArray[np.float64], old: NDArray[np.int64]) -> NDArray[np.
     # One more move must cost more than all distances of the group could save.
     move = (num_members + 1) * (distance.max() + 1e-6)
     keep = np.arange(num_codes) == old[:, None]  # [member, code]
+    cost = np.where(keep, distance, distance + move)
     places = -(-num_members // num_codes)  # for each code
-    cost = np.tile(np.where(keep, distance, distance + move), places)  # [member, place * code]
-    result: NDArray[np.int64] = linear_sum_assignment(cost)[1] % num_codes
+    if num_members > MAX_ASSIGNED:
+        return _transport(cost, places)
+    result: NDArray[np.int64] = linear_sum_assignment(np.tile(cost, places))[1] % num_codes
     return result
+
+
+def _transport(cost: NDArray[np.float64], places: int) -> NDArray[np.int64]:
+    """The cheapest code for each member -> [member], from cost [member, code]; a code takes `places` members.
+
+    Members with equal costs, such as items of the same text, count as one with several units. So this is a
+    transportation problem, whose linear program has whole numbers as its solution.
+    """
+    kinds, kind, units = np.unique(cost, axis=0, return_inverse=True, return_counts=True)
+    num_kinds, num_codes = kinds.shape
+    of_kind = kron(identity(num_kinds), np.ones((1, num_codes)), format="csr")
+    of_code = kron(np.ones((1, num_kinds)), identity(num_codes), format="csr")
+    found = linprog(
+        kinds.ravel(), A_ub=of_code, b_ub=np.full(num_codes, places), A_eq=of_kind, b_eq=units, method="highs"
+    )
+    assert found.success, found.message
+    amounts = np.rint(found.x).astype(np.int64).reshape(kinds.shape)  # [kind, code]
+    codes = np.empty(len(cost), dtype=np.int64)
+    for number, row in enumerate(amounts):
+        codes[kind == number] = np.repeat(np.arange(num_codes), row)
+    return codes
 
 
 def _spread_by_sinkhorn(codes: NDArray[np.int64], spec: SidSpec, last: _LastLevel) -> NDArray[np.int64]:

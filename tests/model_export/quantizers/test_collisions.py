@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model_export.configs import QuantizerConfig
+from model_export.quantizers import collisions
 from model_export.quantizers.collisions import assign_slots, reassign_collisions, treat_collisions
 from model_export.quantizers.rq_vae import train_rq_vae
 from service.core.sid import SidSpec
@@ -132,6 +133,34 @@ def test_a_group_with_more_items_than_codes_is_spread_at_the_least_cost(seed):
     new, _ = separate(codes, latents, codebooks)
     assert np.bincount(new[:, -1]).max() <= 3
     assert cost(new[:, -1]) == (best[0], pytest.approx(best[1], abs=1e-9))
+
+
+def test_a_large_group_costs_as_little_as_an_assignment_of_each_item(monkeypatch):
+    """With copies among the items, as catalogs have them."""
+    codes, latents, codebooks = crowded(0, num_items=90, levels=(1, 8))
+    latents = np.concatenate([latents, np.repeat(latents[:3], 20, axis=0)])
+    codes = np.concatenate([codes, np.repeat(codes[:3], 20, axis=0)])
+    distance = distances(codes, latents, codebooks)
+
+    def cost(chosen):
+        return int((chosen != codes[:, -1]).sum()), float(distance[np.arange(len(codes)), chosen].sum())
+
+    by_assignment = separate(codes, latents, codebooks)[0][:, -1]
+    monkeypatch.setattr(collisions, "MAX_ASSIGNED", 10)
+    by_transport = separate(codes, latents, codebooks)[0][:, -1]
+    assert cost(by_transport) == (cost(by_assignment)[0], pytest.approx(cost(by_assignment)[1]))
+    assert np.bincount(by_transport).max() <= np.ceil(len(codes) / 8)
+
+
+def test_thousands_of_items_of_one_text_are_spread_evenly():
+    num_items, levels = 16_000, (2, 32)
+    rng = np.random.default_rng(0)
+    codebooks = [rng.normal(size=(num_codes, 3)).astype(np.float32) for num_codes in levels]
+    latents = np.tile(rng.normal(size=3).astype(np.float32), (num_items, 1))
+    codes = np.tile([1, 7], (num_items, 1))
+    new_codes, report = separate(codes, latents, codebooks)
+    assert np.bincount(new_codes[:, 1], minlength=32).tolist() == 32 * [num_items // 32]
+    assert report.num_reassigned == num_items - num_items // 32
 
 
 def test_groups_that_cannot_be_resolved_are_reported():
