@@ -24,7 +24,7 @@ STUDY_CELLS = {
     "sum": "weighted sum of counts, text and popularity, not trained",
     "text": "`base` without counts, on MiniLM text (three seeds)",
     "without_counts": "`base` without counts (three seeds)",
-    "default": "glyphrec, `base` (one seed)",
+    "default": "glyphrec, `base` (three seeds)",
 }
 DEMO_SYSTEMS = {
     "model": "the demo's model, `tree` after 1,000 steps",
