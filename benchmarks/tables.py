@@ -337,6 +337,23 @@ TABLES: Mapping[str, Table] = {
             ("reading the digest", "{fsck.read_digest_us:.1f} µs"),
         ),
     ),
+    "co_counts": Table(
+        ("", "{co_counts_tenth.items:,.0f} items", "{co_counts.items:,.0f} items"),
+        (
+            ("memory of the table", "{co_counts_tenth.table_mb:.0f} MB", "{co_counts.table_mb:.0f} MB"),
+            ("reading all rows at the start", "{co_counts_tenth.load_s:.0f} s", "{co_counts.load_s:.0f} s"),
+            (
+                "the neighbors of a request",
+                "{co_counts_tenth.gather_us:.0f} µs",
+                "{co_counts.gather_us:.0f} µs",
+            ),
+            (
+                "a search with them, and without",
+                "{co_counts_tenth.search_ms:.1f} / {co_counts_tenth.search_without_counts_ms:.1f} ms",
+                "{co_counts.search_ms:.1f} / {co_counts.search_without_counts_ms:.1f} ms",
+            ),
+        ),
+    ),
     "event_log": Table(
         ("{event_log.events:,.0f} events", "DuckDB", "csv module"),
         (
