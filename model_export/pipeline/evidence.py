@@ -106,7 +106,7 @@ class Evidence:
 
     def total(self, opinions: Opinions) -> NDArray[np.float32]:
         """The weighed sum of all opinions, without the spread over the levels of a search: [user, item]"""
-        total = self.learned + opinions.counts * np.log1p(
+        total: NDArray[np.float32] = self.learned + opinions.counts * np.log1p(
             self.masses(opinions.decay) / np.float32(opinions.smoothing)
         )
         about = opinions.popularity * np.log(self._bought)
@@ -175,7 +175,7 @@ class Evidence:
             vectors,
             self._run.config.history_length,
             power=opinions.likeness,
-            item_weights=self._bought[seen] ** opinions.popularity,
+            item_weights=(self._bought[seen] ** opinions.popularity).astype(np.float32),
         ).eval()
 
     def _query(self, block: NDArray[np.float32], recency: float) -> NDArray[np.float32]:
