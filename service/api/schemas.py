@@ -10,7 +10,9 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
 )
 
 from service.core.items import MAX_ID_CHARS
@@ -170,14 +172,23 @@ Category = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
 Categories = Annotated[list[Category], Field(max_length=MAX_CATEGORIES)]
 
 
+def _as_given(bound: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """The checked bound. An int stays one: as a float, a large one would be its neighbor."""
+    number = check(bound)
+    return bound if isinstance(bound, int) else number
+
+
+# Not `int | float`: an error would be told once for each of the two.
+Bound = Annotated[float, WrapValidator(_as_given)]
+
+
 class RangeIn(_In):
     """A number within all given bounds. At least one bound is needed."""
 
-    # An int stays one: as a float, a large one would be its neighbor.
-    gte: int | float | None = None
-    gt: int | float | None = None
-    lte: int | float | None = None
-    lt: int | float | None = None
+    gte: Bound | None = None
+    gt: Bound | None = None
+    lte: Bound | None = None
+    lt: Bound | None = None
 
 
 def _range_or_value(condition: Any) -> str:

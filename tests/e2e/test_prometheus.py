@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from deploy.grafana.pictures import filled
+from service.core.co_counts import CoCountSpec
 from tests.e2e.watched import RATE_INTERVAL, ROOT, Watched, prometheus_binary, watched
+from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
 LOAD_S = 25
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
@@ -76,11 +78,13 @@ def selectors(expr: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def seen(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     binary = prometheus_binary()
     if binary is None:
         pytest.skip("no prometheus. deploy/fetch_prometheus.sh fetches it from Debian")
-    with watched(binary, bundle, tmp_path_factory.mktemp("watched"), LOAD_S) as seen:
+    folder = tmp_path_factory.mktemp("watched")
+    bundle = write_known_bundle(folder / "bundle", KNOWN_ITEMS, co_counts=CoCountSpec())
+    with watched(binary, bundle, folder, LOAD_S) as seen:
         yield seen
 
 

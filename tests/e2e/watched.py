@@ -262,6 +262,7 @@ class Load:
         items: list[dict[str, Any]] = [_item(number), _item(again), {**_item(again), "price": number}]
         if number % 10 == 0:
             items += [{**_item(again), "title": f"Renamed {number}"}, {"item_id": "without a text"}]
+            items += [{**_item(number + 1), "available": "maybe"}]  # a value that filters cannot use
         self._send(client, "POST", "/items", json={"items": items})
 
     def _drop(self, client: httpx.Client, rng: random.Random, number: int) -> None:
