@@ -140,3 +140,11 @@ def without_photos(features: NDArray[np.float32], fusion: Fusion) -> NDArray[np.
     hidden[:, fusion.text_dim : -NUM_FLAGS] = 0
     hidden[:, -1] = 0
     return hidden
+
+
+def without_texts(features: NDArray[np.float32], fusion: Fusion) -> NDArray[np.float32]:
+    """Fused features [item, feature] of the same items without their texts."""
+    hidden = features.copy()
+    hidden[:, : fusion.text_dim] = 0
+    hidden[:, -NUM_FLAGS] = 0
+    return hidden
