@@ -103,6 +103,7 @@ def known_to(bundle: Bundle, dataset: Dataset) -> Dataset:
         dataset.exclusions | ({"items that the bundle lacks": lacking} if lacking else {}),
         times=dataset.times and [times[mask] for times, mask in zip(dataset.times, kept, strict=True)],
         notes=dataset.notes,
+        images={int(place[item]): path for item, path in dataset.images.items() if known[item]},
     )
 
 

@@ -144,6 +144,7 @@ def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Remove
         [dataset.items[item] for item in kept],
         zip(dataset.user_ids, remaining, strict=True),
         dataset.exclusions | {"cold items": count},
+        images={int(number[item]): path for item, path in dataset.images.items() if not is_cold[item]},
     )
 
     test = split.test
