@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model_export.configs import PicturesConfig
 from model_export.data.dataset import Dataset
-from model_export.encoders.fusion import NO_PHOTO, Photos
+from model_export.encoders.fusion import Photos
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import (
     image_encoder_files,
@@ -25,6 +25,7 @@ from model_export.pipeline.run import Run
 from service.core import pictures
 from service.core.bundle import PictureSpec
 from service.core.cpus import usable_cpus
+from service.core.graphs import NO_PICTURE
 from service.core.pictures import keep_picture, picture_pixels
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
@@ -68,7 +69,7 @@ def read_photos(run: Run) -> Photos:
     shutil.rmtree(parts, ignore_errors=True)
     is_usable = ~np.isnan(features[:, 0])
     _tell(run, owners, is_usable)
-    photo_of = np.full(dataset.num_items, NO_PHOTO, np.int64)
+    photo_of = np.full(dataset.num_items, NO_PICTURE, np.int64)
     photo_of[np.array(owners)[is_usable]] = np.arange(is_usable.sum())
     return Photos(features[is_usable], photo_of)
 
