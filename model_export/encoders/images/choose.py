@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model_export.configs import PicturesConfig
-from model_export.encoders.images import efficientnet_lite0
+from model_export.encoders.images import efficientnet_lite0, mobilenet_v2
 from model_export.encoders.images.base import ImageEncoder
 
 
@@ -39,5 +39,11 @@ CHOICES = {
         efficientnet_lite0.EfficientNetLite0.files,
         "efficientnet_lite0",
         efficientnet_lite0.VERSION,
+    ),
+    "mobilenet-v2": Choice(
+        lambda config: mobilenet_v2.MobileNetV2(config.size_px),
+        mobilenet_v2.MobileNetV2.files,
+        "mobilenet_v2",
+        mobilenet_v2.VERSION,
     ),
 }
