@@ -27,7 +27,7 @@ from service.core.cpus import usable_cpus
 from service.core.version import service_version
 from service.errors import GlyphrecError
 from service.flows.feedback import Feedback
-from service.flows.indexing import Indexer, tokenize_in_batches
+from service.flows.indexing import Indexer, tokenize_in_batches, work_of
 from service.flows.learning import Learned, Learner
 from service.flows.recommend import Recommender
 from service.flows.search import observed_by, recommend_in_batches
@@ -256,7 +256,7 @@ def build_model(
         max_batch_units=settings.max_batch_strips,
         max_queued_units=settings.max_queued_strips,
         gives_way=True,  # a client waits less impatiently for an ingest than for a page
-        units=len,
+        units=work_of,
         observe=lambda stats: metrics.observe_batch("tokenizer", stats),
     )
     searches = MicroBatcher(

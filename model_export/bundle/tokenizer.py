@@ -23,7 +23,7 @@ from service.core.bundle import RenderSpec
 from service.core.graphs import GraphSpec, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
-from service.inference.runtime import Tokenizer
+from service.inference.runtime import Tokenizer, TokenizerInput
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 
@@ -93,8 +93,8 @@ def check_tokenizer(
     vector's entry. Raises ContractMismatch if vectors or codes differ.
     """
     session = Tokenizer(path, graph, threads=1)
-    together = session.run(items)
-    apart = [session.run([item]) for item in items]
+    together = session.run([TokenizerInput(item) for item in items])
+    apart = [session.run([TokenizerInput(item)]) for item in items]
     remainder = Remainder(pooling, head, quantizer).eval()
     expected = _reference(body, remainder, items)
     worst = 0.0

@@ -22,7 +22,7 @@ from service.core.bundle_items import bundle_items
 from service.core.cpus import usable_cpus
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
-from service.inference.runtime import RecommenderSession, Tokenizer
+from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
 
 VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
@@ -198,7 +198,7 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     for place in chosen:
         copy = near_copy(dataset.items[place], rng)
         strips = render_text(item_text(copy, manifest.render), manifest.render).strips
-        found.append(tokenizer.run([strips]).codes[0])
+        found.append(tokenizer.run([TokenizerInput(strips)]).codes[0])
     known = codes_for(bundle, dataset)[chosen]
     shared = shared_levels(np.stack(found), known)
     # For comparison, the codes that random pairs of items share.

@@ -21,7 +21,7 @@ from service.core.bundle import TOKENIZER
 from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
 from service.core.render import render_text
-from service.inference.runtime import Tokenizer
+from service.inference.runtime import Tokenizer, TokenizerInput
 
 TEXTS_PER_RUN = 32
 
@@ -60,7 +60,8 @@ def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:
         with ProgressBar(total=len(texts), desc="Reading pictures", unit="text", mininterval=1.0) as progress:
             for start in range(0, len(texts), TEXTS_PER_RUN):
                 part = texts[start : start + TEXTS_PER_RUN]
-                rows.append(tokenizer.run([render_text(text, config.render).strips for text in part]).codes)
+                drawn = [TokenizerInput(render_text(text, config.render).strips) for text in part]
+                rows.append(tokenizer.run(drawn).codes)
                 progress.update(len(part))
         return np.concatenate(rows)
 

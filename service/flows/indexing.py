@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.catalog.follower import CatalogFollower
 from service.core.bundle import RenderSpec
 from service.core.filters import DeclaredFields, UnusedValue
@@ -34,7 +31,7 @@ from service.errors import (
     TookTooLong,
 )
 from service.inference.batching import MicroBatcher
-from service.inference.runtime import Tokenizer
+from service.inference.runtime import Tokenizer, TokenizerInput
 from service.store.items import ItemStore
 from service.store.records import IfMatch, ItemRecord, PutResult
 from service.telemetry.metrics import Metrics
@@ -42,13 +39,14 @@ from service.telemetry.stages import Stages
 
 log = logging.getLogger(__name__)
 
-Strips = NDArray[np.uint8]  # [strip, height, width]
 T = TypeVar("T")
 
 # Items that are drawn, read and stored together. Few, so that an item posted meanwhile does not wait long.
 CHUNK = 32
 # While one chunk is being read, the next is drawn.
 CHUNKS_IN_FLIGHT = 2
+# A photo takes about as long to encode as so many strips (benchmarks/pictures.py).
+PICTURE_STRIPS = 8
 # How long an answer waits until this replica has seen its own change. The log usually takes milliseconds.
 FOLLOW_TIMEOUT_S = 5.0
 # How often a patch begins anew because another writer changed the item meanwhile. Each time, a change of
@@ -95,11 +93,16 @@ class Patched(NamedTuple):
     version: int  # of the catalog, as this replica now serves it
 
 
-def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[Codes]]:
+def work_of(item: TokenizerInput) -> int:
+    """How much work the item is for the tokenizer, in strips."""
+    return len(item.strips) + (0 if item.picture is None else PICTURE_STRIPS)
+
+
+def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]], list[Codes]]:
     """The function that the tokenizer's batcher runs."""
 
-    def run(strips: list[Strips]) -> list[Codes]:
-        return [tuple(codes) for codes in tokenizer.run(strips).codes.tolist()]
+    def run(items: list[TokenizerInput]) -> list[Codes]:
+        return [tuple(codes) for codes in tokenizer.run(items).codes.tolist()]
 
     return run
 
@@ -111,7 +114,7 @@ class Indexer:
         self,
         store: ItemStore,
         follower: CatalogFollower,
-        batcher: MicroBatcher[Strips, Codes],
+        batcher: MicroBatcher[TokenizerInput, Codes],
         *,
         render: RenderSpec,
         filter_fields: DeclaredFields,
@@ -221,7 +224,7 @@ class Indexer:
         texts = [item_text(record.item, self._render) for record in records]
         drawn = await self._draw(texts)
         answers = await asyncio.gather(
-            *(self._batcher.submit(each.strips, is_admitted=True) for each in drawn)
+            *(self._batcher.submit(TokenizerInput(each.strips), is_admitted=True) for each in drawn)
         )
         return [answer.result for answer in answers]
 
@@ -338,7 +341,8 @@ class Indexer:
         with stages.time("render"):
             drawn = await self._draw([reading.text for reading in readings])
         answers = await asyncio.gather(
-            *(self._batcher.submit(each.strips, deadline=deadline) for each in drawn), return_exceptions=True
+            *(self._batcher.submit(TokenizerInput(each.strips), deadline=deadline) for each in drawn),
+            return_exceptions=True,
         )
         failed: dict[str, Outcome] = {}
         readable, pictures, records = [], [], []

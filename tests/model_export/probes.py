@@ -56,7 +56,7 @@ from service.core.co_counts import CoCountSpec
 from service.core.graphs import PADDING, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
-from service.inference.runtime import RecommenderSession, Tokenizer
+from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 from tests.model_export.probe_inputs import (
     BEAM_LIMIT,
@@ -285,7 +285,7 @@ def _tokenizer_graph() -> Output:
         graph = tokenizer.export_tokenizer(
             path, body, SumOfFrames(), item_head.eval(), Codewords(), sid=sid, render=RECIPE
         )
-        found = Tokenizer(path, graph, threads=1).run(strips())
+        found = Tokenizer(path, graph, threads=1).run([TokenizerInput(each) for each in strips()])
     return {"codes": found.codes.tolist(), "vectors": found.vectors.tolist()}
 
 

@@ -17,7 +17,7 @@ from service.core.graphs import GraphSpec
 from service.core.render import render_text
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
-from service.inference.runtime import Tokenizer
+from service.inference.runtime import Tokenizer, TokenizerInput, Tokens
 
 SPEC = RenderSpec(max_strips=2)
 SID = SidSpec(levels=(8, 8))
@@ -82,6 +82,11 @@ def case(tmp_path_factory) -> Case:
     return Case(path, graph, body, pooling, head, quantizer, items, vectors, tokenizer)
 
 
+def read(case: Case, items: list[np.ndarray]) -> Tokens:
+    """`items`: the strips of each."""
+    return case.tokenizer.run([TokenizerInput(strips) for strips in items])
+
+
 def test_the_graph_agrees_with_the_model_for_batches_and_single_items(case):
     rng = np.random.default_rng(1)
     unseen = [render_text(random_text(rng), SPEC).strips for _ in range(9)]
@@ -90,7 +95,7 @@ def test_the_graph_agrees_with_the_model_for_batches_and_single_items(case):
 
 def test_the_graph_gives_the_vectors_that_training_saw(case):
     """A Reading stores float16 frames, and the graph rounds in the same way, so the vectors are equal."""
-    tokens = case.tokenizer.run(case.items)
+    tokens = read(case, case.items)
     np.testing.assert_allclose(tokens.vectors, case.vectors, atol=1e-4)
     expected = case.quantizer.encode(torch.from_numpy(case.vectors))
     assert tokens.codes.tolist() == expected.tolist()
@@ -99,16 +104,16 @@ def test_the_graph_gives_the_vectors_that_training_saw(case):
 @pytest.mark.parametrize("seed", range(4))
 def test_codes_do_not_depend_on_the_batch(case, seed):
     rng = np.random.default_rng(seed)
-    alone = np.concatenate([case.tokenizer.run([item]).codes for item in case.items])
+    alone = np.concatenate([read(case, [item]).codes for item in case.items])
     chosen = rng.choice(len(case.items), size=rng.integers(1, 20))
-    batch = case.tokenizer.run([case.items[place] for place in chosen])
+    batch = read(case, [case.items[place] for place in chosen])
     assert batch.codes.tolist() == alone[chosen].tolist()
 
 
 def test_an_empty_text_has_codes_and_does_not_move_its_neighbors(case):
     blank = render_text("", SPEC).strips
-    tokens = case.tokenizer.run([case.items[0], blank, case.items[1], blank])
-    alone = case.tokenizer.run([blank])
+    tokens = read(case, [case.items[0], blank, case.items[1], blank])
+    alone = read(case, [blank])
     assert np.isfinite(tokens.vectors).all()
     assert tokens.codes[1].tolist() == tokens.codes[3].tolist() == alone.codes[0].tolist()
     np.testing.assert_allclose(tokens.vectors[[0, 2]], case.vectors[:2], atol=1e-4)
@@ -116,7 +121,7 @@ def test_an_empty_text_has_codes_and_does_not_move_its_neighbors(case):
 
 def test_an_item_with_more_strips_than_the_recipe_draws_is_still_one_item(case):
     long = np.concatenate(case.items[:10])
-    tokens = case.tokenizer.run([long])
+    tokens = read(case, [long])
     assert tokens.codes.shape == (1, SID.num_levels)
     assert np.isfinite(tokens.vectors).all()
 

@@ -14,7 +14,7 @@ from service.core.filters import DeclaredFields
 from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge, merge_patch
 from service.errors import InvalidItem, Overloaded, StoreUnavailable, TookTooLong
 from service.flows import indexing
-from service.flows.indexing import Indexer, tokenize_in_batches
+from service.flows.indexing import Indexer, tokenize_in_batches, work_of
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
 from service.store.client import connect
@@ -44,7 +44,7 @@ class Bench:
         batching = {"max_batch_units": 16, "max_queued_units": 10_000} | {
             name: options.pop(name) for name in list(options) if name.startswith("max_")
         }
-        self.batcher = MicroBatcher(counting, name="test", units=len, **batching)
+        self.batcher = MicroBatcher(counting, name="test", units=work_of, **batching)
         self.store = ItemStore(redis, catalog="shop", tokenizer_id="0123456789ab", spec=SPEC)
         self.catalog = Catalog(SPEC)
         self.follower = CatalogFollower(self.catalog, self.store)
