@@ -52,7 +52,7 @@ class MiniLmConfig:
 
 
 ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
-# How the text and the photo of an item become one. The first three are early: one vector, then one Semantic ID.
+# How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
 #   head     both vectors side by side, through the head, which is trained on co-purchases
 #   concat   both vectors side by side, projected to their principal axes; no training
 #   sum      a projection of each, trained on co-purchases, and their sum

@@ -180,7 +180,7 @@ def _write_graphs(
         )
     _write_items(folder / ITEMS, run, tokenized)
     if weighed is not None:
-        checks |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
+        checks |= {f"opinion_{name}": value for name, value in weighed.opinions.figures().items()}
         checks |= {"opinions_ndcg@10": weighed.quality, "learned_ndcg@10": weighed.learned_quality}
         checks["opinions_users"] = float(weighed.num_users)
         if counts:

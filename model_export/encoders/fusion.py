@@ -17,17 +17,17 @@ from torch.nn import functional as F
 
 from model_export.configs import HeadConfig, PicturesConfig
 from model_export.encoders.head import ItemHead, set_principal_axes
+from service.core.graphs import NO_PICTURE
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_FLAGS = 2  # the last two fused features: whether the item has a text, and whether it has a photo
-NO_PHOTO = -1
 
 
 class Photos(NamedTuple):
     """The features of a catalog's photos, and which item has which."""
 
     features: NDArray[np.float32]  # [photo, dim]
-    photo_of: NDArray[np.int64]  # [item]  a row of `features`, or NO_PHOTO
+    photo_of: NDArray[np.int64]  # [item]  a row of `features`, or NO_PICTURE
 
 
 class Fusion(nn.Module):
@@ -59,10 +59,10 @@ class Fusion(nn.Module):
     def forward(self, text: Tensor, photos: Tensor, photo_of: Tensor) -> Tensor:
         """text [item, any], photos [photo, dim], photo_of [item] -> fused features [item, feature].
 
-        photo_of holds a row of `photos`, or NO_PHOTO.
+        photo_of holds a row of `photos`, or NO_PICTURE.
         """
         rows = self.weight * F.normalize((photos - self.mean) @ self.axes, dim=-1)  # [photo, photo_dim]
-        table = torch.cat([rows.new_zeros(1, self.photo_dim), rows])  # the first is that of NO_PHOTO
+        table = torch.cat([rows.new_zeros(1, self.photo_dim), rows])  # the first is that of NO_PICTURE
         photo = table[photo_of + 1]  # [item, photo_dim]
         words = F.normalize(text[:, : self.text_dim], dim=-1)  # [item, text_dim]
         flags = torch.stack([words.abs().sum(dim=1) > 0, photo_of >= 0], dim=1)  # [item, 2]
@@ -139,4 +139,12 @@ def without_photos(features: NDArray[np.float32], fusion: Fusion) -> NDArray[np.
     hidden = features.copy()
     hidden[:, fusion.text_dim : -NUM_FLAGS] = 0
     hidden[:, -1] = 0
+    return hidden
+
+
+def without_texts(features: NDArray[np.float32], fusion: Fusion) -> NDArray[np.float32]:
+    """Fused features [item, feature] of the same items without their texts."""
+    hidden = features.copy()
+    hidden[:, : fusion.text_dim] = 0
+    hidden[:, -NUM_FLAGS] = 0
     return hidden

@@ -181,7 +181,7 @@ def offline(removed: Removed, run: Run) -> Outcome:
     config = run.config
     run = replace(run, dataset=removed.dataset, split=leave_one_out(removed.dataset))
     read = stages.read(run)
-    coded = stages.code(run, read.features)
+    coded = stages.code(run, read)
     if coded.spec != config.sid:
         raise GlyphrecError(
             f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item cannot "

@@ -239,7 +239,7 @@ def _weigh() -> Output:
     torch.manual_seed(0)
     generator = make_generator(config, CODES, SID, run.split.train, vectors()).eval()
     found = opinions.weigh(run, generator, CODES, vectors(), vectors(seed=2))
-    return [asdict(found.opinions), found.quality, found.learned_quality, found.num_users]
+    return [found.opinions.figures(), found.quality, found.learned_quality, found.num_users]
 
 
 def _train_generators() -> Output:
