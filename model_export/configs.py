@@ -51,7 +51,7 @@ class MiniLmConfig:
     """
 
 
-ImageEncoderKind = Literal["efficientnet-lite0"]
+ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
 # How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
 #   head     both vectors side by side, through the head, which is trained on co-purchases
 #   concat   both vectors side by side, projected to their principal axes; no training

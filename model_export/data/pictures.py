@@ -16,6 +16,7 @@ from pathlib import Path
 
 from model_export.data.dataset import DataError, Dataset, Item
 from service.core.json_lines import shown
+from service.core.limits import MAX_PICTURE_BYTES
 from service.core.whole_files import write_whole
 
 FIELD = "image"
@@ -27,7 +28,6 @@ TOO_LARGE = "pictures that are too large"
 ADDRESS = "pictures that are addresses, which nobody fetches"
 NO_PATH = "pictures that are no path"
 
-MAX_BYTES = 10 * 2**20
 HEAD_BYTES = 12
 ADDRESS_FORM = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|data:|//)")
 
@@ -112,7 +112,7 @@ def _problem(path: str) -> str | None:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe would never end
             return UNREADABLE
-        if status.st_size > MAX_BYTES:
+        if status.st_size > MAX_PICTURE_BYTES:
             return TOO_LARGE
         with open(path, "rb", buffering=0) as file:
             return None if suffix_of(file.read(HEAD_BYTES)) else NO_PICTURE

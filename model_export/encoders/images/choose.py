@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model_export.configs import PicturesConfig
-from model_export.encoders.images import efficientnet_lite0
+from model_export.encoders.images import clip, efficientnet_lite0, mobilenet_v2, siglip2
 from model_export.encoders.images.base import ImageEncoder
+from model_export.encoders.images.hub_tower import HubImageEncoder
 
 
 class Choice(NamedTuple):
@@ -33,6 +34,10 @@ def image_encoder_version(config: PicturesConfig) -> dict[str, int]:
     return {CHOICES[config.kind].name: CHOICES[config.kind].version}
 
 
+def _hub(kind: type[HubImageEncoder], name: str, version: int) -> Choice:
+    return Choice(lambda config: kind(config.checkpoint, config.size_px), kind.files, name, version)
+
+
 CHOICES = {
     "efficientnet-lite0": Choice(
         lambda config: efficientnet_lite0.EfficientNetLite0(config.size_px),
@@ -40,4 +45,12 @@ CHOICES = {
         "efficientnet_lite0",
         efficientnet_lite0.VERSION,
     ),
+    "mobilenet-v2": Choice(
+        lambda config: mobilenet_v2.MobileNetV2(config.size_px),
+        mobilenet_v2.MobileNetV2.files,
+        "mobilenet_v2",
+        mobilenet_v2.VERSION,
+    ),
+    "clip": _hub(clip.Clip, "clip", clip.VERSION),
+    "siglip2": _hub(siglip2.SigLip2, "siglip2", siglip2.VERSION),
 }

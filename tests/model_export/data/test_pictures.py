@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from model_export.data.pictures import MAX_BYTES
 from model_export.data.tables import DataError, Dataset, read_dataset, read_items, write_dataset
 from service.cli import main
+from service.core.limits import MAX_PICTURE_BYTES
 
 T = 1_600_000_000
 
@@ -65,7 +65,7 @@ def test_pictures_that_cannot_be_used_are_counted_and_their_items_stay(tmp_path)
         ["images/ok", "images/gone", "images/ok/x", "images", "images/pipe", "images/text", "images/empty",
          "images/gif", "images/large", "images/loop", "https://x.example/1.jpg", "images/gone-too"],
         ok=picture("red"), text=b"no picture at all", empty=b"", gif=picture("red", "GIF"),
-        large=picture("red") + bytes(MAX_BYTES),
+        large=picture("red") + bytes(MAX_PICTURE_BYTES),
     )  # fmt: skip
     os.mkfifo(folder / "images" / "pipe")
     (folder / "images" / "loop").symlink_to("loop")
@@ -249,3 +249,14 @@ def test_values_of_a_table_that_are_no_paths_are_left_out_and_counted(tmp_path, 
     assert count == 1
     write_dataset(dataset, tmp_path / "out")
     assert read_dataset(str(tmp_path / "out")).fingerprint == dataset.fingerprint
+
+
+def test_an_item_with_an_address_alone_has_neither_text_nor_picture(tmp_path):
+    folder = shop(tmp_path / "s", [], ok=picture("red"))
+    write_items(
+        folder, [{"item_id": "i0", "image": "images/ok"}, {"item_id": "i1", "image": "http://x/1.jpg"}]
+    )
+    (folder / "interactions.jsonl").write_text('{"user_id": "u", "items": ["i0", "i0", "i1"]}\n')
+    dataset = read_dataset(str(folder))
+    assert dataset.item_ids == ["i0"]
+    assert dataset.exclusions["interactions with items without any text or picture"] == 1
