@@ -77,8 +77,8 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
         say(warning)
     if dataset.images and config.pictures is None:
         say(
-            f"  note: {len(dataset.images):,} items have a photo, which the configuration {config.name} does not "
-            "read. To read photos too, export with --config pictures."
+            f"  note: {len(dataset.images):,} items have a photo, which the configuration {config.name} does "
+            "not read. To read photos too, export with --config pictures."
         )
 
     with stages.deterministic():
@@ -95,7 +95,7 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
             assert isinstance(generated.generator, TreeGenerator)
             weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.text, read.photos)
     strips = stages.draw(dataset.items, run.config)
-    tokenized = TokenizedCatalog(strips, read.pooling, coded, weighed, assign_slots(coded.codes))
+    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes))
     return write_bundle(out, key, run, tokenized, generated)
 
 

@@ -1,7 +1,7 @@
 """The tokenizer graph turns pixels into codes and a vector, in one file.
 
-    strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
-    pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion, head, quantizer ─▶ codes, vector
+strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
+pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion, head, quantizer ─▶ codes, vector
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
+from model_export.configs import MiniLmConfig, RunConfig
 from model_export.encoders.base import Pooling
+from model_export.encoders.choose import make_encoder
 from model_export.encoders.fusion import Fusion
 from model_export.encoders.head import ItemHead
+from model_export.encoders.images.base import image_body
+from model_export.encoders.images.choose import make_image_encoder
 from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
+from model_export.pipeline.stages import Coded, Read
 from model_export.quantizers.base import ResidualQuantizer
 from service.core.bundle import PictureSpec, RenderSpec
 from service.core.graphs import NO_PICTURE, GraphSpec, tokenizer_graph
@@ -49,6 +54,20 @@ class TokenizerParts:
     quantizer: ResidualQuantizer
     image_body: onnx.ModelProto | None = None
     fusion: Fusion | None = None
+
+
+def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts:
+    """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
+    assert read.pooling is not None
+    assert not isinstance(config.encoder, MiniLmConfig)
+    return TokenizerParts(
+        make_encoder(config.render, config.encoder, config.seed).body(),
+        read.pooling,
+        coded.head,
+        coded.quantizer,
+        None if config.pictures is None else image_body(make_image_encoder(config.pictures)),
+        read.fusion,
+    )
 
 
 class TokenizedBatch(NamedTuple):

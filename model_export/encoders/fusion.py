@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from model_export.configs import HeadConfig, PicturesConfig
 from model_export.encoders.head import ItemHead, set_principal_axes
-from service.core.graphs import NO_PICTURE
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_FLAGS = 2  # the last two fused features: whether the item has a text, and whether it has a photo

@@ -228,7 +228,7 @@ class TreeGenerator(Generator):
         return result
 
     def _items(self, history: Tensor, hidden: Tensor | None) -> Tensor:
-        """The vectors of the items of a history: codes [batch, position, level] -> [batch, position, width]"""
+        """The vectors of a history's items: codes [batch, position, level] -> [batch, position, width]"""
         return item_vectors(self.prefixes, history, hidden)
 
     def _bonus_of(self, h: Tensor) -> tuple[Tensor | None, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.configs import PicturesConfig
-from model_export.data.dataset import Dataset
+from model_export.data.photos import Pixels, photo_of
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import (
@@ -26,15 +26,13 @@ from service.core import pictures
 from service.core.bundle import PictureSpec
 from service.core.cpus import usable_cpus
 from service.core.graphs import NO_PICTURE
-from service.core.pictures import keep_picture, picture_pixels
+from service.core.pictures import keep_picture
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError, InvalidItem
 
 PHOTOS_PER_PART = 500  # an interrupted reading goes on after the last finished part
 SHOWN = 3  # unusable files that are named
-
-Pixels = NDArray[np.uint8]  # [size, size, 3]
 
 
 def spec_of(config: PicturesConfig) -> PictureSpec:
@@ -52,8 +50,8 @@ def read_photos(run: Run) -> Photos:
     owners = sorted(dataset.images)
     if not owners:
         raise GlyphrecError(
-            f"{dataset.name}: no item has a photo, but the configuration {run.config.name} reads photos. Give "
-            "items an `image`, or choose the configuration base."
+            f"{dataset.name}: no item has a photo, but the configuration {run.config.name} reads photos. "
+            "Give items an `image`, or choose the configuration base."
         )
     inputs = (
         [dataset.image_hashes[item] for item in owners], spec_of(config), config.kind, config.checkpoint,
@@ -74,11 +72,6 @@ def read_photos(run: Run) -> Photos:
     return Photos(features[is_usable], photo_of)
 
 
-def photo_pixels(dataset: Dataset, items: Sequence[int], spec: PictureSpec) -> list[Pixels | None]:
-    """The pixels of the photos of these items, as the encoder sees them. None without a usable photo."""
-    return [_pixels(dataset.images[item], spec) if item in dataset.images else None for item in items]
-
-
 def _tell(run: Run, owners: Sequence[int], is_usable: NDArray[np.bool_]) -> None:
     num_items = run.dataset.num_items
     if not is_usable.any():
@@ -87,7 +80,7 @@ def _tell(run: Run, owners: Sequence[int], is_usable: NDArray[np.bool_]) -> None
             f"{_fault(run.dataset.images[owners[0]])}"
         )
     run.say(f"      {is_usable.sum():,} of {num_items:,} items have a photo that can be read")
-    broken = [owners[place] for place in np.flatnonzero(~is_usable)]
+    broken = [owner for owner, usable in zip(owners, is_usable, strict=True) if not usable]
     for item in broken[:SHOWN]:
         path = run.dataset.images[item]
         run.say(f"      left out: {path}: {_fault(path)}")
@@ -129,20 +122,11 @@ def _read_in_parts(paths: Sequence[Path], config: PicturesConfig, parts: Path) -
     return np.concatenate(found)
 
 
-def _ahead(
-    decoder: ThreadPoolExecutor, paths: Sequence[Path], spec: PictureSpec
-) -> Iterator[Pixels | None]:
+def _ahead(decoder: ThreadPoolExecutor, paths: Sequence[Path], spec: PictureSpec) -> Iterator[Pixels | None]:
     """The pixels of each photo. While one is read, the next is decoded."""
-    waiting = [decoder.submit(_pixels, path, spec) for path in paths]
+    waiting = [decoder.submit(photo_of, path, spec) for path in paths]
     while waiting:
         yield waiting.pop(0).result()
-
-
-def _pixels(path: Path, spec: PictureSpec) -> Pixels | None:
-    try:
-        return picture_pixels(keep_picture(path.read_bytes()).data, spec)
-    except (InvalidItem, OSError):
-        return None
 
 
 def _save(path: Path, features: NDArray[np.float32]) -> None:

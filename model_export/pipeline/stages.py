@@ -70,7 +70,7 @@ class Read:
 
     @property
     def photos(self) -> NDArray[np.float32] | None:
-        """The features of the photos [item, feature], zero for an item without one; None if none were read."""
+        """The features of the photos [item, feature], zero where there is none. None if none were read."""
         return None if self.fusion is None else self.features[:, self.fusion.text_dim : -NUM_FLAGS]
 
 

@@ -90,9 +90,7 @@ def generate_late(run: Run, found: LateCodes) -> Generated:
     assert isinstance(tree, TreeConfig)
     make = partial(_make_tree, run, tree, found, run.split.train)
     inputs = (found.photos.codes, {"late_fusion": VERSION})
-    return stages.generate(
-        run, found.codes, found.spec, vectors=found.vectors, make=make, more_inputs=inputs
-    )
+    return stages.generate(run, found.codes, found.spec, vectors=found.vectors, make=make, more_inputs=inputs)
 
 
 def _make_tree(run: Run, tree: TreeConfig, found: LateCodes, train: Sequence[ItemSequence]) -> "PhotoHistory":

@@ -5,13 +5,11 @@ label says something else. The generator runs without likeness, because the ques
 are. The cells `pictures_default` are configurations as they are served.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from model_export.configs import Fusion, MiniLmConfig, PicturesConfig, RunConfig
 from model_export.study.cell import Cell, Question
-from service.core.bundle import RenderSpec
 
 TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "title": ("titles", ("title",)),

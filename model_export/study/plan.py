@@ -30,6 +30,7 @@ from model_export.study.cell import Cell, Counting
 from model_export.study.picture_cells import picture_cells
 from service.core.bundle import RenderSpec
 
+
 @dataclass(frozen=True)
 class Plan:
     """The cells of one study."""

@@ -1,7 +1,7 @@
 """Runs the cells that are missing, in the order of the plan, and stores each as soon as it is finished."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, Targets, leave_one_out
+from model_export.encoders.fusion import NUM_FLAGS, without_photos, without_texts
 from model_export.evaluation.baselines import counting, training_free, transition_hops
 from model_export.evaluation.baselines.counting import Markov, Neighbors, Popularity
 from model_export.evaluation.baselines.training_free import TrainingFreeSum
@@ -21,7 +22,6 @@ from model_export.evaluation.metrics import codebook_use, collisions, ndcg_at, t
 from model_export.evaluation.reach import coverage
 from model_export.generators.sasrec import codes_of_items
 from model_export.generators.tree import TreeGenerator
-from model_export.encoders.fusion import NUM_FLAGS, without_photos, without_texts
 from model_export.pipeline import stages, versions
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.opinions import weigh
@@ -29,8 +29,8 @@ from model_export.pipeline.run import Run, Say
 from model_export.pipeline.stages import Coded, Read, first_codes
 from model_export.pipeline.versions import Versions
 from model_export.study import cells, cold, ranks, robustness
-from model_export.study.cells import CellResult
 from model_export.study.cell import Cell
+from model_export.study.cells import CellResult
 from model_export.study.late_fusion import generate_late, is_late, late_codes
 from model_export.study.plan import Plan
 from model_export.study.ranks import K, Ranks

@@ -109,8 +109,8 @@ PICTURES = Section(
     "pictures",
     "Photos beside texts",
     ("pictures",),
-    "Data sets whose items have photos. The same head, quantizer, generator and seeds read the text, the photo, "
-    "or both. Unless the label says so, the generator runs without likeness and counts, because the question "
+    "Data sets whose items have photos. The same head, quantizer, generator and seeds read the text, the "
+    "photo, or both. Unless the label says so, the generator runs without likeness and counts, because the question "
     "is how good the codes are.",
     "pictures_early",
 )
@@ -125,8 +125,8 @@ PICTURE_COLD = Section(
     "picture_cold",
     "Photos of cold items",
     ("picture_cold",),
-    "As in question 5: items that are removed from all training, and then posted to a live service with their "
-    "photos.",
+    "As in question 5: items that are removed from all training, and then posted to a live service with "
+    "their photos.",
     "pictures_early",
 )
 QUESTIONS = (ENCODERS, RESOLUTION, SEGMENTS, ROBUSTNESS, COLD, ABLATION)
