@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +58,7 @@ from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+from tests.model_export.photo_probes import PHOTO_PROBES
 from tests.model_export.probe_inputs import (
     BEAM_LIMIT,
     CODES,
@@ -487,4 +488,5 @@ PROBES: dict[str, Probe] = {
     "ranks": Probe(ranks, _rank),
     "robustness": Probe(robustness, _robust),
     "cold": Probe(cold, _cold),
+    **{stage: Probe(*probe) for stage, probe in PHOTO_PROBES.items()},
 }
