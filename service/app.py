@@ -24,8 +24,9 @@ from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.core.co_counts import CoCounts
 from service.core.cpus import usable_cpus
+from service.core.redis_url import check_certificates
 from service.core.version import service_version
-from service.errors import GlyphrecError
+from service.errors import ServiceError, WrongRedisUrl
 from service.flows.feedback import Feedback
 from service.flows.indexing import Indexer, tokenize_in_batches, work_of
 from service.flows.learning import Learned, Learner
@@ -112,6 +113,10 @@ class Service:
         self._settings = settings
         self._tracer = tracer
         self._configured = load(settings.bundle, graph_options(settings))
+        try:
+            check_certificates(settings.redis_url or "")
+        except ValueError as error:
+            raise WrongRedisUrl(str(error)) from error
         pages = ServedPages(settings.remembered_pages, settings.attribution_s)
         options = ApiOptions(
             catalog=settings.catalog,
@@ -154,7 +159,7 @@ class Service:
         state, readiness = self.state, self.state.readiness
         try:
             observe = state.metrics.observe_redis
-            redis = await retry(lambda: connect_to_any(url, observe), on=(GlyphrecError,), say=readiness.say)
+            redis = await retry(lambda: connect_to_any(url, observe), on=(ServiceError,), say=readiness.say)
             ends.push_async_callback(redis.aclose)
             self._attribute(redis, ends)
             opening, rollout = self._lifecycle(redis)
@@ -172,6 +177,9 @@ class Service:
             watching = asyncio.create_task(watch.run(), name="watch of the catalog in Redis")
             ends.push_async_callback(cancel, watching)
             await rollout.run()
+        except WrongRedisUrl as error:
+            log.error("%s", error)
+            readiness.failure, readiness.phase = error, str(error)
         except Exception:  # outermost loop: a replica that no longer follows must not call itself ready
             log.exception("the catalog is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"

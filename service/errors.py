@@ -422,6 +422,13 @@ class ChangeUnderWay(ServiceError):
 # --- Redis ---
 
 
+class WrongRedisUrl(GlyphrecError):
+    """REDIS_URL cannot lead to a Redis that holds the catalog. Waiting does not help."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"REDIS_URL: {reason}.")
+
+
 class CatalogInUse(ServiceError):
     """Raised, or returned for one item, if a catalog is no longer new: its items may have been changed."""
 

@@ -8,7 +8,6 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -24,6 +23,7 @@ from service.core.cpus import usable_cpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
 from service.core.limits import MAX_ITEM_CHARS
+from service.core.redis_url import checked_redis_url
 from service.core.service_links import is_service_link, without_service_links
 from service.errors import GlyphrecError
 
@@ -110,7 +110,6 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("GLYPHREC_REDIS_URL", "REDIS_URL"),
-        pattern=r"^(rediss?|unix)://.+",
         repr=False,  # it may hold a password
         description="URL of Redis: redis://, rediss:// or unix://. Unset: the service starts a server of its "
         "own, which keeps its files in `data_dir`",
@@ -368,14 +367,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _understood(cls, url: str | None) -> str | None:
-        try:
-            urlsplit(url or "").port  # noqa: B018  raises if the port is no number or too large
-        except ValueError:  # whose text may hold a part of the password
-            raise ValueError(
-                "host or port cannot be read. Give redis://host:port/0, rediss://… or unix:///path, and "
-                "percent-encode a password"
-            ) from None
-        return url
+        return None if url is None else checked_redis_url(url)
 
     @field_validator("filter_fields", mode="before")
     @classmethod
