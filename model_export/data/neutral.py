@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.jsonl import Line, read_lines
-from model_export.data.pictures import FIELD, PictureFiles, copy_pictures
+from model_export.data.picture_files import FIELD, PictureFiles, copy_pictures
 from service.core.bundle import RenderSpec
 from service.core.items import check_item
 from service.core.json_lines import shown, write_json_lines

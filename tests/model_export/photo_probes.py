@@ -1,92 +1,119 @@
-"""The probes of the stages that read photos (probes.py)."""
+"""The probes of the stages that read photos, for probes.py."""
 
 import io
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.configs import HeadConfig, PicturesConfig, TreeConfig
-from model_export.encoders import fusion
-from model_export.encoders.head import train_head
+from model_export.configs import HeadConfig, ImageEncoderKind, PicturesConfig, TreeConfig
+from model_export.encoders import fusion, head
+from model_export.encoders.images import clip, efficientnet_lite0, mobilenet_v2, siglip2
 from model_export.encoders.images.base import ImageSession
-from model_export.encoders.images.efficientnet_lite0 import EfficientNetLite0
+from model_export.encoders.images.choose import make_image_encoder
 from model_export.study import late_fusion
 from service.core import pictures
 from service.core.bundle import PictureSpec
+from service.core.graphs import NO_PICTURE
 from service.core.sid import SidSpec
 from tests.model_export.probe_inputs import (
     CODES,
-    DIM,
     HISTORY_LENGTH,
     NUM_ITEMS,
     SID,
     Output,
+    cosines,
     split,
     vectors,
 )  # fmt: skip
 
-SPEC = PictureSpec(size_px=64)
+SIZE_PX = 64
+SHOWN = 8  # items, some without a text or a photo
 
 
-def files() -> list[bytes]:
-    """A smooth picture and one of squares, larger and smaller than what is kept."""
-    rows, columns = np.mgrid[:300, :400]
-    smooth = np.stack([rows * 255 // 300, columns * 255 // 400, 255 - rows * 255 // 300], axis=-1)
-    squares = np.where(((rows // 20 + columns // 20) % 2)[..., None] > 0, [200, 30, 60], [240, 240, 90])
-    return [_png(smooth), _png(squares[:90, :60])]
+def waves(height: int, width: int, channels: int, seed: int) -> NDArray[np.uint8]:
+    """Smooth pixels [row, column, channel], of which every decoder and every resize makes much the same."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
+    slopes, phases = rng.uniform(2, 9, (2, channels)), rng.uniform(0, 6, channels)
+    return (127.5 + 127 * np.sin(slopes[0] * rows + slopes[1] * columns + phases)).astype(np.uint8)
 
 
-def _png(pixels: "np.ndarray") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def read() -> Output:
-    """The features of two patterns, as a service sees them."""
-    encoder = EfficientNetLite0(64)
-    photos = [pictures.picture_pixels(pictures.keep_picture(file).data, SPEC) for file in files()]
-    found = ImageSession(encoder, threads=1).features(photos)  # [photo, feature]
-    return found[:, ::40].tolist()
-
-
-def keep() -> Output:
-    """The size of kept pictures, and their pixels, each averaged over squares of 16 pixels."""
-    kept = [pictures.keep_picture(file) for file in files()]
-    squares = [
-        pictures.picture_pixels(each.data, SPEC).reshape(4, 16, 4, 16, 3).mean(axis=(1, 3)) for each in kept
-    ]
-    return [[each.width, each.height, means.tolist()] for each, means in zip(kept, squares, strict=True)]
-
-
-def fuse() -> Output:
-    """The vectors of the three heads, with a text or a photo missing here and there."""
-    photos = fusion.Photos(
-        vectors(seed=3)[:20], np.where(np.arange(NUM_ITEMS) < 20, np.arange(NUM_ITEMS), -1)
-    )
-    texts = vectors() * (np.arange(NUM_ITEMS) % 7 > 0)[:, None]
-    found = []
-    for how in ("head", "sum", "photo"):
-        config = PicturesConfig(fusion=how, photo_dim=6, hidden_share=0.2)
-        fused = fusion.Fusion(text_dim=0 if how == "photo" else DIM, dim=DIM, config=config)
-        fused.fit(photos.features)
-        features = fused.fuse(texts, photos)
-        head_config = HeadConfig(vector_dim=8, hidden_dim=16, max_steps=6, batch_size=16)
-        make = partial(fusion.make_head, fused, head_config, config)
-        found.append(train_head(features, split().train, head_config, 0, make).vectors(features).tolist())
+def _keep() -> Output:
+    """Sizes of kept pictures, and the levels of each eighth of the square."""
+    files = {
+        "jpeg": Image.fromarray(waves(300, 200, 3, 0)),
+        "png": Image.fromarray(waves(40, 90, 4, 1)),  # with transparency
+        "webp": Image.fromarray(waves(700, 600, 3, 2)),
+    }
+    found = {}
+    for form, picture in files.items():
+        file = io.BytesIO()
+        picture.save(file, form)
+        kept = pictures.keep_picture(file.getvalue())
+        pixels = pictures.picture_pixels(kept.data, PictureSpec(size_px=SIZE_PX))
+        levels = pixels.reshape(8, SIZE_PX // 8, 8, SIZE_PX // 8, 3).mean(axis=(1, 3))
+        found[form] = [kept.width, kept.height, levels.tolist()]
     return found
 
 
-def generate_late(tree: TreeConfig) -> Output:
+def _read_by(kind: ImageEncoderKind, size_px: int = SIZE_PX, checkpoint: str = "") -> Output:
+    encoder = make_image_encoder(PicturesConfig(kind=kind, size_px=size_px, checkpoint=checkpoint))
+    photos = [waves(size_px, size_px, 3, seed) for seed in range(4)]
+    features = ImageSession(encoder, threads=1).features(photos)
+    return {"features": features[:, :16].tolist(), "cosines": cosines(features)}
+
+
+def _read_by_tower(kind: ImageEncoderKind) -> Output:
+    from tests.model_export.encoders.images import tower_checkpoints
+
+    save = {"clip": tower_checkpoints.save_clip, "siglip2": tower_checkpoints.save_siglip}[kind]
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        return _read_by(kind, tower_checkpoints.SIZE_PX, folder)
+
+
+def _fuse() -> Output:
+    photo_of = np.where(
+        np.arange(NUM_ITEMS) % 4 == 0, NO_PICTURE, np.cumsum(np.arange(NUM_ITEMS) % 4 != 0) - 1
+    )
+    photos = fusion.Photos(vectors(dim=8, seed=5)[: photo_of.max() + 1], photo_of)
+    text = vectors()
+    text[5] = 0
+    config = HeadConfig(vector_dim=8, hidden_dim=16, max_steps=12, batch_size=32, learning_rate=1e-2)
+    found = {}
+    for name in ("head", "sum", "photo"):
+        chosen = PicturesConfig(fusion=name, photo_dim=6, weight=0.7)  # type: ignore[arg-type]  one of the names
+        made = fusion.Fusion(text_dim=0 if name == "photo" else text.shape[1], dim=8, config=chosen)
+        made.fit(photos.features)
+        largest = made.axes.abs().argmax(dim=0)  # [axis]; libraries differ in the signs of the axes
+        made.axes.mul_(made.axes[largest, torch.arange(made.photo_dim)].sign())
+        features = made.fuse(text, photos)
+        trained = head.train_head(
+            features, split().train, config, 0, partial(fusion.make_head, made, config, chosen)
+        )
+        without = fusion.without_photos(features, made)
+        found[name] = {
+            "fused": cosines(features[:SHOWN]),
+            "trained": cosines(trained.vectors(features[:SHOWN])),
+            "without photos": cosines(trained.vectors(without[:SHOWN])),
+        }
+    return found
+
+
+def _generate_late() -> Output:
     """The scores of a tree whose history has the codes of photos too."""
     torch.manual_seed(0)
     generator = late_fusion.PhotoHistory(
         SidSpec(levels=(3, 4)),
         np.stack([np.arange(20) % 3, np.arange(20) % 4], axis=1),
-        config=replace(tree, likeness=0.0),
+        config=TreeConfig(width=16, num_layers=1, num_heads=2, ffn_dim=16, likeness=0.0),
         spec=SID,
         history_length=HISTORY_LENGTH,
         seen_codes=CODES[:20],
@@ -95,4 +122,16 @@ def generate_late(tree: TreeConfig) -> Output:
     history = torch.from_numpy(np.stack([CODES[[1, 2, 3]], CODES[[9, 7, 22]]]))  # [batch, position, level]
     with torch.no_grad():
         scores, _ = generator.step(0, generator.start(history), torch.zeros(2, 1, dtype=torch.long))
-    return scores.tolist()
+    found: Output = scores.tolist()
+    return found
+
+
+PHOTO_PROBES: dict[str, tuple[ModuleType, Callable[[], Output]]] = {
+    "pictures": (pictures, _keep),
+    "efficientnet_lite0": (efficientnet_lite0, partial(_read_by, "efficientnet-lite0")),
+    "mobilenet_v2": (mobilenet_v2, partial(_read_by, "mobilenet-v2")),
+    "clip": (clip, partial(_read_by_tower, "clip")),
+    "siglip2": (siglip2, partial(_read_by_tower, "siglip2")),
+    "fusion": (fusion, _fuse),
+    "late_fusion": (late_fusion, _generate_late),
+}

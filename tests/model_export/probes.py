@@ -34,11 +34,10 @@ from model_export.configs import (
 )
 from model_export.data.dataset import make_dataset
 from model_export.data.splits import leave_one_out
-from model_export.encoders import fusion, head, minilm, pp_ocr
+from model_export.encoders import head, minilm, pp_ocr
 from model_export.encoders.base import Encoder
 from model_export.encoders.compact import reader as compact
 from model_export.encoders.hub import deepseek_ocr2, donut, trocr
-from model_export.encoders.images import efficientnet_lite0
 from model_export.evaluation import evaluate, near_copies
 from model_export.evaluation.baselines import counting, training_free, transition_hops
 from model_export.generators import sasrec, tiger, training, tree
@@ -50,8 +49,8 @@ from model_export.pipeline.run import Run
 from model_export.pipeline.stages import make_generator
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions, letter, rq_kmeans, rq_vae
-from model_export.study import cold, late_fusion, perturb, ranks, robustness
-from service.core import pictures, render
+from model_export.study import cold, perturb, ranks, robustness
+from service.core import render
 from service.core.bundle import RenderSpec, load_bundle
 from service.core.co_counts import CoCountSpec
 from service.core.graphs import PADDING, beam_widths
@@ -59,7 +58,7 @@ from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
-from tests.model_export import photo_probes
+from tests.model_export.photo_probes import PHOTO_PROBES
 from tests.model_export.probe_inputs import (
     BEAM_LIMIT,
     CODES,
@@ -447,10 +446,6 @@ PROBES: dict[str, Probe] = {
     "trocr": Probe(trocr, partial(_read_by_hub, "trocr")),
     "deepseek_ocr2": Probe(deepseek_ocr2, partial(_read_by_hub, "deepseek-ocr-2")),
     "minilm": Probe(minilm, _read_by_minilm),
-    "pictures": Probe(pictures, photo_probes.keep),
-    "efficientnet_lite0": Probe(efficientnet_lite0, photo_probes.read),
-    "fusion": Probe(fusion, photo_probes.fuse),
-    "late_fusion": Probe(late_fusion, partial(photo_probes.generate_late, SMALL_TREE)),
     "head": Probe(head, _train_head),
     "rq_vae": Probe(rq_vae, partial(_train_quantizer, SHORT)),
     "rq_kmeans": Probe(
@@ -492,4 +487,5 @@ PROBES: dict[str, Probe] = {
     "ranks": Probe(ranks, _rank),
     "robustness": Probe(robustness, _robust),
     "cold": Probe(cold, _cold),
+    **{stage: Probe(*probe) for stage, probe in PHOTO_PROBES.items()},
 }

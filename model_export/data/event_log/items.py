@@ -18,7 +18,7 @@ from model_export.data.event_log.engine import NOTHING, Engine, name_of, present
 from model_export.data.event_log.files import TableFile
 from model_export.data.event_log.options import EventOptions
 from model_export.data.jsonl import parse_literal, read_lines
-from model_export.data.pictures import FIELD, PictureFiles
+from model_export.data.picture_files import FIELD, PictureFiles
 from service.core.bundle import RenderSpec
 from service.core.json_lines import shown
 from service.core.render import item_text

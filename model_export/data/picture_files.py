@@ -17,6 +17,7 @@ from pathlib import Path
 from model_export.data.dataset import DataError, Dataset, Item
 from service.core.json_lines import shown
 from service.core.limits import MAX_PICTURE_BYTES
+from service.core.pictures import format_of
 from service.core.whole_files import write_whole
 
 FIELD = "image"
@@ -29,6 +30,7 @@ ADDRESS = "pictures that are addresses, which nobody fetches"
 NO_PATH = "pictures that are no path"
 
 HEAD_BYTES = 12
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 ADDRESS_FORM = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|data:|//)")
 
 
@@ -115,7 +117,7 @@ def _problem(path: str) -> str | None:
         if status.st_size > MAX_PICTURE_BYTES:
             return TOO_LARGE
         with open(path, "rb", buffering=0) as file:
-            return None if suffix_of(file.read(HEAD_BYTES)) else NO_PICTURE
+            return None if format_of(file.read(HEAD_BYTES)) else NO_PICTURE
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
     except OSError:
@@ -124,13 +126,4 @@ def _problem(path: str) -> str | None:
 
 def _suffix(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
-        return suffix_of(file.read(HEAD_BYTES)) or ""
-
-
-def suffix_of(head: bytes) -> str | None:
-    """The usual ending of a file with these first bytes, or None if it is no JPEG, PNG or WebP."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return ".jpg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return ".png"
-    return ".webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+        return SUFFIXES.get(format_of(file.read(HEAD_BYTES)) or "", "")
