@@ -233,7 +233,10 @@ class NotHttp(ServiceError):
     slug = "not-http"
 
     def __init__(self) -> None:
-        super().__init__("The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it.")
+        super().__init__(
+            "The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it, with its path "
+            "percent-encoded."
+        )
 
 
 class TargetTooLong(ServiceError):
@@ -247,6 +250,16 @@ class TargetTooLong(ServiceError):
             f"The path and the query have more than {limit_bytes} bytes or {limit_parameters} parameters. "
             "Shorten the ids and the query."
         )
+
+
+class TargetNotUtf8(ServiceError):
+    """Raised if the percent-encoded bytes of a path are not UTF-8."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "target-not-utf8"
+
+    def __init__(self) -> None:
+        super().__init__("The path is not UTF-8 after percent-decoding. Encode ids in UTF-8, then as %XX.")
 
 
 class HeadTooLarge(ServiceError):

@@ -6,10 +6,12 @@ route, resolve its dependencies and validate the answer, which takes longer than
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.dependencies import call_of, require_json
@@ -22,7 +24,22 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class ApiRoute(JsonRoute):
-    """For `APIRouter(route_class=ApiRoute)`: a JsonRoute, direct if the policy of its endpoint says so."""
+    """For `APIRouter(route_class=ApiRoute)`: a JsonRoute, direct if the policy of its endpoint says so.
+
+    An id in a path is any text, so it may end like another route, as in `/items/a%2Fsimilar`. What follows an
+    id in the template of a route must therefore follow a slash that came unencoded.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Starlette's match, unless an id ends in what looks like the end of this route."""
+        match, child = super().matches(scope)
+        after_id = self.path.rpartition("}")[2] if "}" in self.path else ""
+        sent = scope.get("raw_path")
+        if match is not Match.NONE and after_id and sent is not None:
+            last = unquote(sent.partition(b"?")[0].rpartition(b"/")[2].decode("ascii", "replace"))
+            if f"/{last}" != after_id:
+                return Match.NONE, {}
+        return match, child
 
     def get_route_handler(self) -> Handler:
         """Make the route's handler. A direct route validates its body without FastAPI."""

@@ -3,11 +3,12 @@
 import asyncio
 import math
 import re
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from service.errors import BadTimeout, BodyTooLarge, BodyTooSlow, HeadTooLarge, TargetTooLong
+from service.errors import BadTimeout, BodyTooLarge, BodyTooSlow, HeadTooLarge, TargetNotUtf8, TargetTooLong
 from service.http.problems import RefusedBody
 
 MAX_TARGET_BYTES = 8 * 2**10  # the longest cursor, or id of 256 characters, percent-encoded fits
@@ -22,13 +23,18 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 
 
 def check_head(scope: Scope) -> None:
-    """Raise TargetTooLong or HeadTooLarge. This check comes before any other reads the head."""
+    """Raise TargetTooLong, TargetNotUtf8 or HeadTooLarge. It comes before any other check reads the head."""
     query: bytes = scope["query_string"]
     if (
         len(scope.get("raw_path") or scope["path"]) + len(query) > MAX_TARGET_BYTES
         or query.count(b"&") >= MAX_PARAMETERS
     ):
         raise TargetTooLong(MAX_TARGET_BYTES, MAX_PARAMETERS)
+    if b"%" in (sent := scope.get("raw_path") or b""):
+        try:
+            unquote_to_bytes(sent).decode()
+        except UnicodeDecodeError:  # which would reach an id with the replacement character
+            raise TargetNotUtf8 from None
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
         raise HeadTooLarge
