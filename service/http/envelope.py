@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import ServiceError
 from service.http.exchange import Exchange, Reporter
 from service.http.limits import bounded_body, check_body_length, check_head, deadline_of
+from service.http.prefix import prefix_of
 from service.http.problems import ProblemResponse, internal_problem, problem_response
 from service.http.security import Guard
 from service.telemetry.logs import request_id_now
@@ -20,6 +21,8 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer
 
 log = logging.getLogger("glyphrec")
+
+DESCRIPTION = "/openapi.json"
 
 
 class Envelope:
@@ -38,6 +41,7 @@ class Envelope:
         metrics: Metrics,
         max_body_bytes: int,
         body_timeout_s: float,
+        prefix: str = "",
         log_requests: bool,
         tracer: Tracer | None = None,
     ) -> None:
@@ -48,6 +52,7 @@ class Envelope:
         self._in_flight = metrics.http_in_flight
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
+        self._prefix = prefix
         self._reporter = Reporter(metrics, tracer, log_requests=log_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +66,8 @@ class Envelope:
             try:
                 self._check(exchange)
                 routed = exchange.routed
+                if routed["path"] == DESCRIPTION:  # which names it as its server
+                    routed["root_path"] = prefix_of(exchange.headers, self._prefix)
                 app = self._direct.get((routed["method"], routed["path"]), self._app)
                 body = bounded_body(receive, self._max_body_bytes, self._body_timeout_s)
                 await app(routed, body, exchange.send)
