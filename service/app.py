@@ -107,6 +107,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         prefix=settings.path_prefix,
         log_requests=settings.access_log,
         tracer=tracer,
+        route_of=policies.route_of,
     )
     return app
 

@@ -310,6 +310,18 @@ class NotJson(ServiceError):
         super().__init__(f"{_content_type(content_type)} Send JSON, with `Content-Type: application/json`.")
 
 
+class EncodedBody(ServiceError):
+    """Raised if the head of a request says that its body is packed, as by gzip."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "encoded-body"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"Content-Encoding is {encoding[:40]!r}. Send the body as it is: the service unpacks none."
+        )
+
+
 class NotAPatch(ServiceError):
     """Raised if the Content-Type of a PATCH is missing or names a kind of patch that is not known."""
 

@@ -8,7 +8,15 @@ from urllib.parse import unquote_to_bytes
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from service.errors import BadTimeout, BodyTooLarge, BodyTooSlow, HeadTooLarge, TargetNotUtf8, TargetTooLong
+from service.errors import (
+    BadTimeout,
+    BodyTooLarge,
+    BodyTooSlow,
+    EncodedBody,
+    HeadTooLarge,
+    TargetNotUtf8,
+    TargetTooLong,
+)
 from service.http.problems import RefusedBody
 
 MAX_TARGET_BYTES = 8 * 2**10  # the longest cursor, or id of 256 characters, percent-encoded fits
@@ -45,6 +53,20 @@ def check_body_length(headers: Headers, max_bytes: int) -> None:
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise BodyTooLarge(max_bytes)
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raise EncodedBody if the body is packed: a small one could hold a huge text."""
+    encoding = headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise EncodedBody(encoding)
+
+
+def promises_a_body(headers: Headers) -> bool:
+    """Whether the client waits for a go-ahead before it sends the body (RFC 9110, section 10.1.1)."""
+    return headers.get("expect", "").lower() == "100-continue" and (
+        "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+    )
 
 
 def deadline_of(headers: Headers) -> float:
