@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis, RedisCluster
 
 from service.api.dependencies import ServiceState
+from service.api.description import describe
 from service.api.direct import direct_routes
 from service.api.options import ApiOptions
 from service.api.routes import ROUTERS, add_routes
@@ -80,12 +81,15 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         summary="Reads items as pictures, gives them Semantic IDs, recommends by generating the next one.",
         lifespan=service.lifespan,
         redirect_slashes=False,
+        docs_url=None,  # description.py has the page
         redoc_url=None,
         static_url="/docs/assets",
         responses=OF_ANY_ROUTE,
     )
     app.state.service = service.state
     policies = service.state.policies = add_routes(app)
+    has_keys = bool(settings.read_keys or settings.api_keys or settings.admin_keys)
+    describe(app, policies, has_keys=has_keys)
     add_problem_handlers(app, policies.methods_of)
     app.add_middleware(
         Envelope,
@@ -100,8 +104,10 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         metrics=service.state.metrics,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
+        prefix=settings.path_prefix,
         log_requests=settings.access_log,
         tracer=tracer,
+        route_of=policies.route_of,
     )
     return app
 

@@ -233,7 +233,10 @@ class NotHttp(ServiceError):
     slug = "not-http"
 
     def __init__(self) -> None:
-        super().__init__("The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it.")
+        super().__init__(
+            "The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it, with its path "
+            "percent-encoded."
+        )
 
 
 class TargetTooLong(ServiceError):
@@ -247,6 +250,16 @@ class TargetTooLong(ServiceError):
             f"The path and the query have more than {limit_bytes} bytes or {limit_parameters} parameters. "
             "Shorten the ids and the query."
         )
+
+
+class TargetNotUtf8(ServiceError):
+    """Raised if the percent-encoded bytes of a path are not UTF-8."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "target-not-utf8"
+
+    def __init__(self) -> None:
+        super().__init__("The path is not UTF-8 after percent-decoding. Encode ids in UTF-8, then as %XX.")
 
 
 class HeadTooLarge(ServiceError):
@@ -295,6 +308,18 @@ class NotJson(ServiceError):
 
     def __init__(self, content_type: str) -> None:
         super().__init__(f"{_content_type(content_type)} Send JSON, with `Content-Type: application/json`.")
+
+
+class EncodedBody(ServiceError):
+    """Raised if the head of a request says that its body is packed, as by gzip."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "encoded-body"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"Content-Encoding is {encoding[:40]!r}. Send the body as it is: the service unpacks none."
+        )
 
 
 class NotAPatch(ServiceError):

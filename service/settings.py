@@ -28,6 +28,7 @@ from service.core.service_links import is_service_link, without_service_links
 from service.errors import GlyphrecError
 
 PREFIX = "GLYPHREC_"
+PATH_PREFIX = r"(/[A-Za-z0-9._~-]+){1,20}"
 CLIENT_KEY = "GLYPHREC_KEY"  # of the client commands; not a setting of the service
 
 ClientKeys = Annotated[tuple[str, ...], NoDecode]  # kept as hashes (core/keys.py), however they are given
@@ -103,6 +104,14 @@ class Settings(BaseSettings):
         None,
         description="socket of the file system to listen on, in place of `host` and `port`, for a proxy on "
         "the same machine. Everybody here may connect whom its folder lets in, as with 127.0.0.1",
+    )
+
+    path_prefix: str = Field(
+        "",
+        pattern=rf"^({PATH_PREFIX})?$",
+        description="path below which a proxy serves this service and which it takes away, for example "
+        "/recommender. Only the API's description needs it. Unset: what the proxy sends as "
+        "X-Forwarded-Prefix",
     )
 
     # --- Redis and the catalog ---

@@ -262,6 +262,7 @@ def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> Any:
 
 
 def _words_of(client: httpx.Client, item_id: str) -> str:
-    response = client.get(f"/items/{quote(item_id, safe='')}")
+    # httpx takes the id `..` for a step up, but not %2E%2E.
+    response = client.get(f"/items/{quote(item_id, safe='').replace('.', '%2E')}")
     item = response.json().get("item", {}) if response.is_success else {}
     return str(item.get("title") or "; ".join(str(v) for k, v in item.items() if k != "item_id"))[:100]
