@@ -73,8 +73,8 @@ class PicturesConfig:
     size_px: int = 224  # side of the square that the encoder reads
     fusion: Fusion = "head"
     photo_dim: int = 256  # principal axes of the photos' features that are kept
-    weight: float = 1.0  # length of the photo's vector beside the text's, which has length 1
-    hidden_share: float = 0.15  # of the items of a step whose photo is hidden; as many lose their text
+    weight: float = 0.5  # length of the photo's vector beside the text's, which has length 1
+    hidden_share: float = 0.1  # of the items of a step whose photo is hidden; as many lose their text
 
 
 @dataclass(frozen=True)

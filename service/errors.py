@@ -46,6 +46,16 @@ class InvalidItem(ServiceError):
         self.field = field
 
 
+class PictureNotFound(ServiceError):
+    """Raised if the picture of an item is asked for, and there is none to show."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "picture-not-found"
+
+    def __init__(self, item_id: str, reason: str) -> None:
+        super().__init__(f"The item {item_id!r} has no such picture. {reason}.")
+
+
 class TooManyItems(ServiceError):
     """Raised if one request has more items than GLYPHREC_MAX_ITEMS_PER_REQUEST allows."""
 
@@ -233,7 +243,10 @@ class NotHttp(ServiceError):
     slug = "not-http"
 
     def __init__(self) -> None:
-        super().__init__("The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it.")
+        super().__init__(
+            "The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it, with its path "
+            "percent-encoded."
+        )
 
 
 class TargetTooLong(ServiceError):
@@ -247,6 +260,16 @@ class TargetTooLong(ServiceError):
             f"The path and the query have more than {limit_bytes} bytes or {limit_parameters} parameters. "
             "Shorten the ids and the query."
         )
+
+
+class TargetNotUtf8(ServiceError):
+    """Raised if the percent-encoded bytes of a path are not UTF-8."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "target-not-utf8"
+
+    def __init__(self) -> None:
+        super().__init__("The path is not UTF-8 after percent-decoding. Encode ids in UTF-8, then as %XX.")
 
 
 class HeadTooLarge(ServiceError):
@@ -297,6 +320,18 @@ class NotJson(ServiceError):
         super().__init__(f"{_content_type(content_type)} Send JSON, with `Content-Type: application/json`.")
 
 
+class EncodedBody(ServiceError):
+    """Raised if the head of a request says that its body is packed, as by gzip."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "encoded-body"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"Content-Encoding is {encoding[:40]!r}. Send the body as it is: the service unpacks none."
+        )
+
+
 class NotAPatch(ServiceError):
     """Raised if the Content-Type of a PATCH is missing or names a kind of patch that is not known."""
 
@@ -308,6 +343,19 @@ class NotAPatch(ServiceError):
         super().__init__(
             f"{_content_type(content_type)} Send the fields to replace as application/json, or a JSON merge "
             "patch (RFC 7396) as application/merge-patch+json."
+        )
+
+
+class NotAPicture(ServiceError):
+    """Raised if the Content-Type of a picture is missing or is not a type that is read."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "not-a-picture"
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the bytes of a picture, with `Content-Type: image/jpeg`, "
+            "image/png or image/webp."
         )
 
 

@@ -32,6 +32,7 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
             admit=state.admit,
             is_probe=state.policies.is_probe,
             metrics=state.metrics,
+            route_of=state.policies.route_of,
         ),
         ws="none",
         lifespan="on",

@@ -110,8 +110,8 @@ PICTURES = Section(
     "Photos beside texts",
     ("pictures",),
     "Data sets whose items have photos. The same head, quantizer, generator and seeds read the text, the "
-    "photo, or both. Unless the label says so, the generator runs without likeness and counts, because the question "
-    "is how good the codes are.",
+    "photo, or both. Unless the label says so, the generator runs without likeness and counts, because the "
+    "question is how good the codes are.",
     "pictures_early",
 )
 PICTURE_TEXTS = Section(

@@ -1,4 +1,4 @@
-"""Limits of items, photos and requests to POST /recommend: the service enforces them, the export keeps them."""
+"""Limits of items, photos and POST /recommend. The service enforces them, and the export keeps them."""
 
 MAX_ITEM_CHARS = 20_000  # of one item, all its fields together; a service may set another limit
 MAX_HISTORY = 500  # item ids in `history`

@@ -1,5 +1,6 @@
 """Bodies are JSON as in RFC 8259: UTF-8, no NaN, and no name twice, because parsers disagree about those."""
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,13 @@ from fastapi.routing import APIRoute
 from service.core.doubles import exact_double
 from service.errors import InvalidJson
 from service.http.problems import RefusedBody
+
+OTHER_BYTES = {  # by their first bytes
+    b"\x1f\x8b": "packed by gzip, which the service does not unpack",
+    b"\x28\xb5\x2f\xfd": "packed by zstd, which the service does not unpack",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 class JsonRoute(APIRoute):
@@ -46,6 +54,9 @@ def parse(body: bytes) -> Any:
     try:
         text = body.decode("utf-8-sig")  # some tools begin with a byte order mark
     except UnicodeDecodeError as error:
+        for magic, what in OTHER_BYTES.items():
+            if body.startswith(magic):
+                raise InvalidJson(f"it is {what}") from None
         raise InvalidJson(f"byte {error.start} is not UTF-8") from None
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_number)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import InvalidItem, MissingKey, NotAPatch, ServiceError
+from service.errors import EncodedBody, InvalidItem, MissingKey, NotAPatch, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
@@ -105,6 +105,8 @@ def problem_response(error: ServiceError, *, instance: str, request_id: str) -> 
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, MissingKey):
         headers["WWW-Authenticate"] = 'Bearer realm="glyphrec"'
+    if isinstance(error, EncodedBody):
+        headers["Accept-Encoding"] = "identity"  # RFC 9110, section 12.5.3
     if isinstance(error, NotAPatch):
         headers["Accept-Patch"] = ", ".join(error.media_types)  # RFC 5789, section 3.1
     return ProblemResponse(problem_of(error, instance=instance, request_id=request_id), headers)

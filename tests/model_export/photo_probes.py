@@ -12,15 +12,26 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.configs import HeadConfig, ImageEncoderKind, PicturesConfig
+from model_export.configs import HeadConfig, ImageEncoderKind, PicturesConfig, TreeConfig
 from model_export.encoders import fusion, head
 from model_export.encoders.images import clip, efficientnet_lite0, mobilenet_v2, siglip2
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import make_image_encoder
+from model_export.study import late_fusion
 from service.core import pictures
 from service.core.bundle import PictureSpec
 from service.core.graphs import NO_PICTURE
-from tests.model_export.probe_inputs import NUM_ITEMS, Output, cosines, split, vectors
+from service.core.sid import SidSpec
+from tests.model_export.probe_inputs import (
+    CODES,
+    HISTORY_LENGTH,
+    NUM_ITEMS,
+    SID,
+    Output,
+    cosines,
+    split,
+    vectors,
+)  # fmt: skip
 
 SIZE_PX = 64
 SHOWN = 8  # items, some without a text or a photo
@@ -96,6 +107,25 @@ def _fuse() -> Output:
     return found
 
 
+def _generate_late() -> Output:
+    """The scores of a tree whose history has the codes of photos too."""
+    torch.manual_seed(0)
+    generator = late_fusion.PhotoHistory(
+        SidSpec(levels=(3, 4)),
+        np.stack([np.arange(20) % 3, np.arange(20) % 4], axis=1),
+        config=TreeConfig(width=16, num_layers=1, num_heads=2, ffn_dim=16, likeness=0.0),
+        spec=SID,
+        history_length=HISTORY_LENGTH,
+        seen_codes=CODES[:20],
+        seen_vectors=vectors()[:20],
+    ).eval()
+    history = torch.from_numpy(np.stack([CODES[[1, 2, 3]], CODES[[9, 7, 22]]]))  # [batch, position, level]
+    with torch.no_grad():
+        scores, _ = generator.step(0, generator.start(history), torch.zeros(2, 1, dtype=torch.long))
+    found: Output = scores.tolist()
+    return found
+
+
 PHOTO_PROBES: dict[str, tuple[ModuleType, Callable[[], Output]]] = {
     "pictures": (pictures, _keep),
     "efficientnet_lite0": (efficientnet_lite0, partial(_read_by, "efficientnet-lite0")),
@@ -103,4 +133,5 @@ PHOTO_PROBES: dict[str, tuple[ModuleType, Callable[[], Output]]] = {
     "clip": (clip, partial(_read_by_tower, "clip")),
     "siglip2": (siglip2, partial(_read_by_tower, "siglip2")),
     "fusion": (fusion, _fuse),
+    "late_fusion": (late_fusion, _generate_late),
 }

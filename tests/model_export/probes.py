@@ -281,11 +281,10 @@ def _tokenizer_graph() -> Output:
         dynamic_shapes=({0: torch.export.Dim("strip")},),
     )
     sid = SidSpec(levels=(6, 6))
+    parts = tokenizer.TokenizerParts(body, SumOfFrames(), item_head.eval(), Codewords())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.onnx"
-        graph = tokenizer.export_tokenizer(
-            path, body, SumOfFrames(), item_head.eval(), Codewords(), sid=sid, render=RECIPE
-        )
+        graph = tokenizer.export_tokenizer(path, parts, sid=sid, render=RECIPE)
         found = Tokenizer(path, graph, threads=1).run([TokenizerInput(each) for each in strips()])
     return {"codes": found.codes.tolist(), "vectors": found.vectors.tolist()}
 
