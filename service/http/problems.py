@@ -19,6 +19,8 @@ from service.errors import EncodedBody, InvalidItem, MissingKey, NotAPatch, Serv
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
 _TAGS = ("batch", "bare", "<range>", "<value>")  # which pydantic adds for the unions in schemas.py
+_NO_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
+_KINDS: dict[type, str] = {type(None): "null", list: "a list", str: "text", bool: "true or false"}
 
 
 class FieldError(BaseModel):
@@ -140,7 +142,7 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     details = error.errors()
     instance, request_id = request.scope["path"], request.state.request_id
     field_errors = [
-        FieldError(field=_path(each["loc"]), message=each["msg"]) for each in details[:MAX_FIELD_ERRORS]
+        FieldError(field=_path(each["loc"]), message=_words_of(each)) for each in details[:MAX_FIELD_ERRORS]
     ]
     first = field_errors[0]
     more = f" There are {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
@@ -161,6 +163,8 @@ async def _on_http_exception(
     match status:
         case HTTPStatus.NOT_FOUND:
             slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists all routes."
+            if instance.endswith("/") and methods_of(bare := instance.rstrip("/")):
+                detail = f"There is no route {instance}. It is {bare}, without the slash at the end."
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = ", ".join(methods_of(instance))
             headers = {"Allow": allowed}
@@ -197,6 +201,13 @@ def _problem(
         request_id=request_id,
         errors=list(errors),
     )
+
+
+def _words_of(error: Mapping[str, Any]) -> str:
+    """What is wrong with a value, without the names of Python."""
+    if error["type"] in _NO_OBJECT:
+        return f"must be an object, not {_KINDS.get(type(error.get('input')), 'a number')}"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _path(loc: Sequence[Any]) -> str:
