@@ -28,7 +28,7 @@ from service.core.graphs import beam_widths
 from service.core.render import item_text, render_text
 from service.core.trie import SidTrie
 from service.errors import GlyphrecError
-from service.inference.runtime import RecommenderSession, Tokenizer
+from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
 from service.settings import default_threads
 
 HISTORY = 20
@@ -99,8 +99,9 @@ def measure(
     for n, item in enumerate(fresh):
         item["title"] = f"{item.get('title', '')} {n}"
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=threads)
-    strips = [render_text(item_text(item, manifest.render), manifest.render).strips for item in fresh]
-    tokenizer_ms = each_ms(lambda n: tokenizer.run([strips[n]]), num_items, warm_up=WARM_UP)
+    drawn = [render_text(item_text(item, manifest.render), manifest.render) for item in fresh]
+    inputs = [TokenizerInput(each.strips) for each in drawn]
+    tokenizer_ms = each_ms(lambda n: tokenizer.run([inputs[n]]), num_items, warm_up=WARM_UP)
     item_stages = Stages()
     one_by_one = each_ms(
         lambda n: item_stages.take(client.post("/items", json=fresh[n])), num_items, warm_up=WARM_UP
@@ -114,10 +115,10 @@ def measure(
     if failed:
         raise GlyphrecError(f"{len(failed)} of {num_bulk} items failed: {failed[0]['error']['detail']}")
     started = time.perf_counter()
-    for first in range(num_items, len(strips), 16):
-        tokenizer.run(strips[first : first + 16])
+    for first in range(num_items, len(inputs), 16):
+        tokenizer.run(inputs[first : first + 16])
     direct = num_bulk / (time.perf_counter() - started)
-    per_item = np.mean([len(drawn) for drawn in strips])
+    per_item = np.mean([len(each.strips) for each in drawn])
     print(
         f"POST /items, bulk  {num_bulk / bulk_s:8.1f} items/s of {per_item:.1f} strips; "
         f"tokenizer.onnx alone {direct:.1f}"

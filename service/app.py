@@ -28,9 +28,12 @@ from service.core.cpus import usable_cpus
 from service.core.redis_url import check_certificates
 from service.core.version import service_version
 from service.errors import ServiceError, WrongRedisUrl
+from service.flows.contents import ContentReader
+from service.flows.drawing import ItemDrawer, tokenize_in_batches, work_of
 from service.flows.feedback import Feedback
-from service.flows.indexing import Indexer, tokenize_in_batches
+from service.flows.indexing import Indexer
 from service.flows.learning import Learned, Learner
+from service.flows.pictures import PictureReader
 from service.flows.recommend import Recommender
 from service.flows.search import observed_by, recommend_in_batches
 from service.flows.served_pages import ServedPages
@@ -131,8 +134,11 @@ class Service:
             max_items_per_request=settings.max_items_per_request,
             max_item_chars=settings.max_item_chars,
             max_body_bytes=settings.max_body_bytes,
+            max_picture_bytes=settings.max_picture_bytes,
+            max_picture_pixels=settings.max_picture_pixels,
         )
         self.state = ServiceState(options, Metrics(), Readiness(), pages)
+        self._pictures = picture_reader(settings, self.state.metrics)
         self.state.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
         if (nvml := find_nvml()) is not None:
             self.state.metrics.watch_gpus(nvml)
@@ -154,6 +160,7 @@ class Service:
                 finally:
                     await cancel(lag)
                     await cancel(keeper)
+                    self._pictures.stop()
                     if self._tracer is not None:
                         await asyncio.to_thread(self._tracer.close)
 
@@ -197,7 +204,7 @@ class Service:
         settings, metrics, readiness = self._settings, self.state.metrics, self.state.readiness
 
         def make(loaded: LoadedBundle) -> Model:
-            return build_model(loaded, redis, settings, metrics)
+            return build_model(loaded, redis, settings, metrics, self._pictures)
 
         changes = RolloutStore(redis, catalog=settings.catalog, replica_id=new_replica_id())
         folder = BundleFolder(settings.bundles_dir, graph_options(settings))
@@ -254,8 +261,23 @@ def graph_options(settings: Settings) -> GraphOptions:
     )
 
 
+def picture_reader(settings: Settings, metrics: Metrics) -> PictureReader:
+    """The only decoder of pictures in this process."""
+    return PictureReader(
+        threads=settings.picture_threads,
+        max_bytes=settings.max_picture_bytes,
+        max_pixels=settings.max_picture_pixels,
+        timeout_s=settings.picture_timeout_s,
+        metrics=metrics,
+    )
+
+
 def build_model(
-    loaded: LoadedBundle, redis: Redis | RedisCluster, settings: Settings, metrics: Metrics
+    loaded: LoadedBundle,
+    redis: Redis | RedisCluster,
+    settings: Settings,
+    metrics: Metrics,
+    pictures: PictureReader,
 ) -> Model:
     """Build the parts of a model for one bundle and connect them. `Model.start` comes next."""
     manifest = loaded.manifest
@@ -270,7 +292,7 @@ def build_model(
         max_batch_units=settings.max_batch_strips,
         max_queued_units=settings.max_queued_strips,
         gives_way=True,  # a client waits less impatiently for an ingest than for a page
-        units=len,
+        units=work_of,
         observe=lambda stats: metrics.observe_batch("tokenizer", stats),
     )
     searches = MicroBatcher(
@@ -292,9 +314,14 @@ def build_model(
         store,
         follower,
         strips,
-        render=manifest.render,
-        filter_fields=settings.filter_fields,
-        max_item_chars=settings.max_item_chars,
+        manifest=manifest,
+        contents=ContentReader(
+            manifest,
+            pictures,
+            filter_fields=settings.filter_fields,
+            max_item_chars=settings.max_item_chars,
+        ),
+        drawer=ItemDrawer(manifest, store.pictures, pictures),
         timeout_s=settings.index_timeout_s,
         metrics=metrics,
     )

@@ -46,6 +46,16 @@ class InvalidItem(ServiceError):
         self.field = field
 
 
+class PictureNotFound(ServiceError):
+    """Raised if the picture of an item is asked for, and there is none to show."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "picture-not-found"
+
+    def __init__(self, item_id: str, reason: str) -> None:
+        super().__init__(f"The item {item_id!r} has no such picture. {reason}.")
+
+
 class TooManyItems(ServiceError):
     """Raised if one request has more items than GLYPHREC_MAX_ITEMS_PER_REQUEST allows."""
 
@@ -333,6 +343,19 @@ class NotAPatch(ServiceError):
         super().__init__(
             f"{_content_type(content_type)} Send the fields to replace as application/json, or a JSON merge "
             "patch (RFC 7396) as application/merge-patch+json."
+        )
+
+
+class NotAPicture(ServiceError):
+    """Raised if the Content-Type of a picture is missing or is not a type that is read."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "not-a-picture"
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the bytes of a picture, with `Content-Type: image/jpeg`, "
+            "image/png or image/webp."
         )
 
 

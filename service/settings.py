@@ -22,7 +22,7 @@ from service.core.addresses import is_loopback
 from service.core.cpus import usable_cpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
-from service.core.limits import MAX_ITEM_CHARS
+from service.core.limits import MAX_ITEM_CHARS, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from service.core.redis_url import checked_redis_url
 from service.core.service_links import is_service_link, without_service_links
 from service.errors import GlyphrecError
@@ -260,9 +260,10 @@ class Settings(BaseSettings):
     # --- bounds of HTTP ---
 
     max_body_bytes: int = Field(
-        8 * 2**20,
+        16 * 2**20,
         ge=1_024,
-        description="bytes of a request body. The default holds 1,000 items of 8 KiB",
+        description="bytes of a request body. The default holds 1,000 items of 16 KiB, or the largest "
+        "picture that is allowed by default, as base64",
     )
     max_connections: int = Field(
         1_000,
@@ -302,6 +303,32 @@ class Settings(BaseSettings):
         MAX_ITEM_CHARS,
         ge=1,
         description="characters of one item, all its fields together. Far more than its picture can show",
+    )
+    max_picture_bytes: int = Field(
+        MAX_PICTURE_BYTES,
+        ge=1_024,
+        description="bytes of one picture as it is sent. Photos of cameras have less; `max_body_bytes` must "
+        "hold a third more for a picture in JSON",
+    )
+    max_picture_pixels: int = Field(
+        MAX_PICTURE_PIXELS,
+        ge=1_024,
+        le=100_000_000,
+        description="pixels of one picture, width times height. A picture takes up to 8 bytes a pixel "
+        "while it is decoded, in each of `picture_threads`. The default holds photos of 24 megapixels",
+    )
+    picture_threads: int = Field(
+        default_factory=default_threads,
+        ge=1,
+        le=64,
+        description="pictures that are decoded at the same time. By default half of the processors, as the "
+        "tokenizer needs the others",
+    )
+    picture_timeout_s: float = Field(
+        10,
+        gt=0,
+        description="seconds until a picture that is being decoded is given up and refused. Far more than a "
+        "photo takes, so that only a hostile one reaches it",
     )
     stop_delay_s: float = Field(
         1,

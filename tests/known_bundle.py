@@ -1,7 +1,8 @@
 """A tiny real bundle whose answers can be worked out by hand: both graphs are ONNX with fixed arithmetic.
 
 The tokenizer's codes are the sum of an item's first strip, written in the base of the levels; another
-`reader` adds 101 times its number. The recommender is a beam search over two steps, the first code and then
+`reader` adds 101 times its number, and a tokenizer that reads photos adds the sum of the photo's pixels. The
+recommender is a beam search over two steps, the first code and then
 the rest, so it loses items as real ones do.
 """
 
@@ -25,17 +26,20 @@ from service.core.bundle import (
     TOKENIZER,
     FileRecord,
     Manifest,
+    PictureSpec,
     RenderSpec,
     sha256_of,
 )
 from service.core.bundle_co_counts import write_co_counts
 from service.core.co_counts import CoCountSpec, CoRow
 from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
+from service.core.pictures import picture_pixels
 from service.core.render import font_sha256, item_text, render_text
 from service.core.sid import Codes, SidSpec
 
 SPEC = SidSpec(levels=(32, 4, 3))
 PAGED = SidSpec(levels=SPEC.levels, paged=True)
+PICTURES = PictureSpec(size_px=32)  # of the tokenizer that reads photos
 HISTORY_LENGTH = 4
 BEAM_LIMIT = 64
 NEG_INF = -1e9
@@ -59,11 +63,14 @@ def render_spec() -> RenderSpec:
     return spec.model_copy(update={"font_sha256": font_sha256(spec)})
 
 
-def known_codes(item: dict, reader: int = 0) -> Codes:
-    """What the tokenizer reads."""
+def known_codes(item: dict, reader: int = 0, kept: bytes | None = None) -> Codes:
+    """What the tokenizer reads. `kept`: the item's kept picture, if this reader reads pictures."""
     render = render_spec()
     first_strip = render_text(item_text(item, render), render).strips[0]
-    return SPEC.codes_of((int(first_strip.sum(dtype=np.int64)) + 101 * reader) % NUM_LEAVES)
+    total = int(first_strip.sum(dtype=np.int64)) + 101 * reader
+    if kept is not None:
+        total += int(picture_pixels(kept, PICTURES).sum(dtype=np.int64))
+    return SPEC.codes_of(total % NUM_LEAVES)
 
 
 def known_score(history: Sequence[Codes], codes: Codes, mass: Mapping[Codes, float] | None = None) -> float:
@@ -118,15 +125,22 @@ def write_known_bundle(
     rows: Iterable[CoRow] = (),
     created_at: str = "2026-01-01T00:00:00Z",
     data_name: str = "known",
+    pictures: PictureSpec | None = None,
 ) -> Path:
     """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer.
 
-    With `co_counts`, the counts of `rows` have a say.
+    With `co_counts`, the counts of `rows` have a say. With `pictures`, the tokenizer reads photos.
     """
     folder.mkdir(parents=True, exist_ok=True)
     render = render_spec().model_copy(update={"fields": fields})
     graphs = (
-        tokenizer_graph(spec, height=render.height_px, width=render.width_px, vector_dim=2),
+        tokenizer_graph(
+            spec,
+            height=render.height_px,
+            width=render.width_px,
+            vector_dim=2,
+            picture_px=pictures.size_px if pictures else None,
+        ),
         recommender_graph(spec),
     )
     onnx.save(_tokenizer(graphs[0], reader), folder / TOKENIZER)
@@ -146,6 +160,7 @@ def write_known_bundle(
         export_key="0" * 64,
         sid=spec,
         render=render,
+        pictures=pictures,
         tokenizer_id=tokenizer_id_of(reader),
         recommender_id=recommender_id,
         trained_for_tokenizer_id=tokenizer_id_of(reader),
@@ -240,7 +255,17 @@ def _tokenizer(spec: GraphSpec, reader: int) -> onnx.ModelProto:
     g("ReduceSum", "pixels height_and_width", "sum", keepdims=0)  # [item]
     g.constant("num_leaves", NUM_LEAVES)
     g.constant("shift", 101 * reader)
-    g("Add", "sum shift", "shifted")
+    g("Add", "sum shift", "shifted_text")
+    if any(tensor.name == "pictures" for tensor in spec.inputs):
+        g("Cast", "pictures", "picture_pixels", to=TensorProto.INT64)
+        g.constant("all_of_a_picture", [1, 2, 3])
+        g("ReduceSum", "picture_pixels all_of_a_picture", "picture_sums", keepdims=0)  # [picture]
+        g.constant("no_picture", [0])
+        g("Concat", "picture_sums no_picture", "sums_or_none", axis=0)  # so that -1 is the sum of no picture
+        g("Gather", "sums_or_none picture_of", "picture_sum", axis=0)  # [item]
+        g("Add", "shifted_text picture_sum", "shifted")
+    else:
+        g("Identity", "shifted_text", "shifted")
     g("Mod", "shifted num_leaves", "leaf")
     _write_codes(g, "leaf", "codes", 1)
     g("Cast", "sum", "sum_as_float", to=TensorProto.FLOAT)

@@ -13,7 +13,7 @@ from benchmarks.workload.processes import run_import, start_import
 from model_export.local_service import LocalService
 from service.core.bundle import TOKENIZER, Bundle
 from service.core.render import item_text, render_text
-from service.inference.runtime import Tokenizer
+from service.inference.runtime import Tokenizer, TokenizerInput
 from service.settings import default_threads
 
 BATCHES = (1, 4, 8, 16, 32)
@@ -67,15 +67,15 @@ def tokenizer_alone(bundle: Bundle, items: Sequence[dict[str, Any]]) -> float:
     """Items a second of the graph, in its best batches, with the threads that the service gives it."""
     tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, threads=default_threads())
     render = bundle.manifest.render
-    strips = [render_text(item_text(item, render), render).strips for item in items[:256]]
+    inputs = [TokenizerInput(render_text(item_text(item, render), render).strips) for item in items[:256]]
 
     def items_per_s(batch: int) -> float:
-        parts = [strips[start : start + batch] for start in range(0, len(strips), batch)]
+        parts = [inputs[start : start + batch] for start in range(0, len(inputs), batch)]
         tokenizer.run(parts[0])
         started = time.perf_counter()
         for part in parts:
             tokenizer.run(part)
-        return len(strips) / (time.perf_counter() - started)
+        return len(inputs) / (time.perf_counter() - started)
 
     return max(items_per_s(batch) for batch in BATCHES)
 

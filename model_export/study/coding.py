@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.bundle.tokenizer import export_tokenizer
+from model_export.bundle.tokenizer import export_tokenizer, parts_of
 from model_export.configs import MiniLmConfig, RunConfig
-from model_export.encoders.choose import make_encoder
 from model_export.encoders.minilm import MiniLm
 from model_export.pipeline.stages import Coded, Read
 from service.core.bundle import TOKENIZER
 from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
 from service.core.render import render_text
-from service.inference.runtime import Tokenizer
+from service.inference.runtime import Tokenizer, TokenizerInput
 
 TEXTS_PER_RUN = 32
 
@@ -45,14 +44,10 @@ def _of_texts(coded: Coded) -> Coder:
 
 
 def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:
-    assert read.pooling is not None
-    assert not isinstance(config.encoder, MiniLmConfig)
-    body = make_encoder(config.render, config.encoder, config.seed).body()
+    parts = parts_of(config, read, coded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / TOKENIZER
-        graph = export_tokenizer(
-            path, body, read.pooling, coded.head, coded.quantizer, sid=config.sid, render=config.render
-        )
+        graph = export_tokenizer(path, parts, sid=config.sid, render=config.render)
         tokenizer = Tokenizer(path, graph, threads=usable_cpus().num_threads)
 
     def codes_of(texts: Sequence[str]) -> NDArray[np.int64]:
@@ -60,7 +55,8 @@ def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:
         with ProgressBar(total=len(texts), desc="Reading pictures", unit="text", mininterval=1.0) as progress:
             for start in range(0, len(texts), TEXTS_PER_RUN):
                 part = texts[start : start + TEXTS_PER_RUN]
-                rows.append(tokenizer.run([render_text(text, config.render).strips for text in part]).codes)
+                drawn = [TokenizerInput(render_text(text, config.render).strips) for text in part]
+                rows.append(tokenizer.run(drawn).codes)
                 progress.update(len(part))
         return np.concatenate(rows)
 

@@ -144,6 +144,7 @@ def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Remove
         [dataset.items[item] for item in kept],
         zip(dataset.user_ids, remaining, strict=True),
         dataset.exclusions | {"cold items": count},
+        images={int(number[item]): path for item, path in dataset.images.items() if not is_cold[item]},
     )
 
     test = split.test
@@ -180,7 +181,7 @@ def offline(removed: Removed, run: Run) -> Outcome:
     config = run.config
     run = replace(run, dataset=removed.dataset, split=leave_one_out(removed.dataset))
     read = stages.read(run)
-    coded = stages.code(run, read.features)
+    coded = stages.code(run, read)
     if coded.spec != config.sid:
         raise GlyphrecError(
             f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item cannot "

@@ -10,12 +10,13 @@ from service.api.admin import change_info
 from service.api.dependencies import ModelDep, StateDep
 from service.api.direct import ApiRoute
 from service.api.policies import policy
-from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, Ready
+from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, PicturesInfo, Ready
 from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.core.version import service_version
 from service.errors import StoreUnavailable
 from service.http.security import Scope
-from service.lifecycle.watching import note_persistence
+from service.lifecycle.watching import note_persistence, note_pictures
+from service.store.pictures import PicturesSize
 
 router = APIRouter(tags=["health"], route_class=ApiRoute)
 
@@ -61,11 +62,14 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
     """The models, the catalog and the limits of this replica."""
     manifest, options = model.manifest, state.options
     redis: dict[str, Any] = {}
+    pictures: PicturesSize | None = None
     if model.follower.lost is None:
         with suppress(StoreUnavailable):
             persistence = await model.store.persistence()
             redis = persistence.as_json()
             note_persistence(persistence, state.metrics, state.readiness)
+            pictures = await model.store.pictures.size()
+            note_pictures(pictures, state.metrics)
     catalog = model.catalog
     return InfoResponse(
         service_version=service_version(),
@@ -88,10 +92,17 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
             digest=catalog.digest,
             stale_for_s=model.follower.stale_for_s,
         ),
+        pictures=PicturesInfo(
+            size_px=manifest.pictures.size_px if manifest.pictures else None,
+            kept=pictures.num_pictures if pictures else None,
+            kept_bytes=pictures.num_bytes if pictures else None,
+        ),
         limits=LimitsInfo(
             items_per_request=options.max_items_per_request,
             item_chars=options.max_item_chars,
             body_bytes=options.max_body_bytes,
+            picture_bytes=options.max_picture_bytes,
+            picture_pixels=options.max_picture_pixels,
             history=MAX_HISTORY,
             limit=MAX_LIMIT,
             num_beams=min(options.num_beams, manifest.beam_limit),

@@ -3,12 +3,9 @@
 An item id is any text, so it may have slashes. Routes with a suffix after the id therefore come first.
 """
 
-from io import BytesIO
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
-from PIL import Image
 
 from service.api.conditions import OF_A_CONDITION, WITH_ETAG, IfMatchDep, etag_of
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, MergeDep, ModelDep, StateDep
@@ -29,17 +26,16 @@ from service.api.schemas import (
 )
 from service.catalog.neighbors import neighbors
 from service.core.items import MAX_ID_CHARS, check_item_id
-from service.core.render import item_text, render_text
 from service.errors import InvalidCondition, InvalidItem, ItemNotFound, TooManyItems
-from service.flows.indexing import Outcome
+from service.flows.outcomes import Outcome, Patched
 from service.http.problems import OF_A_PUT, OF_AN_ITEM, problem_of
 from service.http.security import Scope
+from service.lifecycle.model import Model
 from service.store.records import StoredItem
 
 router = APIRouter(tags=["items"], route_class=ApiRoute)
 
 ItemIdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
-PNG = {"type": "string", "format": "binary"}
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 
@@ -118,28 +114,11 @@ async def similar_items(
     )
 
 
-@router.get(
-    "/items/{item_id:path}/image",
-    response_class=Response,
-    dependencies=[NEEDS_REDIS],
-    responses=OF_AN_ITEM | {200: {"description": "OK", "content": {"image/png": {"schema": PNG}}}},
-)
-@policy(Scope.READ)
-async def item_image(item_id: ItemIdPath, model: ModelDep) -> Response:
-    """The item as the tokenizer sees it: its strips of text, one below the other, as PNG."""
-    stored = await _find(model, item_id)
-    render = model.manifest.render
-    strips = render_text(item_text(stored.item, render), render).strips  # [strip, height, width]
-    png = BytesIO()
-    Image.fromarray(np.concatenate(list(strips))).save(png, format="PNG")
-    return Response(png.getvalue(), media_type="image/png")
-
-
 @router.get("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM | WITH_ETAG)
 @policy(Scope.READ)
 async def get_item(item_id: ItemIdPath, response: Response, model: ModelDep) -> StoredItemOut:
     """The item as it was posted, without null fields, and the Semantic ID that the tokenizer gave it."""
-    stored = await _find(model, item_id)
+    stored = await find_item(model, item_id)
     response.headers.update(etag_of(stored.revision))
     return _stored(stored)
 
@@ -181,19 +160,8 @@ async def patch_item(
         if_match,
     )
     call.stages.start("write")
-    outcome = patched.outcome
-    assert outcome.sid is not None
-    assert outcome.item is not None
-    assert outcome.status != "failed"
-    response.headers.update(etag_of(outcome.revision))
-    return PatchedItem(
-        item=outcome.item,
-        semantic_id=str(outcome.sid),
-        codes=list(outcome.sid.codes),
-        status=outcome.status,
-        unused_values=_unused(outcome),
-        catalog_version=patched.version,
-    )
+    response.headers.update(etag_of(patched.outcome.revision))
+    return patched_item(patched)
 
 
 @router.delete("/items/{item_id:path}", dependencies=[NEEDS_REDIS], responses=OF_AN_ITEM | OF_A_CONDITION)
@@ -206,11 +174,28 @@ async def delete_item(item_id: ItemIdPath, model: ModelDep, if_match: IfMatchDep
     return Deleted(item_id=item_id, catalog_version=version)
 
 
-async def _find(model: ModelDep, item_id: str) -> StoredItem:
+async def find_item(model: Model, item_id: str) -> StoredItem:
+    """The stored item. Raises ItemNotFound, and InvalidItem for what is no id."""
     stored = await model.store.get(check_item_id(item_id))
     if stored is None:
         raise ItemNotFound(item_id)
     return stored
+
+
+def patched_item(patched: Patched) -> PatchedItem:
+    """The answer to a change of one item."""
+    outcome = patched.outcome
+    assert outcome.sid is not None
+    assert outcome.item is not None
+    assert outcome.status != "failed"
+    return PatchedItem(
+        item=outcome.item,
+        semantic_id=str(outcome.sid),
+        codes=list(outcome.sid.codes),
+        status=outcome.status,
+        unused_values=_unused(outcome),
+        catalog_version=patched.version,
+    )
 
 
 def _stored(item: StoredItem) -> StoredItemOut:

@@ -15,3 +15,5 @@ class ApiOptions:
     max_items_per_request: int
     max_item_chars: int
     max_body_bytes: int
+    max_picture_bytes: int
+    max_picture_pixels: int

@@ -3,13 +3,15 @@
 from fastapi import FastAPI
 from starlette.routing import Mount, Route
 
-from service.api import admin, description, events, health, items, recommend
+from service.api import admin, description, events, health, images, items, recommend
 from service.api.direct import ApiRoute
 from service.api.policies import Policies, RoutePolicy
 from service.http.security import Scope
 
+# The routes of images come before the others of items, as an id may have slashes.
 ROUTERS = (
     recommend.router,
+    images.router,
     items.router,
     events.router,
     health.router,

@@ -48,6 +48,10 @@ class _Out(BaseModel):
 class Item(BaseModel):
     """An id and any other fields. `render.fields` of GET /info lists the fields that are read, in order.
 
+    `image` is the item's picture: `{"data": "<base64>"}` of a JPEG, a PNG or a WebP. Without the field, a
+    picture that is kept stays; null removes it. Nothing is fetched from a URL. In an answer, `image` is a
+    reference: sha256, width and height of what is kept.
+
     A new value of a field that is read makes the service read the item again, and the item may move. This is
     also true of `available`, if it is one of these fields.
     """
@@ -96,7 +100,10 @@ ItemsBody = Annotated[
 
 
 class UnusedValueOut(_Out):
-    """A value of an item that filters cannot use. They treat the item as if it did not have the value."""
+    """A value of an item that filters cannot use, or an `image` that the tokenizer cannot read.
+
+    Filters treat the item as if it did not have the value.
+    """
 
     field: str
     reason: str
@@ -104,7 +111,7 @@ class UnusedValueOut(_Out):
 
 Unused = Annotated[
     list[UnusedValueOut],
-    Field(description="values that are stored, but that filters cannot use, and why; usually empty"),
+    Field(description="values that are stored, but that filters or the tokenizer cannot use; usually empty"),
 ]
 
 
@@ -341,12 +348,22 @@ class CatalogInfo(_Out):
     stale_for_s: float = Field(description="seconds since Redis was lost; 0 while it is connected")
 
 
+class PicturesInfo(_Out):
+    """The photos of items: whether the served bundle reads them, and what Redis keeps of them."""
+
+    size_px: int | None = Field(description="side of the square that is read; null: the tokenizer reads none")
+    kept: int | None = Field(description="pictures that Redis keeps; null while Redis is lost")
+    kept_bytes: int | None = Field(description="their memory, as Redis estimates it; null if it is not told")
+
+
 class LimitsInfo(_Out):
     """The limits of one request, and the numbers of beams of the first and of the widest search."""
 
     items_per_request: int
     item_chars: int
     body_bytes: int
+    picture_bytes: int
+    picture_pixels: int
     history: int
     limit: int
     num_beams: int
@@ -421,6 +438,7 @@ class InfoResponse(_Out):
     render: dict[str, Any]
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo
+    pictures: PicturesInfo
     limits: LimitsInfo
     change: ChangeInfo | None
     redis: dict[str, Any] = Field(

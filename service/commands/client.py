@@ -19,8 +19,10 @@ from urllib.parse import quote
 
 import httpx
 
+from service.commands.import_images import Limits, batches, names_a_file
 from service.commands.parsers import Subparsers
 from service.commands.unused_values import UnusedValues
+from service.core.image_field import FIELD
 from service.core.json_lines import JsonLine, parse_json, read_json_lines
 from service.core.progress import ProgressBar
 from service.errors import GlyphrecError
@@ -131,10 +133,11 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     num_at_once = even if args.batch is None else args.batch
     if num_at_once < 1:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
-    pause_s = 0.0 if args.rate is None else num_at_once / args.rate
+    pause_s = 0.0 if args.rate is None else 1 / args.rate  # for each item
     # All lines first, so that a broken line is found before anything is posted.
     lines = list(read_json_lines(path))
     _check_kind(path, lines)
+    num_left = len(lines)
     counts: dict[str, int] = {}
     unused = UnusedValues()
     shown = 0
@@ -142,19 +145,24 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
         _connect(args) as client,
         ProgressBar(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar,
     ):
-        for start in range(0, len(lines), num_at_once):
-            batch = lines[start : start + num_at_once]
-            next_at = time.monotonic() + pause_s
-            answer = _ask(client, "POST", "/items", json={"items": [line.value for line in batch]})
-            for line, result in zip(batch, answer["items"], strict=True):
+        limits = Limits.of(_ask(client, "GET", "/info")) if any(map(names_a_file, lines)) else None
+        for batch in batches(lines, path.parent, limits, num_at_once):
+            next_at = time.monotonic() + len(batch) * pause_s
+            answer = _ask(client, "POST", "/items", json={"items": [each.line.value for each in batch]})
+            for (line, _, note), result in zip(batch, answer["items"], strict=True):
+                if note:
+                    unused.add(f"{path}:{line.number}", FIELD, note)
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
                 for value in result.get("unused_values", ()):  # an earlier release does not tell them
+                    if note and value["field"] == FIELD:
+                        continue  # the note says why
                     unused.add(f"{path}:{line.number}", value["field"], value["reason"])
                 if result["error"] and shown < MAX_SHOWN_FAILURES:
                     shown += 1
                     ProgressBar.write(f"{path}:{line.number}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
-            if start + num_at_once < len(lines):
+            num_left -= len(batch)
+            if num_left:
                 time.sleep(max(0.0, next_at - time.monotonic()))
     unused.tell()
     return _conclude(counts, num_shown=shown)

@@ -16,16 +16,25 @@ from typing import Any, NamedTuple
 from service.commands.unused_values import UnusedValues
 from service.core.bundle import Manifest, load_bundle
 from service.core.bundle_items import parse_item
-from service.core.items import check_item
+from service.core.image_field import PictureReference, names_a_picture, split_image, with_reference
+from service.core.items import Item, check_item
 from service.core.json_lines import LineNotJson, read_json_lines
 from service.core.progress import ProgressBar
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
-from service.errors import GlyphrecError, InvalidItem, ServiceError, SidSpaceFull, StoreUnavailable
+from service.errors import (
+    GlyphrecError,
+    InvalidItem,
+    ItemChanged,
+    ServiceError,
+    SidSpaceFull,
+    StoreUnavailable,
+)
 from service.lifecycle.stores import item_store
 from service.settings import Settings
 from service.store.client import connect_to_any
 from service.store.items import ItemStore
+from service.store.picture_records import PictureChange
 from service.store.records import ItemRecord, PutResult
 from service.store.retry import retry
 from service.store.standing import Owner, StandingStore
@@ -43,8 +52,21 @@ class Line(NamedTuple):
     """One checked line of the file. `number` counts from 1."""
 
     number: int
-    record: ItemRecord
+    item: Item  # without a picture: a file of items with codes has none
+    text: str
     codes: Codes
+
+    @property
+    def item_id(self) -> str:
+        """The id of the item."""
+        item_id: str = self.item["item_id"]
+        return item_id
+
+    def record(self, kept: PictureReference | None) -> ItemRecord:
+        """The item as it is put beside the picture that is kept for it, which stays."""
+        found = content_hash(self.text, kept.sha256 if kept else None)
+        item = with_reference(self.item, kept)
+        return ItemRecord(self.item_id, found, item, PictureChange.none_but(kept))
 
 
 class TokenizedFile:
@@ -54,6 +76,7 @@ class TokenizedFile:
         self._path = path
         self._spec = manifest.sid
         self._render = manifest.render
+        self._reads_pictures = manifest.pictures is not None
         self._max_item_chars = max_item_chars
 
     def __iter__(self) -> Iterator[Line]:
@@ -79,11 +102,14 @@ class TokenizedFile:
 
     def _parse(self, number: int, value: Any) -> Line:
         read = parse_item(value, self._spec)
-        item = check_item(read.item, self._max_item_chars)
+        fields, wish = split_image(read.item)
+        if wish.kind == "replace":
+            raise InvalidItem("image", "has bytes. Import pictures without --tokenized: a service reads them")
+        item = check_item(fields, self._max_item_chars)
         text = item_text(item, self._render)
-        if not text:
+        if not text and not (self._reads_pictures and names_a_picture(item)):
             raise InvalidItem("item", "has no text")  # a later tokenizer must read the text
-        return Line(number, ItemRecord(read.item_id, content_hash(text), item), read.codes)
+        return Line(number, item, text, read.codes)
 
 
 def _not_an_item(where: str, problem: str) -> GlyphrecError:
@@ -163,30 +189,34 @@ class _Import:
         """Put a batch. Retries while Redis does not take all of it."""
 
         async def attempt() -> list[PutResult | ServiceError]:
-            results = await self._store.put([(line.record, line.codes) for line in batch])
+            present = await self._store.held_with_pictures([line.item_id for line in batch])
+            records = [(line.record(present[line.item_id].picture), line.codes) for line in batch]
+            results = await self._store.put(records)
             for each in results:
-                if isinstance(each, StoreUnavailable):
+                if isinstance(each, StoreUnavailable | ItemChanged):  # its picture was changed
                     raise each
             return results
 
         return await retry(
-            attempt, on=(StoreUnavailable,), first_s=FIRST_WAIT_S, max_s=MAX_WAIT_S, max_tries=MAX_TRIES
+            attempt,
+            on=(StoreUnavailable, ItemChanged),
+            first_s=FIRST_WAIT_S,
+            max_s=MAX_WAIT_S,
+            max_tries=MAX_TRIES,
         )
 
     def _count(self, batch: Sequence[Line], results: Sequence[PutResult | ServiceError]) -> None:
         for line, result in zip(batch, results, strict=True):
             if isinstance(result, PutResult):
                 self._counts[result.status] += 1
-                for value in self._filter_fields.unused_in(line.record.item):
+                for value in self._filter_fields.unused_in(line.item):
                     self._unused.add(f"{self._path}:{line.number}", value.field, value.reason)
                 continue
             if not isinstance(result, SidSpaceFull):
                 raise result
             self._counts["failed"] += 1
             if self._counts["failed"] <= MAX_NAMED:
-                ProgressBar.write(
-                    f"{self._path}:{line.number}: {line.record.item_id}: {result}", file=sys.stderr
-                )
+                ProgressBar.write(f"{self._path}:{line.number}: {line.item_id}: {result}", file=sys.stderr)
 
     async def _check_served(self) -> None:
         """Raise GlyphrecError if another tokenizer is served: these codes are not its codes."""

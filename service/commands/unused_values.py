@@ -1,7 +1,9 @@
-"""What an import says about values that filters cannot use: how many in each field, and one example."""
+"""What an import says about values that nobody can use: how many in each field, and one example."""
 
 import sys
 from collections import Counter
+
+from service.core.image_field import FIELD
 
 
 class UnusedValues:
@@ -20,5 +22,9 @@ class UnusedValues:
         """Write one line for each field to stderr."""
         for field, count in sorted(self._counts.items()):
             print(
-                f"filters cannot use {field} of {count} items, first {self._examples[field]}", file=sys.stderr
+                f"{_user_of(field)} {field} of {count} items, first {self._examples[field]}", file=sys.stderr
             )
+
+
+def _user_of(field: str) -> str:
+    return "the tokenizer does not read" if field == FIELD else "filters cannot use"

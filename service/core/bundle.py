@@ -9,7 +9,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from service.core.co_counts import CoCountSpec
 from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
@@ -72,6 +78,12 @@ class RenderSpec(Frozen):
         return self
 
 
+class PictureSpec(Frozen):
+    """How an item's photo becomes pixels. Only service/core/pictures.py uses it."""
+
+    size_px: int = Field(default=224, ge=32, le=1024, description="side of the square that the encoder reads")
+
+
 class Manifest(Frozen):
     """manifest.json: everything the service needs to know before it opens a graph."""
 
@@ -81,6 +93,9 @@ class Manifest(Frozen):
     config: str
     sid: SidSpec
     render: RenderSpec
+    pictures: PictureSpec | None = Field(
+        default=None, description="how photos are read; null: the tokenizer reads text only"
+    )
     tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
     recommender_id: str = Field(pattern=r"^[0-9a-f]{12}$")
     trained_for_tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
@@ -120,14 +135,29 @@ class Manifest(Frozen):
             tensor.shape[-1] for tensor in self.tokenizer.outputs if tensor.name == "vector" and tensor.shape
         ]
         dim = dims[0] if dims and isinstance(dims[0], int) else 0
-        height, width = self.render.height_px, self.render.width_px
-        if self.tokenizer != tokenizer_graph(self.sid, height=height, width=width, vector_dim=dim):
+        expected = tokenizer_graph(
+            self.sid,
+            height=self.render.height_px,
+            width=self.render.width_px,
+            vector_dim=dim,
+            picture_px=self.pictures.size_px if self.pictures else None,
+        )
+        if self.tokenizer != expected:
             raise ValueError(
-                f"tokenizer: its tensors are not those of levels {self.sid.levels} and this render"
+                f"tokenizer: its tensors are not those of levels {self.sid.levels}, this render and "
+                "these pictures"
             )
         if self.recommender != recommender_graph(self.sid):
             raise ValueError(f"recommender: its tensors are not those of levels {self.sid.levels}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_pictures(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bundle that reads no pictures does not name them, so that older releases can serve it."""
+        written: dict[str, Any] = write(self)
+        if self.pictures is None:
+            written.pop("pictures", None)
+        return written
 
 
 class Bundle(NamedTuple):
@@ -162,6 +192,11 @@ def load_bundle(path: Path) -> Bundle:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "manifest"
+        if first["type"] == "extra_forbidden":
+            raise ContractMismatch(
+                f"{manifest_path}: {where}: this release of glyphrec does not know it. Serve the bundle with "
+                "the release that exported it, or a later one."
+            ) from error
         raise ContractMismatch(f"{manifest_path}: {where}: {first['msg']}. Export again.") from error
     for name, record in manifest.files.items():
         _check_file(path, name, record)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from service.core.sid import Frozen, SidSpec
 
 FILLER_SCORE = -1e8  # a beam below this is a filler: there are fewer live prefixes than beams
+NO_PICTURE = -1  # in `picture_of`: the item has no photo
 PADDING = -1  # every level of a history position without an item
 
 
@@ -41,16 +42,29 @@ class Neighbors(NamedTuple):
         return cls(np.full((batch, 1), PADDING, np.int64), np.zeros((batch, 1), np.float32))
 
 
-def tokenizer_graph(spec: SidSpec, *, height: int, width: int, vector_dim: int) -> GraphSpec:
+def tokenizer_graph(
+    spec: SidSpec, *, height: int, width: int, vector_dim: int, picture_px: int | None = None
+) -> GraphSpec:
     """The tokenizer's tensors.
 
     Items have different numbers of strips, so the strips of a batch follow one another. `first_strip` [item]
     is the index of each item's first strip, ascending from 0 (as the offsets of torch.nn.EmbeddingBag).
+
+    With `picture_px` the tokenizer also reads photos: `pictures` are RGB squares of that side, and
+    `picture_of` [item] is the index of each item's photo among them, or NO_PICTURE. A batch may have no
+    pictures at all.
     """
+    photos: tuple[TensorSpec, ...] = ()
+    if picture_px is not None:
+        photos = (
+            TensorSpec(name="pictures", dtype="uint8", shape=("picture", picture_px, picture_px, 3)),
+            TensorSpec(name="picture_of", dtype="int64", shape=("item",)),
+        )
     return GraphSpec(
         inputs=(
             TensorSpec(name="strips", dtype="uint8", shape=("strip", height, width)),
             TensorSpec(name="first_strip", dtype="int64", shape=("item",)),
+            *photos,
         ),
         outputs=(
             TensorSpec(name="codes", dtype="int64", shape=("item", spec.num_levels)),

@@ -38,6 +38,7 @@ MARGIN_PX = 2
 MAX_LETTERS_PER_LINE = 1000
 # No text is nested deeper than this.
 MAX_DEPTH = 8
+NEVER_DRAWN = frozenset({"item_id", "image"})
 
 
 class Rendered(NamedTuple):
@@ -51,21 +52,28 @@ class Rendered(NamedTuple):
 def item_text(item: Mapping[str, Any], spec: RenderSpec) -> str:
     """The line of text that stands for an item: its fields in the recipe's order. It is drawn and hashed.
 
-    Empty and absent fields leave no trace. `item_id` is a name, not content.
+    Empty and absent fields leave no trace. `item_id` is a name, not content, and `image` names a picture.
     """
-    others = sorted(item.keys() - set(spec.fields) - {"item_id"})
+    others = sorted(item.keys() - set(spec.fields) - NEVER_DRAWN)
     parts: list[str] = []
     for field in spec.fields:
         if field == "*":
             parts += _named(others, item)
-        elif field != "item_id" and (text := _value_text(field, item.get(field))):
+        elif field not in NEVER_DRAWN and (text := _value_text(field, item.get(field))):
             parts.append(text)
     return "; ".join(parts)
 
 
-def content_hash(text: str) -> str:
-    """32 hex characters. Items with the same text have the same hash and, for one tokenizer, equal codes."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def content_hash(text: str, picture_sha256: str | None = None) -> str:
+    """32 hex characters. Items with equal content have the same hash and, for one tokenizer, equal codes.
+
+    `picture_sha256` is that of the item's kept picture (KeptPicture.sha256). An item without a picture has
+    the hash of its text alone.
+    """
+    of_text = hashlib.sha256(text.encode()).hexdigest()[:32]
+    if picture_sha256 is None:
+        return of_text
+    return hashlib.sha256(f"{of_text} {picture_sha256}".encode()).hexdigest()[:32]
 
 
 def render_text(text: str, spec: RenderSpec) -> Rendered:

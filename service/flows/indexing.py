@@ -1,4 +1,4 @@
-"""The POST /items flow, in order: check -> hash -> known? -> render -> tokenize -> store -> follow the log.
+"""The POST /items flow, in order: check -> decode pictures -> known? -> draw -> tokenize -> store -> follow.
 
 Each item has its own outcome, and a bad item does not affect the others. Only new content is drawn and read.
 If an id occurs twice in one request, its last item is stored, and both positions report that outcome.
@@ -8,21 +8,19 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.catalog.follower import CatalogFollower
-from service.core.bundle import RenderSpec
-from service.core.filters import DeclaredFields, UnusedValue
-from service.core.items import Item, check_item
-from service.core.render import Rendered, content_hash, item_text, render_text
-from service.core.sid import Codes, Sid
+from service.core.bundle import Manifest
+from service.core.image_field import after_change, names_a_picture, reference_in
+from service.core.items import Item
+from service.core.pictures import KeptPicture
+from service.core.render import item_text
+from service.core.sid import Codes
 from service.errors import (
     InvalidItem,
     ItemChanged,
@@ -33,16 +31,18 @@ from service.errors import (
     StoreUnavailable,
     TookTooLong,
 )
-from service.inference.batching import MicroBatcher
-from service.inference.runtime import Tokenizer
+from service.flows.contents import CheckedItem, Content, ContentReader
+from service.flows.drawing import ItemDrawer
+from service.flows.outcomes import Indexed, Outcome, Patched, answer_for, failed, outcomes_of
+from service.inference.batching import Answer, MicroBatcher
+from service.inference.runtime import TokenizerInput
 from service.store.items import ItemStore
-from service.store.records import IfMatch, ItemRecord, PutResult
+from service.store.records import HeldWithPicture, IfMatch, ItemRecord, PutResult, StoredItem
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
 
 log = logging.getLogger(__name__)
 
-Strips = NDArray[np.uint8]  # [strip, height, width]
 T = TypeVar("T")
 
 # Items that are drawn, read and stored together. Few, so that an item posted meanwhile does not wait long.
@@ -56,52 +56,8 @@ FOLLOW_TIMEOUT_S = 5.0
 # keeps two replicas from meeting in step.
 PATCH_TRIES = 30
 PATCH_PAUSE_S = 0.01
-
-
-class CheckedItem(NamedTuple):
-    """An item that passed its checks, and the text that stands for it."""
-
-    record: ItemRecord
-    text: str
-    unused: Sequence[UnusedValue]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result for one item of a request. `error` is set if and only if `status` is failed."""
-
-    item_id: str | None  # None where the item had no usable id
-    status: Literal["created", "moved", "updated", "unchanged", "failed"]
-    sid: Sid | None = None
-    truncated: bool | None = None  # None where the item was not drawn
-    missing: str | None = None
-    error: ServiceError | None = None
-    item: Item | None = None  # as it is stored; None if it failed
-    unused: Sequence[UnusedValue] = ()  # values of the item that filters cannot use
-    revision: str = ""  # of the stored item; '' for one that failed
-
-
-class Indexed(NamedTuple):
-    """The results of one request. A search on this replica finds every stored item from `version` on."""
-
-    outcomes: list[Outcome]  # in the order of the request
-    version: int  # of the catalog, as this replica now serves it
-
-
-class Patched(NamedTuple):
-    """An item after a patch. `outcome` has no error."""
-
-    outcome: Outcome
-    version: int  # of the catalog, as this replica now serves it
-
-
-def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[Strips]], list[Codes]]:
-    """The function that the tokenizer's batcher runs."""
-
-    def run(strips: list[Strips]) -> list[Codes]:
-        return [tuple(codes) for codes in tokenizer.run(strips).codes.tolist()]
-
-    return run
+# The same for an item whose text or picture was changed by another writer between its check and its put.
+PUT_TRIES = 30
 
 
 class Indexer:
@@ -111,20 +67,21 @@ class Indexer:
         self,
         store: ItemStore,
         follower: CatalogFollower,
-        batcher: MicroBatcher[Strips, Codes],
+        batcher: MicroBatcher[TokenizerInput, Codes],
         *,
-        render: RenderSpec,
-        filter_fields: DeclaredFields,
-        max_item_chars: int,
+        manifest: Manifest,
+        contents: ContentReader,
+        drawer: ItemDrawer,
         timeout_s: float,
         metrics: Metrics,
     ) -> None:
         self._store = store
         self._follower = follower
         self._batcher = batcher
-        self._render = render
-        self._filter_fields = filter_fields
-        self._max_item_chars = max_item_chars
+        self._render = manifest.render
+        self._picture_spec = manifest.pictures  # None: this tokenizer reads text only
+        self._contents = contents
+        self._drawer = drawer
         self._timeout_s = timeout_s
         self._metrics = metrics
         # The indexer of the model that will replace this one, or has: it takes over all changes made here.
@@ -149,7 +106,8 @@ class Indexer:
         StoreUnavailable if this replica does not see the stored items in time.
         """
         async with self._within(deadline) as deadline:
-            indexed = await self._index(items, stages, deadline, if_match)
+            checked = await asyncio.to_thread(lambda: [self._contents.check(item) for item in items])
+            indexed = await self._index(items, checked, stages, deadline, if_match)
         outcomes = [
             replace(each, error=PreconditionFailed(str(each.item_id)))
             if isinstance(each.error, ItemNotFound)
@@ -176,17 +134,23 @@ class Indexer:
         item; ItemChanged if others change the item all the time; and what `index` raises.
         """
         lock = self._patching.setdefault(item_id, asyncio.Lock())
+        kept: KeptPicture | None = None  # of the change, decoded once
         async with self._within(deadline) as deadline, lock:
             for _ in range(PATCH_TRIES):
                 stored = await self._store.get(item_id)
                 if stored is None:
                     raise ItemNotFound(item_id)
-                item = change(stored.item)
+                item = after_change(change(stored.item), stored.item)
+                checked = self._contents.check(item)
+                if isinstance(checked, CheckedItem) and checked.wish.kind == "replace":
+                    with stages.time("picture"):
+                        checked = await self._contents.decode(replace(checked, kept=kept))
+                    kept = checked.kept if isinstance(checked, CheckedItem) else None
                 is_allowed = if_match is None or if_match.allows(stored.revision)
-                if not is_allowed and item != stored.item:  # else an earlier try of this patch has done it
+                if not is_allowed and not self._is_done(checked, stored):
                     raise PreconditionFailed(item_id)
                 as_read = IfMatch(frozenset({stored.revision}))
-                indexed = await self._index([item], stages, deadline, as_read)
+                indexed = await self._index([item], [checked], stages, deadline, as_read)
                 (outcome,) = indexed.outcomes
                 if if_match is not None or not isinstance(outcome.error, PreconditionFailed):
                     break
@@ -197,6 +161,13 @@ class Indexer:
         if outcome.error is not None:
             raise outcome.error
         return Patched(outcome, indexed.version)
+
+    def _is_done(self, checked: CheckedItem | ServiceError, stored: StoredItem) -> bool:
+        """Whether the item is already as a patch makes it: an earlier try of this patch has done it."""
+        if isinstance(checked, ServiceError):
+            return False
+        content = self._contents.content(checked, HeldWithPicture(None, reference_in(stored.item)))
+        return isinstance(content, Content) and content.record.item == stored.item
 
     @asynccontextmanager
     async def _within(self, deadline: float) -> AsyncIterator[float]:
@@ -217,12 +188,25 @@ class Indexer:
         stages.flow = "index"
 
     async def read(self, records: Sequence[ItemRecord]) -> list[Codes]:
-        """The codes of items that are stored already, for a new tokenizer."""
+        """The codes of items that are stored already, for a new tokenizer.
+
+        An item whose picture is not kept, or damaged, is read by its text alone, and counted.
+        """
+        kept = await self._drawer.kept_of(records)
         texts = [item_text(record.item, self._render) for record in records]
-        drawn = await self._draw(texts)
-        answers = await asyncio.gather(
-            *(self._batcher.submit(each.strips, is_admitted=True) for each in drawn)
-        )
+        drawn = await self._drawer.draw(texts, [kept.get(record.item_id) for record in records])
+        inputs = [
+            TokenizerInput(each.rendered.strips) if isinstance(each.input, InvalidItem) else each.input
+            for each in drawn
+        ]
+        if self._picture_spec is not None:
+            by_text_alone = [
+                record
+                for record, each in zip(records, inputs, strict=True)
+                if each.picture is None and (names_a_picture(record.item) or reference_in(record.item))
+            ]
+            self._metrics.pictures.labels("missing").inc(len(by_text_alone))
+        answers = await asyncio.gather(*(self._batcher.submit(each, is_admitted=True) for each in inputs))
         return [answer.result for answer in answers]
 
     async def drop(self, item_id: str, if_match: IfMatch | None = None) -> int | None:
@@ -278,31 +262,16 @@ class Indexer:
             raise full
 
     async def _index(
-        self, items: Sequence[object], stages: Stages, deadline: float, if_match: IfMatch | None
+        self,
+        items: Sequence[object],
+        checked: Sequence[CheckedItem | ServiceError],
+        stages: Stages,
+        deadline: float,
+        if_match: IfMatch | None,
     ) -> Indexed:
-        checked = await asyncio.to_thread(lambda: [self._check(item) for item in items])
-        latest = {each.record.item_id: each for each in checked if isinstance(each, CheckedItem)}
-        with stages.time("held"):
-            held = await self._store.held(list(latest))
-        known: list[CheckedItem] = []
-        new: list[CheckedItem] = []
-        for item_id, reading in latest.items():
-            same = item_id in held and held[item_id].content_hash == reading.record.content_hash
-            (known if same else new).append(reading)
-        if new:
-            self._batcher.check_room(deadline=deadline)
-
-        outcomes, versions = await self._keep(known, stages, if_match) if known else ({}, [])
-        # These changed after `held` was read, so they are read like new items.
-        new += [latest[i] for i, outcome in outcomes.items() if isinstance(outcome.error, ItemChanged)]
-        chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
-        for found, version in await _bounded(
-            [self._read_and_put(chunk, stages, deadline, if_match) for chunk in chunks]
-        ):
-            outcomes |= found
-            versions += version
-
-        answers = [_answer_for(each, item, outcomes) for each, item in zip(checked, items, strict=True)]
+        latest = {each.item_id: each for each in checked if isinstance(each, CheckedItem)}
+        outcomes, versions = await self._put_checked(latest, stages, deadline, if_match)
+        answers = [answer_for(each, item, outcomes) for each, item in zip(checked, items, strict=True)]
         errors = [answer.error for answer in answers]
         passing = [error for error in errors if error is not None and error.retry_after_s is not None]
         if passing and not versions and len(passing) == len(errors):
@@ -312,58 +281,134 @@ class Indexer:
                 await self._follow_to(max(versions))
         return Indexed(answers, self._follower.catalog.version)
 
-    def _check(self, item: object) -> CheckedItem | ServiceError:
-        try:
-            fields: Item = check_item(item, self._max_item_chars)
-            text = item_text(fields, self._render)
-            if not text:
-                raise InvalidItem("item", "has no text to read. Give it a title")
-        except ServiceError as error:
-            return error
-        record = ItemRecord(fields["item_id"], content_hash(text), fields)
-        return CheckedItem(record, text, self._filter_fields.unused_in(fields))
+    async def _put_checked(
+        self,
+        latest: Mapping[str, CheckedItem],
+        stages: Stages,
+        deadline: float,
+        if_match: IfMatch | None,
+    ) -> tuple[dict[str, Outcome], list[int]]:
+        """Decode, read and store items. One that others change meanwhile is compared and read again."""
+        pending, outcomes = await self._decode(latest, stages)
+        versions: list[int] = []
+        for tries in range(PUT_TRIES):
+            found, new_versions = await self._put_once(
+                pending, stages, deadline, if_match, is_admitted=tries > 0
+            )
+            outcomes |= found
+            versions += new_versions
+            pending = {i: pending[i] for i, each in found.items() if isinstance(each.error, ItemChanged)}
+            if not pending:
+                break
+            if tries:
+                await asyncio.sleep(random.uniform(0, PATCH_PAUSE_S))
+        return outcomes, versions
+
+    async def _decode(
+        self, latest: Mapping[str, CheckedItem], stages: Stages
+    ) -> tuple[dict[str, CheckedItem], dict[str, Outcome]]:
+        """The items with their pictures decoded, and the outcomes of those whose pictures are refused."""
+        if all(each.wish.kind != "replace" for each in latest.values()):
+            return dict(latest), {}
+        with stages.time("picture"):
+            decoded = await asyncio.gather(*map(self._contents.decode, latest.values()))
+        found, refused = {}, {}
+        for item_id, each in zip(latest, decoded, strict=True):
+            if isinstance(each, ServiceError):
+                refused[item_id] = failed(item_id, each)
+            else:
+                found[item_id] = each
+        return found, refused
+
+    async def _put_once(
+        self,
+        pending: Mapping[str, CheckedItem],
+        stages: Stages,
+        deadline: float,
+        if_match: IfMatch | None,
+        *,
+        is_admitted: bool,
+    ) -> tuple[dict[str, Outcome], list[int]]:
+        with stages.time("held"):
+            present = await self._store.held_with_pictures(list(pending))
+        outcomes: dict[str, Outcome] = {}
+        known: list[Content] = []
+        new: list[Content] = []
+        for item_id, checked in pending.items():
+            content = self._contents.content(checked, present[item_id])
+            if isinstance(content, ServiceError):
+                outcomes[item_id] = failed(item_id, content)
+            else:
+                (known if content.is_known else new).append(content)
+        if new and not is_admitted:
+            self._batcher.check_room(deadline=deadline)
+        versions: list[int] = []
+        if known:
+            found, versions = await self._keep(known, stages, if_match)
+            outcomes |= found
+        chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
+        for found, version in await _bounded(
+            [self._read_and_put(chunk, stages, deadline, if_match) for chunk in chunks]
+        ):
+            outcomes |= found
+            versions = versions + version
+        return outcomes, versions
 
     async def _keep(
-        self, readings: Sequence[CheckedItem], stages: Stages, if_match: IfMatch | None
+        self, contents: Sequence[Content], stages: Stages, if_match: IfMatch | None
     ) -> tuple[dict[str, Outcome], list[int]]:
-        """Store items whose text is unchanged. They keep their SIDs."""
+        """Store items whose content is unchanged. They keep their SIDs."""
         with stages.time("store"):
-            results = await self._put([(reading.record, None) for reading in readings], if_match)
-        return _outcomes(readings, results)
+            results = await self._put([(content.record, None) for content in contents], if_match)
+        return outcomes_of(contents, results)
 
     async def _read_and_put(
-        self, readings: Sequence[CheckedItem], stages: Stages, deadline: float, if_match: IfMatch | None
+        self, contents: Sequence[Content], stages: Stages, deadline: float, if_match: IfMatch | None
     ) -> tuple[dict[str, Outcome], list[int]]:
         """Draw, tokenize and store one chunk."""
-        with stages.time("render"):
-            drawn = await self._draw([reading.text for reading in readings])
-        answers = await asyncio.gather(
-            *(self._batcher.submit(each.strips, deadline=deadline) for each in drawn), return_exceptions=True
+        kept = await self._drawer.kept_of(
+            [each.record for each in contents if each.picture and each.data is None]
         )
-        failed: dict[str, Outcome] = {}
-        readable, pictures, records = [], [], []
+        lost: dict[str, Outcome] = {}
+        if self._picture_spec is not None:
+            changed = [each for each in contents if each.picture and not (each.data or _id_of(each) in kept)]
+            lost = {_id_of(each): failed(_id_of(each), ItemChanged(_id_of(each))) for each in changed}
+        contents = [each for each in contents if _id_of(each) not in lost]
+        with stages.time("render"):
+            drawn = await self._drawer.draw(
+                [each.text for each in contents], [each.data or kept.get(_id_of(each)) for each in contents]
+            )
+        answers = await asyncio.gather(
+            *(self._submit(each.input, deadline) for each in drawn), return_exceptions=True
+        )
+        unread: dict[str, Outcome] = {}
+        readable, rendered, records = [], [], []
         queue_s = run_s = 0.0
-        for reading, picture, answer in zip(readings, drawn, answers, strict=True):
+        for content, each, answer in zip(contents, drawn, answers, strict=True):
             if isinstance(answer, ServiceError):
-                item_id = reading.record.item_id
-                failed[item_id] = Outcome(item_id, "failed", error=answer)
+                unread[_id_of(content)] = failed(_id_of(content), answer)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                readable.append(reading)
-                pictures.append(picture)
-                records.append((reading.record, answer.result))
+                readable.append(content)
+                rendered.append(each.rendered)
+                records.append((content.record, answer.result))
                 queue_s, run_s = max(queue_s, answer.queue_s), max(run_s, answer.run_s)
         stages.add_row(queue=queue_s, tokenise=run_s)
         if not records:
-            return failed, []
+            return lost | unread, []
         try:
             with stages.time("store"):
                 results: Sequence[PutResult | ServiceError] = await self._put(records, if_match)
         except ServiceError as error:  # only of this chunk; others may be stored
             results = [error] * len(records)
-        outcomes, versions = _outcomes(readable, results, pictures)
-        return failed | outcomes, versions
+        outcomes, versions = outcomes_of(readable, results, rendered)
+        return lost | unread | outcomes, versions
+
+    async def _submit(self, item: TokenizerInput | InvalidItem, deadline: float) -> Answer[Codes]:
+        if isinstance(item, InvalidItem):
+            raise item
+        return await self._batcher.submit(item, deadline=deadline)
 
     async def _put(
         self, records: Sequence[tuple[ItemRecord, Codes | None]], if_match: IfMatch | None
@@ -389,45 +434,9 @@ class Indexer:
         if not await self._follower.wait_for(version, FOLLOW_TIMEOUT_S):
             raise StoreUnavailable("This replica does not see the change yet.")
 
-    async def _draw(self, texts: Sequence[str]) -> list[Rendered]:
-        return await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
 
-
-def _outcomes(
-    readings: Sequence[CheckedItem],
-    results: Sequence[PutResult | ServiceError],
-    pictures: Sequence[Rendered] | None = None,
-) -> tuple[dict[str, Outcome], list[int]]:
-    """The outcome of each item by its id, and the versions of the catalog that have them."""
-    outcomes, versions = {}, []
-    for place, (reading, result) in enumerate(zip(readings, results, strict=True)):
-        item_id = reading.record.item_id
-        if isinstance(result, ServiceError):
-            outcomes[item_id] = Outcome(item_id, "failed", error=result)
-            continue
-        picture = pictures[place] if pictures else None
-        outcomes[item_id] = Outcome(
-            item_id,
-            result.status,
-            sid=result.sid,
-            truncated=picture.truncated if picture else None,
-            missing=picture.missing if picture else None,
-            item=dict(reading.record.item),
-            unused=reading.unused,
-            revision=result.revision,
-        )
-        versions.append(result.version)
-    return outcomes, versions
-
-
-def _answer_for(checked: CheckedItem | ServiceError, item: object, outcomes: dict[str, Outcome]) -> Outcome:
-    if isinstance(checked, CheckedItem):
-        return outcomes[checked.record.item_id]
-    given_id: Any = item.get("item_id") if isinstance(item, dict) else None
-    usable = isinstance(given_id, str) and not (
-        isinstance(checked, InvalidItem) and checked.field == "item_id"
-    )
-    return Outcome(given_id if usable else None, "failed", error=checked)
+def _id_of(content: Content) -> str:
+    return content.record.item_id
 
 
 async def _bounded(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

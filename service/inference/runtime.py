@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.graphs import GraphSpec, Neighbors, TensorSpec
+from service.core.graphs import NO_PICTURE, GraphSpec, Neighbors, TensorSpec
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 
@@ -34,6 +34,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+class TokenizerInput(NamedTuple):
+    """What the tokenizer reads of one item."""
+
+    strips: NDArray[np.uint8]  # [strip, height, width], at least one strip
+    picture: NDArray[np.uint8] | None = None  # [size, size, 3]; None: the item has no photo
+
+
 class Tokens(NamedTuple):
     """The tokenizer's output for each item, in the order of its input."""
 
@@ -50,19 +57,43 @@ class Beams(NamedTuple):
 
 
 class Tokenizer:
-    """Pixels -> codes and vectors."""
+    """Pixels of text and photos -> codes and vectors."""
 
     def __init__(
         self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
     ) -> None:
         self._session = _open(path, graph, threads, providers)
+        self._picture_shape: tuple[int, ...] | None = next(
+            (tuple(map(int, each.shape[1:])) for each in graph.inputs if each.name == "pictures"), None
+        )
 
-    def run(self, strips: Sequence[NDArray[np.uint8]]) -> Tokens:
-        """`strips` [strip, height, width] of each item. At least one item; each has at least one strip."""
-        counts = [len(item) for item in strips]
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the graph takes photos. If not, every `TokenizerInput.picture` must be None."""
+        return self._picture_shape is not None
+
+    def run(self, items: Sequence[TokenizerInput]) -> Tokens:
+        """Read at least one item. Raises ContractMismatch for a photo that does not fit the graph."""
+        counts = [len(item.strips) for item in items]
         first_strip = np.cumsum([0, *counts[:-1]], dtype=np.int64)  # [item]
-        feeds = {"strips": np.concatenate(list(strips)), "first_strip": first_strip}
-        return Tokens(*self._session.run(["codes", "vector"], feeds))
+        feeds = {"strips": np.concatenate([item.strips for item in items]), "first_strip": first_strip}
+        return Tokens(*self._session.run(["codes", "vector"], feeds | self._photos(items)))
+
+    def _photos(self, items: Sequence[TokenizerInput]) -> dict[str, NDArray[Any]]:
+        pictures = [item.picture for item in items if item.picture is not None]
+        for picture in pictures:
+            if picture.shape != self._picture_shape:
+                takes = f"takes {list(self._picture_shape)}" if self._picture_shape else "reads none"
+                raise ContractMismatch(
+                    f"a picture is {list(picture.shape)}, but the graph {takes}. "
+                    "Use the bundle's PictureSpec."
+                )
+        if self._picture_shape is None:
+            return {}
+        has_picture = np.array([item.picture is not None for item in items])  # [item]
+        picture_of = np.where(has_picture, np.cumsum(has_picture) - 1, NO_PICTURE).astype(np.int64)
+        stacked = np.stack(pictures) if pictures else np.zeros((0, *self._picture_shape), np.uint8)
+        return {"pictures": stacked, "picture_of": picture_of}
 
 
 class RecommenderSession:

@@ -3,20 +3,19 @@
 import json
 import logging
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.core.bundle import MANIFEST, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
 from service.core.bundle_items import BundledItem, bundle_items
 from service.core.graphs import beam_widths
 from service.core.render import render_text
-from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
-from service.flows.indexing import Strips
-from service.inference.runtime import RecommenderSession, Tokenizer, tried
+from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput, tried
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
         or (BATCH_BEAMS_GPU if session.is_on_gpu else BATCH_BEAMS_CPU),
     )
     tried(bundle.file(RECOMMENDER), lambda: loaded.search_once(SidTrie(manifest.sid)))
-    _tokenize_once(loaded.tokenizer, strips, manifest.sid, bundle.file(TOKENIZER))
+    _tokenize_once(loaded.tokenizer, strips, manifest, bundle.file(TOKENIZER))
     if options.num_beams > manifest.beam_limit:
         log.warning(
             "GLYPHREC_NUM_BEAMS is %d, but the bundle was exported for at most %d beams, so searches "
@@ -94,10 +93,16 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
     return loaded
 
 
-def _tokenize_once(tokenizer: Tokenizer, strips: Strips, spec: SidSpec, path: Path) -> None:
-    tokens = tried(path, lambda: tokenizer.run([strips]))
+def _tokenize_once(tokenizer: Tokenizer, strips: NDArray[np.uint8], manifest: Manifest, path: Path) -> None:
+    """Also a photo, if the tokenizer reads photos: once with one and once without any."""
+    batches = [[TokenizerInput(strips)]]
+    if manifest.pictures is not None:
+        side = manifest.pictures.size_px
+        batches.append([TokenizerInput(strips, np.zeros((side, side, 3), np.uint8)), TokenizerInput(strips)])
+    tokens = [tried(path, partial(tokenizer.run, batch)) for batch in batches]
     try:
-        spec.check(tuple(tokens.codes[0].tolist()))
+        for codes in (codes for each in tokens for codes in each.codes.tolist()):
+            manifest.sid.check(tuple(codes))
     except ValueError as error:
         raise ContractMismatch(f"{path}: {error}. Export again.") from error
 

@@ -16,10 +16,11 @@ from service.catalog.follower import CatalogFollower
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.sid import Codes
 from service.errors import GlyphrecError
-from service.flows.indexing import Indexer, Strips
+from service.flows.indexing import Indexer
 from service.flows.recommend import Recommender
 from service.flows.search import Page, Search
 from service.inference.batching import MicroBatcher
+from service.inference.runtime import TokenizerInput
 from service.lifecycle.bundles import LoadedBundle
 from service.lifecycle.tasks import cancel
 from service.store.co_counts import CoCountStore
@@ -41,7 +42,7 @@ class Model:
         follower: CatalogFollower,
         counts: CoCountStore,
         co_counts: CoCountFollower | None,
-        strips: MicroBatcher[Strips, Codes],
+        strips: MicroBatcher[TokenizerInput, Codes],
         searches: MicroBatcher[Search, Page],
         indexer: Indexer,
         recommender: Recommender,

@@ -111,9 +111,7 @@ class Opening:
             return
 
         async def attempt() -> None:
-            await read_the_unread(
-                model.store, model.indexer, model.loaded.items, model.loaded.manifest.render
-            )
+            await read_the_unread(model.store, model.indexer, model.loaded.items, model.loaded.manifest)
             standings = self._standing_of(owner_of(model.loaded))
             standing = await standings.look()
             if standing.active in (None, model.tokenizer_id):
@@ -223,5 +221,5 @@ class Opening:
     async def _read_all(self, model: Model) -> None:
         self._readiness.say("reading the items of the catalog")
         loaded = model.loaded
-        await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest.render)
+        await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest)
         await model.store.forget_dropped()

@@ -26,7 +26,7 @@ class Retokenizer:
     async def read_all(self, model: Model) -> None:
         """Give codes to every item that the model's tokenizer has not read."""
         loaded = model.loaded
-        await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest.render, self._pace)
+        await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest, self._pace)
         await model.store.forget_dropped()
 
     async def take_over_log(self, model: Model, previous: str, read_to: int) -> None:

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
 
-from service.core.bundle import RenderSpec
+from service.core.bundle import Manifest, RenderSpec
 from service.core.bundle_items import BundledItem
+from service.core.image_field import names_a_picture, reference_in
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
 from service.errors import ItemChanged, ServiceError
@@ -41,25 +42,33 @@ async def read_the_unread(
     store: ItemStore,
     indexer: Indexer | None,
     items: Sequence[BundledItem],
-    render: RenderSpec,
+    manifest: Manifest,
     pace: Pace = _at_once,
 ) -> int:
     """Give codes to the items in Redis that this tokenizer has not read -> number of those left unread.
 
     Content that the bundle has gets the codes of the export. The `indexer` draws and reads all other content;
     without an indexer it is left for later. `pace` is awaited after each chunk of items.
+
+    A bundle ships no pictures. If its tokenizer reads pictures, an item with a kept picture is read, although
+    the bundle has codes for its text. An item that names a picture, but has none that is kept, is read by its
+    text alone until its picture is posted.
     """
-    num_read = num_left = 0
+    num_read = num_left = num_without = 0
+    render, reads_pictures = manifest.render, manifest.pictures is not None
     known: dict[str, Codes] | None = None
     async for page in store.unread_items():
         if known is None:  # hashed only now, as most starts find nothing unread
             known = {content_hash(item_text(each.item, render)): each.codes for each in items}
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
-            codes = _known_codes(records, known, render)
+            codes = _known_codes(
+                [each for each in records if not (reads_pictures and reference_in(each.item))], known, render
+            )
             others = [each for each in records if each.item_id not in codes]
             if indexer is not None and others:
                 codes |= zip((each.item_id for each in others), await indexer.read(others), strict=True)
+                num_without += sum(names_a_picture(each.item) for each in others)
             else:
                 num_left += len(others)
             taken = [(each, codes[each.item_id]) for each in records if each.item_id in codes]
@@ -68,6 +77,12 @@ async def read_the_unread(
             await pace(perf_counter() - started_at)
     if num_read:
         log.info("gave codes to %d items that this tokenizer had not read", num_read)
+    if num_without and reads_pictures:
+        log.warning(
+            "%d of them name a picture, but none is kept for them, so they were read by their text alone. "
+            "Post their pictures.",
+            num_without,
+        )
     return num_left
 
 

@@ -6,12 +6,14 @@ keys, which Redis tells in O(1).
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
 from service.errors import DamagedCatalog, ServiceError
 from service.lifecycle.model import Model, Readiness
 from service.store.persistence import Persistence
+from service.store.pictures import PicturesSize
 from service.store.retry import is_cancelled
 from service.store.standing import Sizes, StandingStore
 from service.telemetry.metrics import Metrics
@@ -53,6 +55,7 @@ class CatalogWatch:
             return
         if self._num_looks % LOOKS_PER_POLICY == 0:
             note_persistence(await model.store.persistence(), self._metrics, self._readiness)
+            note_pictures(await model.store.pictures.size(), self._metrics)
         self._num_looks += 1
         standings = self._standing_of(model)
         sizes = await standings.sizes(model.tokenizer_id)
@@ -84,6 +87,12 @@ class CatalogWatch:
         standing = await standings.look(find_others=False)
         if standing.active is None and not standing.raw_active and standing.owner is None:
             await standings.settle(standing)
+
+
+def note_pictures(size: PicturesSize, metrics: Metrics) -> None:
+    """Let metrics tell how many pictures are kept, and what they take."""
+    metrics.kept_pictures.set(size.num_pictures)
+    metrics.kept_picture_bytes.set(math.nan if size.num_bytes is None else size.num_bytes)
 
 
 def note_persistence(persistence: Persistence, metrics: Metrics, readiness: Readiness) -> None:

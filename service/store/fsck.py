@@ -16,6 +16,7 @@ from service.core.sid import NUM_SLOTS, SidSpec
 from service.errors import GlyphrecError, ServiceError
 from service.store.client import PIPELINE_LENGTH, Script, chunks, redis_errors
 from service.store.fsck_co_counts import check_co_counts
+from service.store.fsck_pictures import check_pictures
 from service.store.fsck_rebuild import rebuild
 from service.store.fsck_report import Finding, FsckReport
 from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
@@ -61,6 +62,7 @@ async def check(
     if repair:
         await rebuild(redis, keys, RecordCodec(spec, DeclaredFields()), report)
     await _Checker(redis, keys, spec, report, repair).run()
+    await check_pictures(redis, keys, spec, report, repair=repair)
     await check_co_counts(redis, catalog=catalog, report=report, repair=repair)
     return report
 

@@ -23,6 +23,10 @@ KINDS = {
     "unreadable_codes": "the item's codes are not ours. Restart a replica, which reads it; or post it again",
     "unreadable_member": "a member of the trie is not ours, and is skipped",
     "unreadable_change": "an entry of the log is not ours. Replicas that reach it load the catalog again",
+    "picture_without_item": "a picture is kept that no item refers to",
+    "lost_picture": "the item refers to a picture that is not kept. Post the picture again",
+    "other_picture": "the item refers to another picture than the one that is kept. Post the picture again",
+    "damaged_picture": "the bytes of the kept picture have changed. Post the picture again",
     "unreadable_counts": "what was taken together with the item is not ours, so it has no say in searches",
     "unreadable_id": "an item's id is not UTF-8. Another program writes under the catalog's keys",
 }
@@ -49,6 +53,8 @@ class FsckReport:
     num_members: int = 0
     num_changes: int = 0  # in the log
     num_rows: int = 0  # items with counts of what was taken together with them
+    num_pictures: int = 0
+    picture_bytes: int = 0  # of all kept pictures, without what Redis adds
     num_unread: int = (
         0  # items without codes of their present text; no fault where the tokenizer is not served
     )
@@ -82,7 +88,8 @@ def lines(report: FsckReport) -> Iterator[str]:
         f"{report.catalog}: {report.num_items} items, {report.num_codes} codes, "
         f"{report.num_members} in the trie, {report.num_changes} changes in the log, "
         f"the last of version {report.version}; tokenizer {report.tokenizer_id}, {serves}. "
-        f"{report.num_rows} items have counts."
+        f"{report.num_rows} items have counts. {report.num_pictures} pictures are kept, "
+        f"{report.picture_bytes} bytes."
     )
     for finding in report.findings:
         mended = " Mended." if finding.is_mended else ""

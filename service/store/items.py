@@ -33,11 +33,14 @@ from service.store.client import (
 )
 from service.store.log_position import position_of
 from service.store.persistence import Persistence, read_persistence
+from service.store.picture_records import HEADER, unpack_header
+from service.store.pictures import PictureStore
 from service.store.records import (
     HASH_LENGTH,
     Change,
     DropResult,
     Held,
+    HeldWithPicture,
     IfMatch,
     ItemListing,
     ItemRecord,
@@ -91,10 +94,12 @@ class ItemStore:
         self._log_length = log_length
         self._num_slots = num_slots
         keys = RedisKeys.of(catalog, tokenizer_id)
-        self._items, self._codes, self._trie, self._log, self._active = keys
-        self._all_keys, self._keys = keys, keys.changed
+        self._items, self._codes, self._trie, self._log, _, self._active = keys
+        self._all_keys, self._keys = keys, keys.of_items
+        self.pictures = PictureStore(redis, keys.pictures)
         self._put = Script("put")
         self._drop = Script("drop")
+        self._held = Script("held")
 
     @property
     def num_unreadable(self) -> int:
@@ -108,9 +113,10 @@ class ItemStore:
 
         Unchanged content keeps its sid, whatever the codes. Codes may be None if the caller knows from `held`
         that the content is unchanged. If that is no longer true, the result is ItemChanged: read the item and
-        put it with codes. With `if_match`, the result is ItemNotFound for an item that does not exist, and
-        PreconditionFailed for one of another revision; then nothing was done. Raises StoreUnavailable if
-        Redis took no item; it may also be the result of some.
+        put it with codes. The result is also ItemChanged if the picture differs from the one that
+        `ItemRecord.picture` expects. With `if_match`, the result is ItemNotFound for an item that does not
+        exist, and PreconditionFailed for one of another revision; then nothing was done. Raises
+        StoreUnavailable if Redis took no item; it may also be the result of some.
         """
         values = [(self._codec.pack_item(each), self._codec.pack_attributes(each)) for each, _ in records]
         return await self._put_all(records, values, if_match=if_match)
@@ -157,6 +163,7 @@ class ItemStore:
                     attributes,
                     int(tell),
                     allowed,
+                    *record.picture,
                 ]
             )
         keys = (*self._keys, self._active) if seeds else self._keys
@@ -227,6 +234,24 @@ class ItemStore:
                 if value is not None and (held := self._codec.read_held(value)):
                     found[item_id] = held
         return found
+
+    async def held_with_pictures(self, item_ids: Sequence[str]) -> dict[str, HeldWithPicture]:
+        """Of each of these items, what this tokenizer has read of it, and which picture is kept for it."""
+        ids = [to_bytes(i) for i in item_ids]
+        keys = (self._codes, self._all_keys.pictures)
+        calls = [[HEADER.size, *part] for part in chunks(ids, PIPELINE_LENGTH)]
+        found: list[HeldWithPicture] = []
+        for reply in await self._held.run(self._redis, keys, calls):
+            if isinstance(reply, ServiceError):
+                raise reply
+            found += [
+                HeldWithPicture(
+                    None if codes is None else self._codec.read_held(codes),
+                    None if header is None else unpack_header(header),
+                )
+                for codes, header in reply
+            ]
+        return dict(zip(item_ids, found, strict=True))
 
     async def get(self, item_id: str) -> StoredItem | None:
         """`get_many` for one item. None if it is not in this tokenizer's catalog.

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
+from service.core.image_field import PictureReference
 from service.core.json_lines import parse_json
 from service.core.sid import Codes, Sid, SidSpec
 from service.errors import InvalidCursor
+from service.store.picture_records import PictureChange
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +29,13 @@ Status = Literal["created", "moved", "updated", "unchanged"]
 
 
 class RedisKeys(NamedTuple):
-    """The names of a catalog's keys, as lua/put.lua takes them. All tokenizers share `items` and `active`."""
+    """The names of a catalog's keys. All tokenizers share `items`, `pictures` and `active`."""
 
     items: str
     codes: str
     trie: str
     log: str
+    pictures: str
     active: str
 
     @classmethod
@@ -43,12 +46,17 @@ class RedisKeys(NamedTuple):
         # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
         tag = f"{{{catalog}}}"
         codes, trie, log = (f"{tag}:{kind}:{tokenizer_id}" for kind in ("codes", "trie", "log"))
-        return cls(f"{tag}:items", codes, trie, log, f"{tag}:active")
+        return cls(f"{tag}:items", codes, trie, log, f"{tag}:pictures", f"{tag}:active")
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """The keys that a script changes together."""
+        """The keys that every change of an item concerns: items, codes, trie and log."""
         return self[:4]
+
+    @property
+    def of_items(self) -> tuple[str, ...]:
+        """The keys that lua/put.lua and lua/drop.lua change together."""
+        return self[:5]
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,9 @@ class ItemRecord:
     """An item as it is written to Redis."""
 
     item_id: str
-    content_hash: str  # 32 characters: the hash of the text that the tokenizer reads
-    item: Mapping[str, Any]  # as posted, with its item_id
+    content_hash: str  # 32 characters: the hash of the text and the picture that the tokenizer reads
+    item: Mapping[str, Any]  # as posted, with its item_id, and a reference in place of its picture
+    picture: PictureChange = PictureChange()
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,17 @@ class DropResult:
 
 @dataclass(frozen=True)
 class Held:
-    """An item's sid, and the hash of the text from which it was read."""
+    """An item's sid, and the hash of the content from which it was read."""
 
     content_hash: str
     sid: Sid
+
+
+class HeldWithPicture(NamedTuple):
+    """What is there of an item before it is put."""
+
+    held: Held | None  # None: this tokenizer has not read it
+    picture: PictureReference | None  # which picture is kept for it
 
 
 @dataclass(frozen=True)

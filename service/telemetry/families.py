@@ -34,6 +34,7 @@ class MetricFamilies:
         self._requests()
         self._queues()
         self._recommendations()
+        self._pictures()
         self._catalog()
         self._model()
         self._feedback()
@@ -63,8 +64,9 @@ class MetricFamilies:
             "Time of one stage of a flow. Stages of recommend: parse (JSON and validation), queue, history "
             "(look-up of its codes), decode (the graph, which also encodes the history), resolve (codes to "
             "items) and write (the answer); history, decode and resolve take the time of the whole batch. "
-            "Stages of index, each the sum over its chunks: parse, held (look-up of known items), render, "
-            "queue, tokenise, store, follow (until this replica knows the items) and write.",
+            "Stages of index, each the sum over its chunks: parse, picture (decoding), held (look-up of "
+            "known items), render, queue, tokenise, store, follow (until this replica knows the items) and "
+            "write.",
             _STAGE_S,
             "flow",
             "stage",
@@ -127,11 +129,35 @@ class MetricFamilies:
         )
         self.unused_values = self._counter(
             "unused_values",
-            "Values of posted items that filters cannot use, by field. The answer to the post says why.",
+            "Values of posted items that filters cannot use, or an `image` that is no picture, by field. The "
+            "answer to the post says why.",
             "field",
         )
         self.filter_views = self._gauge("filter_views", "Filters whose tables are cached.")
         self.filter_view_bytes = self._gauge("filter_view_bytes", "Memory of the cached tables of filters.")
+
+    def _pictures(self) -> None:
+        self.pictures = self._counter(
+            "pictures",
+            "Pictures by outcome. Of those that were sent: kept (decoded), refused (broken, too large or of "
+            "another type) or too_slow (given up). missing: an item that names a picture was read by its "
+            "text alone by a new tokenizer, as no picture is kept for it.",
+            "outcome",
+        )
+        for outcome in ("kept", "refused", "too_slow", "missing"):
+            self.pictures.labels(outcome)
+        self.picture_seconds = self._histogram(
+            "picture_seconds",
+            "Time of one picture in a stage: decode (check, decode, shrink and encode what is kept) or "
+            "pixels (from what is kept to what the tokenizer reads).",
+            _STAGE_S,
+            "stage",
+        )
+        self.kept_pictures = self._gauge("kept_pictures", "Pictures that Redis keeps for the catalog.")
+        self.kept_picture_bytes = self._gauge(
+            "kept_picture_bytes",
+            "Memory of Redis for these pictures, which it estimates from a sample; NaN if it does not tell.",
+        )
 
     def _catalog(self) -> None:
         self.catalog_items = self._gauge("catalog_items", "Living items on this replica.")

@@ -4,7 +4,8 @@
 -- KEYS[2] hash    item id -> sid, content hash of the text from which the sid was read
 -- KEYS[3] zset    sid .. item id, all scores 0
 -- KEYS[4] stream  the log, see log.lua
--- KEYS[5] string  only to seed: the active tokenizer
+-- KEYS[5] hash    item id -> the kept picture: SHA-256 of its bytes (32 bytes), width, height (2 each), the bytes
+-- KEYS[6] string  only to seed: the active tokenizer
 -- A sid is its codes and its slot, each as 2 bytes, big-endian.
 --
 -- ARGV[1] item id
@@ -15,23 +16,28 @@
 -- ARGV[8] '1' to log unchanged items too: a writer of another tokenizer may have changed the item before
 -- ARGV[9] the revisions that may be replaced, with commas between; '*' for any; '' also allows to create the item.
 --         The revision of an item is the SHA-1 of its value and its sid.
+-- ARGV[10] what happens to the picture: 'leave', 'set' or 'drop'
+-- ARGV[11] to set it: the value for KEYS[5]; to leave it: the SHA-256 of the picture that must be there, 'none' if
+--          there must be none, or '' for any
 --
--- With KEYS[5], the item is put only while no tokenizer is active. After that, it may have been changed or dropped.
+-- With KEYS[6], the item is put only while no tokenizer is active. After that, it may have been changed or dropped.
 --
 -- Returns {status, sid, version}:
 --   unchanged  nothing to do              created  a new item
 --   updated    same sid, changed item     moved    new sid; the old one is free again
---   changed    nothing was done: the item's text differs from the text that the caller read
+--   changed    nothing was done: the item's text or picture differs from what the caller read
 --   absent     nothing was done: ARGV[9] asks for an item that is there, and there is none
 --   conflict   nothing was done: the item's revision is none of ARGV[9]
 --   settled    nothing was done: the catalog is in use
 --   damaged    nothing was done: Redis has lost the codes or the trie, so a free slot cannot be told
 --   full       nothing was done: all slots of these codes are taken
 local HASH_LENGTH = 32
+local SHA_LENGTH = 32
 local SLOT = '>I2'
-local items, codes_of, trie, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local items, codes_of, trie, log, pictures = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, value, codes = ARGV[1], ARGV[2], ARGV[3]
 local num_slots = tonumber(ARGV[4])
+local on_picture, picture = ARGV[10], ARGV[11]
 
 -- The slots of the same codes ascend without repeats, so the i-th slot is i before the first gap and more after it.
 local function smallest_free_slot()
@@ -51,7 +57,7 @@ end
 -- All reads come first, so an error in one of them changes nothing.
 local version, after = last_change(log)
 if (redis.call('HLEN', codes_of) == 0) ~= (redis.call('ZCARD', trie) == 0) then return {'damaged', '', version} end
-if KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1 then return {'settled', '', version} end
+if KEYS[6] and redis.call('EXISTS', KEYS[6]) == 1 then return {'settled', '', version} end
 local item, held = redis.call('HGET', items, id), redis.call('HGET', codes_of, id)
 local hash = string.sub(value, 1, HASH_LENGTH)
 if #value == HASH_LENGTH then
@@ -70,9 +76,17 @@ if allowed ~= '' then
   end
 end
 
+local kept = redis.call('HGET', pictures, id)
+if on_picture == 'leave' and picture ~= '' and picture ~= (kept and string.sub(kept, 1, SHA_LENGTH) or 'none') then
+  return {'changed', '', version}
+end
+local is_new_picture = on_picture == 'set' and kept ~= picture
+local is_same_picture = not is_new_picture and not (on_picture == 'drop' and kept)
+
 local sid
-if held and string.sub(held, -HASH_LENGTH) == hash then
-  if item == value and ARGV[8] ~= '1' then return {'unchanged', held_sid, version} end
+-- Equal content with a new picture: Redis had lost the bytes, so the codes may come from the text alone.
+if held and string.sub(held, -HASH_LENGTH) == hash and not is_new_picture then
+  if item == value and ARGV[8] ~= '1' and is_same_picture then return {'unchanged', held_sid, version} end
   sid = held_sid
 elseif codes == '' then
   return {'changed', '', version}
@@ -91,6 +105,8 @@ if sid ~= held_sid then
   if held then redis.call('ZREM', trie, held_sid .. id) end
   redis.call('ZADD', trie, 0, sid .. id)
 end
+if is_new_picture then redis.call('HSET', pictures, id, picture) end
+if on_picture == 'drop' then redis.call('HDEL', pictures, id) end
 version = append(log, version, after, ARGV[5], ARGV[6], 'put', id, sid, ARGV[7])
 if not held then return {'created', sid, version} end
 return {sid == held_sid and 'updated' or 'moved', sid, version}

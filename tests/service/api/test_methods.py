@@ -15,7 +15,7 @@ TAKEN = {
     "/health/ready": {"GET"},
     "/items": {"GET", "POST"},
     "/items/item-0": {"GET", "PATCH", "DELETE"},
-    "/items/item-0/image": {"GET", "PATCH", "DELETE"},  # which is an id, too
+    "/items/item-0/image": {"GET", "PUT", "PATCH", "DELETE"},  # which is an id, too
     "/items/item-0/similar": {"GET", "PATCH", "DELETE"},
     "/recommend": {"POST"},
     "/events": {"POST"},

@@ -31,6 +31,8 @@ TRUTH = {
     ("GET", "/items"): READ,
     ("GET", "/items/{item_id:path}/similar"): READ,
     ("GET", "/items/{item_id:path}/image"): READ,
+    ("PUT", "/items/{item_id:path}/image"): WRITE,
+    ("DELETE", "/items/{item_id:path}/image"): WRITE,
     ("GET", "/items/{item_id:path}"): READ,
     ("PATCH", "/items/{item_id:path}"): WRITE,
     ("DELETE", "/items/{item_id:path}"): WRITE,

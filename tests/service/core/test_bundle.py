@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from service.core.bundle import FORMAT_VERSION, FileRecord, Manifest, RenderSpec, load_bundle, sha256_of
+from service.core.bundle import (
+    FORMAT_VERSION,
+    FileRecord,
+    Manifest,
+    PictureSpec,
+    RenderSpec,
+    load_bundle,
+    sha256_of,
+)
 from service.core.co_counts import CoCountSpec
 from service.core.graphs import beam_widths, recommender_graph, tokenizer_graph
 from service.core.sid import SidSpec
@@ -73,6 +81,26 @@ def bundle(tmp_path: Path) -> Path:
 def rewrite(bundle: Path, **changes: object) -> None:
     raw = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(raw | changes))
+
+
+def test_a_bundle_of_text_alone_does_not_name_pictures_so_older_releases_can_serve_it(bundle):
+    assert "pictures" not in json.loads((bundle / "manifest.json").read_text())
+    assert load_bundle(bundle).manifest.pictures is None
+
+
+def test_a_bundle_that_reads_pictures_promises_a_graph_that_takes_them(bundle):
+    graph = tokenizer_graph(SPEC, height=16, width=216, vector_dim=8, picture_px=96)
+    rewrite(bundle, pictures={"size_px": 96}, tokenizer=graph.model_dump(mode="json"))
+    assert load_bundle(bundle).manifest.pictures == PictureSpec(size_px=96)
+    rewrite(bundle, pictures={"size_px": 128})
+    with pytest.raises(ContractMismatch, match="its tensors are not those of .* these pictures"):
+        load_bundle(bundle)
+
+
+def test_a_field_of_a_later_release_is_named_with_the_remedy(bundle):
+    rewrite(bundle, sounds={"rate_hz": 16_000})
+    with pytest.raises(ContractMismatch, match="sounds: this release of glyphrec does not know it. Serve"):
+        load_bundle(bundle)
 
 
 def test_a_whole_bundle_loads(bundle):

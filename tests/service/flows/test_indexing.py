@@ -14,26 +14,30 @@ from service.core.filters import DeclaredFields
 from service.core.items import MAX_FIELDS, MAX_ID_CHARS, check_item, merge, merge_patch
 from service.errors import InvalidItem, Overloaded, StoreUnavailable, TookTooLong
 from service.flows import indexing
-from service.flows.indexing import Indexer, tokenize_in_batches
+from service.flows.contents import ContentReader
+from service.flows.drawing import ItemDrawer, tokenize_in_batches, work_of
+from service.flows.indexing import Indexer
+from service.flows.pictures import PictureReader
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import Tokenizer
 from service.store.client import connect
 from service.store.items import ItemStore
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
-from tests.known_bundle import SPEC, known_codes, render_spec, write_known_bundle
+from tests.known_bundle import SPEC, known_codes, write_known_bundle
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    bundle = load_bundle(write_known_bundle(tmp_path_factory.mktemp("known"), []))
-    return Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, threads=1)
+def bundle(tmp_path_factory):
+    return load_bundle(write_known_bundle(tmp_path_factory.mktemp("known"), []))
 
 
 class Bench:
     """One replica's indexer with its store, its follower, and a count of what its tokenizer read."""
 
-    def __init__(self, redis, tokenizer, **options):
+    def __init__(self, redis, bundle, **options):
+        self.manifest = bundle.manifest
+        tokenizer = Tokenizer(bundle.file(TOKENIZER), self.manifest.tokenizer, threads=1)
         self.num_read = 0
         run = tokenize_in_batches(tokenizer)
 
@@ -44,18 +48,23 @@ class Bench:
         batching = {"max_batch_units": 16, "max_queued_units": 10_000} | {
             name: options.pop(name) for name in list(options) if name.startswith("max_")
         }
-        self.batcher = MicroBatcher(counting, name="test", units=len, **batching)
+        self.batcher = MicroBatcher(counting, name="test", units=work_of, **batching)
         self.store = ItemStore(redis, catalog="shop", tokenizer_id="0123456789ab", spec=SPEC)
         self.catalog = Catalog(SPEC)
         self.follower = CatalogFollower(self.catalog, self.store)
         self.metrics = Metrics()
+        pictures = PictureReader(
+            threads=1, max_bytes=10**6, max_pixels=10**6, timeout_s=10, metrics=self.metrics
+        )
         self.indexer = Indexer(
             self.store,
             self.follower,
             self.batcher,
-            render=render_spec(),
-            filter_fields=DeclaredFields(),
-            max_item_chars=5_000,
+            manifest=self.manifest,
+            contents=ContentReader(
+                self.manifest, pictures, filter_fields=DeclaredFields(), max_item_chars=5_000
+            ),
+            drawer=ItemDrawer(self.manifest, self.store.pictures, pictures),
             timeout_s=options.pop("timeout_s", 30.0),
             metrics=self.metrics,
         )
@@ -76,8 +85,8 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(redis, tokenizer):
-    async with Bench(redis, tokenizer) as bench:
+async def bench(redis, bundle):
+    async with Bench(redis, bundle) as bench:
         yield bench
 
 
@@ -217,8 +226,8 @@ async def test_many_items_are_stored_once_each_whatever_their_chunks(bench):
     assert [outcome.sid for outcome in again] == [outcome.sid for outcome in outcomes]
 
 
-async def test_two_replicas_at_once_agree_and_never_share_a_sid(redis, tokenizer):
-    async with Bench(redis, tokenizer) as one, Bench(redis, tokenizer) as two:
+async def test_two_replicas_at_once_agree_and_never_share_a_sid(redis, bundle):
+    async with Bench(redis, bundle) as one, Bench(redis, bundle) as two:
         items = [item(f"i{i}", f"Thing {i % 7}") for i in range(60)]
         await asyncio.gather(one.index(*items), two.index(*reversed(items)))
         version = await one.store.last_version()
@@ -258,9 +267,9 @@ async def test_what_this_replica_does_not_see_in_time_is_not_acknowledged(bench,
 
 
 async def test_an_item_that_another_replica_has_dropped_is_not_called_absent_while_it_is_recommended_here(
-    redis, tokenizer
+    redis, bundle
 ):
-    async with Bench(redis, tokenizer) as one, Bench(redis, tokenizer) as two:
+    async with Bench(redis, bundle) as one, Bench(redis, bundle) as two:
         (outcome,) = await one.index(item("a"))
         assert await two.follower.wait_for(one.catalog.version, 5)
         async with two.catalog.lock:
@@ -273,8 +282,8 @@ async def test_an_item_that_another_replica_has_dropped_is_not_called_absent_whi
         assert two.catalog.sid_of("a") is None
 
 
-async def test_a_full_queue_refuses_the_whole_request_before_anything_is_stored(redis, tokenizer):
-    async with Bench(redis, tokenizer, max_queued_units=1, max_batch_units=1) as bench:
+async def test_a_full_queue_refuses_the_whole_request_before_anything_is_stored(redis, bundle):
+    async with Bench(redis, bundle, max_queued_units=1, max_batch_units=1) as bench:
         crowd = await asyncio.gather(
             *(bench.index(item(f"i{i}", f"Thing {i}")) for i in range(40)), return_exceptions=True
         )
@@ -283,8 +292,8 @@ async def test_a_full_queue_refuses_the_whole_request_before_anything_is_stored(
         assert await bench.store.num_items() == 40 - len(refused)
 
 
-async def test_part_of_a_request_may_be_refused_and_says_that_it_can_be_sent_again(redis, tokenizer):
-    async with Bench(redis, tokenizer, max_queued_units=3, max_batch_units=1) as bench:
+async def test_part_of_a_request_may_be_refused_and_says_that_it_can_be_sent_again(redis, bundle):
+    async with Bench(redis, bundle, max_queued_units=3, max_batch_units=1) as bench:
         items = [item(f"i{i}", f"Thing {i}") for i in range(30)]
         outcomes = await bench.index(*items)
         stored = [outcome for outcome in outcomes if outcome.status == "created"]
@@ -295,15 +304,15 @@ async def test_part_of_a_request_may_be_refused_and_says_that_it_can_be_sent_aga
         assert await bench.store.num_items() == len(stored)
 
 
-async def test_reading_that_takes_too_long_is_given_up(redis, tokenizer):
-    async with Bench(redis, tokenizer, timeout_s=1e-6) as bench:
+async def test_reading_that_takes_too_long_is_given_up(redis, bundle):
+    async with Bench(redis, bundle, timeout_s=1e-6) as bench:
         with pytest.raises(TookTooLong):
             await bench.index(item("a"))
 
 
-async def test_without_redis_the_whole_request_is_refused(tokenizer, tmp_path):
+async def test_without_redis_the_whole_request_is_refused(bundle, tmp_path):
     client = connect(f"unix://{tmp_path}/nobody-listens")
-    bench = Bench(client, tokenizer)
+    bench = Bench(client, bundle)
     bench.batcher.start()
     with pytest.raises(StoreUnavailable):
         await bench.index(item("a"))

@@ -13,7 +13,7 @@ from service.core.sid import SidSpec  # noqa: E402  after the skip
 from service.core.trie import SidTrie  # noqa: E402  after the skip
 from service.errors import ContractMismatch, GlyphrecError  # noqa: E402  after the skip
 from service.inference import runtime  # noqa: E402  after the skip
-from service.inference.runtime import RecommenderSession, Tokenizer  # noqa: E402  after the skip
+from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput  # noqa: E402  after the skip
 
 SID = SidSpec(levels=(4, 3))
 TOKENIZER = tokenizer_graph(SID, height=2, width=3, vector_dim=1)
@@ -63,10 +63,68 @@ def strips_of(codes: tuple[int, int], num_strips: int) -> np.ndarray:
 
 def test_a_tokenizer_gives_each_item_the_codes_of_its_own_strips(tmp_path):
     tokenizer = Tokenizer(first_pixel_tokenizer(tmp_path / "t.onnx"), TOKENIZER, threads=1)
-    tokens = tokenizer.run([strips_of((1, 2), 3), strips_of((3, 0), 1), strips_of((2, 2), 2)])
+    tokens = tokenizer.run(
+        [TokenizerInput(strips_of(*each)) for each in (((1, 2), 3), ((3, 0), 1), ((2, 2), 2))]
+    )
     assert tokens.codes.tolist() == [[1, 2], [3, 0], [2, 2]]
     assert tokens.vectors.tolist() == [[7.0]] * 3
-    assert tokenizer.run([strips_of((3, 1), 1)]).codes.tolist() == [[3, 1]]
+    assert tokenizer.run([TokenizerInput(strips_of((3, 1), 1))]).codes.tolist() == [[3, 1]]
+
+
+PHOTOS = tokenizer_graph(SID, height=2, width=3, vector_dim=1, picture_px=4)
+
+
+def photo_tokenizer(path: Path) -> Path:
+    """Codes are the first pixel of an item's photo and its green; [0, 1] and 9 stand for no photo."""
+    none = helper.make_tensor("none", TensorProto.INT64, (1, 3), [0, 1, 9])
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, np.shape(value), np.ravel(value))
+        for name, value in {"zero": 0, "first_two": [0, 1], "third": [2]}.items()
+    ]
+    nodes = [
+        helper.make_node("Cast", ["pictures"], ["pixels"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["pixels", "zero"], ["row"], axis=1),
+        helper.make_node("Gather", ["row", "zero"], ["first_pixels"], axis=1),  # [picture, 3]
+        helper.make_node("Concat", ["first_pixels", "none"], ["or_none"], axis=0),
+        helper.make_node("Gather", ["or_none", "picture_of"], ["of_item"], axis=0),
+        helper.make_node("Gather", ["of_item", "first_two"], ["codes"], axis=1),
+        helper.make_node("Gather", ["of_item", "third"], ["blue"], axis=1),
+        helper.make_node("Cast", ["blue"], ["vector"], to=TensorProto.FLOAT),
+    ]
+    return write(path, PHOTOS, nodes, [none, *constants])
+
+
+def photo_of(codes: tuple[int, int]) -> np.ndarray:
+    photo = np.zeros((4, 4, 3), np.uint8)
+    photo[0, 0] = (*codes, 7)
+    return photo
+
+
+def test_a_tokenizer_that_reads_photos_gives_each_item_the_codes_of_its_own_photo(tmp_path):
+    tokenizer = Tokenizer(photo_tokenizer(tmp_path / "t.onnx"), PHOTOS, threads=1)
+    strips = np.zeros((2, 2, 3), np.uint8)
+    photos = [None, photo_of((3, 2)), None, photo_of((1, 0))]
+    tokens = tokenizer.run([TokenizerInput(strips, photo) for photo in photos])
+    assert tokens.codes.tolist() == [[0, 1], [3, 2], [0, 1], [1, 0]]
+    assert tokens.vectors.tolist() == [[9.0], [7.0], [9.0], [7.0]]
+
+
+def test_a_batch_without_any_photo_runs(tmp_path):
+    tokenizer = Tokenizer(photo_tokenizer(tmp_path / "t.onnx"), PHOTOS, threads=1)
+    assert tokenizer.reads_pictures
+    strips = np.zeros((1, 2, 3), np.uint8)
+    assert tokenizer.run([TokenizerInput(strips)] * 2).codes.tolist() == [[0, 1]] * 2
+
+
+def test_a_photo_that_the_graph_does_not_take_is_refused(tmp_path):
+    strips = np.zeros((1, 2, 3), np.uint8)
+    tokenizer = Tokenizer(photo_tokenizer(tmp_path / "t.onnx"), PHOTOS, threads=1)
+    with pytest.raises(ContractMismatch, match=r"is \[5, 5, 3\], but the graph takes \[4, 4, 3\]"):
+        tokenizer.run([TokenizerInput(strips, np.zeros((5, 5, 3), np.uint8))])
+    text_only = Tokenizer(first_pixel_tokenizer(tmp_path / "text.onnx"), TOKENIZER, threads=1)
+    assert not text_only.reads_pictures
+    with pytest.raises(ContractMismatch, match="the graph reads none"):
+        text_only.run([TokenizerInput(strips, photo_of((0, 0)))])
 
 
 def summing_recommender(tmp_path):
@@ -176,7 +234,7 @@ def test_a_provider_that_cannot_start_is_told_of(tmp_path, monkeypatch, caplog):
     )
     tokenizer = Tokenizer(path, TOKENIZER, threads=1)
     assert "t.onnx runs on CPUExecutionProvider: CUDAExecutionProvider could not start" in caplog.text
-    assert tokenizer.run([np.zeros((1, 2, 3), np.uint8)]).codes.shape == (1, 2)
+    assert tokenizer.run([TokenizerInput(np.zeros((1, 2, 3), np.uint8))]).codes.shape == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Image encoders: product photos -> features. Each model is one file."""

@@ -1,0 +1,69 @@
+"""From the content of items to what the tokenizer takes: strips of drawn text, and pixels of photos."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from service.core.bundle import Manifest
+from service.core.image_field import reference_in
+from service.core.render import Rendered, render_text
+from service.core.sid import Codes
+from service.errors import InvalidItem
+from service.flows.pictures import PictureReader
+from service.inference.runtime import Tokenizer, TokenizerInput
+from service.store.pictures import PictureStore
+from service.store.records import ItemRecord
+
+# A photo takes about as long to encode as so many strips (benchmarks/pictures.py).
+PICTURE_STRIPS = 8
+
+
+class Drawn(NamedTuple):
+    """An item as the tokenizer takes it. `input` is the error of an item whose kept picture is damaged."""
+
+    rendered: Rendered
+    input: TokenizerInput | InvalidItem
+
+
+def work_of(item: TokenizerInput) -> int:
+    """How much work the item is for the tokenizer, in strips."""
+    return len(item.strips) + (0 if item.picture is None else PICTURE_STRIPS)
+
+
+def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]], list[Codes]]:
+    """The function that the tokenizer's batcher runs."""
+
+    def run(items: list[TokenizerInput]) -> list[Codes]:
+        return [tuple(codes) for codes in tokenizer.run(items).codes.tolist()]
+
+    return run
+
+
+class ItemDrawer:
+    """Draws items for one tokenizer."""
+
+    def __init__(self, manifest: Manifest, store: PictureStore, pictures: PictureReader) -> None:
+        self._render = manifest.render
+        self._spec = manifest.pictures  # None: this tokenizer reads text only
+        self._store = store
+        self._pictures = pictures
+
+    async def kept_of(self, records: Sequence[ItemRecord]) -> dict[str, bytes]:
+        """The pictures that these items refer to, if this tokenizer reads pictures and they are kept."""
+        wanted = {record.item_id: reference_in(record.item) for record in records}
+        ids = [item_id for item_id, reference in wanted.items() if reference is not None]
+        if self._spec is None or not ids:
+            return {}
+        found = await self._store.get_many(ids)
+        return {i: each.data for i, each in found.items() if each.reference == wanted[i]}
+
+    async def draw(self, texts: Sequence[str], kept: Sequence[bytes | None]) -> list[Drawn]:
+        """Draw texts, and scale the kept pictures that go with them if this tokenizer reads pictures."""
+        rendered = await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
+        if self._spec is None or not any(kept):
+            return [Drawn(each, TokenizerInput(each.strips)) for each in rendered]
+        pixels = await self._pictures.pixels(kept, self._spec)
+        return [
+            Drawn(each, found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found))
+            for each, found in zip(rendered, pixels, strict=True)
+        ]
