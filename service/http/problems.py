@@ -142,7 +142,7 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     details = error.errors()
     instance, request_id = request.scope["path"], request.state.request_id
     field_errors = [
-        FieldError(field=_path(each["loc"]), message=_words_of(each)) for each in details[:MAX_FIELD_ERRORS]
+        FieldError(field=_path(each["loc"]), message=words_of(each)) for each in details[:MAX_FIELD_ERRORS]
     ]
     first = field_errors[0]
     more = f" There are {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
@@ -203,14 +203,18 @@ def _problem(
     )
 
 
-def _words_of(error: Mapping[str, Any]) -> str:
+def words_of(error: Mapping[str, Any]) -> str:
     """What is wrong with a value, without the names of Python."""
     if error["type"] in _NO_OBJECT:
         return f"must be an object, not {_KINDS.get(type(error.get('input')), 'a number')}"
     return str(error["msg"]).removeprefix("Value error, ")
 
 
+def field_of(loc: Sequence[Any]) -> str:
+    """`("batch", "items", 3)` -> `items.3`: names as the client knows them."""
+    return ".".join(str(part) for part in loc if part not in _TAGS)[:200]
+
+
 def _path(loc: Sequence[Any]) -> str:
-    """`("body", "batch", "items", 3)` -> `items.3`: names as the client knows them."""
-    inner = [str(part) for part in loc if part not in _TAGS]
-    return ".".join(inner[1:] if len(inner) > 1 else inner)[:200]
+    """The place of a value without the part of the request: `("body", "items", 3)` -> `items.3`."""
+    return field_of(loc[1:]) or str(loc[0])
