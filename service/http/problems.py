@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import EncodedBody, InvalidItem, MissingKey, NotAPatch, ServiceError
+from service.errors import EncodedBody, InvalidItem, NotAPatch, ServiceError
+from service.http.security import MissingKey
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
