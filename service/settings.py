@@ -405,6 +405,16 @@ class Settings(BaseSettings):
     def _understood(cls, url: str | None) -> str | None:
         return None if url is None else checked_redis_url(url)
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, level: Any) -> Any:
+        return level.upper() if isinstance(level, str) else level
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _in_small_letters(cls, form: Any) -> Any:
+        return form.lower() if isinstance(form, str) else form
+
     @field_validator("filter_fields", mode="before")
     @classmethod
     def _declared(cls, fields: Any) -> Any:

@@ -35,6 +35,8 @@ class ApiRoute(JsonRoute):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Starlette's match, unless an id ends in what looks like the end of this route."""
         match, child = super().matches(scope)
+        if "" in child.get("path_params", {}).values():  # /items/ names no item
+            return Match.NONE, {}
         after_id = self.path.rpartition("}")[2] if "}" in self.path else ""
         sent = scope.get("raw_path")
         if match is not Match.NONE and after_id and sent is not None:
