@@ -428,12 +428,10 @@ def lost_at(replica: Replica, judge: Judge) -> Iterator[str]:
             for item_id in sorted(each for each in part if found.get(each) != expected.get(each)):
                 sids = f"{found.get(item_id)}, not {expected.get(item_id)}"
                 yield f"{replica.url} recommends {item_id} as {sids}"
-        for item_id in ids:
-            item = known[item_id].item
-            if item is not None and "image" in item:
-                shown = client.get(f"/items/{item_id}/image", params={"part": "kept"})
-                if shown.content != kept_of(item):
-                    yield f"{replica.url} has another photo of {item_id} than was acknowledged"
+        for item_id, item in ((each, known[each].item or {}) for each in ids):
+            path = f"/items/{item_id}/image?part=kept"
+            if "image" in item and client.get(path).content != kept_of(item):
+                yield f"{replica.url} has another photo of {item_id} than was acknowledged"
 
 
 def bad_sids_in(scene: Scene) -> Iterator[str]:
