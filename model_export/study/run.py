@@ -28,7 +28,7 @@ from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.pipeline.stages import Coded, Read, first_codes
 from model_export.pipeline.versions import Versions
-from model_export.study import cells, cold, ranks, robustness
+from model_export.study import cells, cold, late_fusion, ranks, robustness
 from model_export.study.cell import Cell
 from model_export.study.cells import CellResult
 from model_export.study.late_fusion import generate_late, is_late, late_codes
@@ -102,7 +102,8 @@ def versions_of_cell(cell: Cell) -> Versions:
         case "sum":
             return {"drawing": render.VERSION, "training_free": training_free.VERSION}
         case None:
-            return versions.versions_of(config) | {"ranks": ranks.VERSION}
+            late = {"late_fusion": late_fusion.VERSION} if is_late(config.pictures) else {}
+            return versions.versions_of(config) | late | {"ranks": ranks.VERSION}
     return {"baselines": counting.VERSION}
 
 
