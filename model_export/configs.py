@@ -78,6 +78,19 @@ class PicturesConfig:
 
 
 @dataclass(frozen=True)
+class CardConfig(PicturesConfig):
+    """CARD's visual semantic unit (service/core/unit.py) is read in place of the photo.
+
+    The text is in the unit, so nothing else of it is read.
+    """
+
+    size_px: int = 512
+    fusion: Fusion = "photo"
+    # Who is shown below an item of the catalog. A new item is shown alone (docs/study.md).
+    neighbors: Literal["collaborative", "content", "none"] = "collaborative"
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """The head trained on co-purchase pairs of the training part (encoders/head.py)."""
 

@@ -29,10 +29,11 @@ from model_export.encoders.images.choose import image_encoder_files
 from model_export.evaluation import evaluate
 from model_export.generators.base import Generator
 from model_export.pipeline.cache import key_of
+from model_export.pipeline.generating import Generated
 from model_export.pipeline.opinions import Weighed
 from model_export.pipeline.photos import spec_of
 from model_export.pipeline.run import Run
-from model_export.pipeline.stages import Coded, Generated, Read, Strips
+from model_export.pipeline.stages import Coded, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
     CO_COUNTS,

@@ -29,7 +29,13 @@ def photos_of(dataset: Dataset, items: Sequence[int], spec: PictureSpec | None) 
 
 def photo_of(path: Path, spec: PictureSpec) -> Pixels | None:
     """The pixels of the photo in a file, or None if a service would refuse the file."""
+    kept = kept_photo(path)
+    return None if kept is None else picture_pixels(kept, spec)
+
+
+def kept_photo(path: Path) -> bytes | None:
+    """The photo in a file as a service keeps it, or None if a service would refuse the file."""
     try:
-        return picture_pixels(keep_picture(path.read_bytes()).data, spec)
+        return keep_picture(path.read_bytes()).data
     except (InvalidItem, OSError):
         return None

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from model_export.data.dataset import ItemSequence
 from model_export.data.splits import Split, Targets
+from model_export.pipeline.generating import collaborative_vectors
 from model_export.pipeline.run import Run
-from model_export.pipeline.stages import collaborative_vectors
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_NEIGHBORS = 3

@@ -22,7 +22,7 @@ from model_export.evaluation.metrics import codebook_use, collisions, ndcg_at, t
 from model_export.evaluation.reach import coverage
 from model_export.generators.sasrec import codes_of_items
 from model_export.generators.tree import TreeGenerator
-from model_export.pipeline import stages, versions
+from model_export.pipeline import generating, stages, versions
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
@@ -241,7 +241,7 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
     vectors, read = None, None
     if isinstance(config.generator, SasRecConfig):
         codes, spec = codes_of_items(dataset.num_items), SidSpec(levels=(dataset.num_items,))
-        generated = stages.generate(run, codes, spec)
+        generated = generating.generate(run, codes, spec)
     elif is_late(config.pictures):
         late = late_codes(run)
         codes, spec = late.codes, late.spec
@@ -254,7 +254,7 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
         figures |= _figures_of_codes(codes, spec) | _figures_of_fusion(read, coded)
-        generated = stages.generate(run, codes, spec, vectors=vectors)
+        generated = generating.generate(run, codes, spec, vectors=vectors)
     generator, curve = generated
     if curve.device == "cuda":
         figures["train_gpu_seconds"] = curve.seconds

@@ -82,6 +82,9 @@ class PictureSpec(Frozen):
     """How an item's photo becomes pixels. Only service/core/pictures.py uses it."""
 
     size_px: int = Field(default=224, ge=32, le=1024, description="side of the square that the encoder reads")
+    shows: Literal["photo", "unit"] = Field(
+        default="photo", description="what the square shows: the photo, or CARD's unit of photo and text"
+    )
 
 
 class Manifest(Frozen):
