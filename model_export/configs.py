@@ -77,6 +77,9 @@ class PicturesConfig:
     hidden_share: float = 0.1  # of the items of a step whose photo is hidden; as many lose their text
 
 
+CardNeighbors = Literal["collaborative", "content", "none"]
+
+
 @dataclass(frozen=True)
 class CardConfig(PicturesConfig):
     """CARD's visual semantic unit (service/core/unit.py) is read in place of the photo.
@@ -87,7 +90,7 @@ class CardConfig(PicturesConfig):
     size_px: int = 512
     fusion: Fusion = "photo"
     # Who is shown below an item of the catalog. A new item is shown alone (docs/study.md).
-    neighbors: Literal["collaborative", "content", "none"] = "collaborative"
+    neighbors: CardNeighbors = "collaborative"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.configs import CardConfig, PicturesConfig
-from model_export.data.photos import Pixels
+from model_export.data.photos import Pixels, photo_of
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import (

@@ -27,10 +27,7 @@ def read_units(run: Run, content: NDArray[np.float32]) -> Photos:
     dataset, config = run.dataset, run.config.pictures
     assert isinstance(config, CardConfig)
     shown = neighbors_of(run, content)
-    texts = [
-        [unit_text(item).title, *unit_text(item)[1:2], list(unit_text(item).categories)]
-        for item in dataset.items
-    ]
+    texts = [list(unit_text(item)) for item in dataset.items]
     inputs = (
         texts, {str(item): found for item, found in dataset.image_hashes.items()}, shown, spec_of(config),
         config.kind, config.checkpoint, *image_encoder_files(config),
