@@ -243,7 +243,10 @@ class NotHttp(ServiceError):
     slug = "not-http"
 
     def __init__(self) -> None:
-        super().__init__("The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it.")
+        super().__init__(
+            "The bytes are not an HTTP/1.1 request. Send a request as RFC 9112 describes it, with its path "
+            "percent-encoded."
+        )
 
 
 class TargetTooLong(ServiceError):
@@ -259,6 +262,16 @@ class TargetTooLong(ServiceError):
         )
 
 
+class TargetNotUtf8(ServiceError):
+    """Raised if the percent-encoded bytes of a path are not UTF-8."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "target-not-utf8"
+
+    def __init__(self) -> None:
+        super().__init__("The path is not UTF-8 after percent-decoding. Encode ids in UTF-8, then as %XX.")
+
+
 class HeadTooLarge(ServiceError):
     """Raised if a request has too many headers, or if they or a trailer have too many bytes."""
 
@@ -266,7 +279,9 @@ class HeadTooLarge(ServiceError):
     slug = "head-too-large"
 
     def __init__(self) -> None:
-        super().__init__("The headers of the request are too many or too long. Send only those you need.")
+        super().__init__(
+            "The headers of the request are too many or too long. Send only the headers that you need."
+        )
 
 
 class BodyTooLarge(ServiceError):
@@ -291,39 +306,57 @@ class BodyTooSlow(ServiceError):
         )
 
 
-class WrongMediaType(ServiceError):
-    """The Content-Type of a body is missing, or is not one that the route reads."""
-
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    remedy = ""
-
-    def __init__(self, content_type: str) -> None:
-        is_what = f"is {content_type!r}" if content_type else "is missing"
-        super().__init__(f"Content-Type {is_what}. {self.remedy}")
+def _content_type(given: str) -> str:
+    return f"Content-Type is {given!r}." if given else "Content-Type is missing."
 
 
-class NotJson(WrongMediaType):
+class NotJson(ServiceError):
     """Raised if the Content-Type of a body is missing or is not a type of JSON."""
 
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "not-json"
-    remedy = "Send JSON, with `Content-Type: application/json`."
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(f"{_content_type(content_type)} Send JSON, with `Content-Type: application/json`.")
 
 
-class NotAPatch(WrongMediaType):
+class EncodedBody(ServiceError):
+    """Raised if the head of a request says that its body is packed, as by gzip."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "encoded-body"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"Content-Encoding is {encoding[:40]!r}. Send the body as it is: the service unpacks none."
+        )
+
+
+class NotAPatch(ServiceError):
     """Raised if the Content-Type of a PATCH is missing or names a kind of patch that is not known."""
 
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "not-a-patch"
     media_types = ("application/json", "application/merge-patch+json")
-    remedy = (
-        "Send fields to replace as application/json, or a patch of RFC 7396 as application/merge-patch+json."
-    )
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the fields to replace as application/json, or a JSON merge "
+            "patch (RFC 7396) as application/merge-patch+json."
+        )
 
 
-class NotAPicture(WrongMediaType):
+class NotAPicture(ServiceError):
     """Raised if the Content-Type of a picture is missing or is not a type that is read."""
 
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "not-a-picture"
-    remedy = "Send the bytes of a picture, with `Content-Type: image/jpeg`, image/png or image/webp."
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the bytes of a picture, with `Content-Type: image/jpeg`, "
+            "image/png or image/webp."
+        )
 
 
 class InvalidJson(ServiceError):
@@ -334,55 +367,6 @@ class InvalidJson(ServiceError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The body is not JSON: {reason}. Send one JSON value in UTF-8.")
-
-
-# --- keys ---
-
-
-class MissingKey(ServiceError):
-    """Raised if the service has keys, the route needs one, and the request gives none of them."""
-
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "missing-key"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The request has no key that this service knows. Send one in `X-API-Key` or as "
-            "`Authorization: Bearer`."
-        )
-
-
-class ReadOnlyKey(ServiceError):
-    """Raised if a request would change the catalog and its key gives only the read scope."""
-
-    status = HTTPStatus.FORBIDDEN
-    slug = "read-only-key"
-
-    def __init__(self) -> None:
-        super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalog.")
-
-
-class AdminKeyNeeded(ServiceError):
-    """Raised if a request to /admin/ has a key without the admin scope."""
-
-    status = HTTPStatus.FORBIDDEN
-    slug = "admin-key-needed"
-
-    def __init__(self) -> None:
-        super().__init__("This key may not use /admin/. Use a key of GLYPHREC_ADMIN_KEYS.")
-
-
-class NoAdminKey(ServiceError):
-    """Raised for a request to /admin/ if GLYPHREC_ADMIN_KEYS is empty, whatever key the request has."""
-
-    status = HTTPStatus.FORBIDDEN
-    slug = "no-admin-key"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Nobody may use /admin/ while the service has no admin key, not even on loopback. "
-            "Set GLYPHREC_ADMIN_KEYS. `glyphrec key` makes a key."
-        )
 
 
 # --- bundles ---
@@ -435,6 +419,13 @@ class ChangeUnderWay(ServiceError):
 
 
 # --- Redis ---
+
+
+class WrongRedisUrl(GlyphrecError):
+    """REDIS_URL cannot lead to a Redis that holds the catalog. Waiting does not help."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"REDIS_URL: {reason}.")
 
 
 class CatalogInUse(ServiceError):
