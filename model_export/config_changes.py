@@ -90,7 +90,7 @@ def chosen(config: str, settings: Sequence[str] = ()) -> RunConfig:
         found = _changed(found, name.split("."), changes[name], name)
     if not isinstance(found.generator, TreeConfig):
         found = dataclasses.replace(found, opinions=None)  # they are weighed for `tree` alone
-    _check_together(found)
+    _check_together(found, changes)
     return found
 
 
@@ -129,7 +129,19 @@ def as_toml(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _check_together(config: RunConfig) -> None:
+def _check_together(config: RunConfig, changes: Mapping[str, Any]) -> None:
+    """Raise GlyphrecError for settings that do not go together, once all of them are made."""
+    for name, value in changes.items():
+        room = name.split(".")[0]
+        part = getattr(config, room)
+        if isinstance(part, BaseModel):
+            try:
+                type(part).model_validate(_fields(part))
+            except ValidationError as error:
+                problem = error.errors()[0]
+                if place := problem["loc"]:
+                    name, value = f"{room}.{place[0]}", getattr(part, str(place[0]))
+                raise _wrong(name, value, problem["msg"]) from None
     generator = config.generator
     if not isinstance(generator, TigerConfig) and generator.width % generator.num_heads:
         raise GlyphrecError(
@@ -194,17 +206,17 @@ def _changed(part: Any, path: Sequence[str], value: Any, whole: str) -> Any:
     if name not in fields or whole in FIXED:
         raise _unknown(part, whole)
     if rest == [TYPE] and whole == f"{name}.{TYPE}" and name in TYPES:
-        return _replaced(part, name, _of_type(name, value, fields[name]), whole)
+        return _replaced(part, name, _of_type(name, value, fields[name]))
     if rest:
         if fields[name] is None:
             raise GlyphrecError(f"{whole}: {name} has no settings, because {name}.{TYPE} is {NONE}.")
         if not _is_part(fields[name]):
             raise GlyphrecError(f"{whole}: {name} is one setting without parts.")
-        return _replaced(part, name, _changed(fields[name], rest, value, whole), whole)
+        return _replaced(part, name, _changed(fields[name], rest, value, whole))
     if _is_part(fields[name]):
         inside = ", ".join(f"{whole}.{field}" for field in _fields(fields[name]))
         raise GlyphrecError(f"{whole} is a group of settings. Set one of {inside}.")
-    return _replaced(part, name, _checked(part, name, value, whole), whole)
+    return _replaced(part, name, _checked(part, name, value, whole))
 
 
 def _of_type(name: str, wanted: Any, present: Any) -> Any:
@@ -249,13 +261,10 @@ def _out_of_bounds(name: str, number: float) -> str | None:
     return None
 
 
-def _replaced(part: Any, name: str, value: Any, whole: str) -> Any:
-    if not isinstance(part, BaseModel):
-        return dataclasses.replace(part, **{name: value})
-    try:
-        return type(part).model_validate(_fields(part) | {name: value})
-    except ValidationError as error:
-        raise _wrong(whole, value, error.errors()[0]["msg"]) from None
+def _replaced(part: Any, name: str, value: Any) -> Any:
+    if isinstance(part, BaseModel):
+        return part.model_copy(update={name: value})  # checked in the end, with the part's other changes
+    return dataclasses.replace(part, **{name: value})
 
 
 def _wrong(whole: str, value: Any, problem: str) -> GlyphrecError:

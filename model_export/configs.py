@@ -51,6 +51,32 @@ class MiniLmConfig:
     """
 
 
+ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
+# How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
+#   head     both vectors side by side, through the head, which is trained on co-purchases
+#   concat   both vectors side by side, projected to their principal axes; no training
+#   sum      a projection of each, trained on co-purchases, and their sum
+#   photo    the photo alone, through the head
+# The others are late: each of the two is quantized on its own. No service can run them.
+#   late_both     the codes of the text, then the codes of the photo
+#   late_levels   the first levels from the text, the last one from the photo
+#   late_history  the generator reads the codes of both in the history, and generates those of the text
+Fusion = Literal["head", "concat", "sum", "photo", "late_both", "late_levels", "late_history"]
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """How the photos of items are read, and how they are fused with the text (encoders/fusion.py)."""
+
+    kind: ImageEncoderKind = "efficientnet-lite0"
+    checkpoint: str = ""  # a folder or a name on the model hub, for the kinds that need one
+    size_px: int = 224  # side of the square that the encoder reads
+    fusion: Fusion = "head"
+    photo_dim: int = 256  # principal axes of the photos' features that are kept
+    weight: float = 0.5  # length of the photo's vector beside the text's, which has length 1
+    hidden_share: float = 0.1  # of the items of a step whose photo is hidden; as many lose their text
+
+
 @dataclass(frozen=True)
 class HeadConfig:
     """The head trained on co-purchase pairs of the training part (encoders/head.py)."""
@@ -188,6 +214,7 @@ class RunConfig:
     encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | MiniLmConfig = field(
         default_factory=CompactConfig
     )
+    pictures: PicturesConfig | None = None  # None: only the text is read
     head: HeadConfig = field(default_factory=HeadConfig)
     quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
     collisions: Literal["none", "sinkhorn", "zcr", "suffix"] = "zcr"
@@ -279,6 +306,11 @@ def sasrec_training() -> TrainingConfig:
     return TrainingConfig(learning_rate=3e-3, patience=8)
 
 
+def pictures() -> RunConfig:
+    """`base` for a catalog with product photos: the text and the photo of an item become one vector."""
+    return replace(base(), name="pictures", pictures=PicturesConfig())
+
+
 def tiny() -> RunConfig:
     """A configuration for tests, which takes under a minute. Its parts are real, but too small to be good."""
     return replace(
@@ -302,6 +334,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "demo": demo,
     "base": base,
     "tiger-base": tiger_base,
+    "pictures": pictures,
     "pp-ocr-base": pp_ocr_base,
     "donut-base": donut_base,
     "trocr-base": trocr_base,

@@ -75,22 +75,27 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
 
     if isinstance(config.encoder, CompactConfig) and (warning := _untaught(run)):
         say(warning)
+    if dataset.images and config.pictures is None:
+        say(
+            f"  note: {len(dataset.images):,} items have a photo, which the configuration {config.name} does "
+            "not read. To read photos too, export with --config pictures."
+        )
 
     with stages.deterministic():
         say("[1/5] drawing and reading the items")
         read = stages.read(run)
         assert read.pooling is not None
         say("[2/5] training the head and the quantizer")
-        coded = stages.code(run, read.features)
+        coded = stages.code(run, read)
         say(f"      {coded.collisions.summary()}")
         say(f"[3/5] training the {generator_name(config)} generator")
         generated = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
         weighed = None
         if run.config.opinions is not None:
             assert isinstance(generated.generator, TreeGenerator)
-            weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.features)
+            weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.text, read.photos)
     strips = stages.draw(dataset.items, run.config)
-    tokenized = TokenizedCatalog(strips, read.pooling, coded, weighed, assign_slots(coded.codes))
+    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes))
     return write_bundle(out, key, run, tokenized, generated)
 
 
@@ -127,6 +132,8 @@ def _check_servable(config: RunConfig) -> None:
         reason = "its encoder reads text, but a service draws pictures"
     elif isinstance(config.generator, SasRecConfig):
         reason = "its generator does not use Semantic IDs"
+    elif config.pictures is not None and config.pictures.fusion.startswith("late_"):
+        reason = "its late fusion is not in the tokenizer graph"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
     elif config.opinions is not None and not isinstance(config.generator, TreeConfig):

@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis, RedisCluster
 
 from service.api.dependencies import ServiceState
+from service.api.description import describe
 from service.api.direct import direct_routes
 from service.api.options import ApiOptions
 from service.api.routes import ROUTERS, add_routes
@@ -24,8 +25,9 @@ from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.core.co_counts import CoCounts
 from service.core.cpus import usable_cpus
+from service.core.redis_url import check_certificates
 from service.core.version import service_version
-from service.errors import GlyphrecError
+from service.errors import ServiceError, WrongRedisUrl
 from service.flows.contents import ContentReader
 from service.flows.drawing import ItemDrawer, tokenize_in_batches, work_of
 from service.flows.feedback import Feedback
@@ -82,12 +84,15 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         summary="Reads items as pictures, gives them Semantic IDs, recommends by generating the next one.",
         lifespan=service.lifespan,
         redirect_slashes=False,
+        docs_url=None,  # description.py has the page
         redoc_url=None,
         static_url="/docs/assets",
         responses=OF_ANY_ROUTE,
     )
     app.state.service = service.state
     policies = service.state.policies = add_routes(app)
+    has_keys = bool(settings.read_keys or settings.api_keys or settings.admin_keys)
+    describe(app, policies, has_keys=has_keys)
     add_problem_handlers(app, policies.methods_of)
     app.add_middleware(
         Envelope,
@@ -102,8 +107,10 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         metrics=service.state.metrics,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
+        prefix=settings.path_prefix,
         log_requests=settings.access_log,
         tracer=tracer,
+        route_of=policies.route_of,
     )
     return app
 
@@ -115,6 +122,10 @@ class Service:
         self._settings = settings
         self._tracer = tracer
         self._configured = load(settings.bundle, graph_options(settings))
+        try:
+            check_certificates(settings.redis_url or "")
+        except ValueError as error:
+            raise WrongRedisUrl(str(error)) from error
         pages = ServedPages(settings.remembered_pages, settings.attribution_s)
         options = ApiOptions(
             catalog=settings.catalog,
@@ -161,7 +172,7 @@ class Service:
         state, readiness = self.state, self.state.readiness
         try:
             observe = state.metrics.observe_redis
-            redis = await retry(lambda: connect_to_any(url, observe), on=(GlyphrecError,), say=readiness.say)
+            redis = await retry(lambda: connect_to_any(url, observe), on=(ServiceError,), say=readiness.say)
             ends.push_async_callback(redis.aclose)
             self._attribute(redis, ends)
             opening, rollout = self._lifecycle(redis)
@@ -179,6 +190,9 @@ class Service:
             watching = asyncio.create_task(watch.run(), name="watch of the catalog in Redis")
             ends.push_async_callback(cancel, watching)
             await rollout.run()
+        except WrongRedisUrl as error:
+            log.error("%s", error)
+            readiness.failure, readiness.phase = error, str(error)
         except Exception:  # outermost loop: a replica that no longer follows must not call itself ready
             log.exception("the catalog is no longer kept; this replica stops answering")
             readiness.phase = "failed; the service's log says why"

@@ -32,6 +32,7 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
             admit=state.admit,
             is_probe=state.policies.is_probe,
             metrics=state.metrics,
+            route_of=state.policies.route_of,
         ),
         ws="none",
         lifespan="on",
@@ -48,7 +49,7 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
 
 class GracefulServer(uvicorn.Server):
     """SIGTERM turns readiness off, and ends the server after `stop_delay_s`. SIGINT and any second signal end
-    it at once.
+    it at once. A start that cannot succeed ends it too.
     """
 
     def __init__(self, config: uvicorn.Config, *, readiness: Readiness, stop_delay_s: float) -> None:
@@ -69,5 +70,5 @@ class GracefulServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second. True ends the server."""
-        self.should_exit |= time.monotonic() >= self._stop_at
+        self.should_exit |= time.monotonic() >= self._stop_at or self._readiness.failure is not None
         return await super().on_tick(counter)

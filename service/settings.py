@@ -8,7 +8,6 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -24,10 +23,12 @@ from service.core.cpus import usable_cpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hashed
 from service.core.limits import MAX_ITEM_CHARS, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
+from service.core.redis_url import checked_redis_url
 from service.core.service_links import is_service_link, without_service_links
 from service.errors import GlyphrecError
 
 PREFIX = "GLYPHREC_"
+PATH_PREFIX = r"(/[A-Za-z0-9._~-]+){1,20}"
 CLIENT_KEY = "GLYPHREC_KEY"  # of the client commands; not a setting of the service
 
 ClientKeys = Annotated[tuple[str, ...], NoDecode]  # kept as hashes (core/keys.py), however they are given
@@ -105,12 +106,19 @@ class Settings(BaseSettings):
         "the same machine. Everybody here may connect whom its folder lets in, as with 127.0.0.1",
     )
 
+    path_prefix: str = Field(
+        "",
+        pattern=rf"^({PATH_PREFIX})?$",
+        description="path below which a proxy serves this service and which it takes away, for example "
+        "/recommender. Only the API's description needs it. Unset: what the proxy sends as "
+        "X-Forwarded-Prefix",
+    )
+
     # --- Redis and the catalog ---
 
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("GLYPHREC_REDIS_URL", "REDIS_URL"),
-        pattern=r"^(rediss?|unix)://.+",
         repr=False,  # it may hold a password
         description="URL of Redis: redis://, rediss:// or unix://. Unset: the service starts a server of its "
         "own, which keeps its files in `data_dir`",
@@ -395,14 +403,17 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _understood(cls, url: str | None) -> str | None:
-        try:
-            urlsplit(url or "").port  # noqa: B018  raises if the port is no number or too large
-        except ValueError:  # whose text may hold a part of the password
-            raise ValueError(
-                "host or port cannot be read. Give redis://host:port/0, rediss://… or unix:///path, and "
-                "percent-encode a password"
-            ) from None
-        return url
+        return None if url is None else checked_redis_url(url)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, level: Any) -> Any:
+        return level.upper() if isinstance(level, str) else level
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _in_small_letters(cls, form: Any) -> Any:
+        return form.lower() if isinstance(form, str) else form
 
     @field_validator("filter_fields", mode="before")
     @classmethod

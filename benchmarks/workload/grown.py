@@ -74,7 +74,7 @@ class Trained:
         dataset = read_dataset(data)
         run = Run.of(dataset, config, folder, print)
         with stages.deterministic():
-            coded = stages.code(run, stages.read(run).features)
+            coded = stages.code(run, stages.read(run))
             self._tree = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
         self.spec, self._codes, self._vectors = coded.spec, coded.codes, coded.vectors
         self._quantizer, self._history_length = coded.quantizer, config.history_length

@@ -232,6 +232,24 @@ REDIS = [
         steps=[(30, "red")],
     ),
     lines(
+        "Redis may evict",
+        "1 where the settings of Redis let it drop these keys when its memory is full. Dropped events are "
+        "forgotten; a dropped catalog makes replicas not ready.",
+        "short",
+        Query(total("glyphrec_redis_may_evict", "keys", func="max"), "{{keys}}"),
+        steps=[(1, "red")],
+        most=1,
+    ),
+    lines(
+        "Catalog damaged, by replica",
+        "1 while Redis lacks a part of the catalog, and the replica is not ready. glyphrec fsck, a backup or "
+        "an import makes it whole.",
+        "short",
+        Query(total("glyphrec_catalog_damaged", "instance", func="max"), "{{instance}}"),
+        steps=[(1, "red")],
+        most=1,
+    ),
+    lines(
         "Filter views: found ready",
         "Share of filtered searches whose view was cached. If it is low, raise GLYPHREC_MAX_VIEW_BYTES or "
         "use fewer different filters.",

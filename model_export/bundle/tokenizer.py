@@ -1,9 +1,11 @@
 """The tokenizer graph turns pixels into codes and a vector, in one file.
 
-strips ─ body (the encoder's own ONNX) ─▶ frames ─ pooling, head, quantizer (from torch) ─▶ codes, vector
+strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
+pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion, head, quantizer ─▶ codes, vector
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +17,18 @@ from numpy.typing import NDArray
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
+from model_export.configs import MiniLmConfig, RunConfig
 from model_export.encoders.base import Pooling
+from model_export.encoders.choose import make_encoder
+from model_export.encoders.fusion import Fusion
 from model_export.encoders.head import ItemHead
+from model_export.encoders.images.base import image_body
+from model_export.encoders.images.choose import make_image_encoder
 from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
+from model_export.pipeline.stages import Coded, Read
 from model_export.quantizers.base import ResidualQuantizer
-from service.core.bundle import RenderSpec
-from service.core.graphs import GraphSpec, tokenizer_graph
+from service.core.bundle import PictureSpec, RenderSpec
+from service.core.graphs import NO_PICTURE, GraphSpec, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer, TokenizerInput
@@ -30,8 +38,36 @@ VERSION = 1  # raised when the output changes; see model_export/pipeline/version
 # Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants. The check also runs with
 # 1.
 TRACED_STRIPS, TRACED_FIRST = 5, (0, 2, 3)
-BODY = "body/"  # a prefix for the body's names, because the remainder may use the same names
+TRACED_PICTURES, TRACED_PICTURE_OF = 2, (1, -1, 0)
+# Prefixes for the names of the bodies, because the remainder may use the same names.
+BODY, IMAGE_BODY = "body/", "image_body/"
 TOLERANCE = 1e-3  # of a vector's entry
+
+
+@dataclass(frozen=True)
+class TokenizerParts:
+    """Everything that the graph is made of. The last two are None if only texts are read."""
+
+    body: onnx.ModelProto
+    pooling: Pooling
+    head: ItemHead
+    quantizer: ResidualQuantizer
+    image_body: onnx.ModelProto | None = None
+    fusion: Fusion | None = None
+
+
+def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts:
+    """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
+    assert read.pooling is not None
+    assert not isinstance(config.encoder, MiniLmConfig)
+    return TokenizerParts(
+        make_encoder(config.render, config.encoder, config.seed).body(),
+        read.pooling,
+        coded.head,
+        coded.quantizer,
+        None if config.pictures is None else image_body(make_image_encoder(config.pictures)),
+        read.fusion,
+    )
 
 
 class TokenizedBatch(NamedTuple):
@@ -42,35 +78,59 @@ class TokenizedBatch(NamedTuple):
 
 
 class Remainder(nn.Module):
-    """The part of the graph after the body: pooling, head and quantizer."""
+    """The part of the graph after the bodies: pooling, fusion, head and quantizer."""
 
-    def __init__(self, pooling: Pooling, head: ItemHead, quantizer: ResidualQuantizer) -> None:
+    def __init__(self, parts: TokenizerParts) -> None:
         super().__init__()
-        self.pooling, self.head, self.quantizer = pooling, head, quantizer
+        self.pooling, self.fusion, self.head, self.quantizer = (
+            parts.pooling, parts.fusion, parts.head, parts.quantizer,
+        )  # fmt: skip
 
-    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> TokenizedBatch:
-        """strips [strip, height, width], frames [strip, frame, dim], first_strip [item] -> codes, vectors."""
-        vector = self.head(self.pooling(strips, frames, first_strip))  # [item, dim]
+    def forward(
+        self,
+        strips: Tensor,
+        frames: Tensor,
+        first_strip: Tensor,
+        photos: Tensor | None = None,
+        picture_of: Tensor | None = None,
+    ) -> TokenizedBatch:
+        """strips [strip, height, width], frames [strip, frame, dim], first_strip [item] -> codes, vectors.
+
+        With a fusion also photos [picture, feature] and picture_of [item].
+        """
+        features = self.pooling(strips, frames, first_strip)  # [item, feature]
+        if self.fusion is not None:
+            features = self.fusion(features, photos, picture_of)
+        vector = self.head(features)  # [item, dim]
         return TokenizedBatch(self.quantizer.encode(vector), vector)
 
 
 def export_tokenizer(
     path: Path,
-    body: onnx.ModelProto,
-    pooling: Pooling,
-    head: ItemHead,
-    quantizer: ResidualQuantizer,
+    parts: TokenizerParts,
     *,
     sid: SidSpec,
     render: RenderSpec,
+    pictures: PictureSpec | None = None,
 ) -> GraphSpec:
     """Write the graph to `path`. Returns the tensors of the graph."""
-    graph = tokenizer_graph(sid, height=render.height_px, width=render.width_px, vector_dim=head.vector_dim)
-    remainder = _export(Remainder(pooling, head, quantizer).eval(), body, render)
-    body = compose.add_prefix(version_converter.convert_version(body, OPSET), BODY)
-    body.ir_version = remainder.ir_version
-    merged = compose.merge_models(body, remainder, io_map=[(f"{BODY}frames", "frames")])
-    merged = _one_strips_input(merged)
+    graph = tokenizer_graph(
+        sid,
+        height=render.height_px,
+        width=render.width_px,
+        vector_dim=parts.head.vector_dim,
+        picture_px=None if pictures is None else pictures.size_px,
+    )
+    merged = _export(Remainder(parts).eval(), parts, render)
+    for model, prefix, output, name in (
+        (parts.body, BODY, "frames", "frames"),
+        (parts.image_body, IMAGE_BODY, "features", "photos"),
+    ):
+        if model is not None:
+            body = compose.add_prefix(version_converter.convert_version(model, OPSET), prefix)
+            body.ir_version = merged.ir_version
+            merged = compose.merge_models(body, merged, io_map=[(f"{prefix}{output}", name)])
+    merged = _with_inputs(merged, [tensor.name for tensor in graph.inputs])
     name_dimensions(merged, graph)
     onnx.checker.check_model(merged, full_check=True)
     onnx.save(merged, path)
@@ -78,25 +138,17 @@ def export_tokenizer(
 
 
 def check_tokenizer(
-    path: Path,
-    body: onnx.ModelProto,
-    pooling: Pooling,
-    head: ItemHead,
-    quantizer: ResidualQuantizer,
-    *,
-    graph: GraphSpec,
-    items: Sequence[NDArray[np.uint8]],
+    path: Path, parts: TokenizerParts, *, graph: GraphSpec, items: Sequence[TokenizerInput]
 ) -> float:
-    """Compare the written graph with PyTorch on `items`, each given as strips [strip, height, width].
+    """Compare the written graph with PyTorch on `items`.
 
     The graph reads the items once in one batch and once one by one. Returns the largest difference of a
     vector's entry. Raises ContractMismatch if vectors or codes differ.
     """
     session = Tokenizer(path, graph, threads=1)
-    together = session.run([TokenizerInput(item) for item in items])
-    apart = [session.run([TokenizerInput(item)]) for item in items]
-    remainder = Remainder(pooling, head, quantizer).eval()
-    expected = _reference(body, remainder, items)
+    together = session.run(items)
+    apart = [session.run([item]) for item in items]
+    expected = _reference(parts, items)
     worst = 0.0
     for name, codes, vectors in (
         ("a batch of items", together.codes, together.vectors),
@@ -117,44 +169,68 @@ def check_tokenizer(
     return worst
 
 
-def _reference(
-    body: onnx.ModelProto, remainder: Remainder, items: Sequence[NDArray[np.uint8]]
-) -> TokenizedBatch:
-    """The expected outputs, with the body in ONNX Runtime and the remainder in PyTorch."""
-    strips = np.concatenate(list(items))
-    first_strip = np.cumsum([0, *(len(item) for item in items[:-1])], dtype=np.int64)  # [item]
-    session = onnxruntime.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
-    frames = session.run(["frames"], {"strips": strips})[0]  # [strip, frame, dim]
+def _reference(parts: TokenizerParts, items: Sequence[TokenizerInput]) -> TokenizedBatch:
+    """The expected outputs, with the bodies in ONNX Runtime and the remainder in PyTorch."""
+    strips = np.concatenate([item.strips for item in items])
+    first_strip = np.cumsum([0, *(len(item.strips) for item in items[:-1])], dtype=np.int64)  # [item]
+    inputs = [strips, _run(parts.body, "frames", {"strips": strips}), first_strip]
+    if parts.image_body is not None:
+        pictures = [item.picture for item in items if item.picture is not None]
+        has_picture = np.array([item.picture is not None for item in items])
+        size = parts.image_body.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+        inputs.append(_run(parts.image_body, "features", {"pictures": stacked}))
+        inputs.append(np.where(has_picture, np.cumsum(has_picture) - 1, NO_PICTURE).astype(np.int64))
     with torch.no_grad():
-        result: TokenizedBatch = remainder(
-            torch.from_numpy(strips), torch.from_numpy(frames), torch.from_numpy(first_strip)
-        )
+        result: TokenizedBatch = Remainder(parts).eval()(*map(torch.from_numpy, inputs))
         return result
 
 
-def _export(remainder: Remainder, body: onnx.ModelProto, render: RenderSpec) -> onnx.ModelProto:
-    """The remainder as a graph with the inputs strips, frames and first_strip."""
-    _, num_frames, dim = (size.dim_value for size in body.graph.output[0].type.tensor_type.shape.dim)
-    arguments = (
+def _run(body: onnx.ModelProto, output: str, feeds: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: NDArray[np.float32] = session.run([output], feeds)[0]
+    return found
+
+
+def _export(remainder: Remainder, parts: TokenizerParts, render: RenderSpec) -> onnx.ModelProto:
+    """The remainder as a graph with the inputs strips, frames and first_strip, and two more with a fusion."""
+    _, num_frames, dim = _sizes(parts.body.graph.output[0])
+    arguments = [
         torch.zeros(TRACED_STRIPS, render.height_px, render.width_px, dtype=torch.uint8),
         torch.randn(TRACED_STRIPS, num_frames, dim),
         torch.tensor(TRACED_FIRST),
-    )
-    strip, item = torch.export.Dim("strip"), torch.export.Dim("item")
+    ]
+    names = ["strips", "frames", "first_strip"]
+    strip, item, picture = (torch.export.Dim(name) for name in ("strip", "item", "picture"))
+    shapes = [{0: strip}, {0: strip}, {0: item}]
+    if parts.image_body is not None:
+        _, feature_dim = _sizes(parts.image_body.graph.output[0])
+        arguments += [torch.randn(TRACED_PICTURES, feature_dim), torch.tensor(TRACED_PICTURE_OF)]
+        names += ["photos", "picture_of"]
+        shapes += [{0: picture}, {0: item}]
     return to_onnx(
         remainder,
-        arguments,
-        inputs=["strips", "frames", "first_strip"],
+        tuple(arguments),
+        inputs=names,
         outputs=["codes", "vector"],
-        dynamic_shapes=({0: strip}, {0: strip}, {0: item}),
+        dynamic_shapes=tuple(shapes),
     )
 
 
-def _one_strips_input(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Feed the body and the remainder from the same input."""
+def _sizes(value: onnx.ValueInfoProto) -> list[int]:
+    return [size.dim_value for size in value.type.tensor_type.shape.dim]
+
+
+def _with_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Give the model these inputs, in this order. Body and remainder read the strips from one input."""
+    renamed = {f"{BODY}strips": "strips", f"{IMAGE_BODY}pictures": "pictures"}
     for node in model.graph.node:
-        node.input[:] = ["strips" if name == f"{BODY}strips" else name for name in node.input]
-    inputs = {value.name: value for value in model.graph.input}
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    inputs = {}
+    for value in model.graph.input:
+        value.name = renamed.get(value.name, value.name)
+        inputs[value.name] = value
+    kept = [inputs[name] for name in names]
     del model.graph.input[:]
-    model.graph.input.extend([inputs["strips"], inputs["first_strip"]])
+    model.graph.input.extend(kept)
     return model

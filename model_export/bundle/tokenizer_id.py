@@ -3,10 +3,16 @@ it.
 """
 
 import hashlib
+import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.core.bundle import RenderSpec, sha256_of
+import numpy as np
+from PIL import Image
+
+from service.core.bundle import PictureSpec, RenderSpec, sha256_of
+from service.core.pictures import keep_picture, picture_pixels
 from service.core.render import item_text, render_text
 
 # Items that cover all of the drawing: letters and digits, units, accents, characters that the font lacks,
@@ -31,8 +37,29 @@ PROBES: tuple[dict[str, Any], ...] = (
 )
 
 
-def tokenizer_id(graph: Path, render: RenderSpec) -> str:
+def _probe(size: tuple[int, int], file_format: str) -> bytes:
+    """A picture file with smooth colors and sharp edges."""
+    rows, columns = np.mgrid[: size[1], : size[0]]
+    red, green = 255 * columns // size[0], 255 * rows // size[1]
+    blue = 255 * ((rows // 16 + columns // 16) % 2)
+    pixels = np.stack([red, green, blue], axis=-1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format)
+    return file.getvalue()
+
+
+# Photos that cover all of their way to pixels: larger than what is kept, smaller, and upright.
+PROBE_FILES = (
+    partial(_probe, (640, 320), "PNG"),
+    partial(_probe, (100, 60), "PNG"),
+    partial(_probe, (200, 300), "PNG"),
+)
+
+
+def tokenizer_id(graph: Path, render: RenderSpec, pictures: PictureSpec | None = None) -> str:
     """The id: 12 hex characters. It is equal if the file `graph` is equal and items become the same pixels.
+
+    `pictures`: how photos are read, or None.
 
     The id of a bundle is stored in its manifest and is not computed again.
     """
@@ -42,4 +69,10 @@ def tokenizer_id(graph: Path, render: RenderSpec) -> str:
         strips = render_text(item_text(item, render), render).strips
         digest.update(str(strips.shape).encode())
         digest.update(strips.tobytes())
+    if pictures is not None:
+        digest.update(pictures.model_dump_json().encode())
+        for file in PROBE_FILES:
+            kept = keep_picture(file())
+            digest.update(kept.data)
+            digest.update(picture_pixels(kept.data, pictures).tobytes())
     return digest.hexdigest()[:12]

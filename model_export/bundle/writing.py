@@ -18,20 +18,21 @@ from model_export.bundle.folder import files_of, partial_folder, seal
 from model_export.bundle.precision import try_int8
 from model_export.bundle.recommender import check_recommender, export_recommender
 from model_export.bundle.report import examples_of, write_report
-from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
+from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
 from model_export.configs import MiniLmConfig, RunConfig, TreeConfig
+from model_export.data.photos import photos_of
 from model_export.data.splits import training_fingerprint
 from model_export.encoders import choose as choose_encoder
-from model_export.encoders.base import Pooling
-from model_export.encoders.choose import make_encoder
+from model_export.encoders.images.choose import image_encoder_files
 from model_export.evaluation import evaluate
 from model_export.generators.base import Generator
 from model_export.pipeline.cache import key_of
 from model_export.pipeline.opinions import Weighed
+from model_export.pipeline.photos import spec_of
 from model_export.pipeline.run import Run
-from model_export.pipeline.stages import Coded, Generated, Strips
+from model_export.pipeline.stages import Coded, Generated, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
     CO_COUNTS,
@@ -46,6 +47,7 @@ from service.core.bundle import (
 from service.core.bundle_co_counts import write_co_counts
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
+from service.inference.runtime import TokenizerInput
 
 NUM_CHECKED_ITEMS = 64  # the finished tokenizer graph reads them again
 NUM_DRAWN = 12  # items on the report's page of drawings
@@ -56,7 +58,7 @@ class TokenizedCatalog:
     """The catalog with its codes, and everything that made them."""
 
     strips: Strips
-    pooling: Pooling
+    read: Read
     coded: Coded
     weighed: Weighed | None  # None: the counts have no say
     slots: NDArray[np.int64]  # [item]  the number of an item among those with its codes
@@ -107,10 +109,10 @@ def key_of_bundle(run: Run) -> str:
     """
     config = run.config
     assert not isinstance(config.encoder, MiniLmConfig)
-    return key_of(
-        FORMAT_VERSION, run.dataset.fingerprint, config, *choose_encoder.encoder_files(config.encoder),
-        versions_of_bundle(config),
-    )  # fmt: skip
+    files = choose_encoder.encoder_files(config.encoder)
+    if config.pictures is not None:
+        files = [*files, *image_encoder_files(config.pictures)]
+    return key_of(FORMAT_VERSION, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
 
 
 def versions_of_bundle(config: RunConfig) -> Versions:
@@ -137,15 +139,20 @@ def _write_graphs(
     say("[4/5] exporting and checking the two graphs")
     coded, weighed = tokenized.coded, tokenized.weighed
     counts = 0.0 if weighed is None else weighed.opinions.counts
-    body = make_encoder(config.render, config.encoder, config.seed).body()
-    parts = (body, tokenized.pooling, coded.head, coded.quantizer)
-    tokenizer_graph = export_tokenizer(folder / TOKENIZER, *parts, sid=config.sid, render=config.render)
+    parts = parts_of(config, tokenized.read, coded)
+    pictures = None if config.pictures is None else spec_of(config.pictures)
+    tokenizer_graph = export_tokenizer(
+        folder / TOKENIZER, parts, sid=config.sid, render=config.render, pictures=pictures
+    )
     rng = np.random.default_rng(config.seed)
     sample = rng.choice(len(dataset.items), min(NUM_CHECKED_ITEMS, len(dataset.items)), replace=False)
-    strips = [tokenized.strips[item] for item in sample]
+    photos = photos_of(dataset, sample.tolist(), pictures)
+    inputs = [
+        TokenizerInput(tokenized.strips[item], photo) for item, photo in zip(sample, photos, strict=True)
+    ]
     checks = {
         "max_vector_difference": check_tokenizer(
-            folder / TOKENIZER, *parts, graph=tokenizer_graph, items=strips
+            folder / TOKENIZER, parts, graph=tokenizer_graph, items=inputs
         )
     }
     recommender_graph = export_recommender(
@@ -180,12 +187,12 @@ def _write_graphs(
         )
     _write_items(folder / ITEMS, run, tokenized)
     if weighed is not None:
-        checks |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
+        checks |= {f"opinion_{name}": value for name, value in weighed.opinions.figures().items()}
         checks |= {"opinions_ndcg@10": weighed.quality, "learned_ndcg@10": weighed.learned_quality}
         checks["opinions_users"] = float(weighed.num_users)
         if counts:
             write_co_counts(folder / CO_COUNTS, weighed.rows)
-    own_id = tokenizer_id(folder / TOKENIZER, config.render)
+    own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         export_key=key,
@@ -193,6 +200,7 @@ def _write_graphs(
         config=config.name,
         sid=config.sid,
         render=config.render,
+        pictures=pictures,
         tokenizer_id=own_id,
         recommender_id=key_of(folder / RECOMMENDER)[:12],
         trained_for_tokenizer_id=own_id,

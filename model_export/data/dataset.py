@@ -6,14 +6,16 @@ A sequence holds item *indices*, so that no later step has to look up an id.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.bundle import sha256_of
 from service.errors import GlyphrecError
 
 Item = dict[str, Any]
@@ -39,6 +41,8 @@ class Dataset:
     # Per user the times [position] in milliseconds since 1970, ascending. None where they are not kept.
     times: list[NDArray[np.int64]] | None = None
     notes: tuple[str, ...] = ()  # sentences about the source that its user should know
+    # The picture's file of each item that has one, by the item's index. They are read when they are needed.
+    images: Mapping[int, Path] = field(default_factory=dict)
 
     @property
     def item_ids(self) -> list[str]:
@@ -52,7 +56,10 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of items, users and sequences, in hex. Nothing else is part of it."""
+        """SHA-256 of items, their pictures, users and sequences, in hex. Nothing else is part of it.
+
+        Raises DataError if a picture cannot be read any more.
+        """
         digest = self._digest_of_items()
         for user_id, sequence in zip(self.user_ids, self.sequences, strict=True):
             digest.update(json.dumps(user_id).encode() + b"\n")
@@ -61,14 +68,34 @@ class Dataset:
 
     @cached_property
     def items_fingerprint(self) -> str:
-        """SHA-256 of the items in their order, in hex."""
+        """SHA-256 of the items in their order, with the bytes of their pictures, in hex."""
         return self._digest_of_items().hexdigest()
 
     def _digest_of_items(self) -> "hashlib._Hash":
         digest = hashlib.sha256()
-        for item in self.items:
+        for place, item in enumerate(self.items):
             digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+            if place in self.images:
+                digest.update(f"image {self.image_hashes[place]}\n".encode())
         return digest
+
+    @cached_property
+    def image_hashes(self) -> dict[int, str]:
+        """SHA-256 of the bytes of each picture, in hex, by the item's index.
+
+        Raises DataError if a picture cannot be read any more.
+        """
+        hashes: dict[Path, str] = {}
+        for path in self.images.values():
+            if path not in hashes:
+                try:
+                    hashes[path] = sha256_of(path)
+                except OSError as error:
+                    raise DataError(
+                        f"{path}: cannot be read any more ({error.strerror or error}). Keep the pictures "
+                        "where they are until the command has ended."
+                    ) from None
+        return {item: hashes[path] for item, path in self.images.items()}
 
     @property
     def doubled_share(self) -> float:
@@ -84,8 +111,10 @@ class Dataset:
             f"{sum(lengths):,} interactions "
             f"({min(lengths):,} to {max(lengths):,} a user, median {np.median(lengths):,.0f})"
         )
+        pictures = [f"  pictures: {len(self.images):,} items have one"] if self.images else []
         left_out = [f"  left out: {num:,} {what}" for what, num in self.exclusions.items()]
-        return "\n".join([head, *left_out, *(f"  note: {note}" for note in self.notes), *self._warnings()])
+        notes = [f"  note: {note}" for note in self.notes]
+        return "\n".join([head, *pictures, *left_out, *notes, *self._warnings()])
 
     def _warnings(self) -> list[str]:
         if self.doubled_share <= MAX_DOUBLED_SHARE:
@@ -104,9 +133,11 @@ def make_dataset(
     *,
     times: Iterable[NDArray[np.int64]] | None = None,
     notes: tuple[str, ...] = (),
+    images: Mapping[int, Path] | None = None,
 ) -> Dataset:
     """Make a dataset from pairs (user id, item indices, oldest first), and the times of each user in `times`.
 
+    `images`: the picture's file of each item that has one, by the item's index.
     Users with fewer than MIN_ITEMS_PER_USER items are left out and counted. Raises DataError if no items or
     no users remain.
     """
@@ -137,4 +168,5 @@ def make_dataset(
         exclusions=kept,
         times=None if times is None else [each for each in kept_times if each is not None],
         notes=notes,
+        images=images or {},
     )

@@ -1,26 +1,29 @@
 """The neutral form: a folder with two files, plain or gzipped.
 
-    items.jsonl         item_id, and any fields with text or attributes
+    items.jsonl         item_id, and any fields with text or attributes; if known, `image`, the path of a
+                        JPEG, PNG or WebP file in the folder
     interactions.jsonl  user_id, and items with the oldest first; if known, their times in milliseconds
 
 Broken data stops the reading with an error that names the file and the line. This holds for a missing file, a
-line that is not a JSON object, an id that is missing, repeated or not a string, and items that are not a
-list. Data that cannot be used is left out and counted. These are items without any text, interactions with
-such an item or with an unknown one, and users with fewer than two remaining items. An item may occur several
-times in a user's list. An item that nobody bought stays in the catalog.
+line that is not a JSON object, an id that is missing, repeated or not a string, items that are not a list,
+and an `image` that leads outside the folder or is not a string. Data that cannot be used is left out and
+counted. These are pictures that are missing, unreadable or of another form, items without any text or
+picture, interactions with such an item or with an unknown one, and users with fewer than two remaining items.
+An item may occur several times in a user's list. An item that nobody bought stays in the catalog.
 """
 
 import os.path
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.jsonl import Line, read_lines
+from model_export.data.picture_files import FIELD, PictureFiles, copy_pictures
 from service.core.bundle import RenderSpec
 from service.core.items import check_item
 from service.core.json_lines import shown, write_json_lines
@@ -30,28 +33,20 @@ from service.errors import InvalidItem
 
 ITEMS, INTERACTIONS = "items", "interactions"
 ITEMS_FILE, INTERACTIONS_FILE = f"{ITEMS}.jsonl.gz", f"{INTERACTIONS}.jsonl.gz"  # as they are written
-EMPTY_ITEMS = "items without any text"
-EMPTY_INTERACTIONS = "interactions with items without any text"
+EMPTY_ITEMS = "items without any text or picture"
+EMPTY_INTERACTIONS = "interactions with items without any text or picture"
 UNKNOWN_INTERACTIONS = "interactions with items that are not in the items file"
 
 
 def read_folder(folder: Path) -> Dataset:
     """Read a folder in the neutral form. Raises DataError if it is broken."""
     items_path, interactions_path = _find(folder, ITEMS), _find(folder, INTERACTIONS)
-    left_out: Counter[str] = Counter()
-    items: list[Item] = []
-    index_of: dict[str, int | None] = {}  # None for an item without text
-    for line in _items(items_path):
-        has_text = bool(item_text(line.record, RenderSpec()))
-        index_of[line.record["item_id"]] = len(items) if has_text else None
-        if has_text:
-            items.append(line.record)
-        else:
-            left_out[EMPTY_ITEMS] += 1
+    catalog = _catalog(items_path)
+    left_out = Counter(catalog.exclusions)
     histories: list[tuple[str, list[int]]] = []
     times: list[NDArray[np.int64]] = []
     for line in _unique(interactions_path, "user_id"):
-        known = _known(line, index_of, left_out)
+        known = _known(line, catalog.index_of, left_out)
         has_times = "times" in line.record
         if histories and has_times != bool(times):
             has = "has 'times'" if has_times else "has no 'times'"
@@ -60,21 +55,29 @@ def read_folder(folder: Path) -> Dataset:
         if has_times:
             all_times = _times(line)
             times.append(np.array([all_times[place] for place, _ in known], dtype=np.int64))
-    return make_dataset(folder.resolve().name, items, histories, left_out, times=times or None)
+    return make_dataset(
+        folder.resolve().name,
+        catalog.items,
+        histories,
+        left_out,
+        times=times or None,
+        images=catalog.images,
+    )
 
 
 def read_items(folder: Path) -> list[Item]:
-    """Read only the items. This serves a catalog without any purchases. Items without text are left out.
+    """Read only the items, without their pictures. This serves a catalog without any purchases.
 
-    Raises DataError if the file is broken.
+    Items without text or picture are left out. Raises DataError if the file is broken.
     """
-    return [line.record for line in _items(_find(folder, ITEMS)) if item_text(line.record, RenderSpec())]
+    return _catalog(_find(folder, ITEMS)).items
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write the neutral form, gzipped. The same dataset gives the same bytes.
+    """Write the neutral form, gzipped, with copies of the pictures. The same dataset gives the same bytes.
 
-    Raises DataError if the folder holds plain files of these names or cannot be written.
+    Raises DataError if the folder holds plain files of these names or cannot be written, or if a picture
+    cannot be read any more.
     """
     for name in (ITEMS, INTERACTIONS):
         if (plain := folder / f"{name}.jsonl").exists():
@@ -83,7 +86,14 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json_lines(folder / ITEMS_FILE, dataset.items)
+        names = copy_pictures(dataset, folder)
+        write_json_lines(
+            folder / ITEMS_FILE,
+            (
+                item | {FIELD: names[place]} if place in names else item
+                for place, item in enumerate(dataset.items)
+            ),
+        )
         write_json_lines(folder / INTERACTIONS_FILE, _interactions(dataset))
     except OSError as error:
         raise DataError(
@@ -116,6 +126,32 @@ def _find(folder: Path, name: str) -> Path:
     if len(found) > 1:
         raise DataError(f"{found[0]}: there is also {found[1].name} in the folder. Keep only one of the two.")
     return found[0]
+
+
+class _Catalog(NamedTuple):
+    items: list[Item]
+    index_of: dict[str, int | None]  # by item id; None for an item without text or picture
+    images: dict[int, Path]  # by index
+    exclusions: dict[str, int]
+
+
+def _catalog(path: Path) -> _Catalog:
+    pictures = PictureFiles(path.parent)
+    items: list[Item] = []
+    index_of: dict[str, int | None] = {}
+    images: dict[int, Path] = {}
+    num_empty = 0
+    for line in _items(path):
+        image = pictures.take(line.record, f"line {line.number}", line.wrong)
+        if image is None and not item_text(line.record, RenderSpec()):
+            index_of[line.record["item_id"]] = None
+            num_empty += 1
+            continue
+        if image is not None:
+            images[len(items)] = image
+        index_of[line.record["item_id"]] = len(items)
+        items.append(line.record)
+    return _Catalog(items, index_of, images, pictures.exclusions | {EMPTY_ITEMS: num_empty})
 
 
 def _items(path: Path) -> Iterator[Line]:

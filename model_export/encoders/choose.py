@@ -40,12 +40,12 @@ def encoder_version(config: AnyEncoderConfig) -> dict[str, int]:
 
 
 def _hub(kind: type[hub.HubEncoder], name: str, version: int) -> Choice:
-    return Choice(lambda render, config, _: kind(render, config), _checkpoint_files, name, version)
-
-
-def _checkpoint_files(config: HubEncoderConfig) -> list[Path]:
-    """All files of a checkpoint's folder. A checkpoint on the model hub has none: its name identifies it."""
-    return sorted(path for path in Path(config.checkpoint).rglob("*") if path.is_file())
+    return Choice(
+        lambda render, config, _: kind(render, config),
+        lambda config: hub.checkpoint_files(config.checkpoint),
+        name,
+        version,
+    )
 
 
 def _choice(config: AnyEncoderConfig) -> Choice:

@@ -5,7 +5,7 @@ is unlike everything sold so far. Training uses InfoNCE (van den Oord et al., 20
 item, the head must find an item bought close to it among the items of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -45,26 +45,43 @@ class ItemHead(nn.Module):
         )  # [item, vector_dim]
 
     @torch.no_grad()
+    def start_from_principal_axes(self, features: Tensor) -> None:
+        """Set the linear part to the first vector_dim principal axes, which keep the most of the geometry."""
+        set_principal_axes(self.linear, features)
+
+    @torch.no_grad()
     def vectors(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features [item, feature_dim] of a whole catalog -> unit vectors [item, vector_dim]."""
         result: NDArray[np.float32] = self.eval()(torch.from_numpy(features)).numpy()
         return result
 
 
+def set_principal_axes(linear: nn.Linear, features: Tensor) -> None:
+    """Make `linear` a projection of features [item, feature] on their first principal axes."""
+    _, _, axes = torch.linalg.svd(features, full_matrices=False)  # [axis, feature]
+    linear.weight.zero_()
+    linear.weight[: len(axes)] = axes[: linear.out_features]
+
+
 def train_head(
-    features: NDArray[np.float32], sequences: Sequence[NDArray[np.int32]], config: HeadConfig, seed: int
+    features: NDArray[np.float32],
+    sequences: Sequence[NDArray[np.int32]],
+    config: HeadConfig,
+    seed: int,
+    make: Callable[[], ItemHead] | None = None,
 ) -> ItemHead:
     """Fit a head to features [item, feature_dim] and to sequences of items, oldest first.
 
     The sequences must be those of the training part only. Without any pair or training step the head stays at
-    its start, which is a projection of the features on their principal axes.
+    its start, which is a projection of the features on their principal axes. `make` makes another kind of
+    head.
     """
     inputs = torch.from_numpy(features)
     pairs = torch.from_numpy(close_pairs(sequences, config.window))  # [pair, 2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = ItemHead(feature_dim=features.shape[1], config=config)
-        _start_from_principal_axes(head, inputs)
+        head = ItemHead(feature_dim=features.shape[1], config=config) if make is None else make()
+        head.start_from_principal_axes(inputs)
         if len(pairs) and config.max_steps:
             _train(head, inputs, pairs, config)
     return head.eval()
@@ -81,14 +98,6 @@ def close_pairs(sequences: Sequence[NDArray[np.int32]], window: int) -> NDArray[
     pairs = np.concatenate(found) if found else np.zeros((0, 2))
     result: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]].astype(np.int64)
     return result
-
-
-def _start_from_principal_axes(head: ItemHead, features: Tensor) -> None:
-    """Set the linear part to the first vector_dim principal axes, which keep the most of the geometry."""
-    with torch.no_grad():
-        _, _, axes = torch.linalg.svd(features, full_matrices=False)  # [axis, feature]
-        head.linear.weight.zero_()
-        head.linear.weight[: len(axes)] = axes[: head.vector_dim]
 
 
 def _train(head: ItemHead, features: Tensor, pairs: Tensor, config: HeadConfig) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset, make_dataset
+from model_export.data.photos import photos_of
 from model_export.data.splits import Split, leave_one_out, training_fingerprint
 from model_export.evaluation.baselines.counting import Markov, Popularity
 from model_export.evaluation.metrics import collisions, hits_at, ndcg_at, recall_at
@@ -103,6 +104,7 @@ def known_to(bundle: Bundle, dataset: Dataset) -> Dataset:
         dataset.exclusions | ({"items that the bundle lacks": lacking} if lacking else {}),
         times=dataset.times and [times[mask] for times, mask in zip(dataset.times, kept, strict=True)],
         notes=dataset.notes,
+        images={int(place[item]): path for item, path in dataset.images.items() if known[item]},
     )
 
 
@@ -193,11 +195,12 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     manifest, rng = bundle.manifest, np.random.default_rng(seed)
     chosen = rng.choice(len(dataset.items), size=min(NEAR_COPIES, len(dataset.items)), replace=False)
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=usable_cpus().num_threads)
+    photos = photos_of(dataset, chosen.tolist(), manifest.pictures)  # a copy has the photo of its item
     found = []
-    for place in chosen:
+    for place, photo in zip(chosen, photos, strict=True):
         copy = near_copy(dataset.items[place], rng)
         strips = render_text(item_text(copy, manifest.render), manifest.render).strips
-        found.append(tokenizer.run([TokenizerInput(strips)]).codes[0])
+        found.append(tokenizer.run([TokenizerInput(strips, photo)]).codes[0])
     known = codes_for(bundle, dataset)[chosen]
     shared = shared_levels(np.stack(found), known)
     # For comparison, the codes that random pairs of items share.

@@ -221,11 +221,15 @@ class TreeGenerator(Generator):
         With `last_only` only the state of the last position: [batch, 1, width].
         """
         is_item = history[..., 0] >= 0
-        x = self.dropout(item_vectors(self.prefixes, history, hidden) * is_item[..., None])
+        x = self.dropout(self._items(history, hidden) * is_item[..., None])
         for i, block in enumerate(self.blocks):
             x = block(x, is_item, last_only=last_only and i == len(self.blocks) - 1)
         result: Tensor = self.norm(x[:, -1:] if last_only else x)
         return result
+
+    def _items(self, history: Tensor, hidden: Tensor | None) -> Tensor:
+        """The vectors of a history's items: codes [batch, position, level] -> [batch, position, width]"""
+        return item_vectors(self.prefixes, history, hidden)
 
     def _bonus_of(self, h: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(bonus.of_rows(h) for bonus in self.bonus)

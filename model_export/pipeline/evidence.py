@@ -1,7 +1,7 @@
 """What each opinion of a search says of every item, for the users who decide what it counts for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,11 +43,16 @@ class Opinions:
     head: float = 2.0  # in likeness: weight of the cosine of the head's vectors
     content: float = 0.5  # in likeness: weight of the cosine of the encoder's features
     text: float = 0.5  # in likeness: weight of the cosine of the texts' TF-IDF
+    photo: float = 0.0  # in likeness: weight of the cosine of the photos' features, if any were read
     popularity: float = 0.25  # in likeness: power of how often an item was taken
     recency: float = 0.5  # factor of the cosine for each step into the past
     counts: float = 7.5  # weight of the counts; 0: none
     smoothing: float = 0.3  # mass of an item without a count
     decay: float = 0.8  # factor of a count for each step into the past
+
+    def figures(self) -> dict[str, float]:
+        """The opinions by name. A weight of photos that nobody read is left out."""
+        return asdict(self) if self.photo else {k: v for k, v in asdict(self).items() if k != "photo"}
 
 
 class Candidates(NamedTuple):
@@ -69,8 +74,9 @@ class Evidence:
         vectors: NDArray[np.float32],
         features: NDArray[np.float32],
         users: Targets,
+        photos: NDArray[np.float32] | None = None,
     ) -> None:
-        """codes [item, level]; vectors [item, dim]: those of the head; features [item, feature]."""
+        """codes [item, level]; vectors [item, dim]: those of the head; features, photos [item, feature]."""
         assert run.config.opinions is not None
         self._run, self._generator, self._codes, self._users = run, generator, codes, users
         self._config = run.config.opinions
@@ -80,6 +86,9 @@ class Evidence:
             "content": unit_vectors(features[:, : self._config.content_dim]),
             "text": unit_vectors(principal_terms(texts, self._config.text_dim)),
         }  # [item, dim] each
+        if photos is not None:
+            self._blocks["photo"] = unit_vectors(photos[:, : self._config.content_dim])
+        self.in_likeness = (*self._blocks, "popularity")
         self._bought = np.maximum(purchases(run.split.train, len(codes)), 1)  # [item]
         self._masses: dict[float, NDArray[np.float32]] = {}
         self.rows = count_pairs(run.split.train, run.dataset.item_ids, CoCountSpec())

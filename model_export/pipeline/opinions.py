@@ -10,7 +10,7 @@ The users who decided when training stops see the learned opinion too well. So o
 here, if there are enough.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ MIN_FRESH_USERS = 500  # fewer than these decide nothing, so the users of early 
 RECENCIES = (0.3, 0.5, 0.7)
 DECAYS = (0.6, 0.8, 0.9)
 SMOOTHINGS = (0.1, 0.3, 1.0)
-IN_LIKENESS = ("head", "content", "text", "popularity")
+MIN_START = 0.25  # of a weight in likeness, before it is fitted
 MIN_LEARNED = 0.05  # of the learned opinion's weight beside the others
 
 
@@ -63,22 +63,24 @@ def weigh(
     codes: NDArray[np.int64],
     vectors: NDArray[np.float32],
     features: NDArray[np.float32],
+    photos: NDArray[np.float32] | None = None,
 ) -> Weighed:
     """Choose the opinions, and give the generator its likeness.
 
     Every item is scored, which no other generator does in reasonable time. codes [item, level]; vectors
-    [item, dim]: those of the head; features [item, feature]: those of the encoder.
+    [item, dim]: those of the head; features [item, feature]: those of the encoder of texts; photos [item,
+    feature]: those of the photos, if there are any.
     """
     config = run.config.opinions
     assert config is not None
-    evidence = Evidence(run, generator, codes, vectors, features, _deciding_users(run, config))
+    evidence = Evidence(run, generator, codes, vectors, features, _deciding_users(run, config), photos)
     best = Opinions()
     for _ in range(ROUNDS):
         best = _most_likely(evidence, evidence.candidates(best, config.num_candidates), best)
     gains = evidence.gains(best)
     learned = evidence.gains(replace(best, likeness=0.0, counts=0.0))
     generator.likeness = evidence.likeness_of(best)
-    chosen = ", ".join(f"{name} {value:.3g}" for name, value in asdict(best).items())
+    chosen = ", ".join(f"{name} {value:.3g}" for name, value in best.figures().items())
     run.say(
         f"      opinions: {chosen}. NDCG@10 of {len(gains)} validation users is {gains.mean():.4f}, and "
         f"{learned.mean():.4f} by what was learned alone"
@@ -95,9 +97,13 @@ def weigh(
 
 def _most_likely(evidence: Evidence, candidates: Candidates, now: Opinions) -> Opinions:
     """The opinions under which the users' targets are most likely among their candidates."""
-    default = Opinions()
+    default, in_likeness = Opinions(), evidence.in_likeness
     start = np.array(
-        [1 / default.likeness, default.counts / default.likeness, *(getattr(default, n) for n in IN_LIKENESS)]
+        [
+            1 / default.likeness,
+            default.counts / default.likeness,
+            *(max(getattr(default, name), MIN_START) for name in in_likeness),
+        ]
     )
     masses = {decay: evidence.masses(decay)[candidates.users] for decay in DECAYS}
     best, highest = now, -np.inf
@@ -106,7 +112,7 @@ def _most_likely(evidence: Evidence, candidates: Candidates, now: Opinions) -> O
         for decay, smoothing in product(DECAYS, SMOOTHINGS):
             mass = np.take_along_axis(masses[decay], candidates.items, axis=1)
             counted = np.log1p(mass / np.float32(smoothing))
-            parts = [scores["learned"], counted, *(scores[name] for name in IN_LIKENESS)]
+            parts = [scores["learned"], counted, *(scores[name] for name in in_likeness)]
             found = fit(np.stack(parts, axis=-1), candidates.chosen, start)
             if found.log_likelihood > highest:
                 highest = found.log_likelihood
@@ -118,7 +124,7 @@ def _most_likely(evidence: Evidence, candidates: Candidates, now: Opinions) -> O
                     recency=recency,
                     smoothing=smoothing,
                     decay=decay,
-                    **dict(zip(IN_LIKENESS, inside, strict=True)),
+                    **dict(zip(in_likeness, inside, strict=True)),
                 )
     return best
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +30,18 @@ from model_export.configs import (
 )
 from model_export.data.dataset import ItemSequence
 from model_export.encoders import choose as choose_encoder
+from model_export.encoders import fusion as fusion_module
 from model_export.encoders import head as head_module
 from model_export.encoders import minilm
 from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.fusion import NUM_FLAGS, Fusion, make_head
 from model_export.encoders.head import ItemHead, train_head
 from model_export.generators.base import Generator
 from model_export.generators.sasrec import SasRecGenerator, codes_of_items
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.training import Curve, train_generator
 from model_export.generators.tree import TreeGenerator
+from model_export.pipeline import photos as photos_module
 from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.run import Run, Say, silent
@@ -55,8 +59,19 @@ Sequences = list[ItemSequence]
 class Read:
     """The output of an encoder for a catalog."""
 
-    features: NDArray[np.float32]  # [item, feature]
+    features: NDArray[np.float32]  # [item, feature], of text and photo if there is a fusion
     pooling: Pooling | None  # None if the encoder read text
+    fusion: Fusion | None = None  # None if only the text was read
+
+    @property
+    def text(self) -> NDArray[np.float32]:
+        """The features of the texts [item, feature]."""
+        return self.features if self.fusion is None else self.features[:, : self.fusion.text_dim]
+
+    @property
+    def photos(self) -> NDArray[np.float32] | None:
+        """The features of the photos [item, feature], zero where there is none. None if none were read."""
+        return None if self.fusion is None else self.features[:, self.fusion.text_dim : -NUM_FLAGS]
 
 
 @dataclass(frozen=True)
@@ -87,9 +102,21 @@ def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = silent) 
 
 
 def read(run: Run) -> Read:
-    """The catalog's features, from the configuration's encoder.
+    """The catalog's features, from the configuration's encoders of text and photos."""
+    words, pictures = read_text(run), run.config.pictures
+    if pictures is None:
+        return words
+    text_dim = 0 if pictures.fusion == "photo" else words.features.shape[1]
+    photos = photos_module.read_photos(run)
+    fusion = Fusion(text_dim=text_dim, dim=photos.features.shape[1], config=pictures)
+    fusion.fit(photos.features)
+    return Read(fusion.fuse(words.features, photos), words.pooling, fusion)
 
-    The encoder reads the pictures or, for comparison, the text itself.
+
+def read_text(run: Run) -> Read:
+    """The features of the catalog's texts.
+
+    The encoder reads drawn texts or, for comparison, the texts themselves.
     """
     config, cache = run.config, run.cache
     texts = [item_text(item, config.render) for item in run.dataset.items]
@@ -118,18 +145,27 @@ def read(run: Run) -> Read:
     return Read(_stage(cache, "features", inputs, lambda: pooling.pool(reading)), pooling)
 
 
-def vectors_of(run: Run, features: NDArray[np.float32]) -> tuple[ItemHead, NDArray[np.float32]]:
+def vectors_of(run: Run, read: Read) -> tuple[ItemHead, NDArray[np.float32]]:
     """The head and the catalog's vectors [item, dim]. The head is trained on items bought close together."""
     train, config, seed = run.split.train, run.config.head, run.config.seed
-    inputs = (features, train, config, seed, {"head": head_module.VERSION})
-    head: ItemHead = _stage(run.cache, "head", inputs, lambda: train_head(features, train, config, seed))
-    return head, head.vectors(features)
+    pictures, make = run.config.pictures, None
+    inputs: tuple[Any, ...] = (read.features, train, config, seed, {"head": head_module.VERSION})
+    if pictures is not None:
+        assert read.fusion is not None
+        if pictures.fusion == "concat":
+            config = replace(config, max_steps=0)
+        make = partial(make_head, read.fusion, config, pictures)
+        inputs = (*inputs, pictures, {"fusion": fusion_module.VERSION})
+    head: ItemHead = _stage(
+        run.cache, "head", inputs, lambda: train_head(read.features, train, config, seed, make)
+    )
+    return head, head.vectors(read.features)
 
 
-def code(run: Run, features: NDArray[np.float32]) -> Coded:
-    """The codes of features [item, feature], from the head, the quantizer and the treatment of collisions."""
+def code(run: Run, read: Read) -> Coded:
+    """The codes of what was read, from the head, the quantizer and the treatment of collisions."""
     config = run.config
-    head, vectors = vectors_of(run, features)
+    head, vectors = vectors_of(run, read)
     collaborative = None
     if isinstance(config.quantizer, LetterConfig):
         collaborative = collaborative_vectors(run)
@@ -157,6 +193,14 @@ def code(run: Run, features: NDArray[np.float32]) -> Coded:
     return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report)
 
 
+@torch.no_grad()
+def first_codes(coded: Coded, features: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The first code of features [item, feature] -> [item]."""
+    vectors = torch.from_numpy(coded.head.vectors(features))  # [item, dim]
+    codes: NDArray[np.int64] = coded.quantizer.encode(vectors).numpy()
+    return codes[:, 0]
+
+
 def collaborative_vectors(run: Run) -> NDArray[np.float32]:
     """The vectors that SASRec learns in the training part: [item, dim], NaN for items that are not in it."""
     num_items = run.dataset.num_items
@@ -176,21 +220,29 @@ class Generated(NamedTuple):
 
 
 def generate(
-    run: Run, codes: NDArray[np.int64], spec: SidSpec, *, vectors: NDArray[np.float32] | None = None
+    run: Run,
+    codes: NDArray[np.int64],
+    spec: SidSpec,
+    *,
+    vectors: NDArray[np.float32] | None = None,
+    make: Callable[[], Generator] | None = None,
+    more_inputs: tuple[Any, ...] = (),
 ) -> Generated:
     """Train the configuration's generator on codes [item, level].
 
-    `vectors` [item, dim]: the vectors behind the codes, for a generator that starts from them.
+    `vectors` [item, dim]: the vectors behind the codes, for a generator that starts from them. `make` makes
+    another generator than the configuration's; `more_inputs` are what it depends on besides.
     """
     split, config, cache = run.split, run.config, run.cache
     torch.manual_seed(config.seed)
-    generator = make_generator(config, codes, spec, split.train, vectors)
+    generator = make() if make else make_generator(config, codes, spec, split.train, vectors)
     inputs: tuple[Any, ...] = (
         codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
         config.history_length, config.seed, versions.of_generator(config.generator),
     )  # fmt: skip
     if split.validation.are_repeats:  # earlier releases validated without the history here too
         inputs = (*inputs, "repeats")
+    inputs = (*inputs, *more_inputs)
     checkpoint = cache.path("generator", ".checkpoint", *inputs)
 
     def train(target: Path) -> None:

@@ -9,6 +9,7 @@ only helps a stage has no number. The pinned output depends on it, so the test n
 from model_export.configs import (
     LetterConfig,
     MiniLmConfig,
+    PicturesConfig,
     QuantizerConfig,
     RqKMeansConfig,
     RunConfig,
@@ -17,12 +18,13 @@ from model_export.configs import (
     TreeConfig,
 )
 from model_export.encoders import choose as choose_encoder
-from model_export.encoders import head, minilm
+from model_export.encoders import fusion, head, minilm
+from model_export.encoders.images.choose import image_encoder_version
 from model_export.generators import sasrec, tiger, training, tree
 from model_export.pipeline import counts, opinions
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions
-from service.core import render
+from service.core import pictures, render
 
 Versions = dict[str, int]  # stage -> version
 
@@ -48,9 +50,17 @@ def of_reading(config: RunConfig) -> Versions:
     return {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder)
 
 
+def of_photos(config: PicturesConfig) -> Versions:
+    """The versions from photos to their features."""
+    return {"pictures": pictures.VERSION} | image_encoder_version(config)
+
+
 def of_vectors(config: RunConfig) -> Versions:
     """The versions from items to the head's vectors."""
-    return of_reading(config) | {"head": head.VERSION}
+    found = of_reading(config) | {"head": head.VERSION}
+    if config.pictures is not None:
+        found |= of_photos(config.pictures) | {"fusion": fusion.VERSION}
+    return found
 
 
 def of_codes(config: RunConfig) -> Versions:

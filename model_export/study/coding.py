@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.bundle.tokenizer import export_tokenizer
+from model_export.bundle.tokenizer import export_tokenizer, parts_of
 from model_export.configs import MiniLmConfig, RunConfig
-from model_export.encoders.choose import make_encoder
 from model_export.encoders.minilm import MiniLm
 from model_export.pipeline.stages import Coded, Read
 from service.core.bundle import TOKENIZER
@@ -45,14 +44,10 @@ def _of_texts(coded: Coded) -> Coder:
 
 
 def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:
-    assert read.pooling is not None
-    assert not isinstance(config.encoder, MiniLmConfig)
-    body = make_encoder(config.render, config.encoder, config.seed).body()
+    parts = parts_of(config, read, coded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / TOKENIZER
-        graph = export_tokenizer(
-            path, body, read.pooling, coded.head, coded.quantizer, sid=config.sid, render=config.render
-        )
+        graph = export_tokenizer(path, parts, sid=config.sid, render=config.render)
         tokenizer = Tokenizer(path, graph, threads=usable_cpus().num_threads)
 
     def codes_of(texts: Sequence[str]) -> NDArray[np.int64]:

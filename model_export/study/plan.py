@@ -6,7 +6,7 @@ stages, for example a reading, a head or codes. The stage cache keeps these.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from model_export.configs import (
     LetterConfig,
@@ -26,24 +26,9 @@ from model_export.configs import (
     tiny,
     trocr_base,
 )
+from model_export.study.cell import Cell, Counting
+from model_export.study.picture_cells import picture_cells
 from service.core.bundle import RenderSpec
-
-Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn", "tgh", "sum"]
-Question = Literal["robustness", "cold"]  # cells that measure something else than a ranking of test users
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One configuration of the study."""
-
-    name: str
-    label: str  # the name in words
-    groups: tuple[str, ...]  # the tables that show the cell
-    config: RunConfig
-    counting: Counting | None = None  # a baseline that counts; item_knn uses the configuration's vectors
-    question: Question | None = None
-    shuffled: bool = False  # a control: items swap their codes at random
-    num_seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -266,6 +251,7 @@ def cells_of(
         Cell("robustness_text", "the same on MiniLM text", ("robustness",), text, question="robustness"),
         Cell("cold", "without counts", ("cold",), without_counts, question="cold"),
         Cell("cold_text", "the same on MiniLM text", ("cold",), text, question="cold"),
+        *picture_cells(default, learnt, num_seeds),
     ]
     # Question 2.
     for height_px, squeeze in resolutions:

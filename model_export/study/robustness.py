@@ -25,7 +25,7 @@ def robustness(run: Run, *, num_items: int = 400, seed: int = 0) -> dict[str, fl
     is 0. Equal seeds draw equal items and changes for every encoder.
     """
     read = stages.read(run)
-    codes_of = coder(read, stages.code(run, read.features), run.config)
+    codes_of = coder(read, stages.code(run, read), run.config)
     return kept_codes(run, codes_of, num_items=num_items, seed=seed)
 
 

@@ -1,7 +1,7 @@
 """Runs the cells that are missing, in the order of the plan, and stores each as soon as it is finished."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, Targets, leave_one_out
+from model_export.encoders.fusion import NUM_FLAGS, without_photos, without_texts
 from model_export.evaluation.baselines import counting, training_free, transition_hops
 from model_export.evaluation.baselines.counting import Markov, Neighbors, Popularity
 from model_export.evaluation.baselines.training_free import TrainingFreeSum
@@ -25,10 +26,13 @@ from model_export.pipeline import stages, versions
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
+from model_export.pipeline.stages import Coded, Read, first_codes
 from model_export.pipeline.versions import Versions
 from model_export.study import cells, cold, ranks, robustness
+from model_export.study.cell import Cell
 from model_export.study.cells import CellResult
-from model_export.study.plan import Cell, Plan
+from model_export.study.late_fusion import generate_late, is_late, late_codes
+from model_export.study.plan import Plan
 from model_export.study.ranks import K, Ranks
 from service.core import render
 from service.core.bundle import RenderSpec
@@ -55,6 +59,7 @@ class Work:
         """A hash of everything that the figures depend on. If it differs, the cell is run again."""
         cell, config = self.cell, self.config
         opinions = () if config.opinions is None else (config.opinions,)
+        pictures = () if config.pictures is None else (config.pictures,)
         codes = (
             config.encoder, config.render, config.head, config.quantizer, config.sid, config.collisions,
         )  # fmt: skip
@@ -68,7 +73,7 @@ class Work:
         elif cell.counting:
             parts = ()
         else:
-            parts = (*codes, *generator, *opinions)
+            parts = (*codes, *generator, *opinions, *pictures)
         return key_of(self.dataset.fingerprint, cell.counting, cell.question, cell.shuffled, *parts)
 
     @property
@@ -109,7 +114,7 @@ def works_of(plan: Plan, datasets: Mapping[str, Dataset]) -> list[Work]:
         for seed in range(most)
         for cell in plan.cells
         for dataset in datasets.values()
-        if seed < cell.num_seeds
+        if seed < cell.num_seeds and cell.runs_on(dataset)
     ]
 
 
@@ -215,7 +220,7 @@ def _fitted(cell: Cell, run: Run) -> tuple[Baseline, dict[str, float]]:
             chosen = {f"chosen_{name}": value for name, value in weighted.weights.figures().items()}
             return weighted, {**chosen, "validation_ndcg@10": _quality(weighted, validation)}
         case _:
-            _, vectors = stages.vectors_of(run, stages.read(run).features)
+            _, vectors = stages.vectors_of(run, stages.read(run))
             near = Neighbors.tuned(vectors, train, validation)
             return near, {"decay": near.decay}
 
@@ -232,17 +237,23 @@ def _texts(run: Run) -> list[str]:
 def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
     dataset, config = run.dataset, run.config
     figures: dict[str, float] = {}
-    vectors, features = None, None
+    vectors, read = None, None
     if isinstance(config.generator, SasRecConfig):
         codes, spec = codes_of_items(dataset.num_items), SidSpec(levels=(dataset.num_items,))
+        generated = stages.generate(run, codes, spec)
+    elif is_late(config.pictures):
+        late = late_codes(run)
+        codes, spec = late.codes, late.spec
+        figures |= _figures_of_codes(codes, spec)
+        generated = generate_late(run, late)
     else:
-        features = stages.read(run).features
-        coded = stages.code(run, features)
+        read = stages.read(run)
+        coded = stages.code(run, read)
         codes, spec, vectors = coded.codes, coded.spec, coded.vectors
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
-        figures |= _figures_of_codes(codes, spec)
-    generated = stages.generate(run, codes, spec, vectors=vectors)
+        figures |= _figures_of_codes(codes, spec) | _figures_of_fusion(read, coded)
+        generated = stages.generate(run, codes, spec, vectors=vectors)
     generator, curve = generated
     if curve.device == "cuda":
         figures["train_gpu_seconds"] = curve.seconds
@@ -254,9 +265,9 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         return ranks.rank_targets(generator, codes, run.split.test, config), figures
     assert isinstance(generator, TreeGenerator)
     assert vectors is not None
-    assert features is not None
-    weighed = weigh(run, generator, codes, vectors, features)
-    figures |= {f"opinion_{name}": value for name, value in asdict(weighed.opinions).items()}
+    assert read is not None
+    weighed = weigh(run, generator, codes, vectors, read.text, read.photos)
+    figures |= {f"opinion_{name}": value for name, value in weighed.opinions.figures().items()}
     neighbors = weighed.neighbors(spec, codes, dataset.item_ids)
     found = ranks.rank_targets(
         generator,
@@ -267,6 +278,21 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         neighbors=neighbors,
     )
     return found, figures
+
+
+def _figures_of_fusion(read: Read, coded: Coded) -> dict[str, float]:
+    """How many items with both text and photo keep their first code with only one of the two."""
+    fusion = read.fusion
+    if fusion is None or fusion.text_dim == 0:
+        return {}
+    whole = read.features[(read.features[:, -NUM_FLAGS:] > 0).all(axis=1)]  # [item, feature]
+    if not len(whole):
+        return {}
+    first = first_codes(coded, whole)
+    return {
+        f"kept_first_code_without_{name}": float((first_codes(coded, hidden) == first).mean())
+        for name, hidden in (("photo", without_photos(whole, fusion)), ("text", without_texts(whole, fusion)))
+    }
 
 
 def _figures_of_codes(codes: NDArray[np.int64], spec: SidSpec) -> dict[str, float]:

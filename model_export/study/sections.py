@@ -105,8 +105,34 @@ TUNING = Section(
     ("tuning",),
     "The configuration was chosen by NDCG@10 on the validation targets. The test figures are shown as well.",
 )
+PICTURES = Section(
+    "pictures",
+    "Photos beside texts",
+    ("pictures",),
+    "Data sets whose items have photos. The same head, quantizer, generator and seeds read the text, the "
+    "photo, or both. Unless the label says so, the generator runs without likeness and counts, because the "
+    "question is how good the codes are.",
+    "pictures_early",
+)
+PICTURE_TEXTS = Section(
+    "picture_texts",
+    "Photos beside shorter texts",
+    ("picture_texts",),
+    "The same comparison with less text: only titles, or titles and descriptions.",
+    "pictures_early",
+)
+PICTURE_COLD = Section(
+    "picture_cold",
+    "Photos of cold items",
+    ("picture_cold",),
+    "As in question 5: items that are removed from all training, and then posted to a live service with "
+    "their photos.",
+    "pictures_early",
+)
 QUESTIONS = (ENCODERS, RESOLUTION, SEGMENTS, ROBUSTNESS, COLD, ABLATION)
-SECTIONS = (HEADLINE, REACH, *QUESTIONS, QUANTIZERS, GENERATORS, TUNING)
+SECTIONS = (
+    HEADLINE, REACH, *QUESTIONS, QUANTIZERS, GENERATORS, PICTURES, PICTURE_TEXTS, PICTURE_COLD, TUNING
+)  # fmt: skip
 
 
 def further(groups: Collection[str]) -> list[Section]:

@@ -25,7 +25,11 @@ CUTOFFS = (5, 10)
 RULES = {"": "ranks_excluded", "_history_included": "ranks_included"}
 OURS = "default"
 # The cells that others are compared with -> the name of their differences in study.json.
-REFERENCES = {OURS: "differences", "learnt": "differences_of_learnt"}
+REFERENCES = {
+    OURS: "differences",
+    "learnt": "differences_of_learnt",
+    "pictures_early": "differences_of_pictures",
+}
 DIGITS = 6
 
 Values = NDArray[np.float64]  # [seed, user]

@@ -81,7 +81,7 @@ def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: 
 def of_request(run: Run) -> dict[str, float]:
     """The median milliseconds of a request through the exported graph, one at a time, with 50 beams."""
     split, config = run.split, run.config
-    coded = stages.code(run, stages.read(run).features)
+    coded = stages.code(run, stages.read(run))
     generator = stages.make_generator(config, coded.codes, coded.spec, split.train, coded.vectors).eval()
     catalog = ItemsOfCodes.build(generator.spec, coded.codes)
     with tempfile.TemporaryDirectory() as folder:

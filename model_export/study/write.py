@@ -168,7 +168,9 @@ class _Study:
             tables.quality(ranked, figures, self.outdated) if ranked else None,
             tables.differences(ranked, figures.get(REFERENCES[section.reference], {}), section.reference),
             tables.costs(cells, figures, self.outdated),
-            tables.costs(cells, figures, self.outdated, tables.COLD) if section is sections.COLD else None,
+            tables.costs(cells, figures, self.outdated, tables.COLD)
+            if section in (sections.COLD, sections.PICTURE_COLD)
+            else None,
         ]
         return [table for table in written if table]
 

@@ -3,6 +3,9 @@
 An item id is any text, so it may have slashes. Routes with a suffix after the id therefore come first.
 """
 
+import asyncio
+from contextlib import nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -10,6 +13,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from service.api.conditions import OF_A_CONDITION, WITH_ETAG, IfMatchDep, etag_of
 from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, MergeDep, ModelDep, StateDep
 from service.api.direct import ApiRoute
+from service.api.filters import FilterDep, filter_of
 from service.api.policies import policy
 from service.api.schemas import (
     Deleted,
@@ -94,15 +98,23 @@ async def similar_items(
     item_id: ItemIdPath,
     model: ModelDep,
     state: StateDep,
+    asked: FilterDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
 ) -> SimilarResponse:
-    """The items that share the most leading codes with this one. Among equals, popular ones come first."""
-    catalog = model.catalog
-    sid = catalog.sid_of(item_id)
-    if sid is None:
-        raise ItemNotFound(item_id)
-    found = neighbors(catalog, model.popularity, item_id, limit)
-    state.metrics.observe_recommendation("similar", exact=True, filtered=False)
+    """The items that share the most leading codes with this one. Among equals, popular ones come first.
+
+    With a filter, as in POST /recommend, only items that pass it. The item itself need not pass.
+    """
+    catalog, conditions = model.catalog, filter_of(asked)
+    excluded = frozenset((asked and asked.exclude_item_ids) or ())
+    find = partial(neighbors, catalog, model.popularity, item_id, limit, conditions, excluded)
+    # The view of a filter takes time in a large catalog, so it is made in a thread, which needs the lock.
+    async with nullcontext() if conditions is None else catalog.lock:
+        sid, version = catalog.sid_of(item_id), catalog.version
+        if sid is None:
+            raise ItemNotFound(item_id)
+        found = find() if conditions is None else await asyncio.to_thread(find)
+    state.metrics.observe_recommendation("similar", exact=True, filtered=conditions is not None)
     return SimilarResponse(
         item_id=item_id,
         semantic_id=str(sid),
@@ -110,7 +122,7 @@ async def similar_items(
             SimilarItem(item_id=each.item_id, semantic_id=str(each.sid), shared_levels=each.shared_levels)
             for each in found
         ],
-        catalog_version=catalog.version,
+        catalog_version=version,
     )
 
 

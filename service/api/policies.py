@@ -71,7 +71,8 @@ class Policies:
         self.admissions: dict[tuple[str, str], Admission] = {}
         self._probes: set[tuple[str, str]] = set()
         self._scopes: dict[tuple[str, str], Scope] = {}  # of paths without parameters, found at once
-        self._patterns: dict[str, list[tuple[Pattern[str], Scope]]] = {}  # by method, in the router's order
+        # By method, in the router's order: the pattern of paths, the scope, and the template of the route.
+        self._patterns: dict[str, list[tuple[Pattern[str], Scope, str]]] = {}
         self._areas = dict(areas or {})
 
     def add(self, route: Route, declared: RoutePolicy | None = None) -> None:
@@ -93,17 +94,22 @@ class Policies:
                 self.admissions[method, route.path] = declared.admission
             if declared.is_probe:
                 self._probes.add((method, route.path))
-            self._patterns.setdefault(method, []).append((route.path_regex, declared.scope))
+            self._patterns.setdefault(method, []).append((route.path_regex, declared.scope, route.path))
         if is_fixed and declared.scope is Scope.OPEN:
             self._areas[route.path] = Scope.OPEN  # with a wrong method, too: the answer is 405 without a key
 
     def add_files(self, mount: Mount) -> None:
         """Add a folder of files, which anybody may read."""
-        self._patterns.setdefault("GET", []).append((mount.path_regex, Scope.OPEN))
+        self._patterns.setdefault("GET", []).append((mount.path_regex, Scope.OPEN, mount.path))
 
     def is_probe(self, method: str, path: str) -> bool:
         """Whether the request is answered even if all connections are taken."""
         return ("GET" if method == "HEAD" else method, path) in self._probes
+
+    def route_of(self, method: str, path: str) -> str | None:
+        """The template of the route that takes the request, for metrics; None without one."""
+        patterns = self._patterns.get("GET" if method == "HEAD" else method, ())
+        return next((template for pattern, _, template in patterns if pattern.match(path)), None)
 
     def methods_of(self, path: str) -> list[str]:
         """All methods that routes take for the path; HEAD goes with GET, and OPTIONS with any."""
@@ -124,7 +130,7 @@ class Policies:
 
     def _matching(self, method: str, path: str) -> Scope | None:
         patterns = self._patterns.get(method, ())
-        return next((scope for pattern, scope in patterns if pattern.match(path)), None)
+        return next((scope for pattern, scope, _ in patterns if pattern.match(path)), None)
 
     def _scope_without_route(self, method: str, path: str) -> Scope:
         """Nothing runs, but without a key nobody learns which routes there are."""

@@ -4,16 +4,15 @@ from fastapi import APIRouter
 
 from service.api.dependencies import CallDep
 from service.api.direct import ApiRoute
+from service.api.filters import filter_of
 from service.api.policies import Admission, policy
 from service.api.schemas import (
-    FilterIn,
-    RangeIn,
+    DiversityIn,
     Recommendation,
     RecommendRequest,
     RecommendResponse,
     SearchInfo,
 )
-from service.core.filters import Equals, Filter, Range
 from service.flows.search import Query
 from service.flows.selection import Diversity
 from service.http.problems import OF_A_BODY, OF_A_QUEUE
@@ -29,14 +28,15 @@ ONE_SEARCH = Admission(queue=lambda model: model.searches, units=lambda model: m
 async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     """The next items after a history. If the history has no known item, the popular items."""
     asked = body.filter
-    excluded = [*body.exclude_item_ids, *(asked.exclude_item_ids if asked else ())]
+    excluded = [*(body.exclude_item_ids or ()), *((asked and asked.exclude_item_ids) or ())]
+    diversity = body.diversity or DiversityIn()
     query = Query(
         history=body.history,
         limit=body.limit,
         exclude_item_ids=frozenset(excluded),
         exclude_history=body.exclude_history,
-        filter=_filter(asked) if asked else None,
-        diversity=Diversity(body.diversity.max_per_first_code, body.diversity.max_per_category),
+        filter=filter_of(asked),
+        diversity=Diversity(diversity.max_per_first_code, diversity.max_per_category),
         wants_exact=body.guarantee == "exact",
     )
     with call.state.model().in_use() as model:
@@ -68,20 +68,3 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         model_version=recommender_id,
         catalog_version=page.catalog_version,
     )
-
-
-def _filter(asked: FilterIn) -> Filter | None:
-    """None if the filter asks for nothing."""
-    conditions = {
-        name: Range(**each.model_dump()) if isinstance(each, RangeIn) else Equals(each)
-        for name, each in asked.attributes.items()
-    }
-    found = Filter(
-        categories_any=frozenset(asked.categories_any),
-        categories_all=frozenset(asked.categories_all),
-        categories_none=frozenset(asked.categories_none),
-        attributes=tuple(conditions.items()),
-        available=asked.available,
-        item_ids=None if asked.item_ids is None else frozenset(asked.item_ids),
-    )
-    return None if found.is_empty else found

@@ -3,13 +3,21 @@
 from fastapi import FastAPI
 from starlette.routing import Mount, Route
 
-from service.api import admin, events, health, images, items, recommend
+from service.api import admin, description, events, health, images, items, recommend
 from service.api.direct import ApiRoute
 from service.api.policies import Policies, RoutePolicy
 from service.http.security import Scope
 
 # The routes of images come before the others of items, as an id may have slashes.
-ROUTERS = (recommend.router, images.router, items.router, events.router, health.router, admin.router)
+ROUTERS = (
+    recommend.router,
+    images.router,
+    items.router,
+    events.router,
+    health.router,
+    admin.router,
+    description.router,
+)
 
 # The description of the API has no secrets.
 DESCRIPTION = RoutePolicy(Scope.OPEN)

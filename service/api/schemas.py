@@ -78,13 +78,24 @@ class ItemsRequest(_In):
 
 
 def _bare_or_batch(body: Any) -> str:
-    return "bare" if isinstance(body, dict) and "item_id" in body else "batch"
+    """Whatever has fields but no `items` is told what a single item lacks."""
+    is_bare = isinstance(body, dict) and ("item_id" in body or (bool(body) and "items" not in body))
+    return "bare" if is_bare else "batch"
+
+
+def _no_list(body: Any) -> Any:
+    if isinstance(body, list):
+        raise ValueError('is a list. Send several items as {"items": […]}')
+    return body
 
 
 ItemsBody = Annotated[
-    Annotated[ItemsRequest, Tag("batch")]
-    | Annotated[dict[str, Any], Tag("bare"), WithJsonSchema(Item.model_json_schema())],
-    Discriminator(_bare_or_batch),
+    Annotated[
+        Annotated[ItemsRequest, Tag("batch")]
+        | Annotated[dict[str, Any], Tag("bare"), WithJsonSchema(Item.model_json_schema())],
+        Discriminator(_bare_or_batch),
+    ],
+    BeforeValidator(_no_list),
 ]
 
 
@@ -209,13 +220,13 @@ Condition = Annotated[
 
 
 class FilterIn(_In):
-    """An item must meet all conditions. A missing field, or an empty list of categories, sets none."""
+    """An item must meet all conditions. A missing field, null or an empty list of categories sets none."""
 
-    categories_any: Categories = Field(default=[], description="the item has at least one of these")
-    categories_all: Categories = Field(default=[], description="the item has all of these")
-    categories_none: Categories = Field(default=[], description="the item has none of these")
-    attributes: dict[str, Condition] = Field(
-        default={},
+    categories_any: Categories | None = Field(default=None, description="the item has at least one of these")
+    categories_all: Categories | None = Field(default=None, description="the item has all of these")
+    categories_none: Categories | None = Field(default=None, description="the item has none of these")
+    attributes: dict[str, Condition] | None = Field(
+        default=None,
         max_length=MAX_CONDITIONS,
         description="conditions on declared fields: for each, a value that it equals, or bounds of a number. "
         "GET /info lists the declared fields. An item without the field does not pass",
@@ -226,7 +237,7 @@ class FilterIn(_In):
     item_ids: list[ItemId] | None = Field(
         default=None, max_length=MAX_ALLOWED, description="only these items pass; with an empty list, none"
     )
-    exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
+    exclude_item_ids: list[ItemId] | None = Field(default=None, max_length=MAX_EXCLUDED)
 
 
 AtLeastOne = Annotated[int, Field(ge=1), WHOLE]
@@ -251,14 +262,14 @@ class RecommendRequest(_In):
         max_length=MAX_HISTORY, description="item ids, oldest first; only the newest known items count"
     )
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), WHOLE] = 10
-    exclude_item_ids: list[ItemId] = Field(default=[], max_length=MAX_EXCLUDED)
+    exclude_item_ids: list[ItemId] | None = Field(default=None, max_length=MAX_EXCLUDED)
     exclude_history: bool = Field(default=True, description="do not recommend items of the history")
     guarantee: Literal["none", "exact"] = Field(
         default="none",
         description="exact: widen the search until the page is proven, or up to the bundle's beam limit",
     )
     filter: FilterIn | None = None
-    diversity: DiversityIn = DiversityIn()
+    diversity: DiversityIn | None = None
 
 
 class Recommendation(_Out):

@@ -11,14 +11,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import httpx
 
+from service.commands.asking import Kinds, ask, connected, has, not_ours, results_of
 from service.commands.import_images import Limits, batches, names_a_file
 from service.commands.parsers import Subparsers
 from service.commands.unused_values import UnusedValues
@@ -31,9 +31,16 @@ from service.settings import CLIENT_KEY, load_settings
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_BATCH = 100
 REQUESTS_PER_S = 10  # with --rate: many small requests, evenly spread
-TIMEOUT_S = 600.0  # a batch of long texts is slow on a small machine
-MAX_TRIES = 30
 MAX_SHOWN_FAILURES = 20
+AGAIN = "Give the same command again: items that are there already stay as they are."
+A_PAGE: Kinds = {
+    "items": list,
+    "matching_items": (int, type(None)),
+    "unknown_item_ids": list,
+    "source": str,
+    "exact": bool,
+}
+AN_ITEM: Kinds = {"item_id": str, "semantic_id": str, "score": (int, float, type(None))}
 
 
 def add_import(subparsers: Subparsers) -> None:
@@ -135,21 +142,27 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
         raise GlyphrecError(f"--batch {num_at_once}: at least one item must be in a request")
     pause_s = 0.0 if args.rate is None else 1 / args.rate  # for each item
     # All lines first, so that a broken line is found before anything is posted.
-    lines = list(read_json_lines(path))
+    lines = list(read_json_lines(path, parse=partial(parse_json, strict=True)))
     _check_kind(path, lines)
     num_left = len(lines)
     counts: dict[str, int] = {}
     unused = UnusedValues()
     shown = 0
     with (
-        _connect(args) as client,
+        connected(args.url, args.key) as client,
         ProgressBar(total=len(lines), desc=f"posting {path.name}", unit=" items") as bar,
     ):
-        limits = Limits.of(_ask(client, "GET", "/info")) if any(map(names_a_file, lines)) else None
+        limits = _limits(client) if any(map(names_a_file, lines)) else None
         for batch in batches(lines, path.parent, limits, num_at_once):
             next_at = time.monotonic() + len(batch) * pause_s
-            answer = _ask(client, "POST", "/items", json={"items": [each.line.value for each in batch]})
-            for (line, _, note), result in zip(batch, answer["items"], strict=True):
+            try:
+                answer = ask(client, "POST", "/items", json={"items": [each.line.value for each in batch]})
+                results = results_of(client, answer, len(batch))
+            except GlyphrecError as error:
+                num_posted = len(lines) - num_left
+                done = f" {num_posted} of {len(lines)} items were posted. {AGAIN}" if num_posted else ""
+                raise GlyphrecError(f"{error}{done}") from error
+            for (line, _, note), result in zip(batch, results, strict=True):
                 if note:
                     unused.add(f"{path}:{line.number}", FIELD, note)
                 counts[result["status"]] = counts.get(result["status"], 0) + 1
@@ -157,7 +170,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
                     if note and value["field"] == FIELD:
                         continue  # the note says why
                     unused.add(f"{path}:{line.number}", value["field"], value["reason"])
-                if result["error"] and shown < MAX_SHOWN_FAILURES:
+                if result.get("error") and shown < MAX_SHOWN_FAILURES:
                     shown += 1
                     ProgressBar.write(f"{path}:{line.number}: {result['error']['detail']}", file=sys.stderr)
             bar.update(len(batch))
@@ -168,9 +181,20 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     return _conclude(counts, num_shown=shown)
 
 
+def _limits(client: httpx.Client) -> Limits:
+    answer = ask(client, "GET", "/info")
+    if not has(answer, {"limits": dict}) or not has(answer["limits"], {"body_bytes": int}):
+        raise not_ours(client, json.dumps(answer, ensure_ascii=False))
+    return Limits.of(answer)
+
+
 def _check_kind(path: Path, lines: Sequence[JsonLine]) -> None:
     """Raise GlyphrecError at the first line that is no item but a line of another known file."""
     for number, value in lines:
+        if isinstance(value, list):
+            raise GlyphrecError(
+                f"{path}:{number}: a list, not an item. Write one item a line: jq -c '.[]' {path.name}"
+            )
         if not isinstance(value, dict):
             continue
         if isinstance(value.get("item"), dict) and {"codes", "popularity"} <= value.keys():
@@ -181,6 +205,11 @@ def _check_kind(path: Path, lines: Sequence[JsonLine]) -> None:
         if "item_id" not in value and isinstance(value.get("items"), list) and "user_id" in value:
             raise GlyphrecError(
                 f"{path}:{number}: a user's interactions, not an item. Give the file of items, items.jsonl."
+            )
+        if value.keys() == {"items"} and isinstance(value["items"], list):
+            raise GlyphrecError(
+                f"{path}:{number}: a body of POST /items, not an item. Write one item a line: "
+                f"jq -c '.items[]' {path.name}"
             )
 
 
@@ -201,11 +230,13 @@ def run_recommend(args: argparse.Namespace) -> int:
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
         try:
-            body["filter"] = parse_json(args.filter)
+            body["filter"] = parse_json(args.filter, strict=True)
         except ValueError as error:
             raise GlyphrecError(f"--filter {args.filter}: not JSON ({error})") from None
-    with _connect(args) as client:
-        answer = _ask(client, "POST", "/recommend", json=body)
+    with connected(args.url, args.key) as client:
+        answer = ask(client, "POST", "/recommend", json=body)
+        if not has(answer, A_PAGE) or not all(has(item, AN_ITEM) for item in answer["items"]):
+            raise not_ours(client, json.dumps(answer, ensure_ascii=False))
         if args.json:
             print(json.dumps(answer, ensure_ascii=False, indent=2))
             return 0
@@ -239,37 +270,10 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
 
-@contextmanager
-def _connect(args: argparse.Namespace) -> Iterator[httpx.Client]:
-    headers = {"X-API-Key": args.key} if args.key else {}
-    try:
-        url = httpx.URL(args.url)
-        here = url.host in {"localhost", "127.0.0.1", "::1"}  # no proxy for this machine
-        with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=not here) as client:
-            yield client
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise GlyphrecError(
-            f"{args.url}: no service answers there ({error}). `glyphrec serve --bundle DIR` starts one."
-        ) from error
-
-
-def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> Any:
-    """The answer's JSON. Waits if the service asks for it. Raises GlyphrecError with the service's words."""
-    for _ in range(MAX_TRIES):
-        response = client.request(method, path, **request)
-        if response.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
-            break
-        time.sleep(float(response.headers.get("Retry-After", 1)))
-    try:
-        answer = response.json()
-    except ValueError:
-        raise GlyphrecError(f"{response.url}: answered {response.status_code} without JSON") from None
-    if response.is_error:
-        raise GlyphrecError(f"{response.url}: {response.status_code} {answer.get('detail', response.text)}")
-    return answer
-
-
 def _words_of(client: httpx.Client, item_id: str) -> str:
-    response = client.get(f"/items/{quote(item_id, safe='')}")
-    item = response.json().get("item", {}) if response.is_success else {}
+    # httpx takes the id `..` for a step up, but not %2E%2E.
+    answer = ask(client, "GET", f"/items/{quote(item_id, safe='').replace('.', '%2E')}")
+    if not has(answer, {"item": dict}):
+        raise not_ours(client, json.dumps(answer, ensure_ascii=False))
+    item = answer["item"]
     return str(item.get("title") or "; ".join(str(v) for k, v in item.items() if k != "item_id"))[:100]

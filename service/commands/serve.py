@@ -83,6 +83,8 @@ def run_serve(args: argparse.Namespace) -> int:
         server = http_server(app, settings)
         log.info("listening on %s", listen(sockets))
         server.run(sockets)
+    if (failure := app.state.service.readiness.failure) is not None:
+        raise failure
     return 0 if server.started else EXIT_FAILURE
 
 

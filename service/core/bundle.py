@@ -5,6 +5,7 @@ of them is used.
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -228,6 +229,11 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
     except (OSError, ValueError, RuntimeError):  # a NUL or a loop of links: no file has that name
         inside = False
     if not inside:
+        if Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+            raise ContractMismatch(
+                f"{path}: is a link or lies below one, and what it leads to lies outside the bundle. Copy "
+                "the files themselves, for example with cp -rL."
+            )
         raise ContractMismatch(f"{folder / MANIFEST}: {name!r} lies outside the bundle. Export again.")
     try:
         if not path.is_file():

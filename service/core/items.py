@@ -15,6 +15,8 @@ MAX_FIELDS = 100
 MAX_NAME_CHARS = 100
 MAX_VALUES = 200  # of one list or one object inside an item
 
+ID_NAMES = {"id", "itemid", "productid", "articleid", "movieid", "sku", "asin"}  # without case and signs
+
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 
@@ -23,6 +25,8 @@ def check_item(raw: object, max_chars: int) -> Item:
     """The item as it will be stored, without null fields. Raises InvalidItem with the field at fault."""
     if not isinstance(raw, dict):
         raise InvalidItem("item", f"must be an object with an item_id, not {_kind(raw)}")
+    if raw.get("item_id") is None and (name := _misnamed_id(raw)) is not None:
+        raise InvalidItem("item_id", f"is missing. Rename the field {name!r} to 'item_id'")
     item_id = check_item_id(raw.get("item_id"))
     if len(raw) > MAX_FIELDS:
         raise InvalidItem("item", f"has {len(raw)} fields; {MAX_FIELDS} is the limit")
@@ -79,6 +83,12 @@ def _patched(target: object, patch: Mapping[str, Any], field: str = "item", dept
         else:
             patched[name] = value
     return patched
+
+
+def _misnamed_id(raw: Mapping[str, object]) -> str | None:
+    """The first field that other services call the id."""
+    plain = ((name, "".join(sign for sign in name.lower() if sign.isalnum())) for name in raw)
+    return next((name[:MAX_NAME_CHARS] for name, spelled in plain if spelled in ID_NAMES), None)
 
 
 def _check_name(where: str, name: str) -> None:

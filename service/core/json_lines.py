@@ -4,6 +4,7 @@ The reader limits the size of lines and files. It refuses values that JSON does 
 written again: NaN, infinite numbers, half of a surrogate pair. Each error names file, line and remedy.
 """
 
+import codecs
 import gzip
 import io
 import json
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, cast
 
+from service.core.strict_json import strict_json
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
@@ -64,7 +66,8 @@ def read_json_lines(
     """The values of a file, in order. An archive is known by its first bytes, whatever its name.
 
     `max_bytes` bounds the unpacked file. Blank lines are skipped, unless they are errors; so is a byte order
-    mark. `parse` stands in for `parse_json`, and raises ValueError as it does. Raises JsonLinesError.
+    mark at the start of a line. `parse` stands in for `parse_json`, and raises ValueError as it does. Raises
+    JsonLinesError.
     """
     number, left = 0, math.inf if max_bytes is None else max_bytes
     try:
@@ -102,10 +105,13 @@ def write_json_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     write_whole(path, write)
 
 
-def parse_json(text: str) -> Any:
-    """One JSON value. Raises ValueError, also for what Python reads but nothing can write as JSON."""
+def parse_json(text: str, *, strict: bool = False) -> Any:
+    """One JSON value. Raises ValueError, also for what Python reads but nothing can write as JSON.
+
+    `strict` refuses what the API refuses, too; see strict_json.py. It is slower.
+    """
     try:
-        value = _DECODER.decode(text)
+        value = strict_json(text) if strict else _DECODER.decode(text)
         if "\\u" in text:  # an escape can be half of a surrogate pair, which cannot be written again
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -130,9 +136,10 @@ def _unpacked(raw: io.BufferedReader) -> IO[bytes]:
 
 def _decode(path: Path, number: int, line: bytes) -> str:
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = line.decode("utf-8-sig")  # a file may be several ones, each with its byte order mark
     except UnicodeDecodeError as error:
-        problem = f"not UTF-8 (byte {error.start + 1})"
+        is_utf_16 = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        problem = "not UTF-8 but UTF-16" if is_utf_16 else f"not UTF-8 (byte {error.start + 1})"
         raise LineNotJson(path, number, problem, "Save the file as UTF-8.") from None
     return text.strip(JSON_SPACE)
 
@@ -142,7 +149,12 @@ def _parse(path: Path, number: int, text: str, parse: Callable[[str], Any]) -> A
         return parse(text)
     except ValueError as error:
         problem = f"not JSON ({error}): {shown(text)}"
-        raise LineNotJson(path, number, problem, "Write one whole JSON value a line.") from None
+        remedy = "Write one whole JSON value a line."
+        if number == 1 and text.startswith(("[", "{")):  # a list or an object over several lines
+            remedy = (
+                f"Write one whole JSON value a line: jq -c '{'.[]' if text[0] == '[' else '.'}' {path.name}"
+            )
+        raise LineNotJson(path, number, problem, remedy) from None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -109,7 +109,7 @@ def picture_pixels(kept: bytes, spec: PictureSpec) -> NDArray[np.uint8]:
 
 
 def _kept_size(kept: bytes) -> _Size:
-    size = _size_of_webp(kept) if _format_of(kept) == "WEBP" else None
+    size = _size_of_webp(kept) if format_of(kept) == "WEBP" else None
     if size is None or not 1 <= min(size) <= max(size) <= KEPT_PX:
         raise InvalidItem("image", "is kept, but its bytes are not ours. Send the picture again")
     return size
@@ -121,7 +121,7 @@ def _check_before_decoding(data: bytes, max_bytes: int, max_pixels: int) -> str:
         raise InvalidItem("image", "has no bytes")
     if len(data) > max_bytes:
         raise InvalidItem("image", f"has {len(data)} bytes; {max_bytes} is the limit. Send a smaller picture")
-    format_name = _format_of(data)
+    format_name = format_of(data)
     if format_name is None:
         raise InvalidItem("image", f"is no JPEG, PNG or WebP: its first bytes are {data[:8].hex(' ')}")
     size = _SIZE_OF[format_name](data)
@@ -133,8 +133,11 @@ def _check_before_decoding(data: bytes, max_bytes: int, max_pixels: int) -> str:
     return format_name
 
 
-def _format_of(data: bytes) -> str | None:
-    """By the first bytes. Neither a name nor a Content-Type has a say."""
+def format_of(data: bytes) -> str | None:
+    """The name of the format by the first bytes, of which 12 suffice; None if it is none of FORMATS.
+
+    Neither a file's name nor a Content-Type has a say.
+    """
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -47,6 +48,7 @@ class BoundedHttp(HttpToolsProtocol):
         admit: Callable[[str, str], Reservation | None],
         is_probe: Callable[[str, str], bool],
         metrics: Metrics,
+        route_of: Callable[[str, str], str | None] = lambda _method, _path: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -56,6 +58,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._admit = admit
         self._is_probe = is_probe
         self._metrics = metrics
+        self._route_of = route_of
         self._timer: asyncio.TimerHandle | None = None
         self._unused_bytes = 0
         self._is_surplus = False  # one connection too many, without a request so far
@@ -215,11 +218,12 @@ class BoundedHttp(HttpToolsProtocol):
         started_at = perf_counter()
         self._is_refused = True
         given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
-        # Only a path without parameters has an admission, so the path is the route's template, too.
-        is_known = isinstance(error, Overloaded)
-        keep_alive = is_known and self.parser.should_keep_alive()
+        is_overload = isinstance(error, Overloaded)
+        # Who waits for a go-ahead sends no body now, and its next request would be taken for it.
+        keep_alive = is_overload and self.parser.should_keep_alive() and not self.expect_100_continue
         self._write(error, path, request_id_of(given.decode("latin-1")), keep_alive)
-        route = path if is_known else "unmatched"
+        # Only a path without parameters has an admission, so the path is the route's template, too.
+        route = path if is_overload else self._route_of(method, unquote(path)) or "unmatched"
         self._metrics.observe_http(route, method, error.status, perf_counter() - started_at, error)
         if keep_alive:
             self._await_head()  # the end of its body, after which the connection is idle

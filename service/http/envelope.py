@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.http.exchange import Exchange, Reporter
-from service.http.limits import bounded_body, check_body_length, check_head, deadline_of
+from service.http.limits import bounded_body, check_body_length, check_encoding, check_head, deadline_of
+from service.http.prefix import prefix_of
 from service.http.problems import ProblemResponse, internal_problem, problem_response
 from service.http.security import Guard
 from service.telemetry.logs import request_id_now
@@ -20,6 +21,8 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer
 
 log = logging.getLogger("glyphrec")
+
+DESCRIPTION = "/openapi.json"
 
 
 class Envelope:
@@ -38,8 +41,10 @@ class Envelope:
         metrics: Metrics,
         max_body_bytes: int,
         body_timeout_s: float,
+        prefix: str = "",
         log_requests: bool,
         tracer: Tracer | None = None,
+        route_of: Callable[[str, str], str | None] = lambda _method, _path: None,
     ) -> None:
         self._app = app
         self._direct = direct or {}
@@ -48,7 +53,8 @@ class Envelope:
         self._in_flight = metrics.http_in_flight
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
-        self._reporter = Reporter(metrics, tracer, log_requests=log_requests)
+        self._prefix = prefix
+        self._reporter = Reporter(metrics, tracer, log_requests=log_requests, route_of=route_of)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. An error raised before the answer has begun becomes a problem document."""
@@ -61,8 +67,10 @@ class Envelope:
             try:
                 self._check(exchange)
                 routed = exchange.routed
+                if routed["path"] == DESCRIPTION:  # which names it as its server
+                    routed["root_path"] = prefix_of(exchange.headers, self._prefix)
                 app = self._direct.get((routed["method"], routed["path"]), self._app)
-                body = bounded_body(receive, self._max_body_bytes, self._body_timeout_s)
+                body = bounded_body(exchange.reading(receive), self._max_body_bytes, self._body_timeout_s)
                 await app(routed, body, exchange.send)
             except ServiceError as error:
                 exchange.state["refusal"] = error
@@ -86,6 +94,7 @@ class Envelope:
         check_head(scope)
         self._guard.check(scope["method"], scope["path"], headers)
         check_body_length(headers, self._max_body_bytes)
+        check_encoding(headers)
         exchange.state["deadline"] = deadline_of(headers)
 
 

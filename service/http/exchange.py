@@ -6,8 +6,9 @@ from time import perf_counter
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from service.http.limits import promises_a_body
 from service.http.request_ids import request_id_of
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
@@ -24,6 +25,7 @@ class Exchange:
     __slots__ = (
         "_is_stopping",
         "_send",
+        "awaits_go_ahead",
         "headers",
         "request_id",
         "routed",
@@ -45,6 +47,9 @@ class Exchange:
         self.status = 0  # of the answer; 0 before it begins
         self.state = self.routed["state"] = scope.setdefault("state", {})
         self.state.update(request_id=self.request_id, stages=self.stages)
+        # Whether the client still waits until it may send the body. If it may not, its next bytes would be
+        # taken for the body, so the connection ends with the answer.
+        self.awaits_go_ahead = promises_a_body(self.headers)
         self._send = send
         self._is_stopping = is_stopping
 
@@ -54,10 +59,23 @@ class Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.request_id
-            if self._is_stopping():  # so that the client's next request finds another replica
+            if (
+                self.awaits_go_ahead or self._is_stopping()
+            ):  # so that the client's next request finds another replica
                 headers["Connection"] = "close"
             headers["Server-Timing"] = self.stages.header(perf_counter() - self.started_at)
         await self._send(message)
+
+    def reading(self, receive: Receive) -> Receive:
+        """`receive`, but the first call is the go-ahead for a client that waits for it."""
+        if not self.awaits_go_ahead:
+            return receive
+
+        async def receive_after_all() -> Message:
+            self.awaits_go_ahead = False
+            return await receive()
+
+        return receive_after_all
 
     def release_reservation(self) -> None:
         """Its room in a queue, if it has any that it did not use."""
@@ -69,8 +87,17 @@ class Exchange:
 class Reporter:
     """Tells metrics, trace and log about an exchange that is over."""
 
-    def __init__(self, metrics: Metrics, tracer: Tracer | None, *, log_requests: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        tracer: Tracer | None,
+        *,
+        log_requests: bool,
+        route_of: Callable[[str, str], str | None],
+    ) -> None:
+        """`route_of` tells the template of the route for a method and a path."""
         self._metrics = metrics
+        self._route_of = route_of
         self._tracer = tracer
         self._log_requests = log_requests
 
@@ -78,7 +105,9 @@ class Reporter:
         """Record the duration, the status and the stages. A client that left early counts as CLIENT_LEFT."""
         seconds = perf_counter() - exchange.started_at
         method, status = exchange.scope["method"], exchange.status or CLIENT_LEFT
-        route = getattr(exchange.routed.get("route"), "path", "unmatched")
+        found = exchange.routed.get("route")  # none if the head alone was refused
+        path = exchange.scope["path"]
+        route = getattr(found, "path", None) or self._route_of(method, path) or "unmatched"
         self._metrics.observe_http(route, method, status, seconds, exchange.state.get("refusal"))
         self._metrics.observe_stages(exchange.stages)
         if self._tracer is not None:
@@ -92,6 +121,6 @@ class Reporter:
                 started_at=exchange.started_at,
             )
         if self._log_requests:
-            path = quote(exchange.scope["path"])  # it may hold the end of a line
+            path = quote(path)  # it may hold the end of a line
             fields = {"method": method, "route": route, "status": status, "duration_ms": 1000 * seconds}
             access_log.info("%s %s %d %.1f ms", method, path, status, 1000 * seconds, extra=fields)

@@ -1,16 +1,22 @@
 """Bodies are JSON as in RFC 8259: UTF-8, no NaN, and no name twice, because parsers disagree about those."""
 
-import json
-import math
+import codecs
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from service.core.doubles import exact_double
+from service.core.strict_json import strict_json
 from service.errors import InvalidJson
 from service.http.problems import RefusedBody
+
+OTHER_BYTES = {  # by their first bytes
+    b"\x1f\x8b": "packed by gzip, which the service does not unpack",
+    b"\x28\xb5\x2f\xfd": "packed by zstd, which the service does not unpack",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 class JsonRoute(APIRoute):
@@ -46,35 +52,11 @@ def parse(body: bytes) -> Any:
     try:
         text = body.decode("utf-8-sig")  # some tools begin with a byte order mark
     except UnicodeDecodeError as error:
+        for magic, what in OTHER_BYTES.items():
+            if body.startswith(magic):
+                raise InvalidJson(f"it is {what}") from None
         raise InvalidJson(f"byte {error.start} is not UTF-8") from None
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_number)
-    except json.JSONDecodeError as error:
-        raise InvalidJson(f"{error.msg} at character {error.pos}") from None
+        return strict_json(text)
     except ValueError as error:
-        raise InvalidJson(str(error).partition(";")[0]) from None
-    except RecursionError:
-        raise InvalidJson("it is nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidJson(f"an object has the name {twice[:100]!r} twice")
-    return found
-
-
-def _number(literal: str) -> float:
-    """The float, also if it is infinite: the field at fault is named later."""
-    double = float(literal)
-    if math.isfinite(double) and exact_double(literal) is None:
-        raise InvalidJson(
-            f"{literal[:50]} is a number that no double holds. Send it with fewer digits, or as text"
-        )
-    return double
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise InvalidJson(f"{constant} is not a JSON number")
+        raise InvalidJson(str(error)) from None

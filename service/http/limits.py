@@ -3,11 +3,20 @@
 import asyncio
 import math
 import re
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from service.errors import BadTimeout, BodyTooLarge, BodyTooSlow, HeadTooLarge, TargetTooLong
+from service.errors import (
+    BadTimeout,
+    BodyTooLarge,
+    BodyTooSlow,
+    EncodedBody,
+    HeadTooLarge,
+    TargetNotUtf8,
+    TargetTooLong,
+)
 from service.http.problems import RefusedBody
 
 MAX_TARGET_BYTES = 8 * 2**10  # the longest cursor, or id of 256 characters, percent-encoded fits
@@ -22,13 +31,18 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 
 
 def check_head(scope: Scope) -> None:
-    """Raise TargetTooLong or HeadTooLarge. This check comes before any other reads the head."""
+    """Raise TargetTooLong, TargetNotUtf8 or HeadTooLarge. It comes before any other check reads the head."""
     query: bytes = scope["query_string"]
     if (
         len(scope.get("raw_path") or scope["path"]) + len(query) > MAX_TARGET_BYTES
         or query.count(b"&") >= MAX_PARAMETERS
     ):
         raise TargetTooLong(MAX_TARGET_BYTES, MAX_PARAMETERS)
+    if b"%" in (sent := scope.get("raw_path") or b""):
+        try:
+            unquote_to_bytes(sent).decode()
+        except UnicodeDecodeError:  # which would reach an id with the replacement character
+            raise TargetNotUtf8 from None
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
         raise HeadTooLarge
@@ -39,6 +53,20 @@ def check_body_length(headers: Headers, max_bytes: int) -> None:
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise BodyTooLarge(max_bytes)
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raise EncodedBody if the body is packed: a small one could hold a huge text."""
+    encoding = headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise EncodedBody(encoding)
+
+
+def promises_a_body(headers: Headers) -> bool:
+    """Whether the client waits for a go-ahead before it sends the body (RFC 9110, section 10.1.1)."""
+    return headers.get("expect", "").lower() == "100-continue" and (
+        "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+    )
 
 
 def deadline_of(headers: Headers) -> float:

@@ -14,11 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import InvalidItem, MissingKey, NotAPatch, ServiceError
+from service.errors import EncodedBody, InvalidItem, NotAPatch, ServiceError
+from service.http.security import MissingKey
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
 _TAGS = ("batch", "bare", "<range>", "<value>")  # which pydantic adds for the unions in schemas.py
+_NO_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
+_KINDS: dict[type, str] = {type(None): "null", list: "a list", str: "text", bool: "true or false"}
 
 
 class FieldError(BaseModel):
@@ -105,6 +108,8 @@ def problem_response(error: ServiceError, *, instance: str, request_id: str) -> 
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, MissingKey):
         headers["WWW-Authenticate"] = 'Bearer realm="glyphrec"'
+    if isinstance(error, EncodedBody):
+        headers["Accept-Encoding"] = "identity"  # RFC 9110, section 12.5.3
     if isinstance(error, NotAPatch):
         headers["Accept-Patch"] = ", ".join(error.media_types)  # RFC 5789, section 3.1
     return ProblemResponse(problem_of(error, instance=instance, request_id=request_id), headers)
@@ -138,7 +143,7 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     details = error.errors()
     instance, request_id = request.scope["path"], request.state.request_id
     field_errors = [
-        FieldError(field=_path(each["loc"]), message=each["msg"]) for each in details[:MAX_FIELD_ERRORS]
+        FieldError(field=_path(each["loc"]), message=words_of(each)) for each in details[:MAX_FIELD_ERRORS]
     ]
     first = field_errors[0]
     more = f" There are {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
@@ -159,6 +164,8 @@ async def _on_http_exception(
     match status:
         case HTTPStatus.NOT_FOUND:
             slug, detail = "no-such-route", f"There is no route {instance}. GET /docs lists all routes."
+            if instance.endswith("/") and methods_of(bare := instance.rstrip("/")):
+                detail = f"There is no route {instance}. It is {bare}, without the slash at the end."
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = ", ".join(methods_of(instance))
             headers = {"Allow": allowed}
@@ -197,7 +204,18 @@ def _problem(
     )
 
 
+def words_of(error: Mapping[str, Any]) -> str:
+    """What is wrong with a value, without the names of Python."""
+    if error["type"] in _NO_OBJECT:
+        return f"must be an object, not {_KINDS.get(type(error.get('input')), 'a number')}"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def field_of(loc: Sequence[Any]) -> str:
+    """`("batch", "items", 3)` -> `items.3`: names as the client knows them."""
+    return ".".join(str(part) for part in loc if part not in _TAGS)[:200]
+
+
 def _path(loc: Sequence[Any]) -> str:
-    """`("body", "batch", "items", 3)` -> `items.3`: names as the client knows them."""
-    inner = [str(part) for part in loc if part not in _TAGS]
-    return ".".join(inner[1:] if len(inner) > 1 else inner)[:200]
+    """The place of a value without the part of the request: `("body", "items", 3)` -> `items.3`."""
+    return field_of(loc[1:]) or str(loc[0])

@@ -3,7 +3,9 @@
 import re
 from uuid import uuid4
 
-_SAFE = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # in a header and in a log line
+# In a header, in a log line, and inside a string of JSON: all visible ASCII but quotation marks and
+# backslashes. Ids of gateways and of traces have =, / and braces.
+_SAFE = re.compile(r"[!#-\[\]-~]{1,128}")
 
 
 def request_id_of(given: str) -> str:

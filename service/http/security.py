@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from http import HTTPStatus
 
 from starlette.datastructures import Headers
 
 from service.core.keys import holds
-from service.errors import AdminKeyNeeded, MissingKey, NoAdminKey, ReadOnlyKey
+from service.errors import ServiceError
 
 
 class Scope(IntEnum):
@@ -16,6 +17,52 @@ class Scope(IntEnum):
     READ = 1
     WRITE = 2
     ADMIN = 3
+
+
+class MissingKey(ServiceError):
+    """Raised if the service has keys, the route needs one, and the request gives none of them."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    slug = "missing-key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request has no key that this service knows. Send one in `X-API-Key` or as "
+            "`Authorization: Bearer`."
+        )
+
+
+class ReadOnlyKey(ServiceError):
+    """Raised if a request would change the catalog and its key gives only the read scope."""
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "read-only-key"
+
+    def __init__(self) -> None:
+        super().__init__("This key may only read. Use a key of GLYPHREC_API_KEYS to change the catalog.")
+
+
+class AdminKeyNeeded(ServiceError):
+    """Raised if a request to /admin/ has a key without the admin scope."""
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "admin-key-needed"
+
+    def __init__(self) -> None:
+        super().__init__("This key may not use /admin/. Use a key of GLYPHREC_ADMIN_KEYS.")
+
+
+class NoAdminKey(ServiceError):
+    """Raised for a request to /admin/ if GLYPHREC_ADMIN_KEYS is empty, whatever key the request has."""
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "no-admin-key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Nobody may use /admin/ while the service has no admin key, not even on loopback. "
+            "Set GLYPHREC_ADMIN_KEYS. `glyphrec key` makes a key."
+        )
 
 
 class Guard:

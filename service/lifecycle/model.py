@@ -15,6 +15,7 @@ from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.sid import Codes
+from service.errors import GlyphrecError
 from service.flows.indexing import Indexer
 from service.flows.recommend import Recommender
 from service.flows.search import Page, Search
@@ -165,6 +166,7 @@ class Readiness:
     is_stopping: bool = False  # it was asked to end: it still answers, but wants no new requests
     model: Model | None = None  # None until the start is done, and after the end
     damage: str = ""  # what Redis has lost of the catalog, and what to do; '' while it is whole
+    failure: GlyphrecError | None = None  # why the start cannot succeed: the process ends with it
     warnings: tuple[str, ...] = ()  # what in Redis' settings endangers the catalog
 
     def say(self, phase: str) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -27,7 +28,13 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from service.errors import GlyphrecError, ServiceError, StoreFault, StoreUnavailable
+from service.core.redis_url import (
+    AT_THE_PRIMARY,
+    ONLY_WITHOUT_A_CLUSTER,
+    check_certificates,
+    checked_redis_url,
+)
+from service.errors import ServiceError, StoreFault, StoreUnavailable, WrongRedisUrl
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +42,7 @@ RESPONSE_TIMEOUT_S = 2.0  # for one reply; a blocking read must ask for less
 NUM_CONNECTIONS = 32  # further callers wait for one
 CLUSTER_CONNECTIONS = 512  # to each node; further callers are refused, as its pool cannot wait
 PIPELINE_LENGTH = 250  # calls in one round trip; packing them blocks the event loop for a few ms
+CLIENT_NAME = "glyphrec"  # in CLIENT LIST
 LUA = Path(__file__).parent / "lua"
 
 T = TypeVar("T")
@@ -46,7 +54,6 @@ Observe = Callable[[str, int, int, float | None], None]
 # By redis-py's class if it has one, else by the first word of Redis' reply.
 _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     AuthenticationError: "Redis refuses the password in REDIS_URL.",
-    NoPermissionError: "Redis refuses this to the user in REDIS_URL.",
     BusyLoadingError: "Redis is still loading its data.",
     OutOfMemoryError: "Redis is out of memory: delete items or raise its maxmemory.",
     ReadOnlyError: "This Redis is a read-only copy; a failover may be under way.",
@@ -56,6 +63,22 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     "MISCONF": "Redis cannot write to its disk.",
     "NOREPLICAS": "Redis has lost the replicas that it must write to.",
     "BUSY": "Redis is busy with another program's script.",
+}
+
+
+# By words of OpenSSL, the more special ones first.
+_REFUSED_BY_TLS = {
+    "certificate is not valid for": (
+        "Redis' certificate is for another name than the host in REDIS_URL. Use the name of the certificate "
+        "there, or have one issued for this host."
+    ),
+    "certificate has expired": "Redis' certificate has expired. Renew it.",
+    "CERTIFICATE_VERIFY_FAILED": (
+        "Redis' certificate is not trusted. Name its authority with ?ssl_ca_certs=… in REDIS_URL."
+    ),
+    "WRONG_VERSION_NUMBER": (
+        "REDIS_URL says rediss://, but its port does not speak TLS. Use redis://, or the port with TLS."
+    ),
 }
 
 
@@ -101,40 +124,61 @@ def observing(redis: Any, command: str, num_calls: int = 1, *, is_timed: bool = 
 def connect(
     url: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S, observe: Observe = _unobserved
 ) -> Redis:
-    """A client of one server, with a timeout for every reply. Close it with aclose()."""
+    """A client of one server, with a timeout for every reply. Close it with aclose().
+
+    Raises WrongRedisUrl for a URL that cannot be right.
+    """
     try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            protocol=2,
-            max_connections=NUM_CONNECTIONS,
-            timeout=response_timeout_s,
-            socket_timeout=response_timeout_s,
-            socket_connect_timeout=response_timeout_s,
-            retry=_one_retry(),
-            client_name="glyphrec",
-        )
+        url = checked_redis_url(url)
+        check_certificates(url)
     except ValueError as error:
-        raise GlyphrecError(
-            "REDIS_URL: not understood. Give redis://host:port/0, rediss://… or unix:///path."
-        ) from error
+        raise WrongRedisUrl(str(error)) from error
+    pool = BlockingConnectionPool.from_url(
+        url,
+        protocol=2,
+        max_connections=NUM_CONNECTIONS,
+        timeout=response_timeout_s,
+        socket_timeout=response_timeout_s,
+        socket_connect_timeout=response_timeout_s,
+        retry=_one_retry(),
+        redis_connect_func=_introduce,
+    )
     redis = _Client.from_pool(pool)
     assert isinstance(redis, _Client)  # its annotation says otherwise
     redis.observe = observe
     return redis
 
 
+async def _introduce(connection: Any) -> None:
+    """Greet the server as redis-py does, and tell it our name, which a user may be forbidden to do."""
+    await connection.on_connect()
+    await connection.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)
+    with suppress(ResponseError):
+        await connection.read_response()
+
+
 async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | RedisCluster:
-    """A client of the server, or of its cluster if it belongs to one. Raises StoreUnavailable."""
+    """A client of the server, or of its cluster if it belongs to one.
+
+    Raises StoreUnavailable, and WrongRedisUrl where no Redis can ever be at the other end.
+    """
     redis = connect(url, observe=observe)
     try:
-        with redis_errors():
-            cluster = await redis.info("cluster")
+        info = await _about(redis)
+        may_tell_name = await _may_tell_name(redis) if info.get("cluster_enabled") else True
     except BaseException:
         await redis.aclose()
         raise
-    if not cluster.get("cluster_enabled"):
+    if not info.get("cluster_enabled"):
         return redis
     await redis.aclose()
+    for option in ONLY_WITHOUT_A_CLUSTER:
+        if f"{option}=" in url:
+            raise WrongRedisUrl(
+                f"?{option}= has no use with a Redis Cluster. Use ?ssl_ca_certs= and plain keys"
+            )
+    if url.startswith("unix://"):
+        raise WrongRedisUrl("a node of a Redis Cluster needs an address with a port. Give redis://host:port")
     found = _ClusterClient.from_url(
         url,
         protocol=2,
@@ -142,11 +186,44 @@ async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | Re
         socket_timeout=RESPONSE_TIMEOUT_S,
         socket_connect_timeout=RESPONSE_TIMEOUT_S,
         retry=_one_retry(),
-        client_name="glyphrec",
+        client_name=CLIENT_NAME if may_tell_name else None,
     )
     assert isinstance(found, _ClusterClient)
     found.observe = observe
     return found
+
+
+async def _about(redis: Redis) -> dict[str, Any]:
+    """What the server says of itself. Raises WrongRedisUrl for a Sentinel, or without such a database."""
+    with redis_errors():
+        try:
+            server = await redis.info("server")
+        except ResponseError as error:
+            told = str(error)
+            if "unknown command 'SELECT'" in told:  # of the commands of Redis, a Sentinel has few
+                raise WrongRedisUrl(f"leads to a Sentinel, which holds no data. {AT_THE_PRIMARY}") from error
+            if "SELECT is not allowed in cluster mode" in told:
+                raise WrongRedisUrl(
+                    "a Redis Cluster has the database 0 alone. Leave the number out"
+                ) from error
+            if "DB index is out of range" in told:
+                raise WrongRedisUrl(
+                    "this Redis has no database of that number. Give a smaller one, or raise `databases` of "
+                    "the server"
+                ) from error
+            raise
+        if "sentinel" in (server.get("redis_mode"), server.get("server_mode")):  # the second is Valkey's
+            raise WrongRedisUrl(f"leads to a Sentinel, which holds no data. {AT_THE_PRIMARY}")
+        return {**server, **await redis.info("cluster")}
+
+
+async def _may_tell_name(redis: Redis) -> bool:
+    with redis_errors():
+        try:
+            await redis.client_setname(CLIENT_NAME)
+        except NoPermissionError:
+            return False
+    return True
 
 
 @contextmanager
@@ -169,16 +246,27 @@ def translate(error: Exception) -> ServiceError:
     StoreUnavailable means that a later try may succeed. StoreFault means that Redis rejected the command.
     """
     log.warning("Redis: %s: %s", type(error).__name__, error)
+    if isinstance(error, NoPermissionError) or "ACL failure in script" in str(error):
+        return StoreUnavailable(_not_permitted(str(error)))
     for kind, reason in _REFUSED_FOR_NOW.items():
         if str(error).startswith(kind) if isinstance(kind, str) else isinstance(error, kind):
             return StoreUnavailable(reason)
     if isinstance(error, ResponseError):
         return StoreFault()
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return StoreUnavailable(
-            "Redis' certificate is not trusted. Name its authority with ?ssl_ca_certs=… in REDIS_URL."
-        )
+    for words, reason in _REFUSED_BY_TLS.items():
+        if words in str(error):
+            return StoreUnavailable(reason)
     return StoreUnavailable("Redis does not answer.")
+
+
+def _not_permitted(told: str) -> str:
+    """Which command, or that it is the keys: Redis says `… to run the 'hset' command` in each version."""
+    command = re.search(r"'([\w|]{1,40})' command", told)
+    what = f"the command {command[1].replace('|', ' ').upper()}" if command else "the keys of the catalog"
+    return (
+        f"Redis refuses {what} to the user in REDIS_URL. The ACL that the service needs stands in "
+        "docs/reliability.md."
+    )
 
 
 def _one_retry() -> Retry:

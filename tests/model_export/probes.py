@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +58,7 @@ from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+from tests.model_export.photo_probes import PHOTO_PROBES
 from tests.model_export.probe_inputs import (
     BEAM_LIMIT,
     CODES,
@@ -239,7 +240,7 @@ def _weigh() -> Output:
     torch.manual_seed(0)
     generator = make_generator(config, CODES, SID, run.split.train, vectors()).eval()
     found = opinions.weigh(run, generator, CODES, vectors(), vectors(seed=2))
-    return [asdict(found.opinions), found.quality, found.learned_quality, found.num_users]
+    return [found.opinions.figures(), found.quality, found.learned_quality, found.num_users]
 
 
 def _train_generators() -> Output:
@@ -280,11 +281,10 @@ def _tokenizer_graph() -> Output:
         dynamic_shapes=({0: torch.export.Dim("strip")},),
     )
     sid = SidSpec(levels=(6, 6))
+    parts = tokenizer.TokenizerParts(body, SumOfFrames(), item_head.eval(), Codewords())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.onnx"
-        graph = tokenizer.export_tokenizer(
-            path, body, SumOfFrames(), item_head.eval(), Codewords(), sid=sid, render=RECIPE
-        )
+        graph = tokenizer.export_tokenizer(path, parts, sid=sid, render=RECIPE)
         found = Tokenizer(path, graph, threads=1).run([TokenizerInput(each) for each in strips()])
     return {"codes": found.codes.tolist(), "vectors": found.vectors.tolist()}
 
@@ -487,4 +487,5 @@ PROBES: dict[str, Probe] = {
     "ranks": Probe(ranks, _rank),
     "robustness": Probe(robustness, _robust),
     "cold": Probe(cold, _cold),
+    **{stage: Probe(*probe) for stage, probe in PHOTO_PROBES.items()},
 }

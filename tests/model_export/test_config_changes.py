@@ -1,11 +1,15 @@
 """Configurations as users choose them: a name, a file and single settings. What is wrong is one line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model_export.config_changes import as_toml, chosen, differences
-from model_export.configs import RUNS, LetterConfig, TigerConfig, base, demo
+from model_export.configs import RUNS, LetterConfig, RqKMeansConfig, TigerConfig, TreeConfig, base, demo
+from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 
 
@@ -35,6 +39,49 @@ def test_a_file_says_what_differs_and_single_settings_come_last(tmp_path: Path) 
     assert not any("learning_rate = 0.002" in line for line in told)
 
 
+def test_a_changed_setting_is_told_with_its_new_value_and_the_one_before() -> None:
+    changed = replace(base(), history_length=50, precision="float32", sid=SidSpec(levels=(8, 4)))
+    assert differences(changed) == [
+        "sid.levels = [8, 4] ([64, 64, 32])",
+        "history_length = 50 (20)",
+        'precision = "float32" ("int8")',
+    ]
+
+
+def test_settings_that_another_type_adds_have_no_value_before() -> None:
+    told = differences(replace(base(), quantizer=RqKMeansConfig(balanced=True)))
+    assert told[0] == 'quantizer.type = "rq-kmeans" ("rq-vae")'
+    assert "quantizer.balanced = true" in told
+    # What the type before had and this one has not is not told.
+    assert not any("latent_dim" in line for line in told)
+    assert "generator.width = 32 (64)" in differences(replace(base(), generator=TreeConfig(width=32)))
+
+
+def test_a_part_that_is_left_out_is_told_by_its_type_alone() -> None:
+    assert differences(replace(base(), opinions=None)) == ['opinions.type = "none" ("weighed")']
+
+
+def test_a_computed_hash_and_a_name_that_no_configuration_has_are_no_difference() -> None:
+    hashed = base().render.model_copy(update={"font_sha256": "0" * 64})
+    assert differences(replace(base(), render=hashed)) == []
+    assert differences(replace(base(), name="of a study", history_length=50)) == []
+
+
+def test_settings_of_a_group_are_checked_together_whatever_their_order() -> None:
+    page = ["render.height_px=512", "render.lines_per_strip=32"]
+    assert chosen("base", page).render == chosen("base", page[::-1]).render
+    assert chosen("base", page).render.line_px == 16
+
+
+@given(st.sampled_from(sorted(RUNS)), st.sampled_from(sorted(RUNS)))
+def test_applying_the_differences_gives_the_configuration_back(one: str, other: str) -> None:
+    """What the report names is enough to make the same bundle again."""
+    ours = replace(RUNS[one](), name=other)
+    lines = [line.partition(" (")[0] for line in differences(ours)]
+    if not any("encoder.type" in line and "hub" in line for line in lines):  # that names a checkpoint
+        assert chosen(other, [line.replace(" = ", "=", 1) for line in lines]) == ours
+
+
 def test_another_type_starts_from_its_defaults_whatever_the_order_of_the_settings() -> None:
     config = chosen("base", ["generator.dropout=0.3", "generator.type=tiger"])
     assert config.generator == TigerConfig(dropout=0.3)
@@ -62,6 +109,11 @@ def test_another_type_starts_from_its_defaults_whatever_the_order_of_the_setting
         (["generator.dropout=1"], "must be at most 0.95"),
         (["generator.width=63"], "must be a multiple of generator.num_heads, 2"),
         (["sid.levels=[64, 0]"], "sid.levels"),
+        (
+            ["render.height_px=512"],
+            "render.height_px = 512: value error, 1 lines do not share height_px=512 in whole pixels",
+        ),
+        (["render.height_px=16", "render.width_px=9"], "render.width_px = 9: input should be greater than"),
         (["precision=int4"], "precision = \"int4\": input should be 'float32' or 'int8'"),
         (["generator.type=bert"], 'generator.type = "bert": choose one of tree, tiger, sasrec'),
         (["encoder.type=hub"], "start from donut-base"),

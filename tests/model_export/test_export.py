@@ -125,7 +125,7 @@ from model_export.pipeline import stages
 assert torch.get_num_threads() == 2
 for run in pickle.load(sys.stdin.buffer):
     with stages.deterministic():
-        coded = stages.code(run, stages.read(run).features)
+        coded = stages.code(run, stages.read(run))
         stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
 """
 
@@ -182,7 +182,7 @@ def test_targets_touch_neither_encoder_nor_quantizer_nor_generator(tiny_export, 
     changed = with_other_last_items(tiny_export.dataset, 2)
     assert changed.fingerprint != tiny_export.dataset.fingerprint
     run = Run.of(changed, config, tmp_path)
-    coded = stages.code(run, stages.read(run).features)
+    coded = stages.code(run, stages.read(run))
     np.testing.assert_array_equal(coded.codes, codes)
 
     ours, theirs = (

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from model_export.bundle.writing import versions_of_bundle
-from model_export.configs import RUNS, HubEncoderConfig, base
-from model_export.pipeline.versions import versions_of
+from model_export.configs import RUNS, HubEncoderConfig, PicturesConfig, base
+from model_export.pipeline.versions import of_photos, versions_of
 from model_export.study.plan import PLANS
 from model_export.study.run import versions_of_cell
 from tests.model_export.pin import COMMAND, pinned, problem, written
@@ -33,9 +33,15 @@ def test_every_stage_of_every_run_and_cell_is_pinned():
         versions_of(replace(base(), encoder=HubEncoderConfig(kind=kind, checkpoint="folder")))
         for kind in ("donut", "trocr", "deepseek-ocr-2")
     ]
+    photos = [
+        of_photos(PicturesConfig(kind=kind, checkpoint="folder"))
+        for kind in ("mobilenet-v2", "clip", "siglip2")
+    ]
     runs = [versions_of_bundle(run()) for run in RUNS.values()]
     cells = [versions_of_cell(cell) for plan in PLANS.values() for cell in plan().cells]
-    named = {stage: version for versions in (*hub, *runs, *cells) for stage, version in versions.items()}
+    named = {
+        stage: version for versions in (*hub, *photos, *runs, *cells) for stage, version in versions.items()
+    }
     assert named == {stage: probe.module.VERSION for stage, probe in PROBES.items()}
     assert pinned().keys() == PROBES.keys()
 

@@ -151,3 +151,13 @@ def test_a_bad_declaration_of_fields_names_its_variable(monkeypatch, fields):
     monkeypatch.setenv("GLYPHREC_FILTER_FIELDS", fields)
     with pytest.raises(BadSettings, match="^GLYPHREC_FILTER_FIELDS: '"):
         load_settings(bundle="b")
+
+
+@pytest.mark.parametrize("level", ["info", "Info", "INFO"])
+def test_the_words_of_the_log_may_be_in_any_letters(monkeypatch, level):
+    monkeypatch.setenv("GLYPHREC_LOG_LEVEL", level)
+    monkeypatch.setenv("GLYPHREC_LOG_FORMAT", "JSON")
+    assert (load_settings(bundle="b").log_level, load_settings(bundle="b").log_format) == ("INFO", "json")
+    monkeypatch.setenv("GLYPHREC_LOG_LEVEL", "loud")
+    with pytest.raises(BadSettings, match="GLYPHREC_LOG_LEVEL: .*'DEBUG', 'INFO', 'WARNING' or 'ERROR'"):
+        load_settings(bundle="b")

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from model_export.data.amazon import described_products
 from model_export.data.amazon_products import is_product
@@ -16,7 +18,9 @@ from model_export.data.event_log.engine import NOTHING, Engine, name_of, present
 from model_export.data.event_log.files import TableFile
 from model_export.data.event_log.options import EventOptions
 from model_export.data.jsonl import parse_literal, read_lines
+from model_export.data.picture_files import FIELD, PictureFiles
 from service.core.bundle import RenderSpec
+from service.core.json_lines import shown
 from service.core.render import item_text
 
 TITLES = "title name prodname productname producttitle itemname movietitle appname displayname"
@@ -49,20 +53,28 @@ WHOLE_WITH_POINT = re.compile(r"(-?\d+)\.0")
 Rows = Iterable[tuple[str, Item]]  # (id, fields)
 
 
+class Described(NamedTuple):
+    """The items of a table by id, and the files of their pictures."""
+
+    items: dict[str, Item]
+    images: dict[str, Path]
+    words: str  # what the columns were taken for
+
+
 def read_items(
     engine: Engine,
     files: list[TableFile],
     options: EventOptions,
     wanted: Container[str],
     left_out: Counter[str],
-) -> tuple[dict[str, Item], str]:
-    """The items with text by id, and in words what the columns were taken for. Raises DataError."""
+) -> Described:
+    """The items with text or a picture. Paths of pictures start at the table's folder. Raises DataError."""
     first = files[0]
     if first.kind == "json" and is_product(first.head[0]) and options.item_id is None:
         found: dict[str, Item] = {}
         for file in files:
             found |= described_products(file.path, wanted, left_out)
-        return found, "Amazon's product metadata"
+        return Described(found, {}, "Amazon's product metadata")
     properties = _properties(first)
     rows: Rows
     if properties is not None:
@@ -83,7 +95,7 @@ def read_items(
         words = f"id = {item_id}; " + ", ".join(
             new if new == old else f"{new} = {old}" for old, new in new_names.items()
         )
-    return _with_text(rows, left_out), words
+    return _usable(rows, words, first.path, left_out)
 
 
 def items_in_events(
@@ -115,18 +127,28 @@ def items_in_events(
     return {str(row[0]): _filled(fields) for row, fields in zip(found, cells, strict=True)}, columns
 
 
-def _with_text(rows: Rows, left_out: Counter[str]) -> dict[str, Item]:
-    found: dict[str, Item] = {}
+def _usable(rows: Rows, words: str, path: Path, left_out: Counter[str]) -> Described:
+    found = Described({}, {}, words)
+    pictures = PictureFiles(path.parent, paths_only=False)
     for item_id, fields in rows:
-        if item_id in found:
+        if item_id in found.items:
             left_out["repeated rows of items, of which the first counts"] += 1
             continue
         item = {"item_id": item_id} | fields
-        if item_text(item, RenderSpec()):
-            found[item_id] = item
-        else:
-            left_out["items without any text"] += 1
+        place = f"item {shown(item_id)}"
+        image = pictures.take(item, place, partial(_wrong, path, place))
+        if image is None and not item_text(item, RenderSpec()):
+            left_out["items without any text or picture"] += 1
+            continue
+        found.items[item_id] = item
+        if image is not None:
+            found.images[item_id] = image
+    left_out.update(pictures.exclusions)
     return found
+
+
+def _wrong(path: Path, place: str, problem: str) -> DataError:
+    return DataError(f"{path}: {place}: {problem}")
 
 
 def _column(file: TableFile, names: tuple[str, ...], flag: str | None, guess: str | None, what: str) -> str:
@@ -160,9 +182,10 @@ def _kept(
 
 
 def _new_names(columns: tuple[str, ...], title: str | None) -> dict[str, str]:
-    """Our name of each column: title and description have one name in all tables."""
+    """Our name of each column: title, description and image have one name in all tables."""
     description = None if "description" in columns else _first(columns, DESCRIPTIONS)
-    renamed = {title: "title", description: "description"}
+    image = None if FIELD in columns else _first(columns, FIELD)
+    renamed = {title: "title", description: "description", image: FIELD}
     return {name: renamed.get(name, name) for name in columns}
 
 

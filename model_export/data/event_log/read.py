@@ -17,7 +17,7 @@ from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.event_log.columns import Columns, named, names_of_bare
 from model_export.data.event_log.engine import Engine
 from model_export.data.event_log.files import TableFile, sniff
-from model_export.data.event_log.items import items_in_events, read_items
+from model_export.data.event_log.items import Described, items_in_events, read_items
 from model_export.data.event_log.layouts import files_of
 from model_export.data.event_log.load import NamedEvents, load, without_points
 from model_export.data.event_log.options import EventOptions
@@ -55,12 +55,13 @@ def read_event_log(argument: str, options: EventOptions | None = None) -> EventL
         notes: list[str] = []
         if item_paths:
             item_files = _tables(engine, item_paths, options.encoding)
-            described, preview.item_words = read_items(engine, item_files, options, set(log.items), left_out)
+            described = read_items(engine, item_files, options, set(log.items), left_out)
             preview.items = item_files
         else:
-            described, notes = _without_table(engine, files, columns, form, log, preview)
+            described, notes = _without_table(engine, files, columns, form, log)
+        preview.item_words = described.words
 
-    log = _known(log, described, left_out)
+    log = _known(log, described.items, left_out)
     num_known = len(log.events)
     events = in_order(log.events, log.users, log.items)
     if not options.repeats:
@@ -115,14 +116,13 @@ def _without_table(
     columns: Columns,
     form: TimeForm,
     log: NamedEvents,
-    preview: Preview,
-) -> tuple[dict[str, Item], list[str]]:
+) -> tuple[Described, list[str]]:
     """Items from the events' own columns, and else with their id as the title."""
     when = form.sql if columns.time is not None else "0"
     fields, used = items_in_events(engine, files, columns.item, when)
     if fields:
         fields = dict(zip(without_points(list(fields)), fields.values(), strict=True))
-    preview.item_words = f"from the events' columns {', '.join(used)}" if used else ""
+    words = f"from the events' columns {', '.join(used)}" if used else ""
     described: dict[str, Item] = {}
     num_bare = 0
     for item_id in log.items:
@@ -138,12 +138,12 @@ def _without_table(
             f"{share} has no text but its id, from which the encoder learns nothing. Give a table of the "
             "items: events:EVENTS,ITEMS"
         )
-    return described, notes
+    return Described(described, {}, words), notes
 
 
 def _known(log: NamedEvents, described: dict[str, Item], left_out: Counter[str]) -> NamedEvents:
-    has_text = np.array([item_id in described for item_id in log.items], dtype=bool)
-    known = has_text[log.events.item] if len(log.items) else np.zeros(0, dtype=bool)
+    is_described = np.array([item_id in described for item_id in log.items], dtype=bool)
+    known = is_described[log.events.item] if len(log.items) else np.zeros(0, dtype=bool)
     left_out["events with items that have no row or no text in the items"] = int(np.count_nonzero(~known))
     return replace(log, events=log.events.where(known))
 
@@ -151,7 +151,7 @@ def _known(log: NamedEvents, described: dict[str, Item], left_out: Counter[str])
 def _dataset(
     path: Path,
     log: NamedEvents,
-    described: dict[str, Item],
+    described: Described,
     options: EventOptions,
     left_out: Counter[str],
     notes: tuple[str, ...],
@@ -159,7 +159,7 @@ def _dataset(
     """The dataset: with a core, its items; else all items of the table."""
     place_of = {item_id: place for place, item_id in enumerate(log.items)}
     taken = {log.items[place] for place in np.unique(log.events.item)}
-    items = [item for item_id, item in described.items() if options.core == 1 or item_id in taken]
+    items = [item for item_id, item in described.items.items() if options.core == 1 or item_id in taken]
     place_in_items = np.full(len(log.items), -1, dtype=np.int64)
     for place, item in enumerate(items):
         if (old := place_of.get(item["item_id"])) is not None:
@@ -175,4 +175,9 @@ def _dataset(
         left_out,
         times=np.split(events.time, ends[:-1]),
         notes=notes,
+        images={
+            place: described.images[item["item_id"]]
+            for place, item in enumerate(items)
+            if item["item_id"] in described.images
+        },
     )

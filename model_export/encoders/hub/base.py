@@ -166,6 +166,11 @@ def require_transformers() -> None:
         )
 
 
+def checkpoint_files(checkpoint: str) -> list[Path]:
+    """All files of a checkpoint's folder. A checkpoint on the model hub has none: its name identifies it."""
+    return sorted(path for path in Path(checkpoint).rglob("*") if path.is_file())
+
+
 def load_config(checkpoint: str) -> Any:
     """The configuration of a checkpoint. A checkpoint is a folder or a name on the model hub."""
     from transformers import AutoConfig

@@ -114,8 +114,8 @@ class Pixels(nn.Module):
         self.register_buffer("rows", torch.from_numpy(np.ascontiguousarray(geometry.rows.T)))
         self.register_buffer("columns", torch.from_numpy(np.ascontiguousarray(geometry.columns)))
         self.padding, self.fill, self.rows_first = geometry.padding, geometry.fill, geometry.rows_first
-        mean = _channels(processor.image_mean if processor.do_normalize else 0.0)
-        std = _channels(processor.image_std if processor.do_normalize else 1.0)
+        mean = channels(processor.image_mean if processor.do_normalize else 0.0)
+        std = channels(processor.image_std if processor.do_normalize else 1.0)
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         self.register_buffer("scale", factor / std)
         self.register_buffer("shift", -mean / std)
@@ -127,8 +127,8 @@ class Pixels(nn.Module):
         return gray[:, None] * self.scale + self.shift
 
 
-def _channels(value: float | list[float]) -> Tensor:
-    """[3, 1, 1], from one number or from one number for each channel."""
+def channels(value: float | list[float]) -> Tensor:
+    """A tensor [3, 1, 1] from one number or from one number for each channel."""
     return torch.tensor(value, dtype=torch.float32).expand(3)[:, None, None].clone()
 
 

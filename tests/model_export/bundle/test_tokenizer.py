@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
+from model_export.bundle.tokenizer import TokenizerParts, check_tokenizer, export_tokenizer
 from model_export.configs import HeadConfig, PpOcrConfig
-from model_export.encoders.head import ItemHead, train_head
+from model_export.encoders.head import train_head
 from model_export.encoders.pp_ocr import PpOcr
-from model_export.encoders.visual_words import VisualWords
 from service.core.bundle import RenderSpec
 from service.core.graphs import GraphSpec
 from service.core.render import render_text
@@ -45,17 +45,10 @@ class TwoLevels(nn.Module):
 class Case(NamedTuple):
     path: Path
     graph: GraphSpec
-    body: onnx.ModelProto
-    pooling: VisualWords
-    head: ItemHead
-    quantizer: TwoLevels
+    parts: TokenizerParts
     items: list[np.ndarray]
     vectors: np.ndarray  # of the items, from the reading
     tokenizer: Tokenizer
-
-    @property
-    def parts(self):
-        return self.body, self.pooling, self.head, self.quantizer
 
 
 def random_text(rng: np.random.Generator) -> str:
@@ -76,10 +69,11 @@ def case(tmp_path_factory) -> Case:
     head_config = HeadConfig(vector_dim=VECTOR_DIM, hidden_dim=32, max_steps=20, batch_size=16)
     head, quantizer = train_head(features, sequences, head_config, seed=0), TwoLevels()
     path = tmp_path_factory.mktemp("bundle") / "tokenizer.onnx"
-    graph = export_tokenizer(path, body, pooling, head, quantizer, sid=SID, render=SPEC)
+    parts = TokenizerParts(body, pooling, head, quantizer)
+    graph = export_tokenizer(path, parts, sid=SID, render=SPEC)
     vectors = head.vectors(features)
     tokenizer = Tokenizer(path, graph, threads=1)
-    return Case(path, graph, body, pooling, head, quantizer, items, vectors, tokenizer)
+    return Case(path, graph, parts, items, vectors, tokenizer)
 
 
 def read(case: Case, items: list[np.ndarray]) -> Tokens:
@@ -90,14 +84,15 @@ def read(case: Case, items: list[np.ndarray]) -> Tokens:
 def test_the_graph_agrees_with_the_model_for_batches_and_single_items(case):
     rng = np.random.default_rng(1)
     unseen = [render_text(random_text(rng), SPEC).strips for _ in range(9)]
-    assert check_tokenizer(case.path, *case.parts, graph=case.graph, items=unseen) < 1e-4
+    inputs = [TokenizerInput(strips) for strips in unseen]
+    assert check_tokenizer(case.path, case.parts, graph=case.graph, items=inputs) < 1e-4
 
 
 def test_the_graph_gives_the_vectors_that_training_saw(case):
     """A Reading stores float16 frames, and the graph rounds in the same way, so the vectors are equal."""
     tokens = read(case, case.items)
     np.testing.assert_allclose(tokens.vectors, case.vectors, atol=1e-4)
-    expected = case.quantizer.encode(torch.from_numpy(case.vectors))
+    expected = case.parts.quantizer.encode(torch.from_numpy(case.vectors))
     assert tokens.codes.tolist() == expected.tolist()
 
 
@@ -127,11 +122,10 @@ def test_an_item_with_more_strips_than_the_recipe_draws_is_still_one_item(case):
 
 
 def test_a_graph_of_another_model_is_noticed(case):
-    other = TwoLevels()
+    other = replace(case.parts, quantizer=TwoLevels())
+    items = [TokenizerInput(strips) for strips in case.items[:4]]
     with pytest.raises(ContractMismatch, match="items have other codes than in PyTorch"):
-        check_tokenizer(
-            case.path, case.body, case.pooling, case.head, other, graph=case.graph, items=case.items[:4]
-        )
+        check_tokenizer(case.path, other, graph=case.graph, items=items)
 
 
 def test_the_graph_uses_no_operator_outside_the_standard(case):

@@ -171,9 +171,9 @@ def test_unusable_items_histories_and_purchases_are_left_out_and_counted(tmp_pat
     assert dataset.user_ids == ["u", "v", "w"]
     assert dataset.sequences[2].tolist() == [0, 2]
     assert dataset.exclusions == {
-        "items without any text": 1,
+        "items without any text or picture": 1,
         "interactions with items that are not in the items file": 3,
-        "interactions with items without any text": 1,
+        "interactions with items without any text or picture": 1,
         "users with fewer than 2 known items": 2,
     }
     summary = dataset.summary()

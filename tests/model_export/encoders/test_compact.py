@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
+from model_export.bundle.tokenizer import TokenizerParts, check_tokenizer, export_tokenizer
 from model_export.configs import CompactConfig, HeadConfig, HubEncoderConfig, PpOcrConfig
 from model_export.encoders import choose
 from model_export.encoders.compact import reader as compact
@@ -29,6 +29,7 @@ from service.core.bundle import RenderSpec
 from service.core.render import render_text
 from service.core.sid import SidSpec
 from service.errors import GlyphrecError
+from service.inference.runtime import TokenizerInput
 
 SPEC = RenderSpec()
 CONFIG = CompactConfig(num_grams=512, feature_dim=24)
@@ -146,10 +147,10 @@ def test_the_reader_reads_a_catalog_and_the_whole_tokenizer_is_one_graph(encoder
     assert np.isfinite(pooling.pool(reading)).all()
     config = HeadConfig(vector_dim=8, hidden_dim=16)
     head = ItemHead(feature_dim=pooling.feature_dim, config=config).eval()
-    parts = (body, pooling, head, Nearest())
+    parts = TokenizerParts(body, pooling, head, Nearest())
     path = tmp_path / "tokenizer.onnx"
-    graph = export_tokenizer(path, *parts, sid=SidSpec(levels=(8,)), render=SPEC)
-    assert check_tokenizer(path, *parts, graph=graph, items=items) < 1e-4
+    graph = export_tokenizer(path, parts, sid=SidSpec(levels=(8,)), render=SPEC)
+    assert check_tokenizer(path, parts, graph=graph, items=list(map(TokenizerInput, items))) < 1e-4
 
 
 @pytest.mark.parametrize("kind", [CompactReader, PpOcr])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer
+from model_export.bundle.tokenizer import TokenizerParts, check_tokenizer, export_tokenizer
 from model_export.configs import RUNS, HeadConfig, HubEncoderConfig
 from model_export.encoders.base import Reading
 from model_export.encoders.choose import make_encoder
@@ -29,6 +29,7 @@ from service.core.bundle import RenderSpec
 from service.core.render import render_text
 from service.core.sid import SidSpec
 from service.errors import GlyphrecError
+from service.inference.runtime import TokenizerInput
 from tests.model_export.encoders.hub_checkpoints import (
     save_deepseek_ocr2,
     save_donut,
@@ -148,10 +149,12 @@ def test_the_whole_tokenizer_is_one_graph_and_gives_the_codes_of_training(case, 
     torch.manual_seed(0)
     pooling = case.encoder.fit(case.reading)
     config = HeadConfig(vector_dim=VECTOR_DIM, hidden_dim=8)
-    parts = pooling, ItemHead(feature_dim=pooling.feature_dim, config=config).eval(), Nearest()
+    head = ItemHead(feature_dim=pooling.feature_dim, config=config).eval()
+    parts = TokenizerParts(case.body, pooling, head, Nearest())
     path = tmp_path / "tokenizer.onnx"
-    graph = export_tokenizer(path, case.body, *parts, sid=SidSpec(levels=(8,)), render=PAGE)
-    assert check_tokenizer(path, case.body, *parts, graph=graph, items=case.items) < 1e-4
+    graph = export_tokenizer(path, parts, sid=SidSpec(levels=(8,)), render=PAGE)
+    items = [TokenizerInput(strips) for strips in case.items]
+    assert check_tokenizer(path, parts, graph=graph, items=items) < 1e-4
     assert {entry.domain for entry in onnx.load(path).opset_import} == {""}
 
 

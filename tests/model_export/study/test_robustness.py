@@ -41,7 +41,7 @@ def test_a_coder_gives_the_catalogs_texts_the_codes_of_its_quantizer(tiny_export
     dataset, config = tiny_export.dataset, configs[side]
     run = Run.of(dataset, config, tiny_export.cache)
     read = stages.read(run)
-    coded = stages.code(run, read.features)
+    coded = stages.code(run, read)
     codes_of = coder(read, coded, config)
     expected = coded.quantizer.encode(torch.from_numpy(coded.vectors[:NUM_ITEMS])).numpy()
     texts = [item_text(item, config.render) for item in dataset.items[:NUM_ITEMS]]
@@ -67,7 +67,7 @@ def test_an_invisible_change_keeps_all_codes_and_another_items_text_does_not(
     assert figures["kept_all_codes:unseen"] == figures["kept_first_code:unseen"] == 1
 
     run = Run.of(dataset, config, tiny_export.cache)
-    coded = stages.code(run, stages.read(run).features)
+    coded = stages.code(run, stages.read(run))
     own = coded.quantizer.encode(torch.from_numpy(coded.vectors)).numpy()
     chosen = np.random.default_rng(0).choice(dataset.num_items, size=NUM_ITEMS, replace=False)
     shared = shared_levels(own[chosen], own[chosen - 1])

@@ -11,9 +11,10 @@ from model_export.configs import CompactConfig, HeadConfig, HubEncoderConfig, Mi
 from model_export.data.dataset import make_dataset
 from model_export.data.tables import write_dataset
 from model_export.study import cells, timing
+from model_export.study.cell import Cell
 from model_export.study.command import study
 from model_export.study.cost_table import with_costs
-from model_export.study.plan import PLANS, RESOLUTIONS, Cell, Plan, recipe
+from model_export.study.plan import PLANS, RESOLUTIONS, Plan, recipe
 from model_export.study.run import Work, run_study, works_of
 from service.core.render import render_text
 from service.errors import GlyphrecError

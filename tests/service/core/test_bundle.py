@@ -1,5 +1,6 @@
 import itertools
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,28 @@ def test_a_file_outside_the_bundle_is_refused(bundle):
     rewrite(bundle, files=raw["files"] | {"../elsewhere": record})
     with pytest.raises(ContractMismatch, match="outside the bundle"):
         load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["items.jsonl.gz", "report"])
+def test_links_into_a_store_are_told_as_links_and_copies_of_them_are_taken(bundle, tmp_path_factory, name):
+    """As tools that keep versions of files lay them out; a link that stays inside is no matter."""
+    store = tmp_path_factory.mktemp("store")
+    (bundle / "report").mkdir(exist_ok=True)
+    (bundle / "report/notes.md").write_text("x")
+    raw = json.loads((bundle / "manifest.json").read_text())
+    record = {"sha256": sha256_of(bundle / "report/notes.md"), "num_bytes": 1}
+    rewrite(bundle, files=raw["files"] | {"report/notes.md": record})
+    load_bundle(bundle)
+    (bundle / name).rename(store / name)
+    (bundle / name).symlink_to(store / name)
+    with pytest.raises(ContractMismatch, match=r"is a link or lies below one, .*cp -rL"):
+        load_bundle(bundle)
+    subprocess.run(["cp", "-rL", bundle, store / "copy"], check=True)
+    load_bundle(store / "copy")
+    (bundle / name).unlink()
+    (store / name).rename(bundle / "inside")
+    (bundle / name).symlink_to(bundle / "inside")
+    load_bundle(bundle)
 
 
 def test_a_bundle_that_says_how_counts_have_a_say_has_counts(bundle):

@@ -137,6 +137,21 @@ async def test_what_has_no_place_is_refused_before_its_body_came_and_its_connect
     assert num_rejected(door, "overloaded") == 1
 
 
+async def test_a_client_that_waits_for_a_go_ahead_and_is_refused_is_told_and_let_go():
+    """Its next request would be taken for the body that it does not send."""
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        first = await occupied(door, connect)
+        reader, writer = await connect()
+        head, _, _ = POST.partition(b"\r\n\r\n")
+        writer.write(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        status, headers, _ = await answer(reader)
+        assert (status, headers["connection"]) == (429, "close")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        door.gate.set()
+        assert (await answer(first))[0] == 200
+
+
 async def test_many_that_come_at_once_are_taken_up_to_the_room_there_is():
     door = Door(num_places=3)
     async with serving(door) as connect:

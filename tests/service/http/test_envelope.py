@@ -115,6 +115,7 @@ async def test_while_the_service_stops_each_answer_closes_its_connection():
         ({"scope": Scope.READ}, [], 401, "missing-key"),
         ({}, [(b"content-length", b"101")], 413, "body-too-large"),
         ({}, [(b"x-request-timeout", b"soon")], 400, "bad-timeout"),
+        ({}, [(b"content-encoding", b"gzip")], 415, "encoded-body"),
     ],
 )
 async def test_what_a_step_refuses_is_a_problem(options, headers, status, slug):

@@ -90,12 +90,18 @@ async def test_a_body_that_stops_is_refused_after_the_timeout():
     assert isinstance(refused.value.error, BodyTooSlow)
 
 
-@pytest.mark.parametrize("given", ["a", "A.b:c-d_9", "x" * 128])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("a", "A.b:c-d_9", "x" * 128, "Root=1-67891233-abcdef012345678912345678;Parent=5a/b", "{0f-1a}"),
+        *("a1b2c3==", "00-4bf9-00f0-01", "<a|b>", "!#$%&'()*+,", "~"),
+    ],
+)
 def test_a_safe_request_id_is_the_clients_own(given):
     assert request_id_of(given) == given
 
 
-@pytest.mark.parametrize("given", ["", "a b", "a\nb", "ä", "x" * 129, '"'])
+@pytest.mark.parametrize("given", ["", "a b", "a\nb", "ä", "x" * 129, '"', "\\", "\x7f"])
 def test_any_other_is_replaced_by_a_new_one(given):
     found = request_id_of(given)
     assert found != given

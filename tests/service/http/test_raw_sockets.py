@@ -327,3 +327,30 @@ def test_expect_100_gets_its_go_ahead(served):
         assert connection.recv(100).startswith(b"HTTP/1.1 100")
         connection.sendall(BODY)
         assert statuses(received(connection)) == [200]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (POST + b"Content-Length: 100001\r\n", 413),
+        (POST + b"Content-Length: 23\r\nX-Request-Timeout: soon\r\n", 400),
+        (POST + b"Content-Length: 23\r\nContent-Encoding: gzip\r\n", 415),
+        (POST.replace(b"json", b"xml") + b"Content-Length: 23\r\n", 415),
+        (POST.replace(b"/recommend", b"/nowhere") + b"Transfer-Encoding: chunked\r\n", 404),
+    ],
+)
+def test_who_promises_a_body_and_is_refused_gets_the_answer_and_the_end(served, head, status):
+    """Without a go-ahead, no body comes, so the connection has no use any more."""
+    started = time.monotonic()
+    answer = served.answer_to(head + b"Expect: 100-continue\r\n\r\n")
+    assert statuses(answer) == [status]
+    assert b"connection: close" in answer.lower()
+    assert time.monotonic() - started < HEAD_TIMEOUT_S
+
+
+def test_who_promises_no_body_keeps_the_connection(served):
+    ask = b"GET /info HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n"
+    assert statuses(served.answer_to(ask, ask.replace(b"Expect", b"Connection: close\r\nX-Old"))) == [
+        200,
+        200,
+    ]

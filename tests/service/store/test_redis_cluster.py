@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -22,55 +21,18 @@ from service.store.records import RedisKeys
 from service.store.server import find_server_binary
 from tests.known_bundle import KNOWN_ITEMS, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import CATALOG, SPEC, TOKENIZER, put, record, store_on, until, until_true
-from tests.service.redis_nodes import node
+from tests.service.redis_nodes import NUM_SLOTS, cluster, make_certificates, node
 from tests.service.running import running, starting
 
 pytestmark = pytest.mark.slow
 
-NUM_SLOTS = 16_384
 PASSWORD = "a-long-password"
 
 
 @pytest.fixture
 async def nodes(tmp_path: Path) -> AsyncIterator[list[tuple[int, Redis]]]:
-    """Three primaries, each with a third of the slots."""
-    async with AsyncExitStack() as stack:
-        found: list[tuple[int, Redis]] = []
-        buses = []
-        for i in range(3):
-            port, bus = free_port(20_000 + 1_000 * i), free_port(30_000 + 1_000 * i)
-            options = (
-                "--cluster-enabled",
-                "yes",
-                "--cluster-port",
-                str(bus),
-                "--cluster-node-timeout",
-                "2000",
-            )
-            client = await stack.enter_async_context(node(tmp_path / f"node-{i}", port, *options))
-            found.append((port, client))
-            buses.append(bus)
-        edges = [NUM_SLOTS * i // 3 for i in range(4)]
-        for i, (_, client) in enumerate(found):
-            await client.execute_command("CLUSTER ADDSLOTSRANGE", edges[i], edges[i + 1] - 1)
-        for (port, _), bus in zip(found, buses, strict=True):
-            await found[0][1].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
-
-        async def is_whole() -> bool:
-            infos = [await client.execute_command("CLUSTER INFO") for _, client in found]
-            return all(
-                info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3"
-                for info in map(read, infos)
-            )
-
-        await until_true(is_whole, 30)
+    async with cluster(tmp_path) as found:
         yield found
-
-
-def read(info: object) -> dict[str, str]:
-    if isinstance(info, dict):
-        return info
-    return dict(line.split(":", 1) for line in bytes(info).decode().split())  # type: ignore[call-overload]
 
 
 async def owner_of(nodes: list[tuple[int, Redis]], slot: int) -> int:
@@ -253,21 +215,6 @@ def speaks_tls(binary: Path) -> bool:
     options = ("--port", "0", "--tls-port", "1", "--tls-cert-file", "/nowhere")
     said = subprocess.run([binary, *options], capture_output=True, text=True, timeout=10, check=False)
     return not any(words in said.stdout + said.stderr for words in ("Bad directive", "Failed finding TLS"))
-
-
-def make_certificates(folder: Path) -> None:
-    """A temporary authority, and its certificate for a server at 127.0.0.1."""
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
-    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for arguments in (
-        (*new, "-x509", "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.crt"),
-        (*new, "-subj", "/CN=redis", "-keyout", "redis.key", "-out", "redis.csr"),
-        (
-            *("x509", "-req", "-in", "redis.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-days", "2", "-extfile", "names", "-out", "redis.crt"),
-        ),
-    ):
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=30)
 
 
 async def test_a_rediss_url_is_spoken_to_by_tls_and_only_where_its_certificate_is_trusted(

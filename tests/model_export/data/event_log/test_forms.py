@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model_export.data.tables import read_dataset
 from service.cli import main
-from tests.model_export.data.event_log.public_forms import FORMS, GENRES, TITLES, TOOK
+from tests.model_export.data.event_log.other_shapes import SHAPES
+from tests.model_export.data.event_log.public_forms import FORMS, GENRES, START, TITLES, TOOK
 
 
 def sequences(folder: Path) -> dict[str, list[str]]:
@@ -19,25 +21,32 @@ def sequences(folder: Path) -> dict[str, list[str]]:
     }
 
 
+DAYS = ("steam", "h_and_m")  # have no times of day
+WAYS = {"published": FORMS, "saved anew": SHAPES}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", FORMS)
-def test_one_command_prepares_each_form(form, tmp_path, capsys):
+def test_one_command_prepares_each_form(form, way, tmp_path, capsys):
     (tmp_path / "in").mkdir()
-    source = FORMS[form](tmp_path / "in")
+    source = WAYS[way][form](tmp_path / "in")
     assert main(["prepare", "--data", source, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "4 items, 4 users, 13 interactions" in said
     assert sequences(tmp_path / "out") == TOOK
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", [form for form in FORMS if "movielens" in form])
-def test_the_films_of_movielens_have_titles_and_genres(form, tmp_path):
-    dataset = read_dataset(FORMS[form](tmp_path))
+def test_the_films_of_movielens_have_titles_and_genres(form, way, tmp_path):
+    dataset = read_dataset(WAYS[way][form](tmp_path))
     found = {item["item_id"]: (item["title"], item["genres"]) for item in dataset.items}
     assert found == {item: (title, GENRES[item].split("|")) for item, title in TITLES.items()}
 
 
-def test_articles_of_h_and_m_keep_zeros_and_words_but_no_codes(tmp_path):
-    items = {item["item_id"]: item for item in read_dataset(FORMS["h_and_m"](tmp_path)).items}
+@pytest.mark.parametrize("way", WAYS)
+def test_articles_of_h_and_m_keep_zeros_and_words_but_no_codes(way, tmp_path):
+    items = {item["item_id"]: item for item in read_dataset(WAYS[way]["h_and_m"](tmp_path)).items}
     assert items["02"] == {
         "item_id": "02",
         "title": TITLES["2"],
@@ -46,19 +55,22 @@ def test_articles_of_h_and_m_keep_zeros_and_words_but_no_codes(tmp_path):
     }
 
 
-def test_the_events_of_rees46_describe_the_items(tmp_path):
-    items = {item["item_id"]: item for item in read_dataset(FORMS["rees46"](tmp_path)).items}
+@pytest.mark.parametrize("way", WAYS)
+def test_the_events_of_rees46_describe_the_items(way, tmp_path):
+    items = {item["item_id"]: item for item in read_dataset(WAYS[way]["rees46"](tmp_path)).items}
     assert items["1"] == {"item_id": "1", "brand": "acme", "category_code": "electronics.film", "price": 1.5}
     assert "brand" not in items["2"]
 
 
-def test_the_newest_property_of_retailrocket_counts(tmp_path):
-    items = {item["item_id"]: item for item in read_dataset(FORMS["retailrocket"](tmp_path)).items}
+@pytest.mark.parametrize("way", WAYS)
+def test_the_newest_property_of_retailrocket_counts(way, tmp_path):
+    items = {item["item_id"]: item for item in read_dataset(WAYS[way]["retailrocket"](tmp_path)).items}
     assert items["1"] == {"item_id": "1", "categoryid": "111", "property 790": "n1.000"}
 
 
-def test_the_metadata_of_amazon_describes_rated_items(tmp_path):
-    dataset = read_dataset(FORMS["amazon_ratings_with_metadata"](tmp_path))
+@pytest.mark.parametrize("way", WAYS)
+def test_the_metadata_of_amazon_describes_rated_items(way, tmp_path):
+    dataset = read_dataset(WAYS[way]["amazon_ratings_with_metadata"](tmp_path))
     items = {item["item_id"]: item for item in dataset.items}
     assert items["0000000003"] == {"item_id": "0000000003", "title": TITLES["3"], "categories": ["Films"]}
     assert not dataset.notes
@@ -73,12 +85,21 @@ def test_items_without_a_table_are_named_by_their_id_and_a_note_says_so(form, tm
     assert note in dataset.summary()
 
 
-def test_the_times_of_each_form_are_the_same_milliseconds(tmp_path):
-    found = {}
-    for name in ("csv_log", "tsv_log", "parquet_log", "json_log", "otto", "recbole", "rees46"):
-        (tmp_path / name).mkdir()
-        dataset = read_dataset(FORMS[name](tmp_path / name))
-        times = dict(zip(dataset.user_ids, dataset.times, strict=True))
-        found[name] = [times[user].tolist() for user in TOOK]
-    assert found["csv_log"][0] == [1_600_000_007_000, 1_600_001_007_000, 1_600_002_007_000]
-    assert all(times == found["csv_log"] for times in found.values()), found
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in DAYS])
+def test_the_times_of_each_form_are_the_same_milliseconds(form, way, tmp_path):
+    dataset = read_dataset(WAYS[way][form](tmp_path))
+    times = dict(zip([user.lstrip("A0") for user in dataset.user_ids], dataset.times, strict=True))
+    for user, items in TOOK.items():
+        seconds = [START + 1000 * place + int(user) for place in range(len(items))]
+        assert times[user].tolist() == [1000 * second for second in seconds]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", DAYS)
+def test_days_count_from_their_first_moment(form, way, tmp_path):
+    dataset = read_dataset(WAYS[way][form](tmp_path))
+    for user, times in zip(dataset.user_ids, dataset.times, strict=True):
+        assert np.all(times % 86_400_000 == 0)
+        assert np.all(np.diff(times) == 86_400_000)
+        assert len(times) == len(TOOK[user])

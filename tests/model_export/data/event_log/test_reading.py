@@ -189,7 +189,7 @@ def test_items_keep_types_and_chosen_fields(tmp_path):
         "code": "010",
         "url": "http://y",
     }
-    assert dataset.exclusions == {"items without any text": 1}
+    assert dataset.exclusions == {"items without any text or picture": 1}
     options = EventOptions(fields=("price",))
     assert read_event_log(f"{path},{items}", options).dataset.items[0] == {
         "item_id": "01", "title": "Nut", "price": 1.5,

@@ -8,7 +8,7 @@ import pytest
 from model_export.data.tables import read_dataset
 from service.cli import main
 from service.core.bundle import load_bundle
-from tests.model_export.data.event_log import public_forms
+from tests.model_export.data.event_log import other_shapes, public_forms
 
 NUM_USERS, NUM_ITEMS = 40, 24
 
@@ -34,9 +34,12 @@ def run(*args: object) -> None:
 
 
 @pytest.mark.slow
-def test_movielens_as_it_is_published_reaches_a_bundle(tmp_path):
+@pytest.mark.parametrize(
+    "form", [public_forms.movielens_100k, other_shapes.parquet_log, other_shapes.amazon_ratings_with_metadata]
+)
+def test_a_log_as_it_is_published_reaches_a_bundle(form, tmp_path):
     (tmp_path / "in").mkdir()
-    source = public_forms.movielens_100k(tmp_path / "in")
+    source = form(tmp_path / "in")
     run("prepare", "--data", source, "--out", tmp_path / "data")
     run(
         *("export", "--data", tmp_path / "data", "--out", tmp_path / "bundle"),

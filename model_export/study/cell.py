@@ -1,0 +1,29 @@
+"""What a cell of the study is. Its results are in cells.py, and the list of all cells is in plan.py."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model_export.configs import RunConfig
+from model_export.data.dataset import Dataset
+
+Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn", "tgh", "sum"]
+Question = Literal["robustness", "cold"]  # cells that measure something else than a ranking of test users
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of the study."""
+
+    name: str
+    label: str  # the name in words
+    groups: tuple[str, ...]  # the tables that show the cell
+    config: RunConfig
+    counting: Counting | None = None  # a baseline that counts; item_knn uses the configuration's vectors
+    question: Question | None = None
+    shuffled: bool = False  # a control: items swap their codes at random
+    num_seeds: int = 1
+    has_photos: bool = False  # it runs on data sets with photos, and the others on those without
+
+    def runs_on(self, dataset: Dataset) -> bool:
+        """Whether the study runs this cell on the data set."""
+        return self.has_photos == bool(dataset.images)

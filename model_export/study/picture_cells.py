@@ -1,0 +1,76 @@
+"""The cells of the table "pictures": what photos add to texts, and how the two are best fused.
+
+They run on data sets with photos. All of them have the same head, quantizer, generator and seeds, unless the
+label says something else. The generator runs without likeness, because the question is how good the codes
+are. The cells `pictures_default` are configurations as they are served.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from model_export.configs import Fusion, MiniLmConfig, PicturesConfig, RunConfig
+from model_export.study.cell import Cell, Question
+
+TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "title": ("titles", ("title",)),
+    "description": ("titles and descriptions", ("title", "description")),
+}  # the shorter texts of the study: name -> words, fields
+
+
+def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list[Cell]:
+    """Every kind of cell. `learnt` is the default without likeness and counts."""
+    photos = PicturesConfig()
+    encoded = replace(learnt, encoder=MiniLmConfig())
+
+    def cell(
+        name: str,
+        label: str,
+        config: RunConfig,
+        fusion: Fusion | None = None,
+        *,
+        seeds: int = 1,
+        question: Question | None = None,
+        group: str = "pictures",
+    ) -> Cell:
+        if fusion is not None:
+            config = replace(config, pictures=replace(photos, fusion=fusion))
+        return Cell(
+            f"pictures_{name}", label, (group,), config, question=question, num_seeds=seeds, has_photos=True
+        )
+
+    found = [
+        cell("text", "text by MiniLM", encoded, seeds=num_seeds),
+        cell("drawn", "drawn text", learnt, seeds=num_seeds),
+        cell("photo", "photo", learnt, "photo", seeds=num_seeds),
+        cell("early_text", "MiniLM and photo, early, head", encoded, "head", seeds=num_seeds),
+        cell("early", "drawn text and photo, early, head", learnt, "head", seeds=num_seeds),
+        cell("early_text_concat", "MiniLM and photo, early, side by side, no training", encoded, "concat"),
+        cell("early_concat", "drawn text and photo, early, side by side, no training", learnt, "concat"),
+        cell("early_text_sum", "MiniLM and photo, early, sum of projections", encoded, "sum"),
+        cell("early_sum", "drawn text and photo, early, sum of projections", learnt, "sum"),
+        cell("late_both", "late, codes of text, then codes of photo", learnt, "late_both"),
+        cell("late_levels", "late, first levels from text, last from photo", learnt, "late_levels"),
+        cell("late_history", "late, both in the history, text generated", learnt, "late_history"),
+        cell("default_drawn", "glyphrec, the default, without photos", default, seeds=num_seeds),
+        cell("default_early", "glyphrec, the configuration `pictures`", default, "head", seeds=num_seeds),
+    ]
+    for name, (words, fields) in TEXTS.items():
+        short = _of_fields(learnt, fields)
+        group = "picture_texts"
+        found += [
+            cell(f"drawn_{name}", f"drawn {words}", short, group=group),
+            cell(f"early_{name}", f"drawn {words} and photo, early", short, "head", group=group),
+        ]
+    served = replace(default, opinions=None)
+    cold: dict[str, Any] = {"question": "cold", "group": "picture_cold"}
+    found += [
+        cell("cold_drawn", "drawn text", served, **cold),
+        cell("cold_photo", "photo", served, "photo", **cold),
+        cell("cold_early", "drawn text and photo, early", served, "head", **cold),
+    ]
+    return found
+
+
+def _of_fields(config: RunConfig, fields: tuple[str, ...]) -> RunConfig:
+    """The configuration that reads only these fields of an item."""
+    return replace(config, render=config.render.model_copy(update={"fields": fields}))
