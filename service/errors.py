@@ -279,7 +279,9 @@ class HeadTooLarge(ServiceError):
     slug = "head-too-large"
 
     def __init__(self) -> None:
-        super().__init__("The headers of the request are too many or too long. Send only those you need.")
+        super().__init__(
+            "The headers of the request are too many or too long. Send only the headers that you need."
+        )
 
 
 class BodyTooLarge(ServiceError):
@@ -304,22 +306,18 @@ class BodyTooSlow(ServiceError):
         )
 
 
-class WrongMediaType(ServiceError):
-    """The Content-Type of a body is missing, or is not one that the route reads."""
-
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    remedy = ""
-
-    def __init__(self, content_type: str) -> None:
-        is_what = f"is {content_type!r}" if content_type else "is missing"
-        super().__init__(f"Content-Type {is_what}. {self.remedy}")
+def _content_type(given: str) -> str:
+    return f"Content-Type is {given!r}." if given else "Content-Type is missing."
 
 
-class NotJson(WrongMediaType):
+class NotJson(ServiceError):
     """Raised if the Content-Type of a body is missing or is not a type of JSON."""
 
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "not-json"
-    remedy = "Send JSON, with `Content-Type: application/json`."
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(f"{_content_type(content_type)} Send JSON, with `Content-Type: application/json`.")
 
 
 class EncodedBody(ServiceError):
@@ -334,21 +332,31 @@ class EncodedBody(ServiceError):
         )
 
 
-class NotAPatch(WrongMediaType):
+class NotAPatch(ServiceError):
     """Raised if the Content-Type of a PATCH is missing or names a kind of patch that is not known."""
 
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "not-a-patch"
     media_types = ("application/json", "application/merge-patch+json")
-    remedy = (
-        "Send fields to replace as application/json, or a patch of RFC 7396 as application/merge-patch+json."
-    )
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the fields to replace as application/json, or a JSON merge "
+            "patch (RFC 7396) as application/merge-patch+json."
+        )
 
 
-class NotAPicture(WrongMediaType):
+class NotAPicture(ServiceError):
     """Raised if the Content-Type of a picture is missing or is not a type that is read."""
 
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     slug = "not-a-picture"
-    remedy = "Send the bytes of a picture, with `Content-Type: image/jpeg`, image/png or image/webp."
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"{_content_type(content_type)} Send the bytes of a picture, with `Content-Type: image/jpeg`, "
+            "image/png or image/webp."
+        )
 
 
 class InvalidJson(ServiceError):
