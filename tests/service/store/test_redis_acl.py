@@ -17,8 +17,9 @@ from service.cli import main
 from service.core.co_counts import CoCountSpec, CoRow
 from service.store.records import RedisKeys
 from tests.house import ROOT
-from tests.known_bundle import KNOWN_ITEMS, tokenizer_id_of, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, PICTURES, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import until, until_true
+from tests.service.core.photos import photo
 from tests.service.redis_nodes import cluster, node
 from tests.service.running import running, starting
 
@@ -33,6 +34,36 @@ def documented(*, on_a_cluster: bool = False) -> list[str]:
     (cluster,) = (line[2:] for line in lines if line[2] == USER and "on" not in line)
     rules = [rule.replace("PASSWORD", PASSWORD) for rule in user[1:]]
     return rules + cluster[1:] if on_a_cluster else rules
+
+
+# The command behind a method of redis-py, where it has another name.
+COMMANDS = {
+    **{"delete": "del", "scan_iter": "scan", "xinfo_stream": "xinfo|stream", "script_load": "script|load"},
+    **{"config_get": "config|get", "memory_usage": "memory|usage", "client_setname": "client|setname"},
+}
+NO_COMMANDS = {"aclose", "execute", "execute_command", "get_node_from_key", "pipeline"}
+
+
+def test_the_documented_user_has_each_command_that_the_store_names() -> None:
+    """In Lua and in Python, also where no test comes by."""
+    store = ROOT / "service/store"
+    lua = "".join(path.read_text() for path in (store / "lua").glob("*.lua"))
+    python = "".join(path.read_text() for path in store.rglob("*.py"))
+    called = set(re.findall(r"\b(?:_redis|redis|pipe|pipeline)\.([a-z_]+)\(", python)) - NO_COMMANDS
+    named = {COMMANDS.get(each, each) for each in called}
+    named |= {each.lower() for each in re.findall(r"redis\.call\('([A-Z]+)'", lua)} - {"xinfo"}
+    allowed = {rule.removeprefix("+") for rule in documented() if rule.startswith("+")}
+    assert named <= allowed, named - allowed
+    # What remains is of connections, transactions and scripts, and what is given as text.
+    assert allowed - named <= {
+        "select",
+        "evalsha",
+        "multi",
+        "exec",
+        "client|setinfo",
+        "xinfo|stream",
+        "hexists",
+    }
 
 
 @asynccontextmanager
@@ -61,6 +92,8 @@ async def use_everything(one: httpx.AsyncClient, two: httpx.AsyncClient, admin: 
     created = await one.post("/items", json=item)
     assert created.json()["items"][0]["status"] == "created"
     assert (await two.patch("/items/a", json={"price": 3})).status_code == 200
+    picture = {"content": photo(), "headers": {"Content-Type": "image/jpeg"}}
+    assert (await two.put("/items/a/image", **picture)).status_code == 200
     assert (await two.get("/items", params={"limit": 1_000})).status_code == 200
     page = await one.post("/recommend", json={"history": ["item-0"]})
     event = {"event_id": "e", "request_id": page.headers["x-request-id"], "item_id": "item-1"}
@@ -86,7 +119,11 @@ async def test_the_documented_user_may_do_all_that_the_service_and_its_commands_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundles = tmp_path / "bundles"
-    counts = {"co_counts": CoCountSpec(), "rows": [CoRow(f"item-{n}", 1.0, {}) for n in range(3)]}
+    counts = {
+        "pictures": PICTURES,
+        "co_counts": CoCountSpec(),
+        "rows": [CoRow(f"item-{n}", 1.0, {}) for n in range(3)],
+    }
     write_known_bundle(bundles / "old", KNOWN_ITEMS, **counts)
     write_known_bundle(bundles / "new", KNOWN_ITEMS[:10], reader=1, **counts)
     settings = {"bundles_dir": bundles, "admin_keys": (KEY,), "keep_old_codes_s": 0}
