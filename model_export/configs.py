@@ -327,6 +327,11 @@ def pictures() -> RunConfig:
     return replace(base(), name="pictures", pictures=PicturesConfig())
 
 
+def card() -> RunConfig:
+    """`base` on CARD's visual semantic unit: one picture of an item's photo, its text and its neighbors."""
+    return replace(base(), name="card", pictures=CardConfig())
+
+
 def tiny() -> RunConfig:
     """A configuration for tests, which takes under a minute. Its parts are real, but too small to be good."""
     return replace(
@@ -351,6 +356,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "base": base,
     "tiger-base": tiger_base,
     "pictures": pictures,
+    "card": card,
     "pp-ocr-base": pp_ocr_base,
     "donut-base": donut_base,
     "trocr-base": trocr_base,

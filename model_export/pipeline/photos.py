@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.configs import CardConfig, PicturesConfig
-from model_export.data.photos import Pixels, photo_of
+from model_export.data.photos import Pixels, kept_of
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import (
@@ -27,7 +27,7 @@ from service.core import pictures
 from service.core.bundle import PictureSpec
 from service.core.cpus import usable_cpus
 from service.core.graphs import NO_PICTURE
-from service.core.pictures import keep_picture
+from service.core.pictures import keep_picture, picture_pixels
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError, InvalidItem
@@ -61,7 +61,8 @@ def read_photos(run: Run) -> Photos:
     spec = spec_of(config)
 
     def look(place: int) -> Pixels | None:
-        return photo_of(dataset.images[owners[place]], spec)
+        kept = kept_of(dataset, owners[place])
+        return None if kept is None else picture_pixels(kept, spec)
 
     features = features_of(run, "photos", inputs, len(owners), look)  # [owner, dim]
     is_usable = ~np.isnan(features[:, 0])
@@ -107,9 +108,9 @@ def features_of(
     def read_all(target: Path) -> None:
         parts.mkdir(exist_ok=True)
         assert run.config.pictures is not None
-        _save(target, _read_in_parts(count, look, run.config.pictures, parts))
+        save_array(target, _read_in_parts(count, look, run.config.pictures, parts))
 
-    found = run.cache.get(run.cache.path(stage, ".npy", *inputs), read_all, _load)
+    found: NDArray[np.float32] = run.cache.get(run.cache.path(stage, ".npy", *inputs), read_all, load_array)
     shutil.rmtree(parts, ignore_errors=True)
     return found
 
@@ -128,7 +129,7 @@ def _read_in_parts(
         for start in range(0, count, PHOTOS_PER_PART):
             some = range(start, min(start + PHOTOS_PER_PART, count))
             path = parts / f"photos_{start:08d}.npy"
-            part = read_or_remove(path, _load) if path.is_file() else None
+            part = read_or_remove(path, load_array) if path.is_file() else None
             if part is None:
                 part = np.full((len(some), encoder.feature_dim), np.nan, np.float32)
                 # While one picture is read, the next ones are decoded.
@@ -136,22 +137,24 @@ def _read_in_parts(
                     if pixels is not None:
                         part[row] = session.features([pixels])[0]
                     progress.update(1)
-                _save(path, part)
+                save_array(path, part)
             else:
                 progress.update(len(some))
             found.append(part)
     return np.concatenate(found)
 
 
-def _save(path: Path, features: NDArray[np.float32]) -> None:
+def save_array(path: Path, values: NDArray[Any]) -> None:
+    """Write an array to a .npy file, whole or not at all."""
+
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.save(file, features)
+            np.save(file, values)
 
     write_whole(path, write)
 
 
-def _load(path: Path) -> NDArray[np.float32]:
+def load_array(path: Path) -> Any:
+    """Read an array that `save_array` wrote."""
     with path.open("rb") as file:
-        found: NDArray[np.float32] = np.load(file)
-    return found
+        return np.load(file)

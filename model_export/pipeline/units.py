@@ -1,7 +1,7 @@
 """The stage that composes CARD's visual semantic units of a catalog and reads them (service/core/unit.py)."""
 
-import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,17 +9,19 @@ from PIL import Image
 
 from model_export.configs import CardConfig
 from model_export.data.dataset import Dataset
-from model_export.data.photos import Pixels, kept_photo
+from model_export.data.photos import Pixels, kept_of
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.choose import image_encoder_files, image_encoder_version
 from model_export.pipeline import neighbors
-from model_export.pipeline.neighbors import NO_ITEM, NUM_NEIGHBORS, find_neighbors, nearest_with_picture
-from model_export.pipeline.photos import features_of, spec_of
+from model_export.pipeline.generating import collaborative_vectors
+from model_export.pipeline.neighbors import NO_ITEM, NUM_NEIGHBORS, inside, nearest_with_picture
+from model_export.pipeline.photos import features_of, load_array, save_array, spec_of
 from model_export.pipeline.run import Run
 from service.core import pictures, unit
+from service.core.pictures import open_kept
 from service.core.unit import Neighbor, compose_unit, unit_text
 
-Neighbors = NDArray[np.int64]  # [item, NUM_NEIGHBORS]  items, the nearest first, then NO_ITEM
+Shown = NDArray[np.int64]  # [item, NUM_NEIGHBORS]  items, the nearest first, then NO_ITEM
 
 
 def read_units(run: Run, content: NDArray[np.float32]) -> Photos:
@@ -41,7 +43,7 @@ def read_units(run: Run, content: NDArray[np.float32]) -> Photos:
     return Photos(features, np.arange(dataset.num_items))
 
 
-def neighbors_of(run: Run, content: NDArray[np.float32]) -> Neighbors:
+def neighbors_of(run: Run, content: NDArray[np.float32]) -> Shown:
     """The items that are shown below each item, as the configuration says."""
     dataset, config = run.dataset, run.config.pictures
     assert isinstance(config, CardConfig)
@@ -56,10 +58,23 @@ def neighbors_of(run: Run, content: NDArray[np.float32]) -> Neighbors:
         {"neighbors": neighbors.VERSION},
     )  # fmt: skip
     path = run.cache.path("neighbors", ".npy", *inputs)
-    found: Neighbors = run.cache.get(
-        path, lambda target: np.save(target.open("wb"), find_neighbors(run, content).items), np.load
+    found: Shown = run.cache.get(
+        path, lambda target: save_array(target, find_neighbors(run, content).items), load_array
     )
     return found
+
+
+def find_neighbors(run: Run, content: NDArray[np.float32]) -> neighbors.Neighbors:
+    """Find the neighbors with a picture. `content` [item, dim]: vectors of the items themselves."""
+    has_picture = np.isin(np.arange(run.dataset.num_items), list(run.dataset.images))
+    collaborative = collaborative_vectors(replace(run, split=inside(run.split.train)))
+    is_known = ~np.isnan(collaborative[:, 0])  # [item]
+    items = nearest_with_picture(content, has_picture)
+    known = np.flatnonzero(is_known)
+    if len(known):
+        found = nearest_with_picture(collaborative[known], has_picture[known])  # places in `known`
+        items[known] = np.where(found == NO_ITEM, NO_ITEM, known[found])
+    return neighbors.Neighbors(items, is_known)
 
 
 def compose(dataset: Dataset, item: int, shown: Sequence[int] | NDArray[np.int64]) -> Pixels:
@@ -73,6 +88,5 @@ def compose(dataset: Dataset, item: int, shown: Sequence[int] | NDArray[np.int64
 
 
 def _photo(dataset: Dataset, item: int) -> Image.Image | None:
-    path = dataset.images.get(item)
-    kept = None if path is None else kept_photo(path)
-    return None if kept is None else Image.open(io.BytesIO(kept)).convert("RGB")
+    kept = kept_of(dataset, item)
+    return None if kept is None else open_kept(kept)

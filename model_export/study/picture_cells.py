@@ -75,6 +75,13 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
         cell("cold_drawn", "drawn text", served, **cold),
         cell("cold_photo", "photo", served, "photo", **cold),
         cell("cold_early", "drawn text and photo, early", served, "head", **cold),
+        cell("cold_card", "CARD's unit, new items alone", replace(served, pictures=CardConfig()), **cold),
+        cell(
+            "cold_card_alone",
+            "CARD's unit, all items alone",
+            replace(served, pictures=CardConfig(neighbors="none")),
+            **cold,
+        ),
     ]
     return found
 
