@@ -17,8 +17,9 @@ from service.cli import main
 from service.core.co_counts import CoCountSpec, CoRow
 from service.store.records import RedisKeys
 from tests.house import ROOT
-from tests.known_bundle import KNOWN_ITEMS, tokenizer_id_of, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, PICTURES, tokenizer_id_of, write_known_bundle
 from tests.service.catalogs import until, until_true
+from tests.service.core.photos import photo
 from tests.service.redis_nodes import cluster, node
 from tests.service.running import running, starting
 
@@ -61,6 +62,12 @@ async def use_everything(one: httpx.AsyncClient, two: httpx.AsyncClient, admin: 
     created = await one.post("/items", json=item)
     assert created.json()["items"][0]["status"] == "created"
     assert (await two.patch("/items/a", json={"price": 3})).status_code == 200
+    headers = {"Content-Type": "image/png"}
+    assert (await one.put("/items/a/image", content=photo(1, "PNG"), headers=headers)).status_code == 200
+    assert (await two.get("/items/a/image", params={"part": "kept"})).status_code == 200
+    pictures = (await one.get("/info")).json()["pictures"]
+    assert pictures["kept"] == 1
+    assert pictures["kept_bytes"] > 0
     assert (await two.get("/items", params={"limit": 1_000})).status_code == 200
     page = await one.post("/recommend", json={"history": ["item-0"]})
     event = {"event_id": "e", "request_id": page.headers["x-request-id"], "item_id": "item-1"}
@@ -88,7 +95,7 @@ async def test_the_documented_user_may_do_all_that_the_service_and_its_commands_
     bundles = tmp_path / "bundles"
     counts = {"co_counts": CoCountSpec(), "rows": [CoRow(f"item-{n}", 1.0, {}) for n in range(3)]}
     write_known_bundle(bundles / "old", KNOWN_ITEMS, **counts)
-    write_known_bundle(bundles / "new", KNOWN_ITEMS[:10], reader=1, **counts)
+    write_known_bundle(bundles / "new", KNOWN_ITEMS[:10], reader=1, pictures=PICTURES, **counts)
     settings = {"bundles_dir": bundles, "admin_keys": (KEY,), "keep_old_codes_s": 0}
     async with redis_with(tmp_path / "redis", documented()) as (admin, url):
         old = bundles / "old"
@@ -99,6 +106,7 @@ async def test_the_documented_user_may_do_all_that_the_service_and_its_commands_
         new = ("--redis-url", url, "--bundle", str(bundles / "new"))
         assert await asyncio.to_thread(main, ["import", str(lines), "--tokenized", *new]) == 0
         await admin.delete(RedisKeys.of("glyphrec", tokenizer_id_of(1)).trie)
+        await admin.hset(RedisKeys.of("glyphrec", "").pictures, "nobody", b"x")
         assert await asyncio.to_thread(main, ["fsck", "--repair", *new]) == 1
         assert await asyncio.to_thread(main, ["fsck", *new]) == 0, capsys.readouterr().out
         assert await denied(admin) == set()
