@@ -32,9 +32,8 @@ def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     write = partial(write_known_bundle, fields=("title",))
     write(folder / "text", [*KNOWN_ITEMS[:5], TRAINED])
-    write(
-        folder / "photos", [*KNOWN_ITEMS[:5], TRAINED._replace(codes=(6, 1, 2))], reader=1, pictures=PICTURES
-    )
+    trained = TRAINED._replace(codes=(6, 1, 2))
+    write(folder / "photos", [*KNOWN_ITEMS[:5], trained, DUMPED], reader=1, pictures=PICTURES)
     write(folder / "more", KNOWN_ITEMS[:3], reader=2, pictures=PICTURES)
     return folder
 
