@@ -31,7 +31,7 @@ from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchFunction
 from model_export.export import export
 from model_export.generators.beam_search import eager_search
 from model_export.local_service import local_service
-from model_export.pipeline import stages
+from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run
 from model_export.study.coding import coder
 from service.core.bundle import RECOMMENDER, Bundle
@@ -191,7 +191,7 @@ def offline(removed: Removed, run: Run) -> Outcome:
             f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item cannot "
             "get one. Choose another treatment of collisions."
         )
-    generator = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
+    generator = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
     model = ColdModel(coded.spec, coded.codes, partial(eager_search, generator))
     codes = coder(read, coded, config)(_texts(removed.items, config))

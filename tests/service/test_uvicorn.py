@@ -32,7 +32,9 @@ OF_PROTOCOL = {
     "on_response_complete": [],
 }
 OF_SERVER = {"handle_exit": ["sig", "frame"], "on_tick": ["counter"]}
-ATTRIBUTES_OF_PROTOCOL = {*("cycle", "headers", "loop", "parser", "pipeline", "scope", "transport", "url")}
+ATTRIBUTES_OF_PROTOCOL = {
+    *("cycle", "expect_100_continue", "headers", "loop", "parser", "pipeline", "scope", "transport", "url")
+}
 ATTRIBUTES_OF_SERVER = {"_captured_signals", "should_exit", "started"}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from model_export.configs import PicturesConfig, tiny
 from model_export.data.dataset import Dataset, make_dataset
-from model_export.data.photos import photos_of
+from model_export.data.photos import seen_of
 from model_export.pipeline import photos as stage
 from model_export.pipeline.photos import read_photos, spec_of
 from model_export.pipeline.run import Run
@@ -46,7 +46,7 @@ def test_photos_are_read_as_a_service_reads_them(tmp_path):
     files = {item: photo(color) for item, color in enumerate(COLORS)}
     dataset = catalog(tmp_path, files)
     spec = spec_of(CONFIG)
-    seen = photos_of(dataset, [3, 6], spec)
+    seen = seen_of(dataset, [3, 6], spec)
     np.testing.assert_array_equal(seen[0], picture_pixels(keep_picture(files[3]).data, spec))
     assert seen[1] is None
     found = read_photos(run_of(dataset, tmp_path / "cache"))
@@ -94,24 +94,24 @@ def test_an_interrupted_reading_goes_on_after_its_last_part(tmp_path, monkeypatc
     monkeypatch.setattr(stage, "PHOTOS_PER_PART", 2)
     dataset = catalog(tmp_path, {item: photo(color) for item, color in enumerate(COLORS)})
     expected = read_photos(run_of(dataset, tmp_path / "whole"))
-    read: list[Path] = []
+    read: list[int] = []
 
-    def interrupted(path: Path, spec: object) -> object:
-        if path.name == "3.img":
+    def interrupted(dataset: Dataset, item: int) -> object:
+        if item == 3:
             raise KeyboardInterrupt
-        return photo_of(path, spec)
+        return kept_of(dataset, item)
 
-    photo_of = stage.photo_of
-    monkeypatch.setattr(stage, "photo_of", interrupted)
+    kept_of = stage.kept_of
+    monkeypatch.setattr(stage, "kept_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read_photos(run_of(dataset, tmp_path / "cache"))
 
-    def counted(path: Path, spec: object) -> object:
-        read.append(path)
-        return photo_of(path, spec)
+    def counted(dataset: Dataset, item: int) -> object:
+        read.append(item)
+        return kept_of(dataset, item)
 
-    monkeypatch.setattr(stage, "photo_of", counted)
+    monkeypatch.setattr(stage, "kept_of", counted)
     found = read_photos(run_of(dataset, tmp_path / "cache"))
-    assert [path.name for path in read] == ["2.img", "3.img", "4.img"]
+    assert read == [2, 3, 4]
     np.testing.assert_array_equal(found.features, expected.features)
     assert not list((tmp_path / "cache").glob("*.parts"))

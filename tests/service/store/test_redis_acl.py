@@ -36,6 +36,36 @@ def documented(*, on_a_cluster: bool = False) -> list[str]:
     return rules + cluster[1:] if on_a_cluster else rules
 
 
+# The command behind a method of redis-py, where it has another name.
+COMMANDS = {
+    **{"delete": "del", "scan_iter": "scan", "xinfo_stream": "xinfo|stream", "script_load": "script|load"},
+    **{"config_get": "config|get", "memory_usage": "memory|usage", "client_setname": "client|setname"},
+}
+NO_COMMANDS = {"aclose", "execute", "execute_command", "get_node_from_key", "pipeline"}
+
+
+def test_the_documented_user_has_each_command_that_the_store_names() -> None:
+    """In Lua and in Python, also where no test comes by."""
+    store = ROOT / "service/store"
+    lua = "".join(path.read_text() for path in (store / "lua").glob("*.lua"))
+    python = "".join(path.read_text() for path in store.rglob("*.py"))
+    called = set(re.findall(r"\b(?:_redis|redis|pipe|pipeline)\.([a-z_]+)\(", python)) - NO_COMMANDS
+    named = {COMMANDS.get(each, each) for each in called}
+    named |= {each.lower() for each in re.findall(r"redis\.call\('([A-Z]+)'", lua)} - {"xinfo"}
+    allowed = {rule.removeprefix("+") for rule in documented() if rule.startswith("+")}
+    assert named <= allowed, named - allowed
+    # What remains is of connections, transactions and scripts, and what is given as text.
+    assert allowed - named <= {
+        "select",
+        "evalsha",
+        "multi",
+        "exec",
+        "client|setinfo",
+        "xinfo|stream",
+        "hexists",
+    }
+
+
 @asynccontextmanager
 async def redis_with(folder: Path, rules: list[str]) -> AsyncIterator[tuple[Redis, str]]:
     """A server whose default user may do nothing, a client of the administrator, and a URL of the user."""
@@ -93,9 +123,13 @@ async def test_the_documented_user_may_do_all_that_the_service_and_its_commands_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundles = tmp_path / "bundles"
-    counts = {"co_counts": CoCountSpec(), "rows": [CoRow(f"item-{n}", 1.0, {}) for n in range(3)]}
+    counts = {
+        "pictures": PICTURES,
+        "co_counts": CoCountSpec(),
+        "rows": [CoRow(f"item-{n}", 1.0, {}) for n in range(3)],
+    }
     write_known_bundle(bundles / "old", KNOWN_ITEMS, **counts)
-    write_known_bundle(bundles / "new", KNOWN_ITEMS[:10], reader=1, pictures=PICTURES, **counts)
+    write_known_bundle(bundles / "new", KNOWN_ITEMS[:10], reader=1, **counts)
     settings = {"bundles_dir": bundles, "admin_keys": (KEY,), "keep_old_codes_s": 0}
     async with redis_with(tmp_path / "redis", documented()) as (admin, url):
         old = bundles / "old"
