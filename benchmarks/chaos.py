@@ -40,8 +40,9 @@ from service.core.bundle import load_bundle
 from service.store.server import RedisServer, start_server
 from tests.e2e.clients import Clients, Reached, some_item
 from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, text_of
+from tests.e2e.photos import as_stored, kept_of
 from tests.e2e.traffic import fsck, until
-from tests.known_bundle import KNOWN_ITEMS, known_codes, tokenizer_id_of, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, PICTURES, known_codes, tokenizer_id_of, write_known_bundle
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[1]
@@ -344,9 +345,9 @@ def chaos(
     keeps: bool = True,
 ) -> Found:
     """Run until so many changes are acknowledged and all faults are over; then look what became of it all."""
-    judge = Judge() if bundle else Judge(lambda item: known_codes(text_of(item)))
+    judge = Judge() if bundle else Judge(lambda item: known_codes(text_of(item), kept=kept_of(item)))
     if bundle is None:
-        bundle = write_known_bundle(folder / "bundle", KNOWN_ITEMS, fields=FIELDS_READ)
+        bundle = write_known_bundle(folder / "bundle", KNOWN_ITEMS, fields=FIELDS_READ, pictures=PICTURES)
     with ExitStack() as stack:
         scene = Scene(folder, bundle, stack, keeps=keeps)
         for _ in range(replicas):
@@ -379,7 +380,9 @@ def put_base_items(replica: Replica, judge: Judge, rng: random.Random) -> None:
     items = [some_item(f"base-{n}", rng) for n in range(NUM_BASE)]
     answer = httpx.post(f"{replica.url}/items", json={"items": items}, timeout=60).raise_for_status().json()
     for item, row in zip(items, answer["items"], strict=True):
-        judge.settle(item["item_id"], Known(item, row["semantic_id"], answer["catalog_version"]))
+        judge.settle(
+            item["item_id"], Known(as_stored(item, None), row["semantic_id"], answer["catalog_version"])
+        )
 
 
 def end_of(scene: Scene, judge: Judge) -> tuple[list[str], list[str], list[str]]:
@@ -425,6 +428,10 @@ def lost_at(replica: Replica, judge: Judge) -> Iterator[str]:
             for item_id in sorted(each for each in part if found.get(each) != expected.get(each)):
                 sids = f"{found.get(item_id)}, not {expected.get(item_id)}"
                 yield f"{replica.url} recommends {item_id} as {sids}"
+        for item_id, item in ((each, known[each].item or {}) for each in ids):
+            path = f"/items/{item_id}/image?part=kept"
+            if "image" in item and client.get(path).content != kept_of(item):
+                yield f"{replica.url} has another photo of {item_id} than was acknowledged"
 
 
 def bad_sids_in(scene: Scene) -> Iterator[str]:

@@ -105,8 +105,9 @@ def main(argv: Sequence[str]) -> int:
 
 def record(root: Path, name: str, text: str) -> None:
     """Keep a run under `name`: a benchmark's output, or what `glyphrec evaluate --json` wrote for `demo`."""
-    if name not in names_of_runs():
-        raise FigureError(f"no table shows {name!r}. Known are {', '.join(sorted(names_of_runs()))}.")
+    known = names_of_runs(root)
+    if name not in known:
+        raise FigureError(f"no table shows {name!r}. Known are {', '.join(sorted(known))}.")
     run = _parsed(text)
     if name == "demo" and "figures" not in run:
         run = _run_of_evaluation(run)
@@ -131,12 +132,18 @@ def read_runs(root: Path) -> dict[str, Any]:
 def documents(root: Path) -> Iterator[tuple[Path, str]]:
     """Each document that is not as `fill` writes it, and how it is then."""
     values = namespace(root)
-    for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+    for path in pages(root):
         text = path.read_text(encoding="utf-8")
         filled = TABLE.sub(lambda found: found[1] + rendered(found[2], values) + found[4], text)
         filled = SENTENCE.sub(lambda found: found[1] + formatted(found[2], values) + found[4], filled)
         if filled != text:
             yield path, filled
+
+
+def pages(root: Path) -> list[Path]:
+    """All documents that may show figures."""
+    readme = root / "README.md"
+    return [*([readme] if readme.exists() else []), *sorted((root / "docs").rglob("*.md"))]
 
 
 def namespace(root: Path) -> dict[str, Values]:
@@ -173,16 +180,27 @@ def formatted(template: str, values: Mapping[str, Values]) -> str:
         ) from error
 
 
-def names_of_runs() -> set[str]:
-    """Of all runs that a table names."""
-    return {name for table in TABLES.values() for name in _named(table)} - {"scientific", "office"}
+def names_of_runs(root: Path) -> set[str]:
+    """Of all runs that a table names, or a sentence of a document."""
+    in_tables = {name for table in TABLES.values() for name in _named(table)}
+    in_sentences = {
+        _run_of(found[2].strip("{}"))
+        for path in pages(root)
+        for found in SENTENCE.finditer(path.read_text(encoding="utf-8"))
+    }
+    return (in_tables | in_sentences) - {"scientific", "office"}
 
 
 def _named(table: Table) -> Iterator[str]:
     for cell in (*table.header, *(cell for row in table.rows for cell in row)):
         for _, field, _, _ in Formatter().parse(cell):
             if field:
-                yield re.split(r"[.\[]", field)[0]
+                yield _run_of(field)
+
+
+def _run_of(field: str) -> str:
+    """The run that a template's field begins with."""
+    return re.split(r"[.\[]", field)[0]
 
 
 def _parsed(text: str) -> dict[str, Any]:

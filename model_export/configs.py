@@ -73,8 +73,24 @@ class PicturesConfig:
     size_px: int = 224  # side of the square that the encoder reads
     fusion: Fusion = "head"
     photo_dim: int = 256  # principal axes of the photos' features that are kept
-    weight: float = 1.0  # length of the photo's vector beside the text's, which has length 1
-    hidden_share: float = 0.15  # of the items of a step whose photo is hidden; as many lose their text
+    weight: float = 0.5  # length of the photo's vector beside the text's, which has length 1
+    hidden_share: float = 0.1  # of the items of a step whose photo is hidden; as many lose their text
+
+
+CardNeighbors = Literal["collaborative", "content", "none"]
+
+
+@dataclass(frozen=True)
+class CardConfig(PicturesConfig):
+    """CARD's visual semantic unit (service/core/unit.py) is read in place of the photo.
+
+    The text is in the unit, so nothing else of it is read.
+    """
+
+    size_px: int = 512
+    fusion: Fusion = "photo"
+    # Who is shown below an item of the catalog. A new item is shown alone (docs/study.md).
+    neighbors: CardNeighbors = "collaborative"
 
 
 @dataclass(frozen=True)
@@ -311,6 +327,11 @@ def pictures() -> RunConfig:
     return replace(base(), name="pictures", pictures=PicturesConfig())
 
 
+def card() -> RunConfig:
+    """`base` on CARD's visual semantic unit: one picture of an item's photo, its text and its neighbors."""
+    return replace(base(), name="card", pictures=CardConfig())
+
+
 def tiny() -> RunConfig:
     """A configuration for tests, which takes under a minute. Its parts are real, but too small to be good."""
     return replace(
@@ -335,6 +356,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "base": base,
     "tiger-base": tiger_base,
     "pictures": pictures,
+    "card": card,
     "pp-ocr-base": pp_ocr_base,
     "donut-base": donut_base,
     "trocr-base": trocr_base,

@@ -17,7 +17,7 @@ from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Targets
 from model_export.encoders.compact.scripts import untaught_scripts
 from model_export.generators.tree import TreeGenerator
-from model_export.pipeline import stages
+from model_export.pipeline import generating, stages
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
@@ -89,7 +89,7 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
         coded = stages.code(run, read)
         say(f"      {coded.collisions.summary()}")
         say(f"[3/5] training the {generator_name(config)} generator")
-        generated = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
+        generated = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
         weighed = None
         if run.config.opinions is not None:
             assert isinstance(generated.generator, TreeGenerator)

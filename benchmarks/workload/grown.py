@@ -27,7 +27,7 @@ from model_export.configs import RunConfig, base
 from model_export.data.tables import read_dataset
 from model_export.evaluation.near_copies import shared_levels
 from model_export.evaluation.ranking import left_padded
-from model_export.pipeline import stages
+from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run
 from model_export.quantizers.base import ResidualQuantizer
 from service.core.sid import SidSpec
@@ -75,7 +75,7 @@ class Trained:
         run = Run.of(dataset, config, folder, print)
         with stages.deterministic():
             coded = stages.code(run, stages.read(run))
-            self._tree = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
+            self._tree = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
         self.spec, self._codes, self._vectors = coded.spec, coded.codes, coded.vectors
         self._quantizer, self._history_length = coded.quantizer, config.history_length
         self._middle = coded.vectors.mean(axis=0)

@@ -18,6 +18,7 @@ def build() -> Dashboard:
             Row("Now", NOW),
             Row("Freshness", FRESHNESS),
             Row("Ingest", INGEST),
+            Row("Pictures", PICTURES),
             Row("Codes", CODES),
             Row("Redis and filters", REDIS),
         ],
@@ -154,6 +155,30 @@ INGEST = [
         "short",
         Query(total("glyphrec_rollout_items", func="max"), "to read"),
         Query(total("glyphrec_rollout_read_items", func="max"), "read"),
+    ),
+]
+
+PICTURES = [
+    lines(
+        "Pictures by outcome",
+        "kept: decoded and stored. refused: broken, too large or of another type; the response says why. "
+        "too_slow: given up. missing: an item that names a picture was read by its text alone.",
+        "cps",
+        Query(rate("glyphrec_pictures_total", "outcome"), "{{outcome}}"),
+    ),
+    lines(
+        "Time of a picture",
+        "decode makes what is kept from what was sent. pixels makes what the tokenizer reads from that.",
+        "s",
+        Query(quantile(0.5, "glyphrec_picture_seconds", "stage"), "{{stage}}, p50"),
+        Query(quantile(0.99, "glyphrec_picture_seconds", "stage"), "{{stage}}, p99"),
+        steps=[(1, "yellow"), (5, "red")],
+    ),
+    lines(
+        "Memory of Redis for pictures",
+        "What Redis takes for the kept pictures, estimated from a sample every half minute.",
+        "bytes",
+        Query(total("glyphrec_kept_picture_bytes", func="max"), "pictures"),
     ),
 ]
 

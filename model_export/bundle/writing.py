@@ -22,17 +22,18 @@ from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, par
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
 from model_export.configs import MiniLmConfig, RunConfig, TreeConfig
-from model_export.data.photos import photos_of
+from model_export.data.photos import seen_of
 from model_export.data.splits import training_fingerprint
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders.images.choose import image_encoder_files
 from model_export.evaluation import evaluate
 from model_export.generators.base import Generator
 from model_export.pipeline.cache import key_of
+from model_export.pipeline.generating import Generated
 from model_export.pipeline.opinions import Weighed
 from model_export.pipeline.photos import spec_of
 from model_export.pipeline.run import Run
-from model_export.pipeline.stages import Coded, Generated, Read, Strips
+from model_export.pipeline.stages import Coded, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
     CO_COUNTS,
@@ -146,7 +147,7 @@ def _write_graphs(
     )
     rng = np.random.default_rng(config.seed)
     sample = rng.choice(len(dataset.items), min(NUM_CHECKED_ITEMS, len(dataset.items)), replace=False)
-    photos = photos_of(dataset, sample.tolist(), pictures)
+    photos = seen_of(dataset, sample.tolist(), pictures)
     inputs = [
         TokenizerInput(tokenized.strips[item], photo) for item, photo in zip(sample, photos, strict=True)
     ]

@@ -4,32 +4,33 @@ Every file goes through the functions of service/core/pictures.py. So training s
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.dataset import Dataset
 from service.core.bundle import PictureSpec
-from service.core.pictures import keep_picture, picture_pixels
+from service.core.encoder_view import encoder_view
+from service.core.pictures import keep_picture
 from service.errors import InvalidItem
 
 Pixels = NDArray[np.uint8]  # [size, size, 3]
 
 
-def photos_of(dataset: Dataset, items: Sequence[int], spec: PictureSpec | None) -> list[Pixels | None]:
-    """The pixels of the photos of these items. None for an item without a usable photo.
+def seen_of(dataset: Dataset, items: Sequence[int], spec: PictureSpec | None) -> list[Pixels | None]:
+    """What the image encoder sees of these items alone. None for an item of which it sees nothing.
 
-    `spec` None: no photo is read.
+    `spec` None: the encoder reads texts only.
     """
     if spec is None:
         return [None] * len(items)
-    return [photo_of(dataset.images[item], spec) if item in dataset.images else None for item in items]
+    return [encoder_view(dataset.items[item], kept_of(dataset, item), spec) for item in items]
 
 
-def photo_of(path: Path, spec: PictureSpec) -> Pixels | None:
-    """The pixels of the photo in a file, or None if a service would refuse the file."""
+def kept_of(dataset: Dataset, item: int) -> bytes | None:
+    """The photo of an item as a service keeps it. None if there is none, or if a service would refuse it."""
+    path = dataset.images.get(item)
     try:
-        return picture_pixels(keep_picture(path.read_bytes()).data, spec)
+        return None if path is None else keep_picture(path.read_bytes()).data
     except (InvalidItem, OSError):
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset, make_dataset
-from model_export.data.photos import photos_of
+from model_export.data.photos import kept_of
 from model_export.data.splits import Split, leave_one_out, training_fingerprint
 from model_export.evaluation.baselines.counting import Markov, Popularity
 from model_export.evaluation.metrics import collisions, hits_at, ndcg_at, recall_at
@@ -21,6 +21,7 @@ from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
 from service.core.cpus import usable_cpus
+from service.core.encoder_view import encoder_view
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
@@ -195,10 +196,11 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     manifest, rng = bundle.manifest, np.random.default_rng(seed)
     chosen = rng.choice(len(dataset.items), size=min(NEAR_COPIES, len(dataset.items)), replace=False)
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=usable_cpus().num_threads)
-    photos = photos_of(dataset, chosen.tolist(), manifest.pictures)  # a copy has the photo of its item
     found = []
-    for place, photo in zip(chosen, photos, strict=True):
-        copy = near_copy(dataset.items[place], rng)
+    for place in chosen.tolist():
+        copy, spec = near_copy(dataset.items[place], rng), manifest.pictures
+        # A copy has the photo of its item.
+        photo = None if spec is None else encoder_view(copy, kept_of(dataset, place), spec)
         strips = render_text(item_text(copy, manifest.render), manifest.render).strips
         found.append(tokenizer.run([TokenizerInput(strips, photo)]).codes[0])
     known = codes_for(bundle, dataset)[chosen]

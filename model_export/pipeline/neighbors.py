@@ -5,7 +5,6 @@ its last item, and that item decides when its training stops. So neither validat
 say. Ours: an item that SASRec does not know has the nearest items by its content.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +12,6 @@ from numpy.typing import NDArray
 
 from model_export.data.dataset import ItemSequence
 from model_export.data.splits import Split, Targets
-from model_export.pipeline.run import Run
-from model_export.pipeline.stages import collaborative_vectors
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_NEIGHBORS = 3
@@ -29,20 +26,6 @@ class Neighbors(NamedTuple):
 
     items: NDArray[np.int64]  # [item, NUM_NEIGHBORS], the nearest first; NO_ITEM where there are fewer
     is_collaborative: NDArray[np.bool_]  # [item]; the others are by content
-
-
-def find_neighbors(run: Run, content: NDArray[np.float32]) -> Neighbors:
-    """Find the neighbors with a picture. `content` [item, dim]: vectors of the items themselves."""
-    has_picture = np.zeros(run.dataset.num_items, dtype=bool)
-    has_picture[list(run.dataset.images)] = True
-    collaborative = collaborative_vectors(replace(run, split=_inside(run.split.train)))
-    is_known = ~np.isnan(collaborative[:, 0])  # [item]
-    items = nearest_with_picture(content, has_picture)
-    known = np.flatnonzero(is_known)
-    if len(known):
-        found = nearest_with_picture(collaborative[known], has_picture[known])  # places in `known`
-        items[known] = np.where(found == NO_ITEM, NO_ITEM, known[found])
-    return Neighbors(items, is_known)
 
 
 def nearest_with_picture(vectors: NDArray[np.float32], has_picture: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -75,7 +58,7 @@ def _nearest(cosine: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     return items[np.argsort(-cosine[items], kind="stable")][:count]
 
 
-def _inside(train: list[ItemSequence]) -> Split:
+def inside(train: list[ItemSequence]) -> Split:
     """A split of the training part: the last item of each user is a validation target, and none is a test."""
     users = np.array([user for user, items in enumerate(train) if len(items) >= MIN_TRAINING_ITEMS], np.int64)
     chosen = set(users.tolist())

@@ -4,15 +4,16 @@ Every file goes through the functions of service/core/pictures.py. So training s
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.configs import PicturesConfig
-from model_export.data.photos import Pixels, photo_of
+from model_export.configs import CardConfig, PicturesConfig
+from model_export.data.photos import Pixels, kept_of
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import (
@@ -26,7 +27,7 @@ from service.core import pictures
 from service.core.bundle import PictureSpec
 from service.core.cpus import usable_cpus
 from service.core.graphs import NO_PICTURE
-from service.core.pictures import keep_picture
+from service.core.pictures import keep_picture, picture_pixels
 from service.core.progress import ProgressBar
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError, InvalidItem
@@ -37,7 +38,7 @@ SHOWN = 3  # unusable files that are named
 
 def spec_of(config: PicturesConfig) -> PictureSpec:
     """What the manifest says of the photos."""
-    return PictureSpec(size_px=config.size_px)
+    return PictureSpec(size_px=config.size_px, shows="unit" if isinstance(config, CardConfig) else "photo")
 
 
 def read_photos(run: Run) -> Photos:
@@ -45,7 +46,7 @@ def read_photos(run: Run) -> Photos:
 
     Raises GlyphrecError if the catalog has no usable photo at all.
     """
-    dataset, config, cache = run.dataset, run.config.pictures, run.cache
+    dataset, config = run.dataset, run.config.pictures
     assert config is not None
     owners = sorted(dataset.images)
     if not owners:
@@ -57,19 +58,18 @@ def read_photos(run: Run) -> Photos:
         [dataset.image_hashes[item] for item in owners], spec_of(config), config.kind, config.checkpoint,
         *image_encoder_files(config), {"pictures": pictures.VERSION} | image_encoder_version(config),
     )  # fmt: skip
-    parts = cache.path("photos", ".parts", *inputs)
+    spec = spec_of(config)
 
-    def read_all(target: Path) -> None:
-        parts.mkdir(exist_ok=True)
-        _save(target, _read_in_parts([dataset.images[item] for item in owners], config, parts))
+    def look(place: int) -> Pixels | None:
+        kept = kept_of(dataset, owners[place])
+        return None if kept is None else picture_pixels(kept, spec)
 
-    features = cache.get(cache.path("photos", ".npy", *inputs), read_all, _load)  # [owner, dim]
-    shutil.rmtree(parts, ignore_errors=True)
+    features = features_of(run, "photos", inputs, len(owners), look)  # [owner, dim]
     is_usable = ~np.isnan(features[:, 0])
     _tell(run, owners, is_usable)
-    photo_of = np.full(dataset.num_items, NO_PICTURE, np.int64)
-    photo_of[np.array(owners)[is_usable]] = np.arange(is_usable.sum())
-    return Photos(features[is_usable], photo_of)
+    rows = np.full(dataset.num_items, NO_PICTURE, np.int64)  # [item]
+    rows[np.array(owners)[is_usable]] = np.arange(is_usable.sum())
+    return Photos(features[is_usable], rows)
 
 
 def _tell(run: Run, owners: Sequence[int], is_usable: NDArray[np.bool_]) -> None:
@@ -96,48 +96,65 @@ def _fault(path: Path) -> str:
     return "it can be read now"
 
 
-def _read_in_parts(paths: Sequence[Path], config: PicturesConfig, parts: Path) -> NDArray[np.float32]:
-    """Features [photo, dim]; NaN where a photo cannot be used. Finished parts stay in the folder `parts`."""
+def features_of(
+    run: Run, stage: str, inputs: tuple[Any, ...], count: int, look: Callable[[int], Pixels | None]
+) -> NDArray[np.float32]:
+    """The features [picture, dim] of `count` pictures, from the cache if they are there for these inputs.
+
+    `look` gives the pixels of a picture, or None if it cannot be used; its features are NaN then.
+    """
+    parts = run.cache.path(stage, ".parts", *inputs)
+
+    def read_all(target: Path) -> None:
+        parts.mkdir(exist_ok=True)
+        assert run.config.pictures is not None
+        save_array(target, _read_in_parts(count, look, run.config.pictures, parts))
+
+    found: NDArray[np.float32] = run.cache.get(run.cache.path(stage, ".npy", *inputs), read_all, load_array)
+    shutil.rmtree(parts, ignore_errors=True)
+    return found
+
+
+def _read_in_parts(
+    count: int, look: Callable[[int], Pixels | None], config: PicturesConfig, parts: Path
+) -> NDArray[np.float32]:
+    """See `features_of`. Finished parts stay in the folder `parts`."""
     encoder = make_image_encoder(config)
     session = ImageSession(encoder, threads=usable_cpus().num_threads)
-    spec, found = spec_of(config), []
+    found = [np.zeros((0, encoder.feature_dim), np.float32)]
     with (
-        ProgressBar(total=len(paths), desc="Reading photos", unit="photo", mininterval=1.0) as progress,
-        ThreadPoolExecutor(1) as decoder,
+        ProgressBar(total=count, desc="Reading photos", unit="photo", mininterval=1.0) as progress,
+        ThreadPoolExecutor(1) as ahead,
     ):
-        for start in range(0, len(paths), PHOTOS_PER_PART):
-            some = paths[start : start + PHOTOS_PER_PART]
+        for start in range(0, count, PHOTOS_PER_PART):
+            some = range(start, min(start + PHOTOS_PER_PART, count))
             path = parts / f"photos_{start:08d}.npy"
-            part = read_or_remove(path, _load) if path.is_file() else None
+            part = read_or_remove(path, load_array) if path.is_file() else None
             if part is None:
                 part = np.full((len(some), encoder.feature_dim), np.nan, np.float32)
-                for place, pixels in enumerate(_ahead(decoder, some, spec)):
+                # While one picture is read, the next ones are decoded.
+                for row, pixels in enumerate(ahead.map(look, some)):
                     if pixels is not None:
-                        part[place] = session.features([pixels])[0]
+                        part[row] = session.features([pixels])[0]
                     progress.update(1)
-                _save(path, part)
+                save_array(path, part)
             else:
                 progress.update(len(some))
             found.append(part)
     return np.concatenate(found)
 
 
-def _ahead(decoder: ThreadPoolExecutor, paths: Sequence[Path], spec: PictureSpec) -> Iterator[Pixels | None]:
-    """The pixels of each photo. While one is read, the next is decoded."""
-    waiting = [decoder.submit(photo_of, path, spec) for path in paths]
-    while waiting:
-        yield waiting.pop(0).result()
+def save_array(path: Path, values: NDArray[Any]) -> None:
+    """Write an array to a .npy file, whole or not at all."""
 
-
-def _save(path: Path, features: NDArray[np.float32]) -> None:
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.save(file, features)
+            np.save(file, values)
 
     write_whole(path, write)
 
 
-def _load(path: Path) -> NDArray[np.float32]:
+def load_array(path: Path) -> Any:
+    """Read an array that `save_array` wrote."""
     with path.open("rb") as file:
-        found: NDArray[np.float32] = np.load(file)
-    return found
+        return np.load(file)

@@ -1,10 +1,9 @@
-"""From items and purchases to codes and a trained generator: the stages that exports and the study share.
+"""From items and purchases to codes: the stages that exports and the study share, up to the generator.
 
-    items ─ draw ─ read ─ pool ─ head ─ quantize ─ codes ─ collisions ─ generator
+    items ─ draw ─ read ─ pool ─ fuse ─ head ─ quantize ─ codes ─ collisions ─▶ generating.py
 
 Each stage is stored under a key of its inputs, its configuration and its version. So an interrupted or
-changed run repeats only the stages that changed. Everything is fitted on `Split.train` alone. The validation
-users decide when the training of a generator stops.
+changed run repeats only the stages that changed. Everything is fitted on `Split.train` alone.
 """
 
 import shutil
@@ -13,22 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import (
-    LetterConfig,
-    MiniLmConfig,
-    RunConfig,
-    SasRecConfig,
-    TigerConfig,
-    TreeConfig,
-    sasrec_training,
-)
-from model_export.data.dataset import ItemSequence
+from model_export.configs import CardConfig, LetterConfig, MiniLmConfig, RunConfig
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import fusion as fusion_module
 from model_export.encoders import head as head_module
@@ -36,15 +26,12 @@ from model_export.encoders import minilm
 from model_export.encoders.base import Pooling, Reading
 from model_export.encoders.fusion import NUM_FLAGS, Fusion, make_head
 from model_export.encoders.head import ItemHead, train_head
-from model_export.generators.base import Generator
-from model_export.generators.sasrec import SasRecGenerator, codes_of_items
-from model_export.generators.tiger import TigerGenerator
-from model_export.generators.training import Curve, train_generator
-from model_export.generators.tree import TreeGenerator
-from model_export.pipeline import photos as photos_module
 from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
+from model_export.pipeline.generating import collaborative_vectors
+from model_export.pipeline.photos import read_photos
 from model_export.pipeline.run import Run, Say, silent
+from model_export.pipeline.units import read_units
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
@@ -52,7 +39,6 @@ from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
 
 Strips = list[NDArray[np.uint8]]  # of each item [strip, height, width]
-Sequences = list[ItemSequence]
 
 
 @dataclass(frozen=True)
@@ -107,7 +93,7 @@ def read(run: Run) -> Read:
     if pictures is None:
         return words
     text_dim = 0 if pictures.fusion == "photo" else words.features.shape[1]
-    photos = photos_module.read_photos(run)
+    photos = read_units(run, words.features) if isinstance(pictures, CardConfig) else read_photos(run)
     fusion = Fusion(text_dim=text_dim, dim=photos.features.shape[1], config=pictures)
     fusion.fit(photos.features)
     return Read(fusion.fuse(words.features, photos), words.pooling, fusion)
@@ -199,97 +185,6 @@ def first_codes(coded: Coded, features: NDArray[np.float32]) -> NDArray[np.int64
     vectors = torch.from_numpy(coded.head.vectors(features))  # [item, dim]
     codes: NDArray[np.int64] = coded.quantizer.encode(vectors).numpy()
     return codes[:, 0]
-
-
-def collaborative_vectors(run: Run) -> NDArray[np.float32]:
-    """The vectors that SASRec learns in the training part: [item, dim], NaN for items that are not in it."""
-    num_items = run.dataset.num_items
-    config = replace(run.config, generator=SasRecConfig(), training=sasrec_training())
-    spec, codes = SidSpec(levels=(num_items,)), codes_of_items(num_items)
-    generator = generate(replace(run, config=config), codes, spec).generator
-    assert isinstance(generator, SasRecGenerator)
-    found = generator.item_embeddings()
-    return np.where(found.is_learnt[:, None], found.vectors, np.nan).astype(np.float32)
-
-
-class Generated(NamedTuple):
-    """A trained generator and the course of its training."""
-
-    generator: Generator
-    curve: Curve
-
-
-def generate(
-    run: Run,
-    codes: NDArray[np.int64],
-    spec: SidSpec,
-    *,
-    vectors: NDArray[np.float32] | None = None,
-    make: Callable[[], Generator] | None = None,
-    more_inputs: tuple[Any, ...] = (),
-) -> Generated:
-    """Train the configuration's generator on codes [item, level].
-
-    `vectors` [item, dim]: the vectors behind the codes, for a generator that starts from them. `make` makes
-    another generator than the configuration's; `more_inputs` are what it depends on besides.
-    """
-    split, config, cache = run.split, run.config, run.cache
-    torch.manual_seed(config.seed)
-    generator = make() if make else make_generator(config, codes, spec, split.train, vectors)
-    inputs: tuple[Any, ...] = (
-        codes, vectors, split.train, split.validation.targets, spec, config.generator, config.training,
-        config.history_length, config.seed, versions.of_generator(config.generator),
-    )  # fmt: skip
-    if split.validation.are_repeats:  # earlier releases validated without the history here too
-        inputs = (*inputs, "repeats")
-    inputs = (*inputs, *more_inputs)
-    checkpoint = cache.path("generator", ".checkpoint", *inputs)
-
-    def train(target: Path) -> None:
-        curve = train_generator(
-            generator,
-            codes=codes,
-            split=split,
-            config=config.training,
-            history_length=config.history_length,
-            seed=config.seed,
-            checkpoint=checkpoint,
-        )
-        torch.save((generator.state_dict(), curve), target)
-
-    weights, curve = cache.get(cache.path("generator", ".pt", *inputs), train, _load)
-    checkpoint.unlink(missing_ok=True)
-    generator.load_state_dict(weights)
-    return Generated(generator.eval(), curve)
-
-
-def make_generator(
-    config: RunConfig,
-    codes: NDArray[np.int64],
-    spec: SidSpec,
-    train: Sequences,
-    vectors: NDArray[np.float32] | None = None,
-) -> Generator:
-    """An untrained generator of the configuration. Seed torch before the call.
-
-    codes [item, level]; vectors [item, dim]; `train`: the sequences of item indices.
-    """
-    seen = np.unique(np.concatenate(train))
-    match config.generator:
-        case TreeConfig() as tree_config:
-            return TreeGenerator(
-                config=tree_config,
-                spec=spec,
-                history_length=config.history_length,
-                seen_codes=codes[seen],
-                seen_vectors=None if vectors is None else vectors[seen],
-            )
-        case SasRecConfig() as sasrec_config:
-            return SasRecGenerator(
-                config=sasrec_config, spec=spec, history_length=config.history_length, seen_codes=codes[seen]
-            )
-        case TigerConfig() as tiger_config:
-            return TigerGenerator(config=tiger_config, spec=spec, seen_codes=codes[seen])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ only helps a stage has no number. The pinned output depends on it, so the test n
 """
 
 from model_export.configs import (
+    CardConfig,
     LetterConfig,
     MiniLmConfig,
     PicturesConfig,
@@ -21,10 +22,10 @@ from model_export.encoders import choose as choose_encoder
 from model_export.encoders import fusion, head, minilm
 from model_export.encoders.images.choose import image_encoder_version
 from model_export.generators import sasrec, tiger, training, tree
-from model_export.pipeline import counts, opinions
+from model_export.pipeline import counts, neighbors, opinions
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions
-from service.core import pictures, render
+from service.core import pictures, render, unit
 
 Versions = dict[str, int]  # stage -> version
 
@@ -52,7 +53,12 @@ def of_reading(config: RunConfig) -> Versions:
 
 def of_photos(config: PicturesConfig) -> Versions:
     """The versions from photos to their features."""
-    return {"pictures": pictures.VERSION} | image_encoder_version(config)
+    found = {"pictures": pictures.VERSION} | image_encoder_version(config)
+    if isinstance(config, CardConfig):
+        found |= {"unit": unit.VERSION}
+        if config.neighbors == "collaborative":
+            found |= {"neighbors": neighbors.VERSION} | of_generator(SasRecConfig())
+    return found
 
 
 def of_vectors(config: RunConfig) -> Versions:

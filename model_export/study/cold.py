@@ -7,6 +7,7 @@ posted, and recommendations are requested over HTTP. No service can run a text e
 the same steps offline. The controls run offline on both sides.
 """
 
+import base64
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +31,7 @@ from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchFunction
 from model_export.export import export
 from model_export.generators.beam_search import eager_search
 from model_export.local_service import local_service
-from model_export.pipeline import stages
+from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run
 from model_export.study.coding import coder
 from service.core.bundle import RECOMMENDER, Bundle
@@ -44,6 +45,7 @@ from service.inference.runtime import RecommenderSession
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 CUTOFFS = (10, 50, 100)
 TOP_K = CUTOFFS[-1]  # the longest page that a service returns
+PHOTOS_PER_POST = 4  # whole photos, which must fit into a body
 ITEMS_PER_POST = 32  # the service reads them as one batch, so equal codes get their slots in this order
 
 Codes = NDArray[np.int64]  # [item, level]
@@ -57,6 +59,7 @@ class Removed(NamedTuple):
     items: list[Item]  # the cold items
     cold: Targets  # test users with a cold target; their histories may hold other cold items
     warm: Targets  # the other test users, except those whose target is in the training part
+    photos: list[Path | None]  # of the cold items
 
     @property
     def item_ids(self) -> list[str]:
@@ -156,7 +159,8 @@ def remove(dataset: Dataset, split: Split, *, share: float, seed: int) -> Remove
         return Targets(test.users[rows], histories, number[test.targets[rows]])
 
     cold_items = [dataset.items[item] for item in chosen]
-    return Removed(reduced, cold_items, those(is_of_cold), those(~is_of_cold & is_left_out))
+    photos = [dataset.images.get(int(item)) for item in chosen]
+    return Removed(reduced, cold_items, those(is_of_cold), those(~is_of_cold & is_left_out), photos)
 
 
 def served(removed: Removed, run: Run) -> Outcome:
@@ -187,7 +191,7 @@ def offline(removed: Removed, run: Run) -> Outcome:
             f"configuration {config.name}: a suffix numbers the items of one catalog, so a new item cannot "
             "get one. Choose another treatment of collisions."
         )
-    generator = stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
+    generator = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
     model = ColdModel(coded.spec, coded.codes, partial(eager_search, generator))
     codes = coder(read, coded, config)(_texts(removed.items, config))
@@ -223,8 +227,11 @@ def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
             bundle.path, data_dir=Path(folder) / "redis", log=Path(folder) / "service.log"
         ) as service,
     ):
-        for start in range(0, len(removed.items), ITEMS_PER_POST):
-            posted = {"items": removed.items[start : start + ITEMS_PER_POST]}
+        reads_photos = bundle.manifest.pictures is not None
+        per_post = PHOTOS_PER_POST if reads_photos else ITEMS_PER_POST
+        for start in range(0, len(removed.items), per_post):
+            some = range(start, min(start + per_post, len(removed.items)))
+            posted = {"items": [_posted(removed, place, reads_photos) for place in some]}
             for result in _post(service.client, "/items", posted):
                 if result["error"]:
                     raise GlyphrecError(f"the service refused a cold item: {result['error']['detail']}")
@@ -240,6 +247,14 @@ def _ask_service(bundle: Bundle, removed: Removed) -> tuple[Codes, Ranked]:
             found = [number[each["item_id"]] for each in page if each["score"] is not None]
             ranked[row, : len(found)] = found
     return np.array(codes, dtype=np.int64), ranked
+
+
+def _posted(removed: Removed, place: int, reads_photos: bool) -> Item:
+    """A cold item as it is posted, with its photo if the bundle reads photos."""
+    item, photo = removed.items[place], removed.photos[place]
+    if photo is None or not reads_photos:
+        return item
+    return item | {"image": {"data": base64.b64encode(photo.read_bytes()).decode()}}
 
 
 def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ from model_export.generators.base import Modules
 from model_export.generators.seen_prefixes import ROOT, SeenPrefixes, item_vectors, seen_prefixes
 from model_export.generators.tree import TreeGenerator
 from model_export.pipeline import stages
+from model_export.pipeline.generating import Generated, generate
 from model_export.pipeline.run import Run
-from model_export.pipeline.stages import Coded, Generated
+from model_export.pipeline.stages import Coded
 from service.core.graphs import PADDING
 from service.core.sid import SidSpec
 
@@ -85,12 +86,12 @@ def _coded(run: Run, levels: Sequence[int], what: str) -> Coded:
 def generate_late(run: Run, found: LateCodes) -> Generated:
     """The trained generator of the form."""
     if found.photos is None:
-        return stages.generate(run, found.codes, found.spec, vectors=found.vectors)
+        return generate(run, found.codes, found.spec, vectors=found.vectors)
     tree = run.config.generator
     assert isinstance(tree, TreeConfig)
     make = partial(_make_tree, run, tree, found, run.split.train)
     inputs = (found.photos.codes, {"late_fusion": VERSION})
-    return stages.generate(run, found.codes, found.spec, vectors=found.vectors, make=make, more_inputs=inputs)
+    return generate(run, found.codes, found.spec, vectors=found.vectors, make=make, more_inputs=inputs)
 
 
 def _make_tree(run: Run, tree: TreeConfig, found: LateCodes, train: Sequence[ItemSequence]) -> "PhotoHistory":

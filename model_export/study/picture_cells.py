@@ -8,13 +8,19 @@ are. The cells `pictures_default` are configurations as they are served.
 from dataclasses import replace
 from typing import Any
 
-from model_export.configs import Fusion, MiniLmConfig, PicturesConfig, RunConfig
+from model_export.configs import CardConfig, CardNeighbors, Fusion, MiniLmConfig, PicturesConfig, RunConfig
 from model_export.study.cell import Cell, Question
 
 TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "title": ("titles", ("title",)),
     "description": ("titles and descriptions", ("title", "description")),
 }  # the shorter texts of the study: name -> words, fields
+
+CARDS: tuple[tuple[str, str, CardNeighbors], ...] = (
+    ("card", "CARD's unit, with its nearest by purchases", "collaborative"),
+    ("card_content", "CARD's unit, with its nearest by text", "content"),
+    ("card_alone", "CARD's unit, no neighbors", "none"),
+)
 
 
 def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list[Cell]:
@@ -54,6 +60,8 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
         cell("default_drawn", "glyphrec, the default, without photos", default, seeds=num_seeds),
         cell("default_early", "glyphrec, the configuration `pictures`", default, "head", seeds=num_seeds),
     ]
+    for name, label, neighbors in CARDS:
+        found.append(cell(name, label, replace(learnt, pictures=CardConfig(neighbors=neighbors))))
     for name, (words, fields) in TEXTS.items():
         short = _of_fields(learnt, fields)
         group = "picture_texts"
@@ -67,6 +75,13 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
         cell("cold_drawn", "drawn text", served, **cold),
         cell("cold_photo", "photo", served, "photo", **cold),
         cell("cold_early", "drawn text and photo, early", served, "head", **cold),
+        cell("cold_card", "CARD's unit, new items alone", replace(served, pictures=CardConfig()), **cold),
+        cell(
+            "cold_card_alone",
+            "CARD's unit, all items alone",
+            replace(served, pictures=CardConfig(neighbors="none")),
+            **cold,
+        ),
     ]
     return found
 

@@ -22,13 +22,13 @@ from model_export.evaluation.metrics import codebook_use, collisions, ndcg_at, t
 from model_export.evaluation.reach import coverage
 from model_export.generators.sasrec import codes_of_items
 from model_export.generators.tree import TreeGenerator
-from model_export.pipeline import stages, versions
+from model_export.pipeline import generating, stages, versions
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.pipeline.stages import Coded, Read, first_codes
 from model_export.pipeline.versions import Versions
-from model_export.study import cells, cold, ranks, robustness
+from model_export.study import cells, cold, late_fusion, ranks, robustness
 from model_export.study.cell import Cell
 from model_export.study.cells import CellResult
 from model_export.study.late_fusion import generate_late, is_late, late_codes
@@ -102,7 +102,8 @@ def versions_of_cell(cell: Cell) -> Versions:
         case "sum":
             return {"drawing": render.VERSION, "training_free": training_free.VERSION}
         case None:
-            return versions.versions_of(config) | {"ranks": ranks.VERSION}
+            late = {"late_fusion": late_fusion.VERSION} if is_late(config.pictures) else {}
+            return versions.versions_of(config) | late | {"ranks": ranks.VERSION}
     return {"baselines": counting.VERSION}
 
 
@@ -240,7 +241,7 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
     vectors, read = None, None
     if isinstance(config.generator, SasRecConfig):
         codes, spec = codes_of_items(dataset.num_items), SidSpec(levels=(dataset.num_items,))
-        generated = stages.generate(run, codes, spec)
+        generated = generating.generate(run, codes, spec)
     elif is_late(config.pictures):
         late = late_codes(run)
         codes, spec = late.codes, late.spec
@@ -253,7 +254,7 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
         figures |= _figures_of_codes(codes, spec) | _figures_of_fusion(read, coded)
-        generated = stages.generate(run, codes, spec, vectors=vectors)
+        generated = generating.generate(run, codes, spec, vectors=vectors)
     generator, curve = generated
     if curve.device == "cuda":
         figures["train_gpu_seconds"] = curve.seconds

@@ -22,7 +22,7 @@ from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.minilm import MiniLm
 from model_export.evaluation.evaluate import ranker_of
 from model_export.evaluation.ranking import ItemsOfCodes
-from model_export.pipeline import stages
+from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run
 from service.core.bundle import RenderSpec
 from service.core.graphs import beam_widths
@@ -82,7 +82,7 @@ def of_request(run: Run) -> dict[str, float]:
     """The median milliseconds of a request through the exported graph, one at a time, with 50 beams."""
     split, config = run.split, run.config
     coded = stages.code(run, stages.read(run))
-    generator = stages.make_generator(config, coded.codes, coded.spec, split.train, coded.vectors).eval()
+    generator = generating.make_generator(config, coded.codes, coded.spec, split.train, coded.vectors).eval()
     catalog = ItemsOfCodes.build(generator.spec, coded.codes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recommender.onnx"

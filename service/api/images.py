@@ -15,9 +15,10 @@ from service.api.direct import ApiRoute
 from service.api.items import ItemIdPath, find_item, patched_item
 from service.api.policies import policy
 from service.api.schemas import PatchedItem
+from service.core.encoder_view import encoder_view
 from service.core.image_field import FIELD
 from service.core.items import Item, check_item_id
-from service.core.pictures import MEDIA_TYPES, picture_pixels
+from service.core.pictures import MEDIA_TYPES
 from service.core.render import WHITE, item_text, render_text
 from service.errors import InvalidItem, NotAPicture, PictureNotFound
 from service.http.problems import OF_A_PUT, OF_AN_ITEM
@@ -146,16 +147,18 @@ def _seen(
 ) -> NDArray[np.uint8]:
     """The pixels that go into the tokenizer: gray [row, column], or RGB [row, column, 3] with a photo."""
     spec, render = model.manifest.pictures, model.manifest.render
-    if part is ImagePart.PHOTO and (spec is None or picture is None):
+    if part is ImagePart.PHOTO and (spec is None or (picture is None and spec.shows == "photo")):
         raise PictureNotFound(stored.item_id, NO_PICTURE if spec else READS_NONE)
     text = np.concatenate(list(render_text(item_text(stored.item, render), render).strips))  # [row, column]
-    if part is ImagePart.TEXT or spec is None or picture is None:
+    if part is ImagePart.TEXT or spec is None:
         return text
     try:
-        photo = picture_pixels(picture.data, spec)  # [size, size, 3]
+        photo = encoder_view(stored.item, None if picture is None else picture.data, spec)  # [size, size, 3]
     except InvalidItem as error:
         raise PictureNotFound(stored.item_id, str(error)) from None
-    if part is ImagePart.PHOTO:
+    if photo is None:
+        return text
+    if part is ImagePart.PHOTO or spec.shows == "unit":  # a unit has the text in it
         return photo
     width = max(text.shape[1], photo.shape[1])
     both = np.full((len(text) + len(photo), width, 3), WHITE, np.uint8)

@@ -37,6 +37,7 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_HISTORY_LENGTH = 10_000
 MAX_BEAM_LIMIT = 100_000
 
+UNIT_PX = 512  # side of CARD's unit (service/core/unit.py)
 LINE_PX = (8, 64)  # lowest and highest line of text
 
 
@@ -82,6 +83,15 @@ class PictureSpec(Frozen):
     """How an item's photo becomes pixels. Only service/core/pictures.py uses it."""
 
     size_px: int = Field(default=224, ge=32, le=1024, description="side of the square that the encoder reads")
+    shows: Literal["photo", "unit"] = Field(
+        default="photo", description="what the square shows: the photo, or CARD's unit of photo and text"
+    )
+
+    @model_validator(mode="after")
+    def _unit_has_its_size(self) -> Self:
+        if self.shows == "unit" and self.size_px != UNIT_PX:
+            raise ValueError(f"a unit has {UNIT_PX} pixels, not {self.size_px}")
+        return self
 
 
 class Manifest(Frozen):

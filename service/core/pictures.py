@@ -92,27 +92,27 @@ def picture_pixels(kept: bytes, spec: PictureSpec) -> NDArray[np.uint8]:
     The picture is scaled to fit into the square with its aspect kept (bicubic, antialiased) and centered on
     white. Raises InvalidItem if these are not the bytes of a kept picture.
     """
-    size = _kept_size(kept)
-    side = spec.size_px
-    scale = side / max(size)
-    fitted = _Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))
-    try:
-        with Image.open(io.BytesIO(kept), formats=("WEBP",)) as picture:
-            scaled = picture.convert("RGB").resize(fitted, Image.Resampling.BICUBIC)
-    except Exception as error:  # as in keep_picture
-        raise InvalidItem(
-            "image", f"is kept, but damaged ({_reason(error)}). Send the picture again"
-        ) from error
+    picture, side = open_kept(kept), spec.size_px
+    scale = side / max(picture.size)
+    fitted = _Size(max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    scaled = picture.resize(fitted, Image.Resampling.BICUBIC)
     square = Image.new("RGB", (side, side), (WHITE, WHITE, WHITE))
     square.paste(scaled, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     return np.asarray(square)
 
 
-def _kept_size(kept: bytes) -> _Size:
+def open_kept(kept: bytes) -> Image.Image:
+    """A kept picture as RGB. Raises InvalidItem if these are not the bytes of a kept picture."""
     size = _size_of_webp(kept) if format_of(kept) == "WEBP" else None
     if size is None or not 1 <= min(size) <= max(size) <= KEPT_PX:
         raise InvalidItem("image", "is kept, but its bytes are not ours. Send the picture again")
-    return size
+    try:
+        with Image.open(io.BytesIO(kept), formats=("WEBP",)) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # as in keep_picture
+        raise InvalidItem(
+            "image", f"is kept, but damaged ({_reason(error)}). Send the picture again"
+        ) from error
 
 
 def _check_before_decoding(data: bytes, max_bytes: int, max_pixels: int) -> str:

@@ -27,14 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from service.core.bundle import RenderSpec
+from service.core.bundle import UNIT_PX, RenderSpec
 from service.core.render import FONTS, item_text
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 FONT = "DejaVuSans.ttf"
 TITLE_PX, DETAILS_PX, CAPTION_PX = 20, 14, 11  # sizes of the font
 
-CANVAS_PX = 512  # side of the square
+CANVAS_PX = UNIT_PX  # side of the square
 PADDING_PX = 12
 WHITE, INK = (255, 255, 255), (20, 20, 20)
 IMAGE_ZONE_PX = CANVAS_PX // 2

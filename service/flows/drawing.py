@@ -57,12 +57,17 @@ class ItemDrawer:
         found = await self._store.get_many(ids)
         return {i: each.data for i, each in found.items() if each.reference == wanted[i]}
 
-    async def draw(self, texts: Sequence[str], kept: Sequence[bytes | None]) -> list[Drawn]:
-        """Draw texts, and scale the kept pictures that go with them if this tokenizer reads pictures."""
+    async def draw(
+        self, records: Sequence[ItemRecord], texts: Sequence[str], kept: Sequence[bytes | None]
+    ) -> list[Drawn]:
+        """Draw the texts of items, and what the image encoder sees of them if this tokenizer has one.
+
+        `kept` has the kept picture of each item that has one.
+        """
         rendered = await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
-        if self._spec is None or not any(kept):
+        if self._spec is None:
             return [Drawn(each, TokenizerInput(each.strips)) for each in rendered]
-        pixels = await self._pictures.pixels(kept, self._spec)
+        pixels = await self._pictures.pixels([record.item for record in records], kept, self._spec)
         return [
             Drawn(each, found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found))
             for each, found in zip(rendered, pixels, strict=True)

@@ -194,7 +194,8 @@ class Indexer:
         """
         kept = await self._drawer.kept_of(records)
         texts = [item_text(record.item, self._render) for record in records]
-        drawn = await self._drawer.draw(texts, [kept.get(record.item_id) for record in records])
+        pictures = [kept.get(record.item_id) for record in records]
+        drawn = await self._drawer.draw(records, texts, pictures)
         inputs = [
             TokenizerInput(each.rendered.strips) if isinstance(each.input, InvalidItem) else each.input
             for each in drawn
@@ -202,8 +203,9 @@ class Indexer:
         if self._picture_spec is not None:
             by_text_alone = [
                 record
-                for record, each in zip(records, inputs, strict=True)
-                if each.picture is None and (names_a_picture(record.item) or reference_in(record.item))
+                for record, picture, each in zip(records, pictures, drawn, strict=True)
+                if (picture is None or isinstance(each.input, InvalidItem))
+                and (names_a_picture(record.item) or reference_in(record.item))
             ]
             self._metrics.pictures.labels("missing").inc(len(by_text_alone))
         answers = await asyncio.gather(*(self._batcher.submit(each, is_admitted=True) for each in inputs))
@@ -376,7 +378,9 @@ class Indexer:
         contents = [each for each in contents if _id_of(each) not in lost]
         with stages.time("render"):
             drawn = await self._drawer.draw(
-                [each.text for each in contents], [each.data or kept.get(_id_of(each)) for each in contents]
+                [each.record for each in contents],
+                [each.text for each in contents],
+                [each.data or kept.get(_id_of(each)) for each in contents],
             )
         answers = await asyncio.gather(
             *(self._submit(each.input, deadline) for each in drawn), return_exceptions=True

@@ -8,15 +8,17 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.core.bundle import PictureSpec
-from service.core.pictures import KeptPicture, keep_picture, picture_pixels
+from service.core.encoder_view import encoder_view
+from service.core.pictures import KeptPicture, keep_picture
 from service.errors import InvalidItem
 from service.telemetry.metrics import Metrics
 
@@ -65,12 +67,16 @@ class PictureReader:
         return kept
 
     async def pixels(
-        self, pictures: Sequence[bytes | None], spec: PictureSpec
+        self, items: Sequence[Mapping[str, Any]], kept: Sequence[bytes | None], spec: PictureSpec
     ) -> list[NDArray[np.uint8] | InvalidItem | None]:
-        """What the encoder reads of each kept picture: [size, size, 3], or the error of a damaged one."""
+        """What the encoder sees of each item: [size, size, 3], or the error of a damaged kept picture."""
+        if spec.shows == "photo" and not any(kept):
+            return [None] * len(items)
         started_at = perf_counter()
-        found = await asyncio.to_thread(lambda: [_pixels(each, spec) for each in pictures])
-        num_pictures = sum(each is not None for each in pictures)
+        found = await asyncio.to_thread(
+            lambda: [_seen(*each, spec) for each in zip(items, kept, strict=True)]
+        )
+        num_pictures = sum(each is not None for each in found)
         for _ in range(num_pictures):
             self._metrics.picture_seconds.labels("pixels").observe(
                 (perf_counter() - started_at) / num_pictures
@@ -100,11 +106,11 @@ class PictureReader:
             raise InvalidItem("image", f"has a `data` that is not base64 ({error})") from None
 
 
-def _pixels(kept: bytes | None, spec: PictureSpec) -> NDArray[np.uint8] | InvalidItem | None:
-    if kept is None:
-        return None
+def _seen(
+    item: Mapping[str, Any], kept: bytes | None, spec: PictureSpec
+) -> NDArray[np.uint8] | InvalidItem | None:
     try:
-        return picture_pixels(kept, spec)
+        return encoder_view(item, kept, spec)
     except InvalidItem as error:
         log.warning("a kept picture cannot be read: %s", error)
         return error

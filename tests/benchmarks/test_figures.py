@@ -114,7 +114,7 @@ def test_every_table_is_shown_in_a_document():
 
 def test_every_run_that_a_table_names_is_kept_with_its_command_date_and_machine():
     runs = read_runs(ROOT)
-    assert runs.keys() == names_of_runs()
+    assert runs.keys() == names_of_runs(ROOT)
     assert [name for name, run in runs.items() if not {"command", "date", "machine"} <= run.keys()] == []
     assert [name for name, run in runs.items() if "--tiny" in run["command"]] == []
 

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import httpx
 
 from tests.e2e.judge import Item, Judge, Known
+from tests.e2e.photos import SENT, as_stored
 
 IDS_PER_WRITER = 150
 NUM_TITLES = 200  # fewer than items, so that some share their codes
 RETRY_S = 0.02
+PHOTOS = 0.3  # of the items that come with a photo, or take it away
 PAUSE_S = 0.005  # of a reader
 DUELS = 0.3  # of the deletes that meet a patch of the same item
 ANSWER_TIMEOUT_S = 45  # far more than any fault lasts
@@ -254,6 +256,7 @@ class Writer(Client):
             assert was is not None
             assert was.item is not None
             items = [was.item | changes]
+        stored = [as_stored(each, _item_of(before[each["item_id"]])) for each in items or ()]
         attempt = 0
         while True:
             replica = self._replicas[(first + attempt) % len(self._replicas)]
@@ -270,7 +273,7 @@ class Writer(Client):
                 if items is None:
                     self._deleted(ids[0], answer, before[ids[0]], is_sure)
                     break
-                if self._put(items, answer.body, before, is_sure):
+                if self._put(stored, answer.body, before, is_sure):
                     break
             attempt += 1
             time.sleep(RETRY_S)
@@ -353,6 +356,10 @@ class Reader(Client):
         self.hold(self._judge.of_listing(rows, before))
 
 
+def _item_of(known: Known | None) -> Item | None:
+    return None if known is None else known.item
+
+
 def _as_put(patched: Item) -> Item:
     """The answer to a patch in the form of that to a put."""
     row = {**patched, "item_id": patched["item"]["item_id"], "error": None}
@@ -362,11 +369,15 @@ def _as_put(patched: Item) -> Item:
 def some_changes(rng: random.Random) -> Item:
     """Some fields of an item; a new title moves it."""
     item = some_item("", rng)
-    return {name: item[name] for name in rng.sample(["title", "price", "available"], rng.randint(1, 2))}
+    names = ["title", "price", "available", *(["image"] if "image" in item else [])]
+    return {name: item[name] for name in rng.sample(names, rng.randint(1, 2))}
 
 
 def some_item(item_id: str, rng: random.Random) -> Item:
+    """Most come without a photo, which leaves the one that is kept."""
+    image = rng.choice([*SENT, None]) if rng.random() < PHOTOS else SENT
     return {
+        **({} if image is SENT else {"image": image}),
         "item_id": item_id,
         "title": f"Thing {rng.randrange(NUM_TITLES)}",
         "categories": [rng.choice(["pens", "ink", "paper"])],

@@ -192,7 +192,7 @@ class Judge:
     def _of_codes(self, item: Item, sid: str, codes: Codes) -> Iterator[str]:
         if codes_in(sid) != codes:
             yield f"codes {codes} with SID {sid}"
-        text = repr(text_of(item))
+        text = repr((text_of(item), item.get("image")))
         expected = self.codes_of(item) if self.codes_of else self._codes_seen.setdefault(text, codes)
         if codes != expected:
             yield f"codes {codes} where this text has {expected}: {item}"

@@ -28,16 +28,19 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from model_export.local_service import LocalService, free_port, glyphrec_command, local_service
+from service.core.sid import Codes
 from service.store.server import RedisServer, start_server
+from tests.e2e import photos
 from tests.e2e.judge import FIELDS_READ, FILTER_FIELDS, Judge, Known, codes_in, text_of
 from tests.e2e.traffic import fsck, until
-from tests.known_bundle import KNOWN_ITEMS, known_codes, tokenizer_id_of, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, PICTURES, known_codes, tokenizer_id_of, write_known_bundle
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", 0))
 STEPS = 24
 SLOW_STEPS = 2  # restarts and changes of the model in one example: they take seconds
 KEY = "an-admin-key-of-this-test"
 READER_OF = {"old": 0, "retrained": 0, "new": 1}  # bundle -> its tokenizer
+READS_PHOTOS = {1}  # tokenizers
 IDS = ["a", "b", "c/d", "é #?%", "…", "f", "g", "h"]
 
 OTHER_ITEMS = [each._replace(item=each.item | {"title": f"Tool {n}"}) for n, each in enumerate(KNOWN_ITEMS)]
@@ -50,9 +53,12 @@ MORE = {
     "price": st.integers(0, 8).map(lambda price: price / 2),
     "available": st.booleans(),
 }
-ITEM = st.fixed_dictionaries({"title": TITLE}, optional=MORE)
+PHOTO = st.integers(0, len(photos.SENT) - 1)
+IMAGE = PHOTO.map(photos.SENT.__getitem__) | st.none()
+ITEM = st.fixed_dictionaries({"title": TITLE}, optional=MORE | {"image": IMAGE})
 PATCH = st.fixed_dictionaries(
-    {}, optional={"title": TITLE} | {name: value | st.none() for name, value in MORE.items()}
+    {},
+    optional={"title": TITLE, "image": IMAGE} | {name: value | st.none() for name, value in MORE.items()},
 )
 PRICES = st.tuples(st.integers(0, 4), st.integers(0, 4)).map(lambda pair: {"gte": min(pair), "lt": max(pair)})
 FILTER = st.fixed_dictionaries(
@@ -81,6 +87,7 @@ class Scene:
                 reader=reader,
                 recommender_id="00000000beef" if name == "retrained" else "ba9876543210",
                 fields=FIELDS_READ,
+                pictures=PICTURES if reader in READS_PHOTOS else None,
             )
         self.another_shop = write_known_bundle(folder / "another shop", OTHER_ITEMS, reader=5)
         self.services = [self._start(), self._start()]
@@ -102,15 +109,22 @@ class Scene:
         self.services[replica] = self._start()
 
     def ask(self, replica: int, method: str, path: str, body: Any = None, expect: int = 200) -> Any:
-        answer = self.services[replica].client.request(method, path, json=body)
+        answer = self._request(replica, method, path, body)
         assert answer.status_code == expect, answer.text
         return answer.json()
+
+    def _request(self, replica: int, method: str, path: str, body: Any) -> httpx.Response:
+        """`body`: bytes are a photo, anything else is JSON."""
+        client = self.services[replica].client
+        if isinstance(body, bytes):
+            return client.request(method, path, content=body, headers={"Content-Type": "image/jpeg"})
+        return client.request(method, path, json=body)
 
     def ask_at_once(self, *requests: tuple[int, str, str, Any]) -> list[httpx.Response]:
         """Requests to replicas at the same time -> their answers, in the order of the requests."""
         with ThreadPoolExecutor(len(requests)) as pool:
             sent = [
-                pool.submit(self.services[replica].client.request, method, path, json=body)
+                pool.submit(self._request, replica, method, path, body)
                 for replica, method, path, body in requests
             ]
             return [each.result() for each in sent]
@@ -182,7 +196,7 @@ class CatalogMachine(RuleBasedStateMachine):
         for row in scene.listed(0, 100):
             scene.ask(0, "DELETE", f"/items/{quote(row['item']['item_id'], safe='')}")
         self.reader = 0
-        self.judge = Judge(lambda item: known_codes(text_of(item), self.reader))
+        self.judge = Judge(self._codes_of)
         for item_id in IDS:
             self.judge.settle(item_id, Known(None, None, 0))
 
@@ -199,6 +213,43 @@ class CatalogMachine(RuleBasedStateMachine):
         again = data.draw(st.lists(st.sampled_from(sorted(living)), min_size=1, unique=True))
         self._put(replica, [living[each].item or {} for each in again])
 
+    @rule(replica=REPLICA, item_id=ID, which=PHOTO | st.none())
+    def change_photo(self, replica: int, item_id: str, which: int | None) -> None:
+        """Send the bytes of a photo, or take it away."""
+        was = self.judge.known[item_id].item
+        path = f"/items/{quote(item_id, safe='')}/image"
+        method, body = ("DELETE", None) if which is None else ("PUT", photos.BYTES[which])
+        if was is None:
+            self.scene.ask(replica, method, path, body, httpx.codes.NOT_FOUND)
+            return
+        row = self.scene.ask(replica, method, path, body)
+        image = None if which is None else photos.SENT[which]
+        self._acknowledged(
+            photos.as_stored(was | {"image": image}, was),
+            {**row, "item_id": item_id},
+            row["catalog_version"],
+        )
+        self.scene.done["photo removed" if which is None else "photo sent"] += 1
+
+    @precondition(lambda self: self.judge.living)
+    @rule(title=TITLE, which=PHOTO, data=st.data())
+    def post_text_and_photo_at_once(self, title: str, which: int, data: st.DataObject) -> None:
+        """A feed of texts on one replica and a photo on the other are both in."""
+        item_id = data.draw(st.sampled_from(sorted(self.judge.living)))
+        posted = {"item_id": item_id, "title": title}
+        text, sent = self.scene.ask_at_once(
+            (0, "POST", "/items", {"items": [posted]}),
+            (1, "PUT", f"/items/{quote(item_id, safe='')}/image", photos.BYTES[which]),
+        )
+        assert text.json()["items"][0]["error"] is None, text.text
+        assert sent.status_code == httpx.codes.OK, sent.text
+        item = photos.as_stored(posted | {"image": photos.SENT[which]}, None)
+        shown = self.scene.ask(0, "GET", f"/items/{quote(item_id, safe='')}")
+        assert shown["item"] == item
+        version = max(text.json()["catalog_version"], sent.json()["catalog_version"])
+        self.judge.settle(item_id, Known(item, shown["semantic_id"], version))
+        self.scene.done["text and photo at once"] += 1
+
     @rule(replica=REPLICA, item_id=ID, changes=PATCH)
     def patch(self, replica: int, item_id: str, changes: dict[str, Any]) -> None:
         was = self.judge.known[item_id]
@@ -208,6 +259,9 @@ class CatalogMachine(RuleBasedStateMachine):
             return
         row = self.scene.ask(replica, "PATCH", path, changes)
         item = {name: value for name, value in (was.item | changes).items() if value is not None}
+        if "image" in changes and changes["image"] is None:
+            item["image"] = None
+        item = photos.as_stored(item, was.item)
         assert row["item"] == item
         self._acknowledged(item, {**row, "item_id": item_id}, row["catalog_version"])
 
@@ -297,9 +351,7 @@ class CatalogMachine(RuleBasedStateMachine):
         living = self.judge.living
         assert rows.keys() == living.keys()
         for item_id, known in living.items():  # the codes are the judge's to tell, the slots are not
-            assert codes_in(rows[item_id]["semantic_id"]) == known_codes(
-                text_of(known.item or {}), self.reader
-            )
+            assert codes_in(rows[item_id]["semantic_id"]) == self._codes_of(known.item or {})
             self.judge.settle(item_id, Known(known.item, rows[item_id]["semantic_id"], 0))
         for item_id in IDS:  # the versions are of another log
             if item_id not in living:
@@ -342,8 +394,15 @@ class CatalogMachine(RuleBasedStateMachine):
         report = fsck(self.scene.server.url, self.scene.bundles / ("new" if self.reader else "old"))
         assert report["is_clean"], report["findings"]
         assert report["num_items"] == len(self.judge.living)
+        assert report["num_pictures"] == sum(
+            "image" in (each.item or {}) for each in self.judge.living.values()
+        )
 
     # --- how ---
+
+    def _codes_of(self, item: dict[str, Any]) -> Codes:
+        kept = photos.kept_of(item) if self.reader in READS_PHOTOS else None
+        return known_codes(text_of(item), self.reader, kept)
 
     def _restart(self, replica: int, how: signal.Signals) -> None:
         self.slow_steps += 1
@@ -354,7 +413,8 @@ class CatalogMachine(RuleBasedStateMachine):
         answer = self.scene.ask(replica, "POST", "/items", {"items": items})
         for item, row in zip(items, answer["items"], strict=True):
             assert row["error"] is None, row
-            self._acknowledged(item, row, answer["catalog_version"])
+            was = self.judge.known[item["item_id"]].item
+            self._acknowledged(photos.as_stored(item, was), row, answer["catalog_version"])
         self._page(
             replica,
             {"history": [], "limit": 100, "filter": {"item_ids": [each["item_id"] for each in items]}},
@@ -407,6 +467,7 @@ def test_two_replicas_say_what_a_model_in_memory_says(scene: Scene) -> None:
         ),
     )
     ways = {"created", "updated", "moved", "unchanged", "deleted", "exact", "SIGKILL", "SIGTERM"}
+    ways |= {"photo sent", "photo removed", "text and photo at once"}
     ways |= {"another tokenizer", "the same tokenizer", "patched while deleted", "patched twice"}
     assert scene.done.keys() >= ways, "or nothing was shown"
 

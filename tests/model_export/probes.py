@@ -45,8 +45,8 @@ from model_export.generators.beam_search import eager_search
 from model_export.onnx_graphs import to_onnx
 from model_export.pipeline import counts, opinions
 from model_export.pipeline.cache import StageCache
+from model_export.pipeline.generating import make_generator
 from model_export.pipeline.run import Run
-from model_export.pipeline.stages import make_generator
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions, letter, rq_kmeans, rq_vae
 from model_export.study import cold, perturb, ranks, robustness

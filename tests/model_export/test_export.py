@@ -17,7 +17,7 @@ from model_export.data.dataset import DataError, Dataset, make_dataset
 from model_export.data.splits import leave_one_out
 from model_export.evaluation.evaluate import evaluate_model, table
 from model_export.export import export
-from model_export.pipeline import stages
+from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run, silent
 from service.core.bundle import ITEMS, load_bundle
 from service.core.bundle_items import bundle_items
@@ -126,7 +126,7 @@ assert torch.get_num_threads() == 2
 for run in pickle.load(sys.stdin.buffer):
     with stages.deterministic():
         coded = stages.code(run, stages.read(run))
-        stages.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
+        generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
 """
 
 
@@ -186,7 +186,7 @@ def test_targets_touch_neither_encoder_nor_quantizer_nor_generator(tiny_export, 
     np.testing.assert_array_equal(coded.codes, codes)
 
     ours, theirs = (
-        stages.generate(run, codes, coded.spec, vectors=coded.vectors).generator
+        generating.generate(run, codes, coded.spec, vectors=coded.vectors).generator
         for run in (
             Run.of(with_other_last_items(tiny_export.dataset, 1), config, tmp_path),
             Run.of(tiny_export.dataset, config, tiny_export.cache),

@@ -1,1 +1,0 @@
-"""Image encoders: product photos -> features. Each model is one file."""

@@ -11,7 +11,7 @@ from torch.fx.experimental import _config as fx_config
 
 from model_export.configs import SasRecConfig, TigerConfig, TreeConfig, base
 from model_export.generators.beam_search import BeamSearch
-from model_export.pipeline import stages
+from model_export.pipeline import generating
 from service.core.graphs import beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
@@ -37,7 +37,7 @@ def test_everything_is_made_on_the_device_of_the_model(name):
     train = [rng.integers(0, NUM_ITEMS, size=12).astype(np.int32) for _ in range(50)]
     vectors = rng.normal(size=(NUM_ITEMS, 32)).astype(np.float32)
     config = replace(base(), generator=GENERATORS[name])
-    generator = stages.make_generator(config, codes, spec, train, vectors).to("meta")
+    generator = generating.make_generator(config, codes, spec, train, vectors).to("meta")
 
     loss = generator.train().loss(torch.zeros(8, 12, len(spec.levels), dtype=torch.int64, device="meta"))
     loss.backward()

@@ -8,9 +8,9 @@ import pytest
 
 from model_export.configs import tiny
 from model_export.data.dataset import Dataset, make_dataset
-from model_export.pipeline import neighbors
-from model_export.pipeline.neighbors import NO_ITEM, Neighbors, find_neighbors, nearest_with_picture
+from model_export.pipeline.neighbors import NO_ITEM, Neighbors, nearest_with_picture
 from model_export.pipeline.run import Run
+from model_export.pipeline.units import find_neighbors
 
 NUM_ITEMS, NUM_GROUPS, NUM_USERS = 49, 4, 300
 UNKNOWN = NUM_ITEMS - 1  # nobody takes it

@@ -16,9 +16,9 @@ from model_export.evaluation.ranking import ItemsOfCodes, Ranker
 from model_export.generators.beam_search import eager_search
 from model_export.generators.item_scores import item_scores
 from model_export.pipeline.cache import StageCache
+from model_export.pipeline.generating import make_generator
 from model_export.pipeline.opinions import Opinions, weigh
 from model_export.pipeline.run import Run
-from model_export.pipeline.stages import make_generator
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 

@@ -2,9 +2,7 @@ import hashlib
 import io
 import json
 import random
-import struct
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from service.core.pictures import KEPT_PX, keep_picture, picture_pixels
 from service.core.render import content_hash, item_text
 from service.errors import InvalidItem
 from tests.known_bundle import render_spec
+from tests.service.core import bombs
 from tests.service.core.photos import damaged, drawn, photo, written
 
 # Pillow warns of broken metadata, and reads the picture nevertheless.
@@ -199,42 +198,11 @@ def test_the_limits_of_bytes_and_pixels_hold_before_decoding():
             keep_picture(photo(9, format_name, (40, 30)), max_pixels=1199)
 
 
-def png_of(width: int, height: int, rows: bytes) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
-
-
-def webp_canvas(width: int, height: int) -> bytes:
-    small = written(drawn(0, (4, 4)), "WEBP")[12:]
-    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<II", 10, 0) + sides + small
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def jpeg_of(width: int, height: int) -> bytes:
-    data = photo(0, "JPEG", (8, 8))
-    place = data.index(b"\xff\xc0")
-    return data[: place + 5] + struct.pack(">HH", height, width) + data[place + 9 :]
-
-
 def test_a_decompression_bomb_costs_no_memory():
-    bombs = [
-        png_of(60_000, 60_000, bytes(2**24)),
-        png_of(2**31 - 1, 2**31 - 1, b""),
-        webp_canvas(16_000, 16_000),
-        jpeg_of(65_000, 65_000),
-    ]
+    files = bombs.too_large()
     tracemalloc.start()
     try:
-        for bomb in bombs:
+        for bomb in files:
             with pytest.raises(InvalidItem, match="pixels are the limit"):
                 keep_picture(bomb)
         assert tracemalloc.get_traced_memory()[1] < 2**20
@@ -242,26 +210,17 @@ def test_a_decompression_bomb_costs_no_memory():
         tracemalloc.stop()
 
 
-def test_a_png_whose_text_unpacks_to_much_more_is_refused_or_read_without_it():
-    bomb = zlib.compress(bytes(2**26), 9)
-    data = png_of(4, 4, b"\x00" * 13 * 4)
-    body = b"zTXtComment\x00\x00" + bomb
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+def test_a_png_whose_text_unpacks_to_much_more_is_refused():
     with pytest.raises(InvalidItem, match="is a broken PNG"):
-        keep_picture(data[:33] + chunk + data[33:])
+        keep_picture(bombs.png_with_much_text())
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_before_decoding():
-    data = written(drawn(0, (64, 64)), "JPEG", progressive=True)
-    last = data.rindex(b"\xff\xda")
-    scan, end = data[last:-2], data[-2:]
-    keep_picture(data)
+    keep_picture(bombs.jpeg_of_scans(20))
     with pytest.raises(InvalidItem, match=f"is a JPEG of {MAX_JPEG_SCANS + 9} scans"):
-        keep_picture(data[:-2] + scan * (MAX_JPEG_SCANS + 9 - data.count(b"\xff\xda")) + end)
-    large = written(drawn(0, (5_000, 5_000)), "JPEG", progressive=True, quality=1)
-    scan = large[large.rindex(b"\xff\xda") : -2]
-    with pytest.raises(InvalidItem, match="scans, which takes too long to decode"):
-        keep_picture(large[:-2] + scan * 20 + end)
+        keep_picture(bombs.jpeg_of_scans(MAX_JPEG_SCANS + 9))
+    with pytest.raises(InvalidItem, match="30 scans, which takes too long to decode"):
+        keep_picture(bombs.jpeg_of_scans(30, (5_000, 5_000)))
 
 
 def test_an_animation_of_too_many_frames_is_refused():
