@@ -27,6 +27,7 @@ from model_export.configs import (
     trocr_base,
 )
 from model_export.study.cell import Cell, Counting
+from model_export.study.picture_cells import LIKE_OTHERS as LIKE_OTHER_PICTURES
 from model_export.study.picture_cells import picture_cells
 from service.core.bundle import RenderSpec
 
@@ -90,7 +91,7 @@ LIKE_OTHERS = {
     "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
-}  # fmt: skip
+} | LIKE_OTHER_PICTURES  # fmt: skip
 
 
 def tiny_plan() -> Plan:
