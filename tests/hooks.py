@@ -31,6 +31,7 @@ LONG_FILES = [
     "service/api/test_fuzz.py",
     "model_export/encoders/test_hub_encoders.py",
     "model_export/study/test_robustness.py",
+    "service/store/test_redis_addresses.py",
     "model_export/encoders/test_compact.py",
     "model_export/test_pins.py",
 ]

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -63,6 +63,11 @@ _REFUSED_FOR_NOW: dict[type[RedisError] | str, str] = {
     "MISCONF": "Redis cannot write to its disk.",
     "NOREPLICAS": "Redis has lost the replicas that it must write to.",
     "BUSY": "Redis is busy with another program's script.",
+    "max number of clients": "Redis has as many clients as its maxclients allows.",
+    "DENIED": (
+        "Redis takes clients of other machines only with a password (protected mode). Give it one, and write "
+        "it into REDIS_URL."
+    ),
 }
 
 
@@ -142,6 +147,7 @@ def connect(
         socket_connect_timeout=response_timeout_s,
         retry=_one_retry(),
         redis_connect_func=_introduce,
+        driver_info=None,  # a second write would hide why the server refuses the connection
     )
     redis = _Client.from_pool(pool)
     assert isinstance(redis, _Client)  # its annotation says otherwise
@@ -153,8 +159,11 @@ async def _introduce(connection: Any) -> None:
     """Greet the server as redis-py does, and tell it our name, which a user may be forbidden to do."""
     await connection.on_connect()
     await connection.send_command("CLIENT", "SETNAME", CLIENT_NAME, check_health=False)
-    with suppress(ResponseError):
+    try:
         await connection.read_response()
+    except ResponseError as error:
+        if str(error).startswith("DENIED"):  # not the name, but the whole connection
+            raise
 
 
 async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | RedisCluster:
@@ -187,6 +196,7 @@ async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | Re
         socket_connect_timeout=RESPONSE_TIMEOUT_S,
         retry=_one_retry(),
         client_name=CLIENT_NAME if may_tell_name else None,
+        driver_info=None,
     )
     assert isinstance(found, _ClusterClient)
     found.observe = observe

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,8 +42,6 @@ async def sentinel(tmp_path: Path) -> AsyncIterator[int]:
 
 
 def answers(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -148,3 +147,40 @@ async def test_tls_spoken_to_a_port_that_answers_without_it_is_told_as_that(bund
     async with starting(bundle, f"rediss://127.0.0.1:{port}") as (app, _):
         await until(lambda: "does not speak TLS" in app.state.service.readiness.phase)
     server.close()
+
+
+def address_of_this_machine() -> str | None:
+    """One that other machines may use, too. No packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        found: str = probe.getsockname()[0]
+        return None if found.startswith("127.") else found
+
+
+async def test_a_redis_that_keeps_others_out_says_why(bundle: Path, tmp_path: Path) -> None:
+    address = address_of_this_machine()
+    if address is None:
+        pytest.skip("this machine has no address but loopback")
+    port = free_port()
+    async with (
+        node(tmp_path, port, "--bind", "0.0.0.0", "--protected-mode", "yes") as redis,
+        starting(bundle, f"redis://{address}:{port}") as (app, _),
+    ):
+        readiness = app.state.service.readiness
+        await until(lambda: "protected mode" in readiness.phase)
+        await redis.config_set("protected-mode", "no")
+        await until(lambda: readiness.model is not None)
+
+
+async def test_a_redis_with_too_many_clients_says_so(bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    async with node(tmp_path, port) as redis:
+        await redis.config_set("maxclients", 1)
+        async with starting(bundle, f"redis://127.0.0.1:{port}") as (app, _):
+            readiness = app.state.service.readiness
+            await until(lambda: "as many clients as its maxclients allows" in readiness.phase)
+            await redis.config_set("maxclients", 100)
+            await until(lambda: readiness.model is not None)
