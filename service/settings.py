@@ -314,15 +314,16 @@ class Settings(BaseSettings):
         MAX_PICTURE_PIXELS,
         ge=1_024,
         le=100_000_000,
-        description="pixels of one picture, width times height. A picture takes up to 8 bytes a pixel "
-        "while it is decoded, in each of `picture_threads`. The default holds photos of 24 megapixels",
+        description="pixels of one picture, width times height. While it is decoded in one of "
+        "`picture_threads`, a PNG or WebP takes up to 20 bytes a pixel, and a JPEG 3. The default holds "
+        "photos of 24 megapixels",
     )
     picture_threads: int = Field(
-        default_factory=default_threads,
+        default_factory=lambda: min(default_threads(), 4),
         ge=1,
         le=64,
         description="pictures that are decoded at the same time. By default half of the processors, as the "
-        "tokenizer needs the others",
+        "tokenizer needs the others, and at most 4, as each takes memory",
     )
     picture_timeout_s: float = Field(
         10,

@@ -7,7 +7,9 @@ from model_export.configs import RunConfig
 from model_export.data.dataset import Dataset
 
 Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn", "tgh", "sum"]
-Question = Literal["robustness", "cold"]  # cells that measure something else than a ranking of test users
+Question = Literal[
+    "robustness", "cold", "overlap"
+]  # cells that measure something else than a ranking of test users
 
 
 @dataclass(frozen=True)

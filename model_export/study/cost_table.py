@@ -16,6 +16,7 @@ from model_export.pipeline.cache import key_of
 from model_export.pipeline.run import Run
 from model_export.study import timing
 from model_export.study.cells import CellResult
+from model_export.study.late_fusion import is_late
 from model_export.study.run import Work
 from service.core.progress import ProgressBar
 
@@ -36,12 +37,24 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
         if key not in known:
             known[key] = timing.of_reading(run)
         figures = dict(known[key])
+        if config.pictures is not None:
+            figures = _with_photos(figures, run)
+        if cell.has_photos and not is_late(config.pictures):
+            figures |= timing.of_tokenizer(run)
         if ASKED_FOR_SPEED & set(cell.groups):
             figures |= timing.of_request(run)
         cells.setdefault(dataset.name, {})[cell.name] = {"key": work.key, "figures": figures}
     text = json.dumps({"machine": _machine(), "cells": cells}, indent=1, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _with_photos(of_text: Mapping[str, float], run: Run) -> dict[str, float]:
+    """The costs of texts and photos together. An encoder of photos alone reads no text."""
+    pictures, found = run.config.pictures, timing.of_photos(run)
+    if pictures is not None and pictures.fusion == "photo":
+        return found
+    return dict(of_text) | {name: value + of_text.get(name, 0.0) for name, value in found.items()}
 
 
 def with_costs(results: Sequence[CellResult], folder: Path) -> tuple[list[CellResult], str | None]:

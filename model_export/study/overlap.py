@@ -6,8 +6,25 @@ Text and photo that agree about what is alike leave little for a fusion to gain.
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.encoders.fusion import NUM_FLAGS
+from model_export.pipeline import stages
+from model_export.pipeline.run import Run
+
+VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_NEAREST = 10
 ROWS_PER_BLOCK = 1024
+
+
+def of_text_and_photo(run: Run) -> dict[str, float]:
+    """The overlap of texts and photos, as their encoders see them, over the items that have both."""
+    read = stages.read(run)
+    assert read.photos is not None
+    has_both = (read.features[:, -NUM_FLAGS:] > 0).all(axis=1)
+    text, photos = read.text[has_both], read.photos[has_both]
+    return {
+        "text_photo_overlap": neighborhood_overlap(text, photos),
+        "text_photo_overlap_chance": NUM_NEAREST / (len(text) - 1),
+    }
 
 
 def neighborhood_overlap(

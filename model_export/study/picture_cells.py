@@ -69,6 +69,11 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
             cell(f"drawn_{name}", f"drawn {words}", short, group=group),
             cell(f"early_{name}", f"drawn {words} and photo, early", short, "head", group=group),
         ]
+    near: dict[str, Any] = {"question": "overlap", "group": "picture_overlap"}
+    found += [
+        cell("overlap", "drawn text and photo", learnt, "head", **near),
+        cell("overlap_text", "MiniLM and photo", encoded, "head", **near),
+    ]
     served = replace(default, opinions=None)
     cold: dict[str, Any] = {"question": "cold", "group": "picture_cold"}
     found += [

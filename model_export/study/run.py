@@ -28,7 +28,7 @@ from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.pipeline.stages import Coded, Read, first_codes
 from model_export.pipeline.versions import Versions
-from model_export.study import cells, cold, late_fusion, ranks, robustness
+from model_export.study import cells, cold, late_fusion, overlap, ranks, robustness
 from model_export.study.cell import Cell
 from model_export.study.cells import CellResult
 from model_export.study.late_fusion import generate_late, is_late, late_codes
@@ -68,6 +68,8 @@ class Work:
             parts: tuple[Any, ...] = generator
         elif cell.question == "robustness":
             parts = (*codes, config.seed)
+        elif cell.question == "overlap":
+            parts = (*codes[:2], *pictures)
         elif cell.counting == "item_knn":
             parts = (*codes[:3], config.seed)
         elif cell.counting:
@@ -90,6 +92,10 @@ def versions_of_cell(cell: Cell) -> Versions:
         case "robustness":
             graph = {"tokenizer_graph": tokenizer.VERSION} if reads_pictures else {}
             return versions.of_codes(config) | graph | {"robustness": robustness.VERSION}
+        case "overlap":
+            assert config.pictures is not None
+            read = versions.of_reading(config) | versions.of_photos(config.pictures)
+            return read | {"overlap": overlap.VERSION}
         case "cold":
             found = versions_of_bundle(config) if reads_pictures else versions.versions_of(config)
             found.pop("evaluation", None)  # the report of the bundle; `cold` computes its own figures
@@ -167,6 +173,8 @@ def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResul
             figures = robustness.robustness(run)
         elif cell.question == "cold":
             figures = cold.cold(run)
+        elif cell.question == "overlap":
+            figures = overlap.of_text_and_photo(run)
         elif cell.counting:
             found, figures = _count(cell, run)
         else:

@@ -121,6 +121,14 @@ PICTURE_TEXTS = Section(
     "The same comparison with less text: only titles, or titles and descriptions.",
     "pictures_early",
 )
+PICTURE_OVERLAP = Section(
+    "picture_overlap",
+    "How near text and photo are",
+    ("picture_overlap",),
+    "The share of an item's ten nearest items that text and photo have in common, by what the encoders see. "
+    "arXiv 2601.14697 explains its gain by drawn text being nearer to photos than encoded text.",
+    "pictures_early",
+)
 PICTURE_COLD = Section(
     "picture_cold",
     "Photos of cold items",
@@ -131,7 +139,8 @@ PICTURE_COLD = Section(
 )
 QUESTIONS = (ENCODERS, RESOLUTION, SEGMENTS, ROBUSTNESS, COLD, ABLATION)
 SECTIONS = (
-    HEADLINE, REACH, *QUESTIONS, QUANTIZERS, GENERATORS, PICTURES, PICTURE_TEXTS, PICTURE_COLD, TUNING
+    HEADLINE, REACH, *QUESTIONS, QUANTIZERS, GENERATORS, PICTURES, PICTURE_TEXTS,
+    PICTURE_OVERLAP, PICTURE_COLD, TUNING
 )  # fmt: skip
 
 

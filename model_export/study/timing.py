@@ -16,16 +16,22 @@ import onnxruntime
 import torch
 
 from model_export.bundle.recommender import export_recommender
+from model_export.bundle.tokenizer import export_tokenizer, parts_of
 from model_export.configs import MiniLmConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
+from model_export.encoders.images.base import ImageSession
+from model_export.encoders.images.choose import make_image_encoder
 from model_export.encoders.minilm import MiniLm
 from model_export.evaluation.evaluate import ranker_of
 from model_export.evaluation.ranking import ItemsOfCodes
 from model_export.pipeline import generating, stages
+from model_export.pipeline.photos import spec_of
 from model_export.pipeline.run import Run
 from service.core.bundle import RenderSpec
+from service.core.encoder_view import encoder_view
 from service.core.graphs import beam_widths
+from service.core.pictures import keep_picture
 from service.core.render import item_text, render_text
 from service.inference.runtime import RecommenderSession
 
@@ -65,6 +71,43 @@ def of_reading(run: Run) -> dict[str, float]:
     if isinstance(encoder, CtcEncoder):
         figures["reading_accuracy"] = _reading_accuracy(encoder, items, config.render)
     return figures
+
+
+def of_photos(run: Run) -> dict[str, float]:
+    """The mean pixels of an item's photo, and the median time to decode and encode one, in milliseconds.
+
+    Files are read beforehand. A unit of CARD is shown without neighbors, as a service composes it.
+    """
+    dataset, pictures = run.dataset, run.config.pictures
+    assert pictures is not None
+    rng, owners = np.random.default_rng(0), np.array(sorted(dataset.images))
+    chosen = rng.choice(owners, min(NUM_ITEMS, len(owners)), replace=False).tolist()
+    session, spec = ImageSession(make_image_encoder(pictures), threads=1), spec_of(pictures)
+    files = [dataset.images[item].read_bytes() for item in chosen]
+
+    def read(item: int, file: bytes) -> object:
+        seen = encoder_view(dataset.items[item], keep_picture(file).data, spec)
+        return session.features([] if seen is None else [seen])
+
+    runs = [partial(read, item, file) for item, file in zip(chosen, files, strict=True)]
+    return {
+        "pixels_per_item": spec.size_px**2 * len(owners) / dataset.num_items,
+        "encode_ms_per_item": _median_ms(runs),
+    }
+
+
+def of_tokenizer(run: Run) -> dict[str, float]:
+    """The size of the graph that an export would write, in MB."""
+    config = run.config
+    if isinstance(config.encoder, MiniLmConfig):  # no export writes it
+        return {}
+    read = stages.read(run)
+    parts = parts_of(config, read, stages.code(run, read))
+    pictures = None if config.pictures is None else spec_of(config.pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.onnx"
+        export_tokenizer(path, parts, sid=config.sid, render=config.render, pictures=pictures)
+        return {"tokenizer_mb": path.stat().st_size / 1e6}
 
 
 def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: RenderSpec) -> float:

@@ -78,6 +78,11 @@ def with_reference(fields: Mapping[str, Any], picture: PictureReference | None) 
     return {**fields, FIELD: picture.as_field()} if picture else dict(fields)
 
 
+def without_reference(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The item without the reference of a picture that is not kept here."""
+    return {name: value for name, value in item.items() if name != FIELD or not reference_in(item)}
+
+
 def names_a_picture(item: Mapping[str, Any]) -> bool:
     """Whether the item tells of a picture that is not kept, as a URL or a path does."""
     return bool(item.get(FIELD)) and reference_in(item) is None

@@ -245,7 +245,9 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     """In one of the modes L, RGB and RGBA. Of 16 bits, the high byte."""
     clear = picture.info.get("transparency")
     if picture.mode.startswith(("I", "F")):
-        values = np.clip(np.asarray(picture).astype(np.int64), 0, 65_535)  # [row, column]
+        values = np.asarray(picture)  # [row, column]
+        if values.dtype != np.uint16:
+            values = np.clip(values, 0, 65_535).astype(np.uint16)
         gray = (values >> 8).astype(np.uint8)
         if isinstance(clear, int):
             gray[values == clear] = WHITE

@@ -6,7 +6,7 @@ from time import perf_counter
 
 from service.core.bundle import Manifest, RenderSpec
 from service.core.bundle_items import BundledItem
-from service.core.image_field import names_a_picture, reference_in
+from service.core.image_field import names_a_picture, reference_in, without_reference
 from service.core.render import content_hash, item_text
 from service.core.sid import Codes
 from service.errors import ItemChanged, ServiceError
@@ -95,7 +95,8 @@ def _known_codes(
 
 
 def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
-    return ItemRecord(each.item_id, content_hash(item_text(each.item, render)), each.item)
+    item = without_reference(each.item)  # a bundle ships no pictures
+    return ItemRecord(each.item_id, content_hash(item_text(item, render)), item)
 
 
 def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:

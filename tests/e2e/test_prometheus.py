@@ -12,7 +12,7 @@ import yaml
 from deploy.grafana.pictures import filled
 from service.core.co_counts import CoCountSpec
 from tests.e2e.watched import RATE_INTERVAL, ROOT, Watched, prometheus_binary, watched
-from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, PICTURES, write_known_bundle
 
 LOAD_S = 25
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
@@ -82,7 +82,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     if binary is None:
         pytest.skip("no prometheus. deploy/fetch_prometheus.sh fetches it from Debian")
     folder = tmp_path_factory.mktemp("watched")
-    bundle = write_known_bundle(folder / "bundle", KNOWN_ITEMS, co_counts=CoCountSpec())
+    bundle = write_known_bundle(folder / "bundle", KNOWN_ITEMS, co_counts=CoCountSpec(), pictures=PICTURES)
     with watched(binary, bundle, folder, LOAD_S) as seen:
         yield seen
 

@@ -29,6 +29,7 @@ from deploy.grafana.pictures import draw_dashboards
 from model_export.local_service import LocalService, free_port, local_service
 from service.core.bundle import MANIFEST, RECOMMENDER, load_bundle
 from service.store.server import RedisServer, start_server
+from tests.e2e import photos
 from tests.e2e.traffic import until
 
 ROOT = Path(__file__).parents[2]
@@ -263,6 +264,10 @@ class Load:
         if number % 10 == 0:
             items += [{**_item(again), "title": f"Renamed {number}"}, {"item_id": "without a text"}]
             items += [{**_item(number + 1), "available": "maybe"}]  # a value that filters cannot use
+        if number % 4 == 0:
+            items[0] |= {"image": rng.choice(photos.SENT)}
+        if number % 10 == 5:
+            items += [{**_item(again), "image": {"data": "AAAA"}}]  # no picture
         self._send(client, "POST", "/items", json={"items": items})
 
     def _drop(self, client: httpx.Client, rng: random.Random, number: int) -> None:

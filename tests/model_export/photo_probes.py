@@ -17,8 +17,9 @@ from model_export.encoders import fusion, head
 from model_export.encoders.images import clip, efficientnet_lite0, mobilenet_v2, siglip2
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import make_image_encoder
-from model_export.study import late_fusion
-from service.core import pictures
+from model_export.pipeline import neighbors
+from model_export.study import late_fusion, overlap
+from service.core import pictures, unit
 from service.core.bundle import PictureSpec
 from service.core.graphs import NO_PICTURE
 from service.core.sid import SidSpec
@@ -89,7 +90,7 @@ def _fuse() -> Output:
     config = HeadConfig(vector_dim=8, hidden_dim=16, max_steps=12, batch_size=32, learning_rate=1e-2)
     found = {}
     for name in ("head", "sum", "photo"):
-        chosen = PicturesConfig(fusion=name, photo_dim=6, weight=0.7)  # type: ignore[arg-type]  one of the names
+        chosen = PicturesConfig(fusion=name, photo_dim=6, weight=0.7, hidden_share=0.1)  # type: ignore[arg-type]  one of the names
         made = fusion.Fusion(text_dim=0 if name == "photo" else text.shape[1], dim=8, config=chosen)
         made.fit(photos.features)
         largest = made.axes.abs().argmax(dim=0)  # [axis]; libraries differ in the signs of the axes
@@ -126,6 +127,27 @@ def _generate_late() -> Output:
     return found
 
 
+def _overlap() -> Output:
+    shared = vectors()
+    return [
+        overlap.neighborhood_overlap(shared, shared + weight * vectors(seed=4), 5) for weight in (0.5, 3.0)
+    ]
+
+
+def _compose() -> Output:
+    """The levels of each eighth of a unit, with and without a photo and neighbors."""
+    photos = [Image.fromarray(waves(200, 150, 3, seed)) for seed in range(3)]
+    text = unit.UnitText("Hex nuts, M8 zinc plated, 100 count", "Acme", ("Tools", "Fasteners"))
+    below = [unit.Neighbor(photo, f"Hex nuts, M{place}") for place, photo in enumerate(photos[1:])]
+    found = [unit.compose_unit(photos[0], text, below), unit.compose_unit(None, text)]
+    return [each.reshape(8, 64, 8, 64, 3).mean(axis=(1, 3)).tolist() for each in found]
+
+
+def _nearest() -> Output:
+    has_picture = np.arange(NUM_ITEMS) % 3 > 0
+    return neighbors.nearest_with_picture(vectors(), has_picture).tolist()
+
+
 PHOTO_PROBES: dict[str, tuple[ModuleType, Callable[[], Output]]] = {
     "pictures": (pictures, _keep),
     "efficientnet_lite0": (efficientnet_lite0, partial(_read_by, "efficientnet-lite0")),
@@ -134,4 +156,7 @@ PHOTO_PROBES: dict[str, tuple[ModuleType, Callable[[], Output]]] = {
     "siglip2": (siglip2, partial(_read_by_tower, "siglip2")),
     "fusion": (fusion, _fuse),
     "late_fusion": (late_fusion, _generate_late),
+    "overlap": (overlap, _overlap),
+    "unit": (unit, _compose),
+    "neighbors": (neighbors, _nearest),
 }

@@ -8,6 +8,7 @@ import pytest
 
 from model_export.configs import tiny
 from model_export.data.dataset import Dataset, make_dataset
+from model_export.pipeline import neighbors
 from model_export.pipeline.neighbors import NO_ITEM, Neighbors, nearest_with_picture
 from model_export.pipeline.run import Run
 from model_export.pipeline.units import find_neighbors

@@ -23,15 +23,17 @@ RED, BLUE = photo(1), photo(2)
 # An item that was trained with a photo, which no bundle ships.
 TRAINED = KnownItem("trained", (5, 1, 2), 3, {"item_id": "trained", "title": "T", "image": "photos/t.jpg"})
 
+REFERENCE = {"sha256": "0" * 64, "width": 9, "height": 9}
+DUMPED = KnownItem("dumped", (7, 1, 2), 3, {"item_id": "dumped", "title": "D", "image": REFERENCE})
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     write = partial(write_known_bundle, fields=("title",))
     write(folder / "text", [*KNOWN_ITEMS[:5], TRAINED])
-    write(
-        folder / "photos", [*KNOWN_ITEMS[:5], TRAINED._replace(codes=(6, 1, 2))], reader=1, pictures=PICTURES
-    )
+    trained = TRAINED._replace(codes=(6, 1, 2))
+    write(folder / "photos", [*KNOWN_ITEMS[:5], trained, DUMPED], reader=1, pictures=PICTURES)
     write(folder / "more", KNOWN_ITEMS[:3], reader=2, pictures=PICTURES)
     return folder
 
@@ -145,5 +147,7 @@ async def test_a_seeded_catalog_has_the_codes_of_the_export_and_no_photos(bundle
         assert shown["codes"] == [6, 1, 2]
         assert shown["item"]["image"] == "photos/t.jpg"
         assert await redis.exists("{glyphrec}:pictures") == 0
+        dumped = (await client.get("/items/dumped")).json()
+        assert dumped["item"] == {"item_id": "dumped", "title": "D"}  # its picture is kept somewhere else
         again = (await client.post("/items", json=shown["item"])).json()["items"][0]
         assert again["status"] == "unchanged"

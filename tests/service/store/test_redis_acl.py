@@ -92,8 +92,12 @@ async def use_everything(one: httpx.AsyncClient, two: httpx.AsyncClient, admin: 
     created = await one.post("/items", json=item)
     assert created.json()["items"][0]["status"] == "created"
     assert (await two.patch("/items/a", json={"price": 3})).status_code == 200
-    picture = {"content": photo(), "headers": {"Content-Type": "image/jpeg"}}
-    assert (await two.put("/items/a/image", **picture)).status_code == 200
+    headers = {"Content-Type": "image/png"}
+    assert (await one.put("/items/a/image", content=photo(1, "PNG"), headers=headers)).status_code == 200
+    assert (await two.get("/items/a/image", params={"part": "kept"})).status_code == 200
+    pictures = (await one.get("/info")).json()["pictures"]
+    assert pictures["kept"] == 1
+    assert pictures["kept_bytes"] > 0
     assert (await two.get("/items", params={"limit": 1_000})).status_code == 200
     page = await one.post("/recommend", json={"history": ["item-0"]})
     event = {"event_id": "e", "request_id": page.headers["x-request-id"], "item_id": "item-1"}
@@ -136,6 +140,7 @@ async def test_the_documented_user_may_do_all_that_the_service_and_its_commands_
         new = ("--redis-url", url, "--bundle", str(bundles / "new"))
         assert await asyncio.to_thread(main, ["import", str(lines), "--tokenized", *new]) == 0
         await admin.delete(RedisKeys.of("glyphrec", tokenizer_id_of(1)).trie)
+        await admin.hset(RedisKeys.of("glyphrec", "").pictures, "nobody", b"x")
         assert await asyncio.to_thread(main, ["fsck", "--repair", *new]) == 1
         assert await asyncio.to_thread(main, ["fsck", *new]) == 0, capsys.readouterr().out
         assert await denied(admin) == set()

@@ -14,13 +14,16 @@ from service.catalog.catalog import Catalog
 from service.catalog.follower import CatalogFollower
 from service.cli import main
 from service.core.co_counts import CoCountSpec, CoRow
+from service.core.pictures import keep_picture
 from service.errors import StoreUnavailable
 from service.store.client import connect_to_any
 from service.store.fsck import check
 from service.store.records import RedisKeys
 from service.store.server import find_server_binary
-from tests.known_bundle import KNOWN_ITEMS, tokenizer_id_of, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, PICTURES, known_codes, tokenizer_id_of, write_known_bundle
+from tests.known_bundle import SPEC as KNOWN_SPEC
 from tests.service.catalogs import CATALOG, SPEC, TOKENIZER, put, record, store_on, until, until_true
+from tests.service.core.photos import photo
 from tests.service.redis_nodes import NUM_SLOTS, cluster, make_certificates, node
 from tests.service.running import running, starting
 
@@ -99,11 +102,17 @@ async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
     nodes: list[tuple[int, Redis]], tmp_path: Path
 ) -> None:
     write_known_bundle(tmp_path / "old", KNOWN_ITEMS)
-    write_known_bundle(tmp_path / "new", KNOWN_ITEMS[:10], reader=1)
+    write_known_bundle(tmp_path / "new", KNOWN_ITEMS[:10], reader=1, pictures=PICTURES)
     url, key = f"redis://127.0.0.1:{nodes[0][0]}", "an-admin-key-of-this-test"
     settings = {"bundles_dir": tmp_path, "admin_keys": (key,), "keep_old_codes_s": 0}
     async with running(tmp_path / "old", url, **settings) as client:
         client.headers["X-API-Key"] = key
+        headers = {"Content-Type": "image/png"}
+        sent = await client.put("/items/item-20/image", content=photo(1, "PNG"), headers=headers)
+        assert sent.status_code == 200, sent.text
+        pictures = (await client.get("/info")).json()["pictures"]
+        assert pictures["kept"] == 1
+        assert pictures["kept_bytes"] > 0
         begun = await client.post("/admin/bundles", json={"bundle": "new"})
         assert begun.status_code == 202, begun.text
 
@@ -116,6 +125,13 @@ async def test_a_model_changes_on_a_cluster_and_its_old_codes_go(
         await until_true(is_done, 30)
         listed = (await client.get("/items", params={"limit": 1_000})).json()["items"]
         assert len(listed) == len(KNOWN_ITEMS)
+        codes = {each["item"]["item_id"]: tuple(each["codes"]) for each in listed}
+        kept = keep_picture(photo(1, "PNG")).data
+        assert codes["item-20"] == known_codes(KNOWN_ITEMS[20].item, 1, kept)
+    redis = await connect_to_any(url)
+    report = await check(redis, catalog="glyphrec", tokenizer_id=tokenizer_id_of(1), spec=KNOWN_SPEC)
+    assert (report.findings, report.num_pictures) == ([], 1)
+    await redis.aclose()
 
 
 async def test_a_catalog_that_moves_to_another_node_is_followed(nodes: list[tuple[int, Redis]]) -> None:
