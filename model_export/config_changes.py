@@ -21,11 +21,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from model_export.configs import (
     RUNS,
+    CardConfig,
     CompactConfig,
     HubEncoderConfig,
     LetterConfig,
     MiniLmConfig,
     OpinionsConfig,
+    PicturesConfig,
     PpOcrConfig,
     QuantizerConfig,
     RqKMeansConfig,
@@ -48,6 +50,7 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "quantizer": {"rq-vae": QuantizerConfig, "rq-kmeans": RqKMeansConfig, "letter": LetterConfig},
     "opinions": {"weighed": OpinionsConfig, NONE: None},
+    "pictures": {NONE: None, "photo": PicturesConfig, "card": CardConfig},
 }
 MAY_BE_ZERO = {
     *("seed", "max_steps", "dropout", "hidden_share", "start_scale", "likeness", "recency", "weight_decay"),
