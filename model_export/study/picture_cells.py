@@ -26,10 +26,10 @@ CARDS: tuple[tuple[str, str, CardNeighbors], ...] = (
 LIKE_OTHERS = {
     f"pictures_{name}"
     for name in (
-        "text", "drawn", "photo", "early_text", "early", "early_text_concat", "early_concat",
-        "early_text_sum", "early_sum", "late_levels", "default_drawn", "card_content", "card_alone", "drawn_title",
-        "drawn_description", "early_description", "overlap_text", "cold_drawn", "cold_photo", "cold_early",
-        "cold_card_alone",
+        "text", "drawn", "photo", "early", "early_concat", "early_sum", "late_levels", "default_drawn",
+        "early_text", "early_text_concat", "early_text_sum", "card_content", "card_alone",
+        "drawn_title", "drawn_description", "early_description", "overlap_text",
+        "cold_drawn", "cold_photo", "cold_early", "cold_card_alone",
     )
 }  # fmt: skip
 
