@@ -26,7 +26,7 @@ EMPTY_PANELS = {
     ("resources", "GPU: use"): NO_GPU,
 }
 EMPTY_SELECTORS = {
-    'glyphrec_http_requests_total{route=~"/recommend|/items.*|/events|unmatched",status=~"50[^3]"}': (
+    'glyphrec_http_requests_total{route=~"/recommend|/items.*|/events|unread",status=~"50[^3]"}': (
         "nothing failed through the service's own fault"
     ),
 }
