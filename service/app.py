@@ -140,6 +140,7 @@ class Service:
         )
         self.state = ServiceState(options, Metrics(), Readiness(), pages)
         self._pictures = picture_reader(settings, self.state.metrics)
+        self.state.metrics.catalog_info.labels(settings.catalog).set(1)
         self.state.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
         if (nvml := find_nvml()) is not None:
             self.state.metrics.watch_gpus(nvml)

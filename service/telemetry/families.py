@@ -174,6 +174,9 @@ class MetricFamilies:
         )
 
     def _catalog(self) -> None:
+        self.catalog_info = self._gauge(
+            "catalog_info", "Always 1. Its label names the catalog that the replica serves.", "catalog"
+        )
         self.catalog_items = self._gauge("catalog_items", "Living items on this replica.")
         self.catalog_version = self._gauge(
             "catalog_version", "Last change of the log that this replica has applied."
