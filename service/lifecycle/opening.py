@@ -185,7 +185,7 @@ class Opening:
             self._readiness.say("putting the bundle's items into the new catalog")
             await seed(model.store, model.loaded.items, model.manifest.render)
             log.warning(
-                "Redis had no catalog %r, so the bundle's %d items were put into a new one. This is right for "
+                "Redis had no catalog %r, so the bundle's %d items went into a new one. That is right for "
                 "a first start. If there was a catalog, it is lost: stop the service and restore a backup. "
                 "With GLYPHREC_SEED_CATALOG=false, no start does this.",
                 self._catalog,

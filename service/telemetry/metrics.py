@@ -122,6 +122,8 @@ class Metrics(MetricFamilies):
 
     def watch_queue(self, queue: str, batcher: MicroBatcher[Any, Any]) -> None:
         """Read a queue's values from this batcher, in place of an earlier one."""
+        for histogram_of in (self._batch_jobs_of, self._batch_units_of, self._batch_seconds_of):
+            histogram_of(queue)  # 0 before the first batch: the queue is idle
         self.queue_units.labels(queue).set_function(lambda: batcher.queued_units)
         self.running_units.labels(queue).set_function(lambda: batcher.running_units)
         self.reserved_units.labels(queue).set_function(lambda: batcher.reserved_units)
@@ -172,6 +174,10 @@ class Metrics(MetricFamilies):
             manifest.config,
             manifest.data_name,
         ).set(1)
+        for k in HIT_CUTOFFS:
+            self.feedback_hits.labels(manifest.recommender_id, k)
+        for counter in (self.feedback_attributed, self.feedback_reciprocal_rank):
+            counter.labels(manifest.recommender_id)
         self.offline_quality.clear()
         for metric, value in manifest.metrics.items():
             self.offline_quality.labels(metric).set(value)
