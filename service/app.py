@@ -112,6 +112,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         log_requests=settings.access_log,
         tracer=tracer,
         route_of=policies.route_of,
+        is_probe=policies.is_probe,
     )
     return app
 

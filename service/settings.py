@@ -374,7 +374,9 @@ class Settings(BaseSettings):
         "OTEL_EXPORTER_OTLP_ENDPOINT. Off, as it needs glyphrec[otel] and a collector",
     )
     access_log: bool = Field(
-        False, description="write one log line per request. Off, as the metrics count requests anyway"
+        False,
+        description="write one log line per request, except for probes and scrapes that succeed. Off, as the "
+        "metrics count requests anyway",
     )
 
     @classmethod

@@ -45,6 +45,7 @@ class Envelope:
         log_requests: bool,
         tracer: Tracer | None = None,
         route_of: Callable[[str, str], str | None] = lambda _method, _path: None,
+        is_probe: Callable[[str, str], bool] = lambda _method, _path: False,
     ) -> None:
         self._app = app
         self._direct = direct or {}
@@ -54,7 +55,9 @@ class Envelope:
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._prefix = prefix
-        self._reporter = Reporter(metrics, tracer, log_requests=log_requests, route_of=route_of)
+        self._reporter = Reporter(
+            metrics, tracer, log_requests=log_requests, route_of=route_of, is_probe=is_probe
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. An error raised before the answer has begun becomes a problem document."""

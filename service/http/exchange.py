@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from time import perf_counter
 from urllib.parse import quote
 
@@ -94,12 +95,17 @@ class Reporter:
         *,
         log_requests: bool,
         route_of: Callable[[str, str], str | None],
+        is_probe: Callable[[str, str], bool],
     ) -> None:
-        """`route_of` tells the template of the route for a method and a path."""
+        """For a method and a path, `route_of` tells the template of the route, `is_probe` if monitors ask it.
+
+        Probes and scrapes come every second and say nothing, so only those that fail are logged.
+        """
         self._metrics = metrics
         self._route_of = route_of
         self._tracer = tracer
         self._log_requests = log_requests
+        self._is_probe = is_probe
 
     def report(self, exchange: Exchange) -> None:
         """Record the duration, the status and the stages. A client that left early counts as CLIENT_LEFT."""
@@ -120,7 +126,7 @@ class Reporter:
                 request_id=exchange.request_id,
                 started_at=exchange.started_at,
             )
-        if self._log_requests:
+        if self._log_requests and (status >= HTTPStatus.BAD_REQUEST or not self._is_probe(method, path)):
             path = quote(path)  # it may hold the end of a line
             fields = {"method": method, "route": route, "status": status, "duration_ms": 1000 * seconds}
             access_log.info("%s %s %d %.1f ms", method, path, status, 1000 * seconds, extra=fields)

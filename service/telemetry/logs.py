@@ -2,6 +2,7 @@
 
 import logging
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
@@ -23,6 +24,10 @@ class _RequestId(logging.Filter):
 
 
 class _Json(JsonFormatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
+        """Local time with its offset and milliseconds (RFC 3339), as lines of replicas are put in order."""
+        return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
     def add_fields(
         self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
     ) -> None:
@@ -36,7 +41,7 @@ def configure_logs(log_format: Literal["text", "json"], level: str) -> None:
     handler = logging.StreamHandler()
     if log_format == "json":
         names = "%(asctime)s %(levelname)s %(name)s %(message)s"
-        handler.setFormatter(_Json(names, rename_fields=_JSON_NAMES, datefmt="%Y-%m-%dT%H:%M:%S%z"))
+        handler.setFormatter(_Json(names, rename_fields=_JSON_NAMES))
     else:
         handler.addFilter(_RequestId())
         handler.setFormatter(logging.Formatter(_TEXT))

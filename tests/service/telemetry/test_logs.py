@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import sys
+from datetime import datetime
 
 import pytest
 
@@ -34,7 +36,8 @@ def test_a_json_line_has_what_the_line_adds_and_the_id_of_its_request(capsys):
     logging.getLogger("glyphrec.test").warning("of no request")
     logging.getLogger("glyphrec.test").debug("not at this level")
     first, second = lines_of(capsys)
-    assert first.pop("time")
+    assert datetime.fromisoformat(first["time"]).tzinfo is not None
+    assert re.search(r"T\d\d:\d\d:\d\d\.\d{3}[+-]", first.pop("time"))
     assert first == {
         "level": "INFO",
         "logger": "glyphrec.test",
@@ -89,3 +92,18 @@ async def test_requests_are_logged_without_item_texts_and_keys(bundle, redis_url
     ]
     assert answers[0]["request_id"] == "mine"
     assert answers[0]["duration_ms"] > 0
+
+
+async def test_probes_and_scrapes_that_succeed_are_not_logged(bundle, redis_url, capsys):
+    configure_logs("json", "INFO")
+    logging.getLogger().handlers[0].setStream(sys.stderr)
+    async with running(bundle, redis_url, access_log=True) as client:
+        for path in ("/health/live", "/health/ready", "/livez", "/readyz", "/healthz", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+            assert (await client.head(path)).status_code == 200
+        await client.get("/info")
+        client._transport.app.state.service.readiness.is_stopping = True
+        assert (await client.get("/health/ready")).status_code == 503
+    lines = map(json.loads, capsys.readouterr().err.splitlines())
+    answers = [(line["route"], line["status"]) for line in lines if line["logger"] == "glyphrec.access"]
+    assert answers == [("/info", 200), ("/health/ready", 503)]
