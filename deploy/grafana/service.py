@@ -22,7 +22,7 @@ from deploy.grafana.panels import (
 ASKED = "~/recommend|/items.*|/events|unread"
 REQUESTS = "glyphrec_http_requests_total"
 SECONDS = "glyphrec_http_request_seconds"
-ALL = rate(REQUESTS, route=ASKED, status="!~40[13]")
+ALL = rate(REQUESTS, route=ASKED, status="!~40[135]")
 # 503 and 429 ask the client to come again later, so they have a share of their own.
 ERRORS = share(rate(REQUESTS, route=ASKED, status="~50[^3]"), ALL)
 REFUSED = share(rate(REQUESTS, route=ASKED, status="~429|503"), ALL)
