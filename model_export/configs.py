@@ -147,6 +147,23 @@ class LetterConfig:
     regroup_every_epochs: int = 5
 
 
+Transform = Literal["kumaraswamy", "logistic"]
+
+
+@dataclass(frozen=True)
+class FlattenedConfig:
+    """A quantizer on latents that a transform has flattened (quantizers/flattened.py; CARD, 2026)."""
+
+    quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
+    transform: Transform = "kumaraswamy"
+    # The two weights in the loss count for RQ-VAE and LETTER.
+    consistency: float = 1.0  # of the distance of h^-1(h(z)) from z
+    penalty: float = 1.0  # of sums of codewords that no item of the training has
+
+
+AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig
+
+
 @dataclass(frozen=True)
 class TreeConfig:
     """generators/tree.py: a causal transformer over items, with one position per item."""
@@ -232,7 +249,7 @@ class RunConfig:
     )
     pictures: PicturesConfig | None = None  # None: only the text is read
     head: HeadConfig = field(default_factory=HeadConfig)
-    quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
+    quantizer: AnyQuantizerConfig = field(default_factory=QuantizerConfig)
     collisions: Literal["none", "sinkhorn", "zcr", "suffix"] = "zcr"
     training: TrainingConfig = field(default_factory=TrainingConfig)
     # For `tree` alone. None: the generator searches as it was trained, and counts have no say.

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import CardConfig, LetterConfig, MiniLmConfig, RunConfig
+from model_export.configs import CardConfig, MiniLmConfig, RunConfig
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import fusion as fusion_module
 from model_export.encoders import head as head_module
@@ -153,7 +153,7 @@ def code(run: Run, read: Read) -> Coded:
     config = run.config
     head, vectors = vectors_of(run, read)
     collaborative = None
-    if isinstance(config.quantizer, LetterConfig):
+    if choose_quantizer.learns_from_purchases(config.quantizer):
         collaborative = collaborative_vectors(run)
     inputs = (
         vectors, collaborative, config.quantizer, config.sid, config.seed,

@@ -7,12 +7,10 @@ only helps a stage has no number. The pinned output depends on it, so the test n
 """
 
 from model_export.configs import (
+    AnyQuantizerConfig,
     CardConfig,
-    LetterConfig,
     MiniLmConfig,
     PicturesConfig,
-    QuantizerConfig,
-    RqKMeansConfig,
     RunConfig,
     SasRecConfig,
     TigerConfig,
@@ -72,14 +70,14 @@ def of_vectors(config: RunConfig) -> Versions:
 def of_codes(config: RunConfig) -> Versions:
     """The versions from items to codes, with the treatment of collisions."""
     found = of_vectors(config) | of_quantizer(config.quantizer) | {"collisions": collisions.VERSION}
-    if isinstance(config.quantizer, LetterConfig):  # learns from SASRec's vectors
+    if choose_quantizer.learns_from_purchases(config.quantizer):  # it learns from SASRec's vectors
         found |= of_generator(SasRecConfig())
     return found
 
 
-def of_quantizer(config: QuantizerConfig | RqKMeansConfig | LetterConfig) -> Versions:
+def of_quantizer(config: AnyQuantizerConfig) -> Versions:
     """The version of the quantizer."""
-    return choose_quantizer.VERSIONS[type(config)]
+    return choose_quantizer.versions_of_quantizer(config)
 
 
 def of_generator(config: TreeConfig | TigerConfig | SasRecConfig) -> Versions:

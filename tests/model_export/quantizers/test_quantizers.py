@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_export.configs import LetterConfig, QuantizerConfig, RqKMeansConfig
+from model_export.configs import FlattenedConfig, LetterConfig, QuantizerConfig, RqKMeansConfig
 from model_export.onnx_graphs import to_onnx
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer, nearest
 from model_export.quantizers.choose import train_quantizer
@@ -29,6 +29,9 @@ CONFIGS = {
     "rq-k-means": RqKMeansConfig(num_starts=1),
     "balanced": RqKMeansConfig(balanced=True, num_starts=1),
     "letter": LetterConfig(rq_vae=RQ_VAE),
+    "nu-rq-vae": FlattenedConfig(quantizer=RQ_VAE),
+    "nu-balanced": FlattenedConfig(quantizer=RqKMeansConfig(balanced=True, num_starts=1)),
+    "nu-letter": FlattenedConfig(quantizer=LetterConfig(rq_vae=RQ_VAE), transform="logistic"),
 }
 
 
