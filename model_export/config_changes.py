@@ -23,6 +23,7 @@ from model_export.configs import (
     RUNS,
     CompactConfig,
     FlattenedConfig,
+    GaoqConfig,
     HubEncoderConfig,
     LetterConfig,
     MiniLmConfig,
@@ -52,6 +53,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "rq-kmeans": RqKMeansConfig,
         "letter": LetterConfig,
         "flattened": FlattenedConfig,
+        "gaoq": GaoqConfig,
     },
     "opinions": {"weighed": OpinionsConfig, NONE: None},
 }

@@ -161,7 +161,15 @@ class FlattenedConfig:
     penalty: float = 1.0  # of sums of codewords that no item of the training has
 
 
-AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig
+@dataclass(frozen=True)
+class GaoqConfig:
+    """GAOQ (quantizers/gaoq.py; ReSID, 2026): a tree of balanced clusters, whose codes mean directions."""
+
+    num_starts: int = 3  # balanced k-means runs at each node of the tree, of which the best is used
+    max_rounds: int = 30  # at most this many updates of the centroids of a run
+
+
+AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig | GaoqConfig
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 from model_export.configs import (
     AnyQuantizerConfig,
     FlattenedConfig,
+    GaoqConfig,
     LetterConfig,
     QuantizerConfig,
     RqKMeansConfig,
 )
-from model_export.quantizers import flattened, letter, rq_kmeans, rq_vae
+from model_export.quantizers import flattened, gaoq, letter, rq_kmeans, rq_vae
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.flattened import train_flattened
+from model_export.quantizers.gaoq import train_gaoq
 from model_export.quantizers.letter import train_letter
 from model_export.quantizers.rq_kmeans import train_rq_kmeans
 from model_export.quantizers.rq_vae import train_rq_vae
@@ -25,12 +27,14 @@ TRAIN: dict[type, Callable[..., tuple[ResidualQuantizer, QuantizerReport]]] = {
     RqKMeansConfig: train_rq_kmeans,
     LetterConfig: train_letter,
     FlattenedConfig: train_flattened,
+    GaoqConfig: train_gaoq,
 }
 VERSIONS = {
     QuantizerConfig: {"rq_vae": rq_vae.VERSION},
     RqKMeansConfig: {"rq_kmeans": rq_kmeans.VERSION},
     LetterConfig: {"letter": letter.VERSION},
     FlattenedConfig: {"flattened": flattened.VERSION},
+    GaoqConfig: {"gaoq": gaoq.VERSION},
 }
 
 
