@@ -89,8 +89,9 @@ class Gaoq(ResidualQuantizer):
         """Vectors [item, dim] -> their directions [item, dim] from the nodes whose children they are."""
         if self.spec.num_levels == 1:
             return vectors - self.middle
-        node = self._walk(vectors, self.spec.num_levels - 1)[1]  # [item]
-        return vectors - self.centroids[-2][node]
+        _, node = self._walk(vectors, self.spec.num_levels - 1)  # [item]
+        above: Tensor = self.centroids[-2][node]  # [item, dim]
+        return vectors - above
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Vectors [item, dim] -> codes [item, level] int64."""

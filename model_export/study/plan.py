@@ -28,6 +28,7 @@ from model_export.configs import (
 )
 from model_export.study.cell import Cell, Counting
 from model_export.study.picture_cells import picture_cells
+from model_export.study.tokenizer_cells import tokenizer_cells
 from service.core.bundle import RenderSpec
 
 
@@ -90,6 +91,7 @@ LIKE_OTHERS = {
     "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
+    "nu_rq_kmeans_balanced", "nu_letter", "gaoq_32", "gaoq_text",
 }  # fmt: skip
 
 
@@ -251,6 +253,7 @@ def cells_of(
         Cell("robustness_text", "the same on MiniLM text", ("robustness",), text, question="robustness"),
         Cell("cold", "without counts", ("cold",), without_counts, question="cold"),
         Cell("cold_text", "the same on MiniLM text", ("cold",), text, question="cold"),
+        *tokenizer_cells(learnt),
         *picture_cells(default, learnt, num_seeds),
     ]
     # Question 2.

@@ -47,6 +47,7 @@ COLUMNS: tuple[tuple[str, Format, str], ...] = (
     ("items in collision", percent, "collision_rate"),
     ("codes used, by level", percent, "use_level_"),
     ("entropy in bits, by level", lambda value: f"{value:.2f}", "entropy_bits_level_"),
+    ("variance of the vectors lost", percent, "lost_variance"),
     ("first code kept without the photo", percent, "kept_first_code_without_photo"),
     ("first code kept without the text", percent, "kept_first_code_without_text"),
     ("pixels per item", whole, "pixels_per_item"),

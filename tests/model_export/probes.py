@@ -22,10 +22,7 @@ from model_export.configs import (
     CompactConfig,
     HeadConfig,
     HubEncoderConfig,
-    LetterConfig,
     PpOcrConfig,
-    QuantizerConfig,
-    RqKMeansConfig,
     SasRecConfig,
     TigerConfig,
     TrainingConfig,
@@ -47,8 +44,7 @@ from model_export.pipeline import counts, opinions
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.generating import make_generator
 from model_export.pipeline.run import Run
-from model_export.quantizers import choose as choose_quantizer
-from model_export.quantizers import collisions, letter, rq_kmeans, rq_vae
+from model_export.quantizers import collisions
 from model_export.study import cold, perturb, ranks, robustness
 from service.core import render
 from service.core.bundle import RenderSpec, load_bundle
@@ -78,6 +74,7 @@ from tests.model_export.probe_inputs import (
     strips,
     vectors,
 )
+from tests.model_export.quantizer_probes import QUANTIZER_PROBES
 
 
 class Probe(NamedTuple):
@@ -152,28 +149,6 @@ def _train_head() -> Output:
     found = head.train_head(vectors(), split().train, config, 0)
     untrained = head.train_head(vectors(), split().train, replace(config, max_steps=0), 0)
     return {"trained": cosines(found.vectors(vectors())), "untrained": cosines(untrained.vectors(vectors()))}
-
-
-def _train_quantizer(config: QuantizerConfig | RqKMeansConfig | LetterConfig) -> Output:
-    collaborative = vectors(dim=6, seed=2)
-    collaborative[3] = np.nan
-    found, report = choose_quantizer.train_quantizer(
-        vectors(), SID, config, seed=0, collaborative=collaborative, progress=False
-    )
-    with torch.no_grad():
-        data = torch.from_numpy(vectors())
-        codes = found.encode(data)
-        return {
-            "codes": codes.tolist(),
-            "lengths": [codebook.norm(dim=1).sort().values.tolist() for codebook in found.codebooks],
-            "decoded": found.decode(codes)[:4].tolist(),
-            "losses": [epoch.loss for epoch in report.history],
-        }
-
-
-SHORT = QuantizerConfig(
-    hidden_dims=(16,), latent_dim=6, num_epochs=12, batch_size=8, revive_every_epochs=3, settle_epochs=4
-)
 
 
 def _treat_collisions() -> Output:
@@ -447,18 +422,7 @@ PROBES: dict[str, Probe] = {
     "deepseek_ocr2": Probe(deepseek_ocr2, partial(_read_by_hub, "deepseek-ocr-2")),
     "minilm": Probe(minilm, _read_by_minilm),
     "head": Probe(head, _train_head),
-    "rq_vae": Probe(rq_vae, partial(_train_quantizer, SHORT)),
-    "rq_kmeans": Probe(
-        rq_kmeans,
-        lambda: [_train_quantizer(RqKMeansConfig(balanced=balanced)) for balanced in (False, True)],
-    ),
-    "letter": Probe(
-        letter,
-        partial(
-            _train_quantizer,
-            LetterConfig(rq_vae=SHORT, alpha=0.1, beta=0.01, num_groups=2, regroup_every_epochs=3),
-        ),
-    ),
+    **{stage: Probe(*probe) for stage, probe in QUANTIZER_PROBES.items()},
     "collisions": Probe(collisions, _treat_collisions),
     "tree": Probe(
         tree,
