@@ -22,6 +22,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from model_export.configs import (
     RUNS,
     CompactConfig,
+    FamaeConfig,
     FlattenedConfig,
     GaoqConfig,
     HubEncoderConfig,
@@ -47,6 +48,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "pp-ocr": PpOcrConfig,
         "hub": HubEncoderConfig,
         "minilm": MiniLmConfig,
+        "famae": FamaeConfig,
     },
     "quantizer": {
         "rq-vae": QuantizerConfig,

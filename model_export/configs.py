@@ -51,6 +51,30 @@ class MiniLmConfig:
     """
 
 
+@dataclass(frozen=True)
+class FamaeConfig:
+    """FAMAE (encoders/famae.py; ReSID, 2026): vectors learnt from purchases and fields.
+
+    No service can run it. The vectors go to the quantizer as they are, without the head.
+    """
+
+    # Beside the item's id: "brand", "categories.2" for a level, or any field. (): chosen by the data
+    # (data/item_fields.py).
+    fields: tuple[str, ...] = ()
+    width: int = 128  # of each field's embeddings
+    num_layers: int = 2
+    num_heads: int = 4
+    ffn_dim: int = 512
+    dropout: float = 0.1
+    history_length: int = 31
+    max_epochs: int = 500
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    patience: int = 3  # training stops after this many epochs without a better mean of both diagnostics
+    max_validation_users: int = 2000
+
+
 ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
 # How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
 #   head     both vectors side by side, through the head, which is trained on co-purchases
@@ -91,6 +115,10 @@ class CardConfig(PicturesConfig):
     fusion: Fusion = "photo"
     # Who is shown below an item of the catalog. A new item is shown alone (docs/study.md).
     neighbors: CardNeighbors = "collaborative"
+
+
+# Encoders for comparison. They draw no pictures, so they cannot be a part of a tokenizer graph.
+UnservedEncoderConfig = MiniLmConfig | FamaeConfig
 
 
 @dataclass(frozen=True)
@@ -252,7 +280,7 @@ class RunConfig:
     generator: TreeConfig | TigerConfig | SasRecConfig
     seed: int = 0
     render: RenderSpec = field(default_factory=RenderSpec)
-    encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | MiniLmConfig = field(
+    encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | UnservedEncoderConfig = field(
         default_factory=CompactConfig
     )
     pictures: PicturesConfig | None = None  # None: only the text is read

@@ -9,6 +9,7 @@ only helps a stage has no number. The pinned output depends on it, so the test n
 from model_export.configs import (
     AnyQuantizerConfig,
     CardConfig,
+    FamaeConfig,
     MiniLmConfig,
     PicturesConfig,
     RunConfig,
@@ -17,7 +18,7 @@ from model_export.configs import (
     TreeConfig,
 )
 from model_export.encoders import choose as choose_encoder
-from model_export.encoders import fusion, head, minilm
+from model_export.encoders import famae, fusion, head, minilm
 from model_export.encoders.images.choose import image_encoder_version
 from model_export.generators import sasrec, tiger, training, tree
 from model_export.pipeline import counts, neighbors, opinions
@@ -44,6 +45,8 @@ def versions_of(config: RunConfig) -> Versions:
 
 def of_reading(config: RunConfig) -> Versions:
     """The versions from items to features. A text encoder reads the line of text that would be drawn."""
+    if isinstance(config.encoder, FamaeConfig):
+        return {"famae": famae.VERSION}
     if isinstance(config.encoder, MiniLmConfig):
         return {"drawing": render.VERSION, "minilm": minilm.VERSION}
     return {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder)
@@ -61,7 +64,9 @@ def of_photos(config: PicturesConfig) -> Versions:
 
 def of_vectors(config: RunConfig) -> Versions:
     """The versions from items to the head's vectors."""
-    found = of_reading(config) | {"head": head.VERSION}
+    found = of_reading(config)
+    if not isinstance(config.encoder, FamaeConfig):  # it has no head
+        found |= {"head": head.VERSION}
     if config.pictures is not None:
         found |= of_photos(config.pictures) | {"fusion": fusion.VERSION}
     return found

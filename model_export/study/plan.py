@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model_export.configs import (
+    FamaeConfig,
     LetterConfig,
     MiniLmConfig,
     PpOcrConfig,
@@ -91,7 +92,7 @@ LIKE_OTHERS = {
     "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
-    "nu_rq_kmeans_balanced", "nu_letter", "gaoq_32", "gaoq_text",
+    "nu_rq_kmeans_balanced", "nu_letter", "gaoq_narrow", "gaoq_text", "famae",
 }  # fmt: skip
 
 
@@ -109,8 +110,10 @@ def tiny_plan() -> Plan:
 
 def _short(cell: Cell, max_steps: int) -> Cell:
     """The cell with at most `max_steps` steps of training, even if it has a training of its own."""
-    training = replace(cell.config.training, max_steps=max_steps)
-    return replace(cell, config=replace(cell.config, training=training))
+    training, encoder = replace(cell.config.training, max_steps=max_steps), cell.config.encoder
+    if isinstance(encoder, FamaeConfig):
+        encoder = replace(encoder, width=16, num_layers=1, ffn_dim=32, history_length=5, max_epochs=1)
+    return replace(cell, config=replace(cell.config, training=training, encoder=encoder))
 
 
 PLANS: dict[str, Callable[[], Plan]] = {"full": full, "tiny": tiny_plan}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
-from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
+from model_export.configs import HubEncoderConfig, SasRecConfig, UnservedEncoderConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, Targets, leave_one_out
 from model_export.encoders.fusion import NUM_FLAGS, without_photos, without_texts
@@ -89,7 +89,7 @@ class Work:
 def versions_of_cell(cell: Cell) -> Versions:
     """The versions of the stages that the cell runs, and of the code that computes figures from them."""
     config = cell.config
-    reads_pictures = not isinstance(config.encoder, MiniLmConfig)
+    reads_pictures = not isinstance(config.encoder, UnservedEncoderConfig)
     match cell.question:
         case "robustness":
             graph = {"tokenizer_graph": tokenizer.VERSION} if reads_pictures else {}
@@ -264,7 +264,7 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
         figures |= _figures_of_codes(codes, spec) | _figures_of_fusion(read, coded)
-        figures["lost_variance"] = _lost_variance(coded)
+        figures |= {"lost_variance": _lost_variance(coded)} | read.figures
         generated = generating.generate(run, codes, spec, vectors=vectors)
     generator, curve = generated
     if curve.device == "cuda":

@@ -48,6 +48,8 @@ COLUMNS: tuple[tuple[str, Format, str], ...] = (
     ("codes used, by level", percent, "use_level_"),
     ("entropy in bits, by level", lambda value: f"{value:.2f}", "entropy_bits_level_"),
     ("variance of the vectors lost", percent, "lost_variance"),
+    ("Recall@10 of ids, all fields masked", rate, "famae_recall_all_masked"),
+    ("Recall@10 of ids, only the id masked", rate, "famae_recall_id_masked"),
     ("first code kept without the photo", percent, "kept_first_code_without_photo"),
     ("first code kept without the text", percent, "kept_first_code_without_text"),
     ("pixels per item", whole, "pixels_per_item"),

@@ -1,13 +1,15 @@
 """The cells that compare further quantizers: flattened latents (CARD), and a tree with anchors (ReSID).
 
 They are rows of the table "quantizers". Only the quantizer differs from the cell `learnt`, unless the label
-says something else. Their names begin with `nu_` (non-uniform) and `gaoq`.
+says something else. Their names begin with `nu_` (non-uniform) and `gaoq`. FAMAE, which has learned from
+purchases, is in place of the encoder and the head.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from model_export.configs import (
+    FamaeConfig,
     FlattenedConfig,
     GaoqConfig,
     LetterConfig,
@@ -18,6 +20,10 @@ from model_export.configs import (
 )
 from model_export.study.cell import Cell
 from service.core.sid import SidSpec
+
+# The rule of GAOQ's paper: ten to twenty items below each first two codes. With 64x64x32
+# most items of a small catalog are alone below their first two codes, and their last code tells nothing.
+NARROW = SidSpec(levels=(16, 24, 64))
 
 
 def tokenizer_cells(learnt: RunConfig) -> list[Cell]:
@@ -39,7 +45,14 @@ def tokenizer_cells(learnt: RunConfig) -> list[Cell]:
     ]
     return [
         *(cell(name, label, quantizer=quantizer) for name, label, quantizer in quantizers),
-        # The paper's rule for the first two levels is a tenth to a twentieth of the items.
-        cell("gaoq_32", "GAOQ, codes 32x32x32", quantizer=GaoqConfig(), sid=SidSpec(levels=(32, 32, 32))),
+        cell("gaoq_narrow", "GAOQ, codes 16x24x64", quantizer=GaoqConfig(), sid=NARROW),
         cell("gaoq_text", "GAOQ on MiniLM text", quantizer=GaoqConfig(), encoder=MiniLmConfig()),
+        cell(
+            "gaoq_famae",
+            "GAOQ on FAMAE's vectors, codes 16x24x64",
+            quantizer=GaoqConfig(),
+            sid=NARROW,
+            encoder=FamaeConfig(),
+        ),
+        cell("famae", "RQ-VAE on FAMAE's vectors", encoder=FamaeConfig()),
     ]

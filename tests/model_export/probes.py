@@ -20,6 +20,7 @@ from model_export.bundle import precision, recommender, tokenizer
 from model_export.bundle.tokenizer_id import PROBES as DRAWN
 from model_export.configs import (
     CompactConfig,
+    FamaeConfig,
     HeadConfig,
     HubEncoderConfig,
     PpOcrConfig,
@@ -30,8 +31,9 @@ from model_export.configs import (
     tiny,
 )
 from model_export.data.dataset import make_dataset
+from model_export.data.item_fields import read_fields
 from model_export.data.splits import leave_one_out
-from model_export.encoders import head, minilm, pp_ocr
+from model_export.encoders import famae, head, minilm, pp_ocr
 from model_export.encoders.base import Encoder
 from model_export.encoders.compact import reader as compact
 from model_export.encoders.hub import deepseek_ocr2, donut, trocr
@@ -149,6 +151,17 @@ def _train_head() -> Output:
     found = head.train_head(vectors(), split().train, config, 0)
     untrained = head.train_head(vectors(), split().train, replace(config, max_steps=0), 0)
     return {"trained": cosines(found.vectors(vectors())), "untrained": cosines(untrained.vectors(vectors()))}
+
+
+def _learn_famae() -> Output:
+    config = FamaeConfig(
+        width=8, num_layers=1, num_heads=2, ffn_dim=16, history_length=6, max_epochs=4, batch_size=32
+    )
+    data = split()
+    found = famae.train_famae(
+        read_fields(dataset().items, ["brand"]), data.train, data.validation, config, seed=0
+    )
+    return {"fields": found.fields, "history": found.history, "cosines": cosines(found.vectors)}
 
 
 def _treat_collisions() -> Output:
@@ -421,6 +434,7 @@ PROBES: dict[str, Probe] = {
     "trocr": Probe(trocr, partial(_read_by_hub, "trocr")),
     "deepseek_ocr2": Probe(deepseek_ocr2, partial(_read_by_hub, "deepseek-ocr-2")),
     "minilm": Probe(minilm, _read_by_minilm),
+    "famae": Probe(famae, _learn_famae),
     "head": Probe(head, _train_head),
     **{stage: Probe(*probe) for stage, probe in QUANTIZER_PROBES.items()},
     "collisions": Probe(collisions, _treat_collisions),
