@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from model_export.configs import (
     RUNS,
+    CardConfig,
     CompactConfig,
     FamaeConfig,
     FlattenedConfig,
@@ -29,6 +30,7 @@ from model_export.configs import (
     LetterConfig,
     MiniLmConfig,
     OpinionsConfig,
+    PicturesConfig,
     PpOcrConfig,
     QuantizerConfig,
     RqKMeansConfig,
@@ -58,6 +60,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "gaoq": GaoqConfig,
     },
     "opinions": {"weighed": OpinionsConfig, NONE: None},
+    "pictures": {NONE: None, "photo": PicturesConfig, "card": CardConfig},
 }
 MAY_BE_ZERO = {
     *("seed", "max_steps", "dropout", "hidden_share", "start_scale", "likeness", "recency", "weight_decay"),
@@ -233,7 +236,7 @@ def _types(part: Any, name: str) -> dict[str, Any]:
     if name not in TYPES or isinstance(part, BaseModel):
         return {}
     may_be = get_args(get_type_hints(type(part))[name])
-    return {word: made for word, made in TYPES[name].items() if (made or type(None)) in may_be}
+    return {word: made for word, made in TYPES[name].items() if issubclass(made or type(None), may_be)}
 
 
 def _of_type(whole: str, types: Mapping[str, Any], wanted: Any, present: Any) -> Any:

@@ -22,6 +22,17 @@ CARDS: tuple[tuple[str, str, CardNeighbors], ...] = (
     ("card_alone", "CARD's unit, no neighbors", "none"),
 )
 
+# Cells that run the same code as other cells, see plan.py.
+LIKE_OTHERS = {
+    f"pictures_{name}"
+    for name in (
+        "text", "drawn", "photo", "early", "early_concat", "early_sum", "late_levels", "default_drawn",
+        "early_text", "early_text_concat", "early_text_sum", "card_content", "card_alone",
+        "drawn_title", "drawn_description", "early_description", "overlap_text",
+        "cold_drawn", "cold_photo", "cold_early", "cold_card_alone",
+    )
+}  # fmt: skip
+
 
 def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list[Cell]:
     """Every kind of cell. `learnt` is the default without likeness and counts."""

@@ -28,6 +28,7 @@ from model_export.configs import (
     trocr_base,
 )
 from model_export.study.cell import Cell, Counting
+from model_export.study.picture_cells import LIKE_OTHERS as LIKE_OTHER_PICTURES
 from model_export.study.picture_cells import picture_cells
 from model_export.study.tokenizer_cells import tokenizer_cells
 from service.core.bundle import RenderSpec
@@ -93,7 +94,7 @@ LIKE_OTHERS = {
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
     "nu_rq_kmeans_balanced", "nu_letter", "gaoq_narrow", "gaoq_text", "famae",
-}  # fmt: skip
+} | LIKE_OTHER_PICTURES  # fmt: skip
 
 
 def tiny_plan() -> Plan:

@@ -78,9 +78,13 @@ class ItemsRequest(_In):
 
 
 def _bare_or_batch(body: Any) -> str:
-    """Whatever has fields but no `items` is told what a single item lacks."""
-    is_bare = isinstance(body, dict) and ("item_id" in body or (bool(body) and "items" not in body))
-    return "bare" if is_bare else "batch"
+    """What has fields but no `items` is told what a single item lacks, unless it holds a list of objects."""
+    if not isinstance(body, dict):
+        return "batch"
+    if "item_id" in body:
+        return "bare"
+    holds_items = any(isinstance(each, list) and isinstance((each or [0])[0], dict) for each in body.values())
+    return "batch" if not body or "items" in body or holds_items else "bare"
 
 
 def _no_list(body: Any) -> Any:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from model_export.config_changes import as_toml, chosen, differences
 from model_export.configs import (
     RUNS,
+    CardConfig,
     FlattenedConfig,
     LetterConfig,
+    PicturesConfig,
     RqKMeansConfig,
     TigerConfig,
     TreeConfig,
@@ -85,6 +87,17 @@ def test_settings_that_another_type_adds_have_no_value_before() -> None:
 
 def test_a_part_that_is_left_out_is_told_by_its_type_alone() -> None:
     assert differences(replace(base(), opinions=None)) == ['opinions.type = "none" ("weighed")']
+
+
+def test_photos_are_read_or_not_by_the_type_of_their_group() -> None:
+    assert chosen("base", ["pictures.type=photo"]).pictures == PicturesConfig()
+    assert chosen("pictures", ["pictures.type=none"]).pictures is None
+    assert chosen("pictures", ["pictures.type=card", "pictures.neighbors=none"]).pictures == CardConfig(
+        neighbors="none"
+    )
+    assert 'pictures.type = "card" ("none")' in differences(replace(base(), pictures=CardConfig()))
+    with pytest.raises(GlyphrecError, match=r"pictures has no settings, because pictures.type is none"):
+        chosen("base", ["pictures.size_px=100"])
 
 
 def test_a_computed_hash_and_a_name_that_no_configuration_has_are_no_difference() -> None:

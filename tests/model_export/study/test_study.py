@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from model_export.configs import CompactConfig, HeadConfig, HubEncoderConfig, MiniLmConfig, base, tiny
 from model_export.data.dataset import make_dataset
@@ -22,7 +24,8 @@ from tests.model_export.study.stored import stored_cells
 
 NUM_ITEMS = 72  # more than the 64 dimensions of a reader's statistics
 NUM_USERS = 60
-COSTED = ["default", "text", "sasrec", "tiger_text", "markov", "pp_ocr", "cold"]
+NUM_PHOTOS = 40
+COSTED = ["pictures_early_title", "default", "text", "sasrec", "tiger_text", "markov", "pp_ocr", "cold"]
 
 
 class Studied(NamedTuple):
@@ -34,7 +37,7 @@ class Studied(NamedTuple):
     def again(self, only: list[str] | None = None, plan: str = "tiny", *, costs: bool = False) -> list[str]:
         said: list[str] = []
         study(
-            [str(self.data)],
+            [str(self.data), str(self.data.with_name("shop"))],
             plan_name=plan,
             only=only or [],
             out=self.out,
@@ -43,6 +46,25 @@ class Studied(NamedTuple):
             say=said.append,
         )
         return said
+
+
+def write_shop(folder: Path) -> None:
+    """A small data set with photos. What is bought together has photos of one color."""
+    folder.mkdir()
+    rng, colors = np.random.default_rng(0), ("crimson", "navy", "gold", "forestgreen")
+    items = []
+    for item in range(NUM_PHOTOS):
+        items.append({"item_id": f"i{item}", "title": f"Article {item}", "description": "cotton, 500 ct"})
+        if item % 10:
+            items[-1]["image"] = f"{item}.png"
+            size = tuple(rng.integers(40, 90, 2).tolist())
+            Image.new("RGB", size, colors[item % 4]).save(folder / f"{item}.png")
+    users = [
+        {"user_id": f"u{n}", "items": [f"i{i}" for i in rng.permutation(np.arange(n % 4, NUM_PHOTOS, 4))[:6]]}
+        for n in range(NUM_USERS)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    (folder / "interactions.jsonl").write_text("\n".join(map(json.dumps, users)))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +79,7 @@ def studied(small_dataset, tmp_path_factory) -> Studied:
     write_dataset(
         make_dataset("groceries", small_dataset.items[:NUM_ITEMS], histories, {}), folder / "groceries"
     )
+    write_shop(folder / "shop")
     found = Studied(folder / "groceries", folder / "docs", folder / "cache", [])
     # Two runs: the second measures the costs of cells that the first has run, each kind once.
     with pytest.MonkeyPatch.context() as patch:
@@ -79,6 +102,14 @@ def test_every_cell_of_the_plan_is_run_and_reported(studied):
     assert figures["default"]["ms_per_request"] > 0
     assert figures["text"]["encode_ms_per_item"] > 0
     assert figures["tiger_text"]["use_level_4"] > 0, "a suffix is a level more"
+    shop = json.loads((studied.out / "study.json").read_text())["shop"]
+    assert "default" not in shop, "a data set with photos runs the cells for photos alone"
+    assert 0 < shop["pictures_overlap"]["text_photo_overlap"] < 1
+    assert 0 <= shop["pictures_default_early"]["kept_first_code_without_photo"] <= 1
+    assert shop["pictures_cold_card"]["cold_num_items"] == 2
+    title = shop["pictures_early_title"]
+    assert title["pixels_per_item"] > 0.9 * 224**2, "nine of ten items have a photo"
+    assert title["tokenizer_mb"] > 10, "the encoder of photos is in it"
     text = (studied.out / "study.md").read_text()
     assert "come from one run of `glyphrec study … --costs` on one machine" in text
     for cell in plan.cells:
@@ -139,8 +170,11 @@ def test_a_cell_runs_again_if_something_that_it_depends_on_differs(small_dataset
     assert key(by_name["item_knn"], history_length=3) == key(by_name["item_knn"])
     assert key(by_name["item_knn"], encoder=other_encoder) != key(by_name["item_knn"])
     assert key(by_name["markov"], head=other_head) == key(by_name["markov"])
-    keys = [Work(cell, small_dataset, 0).key for cell in by_name.values()]
-    assert len(set(keys)) == len(keys), "two cells of the plan are one"
+    for has_photos in (False, True):  # the two kinds run on different data
+        keys = [
+            Work(cell, small_dataset, 0).key for cell in by_name.values() if cell.has_photos == has_photos
+        ]
+        assert len(set(keys)) == len(keys), "two cells of the plan are one"
 
 
 def test_all_resolutions_draw_the_same_letters_on_a_strip():

@@ -30,6 +30,13 @@ async def test_a_bare_list_of_items_is_told_where_it_goes(client):
     assert 'body: is a list. Send several items as {"items": […]}.' in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("name", ["data", "Items", "products"])
+async def test_a_batch_under_another_name_hears_of_items(client, name):
+    answer = await client.post("/items", json={name: [{"item_id": "a", "title": "Thing"}]})
+    assert is_problem(answer, 422, "invalid-request")
+    assert {error["field"] for error in answer.json()["errors"]} == {"items", name}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "said"),
     [

@@ -1,5 +1,6 @@
 """`glyphrec import` sends the photos that a file of items names."""
 
+import asyncio
 import base64
 import json
 
@@ -9,9 +10,11 @@ import pytest
 from service.cli import main
 from service.commands.import_images import Limits, batches, names_a_file, with_picture
 from service.core.json_lines import JsonLine
-from tests.known_bundle import KNOWN_ITEMS, PICTURES, write_known_bundle
+from service.store.fsck import check
+from tests.known_bundle import KNOWN_ITEMS, PICTURES, SPEC, tokenizer_id_of, write_known_bundle
 from tests.service.core.photos import photo
 from tests.service.processes import command, free_port, wait_until_ready
+from tests.service.running import running
 
 LIMITS = Limits(body_bytes=100_000, picture_bytes=20_000)
 
@@ -111,3 +114,41 @@ def test_import_posts_the_photos_of_a_folder(folder, tmp_path, capsys):
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+async def test_items_with_codes_leave_the_photos_that_are_kept(tmp_path, redis_url, redis):
+    bundle = write_known_bundle(tmp_path / "bundle", KNOWN_ITEMS, pictures=PICTURES)
+    shop = ["--tokenized", "--bundle", str(bundle), "--redis-url", redis_url]
+    async with running(bundle, redis_url) as client:
+        headers = {"Content-Type": "image/jpeg"}
+        sent = await client.put("/items/item-3/image", content=photo(1), headers=headers)
+        stored = sent.json()["item"]
+        lines = [
+            {"item_id": "item-3", "codes": [1, 2, 2], "popularity": 0, "item": {"title": "New text"}},
+            # As a dump of another catalog has it: that photo is not kept here.
+            {"item_id": "other", "codes": [3, 2, 2], "popularity": 0, "item": stored},
+        ]
+        (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        assert await asyncio.to_thread(main, ["import", str(tmp_path / "items.jsonl"), *shop]) == 0
+        found = (await client.get("/items/item-3")).json()
+        assert found["item"] == {"item_id": "item-3", "title": "New text", "image": stored["image"]}
+        assert found["codes"] == [1, 2, 2]
+        assert "image" not in (await client.get("/items/other")).json()["item"]
+        report = await check(redis, catalog="glyphrec", tokenizer_id=tokenizer_id_of(0), spec=SPEC)
+        assert report.is_clean, report.findings
+        again = await client.post("/items", json={"item_id": "item-3", "title": "New text"})
+        assert again.json()["items"][0]["status"] == "unchanged"
+
+
+async def test_bytes_of_photos_are_refused_among_items_with_codes(tmp_path, redis_url, capsys):
+    bundle = write_known_bundle(tmp_path / "bundle", KNOWN_ITEMS, pictures=PICTURES)
+    line = {
+        "item_id": "a",
+        "codes": [1, 2, 2],
+        "popularity": 0,
+        "item": {"title": "A", "image": {"data": "AA"}},
+    }
+    (tmp_path / "items.jsonl").write_text(json.dumps(line))
+    shop = ["--tokenized", "--bundle", str(bundle), "--redis-url", redis_url]
+    assert await asyncio.to_thread(main, ["import", str(tmp_path / "items.jsonl"), *shop]) == 2
+    assert "Import pictures without --tokenized: a service reads them" in capsys.readouterr().err
