@@ -134,7 +134,8 @@ def buckets(path: Path, rate: float, seconds: float) -> dict[str, float]:
         (float(sample.labels["le"]), sample.value)
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name == "glyphrec_http_request_seconds_bucket" and sample.labels["route"] == "/recommend"
+        if sample.name == "glyphrec_http_request_seconds_bucket"
+        and (sample.labels["route"], sample.labels["outcome"]) == ("/recommend", "answered")
     ]
     found = {}
     for percent in (50, 99):

@@ -19,7 +19,7 @@ from service.api.dependencies import ServiceState
 from service.api.description import describe
 from service.api.direct import direct_routes
 from service.api.options import ApiOptions
-from service.api.routes import ROUTERS, add_routes
+from service.api.routes import ROUTERS, add_routes, client_routes
 from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
@@ -91,6 +91,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     )
     app.state.service = service.state
     policies = service.state.policies = add_routes(app)
+    service.state.metrics.expect_requests(client_routes())
     has_keys = bool(settings.read_keys or settings.api_keys or settings.admin_keys)
     describe(app, policies, has_keys=has_keys)
     add_problem_handlers(app, policies.methods_of)
@@ -139,6 +140,7 @@ class Service:
         )
         self.state = ServiceState(options, Metrics(), Readiness(), pages)
         self._pictures = picture_reader(settings, self.state.metrics)
+        self.state.metrics.catalog_info.labels(settings.catalog).set(1)
         self.state.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
         if (nvml := find_nvml()) is not None:
             self.state.metrics.watch_gpus(nvml)

@@ -1,7 +1,8 @@
 """Every choice of an operator: typed, with its unit and the reason for its default. Read once, at the start.
 
 Each field is an environment variable: GLYPHREC_ and its name in capitals. REDIS_URL is accepted too. An empty
-variable counts as not set, because deployment tools cannot leave a variable out.
+variable counts as not set, because deployment tools cannot leave a variable out. Keys and the URL of Redis
+may also come from a file, which the variable with the ending _FILE names (core/secret_files.py).
 """
 
 import difflib
@@ -24,6 +25,7 @@ from service.core.filters import DeclaredFields
 from service.core.keys import hashed
 from service.core.limits import MAX_ITEM_CHARS, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from service.core.redis_url import checked_redis_url
+from service.core.secret_files import FILE_VARIABLES, secrets_of_files
 from service.core.service_links import is_service_link, without_service_links
 from service.errors import GlyphrecError
 
@@ -384,16 +386,23 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment without what Kubernetes adds to it."""
+        """Arguments, then the environment with secrets from their files, without what Kubernetes adds."""
         assert isinstance(env_settings, EnvSettingsSource)
-        env_settings.env_vars = without_service_links(env_settings.env_vars)
+        try:
+            secrets = secrets_of_files(os.environ)
+        except ValueError as error:
+            raise BadSettings(str(error)) from error
+        of_files = {
+            name.lower(): value for name, value in secrets.items()
+        }  # as pydantic-settings spells them
+        env_settings.env_vars = without_service_links(env_settings.env_vars) | of_files
         return init_settings, env_settings
 
     @field_validator("read_keys", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, keys: Any) -> Any:
         if isinstance(keys, str):
-            keys = [key.strip() for key in keys.split(",") if key.strip()]
+            keys = [key.strip() for key in keys.replace("\n", ",").split(",") if key.strip()]
         return tuple(keys)
 
     @field_validator("read_keys", "api_keys", "admin_keys")
@@ -438,7 +447,7 @@ class Settings(BaseSettings):
 
 def load_settings(**given: Any) -> Settings:
     """Settings from the environment. A `given` value other than None takes precedence. Raises BadSettings."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY} | FILE_VARIABLES
     for variable, value in sorted(os.environ.items()):
         if variable.startswith(PREFIX) and variable not in known and not is_service_link(variable, value):
             close = difflib.get_close_matches(variable, known, n=1)

@@ -1,6 +1,7 @@
 """The dashboards against the code that writes them, the metrics they name, and the data source they find."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,12 +84,35 @@ def test_every_dashboard_has_the_same_frame(name: str) -> None:
     document = DASHBOARDS[name]
     assert document["uid"] == UIDS.get(name, f"glyphrec-{name}")
     variables = {each["name"]: each["type"] for each in document["templating"]["list"]}
-    assert variables == {"datasource": "datasource", "instance": "query", "model": "query"}
-    assert ["changes(glyphrec_bundle_loaded" in each["expr"] for each in document["annotations"]["list"]] == [
-        True
-    ]
+    assert variables == {"datasource": "datasource"} | dict.fromkeys(
+        ("job", "catalog", "instance", "model"), "query"
+    )
+    assert [each["name"] for each in document["annotations"]["list"]] == ["Model changes"]
     assert [link["type"] for link in document["links"]] == ["dashboards"]
     assert document["links"][0]["tags"] == document["tags"]
+
+
+def test_grafana_knows_how_often_prometheus_scrapes() -> None:
+    """Its default of 15 s would make the window of every rate three times too long."""
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    (source,) = yaml.safe_load((PROVISIONING / "datasources/prometheus.yml").read_text())["datasources"]
+    assert source["jsonData"]["timeInterval"] == scraped["global"]["scrape_interval"]
+
+
+def test_the_shares_of_the_dashboard_are_those_of_the_objectives() -> None:
+    """The same routes above and below the line, so that no share exceeds 1."""
+    rules = (ROOT / "deploy/prometheus/rules/recording.yml").read_text(encoding="utf-8")
+    (errors,) = (each for each in DASHBOARDS["service"]["panels"] if each["title"] == "Errors and refusals")
+    for target in errors["targets"]:
+        asked = set(re.findall(r"glyphrec_http_requests_total\{([^}]*)\}", target["expr"]))
+        asked = {each.removeprefix('job=~"$job",instance=~"$instance",') for each in asked}
+        assert len({re.search(r'route=~"[^"]*"', each)[0] for each in asked}) == 1  # type: ignore[index]
+        assert [each for each in asked if f"glyphrec_http_requests_total{{{each}}}" not in rules] == []
+
+
+def test_no_expression_names_a_job() -> None:
+    """The job has the name that the operator gives it."""
+    assert [each for each in PANELS if 'job="' in json.dumps(each.values[0]["targets"])] == []
 
 
 def test_dashboards_ask_the_data_source_that_is_provisioned() -> None:

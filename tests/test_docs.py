@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 
+from service.core.secret_files import FILE_VARIABLES
 from service.settings import CLIENT_KEY, PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +136,7 @@ def test_a_command_that_is_shown_can_be_run(page: Path) -> None:
 
 @each_page
 def test_a_setting_that_is_named_exists(page: Path) -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CLIENT_KEY} | FILE_VARIABLES
     named = re.findall(PREFIX + r"[A-Z_]*[A-Z]", page.read_text(encoding="utf-8"))
     assert [name for name in named if name not in known] == []
 

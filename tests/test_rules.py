@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from deploy.grafana.pictures import filled
 from tests.alerting import ALERTS, PROMETHEUS, RECORDED, RECORDED_LABELS, load_yaml, rules
 from tests.exported import label_names, labels_named, metrics_named, sample_names
 from tests.house import ROOT
@@ -42,7 +43,8 @@ def test_an_alert_says_what_is_wrong_how_urgent_it_is_and_what_to_do(name: str) 
     alert = ALERTS[name]
     assert alert["labels"]["severity"] in {"page", "ticket"}
     assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
-    assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+    address = '{{ or $externalLabels.runbook "docs/runbook.md" }}'
+    assert alert["annotations"]["runbook_url"] == f"{address}#{name.lower()}"
 
 
 def test_every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() -> None:
@@ -86,3 +88,39 @@ def test_prometheus_can_parse_every_expression_of_the_dashboards(tmp_path: Path)
     path = tmp_path / "rules.yml"
     path.write_text(json.dumps({"groups": [{"name": "dashboards", "rules": asked}]}))  # JSON is YAML
     assert tool("check", "rules", path) == ""
+
+
+@promtool
+def test_a_change_of_the_model_is_marked_and_a_restart_with_the_same_bundle_is_not(tmp_path: Path) -> None:
+    document = json.loads((ROOT / "deploy/grafana/dashboards/service.json").read_text(encoding="utf-8"))
+    (mark,) = (each["expr"] for each in document["annotations"]["list"])
+    swaps, info = (
+        'glyphrec_bundle_swaps_total{job="g",instance="%s",result="switched"}',
+        "glyphrec_model_info",
+    )
+    of = info + '{job="g",instance="%s",recommender_id="%s"}'
+    series = [
+        (swaps % "restarted", "0x20"),
+        (of % ("restarted", "old"), "1x8 stale 1x11"),
+        (swaps % "switched", "0x9 1x11"),
+        (of % ("switched", "old"), "1x9 stale"),
+        (of % ("switched", "new"), "_x10 1x10"),
+        (swaps % "upgraded", "0x20"),
+        (of % ("upgraded", "old"), "1x8 stale"),
+        (of % ("upgraded", "new"), "_x10 1x10"),
+    ]
+
+    def marked(time: str, *instances: str) -> dict[str, Any]:
+        labels = [f'{{job="g",instance="{each}",recommender_id="new"}}' for each in instances]
+        samples = [{"labels": each, "value": 1} for each in labels]
+        expr = f"count by (job, instance, recommender_id) ({filled(mark, '1m')})"
+        return {"expr": expr, "eval_time": time, "exp_samples": samples}
+
+    case = {
+        "interval": "30s",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "promql_expr_test": [marked("4m"), marked("5m", "switched", "upgraded"), marked("8m")],
+    }
+    path = tmp_path / "tests.yml"
+    path.write_text(json.dumps({"evaluation_interval": "30s", "tests": [case]}))
+    assert tool("test", "rules", path) == ""

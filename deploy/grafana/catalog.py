@@ -31,6 +31,7 @@ NOW = [
         "Items in the catalog of the replica that has the most.",
         "short",
         total("glyphrec_catalog_items", func="max"),
+        [(0, "red"), (1, "green")],
     ),
     number(
         "Version",

@@ -28,11 +28,11 @@ class Query(NamedTuple):
 
 
 def where(**matchers: str) -> str:
-    """Matchers of the chosen replicas and of `matchers`, such as route="/recommend", status="~5.."."""
-    parts = ['instance=~"$instance"']
+    """Matchers of the chosen replicas and of `matchers`: route="/recommend", status="~5..", say."""
+    parts = ['job=~"$job"', 'instance=~"$instance"']
     for label, value in matchers.items():
-        operator = "=" + "~" * value.startswith("~")
-        parts.append(f'{label}{operator}"{value.removeprefix("~")}"')
+        operator = "!~" if value.startswith("!~") else "=~" if value.startswith("~") else "="
+        parts.append(f'{label}{operator}"{value.removeprefix("!").removeprefix("~")}"')
     return "{" + ",".join(parts) + "}"
 
 
@@ -54,13 +54,18 @@ def mean(histogram: str, *by: str, **matchers: str) -> str:
 
 
 def quantile(q: float, histogram: str, *by: str, **matchers: str) -> str:
-    """An estimate of quantile `q`, 0 to 1, from the histogram's buckets."""
-    return f"histogram_quantile({q}, {rate(histogram + '_bucket', 'le', *by, **matchers)})"
+    """An estimate of quantile `q`, 0 to 1, from the histogram's buckets. No data without observations."""
+    return f"histogram_quantile({q}, {rate(histogram + '_bucket', 'le', *by, **matchers)}) >= 0"
 
 
 def share(part: str, whole: str) -> str:
     """0 if there is a whole but no part of it yet; no data if there is no whole."""
     return f"({part} or 0 * {whole}) / ({whole} > 0)"
+
+
+def or_zero(shares: str, whole: str) -> str:
+    """`shares`, but 0 instead of no data while there is no whole."""
+    return f"{shares} or 0 * {whole}"
 
 
 def of_model(rates: str) -> str:
@@ -85,15 +90,16 @@ def number(
     *,
     width: int = 3,
     height: int = 4,
+    without: str = "no data",
 ) -> stat.Panel:
-    """The present value, colored by its thresholds, with its history behind it."""
+    """The present value, colored by its thresholds, with its history behind it. `without`: for no value."""
     query = Query(expr) if isinstance(expr, str) else expr
     panel = (
         stat.Panel()
         .color_mode(kinds.BigValueColorMode.VALUE)
         .graph_mode(kinds.BigValueGraphMode.AREA)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        .no_value("no data")
+        .no_value(without)
         .with_target(_target(query, 0))
     )
     return _dressed(panel, title, description, unit, steps, width, height)
@@ -216,15 +222,23 @@ def framed(uid: str, title: str, description: str, content: Sequence[Row]) -> mo
         .refresh("10s")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(_chosen("job", "Job", "label_values(glyphrec_ready, job)"))
         .with_variable(
-            _chosen("instance", "Replica", "label_values(glyphrec_ready, instance)").description(
-                "One process, one port, one replica."
-            )
+            _chosen(
+                "catalog", "Catalog", 'label_values(glyphrec_catalog_info{job=~"$job"}, catalog)'
+            ).description("GLYPHREC_CATALOG. It chooses the replicas that serve it.")
         )
         .with_variable(
             _chosen(
-                "model", "Model version", "label_values(glyphrec_model_info, recommender_id)"
-            ).description("recommender_id in GET /info, model_version in every recommendation.")
+                "instance",
+                "Replica",
+                'label_values(glyphrec_catalog_info{job=~"$job",catalog=~"$catalog"}, instance)',
+            ).description("One process, one port, one replica.")
+        )
+        .with_variable(
+            _chosen("model", "Model version", "label_values(glyphrec_model_info, recommender_id)")
+            .description("recommender_id in GET /info, model_version in every recommendation.")
+            .all_value(".*")
         )
         .annotation(_ModelChange())
         .link(
@@ -246,6 +260,7 @@ def framed(uid: str, title: str, description: str, content: Sequence[Row]) -> mo
 
 
 def _chosen(name: str, label: str, query: str) -> dashboard.QueryVariable:
+    """All of them stands for each that the query finds: `.*` would also match the processes of other jobs."""
     return (
         dashboard.QueryVariable(name)
         .label(label)
@@ -255,21 +270,28 @@ def _chosen(name: str, label: str, query: str) -> dashboard.QueryVariable:
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
-        .all_value(".*")
     )
 
 
 class _ModelChange(dashboard.AnnotationQuery):
-    """A mark where a replica took another bundle, with the model's id."""
+    """A mark where a replica took another bundle, while it ran or at a start, with the model's id.
+
+    A start with the bundle that the replica had before makes no mark.
+    """
 
     def build(self) -> models.AnnotationQuery:
-        changed = f"changes(glyphrec_bundle_loaded_timestamp_seconds{where()}[1m]) > 0"
         info = f"glyphrec_model_info{where()}"
+        before = f"last_over_time({info}[1h] offset 1m)"
+        labels = "job, instance, recommender_id"
+        switched = f"increase(glyphrec_bundle_swaps_total{where(result='switched')}[1m]) > 0"
         return _Worded(
             name="Model changes",
             datasource=SOURCE,
             icon_color="purple",
-            expr=f"({changed}) * on (instance, job) group_left (recommender_id) {info}",
+            expr=(
+                f"max by ({labels}) (({switched}) * on (job, instance) group_left (recommender_id) {info}) "
+                f"or max by ({labels}) ({info} unless on ({labels}) {before} and on (job, instance) {before})"
+            ),
         )
 
 

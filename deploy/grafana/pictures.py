@@ -70,7 +70,8 @@ class Asked(NamedTuple):
 
 def filled(expr: str, rate_interval: str) -> str:
     """An expression as Grafana sends it with everything chosen."""
-    for variable, value in {"$__rate_interval": rate_interval, "$instance": ".*", "$model": ".*"}.items():
+    values = {"$__rate_interval": rate_interval, "$job": ".*", "$instance": ".*", "$model": ".*"}
+    for variable, value in values.items():
         expr = expr.replace(variable, value)
     return expr
 

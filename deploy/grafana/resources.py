@@ -4,8 +4,6 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana.panels import Query, Row, framed, lines, number, quantile, rate, total, where
 
-OURS = 'instance=~"$instance",job="glyphrec"'
-
 
 def build() -> Dashboard:
     """The dashboard for capacity: what each replica uses, and how full its queues are."""
@@ -26,20 +24,20 @@ PROCESS = [
         "CPU by replica",
         "Cores in use. A replica has one event loop and GLYPHREC_THREADS for each of its two graphs.",
         "short",
-        Query(f"rate(process_cpu_seconds_total{{{OURS}}}[$__rate_interval])", "{{instance}}"),
+        Query(f"rate(process_cpu_seconds_total{where()}[$__rate_interval])", "{{instance}}"),
     ),
     lines(
         "Memory by replica",
         "Resident memory. Grows with items and filter views, then stays. Endless growth is a leak.",
         "bytes",
-        Query(f"process_resident_memory_bytes{{{OURS}}}", "{{instance}}"),
+        Query(f"process_resident_memory_bytes{where()}", "{{instance}}"),
     ),
     lines(
         "Memory per item",
         "Resident memory divided by items. Useful for planning once the catalog is large.",
         "bytes",
         Query(
-            f"process_resident_memory_bytes{{{OURS}}} / on (instance, job) "
+            f"process_resident_memory_bytes{where()} / on (instance, job) "
             f"(glyphrec_catalog_items{where()} > 0)",
             "{{instance}}",
         ),
@@ -48,7 +46,7 @@ PROCESS = [
         "Open files",
         "Share of the files that the process may open. Each connection takes one.",
         "percentunit",
-        Query(f"process_open_fds{{{OURS}}} / process_max_fds{{{OURS}}}", "{{instance}}"),
+        Query(f"process_open_fds{where()} / process_max_fds{where()}", "{{instance}}"),
         steps=[(0.5, "yellow"), (0.8, "red")],
         most=1,
     ),
@@ -63,7 +61,7 @@ PROCESS = [
         "Time since start",
         "A step down is a restart.",
         "s",
-        Query(f"time() - process_start_time_seconds{{{OURS}}}", "{{instance}}"),
+        Query(f"time() - process_start_time_seconds{where()}", "{{instance}}"),
     ),
 ]
 

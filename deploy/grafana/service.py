@@ -9,6 +9,7 @@ from deploy.grafana.panels import (
     lines,
     mean,
     number,
+    or_zero,
     quantile,
     rate,
     rows,
@@ -17,14 +18,14 @@ from deploy.grafana.panels import (
     where,
 )
 
-# The routes that clients use. Probes and scrapes would only dilute the shares.
-ASKED = "~/recommend|/items.*|/events"
+# The requests of clients, as the objectives of deploy/prometheus/rules/recording.yml count them.
+ASKED = "~/recommend|/items.*|/events|unread"
 REQUESTS = "glyphrec_http_requests_total"
 SECONDS = "glyphrec_http_request_seconds"
-ALL = rate(REQUESTS, route=ASKED)
+ALL = rate(REQUESTS, route=ASKED, status="!~40[13]")
 # 503 and 429 ask the client to come again later, so they have a share of their own.
 ERRORS = share(rate(REQUESTS, route=ASKED, status="~50[^3]"), ALL)
-REFUSED = share(rate(REQUESTS, route=ASKED + "|unmatched", status="~429|503"), ALL)
+REFUSED = share(rate(REQUESTS, route=ASKED, status="~429|503"), ALL)
 BURN = [(1, "yellow"), (6, "orange"), (14.4, "red")]
 
 
@@ -63,22 +64,23 @@ NOW = [
         "Errors",
         "Share of requests that failed through our own fault: 5xx without 503. The objective allows 0.1 %.",
         "percentunit",
-        ERRORS,
+        or_zero(ERRORS, ALL),
         [(0.0005, "yellow"), (0.001, "red")],
     ),
     number(
         "Refused",
         "Share of requests that were refused for now: 429 and 503. The objective allows 1 %.",
         "percentunit",
-        REFUSED,
+        or_zero(REFUSED, ALL),
         [(0.005, "yellow"), (0.01, "red")],
     ),
     number(
         "POST /recommend, p99",
-        "99 of 100 recommendations are answered within this. The objective is 100 ms.",
+        "99 of 100 answered recommendations took at most this; refusals do not count. The objective: 100 ms.",
         "s",
-        quantile(0.99, SECONDS, route="/recommend"),
+        quantile(0.99, SECONDS, route="/recommend", outcome="answered"),
         [(0.05, "yellow"), (0.1, "red")],
+        without="no requests",
     ),
     number(
         "Catalog behind",
@@ -96,6 +98,7 @@ NOW = [
             rate("glyphrec_feedback_hits_total", recommender_id="~$model", k="10"),
             rate("glyphrec_feedback_attributed_total", recommender_id="~$model"),
         ),
+        without="no events",
     ),
 ]
 
@@ -125,7 +128,10 @@ GOLDEN = [
         "POST /recommend",
         "From the first byte read to the last byte sent. The dashed line is the objective for 99 of 100.",
         "s",
-        *(Query(quantile(q, SECONDS, route="/recommend"), f"p{100 * q:.0f}") for q in (0.5, 0.9, 0.99)),
+        *(
+            Query(quantile(q, SECONDS, route="/recommend", outcome="answered"), f"p{100 * q:.0f}")
+            for q in (0.5, 0.9, 0.99)
+        ),
         steps=[(0.1, "red")],
     ),
     lines(
@@ -136,15 +142,16 @@ GOLDEN = [
         stacked=True,
     ),
     lines(
-        "Saturation: how full the queues are",
-        "Waiting and reserved work, as a share of the work that a queue accepts before it answers 429.",
+        "Saturation: how busy the graphs are",
+        "Share of the time during which a batch runs, on the busiest replica. Near 1, requests wait, and "
+        "those that would wait too long are refused. Scale by it.",
         "percentunit",
         Query(
-            "max by (queue) ((glyphrec_queue_units{0} + glyphrec_reserved_units{0}) / "
-            "glyphrec_queue_limit_units{0})".format(where()),
+            f"max by (queue) (rate(glyphrec_batch_seconds_sum{where()}[$__rate_interval]))",
             "{{queue}}",
         ),
-        steps=[(0.5, "yellow"), (0.9, "red")],
+        most=1,
+        steps=[(0.7, "yellow"), (0.9, "red")],
     ),
 ]
 
@@ -154,21 +161,21 @@ OBJECTIVES = [
         "How many times faster than allowed the budget is spent; 1 spends it exactly. Above 14.4, also over "
         "the last 5 minutes, an alert pages. Always for all replicas.",
         "x",
-        Query("glyphrec:burn:rate1h", "{{objective}}"),
+        Query('glyphrec:burn:rate1h{job=~"$job"}', "{{objective}}"),
         steps=BURN,
     ),
     lines(
         "Error budget burn, 6 hours",
         "Above 6, also over the last 30 minutes, an alert pages. Always for all replicas.",
         "x",
-        Query("glyphrec:burn:rate6h", "{{objective}}"),
+        Query('glyphrec:burn:rate6h{job=~"$job"}', "{{objective}}"),
         steps=BURN[:2],
     ),
     lines(
         "Error budget burn, 3 days",
         "Above 1, also over the last 6 hours, an alert opens a ticket. Always for all replicas.",
         "x",
-        Query("glyphrec:burn:rate3d", "{{objective}}"),
+        Query('glyphrec:burn:rate3d{job=~"$job"}', "{{objective}}"),
         steps=BURN[:1],
     ),
 ]
@@ -178,7 +185,7 @@ REPLICAS = [
         "POST /recommend by replica, p99",
         "If one replica stands out, look at its CPU, its queue and the other programs on its host.",
         "s",
-        Query(quantile(0.99, SECONDS, "instance", route="/recommend"), "{{instance}}"),
+        Query(quantile(0.99, SECONDS, "instance", route="/recommend", outcome="answered"), "{{instance}}"),
         steps=[(0.1, "red")],
     ),
     lines(
@@ -224,7 +231,7 @@ REPLICAS = [
         "Last start of a replica",
         "Time since a replica's process began. If nobody restarted it, it crashed or ran out of memory.",
         "s",
-        'time() - max(process_start_time_seconds{instance=~"$instance",job="glyphrec"})',
+        f"time() - max(process_start_time_seconds{where()})",
         [(0, "yellow"), (600, "green")],
         width=4,
         height=8,

@@ -1,5 +1,7 @@
 """All routes of the service, and the policies that they declare."""
 
+from collections.abc import Iterator
+
 from fastapi import FastAPI
 from starlette.routing import Mount, Route
 
@@ -9,15 +11,8 @@ from service.api.policies import Policies, RoutePolicy
 from service.http.security import Scope
 
 # The routes of images come before the others of items, as an id may have slashes.
-ROUTERS = (
-    recommend.router,
-    images.router,
-    items.router,
-    events.router,
-    health.router,
-    admin.router,
-    description.router,
-)
+CLIENT_ROUTERS = (recommend.router, images.router, items.router, events.router)
+ROUTERS = (*CLIENT_ROUTERS, health.router, admin.router, description.router)
 
 # The description of the API has no secrets.
 DESCRIPTION = RoutePolicy(Scope.OPEN)
@@ -39,3 +34,12 @@ def add_routes(app: FastAPI) -> Policies:
             assert isinstance(route, ApiRoute), f"{router} has another route class"
             policies.add(route)
     return policies
+
+
+def client_routes() -> Iterator[tuple[str, str]]:
+    """The template and the method of each route that the objectives are about."""
+    for router in CLIENT_ROUTERS:
+        for route in router.routes:
+            assert isinstance(route, ApiRoute), f"{router} has another route class"
+            for method in sorted(route.methods or ()):
+                yield route.path, method

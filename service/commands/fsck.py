@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.commands.parsers import Subparsers, environment
+from service.core.secret_files import secrets_of_files
 from service.errors import GlyphrecError
 
 if TYPE_CHECKING:  # what takes time to load is loaded where it is used
@@ -24,7 +26,7 @@ def add_fsck(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--redis-url",
         default=environment("REDIS_URL", "GLYPHREC_REDIS_URL"),
-        help="default $REDIS_URL, else $GLYPHREC_REDIS_URL",
+        help="default $REDIS_URL, else $GLYPHREC_REDIS_URL, else what the file in $REDIS_URL_FILE holds",
     )
     parser.add_argument(
         "--catalog",
@@ -65,17 +67,26 @@ def run_fsck(args: argparse.Namespace) -> int:
     return 0 if report.is_clean else 1
 
 
+def _url_of_file() -> str | None:
+    try:
+        secrets = secrets_of_files(os.environ)
+    except ValueError as error:
+        raise GlyphrecError(str(error)) from error
+    return secrets.get("REDIS_URL") or secrets.get("GLYPHREC_REDIS_URL")
+
+
 async def _check(args: argparse.Namespace) -> "FsckReport":
     """Check what the command line names. Raises GlyphrecError where it does not say enough."""
     from service.core.bundle import load_bundle
     from service.store.client import connect_to_any
     from service.store.fsck import check, served_tokenizer
 
-    if not args.redis_url:
-        raise GlyphrecError("Which Redis? Set REDIS_URL, or give --redis-url.")
+    redis_url = args.redis_url or _url_of_file()
+    if not redis_url:
+        raise GlyphrecError("Which Redis? Set REDIS_URL or REDIS_URL_FILE, or give --redis-url.")
     manifest = load_bundle(Path(args.bundle)).manifest if args.bundle and not args.levels else None
     spec = manifest.sid if manifest else _spec(args.levels)
-    redis = await connect_to_any(args.redis_url)
+    redis = await connect_to_any(redis_url)
     try:
         tokenizer_id = args.tokenizer_id or (manifest and manifest.tokenizer_id)
         tokenizer_id = tokenizer_id or await served_tokenizer(redis, args.catalog)

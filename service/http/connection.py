@@ -18,7 +18,7 @@ from service.http.connection_limit import ConnectionLimit
 from service.http.problems import problem_response
 from service.http.request_ids import new_request_id, request_id_of
 from service.inference.batching import Reservation
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import UNREAD, Metrics
 
 MAX_PIPELINED = 50
 MAX_UNUSED_BYTES = 64 * 2**10  # twice what limits.py allows for a whole head
@@ -183,7 +183,7 @@ class BoundedHttp(HttpToolsProtocol):
     def refuse_surplus(self) -> None:
         """Refuse a connection that has sent no request yet, because a newer one may have a probe."""
         error = TooManyConnections()
-        self._metrics.observe_http("unmatched", "other", error.status, 0.0, error)
+        self._metrics.observe_http(UNREAD, "other", error.status, 0.0, error)
         self._refuse(error)
 
     def _is_idle(self) -> bool:

@@ -184,6 +184,15 @@ class Opening:
         if self._seed_catalog:
             self._readiness.say("putting the bundle's items into the new catalog")
             await seed(model.store, model.loaded.items, model.manifest.render)
+            log.warning(
+                "Redis had no catalog %r, so the bundle's %d items went into a new one. That is right for "
+                "a first start. If there was a catalog, it is lost: stop the service and restore a backup. "
+                "With GLYPHREC_SEED_CATALOG=false, no start does this.",
+                self._catalog,
+                len(model.loaded.items),
+            )
+        else:
+            log.warning("Redis had no catalog %r, so a new one begins without items", self._catalog)
         # Before the first request: from then on items may be changed, so no other replica may seed any more.
         if not await standings.settle(standing):
             raise _Changed

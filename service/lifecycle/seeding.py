@@ -35,7 +35,6 @@ async def seed(store: ItemStore, items: Sequence[BundledItem], render: RenderSpe
     for chunk in chunks(items, SEED_CHUNK):
         results = await store.seed([(_record(each, render), each.codes) for each in chunk])
         _raise_first(results)
-    log.info("put %d items of the bundle into the new catalog", len(items))
 
 
 async def read_the_unread(

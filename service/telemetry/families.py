@@ -2,6 +2,9 @@
 
 Each process is one replica and has a registry of its own, so each is scraped by itself, and several on one
 host share nothing. Labels take their values from the code and the bundle, never from a request.
+
+A counter whose first sample is above 0 shows no increase to Prometheus, so what an alert counts begins at 0:
+the children that alerts need are made at the start.
 """
 
 from itertools import product
@@ -42,14 +45,21 @@ class MetricFamilies:
 
     def _requests(self) -> None:
         self.http_requests = self._counter(
-            "http_requests", "Answered requests, by route template.", "route", "method", "status"
+            "http_requests",
+            "Answered requests, by route template. unread: a connection too many, which was refused before "
+            "its request was read. unmatched: a path without a route.",
+            "route",
+            "method",
+            "status",
         )
         self.http_seconds = self._histogram(
             "http_request_seconds",
-            "Time from the first byte of the request to the last byte of its answer.",
+            "Time from the first byte of the request to the last byte of its answer, by outcome: answered, "
+            "refused (408, 429, 503), failed (any other 5xx), invalid (any other 4xx).",
             _REQUEST_S,
             "route",
             "method",
+            "outcome",
         )
         self.http_in_flight = self._gauge("http_requests_in_flight", "Requests being answered now.")
         self.rejections = self._counter(
@@ -104,6 +114,8 @@ class MetricFamilies:
             "exact",
             "filtered",
         )
+        for exact, filtered in product(("true", "false"), repeat=2):
+            self.recommendations.labels("model", exact, filtered)
         self.valid_beams = self._histogram(
             "valid_beams", "Beams of one search that end at living items.", _BEAMS
         )
@@ -127,6 +139,8 @@ class MetricFamilies:
             "Posted items, by outcome (created, moved, updated, unchanged, failed).",
             "status",
         )
+        for status in ("created", "moved", "updated", "unchanged", "failed"):
+            self.indexed_items.labels(status)
         self.unused_values = self._counter(
             "unused_values",
             "Values of posted items that filters cannot use, or an `image` that is no picture, by field. The "
@@ -160,6 +174,9 @@ class MetricFamilies:
         )
 
     def _catalog(self) -> None:
+        self.catalog_info = self._gauge(
+            "catalog_info", "Always 1. Its label names the catalog that the replica serves.", "catalog"
+        )
         self.catalog_items = self._gauge("catalog_items", "Living items on this replica.")
         self.catalog_version = self._gauge(
             "catalog_version", "Last change of the log that this replica has applied."

@@ -4,7 +4,7 @@ POST /recommend comes here a thousand times a second, so an observation must cos
 Children are looked up once, a batch is observed once, and gauges are computed at the scrape.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from time import time
 from typing import Any
@@ -25,6 +25,10 @@ from service.telemetry.gpu import GpuCollector
 from service.telemetry.stages import Stages
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNREAD = "unread"  # the route of a connection that was refused before its request was read
+# What alerts count, and what they compare it with. Any other status gets its series when it comes.
+_USUAL_STATUSES = (200, 422, 429, 500, 503, 507)
+_REFUSED_STATUSES = frozenset({408, 429, 503})
 
 
 class _Total(Collector):
@@ -105,10 +109,21 @@ class Metrics(MetricFamilies):
         self._redis_calls_of = cache(self.redis_calls.labels)
         self._redis_seconds_of = cache(self.redis_call_seconds.labels)
 
+    def expect_requests(self, routes: Iterable[tuple[str, str]]) -> None:
+        """Begin the counters of these routes at 0. `routes`: templates and methods that clients call."""
+        for route, method in routes:
+            for status in _USUAL_STATUSES:
+                self._requests_of(route, method, str(status))
+            for outcome in ("answered", "refused"):
+                self._request_seconds_of(route, method, outcome)
+        self._requests_of(UNREAD, "other", "503")
+
     # --- objects that are read at each scrape ---
 
     def watch_queue(self, queue: str, batcher: MicroBatcher[Any, Any]) -> None:
         """Read a queue's values from this batcher, in place of an earlier one."""
+        for histogram_of in (self._batch_jobs_of, self._batch_units_of, self._batch_seconds_of):
+            histogram_of(queue)  # 0 before the first batch: the queue is idle
         self.queue_units.labels(queue).set_function(lambda: batcher.queued_units)
         self.running_units.labels(queue).set_function(lambda: batcher.running_units)
         self.reserved_units.labels(queue).set_function(lambda: batcher.reserved_units)
@@ -159,6 +174,10 @@ class Metrics(MetricFamilies):
             manifest.config,
             manifest.data_name,
         ).set(1)
+        for k in HIT_CUTOFFS:
+            self.feedback_hits.labels(manifest.recommender_id, k)
+        for counter in (self.feedback_attributed, self.feedback_reciprocal_rank):
+            counter.labels(manifest.recommender_id)
         self.offline_quality.clear()
         for metric, value in manifest.metrics.items():
             self.offline_quality.labels(metric).set(value)
@@ -174,7 +193,7 @@ class Metrics(MetricFamilies):
             method if method in _METHODS else "other"
         )  # a client may send any method, but labels have few values
         self._requests_of(route, method, str(status)).inc()
-        self._request_seconds_of(route, method).observe(seconds)
+        self._request_seconds_of(route, method, _outcome_of(status)).observe(seconds)
         if refusal is not None and refusal.slug in REFUSALS:
             self.rejections.labels(refusal.slug).inc()
 
@@ -233,3 +252,12 @@ class Metrics(MetricFamilies):
         """Count an attributed event after a history. `is_seen`: whether the counts had the pair before."""
         is_hit = rank is not None and rank <= HIT_CUTOFFS[-1]
         self.feedback_pairs.labels("seen" if is_seen else "unseen", "hit" if is_hit else "miss").inc()
+
+
+def _outcome_of(status: int) -> str:
+    """Whether an answer's time tells how fast the service is. A refusal is fast exactly when it is not."""
+    if status < 400:
+        return "answered"
+    if status in _REFUSED_STATUSES:
+        return "refused"
+    return "failed" if status >= 500 else "invalid"

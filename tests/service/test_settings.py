@@ -4,6 +4,7 @@ from service import settings as settings_module
 from service.core.cpus import UsableCpus
 from service.core.filters import DeclaredFields
 from service.core.keys import hash_of
+from service.core.secret_files import FILE_VARIABLES, MAX_BYTES
 from service.settings import BadSettings, Settings, load_settings
 from tests.service.core.test_service_links import OF_A_SERVICE, OF_ANOTHER
 
@@ -14,7 +15,8 @@ KEY = "a-key-of-some-length"
 def no_settings_of_this_machine(monkeypatch):
     for name in Settings.model_fields:
         monkeypatch.delenv(f"GLYPHREC_{name.upper()}", raising=False)
-    monkeypatch.delenv("REDIS_URL", raising=False)
+    for name in ("REDIS_URL", *FILE_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_the_environment_is_read_and_arguments_go_before_it(monkeypatch):
@@ -160,4 +162,50 @@ def test_the_words_of_the_log_may_be_in_any_letters(monkeypatch, level):
     assert (load_settings(bundle="b").log_level, load_settings(bundle="b").log_format) == ("INFO", "json")
     monkeypatch.setenv("GLYPHREC_LOG_LEVEL", "loud")
     with pytest.raises(BadSettings, match="GLYPHREC_LOG_LEVEL: .*'DEBUG', 'INFO', 'WARNING' or 'ERROR'"):
+        load_settings(bundle="b")
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_secrets_come_from_files_too(monkeypatch, tmp_path, ending):
+    (tmp_path / "keys").write_text(f"{KEY}\n{hash_of('another-key-of-some-length')}{ending}")
+    (tmp_path / "url").write_text(f"redis://:a-password@redis:6379/0{ending}")
+    monkeypatch.setenv("GLYPHREC_API_KEYS_FILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "url"))
+    settings = load_settings(bundle="b", host="0.0.0.0")
+    assert settings.api_keys == (hash_of(KEY), hash_of("another-key-of-some-length"))
+    assert settings.redis_url == "redis://:a-password@redis:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        (b" \n", "is empty"),
+        (b"\xff\xfe" * 20, "is not text in UTF-8"),
+        (b"a" * (MAX_BYTES + 1), "bytes, so it is no secret"),
+        (b"hunter2", "16 characters or more"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_refused_and_not_echoed(monkeypatch, tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "keys").write_bytes(content)
+    monkeypatch.setenv("GLYPHREC_ADMIN_KEYS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(BadSettings, match=f"^GLYPHREC_ADMIN_KEYS(_FILE)?: .*{said}") as refused:
+        load_settings(bundle="b")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_secret_is_given_in_one_way(monkeypatch, tmp_path):
+    (tmp_path / "keys").write_text(KEY)
+    monkeypatch.setenv("GLYPHREC_API_KEYS_FILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("GLYPHREC_API_KEYS", "another-key-of-some-length")
+    with pytest.raises(BadSettings, match="GLYPHREC_API_KEYS_FILE: GLYPHREC_API_KEYS is set, too"):
+        load_settings(bundle="b")
+    monkeypatch.setenv("GLYPHREC_API_KEYS", "")
+    assert load_settings(bundle="b").api_keys == (hash_of(KEY),)
+
+
+def test_no_other_setting_comes_from_a_file(monkeypatch):
+    monkeypatch.setenv("GLYPHREC_PORT_FILE", "/run/port")
+    with pytest.raises(BadSettings, match="GLYPHREC_PORT_FILE: glyphrec has no such setting"):
         load_settings(bundle="b")

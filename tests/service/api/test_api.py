@@ -223,6 +223,19 @@ async def test_a_catalog_that_is_not_seeded_starts_empty(bundle, redis_url):
         assert (answer["items"], answer["source"]) == ([], "popular")
 
 
+async def test_a_start_warns_that_it_filled_a_new_catalog_and_a_later_one_does_not(bundle, redis_url, caplog):
+    """After a FLUSHALL the same start would bring deleted items back."""
+    for num_warnings in (1, 0):
+        caplog.clear()
+        async with running(bundle, redis_url) as client:
+            await until_active(redis_url)
+            told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+            told = [each for each in told if "Redis had no catalog 'glyphrec'" in each]
+            assert len(told) == num_warnings
+            assert all(f"the bundle's {len(KNOWN_ITEMS)} items" in each for each in told)
+            assert 'glyphrec_catalog_info{catalog="glyphrec"} 1.0' in (await client.get("/metrics")).text
+
+
 async def test_a_new_tokenizer_reads_what_is_in_redis_and_takes_the_exports_codes_where_it_knows_them(
     bundle, redis_url, tmp_path
 ):

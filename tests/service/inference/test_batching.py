@@ -2,6 +2,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -284,3 +285,34 @@ async def test_a_batcher_that_gives_way_runs_at_a_lower_priority_than_the_event_
         found = (await batcher.submit(1)).result
         await batcher.stop()
         assert (found > here) == gives_way
+
+
+async def test_under_overload_batches_fill_the_time_and_the_queue_stays_nearly_empty():
+    """So the share of the time in which batches run tells the load, and the length of the queue does not."""
+    seen, lengths, num_refused = [], [], 0
+
+    def run(jobs):
+        time.sleep(0.02)
+        return jobs
+
+    batcher = MicroBatcher(
+        run, name="test", max_batch_units=2, max_queued_units=1_000, max_wait_s=0.05, observe=seen.append
+    )
+    batcher.start()
+    started_at, tasks = time.perf_counter(), []
+    while time.perf_counter() < started_at + 0.6:
+        try:
+            batcher.check_room()
+        except Overloaded:
+            num_refused += 1
+        else:
+            tasks.append(asyncio.create_task(batcher.submit(1, is_admitted=True)))
+        await asyncio.sleep(0.002)
+        lengths.append(batcher.queued_units)
+    wall_s = time.perf_counter() - started_at
+    busy_s = sum(stats.run_s for stats in seen)
+    await asyncio.gather(*tasks)
+    await batcher.stop()
+    assert num_refused > 20
+    assert max(lengths) < 0.05 * batcher.max_queued_units
+    assert busy_s / wall_s > 0.8

@@ -130,6 +130,36 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
         assert value(found, "redis_calls_total", command="xread", result="ok") > 0
 
 
+async def test_what_alerts_count_begins_at_zero(client):
+    """A counter that is born above 0 shows no increase to Prometheus, so a first burst would page nobody."""
+    found = await scrape(client)
+    for status in ("500", "503", "507", "429", "200"):
+        for route in ("/recommend", "/items", "/events"):
+            labels = {"route": route, "method": "POST", "status": status}
+            assert value(found, "http_requests_total", **labels) == 0, labels
+    for outcome in ("answered", "refused"):
+        labels = {"route": "/recommend", "method": "POST", "outcome": outcome}
+        assert value(found, "http_request_seconds_count", **labels) == 0
+    for status in ("created", "moved", "updated", "unchanged", "failed"):
+        assert value(found, "indexed_items_total", status=status) == 0
+    assert value(found, "http_requests_total", route="unread", method="other", status="503") == 0
+
+
+async def test_the_time_of_a_refusal_does_not_count_as_that_of_an_answer(client):
+    before = await scrape(client)
+    await client.post("/recommend", json={"history": ["item-1"]}, headers={"X-Request-Timeout": "0.000001"})
+    await client.post("/recommend", json={"history": 1})
+    await client.post("/recommend", json={"history": ["item-1"]})
+    after = await scrape(client)
+
+    def num(found, outcome):
+        labels = (("method", "POST"), ("outcome", outcome), ("route", "/recommend"))
+        return found.get(("glyphrec_http_request_seconds_count", tuple(sorted(labels))), 0)
+
+    for outcome in ("answered", "refused", "invalid"):
+        assert num(after, outcome) - num(before, outcome) == 1, outcome
+
+
 async def test_every_metric_has_a_help_and_says_what_it_counts(client):
     text = (await client.get("/metrics")).text
     families = [each for each in text_string_to_metric_families(text) if each.name.startswith("glyphrec_")]
