@@ -15,7 +15,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -23,6 +23,9 @@ from model_export.configs import (
     RUNS,
     CardConfig,
     CompactConfig,
+    FamaeConfig,
+    FlattenedConfig,
+    GaoqConfig,
     HubEncoderConfig,
     LetterConfig,
     MiniLmConfig,
@@ -47,14 +50,21 @@ TYPES: dict[str, dict[str, Any]] = {
         "pp-ocr": PpOcrConfig,
         "hub": HubEncoderConfig,
         "minilm": MiniLmConfig,
+        "famae": FamaeConfig,
     },
-    "quantizer": {"rq-vae": QuantizerConfig, "rq-kmeans": RqKMeansConfig, "letter": LetterConfig},
+    "quantizer": {
+        "rq-vae": QuantizerConfig,
+        "rq-kmeans": RqKMeansConfig,
+        "letter": LetterConfig,
+        "flattened": FlattenedConfig,
+        "gaoq": GaoqConfig,
+    },
     "opinions": {"weighed": OpinionsConfig, NONE: None},
     "pictures": {NONE: None, "photo": PicturesConfig, "card": CardConfig},
 }
 MAY_BE_ZERO = {
     *("seed", "max_steps", "dropout", "hidden_share", "start_scale", "likeness", "recency", "weight_decay"),
-    *("warmup_steps", "commitment", "settle_epochs", "alpha", "beta"),
+    *("warmup_steps", "commitment", "settle_epochs", "alpha", "beta", "consistency", "penalty"),
 }
 AT_MOST = {
     "seed": 2**32 - 1,
@@ -89,7 +99,7 @@ def chosen(config: str, settings: Sequence[str] = ()) -> RunConfig:
         changes[name.strip()] = _value(value.strip())
     found: RunConfig = RUNS[start]()
     # A type comes before the settings of that type.
-    for name in sorted(changes, key=lambda name: not name.endswith(f".{TYPE}")):
+    for name in sorted(changes, key=lambda name: (not name.endswith(f".{TYPE}"), name.count("."))):
         found = _changed(found, name.split("."), changes[name], name)
     if not isinstance(found.generator, TreeConfig):
         found = dataclasses.replace(found, opinions=None)  # they are weighed for `tree` alone
@@ -121,14 +131,13 @@ def as_toml(config: RunConfig) -> str:
     settings = [(name, value) for name, value in flattened(config) if name not in FIXED]
     # TOML wants the settings without a table first.
     lines += [f"{name} = {_shown(value)}" for name, value in settings if "." not in name]
-    table = ""
+    tables: dict[str, list[str]] = {}  # a table may stand in the file only once
     for name, value in settings:
         room, _, field = name.rpartition(".")
-        if room and room != table:
-            lines += ["", f"[{room}]"]
-            table = room
         if room:
-            lines.append(f"{field} = {_shown(value)}")
+            tables.setdefault(room, []).append(f"{field} = {_shown(value)}")
+    for room, fields in tables.items():
+        lines += ["", f"[{room}]", *fields]
     return "\n".join(lines)
 
 
@@ -190,8 +199,8 @@ def _is_part(value: Any) -> bool:
 
 def _settings(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in _fields(part).items():
-        if not prefix and name in TYPES:
-            yield f"{name}.{TYPE}", next(t for t, made in TYPES[name].items() if _is_type(value, made))
+        if types := _types(part, name):
+            yield f"{prefix}{name}.{TYPE}", next(t for t, made in types.items() if _is_type(value, made))
         if _is_part(value):
             yield from _settings(value, f"{prefix}{name}.")
         elif value is not None:
@@ -208,8 +217,8 @@ def _changed(part: Any, path: Sequence[str], value: Any, whole: str) -> Any:
     fields = _fields(part)
     if name not in fields or whole in FIXED:
         raise _unknown(part, whole)
-    if rest == [TYPE] and whole == f"{name}.{TYPE}" and name in TYPES:
-        return _replaced(part, name, _of_type(name, value, fields[name]))
+    if rest == [TYPE] and (types := _types(part, name)):
+        return _replaced(part, name, _of_type(whole, types, value, fields[name]))
     if rest:
         if fields[name] is None:
             raise GlyphrecError(f"{whole}: {name} has no settings, because {name}.{TYPE} is {NONE}.")
@@ -222,15 +231,23 @@ def _changed(part: Any, path: Sequence[str], value: Any, whole: str) -> Any:
     return _replaced(part, name, _checked(part, name, value, whole))
 
 
-def _of_type(name: str, wanted: Any, present: Any) -> Any:
-    if wanted not in TYPES[name]:
-        raise GlyphrecError(f"{name}.{TYPE} = {_shown(wanted)}: choose one of {', '.join(TYPES[name])}.")
-    made = TYPES[name][wanted]
+def _types(part: Any, name: str) -> dict[str, Any]:
+    """The types that a field of the part may have, by their names. Empty if it has one type."""
+    if name not in TYPES or isinstance(part, BaseModel):
+        return {}
+    may_be = get_args(get_type_hints(type(part))[name])
+    return {word: made for word, made in TYPES[name].items() if issubclass(made or type(None), may_be)}
+
+
+def _of_type(whole: str, types: Mapping[str, Any], wanted: Any, present: Any) -> Any:
+    if wanted not in types:
+        raise GlyphrecError(f"{whole} = {_shown(wanted)}: choose one of {', '.join(types)}.")
+    made = types[wanted]
     if _is_type(present, made):
         return present
     if made is HubEncoderConfig:
         raise GlyphrecError(
-            f"{name}.{TYPE} = {_shown(wanted)}: start from donut-base, trocr-base or deepseek-ocr-2-base, "
+            f"{whole} = {_shown(wanted)}: start from donut-base, trocr-base or deepseek-ocr-2-base, "
             "which name a checkpoint."
         )
     return None if made is None else made()

@@ -51,6 +51,30 @@ class MiniLmConfig:
     """
 
 
+@dataclass(frozen=True)
+class FamaeConfig:
+    """FAMAE (encoders/famae.py; ReSID, 2026): vectors learnt from purchases and fields.
+
+    No service can run it. The vectors go to the quantizer as they are, without the head.
+    """
+
+    # Beside the item's id: "brand", "categories.2" for a level, or any field. (): chosen by the data
+    # (data/item_fields.py).
+    fields: tuple[str, ...] = ()
+    width: int = 128  # of each field's embeddings
+    num_layers: int = 2
+    num_heads: int = 4
+    ffn_dim: int = 512
+    dropout: float = 0.1
+    history_length: int = 31
+    max_epochs: int = 500
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    patience: int = 3  # training stops after this many epochs without a better mean of both diagnostics
+    max_validation_users: int = 2000
+
+
 ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
 # How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
 #   head     both vectors side by side, through the head, which is trained on co-purchases
@@ -91,6 +115,10 @@ class CardConfig(PicturesConfig):
     fusion: Fusion = "photo"
     # Who is shown below an item of the catalog. A new item is shown alone (docs/study.md).
     neighbors: CardNeighbors = "collaborative"
+
+
+# Encoders for comparison. They draw no pictures, so they cannot be a part of a tokenizer graph.
+UnservedEncoderConfig = MiniLmConfig | FamaeConfig
 
 
 @dataclass(frozen=True)
@@ -145,6 +173,31 @@ class LetterConfig:
     beta: float = 1e-4  # weight of the diversity of codewords
     num_groups: int = 10  # groups of codewords; the loss pulls the codewords of a group together
     regroup_every_epochs: int = 5
+
+
+Transform = Literal["kumaraswamy", "logistic"]
+
+
+@dataclass(frozen=True)
+class FlattenedConfig:
+    """A quantizer on latents that a transform has flattened (quantizers/flattened.py; CARD, 2026)."""
+
+    quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
+    transform: Transform = "kumaraswamy"
+    # The two weights in the loss count for RQ-VAE and LETTER.
+    consistency: float = 1.0  # of the distance of h^-1(h(z)) from z
+    penalty: float = 1.0  # of sums of codewords that no item of the training has
+
+
+@dataclass(frozen=True)
+class GaoqConfig:
+    """GAOQ (quantizers/gaoq.py; ReSID, 2026): a tree of balanced clusters, whose codes mean directions."""
+
+    num_starts: int = 3  # balanced k-means runs at each node of the tree, of which the best is used
+    max_rounds: int = 30  # at most this many updates of the centroids of a run
+
+
+AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig | GaoqConfig
 
 
 @dataclass(frozen=True)
@@ -227,12 +280,12 @@ class RunConfig:
     generator: TreeConfig | TigerConfig | SasRecConfig
     seed: int = 0
     render: RenderSpec = field(default_factory=RenderSpec)
-    encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | MiniLmConfig = field(
+    encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | UnservedEncoderConfig = field(
         default_factory=CompactConfig
     )
     pictures: PicturesConfig | None = None  # None: only the text is read
     head: HeadConfig = field(default_factory=HeadConfig)
-    quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig = field(default_factory=QuantizerConfig)
+    quantizer: AnyQuantizerConfig = field(default_factory=QuantizerConfig)
     collisions: Literal["none", "sinkhorn", "zcr", "suffix"] = "zcr"
     training: TrainingConfig = field(default_factory=TrainingConfig)
     # For `tree` alone. None: the generator searches as it was trained, and counts have no say.

@@ -12,7 +12,7 @@ from pathlib import Path
 from model_export.bundle.folder import kept_bundle, reserved
 from model_export.bundle.writing import TokenizedCatalog, generator_name, key_of_bundle, write_bundle
 from model_export.config_changes import differences
-from model_export.configs import CompactConfig, MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
+from model_export.configs import CompactConfig, FamaeConfig, MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
 from model_export.data.splits import Targets
 from model_export.encoders.compact.scripts import untaught_scripts
@@ -128,7 +128,9 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
 
 def _check_servable(config: RunConfig) -> None:
     """Raise GlyphrecError for configurations that exist for comparison only."""
-    if isinstance(config.encoder, MiniLmConfig):
+    if isinstance(config.encoder, FamaeConfig):
+        reason = "its encoder learns a vector for each item, and a new item has none"
+    elif isinstance(config.encoder, MiniLmConfig):
         reason = "its encoder reads text, but a service draws pictures"
     elif isinstance(config.generator, SasRecConfig):
         reason = "its generator does not use Semantic IDs"

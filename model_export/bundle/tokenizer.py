@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
-from model_export.configs import MiniLmConfig, RunConfig
+from model_export.configs import RunConfig, UnservedEncoderConfig
 from model_export.encoders.base import Pooling
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.fusion import Fusion
@@ -59,7 +59,7 @@ class TokenizerParts:
 def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts:
     """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
     assert read.pooling is not None
-    assert not isinstance(config.encoder, MiniLmConfig)
+    assert not isinstance(config.encoder, UnservedEncoderConfig)
     return TokenizerParts(
         make_encoder(config.render, config.encoder, config.seed).body(),
         read.pooling,

@@ -21,7 +21,7 @@ from model_export.bundle.report import examples_of, write_report
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
-from model_export.configs import MiniLmConfig, RunConfig, TreeConfig
+from model_export.configs import RunConfig, TreeConfig, UnservedEncoderConfig
 from model_export.data.photos import seen_of
 from model_export.data.splits import training_fingerprint
 from model_export.encoders import choose as choose_encoder
@@ -109,7 +109,7 @@ def key_of_bundle(run: Run) -> str:
     `run.config` must hold the hash of the font.
     """
     config = run.config
-    assert not isinstance(config.encoder, MiniLmConfig)
+    assert not isinstance(config.encoder, UnservedEncoderConfig)
     files = choose_encoder.encoder_files(config.encoder)
     if config.pictures is not None:
         files = [*files, *image_encoder_files(config.pictures)]
@@ -136,7 +136,7 @@ def _write_graphs(
 ) -> Bundle:
     """Write both graphs and the items, and check each graph against its model."""
     dataset, config, say = run.dataset, run.config, run.say
-    assert not isinstance(config.encoder, MiniLmConfig)
+    assert not isinstance(config.encoder, UnservedEncoderConfig)
     say("[4/5] exporting and checking the two graphs")
     coded, weighed = tokenized.coded, tokenized.weighed
     counts = 0.0 if weighed is None else weighed.opinions.counts

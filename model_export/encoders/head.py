@@ -56,6 +56,18 @@ class ItemHead(nn.Module):
         return result
 
 
+class UnchangedFeatures(ItemHead):
+    """Gives the features back, of whatever length, for an encoder that has learned from purchases itself."""
+
+    def __init__(self, *, feature_dim: int, config: HeadConfig) -> None:
+        super().__init__(feature_dim=feature_dim, config=config)
+        self.vector_dim = feature_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [item, feature_dim] -> the same."""
+        return features
+
+
 def set_principal_axes(linear: nn.Linear, features: Tensor) -> None:
     """Make `linear` a projection of features [item, feature] on their first principal axes."""
     _, _, axes = torch.linalg.svd(features, full_matrices=False)  # [axis, feature]

@@ -126,12 +126,16 @@ class Evidence:
         return total
 
     def candidates(self, opinions: Opinions, limit: int) -> Candidates:
-        """The `limit` best items of each user, for the users whose target is one of them."""
+        """The `limit` best items of each user, for the users whose target is one of them.
+
+        A target in the history of a user is hidden, so that user decides nothing.
+        """
         total = self.total(opinions)
         limit = min(limit, total.shape[1])
         items = np.argpartition(-total, limit - 1, axis=1)[:, :limit]
         items.sort(axis=1)
         is_target = items == self._users.targets[:, None]
+        is_target &= np.isfinite(np.take_along_axis(total, items, axis=1))
         users = np.flatnonzero(is_target.any(axis=1))
         return Candidates(items[users], is_target[users].argmax(axis=1), users)
 

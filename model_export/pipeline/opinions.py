@@ -28,7 +28,7 @@ from model_export.pipeline.run import Run
 from service.core.co_counts import CoCountSpec, CoRow
 from service.core.sid import SidSpec
 
-VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 ROUNDS = 3  # the candidates follow from the weights, and the weights from the candidates
 MIN_FRESH_USERS = 500  # fewer than these decide nothing, so the users of early stopping do
 RECENCIES = (0.3, 0.5, 0.7)

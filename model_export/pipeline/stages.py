@@ -9,7 +9,7 @@ changed run repeats only the stages that changed. Everything is fitted on `Split
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import CardConfig, LetterConfig, MiniLmConfig, RunConfig
+from model_export.configs import CardConfig, FamaeConfig, MiniLmConfig, RunConfig
+from model_export.data.item_fields import read_fields
 from model_export.encoders import choose as choose_encoder
+from model_export.encoders import famae, minilm
 from model_export.encoders import fusion as fusion_module
 from model_export.encoders import head as head_module
-from model_export.encoders import minilm
 from model_export.encoders.base import Pooling, Reading
 from model_export.encoders.fusion import NUM_FLAGS, Fusion, make_head
-from model_export.encoders.head import ItemHead, train_head
+from model_export.encoders.head import ItemHead, UnchangedFeatures, train_head
 from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.generating import collaborative_vectors
@@ -48,6 +49,9 @@ class Read:
     features: NDArray[np.float32]  # [item, feature], of text and photo if there is a fusion
     pooling: Pooling | None  # None if the encoder read text
     fusion: Fusion | None = None  # None if only the text was read
+    figures: dict[str, float] = field(
+        default_factory=dict
+    )  # how good an encoder is that learns from purchases
 
     @property
     def text(self) -> NDArray[np.float32]:
@@ -105,6 +109,8 @@ def read_text(run: Run) -> Read:
     The encoder reads drawn texts or, for comparison, the texts themselves.
     """
     config, cache = run.config, run.cache
+    if isinstance(config.encoder, FamaeConfig):
+        return _learn_famae(run, config.encoder)
     texts = [item_text(item, config.render) for item in run.dataset.items]
     if isinstance(config.encoder, MiniLmConfig):
         inputs: tuple[Any, ...] = (texts, {"minilm": minilm.VERSION})
@@ -131,8 +137,31 @@ def read_text(run: Run) -> Read:
     return Read(_stage(cache, "features", inputs, lambda: pooling.pool(reading)), pooling)
 
 
+def _learn_famae(run: Run, config: FamaeConfig) -> Read:
+    """FAMAE's vectors, and its two diagnostics. Validation users decide when its training ends."""
+    fields = read_fields(run.dataset.items, config.fields)
+    train, validation, seed = run.split.train, run.split.validation, run.config.seed
+    inputs = (
+        [(each.name, each.value) for each in fields], train, validation.histories, validation.targets,
+        config, seed, {"famae": famae.VERSION},
+    )  # fmt: skip
+    found: famae.FamaeResult = _stage(
+        run.cache, "famae", inputs, lambda: famae.train_famae(fields, train, validation, config, seed=seed)
+    )
+    run.say(f"      fields: {', '.join(found.fields)}")
+    recall = found.diagnostics._asdict()
+    return Read(
+        found.vectors, None, figures={f"famae_recall_{name}": share for name, share in recall.items()}
+    )
+
+
 def vectors_of(run: Run, read: Read) -> tuple[ItemHead, NDArray[np.float32]]:
-    """The head and the catalog's vectors [item, dim]. The head is trained on items bought close together."""
+    """The head and the catalog's vectors [item, dim]. The head is trained on items bought close together.
+
+    FAMAE has learned from purchases already, so its vectors stay as they are.
+    """
+    if isinstance(run.config.encoder, FamaeConfig):
+        return UnchangedFeatures(feature_dim=read.features.shape[1], config=run.config.head), read.features
     train, config, seed = run.split.train, run.config.head, run.config.seed
     pictures, make = run.config.pictures, None
     inputs: tuple[Any, ...] = (read.features, train, config, seed, {"head": head_module.VERSION})
@@ -153,7 +182,7 @@ def code(run: Run, read: Read) -> Coded:
     config = run.config
     head, vectors = vectors_of(run, read)
     collaborative = None
-    if isinstance(config.quantizer, LetterConfig):
+    if choose_quantizer.learns_from_purchases(config.quantizer):
         collaborative = collaborative_vectors(run)
     inputs = (
         vectors, collaborative, config.quantizer, config.sid, config.seed,

@@ -7,19 +7,18 @@ only helps a stage has no number. The pinned output depends on it, so the test n
 """
 
 from model_export.configs import (
+    AnyQuantizerConfig,
     CardConfig,
-    LetterConfig,
+    FamaeConfig,
     MiniLmConfig,
     PicturesConfig,
-    QuantizerConfig,
-    RqKMeansConfig,
     RunConfig,
     SasRecConfig,
     TigerConfig,
     TreeConfig,
 )
 from model_export.encoders import choose as choose_encoder
-from model_export.encoders import fusion, head, minilm
+from model_export.encoders import famae, fusion, head, minilm
 from model_export.encoders.images.choose import image_encoder_version
 from model_export.generators import sasrec, tiger, training, tree
 from model_export.pipeline import counts, neighbors, opinions
@@ -46,6 +45,8 @@ def versions_of(config: RunConfig) -> Versions:
 
 def of_reading(config: RunConfig) -> Versions:
     """The versions from items to features. A text encoder reads the line of text that would be drawn."""
+    if isinstance(config.encoder, FamaeConfig):
+        return {"famae": famae.VERSION}
     if isinstance(config.encoder, MiniLmConfig):
         return {"drawing": render.VERSION, "minilm": minilm.VERSION}
     return {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder)
@@ -63,7 +64,9 @@ def of_photos(config: PicturesConfig) -> Versions:
 
 def of_vectors(config: RunConfig) -> Versions:
     """The versions from items to the head's vectors."""
-    found = of_reading(config) | {"head": head.VERSION}
+    found = of_reading(config)
+    if not isinstance(config.encoder, FamaeConfig):  # it has no head
+        found |= {"head": head.VERSION}
     if config.pictures is not None:
         found |= of_photos(config.pictures) | {"fusion": fusion.VERSION}
     return found
@@ -72,14 +75,14 @@ def of_vectors(config: RunConfig) -> Versions:
 def of_codes(config: RunConfig) -> Versions:
     """The versions from items to codes, with the treatment of collisions."""
     found = of_vectors(config) | of_quantizer(config.quantizer) | {"collisions": collisions.VERSION}
-    if isinstance(config.quantizer, LetterConfig):  # learns from SASRec's vectors
+    if choose_quantizer.learns_from_purchases(config.quantizer):  # it learns from SASRec's vectors
         found |= of_generator(SasRecConfig())
     return found
 
 
-def of_quantizer(config: QuantizerConfig | RqKMeansConfig | LetterConfig) -> Versions:
+def of_quantizer(config: AnyQuantizerConfig) -> Versions:
     """The version of the quantizer."""
-    return choose_quantizer.VERSIONS[type(config)]
+    return choose_quantizer.versions_of_quantizer(config)
 
 
 def of_generator(config: TreeConfig | TigerConfig | SasRecConfig) -> Versions:

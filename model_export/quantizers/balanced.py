@@ -60,7 +60,7 @@ def balanced_kmeans(
             before, cluster = cluster, (distance + price).argmin(axis=1)
             if before is not None and (cluster == before).all():
                 break
-            centroids = _means(points, cluster, centroids)
+            centroids = means(points, cluster, centroids)
             distance = squared_distances(points, centroids)
         return Clusters(centroids, *divide(distance, price))
 
@@ -123,6 +123,19 @@ def _shortest_path(cost: NDArray[np.float64], price: NDArray[np.float64], excess
     return _Path(clusters, price)
 
 
+def prices_of(distance: NDArray[Any], cluster: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The prices [cluster] with which each item chooses its own cluster alone.
+
+    distance is [item, cluster] and cluster is [item]. No division with clusters of the same sizes may have a
+    smaller total, and no cluster may be empty.
+    """
+    num_clusters = distance.shape[1]
+    more = distance.astype(np.float64) - np.take_along_axis(distance, cluster[:, None], 1)  # [item, cluster]
+    cost = np.full((num_clusters, num_clusters), np.inf)  # [from, to]
+    np.minimum.at(cost, cluster, more)
+    return _middle_prices(cost)
+
+
 def _middle_prices(cost: NDArray[np.float64]) -> NDArray[np.float64]:
     """Prices [cluster] with which no item would change its cluster, from the cost [from, to] of a change.
 
@@ -156,7 +169,7 @@ def squared_distances(points: NDArray[np.float32], centroids: NDArray[np.float32
     return result
 
 
-def _means(
+def means(
     points: NDArray[np.float32], cluster: NDArray[np.int64], centroids: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The mean [cluster, dim] of each cluster's points. A cluster without points keeps its centroid."""

@@ -86,6 +86,17 @@ def encode_all(model: ResidualQuantizer, data: Tensor) -> Tensor:
     return torch.cat([model.encode(batch) for batch in data.split(ENCODE_BATCH)])  # [item, level]
 
 
+@torch.no_grad()
+def lost_variance(model: ResidualQuantizer, data: Tensor, codes: Tensor) -> float:
+    """The share of the variance of vectors [item, dim] that their codes [item, level] do not keep.
+
+    It is 0 without any variance.
+    """
+    error = (model.decode(codes) - data).square().mean()
+    variance = (data - data.mean(dim=0)).square().mean()
+    return float(error / variance) if variance > 0 else 0.0
+
+
 def nearest(residual: Tensor, codebook: Tensor, price: Tensor | None = None) -> Tensor:
     """The code of the codeword [code, latent] nearest to each residual [item, latent] -> [item].
 

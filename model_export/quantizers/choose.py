@@ -5,26 +5,48 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.configs import LetterConfig, QuantizerConfig, RqKMeansConfig
-from model_export.quantizers import letter, rq_kmeans, rq_vae
+from model_export.configs import (
+    AnyQuantizerConfig,
+    FlattenedConfig,
+    GaoqConfig,
+    LetterConfig,
+    QuantizerConfig,
+    RqKMeansConfig,
+)
+from model_export.quantizers import flattened, gaoq, letter, rq_kmeans, rq_vae
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
+from model_export.quantizers.flattened import train_flattened
+from model_export.quantizers.gaoq import train_gaoq
 from model_export.quantizers.letter import train_letter
 from model_export.quantizers.rq_kmeans import train_rq_kmeans
 from model_export.quantizers.rq_vae import train_rq_vae
 from service.core.sid import SidSpec
 
-AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig
-
 TRAIN: dict[type, Callable[..., tuple[ResidualQuantizer, QuantizerReport]]] = {
     QuantizerConfig: train_rq_vae,
     RqKMeansConfig: train_rq_kmeans,
     LetterConfig: train_letter,
+    FlattenedConfig: train_flattened,
+    GaoqConfig: train_gaoq,
 }
 VERSIONS = {
     QuantizerConfig: {"rq_vae": rq_vae.VERSION},
     RqKMeansConfig: {"rq_kmeans": rq_kmeans.VERSION},
     LetterConfig: {"letter": letter.VERSION},
+    FlattenedConfig: {"flattened": flattened.VERSION},
+    GaoqConfig: {"gaoq": gaoq.VERSION},
 }
+
+
+def versions_of_quantizer(config: AnyQuantizerConfig) -> dict[str, int]:
+    """The versions of the quantizer, and of the one inside it."""
+    inside = versions_of_quantizer(config.quantizer) if isinstance(config, FlattenedConfig) else {}
+    return inside | VERSIONS[type(config)]
+
+
+def learns_from_purchases(config: AnyQuantizerConfig) -> bool:
+    """Whether the quantizer needs collaborative vectors, beside the vectors that it divides."""
+    return isinstance(config.quantizer if isinstance(config, FlattenedConfig) else config, LetterConfig)
 
 
 def train_quantizer(

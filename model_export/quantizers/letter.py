@@ -13,6 +13,8 @@ We differ from the released code in two ways. Groups have equal sizes (balanced 
 computed every few epochs instead of every epoch. Collisions are treated after the training and not during it.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,8 +39,9 @@ def train_letter(
     seed: int,
     collaborative: NDArray[np.float32] | None = None,
     progress: bool = True,
+    make: Callable[..., RqVae] = RqVae,
 ) -> tuple[RqVae, QuantizerReport]:
-    """Fit to vectors [item, dim] and collaborative vectors [item, any].
+    """Fit to vectors [item, dim] and collaborative vectors [item, any]. `make` makes the untrained model.
 
     The collaborative vectors must be learned from the training part alone. An item that was never bought
     there has a row of nan, and alignment leaves it out. On one machine the result depends only on the inputs
@@ -55,7 +58,9 @@ def train_letter(
     def loss_of(model: RqVae, data: Tensor) -> LetterLoss:
         return LetterLoss(model, data, wanted, config, seed)
 
-    return fit_rq_vae(vectors, spec, config.rq_vae, loss_of, seed=seed, name="LETTER", progress=progress)
+    return fit_rq_vae(
+        vectors, spec, config.rq_vae, loss_of, seed=seed, name="LETTER", progress=progress, make=make
+    )
 
 
 class LetterLoss:

@@ -7,6 +7,8 @@ In the balanced form every code of a level gets the same number of items. The pr
 (balanced.py) are part of `encode`, so new items are encoded by the same rule as the catalog.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -64,15 +66,16 @@ def train_rq_kmeans(
     seed: int,
     collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers have this signature
     progress: bool = True,
+    make: Callable[..., RqKMeans] = RqKMeans,
 ) -> tuple[RqKMeans, QuantizerReport]:
-    """Fit codebooks to vectors [item, dim], level by level.
+    """Fit codebooks to vectors [item, dim], level by level. `make` makes the model without its codebooks.
 
     On one machine the result depends only on the inputs and the seed. Raises ValueError without any vectors.
     """
     if len(vectors) == 0:
         raise ValueError("there are no vectors to fit RQ-k-means to. Give at least one item.")
     data = torch.as_tensor(vectors, dtype=torch.float32)  # [item, dim]
-    model = RqKMeans(vector_dim=data.shape[1], spec=spec).eval().requires_grad_(False)
+    model = make(vector_dim=data.shape[1], spec=spec).eval().requires_grad_(False)
     residual = model.latents(data)  # [item, latent]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

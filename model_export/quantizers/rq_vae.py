@@ -113,6 +113,9 @@ class RqVae(ResidualQuantizer):
         total = latents + (quantized.total - latents).detach()
         return Autoencoded(quantized.codes, total, F.mse_loss(self.decoder(total), inputs) + quantized.loss)
 
+    def start_epoch(self, data: Tensor) -> None:
+        """Does nothing. It is called with all vectors [item, dim] before an epoch, until codes settle."""
+
     def standardize(self, vectors: Tensor) -> Tensor:
         """Scale vectors [item, dim] to mean 0 and standard deviation 1 in each dimension."""
         return (vectors - self.mean) / self.std
@@ -133,8 +136,9 @@ def train_rq_vae(
     seed: int,
     collaborative: NDArray[np.float32] | None = None,  # noqa: ARG001 - all quantizers have this signature
     progress: bool = True,
+    make: Callable[..., RqVae] = RqVae,
 ) -> tuple[RqVae, QuantizerReport]:
-    """Fit an RQ-VAE to vectors [item, dim].
+    """Fit an RQ-VAE to vectors [item, dim]. `make` makes the untrained model.
 
     On one machine the result depends only on the inputs and the seed. Raises ValueError without any vectors.
     """
@@ -142,7 +146,7 @@ def train_rq_vae(
     def loss_of(model: RqVae, data: Tensor) -> BatchLoss:
         return lambda items, _epoch: model.autoencode(data[items]).loss
 
-    return fit_rq_vae(vectors, spec, config, loss_of, seed=seed, name="RQ-VAE", progress=progress)
+    return fit_rq_vae(vectors, spec, config, loss_of, seed=seed, name="RQ-VAE", progress=progress, make=make)
 
 
 def fit_rq_vae(
@@ -154,6 +158,7 @@ def fit_rq_vae(
     seed: int,
     name: str,
     progress: bool,
+    make: Callable[..., RqVae] = RqVae,
 ) -> tuple[RqVae, QuantizerReport]:
     """Train an RQ-VAE on vectors [item, dim]. `loss_of` makes the loss from the model and the vectors.
 
@@ -164,8 +169,9 @@ def fit_rq_vae(
     data = torch.as_tensor(vectors, dtype=torch.float32)  # [item, dim]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = RqVae(vector_dim=data.shape[1], spec=spec, config=config)
+        model = make(vector_dim=data.shape[1], spec=spec, config=config)
         model.fit_scale(data)
+        model.start_epoch(data)
         _kmeans_init(model, data, seed)
         history = _train(model, data, config, loss_of(model, data), name, progress)
     model.eval().requires_grad_(False)
@@ -193,6 +199,9 @@ def _train(
     )
     for epoch in bar:
         total_loss = 0.0
+        may_revive = epoch <= config.num_epochs - config.settle_epochs
+        if may_revive:
+            model.start_epoch(data)
         for batch in torch.randperm(len(data)).split(config.batch_size):
             loss = batch_loss(batch, epoch)
             optimizer.zero_grad()
@@ -201,7 +210,6 @@ def _train(
             optimizer.step()
             schedule.step()
             total_loss += loss.item() * len(batch)
-        may_revive = epoch <= config.num_epochs - config.settle_epochs
         num_revived = 0
         if may_revive and epoch % config.revive_every_epochs == 0:
             num_revived = _revive_dead_codes(model, data, optimizer)

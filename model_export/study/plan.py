@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model_export.configs import (
+    FamaeConfig,
     LetterConfig,
     MiniLmConfig,
     PpOcrConfig,
@@ -29,6 +30,7 @@ from model_export.configs import (
 from model_export.study.cell import Cell, Counting
 from model_export.study.picture_cells import LIKE_OTHERS as LIKE_OTHER_PICTURES
 from model_export.study.picture_cells import picture_cells
+from model_export.study.tokenizer_cells import tokenizer_cells
 from service.core.bundle import RenderSpec
 
 
@@ -91,6 +93,7 @@ LIKE_OTHERS = {
     "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
+    "nu_rq_kmeans_balanced", "nu_letter", "gaoq_narrow", "gaoq_text", "famae",
 } | LIKE_OTHER_PICTURES  # fmt: skip
 
 
@@ -108,8 +111,10 @@ def tiny_plan() -> Plan:
 
 def _short(cell: Cell, max_steps: int) -> Cell:
     """The cell with at most `max_steps` steps of training, even if it has a training of its own."""
-    training = replace(cell.config.training, max_steps=max_steps)
-    return replace(cell, config=replace(cell.config, training=training))
+    training, encoder = replace(cell.config.training, max_steps=max_steps), cell.config.encoder
+    if isinstance(encoder, FamaeConfig):
+        encoder = replace(encoder, width=16, num_layers=1, ffn_dim=32, history_length=5, max_epochs=1)
+    return replace(cell, config=replace(cell.config, training=training, encoder=encoder))
 
 
 PLANS: dict[str, Callable[[], Plan]] = {"full": full, "tiny": tiny_plan}
@@ -252,6 +257,7 @@ def cells_of(
         Cell("robustness_text", "the same on MiniLM text", ("robustness",), text, question="robustness"),
         Cell("cold", "without counts", ("cold",), without_counts, question="cold"),
         Cell("cold_text", "the same on MiniLM text", ("cold",), text, question="cold"),
+        *tokenizer_cells(learnt),
         *picture_cells(default, learnt, num_seeds),
     ]
     # Question 2.

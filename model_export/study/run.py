@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
-from model_export.configs import HubEncoderConfig, MiniLmConfig, SasRecConfig
+from model_export.configs import HubEncoderConfig, SasRecConfig, UnservedEncoderConfig
 from model_export.data.dataset import Dataset
 from model_export.data.splits import Split, Targets, leave_one_out
 from model_export.encoders.fusion import NUM_FLAGS, without_photos, without_texts
@@ -28,6 +29,7 @@ from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.pipeline.stages import Coded, Read, first_codes
 from model_export.pipeline.versions import Versions
+from model_export.quantizers.base import lost_variance
 from model_export.study import cells, cold, late_fusion, overlap, ranks, robustness
 from model_export.study.cell import Cell
 from model_export.study.cells import CellResult
@@ -87,7 +89,7 @@ class Work:
 def versions_of_cell(cell: Cell) -> Versions:
     """The versions of the stages that the cell runs, and of the code that computes figures from them."""
     config = cell.config
-    reads_pictures = not isinstance(config.encoder, MiniLmConfig)
+    reads_pictures = not isinstance(config.encoder, UnservedEncoderConfig)
     match cell.question:
         case "robustness":
             graph = {"tokenizer_graph": tokenizer.VERSION} if reads_pictures else {}
@@ -262,6 +264,7 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
         figures |= _figures_of_codes(codes, spec) | _figures_of_fusion(read, coded)
+        figures |= {"lost_variance": _lost_variance(coded)} | read.figures
         generated = generating.generate(run, codes, spec, vectors=vectors)
     generator, curve = generated
     if curve.device == "cuda":
@@ -302,6 +305,12 @@ def _figures_of_fusion(read: Read, coded: Coded) -> dict[str, float]:
         f"kept_first_code_without_{name}": float((first_codes(coded, hidden) == first).mean())
         for name, hidden in (("photo", without_photos(whole, fusion)), ("text", without_texts(whole, fusion)))
     }
+
+
+def _lost_variance(coded: Coded) -> float:
+    """The share of the variance of the head's vectors that the codes lose, without a suffix."""
+    codes = torch.from_numpy(coded.codes[:, : coded.quantizer.spec.num_levels])  # [item, level]
+    return lost_variance(coded.quantizer, torch.from_numpy(coded.vectors), codes)
 
 
 def _figures_of_codes(codes: NDArray[np.int64], spec: SidSpec) -> dict[str, float]:

@@ -156,8 +156,10 @@ def further(groups: Collection[str]) -> list[Section]:
 REPRODUCE = """Every number on this page comes from
 
 ```
-glyphrec study --data DIR/scientific --data DIR/office
+glyphrec study --data DIR/scientific --data DIR/office --data DIR/hm_ladies --data DIR/movietweetings_posters
 ```
+
+A data set with photos runs the cells about photos, and any other the remaining ones.
 
 The command computes the cells that are not stored yet. If it was stopped, it resumes there. It writes this
 page, its plots and [study.json](study.json), which has every figure with its interval. Stored cells are in
@@ -191,4 +193,8 @@ DATA_NOTES = {
     "scientific": "In `scientific`, 24 items have a broken title, 24 have the same text as another item, and "
     "123 have no description. 73 test targets never occur in training. A model that learns a vector for each "
     "item id cannot find these.",
+    "hm_ladies": "`hm_ladies` is one week of a shop, so most targets belong to the basket of the history. "
+    "Each item has a studio photo, whose color need not be the one that was bought.",
+    "movietweetings_posters": "In `movietweetings_posters` the items are films, the photos are their "
+    "posters, and most posters print the title.",
 }

@@ -17,7 +17,7 @@ import torch
 
 from model_export.bundle.recommender import export_recommender
 from model_export.bundle.tokenizer import export_tokenizer, parts_of
-from model_export.configs import MiniLmConfig
+from model_export.configs import FamaeConfig, MiniLmConfig, UnservedEncoderConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.images.base import ImageSession
@@ -55,6 +55,8 @@ def of_reading(run: Run) -> dict[str, float]:
         texts = [item_text(item, config.render) for item in items]
         with _one_torch_thread():
             return {"encode_ms_per_item": _median_ms([partial(reader.features, [text]) for text in texts])}
+    if isinstance(config.encoder, FamaeConfig):  # it looks its vectors up
+        return {}
     strips = stages.draw(items, config)
     encoder = make_encoder(config.render, config.encoder, config.seed)
     body = encoder.body()
@@ -99,7 +101,7 @@ def of_photos(run: Run) -> dict[str, float]:
 def of_tokenizer(run: Run) -> dict[str, float]:
     """The size of the graph that an export would write, in MB."""
     config = run.config
-    if isinstance(config.encoder, MiniLmConfig):  # no export writes it
+    if isinstance(config.encoder, UnservedEncoderConfig):  # no export writes it
         return {}
     read = stages.read(run)
     parts = parts_of(config, read, stages.code(run, read))

@@ -20,12 +20,10 @@ from model_export.bundle import precision, recommender, tokenizer
 from model_export.bundle.tokenizer_id import PROBES as DRAWN
 from model_export.configs import (
     CompactConfig,
+    FamaeConfig,
     HeadConfig,
     HubEncoderConfig,
-    LetterConfig,
     PpOcrConfig,
-    QuantizerConfig,
-    RqKMeansConfig,
     SasRecConfig,
     TigerConfig,
     TrainingConfig,
@@ -33,8 +31,9 @@ from model_export.configs import (
     tiny,
 )
 from model_export.data.dataset import make_dataset
+from model_export.data.item_fields import read_fields
 from model_export.data.splits import leave_one_out
-from model_export.encoders import head, minilm, pp_ocr
+from model_export.encoders import famae, head, minilm, pp_ocr
 from model_export.encoders.base import Encoder
 from model_export.encoders.compact import reader as compact
 from model_export.encoders.hub import deepseek_ocr2, donut, trocr
@@ -47,8 +46,7 @@ from model_export.pipeline import counts, opinions
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.generating import make_generator
 from model_export.pipeline.run import Run
-from model_export.quantizers import choose as choose_quantizer
-from model_export.quantizers import collisions, letter, rq_kmeans, rq_vae
+from model_export.quantizers import collisions
 from model_export.study import cold, perturb, ranks, robustness
 from service.core import render
 from service.core.bundle import RenderSpec, load_bundle
@@ -78,6 +76,7 @@ from tests.model_export.probe_inputs import (
     strips,
     vectors,
 )
+from tests.model_export.quantizer_probes import QUANTIZER_PROBES
 
 
 class Probe(NamedTuple):
@@ -154,26 +153,15 @@ def _train_head() -> Output:
     return {"trained": cosines(found.vectors(vectors())), "untrained": cosines(untrained.vectors(vectors()))}
 
 
-def _train_quantizer(config: QuantizerConfig | RqKMeansConfig | LetterConfig) -> Output:
-    collaborative = vectors(dim=6, seed=2)
-    collaborative[3] = np.nan
-    found, report = choose_quantizer.train_quantizer(
-        vectors(), SID, config, seed=0, collaborative=collaborative, progress=False
+def _learn_famae() -> Output:
+    config = FamaeConfig(
+        width=8, num_layers=1, num_heads=2, ffn_dim=16, history_length=6, max_epochs=4, batch_size=32
     )
-    with torch.no_grad():
-        data = torch.from_numpy(vectors())
-        codes = found.encode(data)
-        return {
-            "codes": codes.tolist(),
-            "lengths": [codebook.norm(dim=1).sort().values.tolist() for codebook in found.codebooks],
-            "decoded": found.decode(codes)[:4].tolist(),
-            "losses": [epoch.loss for epoch in report.history],
-        }
-
-
-SHORT = QuantizerConfig(
-    hidden_dims=(16,), latent_dim=6, num_epochs=12, batch_size=8, revive_every_epochs=3, settle_epochs=4
-)
+    data = split()
+    found = famae.train_famae(
+        read_fields(dataset().items, ["brand"]), data.train, data.validation, config, seed=0
+    )
+    return {"fields": found.fields, "history": found.history, "cosines": cosines(found.vectors)}
 
 
 def _treat_collisions() -> Output:
@@ -446,19 +434,9 @@ PROBES: dict[str, Probe] = {
     "trocr": Probe(trocr, partial(_read_by_hub, "trocr")),
     "deepseek_ocr2": Probe(deepseek_ocr2, partial(_read_by_hub, "deepseek-ocr-2")),
     "minilm": Probe(minilm, _read_by_minilm),
+    "famae": Probe(famae, _learn_famae),
     "head": Probe(head, _train_head),
-    "rq_vae": Probe(rq_vae, partial(_train_quantizer, SHORT)),
-    "rq_kmeans": Probe(
-        rq_kmeans,
-        lambda: [_train_quantizer(RqKMeansConfig(balanced=balanced)) for balanced in (False, True)],
-    ),
-    "letter": Probe(
-        letter,
-        partial(
-            _train_quantizer,
-            LetterConfig(rq_vae=SHORT, alpha=0.1, beta=0.01, num_groups=2, regroup_every_epochs=3),
-        ),
-    ),
+    **{stage: Probe(*probe) for stage, probe in QUANTIZER_PROBES.items()},
     "collisions": Probe(collisions, _treat_collisions),
     "tree": Probe(
         tree,

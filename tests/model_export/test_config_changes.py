@@ -11,6 +11,7 @@ from model_export.config_changes import as_toml, chosen, differences
 from model_export.configs import (
     RUNS,
     CardConfig,
+    FlattenedConfig,
     LetterConfig,
     PicturesConfig,
     RqKMeansConfig,
@@ -47,6 +48,23 @@ def test_a_file_says_what_differs_and_single_settings_come_last(tmp_path: Path) 
     assert "training.max_epochs = 7 (40)" in told
     assert 'quantizer.type = "letter" ("rq-kmeans")' in told
     assert not any("learning_rate = 0.002" in line for line in told)
+
+
+def test_settings_on_both_sides_of_a_group_are_one_table_of_the_file(tmp_path: Path) -> None:
+    config = replace(base(), quantizer=LetterConfig(alpha=0.5))
+    (tmp_path / "letter.toml").write_text(as_toml(config))
+    assert chosen(str(tmp_path / "letter.toml")) == config
+
+
+def test_a_quantizer_inside_another_has_a_type_and_settings_of_its_own(tmp_path: Path) -> None:
+    settings = ["quantizer.quantizer.balanced=true", "quantizer.quantizer.type=rq-kmeans"]
+    config = chosen("base", [*settings, "quantizer.transform=logistic", "quantizer.type=flattened"])
+    inner = RqKMeansConfig(balanced=True)
+    assert config.quantizer == FlattenedConfig(quantizer=inner, transform="logistic")
+    (tmp_path / "flat.toml").write_text(as_toml(config))
+    assert chosen(str(tmp_path / "flat.toml")) == config
+    with pytest.raises(GlyphrecError, match=r"quantizer.quantizer.type.*rq-vae, rq-kmeans, letter\."):
+        chosen("base", ["quantizer.type=flattened", "quantizer.quantizer.type=flattened"])
 
 
 def test_a_changed_setting_is_told_with_its_new_value_and_the_one_before() -> None:

@@ -109,3 +109,35 @@ def test_a_weight_keeps_its_default_without_evidence():
     run = run_of(anything)
     found = weigh(run, generator_of(run), CODES, VECTORS, np.zeros_like(FEATURES))
     assert found.opinions.content == pytest.approx(Opinions().content, rel=1e-3)
+
+
+def test_photos_have_a_say_where_they_tell_the_next_item():
+    """Items whose photos are alike are taken one after another. Their texts and codes know nothing of it."""
+    kinds = np.arange(NUM_ITEMS) % 6
+    rng = np.random.default_rng(4)
+    photos = (3 * np.eye(6)[kinds] + 0.3 * rng.normal(size=(NUM_ITEMS, 6))).astype(np.float32)
+    run = run_of(lambda item, rng: rng.choice(np.flatnonzero(kinds == kinds[item])))
+    told = weigh(run, generator_of(run), CODES, VECTORS, FEATURES, photos)
+    blind = weigh(run, generator_of(run), CODES, VECTORS, FEATURES)
+    assert told.opinions.photo * told.opinions.likeness > 1
+    assert "photo" in told.opinions.figures()
+    assert "photo" not in blind.opinions.figures()
+    assert told.quality > blind.quality
+
+
+def test_a_target_that_is_hidden_among_few_items_does_not_spoil_the_weights_of_the_others():
+    """Some targets are in the history of their users, and all items are candidates in a small catalog."""
+    run = run_of(lambda item, rng: partner(item, rng) if rng.random() < 0.8 else item)
+    validation = run.split.validation
+    assert 0 < validation.repeated_share < 0.5
+    found = weigh(run, generator_of(run), CODES, VECTORS, FEATURES)
+    assert found.opinions != Opinions(), "nothing was learned"
+    assert found.quality > found.learned_quality
+
+
+def test_an_encoder_that_reads_photos_alone_needs_no_features_of_texts():
+    run = run_of(anything)
+    nothing = np.zeros((NUM_ITEMS, 0), np.float32)
+    found = weigh(run, generator_of(run), CODES, VECTORS, nothing, FEATURES)
+    assert found.opinions.content == pytest.approx(Opinions().content, rel=1e-3)
+    assert np.isfinite(found.quality)

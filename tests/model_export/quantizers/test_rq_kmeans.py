@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model_export.configs import RqKMeansConfig
+from model_export.quantizers.base import lost_variance
 from model_export.quantizers.rq_kmeans import RqKMeans, train_rq_kmeans
 from service.core.sid import SidSpec
 from tests.model_export.quantizers.explained import explained_variance
@@ -115,3 +116,14 @@ def test_identical_items_and_a_level_of_one_code_are_no_error(balanced):
 def test_no_items_are_refused():
     with pytest.raises(ValueError, match="no vectors"):
         fit(np.zeros((0, 4), dtype=np.float32), balanced=True)
+
+
+def test_the_lost_variance_is_what_decoding_does_not_explain():
+    vectors = torch.from_numpy(skewed())
+    model, _ = fit(skewed(), balanced=False)
+    codes = model.encode(vectors)
+    assert lost_variance(model, vectors, codes) == pytest.approx(
+        1 - explained_variance(model, skewed()), abs=1e-6
+    )
+    assert lost_variance(model, vectors, torch.zeros_like(codes)) > lost_variance(model, vectors, codes)
+    assert lost_variance(model, vectors[:1], codes[:1]) == 0.0, "one item has no variance"
