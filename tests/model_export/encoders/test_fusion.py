@@ -60,7 +60,7 @@ def test_both_have_their_length_and_what_is_missing_is_zero(texts, photos):
 
 
 def test_the_axes_keep_the_geometry_of_centered_photos(texts, photos):
-    config = PicturesConfig(photo_dim=PHOTO_DIM)
+    config = PicturesConfig(photo_dim=PHOTO_DIM, weight=1.0)
     features = fitted(photos, config).fuse(texts, photos)[: NUM_ITEMS - 10, TEXT_DIM:-2]
     centered = photos.features - photos.features.mean(axis=0)
     centered /= np.linalg.norm(centered, axis=1, keepdims=True)
