@@ -120,7 +120,7 @@ import sys
 
 import torch
 
-from model_export.pipeline import stages
+from model_export.pipeline import generating, stages
 
 assert torch.get_num_threads() == 2
 for run in pickle.load(sys.stdin.buffer):
