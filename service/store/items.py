@@ -261,6 +261,8 @@ class ItemStore:
         found = (await self.get_many([item_id])).get(item_id)
         if found is None:
             await self._check_damage()
+            # What was lost may have been built anew just before the check.
+            found = (await self.get_many([item_id])).get(item_id)
         return found
 
     async def get_many(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
@@ -290,7 +292,7 @@ class ItemStore:
         may have fewer than `limit` items, but none only if it is the last; only the last page has no
         next_cursor. Raises InvalidCursor, and DamagedCatalog if Redis has lost a part of the catalog.
         """
-        after = self._codec.read_cursor(cursor)
+        after, is_sure = self._codec.read_cursor(cursor), False
         while True:
             members = await self._members(after, limit + 1)
             shown = members[:limit]
@@ -303,9 +305,12 @@ class ItemStore:
             ]
             if not items:
                 await self._check_damage()
+                if not is_sure:  # what was lost may have been built anew just before the check
+                    is_sure = True
+                    continue
             if items or len(members) <= limit:
                 break
-            after = shown[-1]
+            after, is_sure = shown[-1], False
         return ItemListing(items, self._codec.pack_cursor(shown[-1]) if len(members) > limit else None)
 
     async def check_loadable(self) -> None:

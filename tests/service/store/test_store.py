@@ -445,3 +445,27 @@ async def test_codes_that_the_tokenizer_does_not_have_are_a_mistake_of_ours(stor
     for codes in ((4, 0, 0), (0, 0), (0, 0, -1)):
         with pytest.raises(ValueError, match="do not fit"):
             await store.put([(record("a"), codes)])
+
+
+async def test_what_is_built_anew_before_the_check_of_damage_is_found(
+    store: ItemStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis loses the trie or the codes. An answer finds nothing, and the repair comes before its check."""
+    await put(store, record("a"), (1, 2, 3))
+    check = store._check_damage
+    for kind in ("trie", "codes"):
+        key = f"{{{CATALOG}}}:{kind}:{TOKENIZER}"
+        for ask in (lambda: store.page(None, 10), lambda: store.get("a")):
+            await redis.rename(key, "lost")
+
+            async def repaired(key: str = key) -> None:
+                if await redis.exists("lost"):
+                    await redis.rename("lost", key)
+                await check()
+
+            monkeypatch.setattr(store, "_check_damage", repaired)
+            found = await ask()
+            assert found is not None
+            assert getattr(found, "items", [found])[0].item_id == "a"
+            if await redis.exists("lost"):  # one item is read by its codes, without the trie
+                await redis.rename("lost", key)
