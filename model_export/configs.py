@@ -100,6 +100,11 @@ class PicturesConfig:
     weight: float = 0.5  # length of the photo's vector beside the text's, which has length 1
     hidden_share: float = 0.1  # of the items of a step whose photo is hidden; as many lose their text
 
+    @property
+    def is_late(self) -> bool:
+        """Whether text and photo are quantized apart."""
+        return self.fusion.startswith("late_")
+
 
 CardNeighbors = Literal["collaborative", "content", "none"]
 

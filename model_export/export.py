@@ -134,7 +134,7 @@ def _check_servable(config: RunConfig) -> None:
         reason = "its encoder reads text, but a service draws pictures"
     elif isinstance(config.generator, SasRecConfig):
         reason = "its generator does not use Semantic IDs"
-    elif config.pictures is not None and config.pictures.fusion.startswith("late_"):
+    elif config.pictures is not None and config.pictures.is_late:
         reason = "its late fusion is not in the tokenizer graph"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"

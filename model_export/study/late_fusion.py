@@ -42,7 +42,7 @@ class LateCodes:
 
 def is_late(pictures: PicturesConfig | None) -> bool:
     """Whether the configuration fuses late."""
-    return pictures is not None and pictures.fusion.startswith("late_")
+    return pictures is not None and pictures.is_late
 
 
 def late_codes(run: Run) -> LateCodes:
