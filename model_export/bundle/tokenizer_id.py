@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from service.core.bundle import PictureSpec, RenderSpec, sha256_of
-from service.core.pictures import keep_picture, picture_pixels
+from service.core.encoder_view import encoder_view
+from service.core.pictures import keep_picture
 from service.core.render import item_text, render_text
 
 # Items that cover all of the drawing: letters and digits, units, accents, characters that the font lacks,
@@ -37,22 +38,22 @@ PROBES: tuple[dict[str, Any], ...] = (
 )
 
 
-def _probe(size: tuple[int, int], file_format: str) -> bytes:
+def _probe(size: tuple[int, int]) -> bytes:
     """A picture file with smooth colors and sharp edges."""
     rows, columns = np.mgrid[: size[1], : size[0]]
     red, green = 255 * columns // size[0], 255 * rows // size[1]
     blue = 255 * ((rows // 16 + columns // 16) % 2)
     pixels = np.stack([red, green, blue], axis=-1).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, file_format)
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
 # Photos that cover all of their way to pixels: larger than what is kept, smaller, and upright.
 PROBE_FILES = (
-    partial(_probe, (640, 320), "PNG"),
-    partial(_probe, (100, 60), "PNG"),
-    partial(_probe, (200, 300), "PNG"),
+    partial(_probe, (640, 320)),
+    partial(_probe, (100, 60)),
+    partial(_probe, (200, 300)),
 )
 
 
@@ -74,5 +75,7 @@ def tokenizer_id(graph: Path, render: RenderSpec, pictures: PictureSpec | None =
         for file in PROBE_FILES:
             kept = keep_picture(file())
             digest.update(kept.data)
-            digest.update(picture_pixels(kept.data, pictures).tobytes())
+            seen = encoder_view(PROBES[0], kept.data, pictures)
+            assert seen is not None
+            digest.update(seen.tobytes())
     return digest.hexdigest()[:12]

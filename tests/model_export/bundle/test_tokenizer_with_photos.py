@@ -136,3 +136,10 @@ def test_how_photos_are_read_is_a_part_of_the_tokenizers_id(case):
     ids = {tokenizer_id(path, RECIPE, spec) for spec in (None, PHOTOS, PictureSpec(size_px=48))}
     assert len(ids) == 3
     assert tokenizer_id(path, RECIPE, PHOTOS) in ids
+
+
+def test_how_a_unit_is_drawn_is_a_part_of_the_tokenizers_id(case, monkeypatch):
+    spec = PictureSpec(size_px=512, shows="unit")
+    before = tokenizer_id(case[0], RECIPE, spec)
+    monkeypatch.setattr("service.core.unit.PADDING_PX", 20)
+    assert tokenizer_id(case[0], RECIPE, spec) != before
