@@ -35,11 +35,13 @@ class ApiRoute(JsonRoute):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Starlette's match, unless an id ends in what looks like the end of this route."""
         match, child = super().matches(scope)
+        if match is Match.NONE:
+            return match, child
         if "" in child.get("path_params", {}).values():  # /items/ names no item
             return Match.NONE, {}
         after_id = self.path.rpartition("}")[2] if "}" in self.path else ""
         sent = scope.get("raw_path")
-        if match is not Match.NONE and after_id and sent is not None:
+        if after_id and sent is not None:
             last = unquote(sent.partition(b"?")[0].rpartition(b"/")[2].decode("ascii", "replace"))
             if f"/{last}" != after_id:
                 return Match.NONE, {}
