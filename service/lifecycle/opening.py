@@ -91,9 +91,12 @@ class Opening:
 
     async def _attempt(self) -> None:
         await self._store_of(self._configured).check_server()
+        standings = self._standing_of(owner_of(self._configured))
+        await standings.check_schema()
         seen = await self._changes.look()
-        standing = await self._standing_of(owner_of(self._configured)).look()
+        standing = await standings.look()
         loaded, self._plan = await self._choose(standing, seen)
+        await standings.mark_schema()
         if self._model is not None and self._model.manifest != loaded.manifest:
             await self._model.stop()
             self._model = None

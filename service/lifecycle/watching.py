@@ -87,6 +87,7 @@ class CatalogWatch:
         standing = await standings.look(find_others=False)
         if standing.active is None and not standing.raw_active and standing.owner is None:
             await standings.settle(standing)
+            await standings.mark_schema()
 
 
 def note_pictures(size: PicturesSize, metrics: Metrics) -> None:
