@@ -148,7 +148,7 @@ def _write_graphs(
     )
     rng = np.random.default_rng(config.seed)
     sample = rng.choice(len(dataset.items), min(NUM_CHECKED_ITEMS, len(dataset.items)), replace=False)
-    photos = seen_of(dataset, sample.tolist(), pictures)
+    photos = seen_of(dataset, sample.tolist(), pictures, config.render)
     inputs = [
         TokenizerInput(tokenized.strips[item], photo) for item, photo in zip(sample, photos, strict=True)
     ]

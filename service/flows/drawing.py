@@ -67,7 +67,8 @@ class ItemDrawer:
         rendered = await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
         if self._spec is None:
             return [Drawn(each, TokenizerInput(each.strips)) for each in rendered]
-        pixels = await self._pictures.pixels([record.item for record in records], kept, self._spec)
+        items = [record.item for record in records]
+        pixels = await self._pictures.pixels(items, kept, self._spec, self._render)
         return [
             Drawn(each, found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found))
             for each, found in zip(rendered, pixels, strict=True)
