@@ -19,7 +19,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.core.bundle import (
     CO_COUNTS,
-    FORMAT_VERSION,
     ITEMS,
     MANIFEST,
     RECOMMENDER,
@@ -28,6 +27,7 @@ from service.core.bundle import (
     Manifest,
     PictureSpec,
     RenderSpec,
+    format_version_of,
     sha256_of,
 )
 from service.core.bundle_co_counts import write_co_counts
@@ -157,7 +157,7 @@ def write_known_bundle(
         write_co_counts(folder / CO_COUNTS, rows)
         files.append(CO_COUNTS)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_pictures=pictures is not None),
         created_at=created_at,
         config="known",
         export_key="0" * 64,

@@ -37,12 +37,12 @@ from model_export.pipeline.stages import Coded, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
     CO_COUNTS,
-    FORMAT_VERSION,
     ITEMS,
     RECOMMENDER,
     TOKENIZER,
     Bundle,
     Manifest,
+    format_version_of,
     load_bundle,
 )
 from service.core.bundle_co_counts import write_co_counts
@@ -113,7 +113,8 @@ def key_of_bundle(run: Run) -> str:
     files = choose_encoder.encoder_files(config.encoder)
     if config.pictures is not None:
         files = [*files, *image_encoder_files(config.pictures)]
-    return key_of(FORMAT_VERSION, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
+    format_version = format_version_of(reads_pictures=config.pictures is not None)
+    return key_of(format_version, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
 
 
 def versions_of_bundle(config: RunConfig) -> Versions:
@@ -195,7 +196,7 @@ def _write_graphs(
             write_co_counts(folder / CO_COUNTS, weighed.rows)
     own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_pictures=pictures is not None),
         export_key=key,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.name,
