@@ -79,7 +79,7 @@ class Indexer:
         self._follower = follower
         self._batcher = batcher
         self._render = manifest.render
-        self._picture_spec = manifest.pictures  # None: this tokenizer reads text only
+        self._picture_spec = manifest.pictures  # None: this tokenizer reads no photos
         self._contents = contents
         self._drawer = drawer
         self._timeout_s = timeout_s
@@ -196,10 +196,6 @@ class Indexer:
         texts = [item_text(record.item, self._render) for record in records]
         pictures = [kept.get(record.item_id) for record in records]
         drawn = await self._drawer.draw(records, texts, pictures)
-        inputs = [
-            TokenizerInput(each.rendered.strips) if isinstance(each.input, InvalidItem) else each.input
-            for each in drawn
-        ]
         if self._picture_spec is not None:
             by_text_alone = [
                 record
@@ -208,7 +204,9 @@ class Indexer:
                 and (names_a_picture(record.item) or reference_in(record.item))
             ]
             self._metrics.pictures.labels("missing").inc(len(by_text_alone))
-        answers = await asyncio.gather(*(self._batcher.submit(each, is_admitted=True) for each in inputs))
+        answers = await asyncio.gather(
+            *(self._batcher.submit(each.readable, is_admitted=True) for each in drawn)
+        )
         return [answer.result for answer in answers]
 
     async def drop(self, item_id: str, if_match: IfMatch | None = None) -> int | None:

@@ -17,7 +17,7 @@ from service.core.bundle import (
     sha256_of,
 )
 from service.core.co_counts import CoCountSpec
-from service.core.graphs import beam_widths, recommender_graph, tokenizer_graph
+from service.core.graphs import beam_widths, field_tokenizer_graph, recommender_graph, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 
@@ -94,6 +94,36 @@ def test_a_bundle_that_reads_pictures_promises_a_graph_that_takes_them(bundle):
     assert load_bundle(bundle).manifest.pictures == PictureSpec(size_px=96)
     rewrite(bundle, pictures={"size_px": 128})
     with pytest.raises(ContractMismatch, match="its tensors are not those of .* these pictures"):
+        load_bundle(bundle)
+
+
+def test_a_bundle_that_reads_fields_promises_a_graph_that_takes_them_and_has_their_vocabulary(bundle):
+    assert "fields" not in json.loads((bundle / "manifest.json").read_text())
+    graph = field_tokenizer_graph(SPEC, 2, vector_dim=8).model_dump(mode="json")
+    fields = {"names": ["item_id", "brand"], "num_values": [3, 2]}
+    rewrite(bundle, fields=fields, tokenizer=graph)
+    with pytest.raises(ContractMismatch, match=r"lists no vocabulary\.jsonl\.gz"):
+        load_bundle(bundle)
+    rewrite(bundle, fields={"names": ["brand"], "num_values": [2]})
+    with pytest.raises(ContractMismatch, match="its tensors are not those of .* these fields"):
+        load_bundle(bundle)
+    rewrite(bundle, fields=fields, pictures={"size_px": 96})
+    with pytest.raises(ContractMismatch, match="a tokenizer reads fields or pixels, not both"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"names": [], "num_values": []},
+        {"names": ["brand"], "num_values": [1, 2]},
+        {"names": ["brand", "brand"], "num_values": [1, 2]},
+        {"names": ["brand"], "num_values": [0]},
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(bundle, fields):
+    rewrite(bundle, fields=fields)
+    with pytest.raises(ContractMismatch, match="fields"):
         load_bundle(bundle)
 
 
