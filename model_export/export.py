@@ -25,7 +25,7 @@ from model_export.quantizers.collisions import assign_slots
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
 from service.core.item_fields import source_of
-from service.core.render import item_text
+from service.core.render import is_drawn, item_text
 from service.errors import GlyphrecError
 
 MANY_UNTAUGHT = 0.02  # a share of the letters
@@ -119,9 +119,8 @@ def _check_noticed(run: Run, config: FamaeConfig) -> None:
 
     A service reads an item again if its text has changed.
     """
-    drawn = run.config.render.fields
-    names = config.fields or default_fields(run.dataset.items)
-    if "*" not in drawn and (lacking := sorted({source_of(name) for name in names} - {*drawn})):
+    read = {source_of(name) for name in config.fields or default_fields(run.dataset.items)}
+    if lacking := sorted(name for name in read if not is_drawn(name, run.config.render)):
         raise GlyphrecError(
             f"render.fields lacks {', '.join(lacking)}, which the tokenizer reads, so a service would not "
             f"see that an item has changed there. Add {'it' if len(lacking) == 1 else 'them'}, or '*' for "

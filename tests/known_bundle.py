@@ -35,9 +35,9 @@ from service.core.bundle import (
 from service.core.bundle_co_counts import write_co_counts
 from service.core.bundle_vocabulary import write_vocabulary
 from service.core.co_counts import CoCountSpec, CoRow
+from service.core.encoder_view import encoder_view
 from service.core.graphs import GraphSpec, field_tokenizer_graph, recommender_graph, tokenizer_graph
 from service.core.item_fields import Vocabulary
-from service.core.pictures import picture_pixels
 from service.core.render import font_sha256, item_text, render_text
 from service.core.sid import Codes, SidSpec
 
@@ -68,13 +68,16 @@ def render_spec() -> RenderSpec:
     return spec.model_copy(update={"font_sha256": font_sha256(spec)})
 
 
-def known_codes(item: dict, reader: int = 0, kept: bytes | None = None) -> Codes:
+def known_codes(
+    item: dict, reader: int = 0, kept: bytes | None = None, pictures: PictureSpec = PICTURES
+) -> Codes:
     """What the tokenizer reads. `kept`: the item's kept picture, if this reader reads pictures."""
     render = render_spec()
     first_strip = render_text(item_text(item, render), render).strips[0]
     total = int(first_strip.sum(dtype=np.int64)) + 101 * reader
-    if kept is not None:
-        total += int(picture_pixels(kept, PICTURES).sum(dtype=np.int64))
+    seen = encoder_view(item, kept, pictures, render)
+    if seen is not None:
+        total += int(seen.sum(dtype=np.int64))
     return SPEC.codes_of(total % NUM_LEAVES)
 
 

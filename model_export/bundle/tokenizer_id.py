@@ -89,7 +89,7 @@ def tokenizer_id(
         for file in PROBE_FILES:
             kept = keep_picture(file())
             digest.update(kept.data)
-            seen = encoder_view(PROBES[0], kept.data, pictures)
+            seen = encoder_view(PROBES[0], kept.data, pictures, render)
             assert seen is not None
             digest.update(seen.tobytes())
     return digest.hexdigest()[:12]

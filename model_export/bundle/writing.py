@@ -245,7 +245,7 @@ def _inputs_of(
         vocabulary = tokenized.read.famae.vocabulary
         return [TokenizerInput.of_fields(vocabulary.read(run.dataset.items[item])) for item in items]
     assert tokenized.strips is not None
-    photos = seen_of(run.dataset, items, pictures)
+    photos = seen_of(run.dataset, items, pictures, run.config.render)
     return [TokenizerInput(tokenized.strips[item], photo) for item, photo in zip(items, photos, strict=True)]
 
 

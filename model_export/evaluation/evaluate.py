@@ -205,7 +205,7 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
             found.append(tokenizer.run([read]).codes[0])
             continue
         # A copy has the photo of its item.
-        photo = None if spec is None else encoder_view(copy, kept_of(dataset, place), spec)
+        photo = None if spec is None else encoder_view(copy, kept_of(dataset, place), spec, manifest.render)
         strips = render_text(item_text(copy, manifest.render), manifest.render).strips
         found.append(tokenizer.run([TokenizerInput(strips, photo)]).codes[0])
     known = codes_for(bundle, dataset)[chosen]

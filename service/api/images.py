@@ -159,10 +159,10 @@ def _seen(
     if part is ImagePart.TEXT or spec is None:
         return text
     try:
-        photo = encoder_view(stored.item, None if picture is None else picture.data, spec)  # [size, size, 3]
+        photo = encoder_view(stored.item, None if picture is None else picture.data, spec, render)
     except InvalidItem as error:
         raise PictureNotFound(stored.item_id, str(error)) from None
-    if photo is None:
+    if photo is None:  # else [size, size, 3]
         return text
     if part is ImagePart.PHOTO or spec.shows == "unit":  # a unit has the text in it
         return photo

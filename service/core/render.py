@@ -64,6 +64,11 @@ def item_text(item: Mapping[str, Any], spec: RenderSpec) -> str:
     return "; ".join(parts)
 
 
+def is_drawn(field: str, spec: RenderSpec) -> bool:
+    """Whether `item_text` draws this field of an item, if the item has it."""
+    return field not in NEVER_DRAWN and (field in spec.fields or "*" in spec.fields)
+
+
 def content_hash(text: str, picture_sha256: str | None = None) -> str:
     """32 hex characters. Items with equal content have the same hash and, for one tokenizer, equal codes.
 

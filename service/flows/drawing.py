@@ -25,14 +25,6 @@ class Drawn(NamedTuple):
     rendered: Rendered | None  # None if the tokenizer reads fields
     input: TokenizerInput | InvalidItem
 
-    @property
-    def readable(self) -> TokenizerInput:
-        """The input, or the text alone if the kept picture is damaged."""
-        if not isinstance(self.input, InvalidItem):
-            return self.input
-        assert self.rendered is not None
-        return TokenizerInput(self.rendered.strips)
-
 
 def work_of(item: TokenizerInput) -> int:
     """How much work the item is for the tokenizer, in strips. Fields are as one strip."""
@@ -88,7 +80,8 @@ class ItemDrawer:
         rendered = await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
         if self._spec is None:
             return [Drawn(each, TokenizerInput(each.strips)) for each in rendered]
-        pixels = await self._pictures.pixels([record.item for record in records], kept, self._spec)
+        items = [record.item for record in records]
+        pixels = await self._pictures.pixels(items, kept, self._spec, self._render)
         return [
             Drawn(each, found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found))
             for each, found in zip(rendered, pixels, strict=True)
