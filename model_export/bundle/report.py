@@ -4,9 +4,10 @@ It has a table of metrics, curves, the use of the codebooks, a page of drawn ite
 words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ from model_export.generators.training import Curve
 from model_export.quantizers.base import EpochStats
 from model_export.quantizers.collisions import CollisionReport
 from service.core.bundle import RECOMMENDER, Bundle
+from service.core.item_fields import Value, Vocabulary, values_of
 from service.core.render import item_text
 from service.inference.runtime import RecommenderSession
 
@@ -47,16 +49,18 @@ def write_report(
     collisions: CollisionReport,
     quantizer: Sequence[EpochStats],
     curve: Curve,
-    page: Sequence[NDArray[np.uint8]],
+    page: Sequence[NDArray[np.uint8]] | None,
+    read: Sequence[str],
     examples: Sequence[Example],
 ) -> None:
     """Write report.md and its pictures into the new folder `folder`.
 
     `changes`: what differs from the named configuration. `page`: the strips [strip, height, width] of some
-    items.
+    items, or None if fields are read; `read` has them in words then.
     """
     folder.mkdir(parents=True)
-    draw_page(page).save(folder / "items.png")
+    if page is not None:
+        draw_page(page).save(folder / "items.png")
     _draw_codebooks(quantizer, folder / "codebooks.png")
     _draw_curve(curve, folder / "training.png")
     last = quantizer[-1]
@@ -95,7 +99,8 @@ def write_report(
         "",
         "## Items as the encoder sees them",
         "",
-        "![rendered items](items.png)",
+        *(f"- {item}" for item in read),
+        *([] if page is None else ["![rendered items](items.png)"]),
         "",
         "## Some test users",
         "",
@@ -129,6 +134,19 @@ def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[
         )
         for user, items in zip(users, ranked, strict=True)
     ]
+
+
+def fields_in_words(item: Mapping[str, Any], vocabulary: Vocabulary) -> str:
+    """The fields of an item as its tokenizer reads them: name and value, or that nothing is known."""
+    found = []
+    for name, known in vocabulary.numbers.items():
+        values = [value for value in values_of(item, name) if value in known]
+        found.append(f"{name}: {_words(values[-1]) if values else 'unknown'}")
+    return "; ".join(found)
+
+
+def _words(value: Value) -> str:
+    return " > ".join(value) if isinstance(value, tuple) else value
 
 
 def draw_page(items: Sequence[NDArray[np.uint8]], scale: int = 3) -> Image.Image:
