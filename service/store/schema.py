@@ -26,7 +26,7 @@ class NewerCatalog(GlyphrecError):
 async def check_schema(redis: Redis | RedisCluster, catalog: str, *, known: int = SCHEMA) -> None:
     """Raise NewerCatalog if the layout is newer than `known`. Reads only. Raises StoreUnavailable."""
     with redis_errors():
-        raw = await redis.hget(_owner(catalog), FIELD)  # type: ignore[misc]  # redis-py's types are of both kinds
+        raw = await redis.hget(_owner(catalog), FIELD)
     found = int(raw) if raw is not None and raw.isdigit() else 0
     if found > known:
         raise NewerCatalog(catalog, found, known)
