@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.core.bundle import (
     CO_COUNTS,
-    FORMAT_VERSION,
     ITEMS,
     MANIFEST,
     RECOMMENDER,
@@ -30,6 +29,7 @@ from service.core.bundle import (
     Manifest,
     PictureSpec,
     RenderSpec,
+    format_version_of,
     sha256_of,
 )
 from service.core.bundle_co_counts import write_co_counts
@@ -177,7 +177,7 @@ def write_known_bundle(
         known_fields = write_vocabulary(folder / VOCABULARY, vocabulary)
         files.append(VOCABULARY)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_text_alone=pictures is None and vocabulary is None),
         created_at=created_at,
         config="known",
         export_key="0" * 64,

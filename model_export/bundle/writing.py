@@ -41,7 +41,6 @@ from model_export.pipeline.stages import Coded, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
     CO_COUNTS,
-    FORMAT_VERSION,
     ITEMS,
     RECOMMENDER,
     TOKENIZER,
@@ -49,6 +48,7 @@ from service.core.bundle import (
     Bundle,
     Manifest,
     PictureSpec,
+    format_version_of,
     load_bundle,
 )
 from service.core.bundle_co_counts import write_co_counts
@@ -126,7 +126,10 @@ def key_of_bundle(run: Run) -> str:
     files = [] if isinstance(encoder, FamaeConfig) else choose_encoder.encoder_files(encoder)
     if config.pictures is not None:
         files = [*files, *image_encoder_files(config.pictures)]
-    return key_of(FORMAT_VERSION, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
+    format_version = format_version_of(
+        reads_text_alone=config.pictures is None and not isinstance(encoder, FamaeConfig)
+    )
+    return key_of(format_version, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
 
 
 def versions_of_bundle(config: RunConfig) -> Versions:
@@ -207,7 +210,7 @@ def _write_graphs(
     fields = None if vocabulary is None else write_vocabulary(folder / VOCABULARY, vocabulary)
     own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures, vocabulary)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_text_alone=pictures is None and fields is None),
         export_key=key,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.name,

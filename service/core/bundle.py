@@ -20,11 +20,15 @@ from pydantic import (
 from service.core.co_counts import CoCountSpec
 from service.core.graphs import GraphSpec, field_tokenizer_graph, recommender_graph, tokenizer_graph
 from service.core.json_lines import parse_json
+from service.core.readable import why_unreadable
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
 # 2: the recommender reads rows of bits, and a width for each level. 3: it reads neighbors of the history.
-FORMAT_VERSION: Literal[3] = 3
+# 4: the tokenizer reads pictures. A change that older releases cannot read takes a new number. A bundle has
+# the lowest number that fits it, so that older releases can serve what they understand.
+FORMAT_VERSION: Literal[4] = 4
+READABLE = (3, 4)
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
@@ -115,7 +119,7 @@ class FieldsSpec(Frozen):
 class Manifest(Frozen):
     """manifest.json: everything the service needs to know before it opens a graph."""
 
-    format_version: Literal[3]
+    format_version: Literal[3, 4]
     export_key: str = Field(description="equal for equal data, configuration and versions of the stages")
     created_at: str
     config: str
@@ -195,6 +199,11 @@ class Manifest(Frozen):
         return written
 
 
+def format_version_of(*, reads_text_alone: bool) -> Literal[3, 4]:
+    """The lowest version whose readers understand such a bundle. Photos and fields came with version 4."""
+    return 3 if reads_text_alone else 4
+
+
 class Bundle(NamedTuple):
     """A verified bundle: all files have the sizes and hashes of the manifest."""
 
@@ -217,10 +226,12 @@ def load_bundle(path: Path) -> Bundle:
     manifest_path = path / MANIFEST
     raw = _read_json(manifest_path)
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
+        is_newer = type(version) is int and version > FORMAT_VERSION
         raise ContractMismatch(
-            f"{manifest_path}: format version {version!r}, this service reads {FORMAT_VERSION}. "
-            "Export again with the glyphrec release that serves."
+            f"{manifest_path}: format version {version!r}, this release of glyphrec reads "
+            f"{' and '.join(map(str, READABLE))}. "
+            + ("Serve it with the release that exported it, or a later one." if is_newer else "Export again.")
         )
     try:
         manifest = Manifest.model_validate(raw)
@@ -244,18 +255,22 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
     try:
+        if not path.is_file():
+            raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
             raise ContractMismatch(f"{path}: too large, over {MAX_MANIFEST_BYTES} bytes. Export again.")
         return parse_json(content.decode("utf-8"))
     except OSError as error:
-        raise ContractMismatch(f"{path}: cannot be read ({error.strerror}).") from error
+        raise ContractMismatch(f"{path}: {why_unreadable(path, error)}{_let_read(path, error)}") from error
     except ValueError as error:
         raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
+
+
+def _let_read(manifest: Path, error: OSError) -> str:
+    return f" Let it read: chmod -R a+rX {manifest.parent}" if isinstance(error, PermissionError) else ""
 
 
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:
@@ -278,9 +293,8 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
         if num_bytes == record.num_bytes:
             found = sha256_of(path)
     except OSError as error:
-        raise ContractMismatch(
-            f"{path}: cannot be read ({error.strerror}). Copy the whole bundle."
-        ) from error
+        remedy = _let_read(folder / MANIFEST, error) or " Copy the whole bundle."
+        raise ContractMismatch(f"{path}: {why_unreadable(path, error)}{remedy}") from error
     if num_bytes != record.num_bytes:
         raise ContractMismatch(
             f"{path}: {num_bytes} bytes, manifest says {record.num_bytes}. Copy it again, or export again."

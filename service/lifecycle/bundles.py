@@ -13,6 +13,7 @@ from service.core.bundle_items import BundledItem, bundle_items
 from service.core.bundle_vocabulary import bundle_vocabulary
 from service.core.graphs import beam_widths
 from service.core.item_fields import Vocabulary
+from service.core.readable import why_unreadable
 from service.core.render import render_text
 from service.core.trie import SidTrie
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
@@ -131,17 +132,20 @@ class BundleFolder:
         if self._folder is None:
             raise NoBundlesFolder
         path = self._folder / name
-        if not path.is_dir():
+        if not _is_folder(path):
             raise BundleNotFound(name)
         try:
             return load(path, self._options)
         except GlyphrecError as error:
             # A client need not know where the folder lies.
-            raise BundleRefused(name, str(error).replace(f"{self._folder}/", "")) from error
+            told = (
+                str(error).replace(f"{self._folder}/", "").replace(str(self._folder), "the folder of bundles")
+            )
+            raise BundleRefused(name, told) from error
 
     def with_tokenizer(self, tokenizer_id: str, preferred: str = "") -> str | None:
         """The name of a bundle with this tokenizer: `preferred` if that has it. None if no bundle has it."""
-        if self._folder is None or not self._folder.is_dir():
+        if self._folder is None or not _is_folder(self._folder):
             return None
         found = sorted(
             path.parent.name
@@ -151,9 +155,20 @@ class BundleFolder:
         return preferred if preferred in found else next(iter(found), None)
 
 
+def _is_folder(path: Path) -> bool:
+    """Also if we may not look there: then whoever opens a file of it says so."""
+    try:
+        return path.is_dir()
+    except PermissionError:
+        return True
+
+
 def _tokenizer_of(manifest: Path) -> str | None:
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))["tokenizer_id"]
+    except PermissionError as error:
+        log.warning("%s: %s", manifest, why_unreadable(manifest, error))
+        return None
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if isinstance(found, str) else None
