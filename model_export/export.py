@@ -8,6 +8,7 @@ stops, and whether int8 is used. The test users are first used by `evaluate`, on
 
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 from model_export.bundle.folder import kept_bundle, reserved
 from model_export.bundle.writing import TokenizedCatalog, generator_name, key_of_bundle, write_bundle
@@ -86,10 +87,12 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
         )
 
     with stages.deterministic():
+        started_at = perf_counter()
         say("[1/5] reading the items")
         read = stages.read(run)
         say("[2/5] training the head and the quantizer")
         coded = stages.code(run, read)
+        seconds = perf_counter() - started_at
         say(f"      {coded.collisions.summary()}")
         say(f"[3/5] training the {generator_name(config)} generator")
         generated = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
@@ -98,7 +101,7 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
             assert isinstance(generated.generator, TreeGenerator)
             weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.text, read.photos)
     strips = None if read.famae is not None else stages.draw(dataset.items, run.config)
-    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes))
+    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes), seconds)
     return write_bundle(out, key, run, tokenized, generated)
 
 

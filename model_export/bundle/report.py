@@ -7,7 +7,7 @@ words.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,6 +31,25 @@ NUM_RECOMMENDED = 5
 NUM_SHOWN_OF_HISTORY = 5
 
 
+# Words, name of the figure without its depth, form.
+PROBE_ROWS = (
+    ("co-purchased pairs that share their prefix", "alignment_co_purchase_", "{:.1%}"),
+    ("the same by chance, at the same popularity", "chance_co_purchase_", "{:.1%}"),
+    ("pairs of one prefix that have one category", "alignment_category_", "{:.1%}"),
+    ("spread of purchases over the codes of the level (1 is even)", "popularity_entropy_", "{:.2f}"),
+    ("cosine of two directions with one code of the level", "cosine_same_code_", "{:.3f}"),
+    ("cosine of any two directions", "chance_cosine_", "{:.3f}"),
+)
+
+
+class Cost(NamedTuple):
+    """What a tokenizer costs."""
+
+    ms_per_item: float  # of the graph
+    megabytes: float  # of the graph
+    seconds: float  # from the items to their codes, on all cores
+
+
 @dataclass(frozen=True)
 class Example:
     """The texts of one test user's items."""
@@ -49,14 +68,17 @@ def write_report(
     collisions: CollisionReport,
     quantizer: Sequence[EpochStats],
     curve: Curve,
+    probes: Mapping[str, float],
+    cost: Cost,
     page: Sequence[NDArray[np.uint8]] | None,
     read: Sequence[str],
     examples: Sequence[Example],
 ) -> None:
     """Write report.md and its pictures into the new folder `folder`.
 
-    `changes`: what differs from the named configuration. `page`: the strips [strip, height, width] of some
-    items, or None if fields are read; `read` has them in words then.
+    `changes`: what differs from the named configuration. `probes`: the figures of evaluation/code_probes.py.
+    `page`: the strips [strip, height, width] of some items, or None if fields are read; `read` has them in
+    words then.
     """
     folder.mkdir(parents=True)
     if page is not None:
@@ -91,6 +113,11 @@ def write_report(
         "",
         "![codebook use and collisions by epoch](codebooks.png)",
         "",
+        *_probes(probes),
+        f"An item takes {cost.ms_per_item:.3g} ms to tokenize on one core, without drawing. The graph of the "
+        f"tokenizer has {cost.megabytes:.3g} MB. Reading, fitting and quantizing the catalog took "
+        f"{cost.seconds:.0f} s in this run, less where stages came from the cache.",
+        "",
         "## Training",
         "",
         f"{curve.step[-1]} steps in {curve.seconds:.0f} s. The reason for the end: {curve.stopped}.",
@@ -112,6 +139,26 @@ def write_report(
         lines += [f"{rank}. {text}" for rank, text in enumerate(example.recommended, start=1)]
         lines += ["", f"Taken next: {example.target}", "", "---", ""]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _probes(probes: Mapping[str, float]) -> list[str]:
+    """A table of what the codes tell, with a column for each depth, and how to read it."""
+    deepest = max(
+        (int(depth) for name in probes if (depth := name.rpartition("_")[2]).isdecimal()), default=0
+    )
+    rows = []
+    for words, name, form in PROBE_ROWS:
+        values = [probes.get(f"{name}{depth}") for depth in range(1, deepest + 1)]
+        if any(value is not None for value in values):
+            rows.append([words, *("–" if value is None else form.format(value) for value in values)])
+    if not rows:
+        return []
+    header = ["", *(f"depth {depth}" for depth in range(1, deepest + 1))]
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    note = "A pair of items is co-purchased if one follows the other in a user's purchases."
+    if "chance_category" in probes:
+        note += f" Of all pairs of items, {probes['chance_category']:.1%} have one category."
+    return [*lines, "", note, ""]
 
 
 def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[np.int64]) -> list[Example]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -18,16 +19,18 @@ from model_export.bundle import precision, recommender, tokenizer
 from model_export.bundle.folder import files_of, partial_folder, seal
 from model_export.bundle.precision import try_int8
 from model_export.bundle.recommender import check_recommender, export_recommender
-from model_export.bundle.report import examples_of, fields_in_words, write_report
+from model_export.bundle.report import Cost, examples_of, fields_in_words, write_report
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
 from model_export.configs import FamaeConfig, RunConfig, TreeConfig, UnservedEncoderConfig
+from model_export.data.item_fields import first_categories
 from model_export.data.photos import seen_of
 from model_export.data.splits import training_fingerprint
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders.images.choose import image_encoder_files
 from model_export.evaluation import evaluate
+from model_export.evaluation.code_probes import probe_codes
 from model_export.generators.base import Generator
 from model_export.pipeline.cache import key_of
 from model_export.pipeline.generating import Generated
@@ -52,7 +55,7 @@ from service.core.bundle_co_counts import write_co_counts
 from service.core.bundle_vocabulary import write_vocabulary
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
-from service.inference.runtime import TokenizerInput
+from service.inference.runtime import Tokenizer, TokenizerInput
 
 NUM_CHECKED_ITEMS = 64  # the finished tokenizer graph reads them again
 NUM_DRAWN = 12  # items on the report's page of drawings
@@ -67,6 +70,7 @@ class TokenizedCatalog:
     coded: Coded
     weighed: Weighed | None  # None: the counts have no say
     slots: NDArray[np.int64]  # [item]  the number of an item among those with its codes
+    seconds: float  # from the items to their codes
 
 
 def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> Bundle:
@@ -101,6 +105,8 @@ def _write_into(partial: Path, key: str, run: Run, tokenized: TokenizedCatalog, 
         collisions=coded.collisions,
         quantizer=coded.quantizer_report.history,
         curve=generated.curve,
+        probes=probe_codes(coded.codes, run.split.train, first_categories(run.dataset.items), coded.vectors),
+        cost=_cost_of(bundle, run, tokenized),
         page=None if tokenized.strips is None else tokenized.strips[:NUM_DRAWN],
         read=_read_fields(run, tokenized),
         examples=examples_of(bundle, run.dataset, run.split.test, coded.codes),
@@ -238,6 +244,20 @@ def _read_fields(run: Run, tokenized: TokenizedCatalog) -> list[str]:
     if tokenized.read.famae is None:
         return []
     return [fields_in_words(item, tokenized.read.famae.vocabulary) for item in run.dataset.items[:NUM_DRAWN]]
+
+
+def _cost_of(bundle: Bundle, run: Run, tokenized: TokenizedCatalog) -> Cost:
+    """What the tokenizer costs, measured on some items, one at a time and on one core."""
+    manifest, path = bundle.manifest, bundle.file(TOKENIZER)
+    tokenizer = Tokenizer(path, manifest.tokenizer, threads=1)
+    items = range(min(NUM_CHECKED_ITEMS, len(run.dataset.items)))
+    inputs = _inputs_of(run, tokenized, items, manifest.pictures)
+    tokenizer.run(inputs[:1])  # warm-up
+    started_at = perf_counter()
+    for each in inputs:
+        tokenizer.run([each])
+    taken_ms = 1e3 * (perf_counter() - started_at)
+    return Cost(taken_ms / len(inputs), path.stat().st_size / 1e6, tokenized.seconds)
 
 
 def _inputs_of(

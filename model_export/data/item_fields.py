@@ -107,6 +107,22 @@ def levels_of(paths: Sequence[Path]) -> Levels:
     return levels
 
 
+def first_categories(items: Sequence[Item]) -> NDArray[np.int64]:
+    """The category of each item [item]: its node on the first level that tells items apart, -1 without one.
+
+    The brand stands in for the category if no level tells items apart.
+    """
+    levels = levels_of([category_path(item) for item in items])
+    names = [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
+    for name in (*names, BRAND):
+        values = [found[-1] if found else None for found in _values(items, name, levels)]
+        different = sorted({value for value in values if value is not None}, key=repr)
+        if len(different) > 1:
+            number = {value: place for place, value in enumerate(different)}
+            return np.array([-1 if value is None else number[value] for value in values], dtype=np.int64)
+    return np.full(len(items), -1, np.int64)
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)

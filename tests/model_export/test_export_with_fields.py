@@ -80,6 +80,9 @@ def test_the_bundle_has_the_fields_their_vocabulary_and_items_in_words(bundles):
     assert manifest["metrics"]["max_vector_difference"] < 1e-4
     report = (bundles / "resid" / "report" / "report.md").read_text()
     assert "- item_id: i0; brand: brand 0; categories.2: shop > kind 0; categories.3:" in report
+    assert "| co-purchased pairs that share their prefix | " in report
+    assert "Of all pairs of items, 15.7% have one category." in report  # six of fifteen each
+    assert "ms to tokenize on one core" in report
     assert not (bundles / "resid" / "report" / "items.png").exists()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model_export.data.item_fields import default_fields, levels_of, read_fields
+from model_export.data.item_fields import default_fields, first_categories, levels_of, read_fields
 from service.core.item_fields import UNKNOWN
 from service.errors import GlyphrecError
 
@@ -76,6 +76,13 @@ def test_by_default_fields_tell_items_apart_and_most_items_have_them():
     assert default_fields(deep) == ["categories.1"], "below, each node has one child"
     wide = [item(n, "", *(f"{level}-{n >> level & 1}" for level in range(6))) for n in range(64)]
     assert default_fields(wide) == ["categories.1", "categories.2", "categories.3"]
+
+
+def test_the_category_of_an_item_is_its_node_on_the_first_level_that_tells_items_apart():
+    assert first_categories(ITEMS).tolist() == [2, 2, 2, 1, 1, 0]
+    without = [{**each, "categories": []} for each in ITEMS]
+    assert first_categories(without).tolist() == [0, 0, 2, 1, 1, -1], "by the brand"
+    assert first_categories([{"item_id": "a"}, {"item_id": "b"}]).tolist() == [-1, -1]
 
 
 def test_a_further_field_is_a_default_if_its_values_come_again_and_again():

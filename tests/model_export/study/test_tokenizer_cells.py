@@ -57,6 +57,8 @@ def test_a_cell_reports_use_entropy_and_reconstruction(name: str, small_dataset:
     figures = run_cell(work, leave_one_out(small_dataset), StageCache(tmp_path), lambda _line: None).figures
     assert 0.0 <= figures["lost_variance"] < 1.0
     assert figures["collision_rate"] == 0.0, "collisions are treated"
+    assert figures["alignment_co_purchase_1"] > figures["alignment_co_purchase_2"] >= 0
+    assert 0 <= figures["popularity_entropy_1"] <= 1
     for level in (1, 2, 3):
         assert 0 < figures[f"use_level_{level}"] <= 1
         # Few items are not alone below two codes of the tree, so their last codes are mostly 0.
