@@ -30,7 +30,7 @@ from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
 ROOT = Path(__file__).parents[1]
 IMAGE, BASE = "localhost/glyphrec-tried", "localhost/glyphrec-base"
-COMMANDS = {"serve", "key", "health", "catalogs", "fsck", "import", "recommend"}
+COMMANDS = {"serve", "key", "health", "catalogs", "doctor", "fsck", "import", "recommend"}
 UID = 10_001
 READY_TIMEOUT_S = 120.0
 NOT_TRIED = 3

@@ -316,5 +316,5 @@ main(["--help"])
         [sys.executable, "-P", "-c", absent], env=environment, capture_output=True, text=True, check=True
     ).stdout
     offered = set(re.findall(r"^    ([a-z]+)\b", shown, flags=re.MULTILINE))
-    assert offered == {"serve", "key", "health", "catalogs", "fsck", "import", "recommend"}
+    assert offered == {"serve", "key", "health", "catalogs", "doctor", "fsck", "import", "recommend"}
     assert "pip install" not in shown
