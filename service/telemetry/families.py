@@ -143,8 +143,8 @@ class MetricFamilies:
             self.indexed_items.labels(status)
         self.unused_values = self._counter(
             "unused_values",
-            "Values of posted items that filters cannot use, or an `image` that is no picture, by field. The "
-            "answer to the post says why.",
+            "Values of posted items that filters cannot use or that a tokenizer of fields does not know, or "
+            "an `image` that is no picture, by field. The answer to the post says why.",
             "field",
         )
         self.filter_views = self._gauge("filter_views", "Filters whose tables are cached.")

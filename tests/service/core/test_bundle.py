@@ -19,7 +19,7 @@ from service.core.bundle import (
     sha256_of,
 )
 from service.core.co_counts import CoCountSpec
-from service.core.graphs import beam_widths, recommender_graph, tokenizer_graph
+from service.core.graphs import beam_widths, field_tokenizer_graph, recommender_graph, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 
@@ -57,7 +57,7 @@ def bundle(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(name.encode())
         files[name] = FileRecord(sha256=sha256_of(tmp_path / name), num_bytes=len(name))
     manifest = Manifest(
-        format_version=format_version_of(reads_pictures=False),
+        format_version=format_version_of(reads_text_alone=True),
         export_key="none",
         created_at="2026-01-01T00:00:00Z",
         config="tiny",
@@ -97,6 +97,36 @@ def test_a_bundle_that_reads_pictures_promises_a_graph_that_takes_them(bundle):
     assert load_bundle(bundle).manifest.pictures == PictureSpec(size_px=96)
     rewrite(bundle, pictures={"size_px": 128})
     with pytest.raises(ContractMismatch, match="its tensors are not those of .* these pictures"):
+        load_bundle(bundle)
+
+
+def test_a_bundle_that_reads_fields_promises_a_graph_that_takes_them_and_has_their_vocabulary(bundle):
+    assert "fields" not in json.loads((bundle / "manifest.json").read_text())
+    graph = field_tokenizer_graph(SPEC, 2, vector_dim=8).model_dump(mode="json")
+    fields = {"names": ["item_id", "brand"], "num_values": [3, 2]}
+    rewrite(bundle, fields=fields, tokenizer=graph)
+    with pytest.raises(ContractMismatch, match=r"lists no vocabulary\.jsonl\.gz"):
+        load_bundle(bundle)
+    rewrite(bundle, fields={"names": ["brand"], "num_values": [2]})
+    with pytest.raises(ContractMismatch, match="its tensors are not those of .* these fields"):
+        load_bundle(bundle)
+    rewrite(bundle, fields=fields, pictures={"size_px": 96})
+    with pytest.raises(ContractMismatch, match="a tokenizer reads fields or pixels, not both"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"names": [], "num_values": []},
+        {"names": ["brand"], "num_values": [1, 2]},
+        {"names": ["brand", "brand"], "num_values": [1, 2]},
+        {"names": ["brand"], "num_values": [0]},
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(bundle, fields):
+    rewrite(bundle, fields=fields)
+    with pytest.raises(ContractMismatch, match="fields"):
         load_bundle(bundle)
 
 
@@ -160,8 +190,8 @@ def test_a_format_of_a_later_release_needs_that_release_and_an_older_one_a_new_e
 
 
 def test_only_a_bundle_that_older_releases_cannot_read_has_the_newest_format_version():
-    assert format_version_of(reads_pictures=False) == 3
-    assert format_version_of(reads_pictures=True) == 4
+    assert format_version_of(reads_text_alone=True) == 3
+    assert format_version_of(reads_text_alone=False) == 4
 
 
 def test_a_recommender_of_another_tokenizer_is_refused(bundle):
