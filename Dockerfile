@@ -30,6 +30,7 @@ RUN if [ "${VARIANT}" = gpu ] && ! ls -d /usr/local/cuda* >/dev/null 2>&1; then 
     && python3 -m venv /opt/glyphrec \
     && /opt/glyphrec/bin/pip install --no-cache-dir --require-hashes --requirement "requirements-${VARIANT}.txt"
 COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY clients/python/glyphrec_client clients/python/glyphrec_client
 COPY service service
 # The git folder is not sent to the builder, so the version is an argument. What only building needs goes, and so do the
 # tests of libraries and the tools of ONNX Runtime that change models. Its library for C++ is not what Python loads.

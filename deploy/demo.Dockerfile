@@ -19,6 +19,7 @@ ARG TORCH_INDEX=""
 ARG CONFIG=demo
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY clients/python/glyphrec_client clients/python/glyphrec_client
 COPY service service
 COPY model_export model_export
 RUN python3 -m venv /opt/train \

@@ -23,7 +23,7 @@ PAGES = [
     ROOT / "README.md",
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent != NOTES),
 ]
-FOLDERS = ("benchmarks", "deploy", "docs", "model_export", "service", "tests")
+FOLDERS = ("benchmarks", "clients", "deploy", "docs", "model_export", "service", "tests")
 PACKAGES = ("service", "model_export")
 NO_TITLES = ("page", "ticket", "Targets")  # how urgent an alert is; a page of Prometheus
 MAX_README_LINES = 120

@@ -2,12 +2,9 @@
 
 import gzip
 import json
-import threading
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +12,7 @@ from hypothesis import strategies as st
 
 from service.cli import main
 from service.commands.asking import MAX_TRIES, wait_s
+from tests.answering import Other, running
 from tests.service.processes import command, free_port, wait_until_ready
 
 RESULT = {
@@ -26,44 +24,6 @@ PAGE = {
     **{"items": [{"item_id": "a", "semantic_id": "1-2", "score": None}], "exact": True, "source": "model"},
     **{"matching_items": None, "unknown_item_ids": []},
 }
-
-
-class Other:
-    """A program that gives every request the next of its answers, and the last one from then on."""
-
-    def __init__(self, *answers: tuple[int, dict[str, str], bytes]) -> None:
-        self.answers = list(answers)
-        self.asked: list[str] = []
-        self.url = ""
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        self.asked.append(handler.path)
-        status, headers, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        handler.send_response_only(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-
-@contextmanager
-def running(other: Other):
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            other.answer(self)
-
-        def do_GET(self):
-            other.answer(self)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        other.url = f"http://127.0.0.1:{server.server_port}"
-        yield other
-        server.shutdown()
 
 
 @pytest.fixture
