@@ -1,7 +1,8 @@
 """Build the distributions of a release and try each as a user would: `make release`.
 
-The sdist comes from the working tree and the wheel from the sdist. Each is installed into an environment of
-its own, with the versions of constraints.txt, and serves a small bundle from there. Nothing is tagged or
+There are two: glyphrec, and glyphrec-client of clients/python. The sdist comes from the working tree and the
+wheel from the sdist. Each is installed into an environment of its own, with the versions of constraints.txt.
+glyphrec serves a small bundle from there, and the client asks a service from there. Nothing is tagged or
 uploaded.
 """
 
@@ -13,6 +14,8 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,9 +24,11 @@ from model_export.local_service import free_port
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
 ROOT = Path(__file__).parents[1]
+CLIENT = ROOT / "clients/python"
 DIST = ROOT / "dist"
 CONSTRAINTS = ROOT / "constraints.txt"
 READY_TIMEOUT_S = 60.0
+ASK = "import sys; from glyphrec_client import Client; print(len(Client(sys.argv[1]).recommend([]).items))"
 # An environment of a user has none of ours.
 FOREIGN = ("GLYPHREC_", "REDIS_", "PYTHON")
 
@@ -33,29 +38,32 @@ class ReleaseError(Exception):
 
 
 def main() -> None:
-    """Build, check and try both distributions. Exits with status 1 and the reason if one fails."""
+    """Build, check and try all distributions. Exits with status 1 and the reason if one fails."""
+    shutil.rmtree(DIST, ignore_errors=True)
     try:
-        wheel, sdist = build()
-        run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
+        wheel, sdist = build(ROOT, "glyphrec")
+        of_client = build(CLIENT, "glyphrec_client")
+        run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, *of_client)
         for distribution in (wheel, sdist):
             try_out(distribution)
+        for distribution in of_client:
+            try_out_client(distribution, version_of(wheel))
     except (ReleaseError, subprocess.CalledProcessError) as error:
         sys.exit(f"Not fit for a release: {error}")
     print(next_steps(wheel, sdist))
 
 
-def build() -> tuple[Path, Path]:
-    """The wheel and the sdist, in an empty dist/."""
-    shutil.rmtree(DIST, ignore_errors=True)
-    print("Building the sdist, and the wheel from it.", flush=True)
+def build(project: Path, name: str) -> tuple[Path, Path]:
+    """The wheel and the sdist of the project in a folder, in dist/. `name` is what their files begin with."""
+    print(f"Building the sdist of {name}, and the wheel from it.", flush=True)
     environment = os.environ | {"PIP_CONSTRAINT": str(CONSTRAINTS)}
     with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT)]
+        command = [sys.executable, "-m", "build", "--outdir", str(DIST), str(project)]
         status = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
         log.seek(0)
         if status:
             raise ReleaseError(f"the build ended with status {status}: {log.read().decode()[-2000:]}")
-    (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
+    (wheel,), (sdist,) = DIST.glob(f"{name}-*.whl"), DIST.glob(f"{name}-*.tar.gz")
     return wheel, sdist
 
 
@@ -85,6 +93,22 @@ def try_out(distribution: Path) -> None:
         serve(programs, folder, version)
 
 
+def try_out_client(distribution: Path, version: str) -> None:
+    """Install the client into an empty environment, and ask a service of this one. Raises ReleaseError."""
+    print(f"Trying {distribution.name} in an empty environment.", flush=True)
+    if (found := version_of(distribution)) != version:
+        raise ReleaseError(f"{distribution.name} has version {found}, and glyphrec has {version}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        venv.create(folder / "venv", with_pip=True)
+        python = folder / "venv/bin/python"
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        run(*install, "--constraint", CONSTRAINTS, distribution)
+        with serving(Path(sys.executable).parent, folder) as url:
+            if run(python, "-c", ASK, url, folder=folder) != "10\n":
+                raise ReleaseError(f"{distribution.name} does not get the ten items of a page")
+
+
 def remedy_without_torch(programs: Path, folder: Path) -> str:
     """What a command of the offline step says in an environment that has only the serving part."""
     command = [str(programs / "glyphrec"), "export", "--data", "d", "--out", "o"]
@@ -95,6 +119,16 @@ def remedy_without_torch(programs: Path, folder: Path) -> str:
 
 def serve(programs: Path, folder: Path, version: str) -> None:
     """Serve a bundle from the environment and ask for a recommendation."""
+    with serving(programs, folder) as url, httpx.Client(base_url=url, timeout=10) as client:
+        found = client.post("/recommend", json={"history": []}).raise_for_status().json()["items"]
+        reported = client.get("/info").raise_for_status().json()["service_version"]
+    if not found or reported != version:
+        raise ReleaseError(f"the service has version {reported} and recommends {len(found)} items")
+
+
+@contextmanager
+def serving(programs: Path, folder: Path) -> Iterator[str]:
+    """The URL of a service from the environment that is ready. Raises ReleaseError."""
     bundle, port = write_known_bundle(folder / "bundle", KNOWN_ITEMS), free_port()
     command = [programs / "glyphrec", "serve", "--bundle", bundle, "--port", port]
     log = folder / "log"
@@ -107,12 +141,10 @@ def serve(programs: Path, folder: Path, version: str) -> None:
             stderr=output,
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=10) as client:
             until_ready(client, process, log)
-            found = client.post("/recommend", json={"history": []}).raise_for_status().json()["items"]
-            reported = client.get("/info").raise_for_status().json()["service_version"]
-        if not found or reported != version:
-            raise ReleaseError(f"the service has version {reported} and recommends {len(found)} items")
+        yield url
     finally:
         process.terminate()
         process.wait()
@@ -134,7 +166,7 @@ def until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Pat
 def next_steps(wheel: Path, sdist: Path) -> str:
     """The commands to run next. They depend on whether the version comes from a tag."""
     version = version_of(wheel)
-    made = f"{wheel.relative_to(ROOT)} and {sdist.relative_to(ROOT)} are built and work."
+    made = f"{wheel.relative_to(ROOT)}, {sdist.relative_to(ROOT)} and those of the client are built and work."
     if "dev" in version or "+" in version:
         return (
             f"{made}\n{version} is no release: the commit has no tag of its own, or files are changed.\n"

@@ -14,10 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
-import httpx
-
+from glyphrec_client import Client
+from glyphrec_client.calls import path_of
 from service.commands.asking import Kinds, ask, connected, has, not_ours, results_of
 from service.commands.import_images import Limits, batches, names_a_file
 from service.commands.parsers import Subparsers
@@ -156,7 +156,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
         for batch in batches(lines, path.parent, limits, num_at_once):
             next_at = time.monotonic() + len(batch) * pause_s
             try:
-                answer = ask(client, "POST", "/items", json={"items": [each.line.value for each in batch]})
+                answer = ask(client, "POST", "/items", {"items": [each.line.value for each in batch]})
                 results = results_of(client, answer, len(batch))
             except GlyphrecError as error:
                 num_posted = len(lines) - num_left
@@ -181,7 +181,7 @@ def _import_by_service(path: Path, args: argparse.Namespace) -> int:
     return _conclude(counts, num_shown=shown)
 
 
-def _limits(client: httpx.Client) -> Limits:
+def _limits(client: Client) -> Limits:
     answer = ask(client, "GET", "/info")
     if not has(answer, {"limits": dict}) or not has(answer["limits"], {"body_bytes": int}):
         raise not_ours(client, json.dumps(answer, ensure_ascii=False))
@@ -234,8 +234,8 @@ def run_recommend(args: argparse.Namespace) -> int:
         except ValueError as error:
             raise GlyphrecError(f"--filter {args.filter}: not JSON ({error})") from None
     with connected(args.url, args.key) as client:
-        answer = ask(client, "POST", "/recommend", json=body)
-        if not has(answer, A_PAGE) or not all(has(item, AN_ITEM) for item in answer["items"]):
+        answer = ask(client, "POST", "/recommend", body)
+        if not has(answer, A_PAGE) or not all(map(_is_item, answer["items"])):
             raise not_ours(client, json.dumps(answer, ensure_ascii=False))
         if args.json:
             print(json.dumps(answer, ensure_ascii=False, indent=2))
@@ -270,9 +270,12 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
 
-def _words_of(client: httpx.Client, item_id: str) -> str:
-    # httpx takes the id `..` for a step up, but not %2E%2E.
-    answer = ask(client, "GET", f"/items/{quote(item_id, safe='').replace('.', '%2E')}")
+def _is_item(item: Any) -> bool:
+    return has(item, AN_ITEM) and item["item_id"] != ""
+
+
+def _words_of(client: Client, item_id: str) -> str:
+    answer = ask(client, "GET", path_of(item_id))
     if not has(answer, {"item": dict}):
         raise not_ours(client, json.dumps(answer, ensure_ascii=False))
     item = answer["item"]

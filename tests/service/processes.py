@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from model_export.local_service import glyphrec_command
-from tests.house import ROOT
+from tests.house import SOURCES
 
 READY_TIMEOUT_S = 30
 
@@ -23,7 +23,7 @@ def command(*args, before=(), stdin=None, **environment):
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("GLYPHREC_", "REDIS_"))
     }
-    path = os.pathsep.join([str(ROOT), environment.pop("PYTHONPATH", "")])
+    path = os.pathsep.join([*map(str, SOURCES), environment.pop("PYTHONPATH", "")])
     return subprocess.Popen(
         [*before, *glyphrec_command(*args)],
         env=clean | {"PYTHONPATH": path} | environment,

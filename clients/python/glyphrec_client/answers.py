@@ -18,11 +18,13 @@ HEADERS = {"request_id": "X-Request-ID", "etag": "ETag"}  # fields of answers th
 def read_json(response: httpx.Response) -> Any:
     """The JSON of a success. Raises ProblemError and UnexpectedAnswer."""
     if response.is_redirect:
-        raise UnexpectedAnswer(response, f"a redirect to {one_line(response.headers.get('location', ''))}")
+        target = one_line(response.headers.get("location", "nowhere"))
+        raise UnexpectedAnswer(response, f"a redirect to {target}", has_json=False)
     try:
         value = response.json()
     except (ValueError, RecursionError):
-        raise UnexpectedAnswer(response, "without JSON. Another program answers there") from None
+        reason = "without JSON. Another program answers there"
+        raise UnexpectedAnswer(response, reason, has_json=False) from None
     if response.is_error and is_problem(value):
         raise problem_error(response, value)
     if not response.is_success:

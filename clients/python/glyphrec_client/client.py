@@ -17,7 +17,7 @@ import httpx
 
 from glyphrec_client import calls, many
 from glyphrec_client.calls import Call
-from glyphrec_client.errors import ClientError
+from glyphrec_client.errors import ClientError, shown_url
 from glyphrec_client.many import Flow, Found
 from glyphrec_client.retries import (
     FAILURES,
@@ -90,6 +90,11 @@ class _Both:
 
     _options: _Options
 
+    @property
+    def base_url(self) -> httpx.URL:
+        """The address that was given."""
+        return self._options.base_url
+
     def with_timeout(self, timeout_s: float | None) -> Self:
         """This client with another timeout for each call. Both use the same connections."""
         _check_timeout(timeout_s)
@@ -98,8 +103,7 @@ class _Both:
         return other
 
     def __repr__(self) -> str:
-        shown = self._options.base_url.copy_with(username=None, password=None)
-        return f"{type(self).__name__}({str(shown)!r})"
+        return f"{type(self).__name__}({shown_url(self.base_url)!r})"
 
 
 def _as_method(method: Any, make: Callable[..., Any]) -> None:

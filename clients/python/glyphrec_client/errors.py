@@ -33,14 +33,17 @@ class TimedOut(NoAnswer):
 class UnexpectedAnswer(ClientError):
     """Something answered, but not as the service does: a proxy, a login page, or another program.
 
-    `response` is that answer, and `value` its JSON; None if it has none.
+    `response` is that answer, and `value` its JSON if `has_json`.
     """
 
-    def __init__(self, response: httpx.Response, reason: str, value: Any = None) -> None:
+    def __init__(
+        self, response: httpx.Response, reason: str, value: Any = None, *, has_json: bool = True
+    ) -> None:
         super().__init__(f"{shown_url(response.url)}: answered {response.status_code}, {reason}")
         self.response = response
         self.reason = reason
         self.value = value
+        self.has_json = has_json
 
 
 class ProblemError(ClientError):

@@ -18,7 +18,7 @@ import pytest
 
 from service.cli import main
 from service.core.version import service_version
-from tests.house import PROJECT, ROOT
+from tests.house import PROJECT, SOURCES
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 from tests.service.processes import command, finished, free_port, wait_until_ready
 
@@ -311,7 +311,7 @@ class Absent:
 sys.meta_path.insert(0, Absent)
 main(["--help"])
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
     shown = subprocess.run(
         [sys.executable, "-P", "-c", absent], env=environment, capture_output=True, text=True, check=True
     ).stdout

@@ -214,7 +214,16 @@ TURN_DATA_INTO_CODE = {
     "yaml",
     "code",
 }
-FETCH = {"urllib.request", "http.client", "requests", "aiohttp", "httpx", "ftplib", "smtplib"}
+FETCH = {
+    "urllib.request",
+    "http.client",
+    "requests",
+    "aiohttp",
+    "httpx",
+    "ftplib",
+    "smtplib",
+    "glyphrec_client",
+}
 CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "allow_pickle", "shell"}
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -19,6 +18,7 @@ from service.core.sid import NUM_SLOTS
 from service.store.fsck import check
 from service.store.items import ItemStore
 from service.store.records import RedisKeys
+from tests.house import SOURCES
 from tests.known_bundle import (
     KNOWN_ITEMS,
     SPEC,
@@ -30,7 +30,6 @@ from tests.known_bundle import (
 from tests.service.catalogs import until_true
 from tests.service.running import running
 
-ROOT = Path(__file__).parents[3]
 CATALOG = "glyphrec"
 TOKENIZER = tokenizer_id_of(0)
 MANY = items_without_text_twice(2_500, seed=1)  # several batches, the last one not full
@@ -306,7 +305,7 @@ async def test_an_import_that_was_killed_is_finished_by_the_next_one(
     path = written(tmp_path, many)
     process = subprocess.Popen(
         glyphrec_command("import", path, "--tokenized", "--bundle", bundle),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES)), "REDIS_URL": redis_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

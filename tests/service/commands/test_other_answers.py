@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.cli import main
-from service.commands.asking import MAX_TRIES, wait_s
+from service.commands.asking import MAX_TRIES, RETRY
 from tests.answering import Other, running
 from tests.service.processes import command, free_port, wait_until_ready
 
@@ -128,7 +128,14 @@ def test_what_was_posted_before_an_import_stopped_is_told(tmp_path, capsys):
 
 
 def test_retry_after_is_seconds_or_a_date_and_never_longer_than_a_minute():
+    def wait_s(retry_after):
+        return RETRY.pause_s(1, retry_after)
+
     assert [wait_s(each) for each in ("0", "5", " 5 ", "3600")] == [0, 5, 5, 60]
+
+    def wait_s(retry_after):
+        return RETRY.pause_s(1, retry_after)
+
     assert [wait_s(each) for each in ("", "soon", "-5", "1e3", "nan", "inf", "9" * 400, "5, 5")] == [1] * 8
     now = datetime.now(UTC)
     assert 27 < wait_s(format_datetime(now + timedelta(seconds=30), usegmt=True)) <= 30
