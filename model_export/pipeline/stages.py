@@ -220,6 +220,14 @@ def vectors_of(run: Run, read: Read) -> tuple[ItemHead, NDArray[np.float32]]:
     return head, head.vectors(read.features)
 
 
+def first_field(run: Run) -> ItemFields | None:
+    """The field that is the first code, if codes are readable. Raises GlyphrecError if no item has it."""
+    quantizer = run.config.quantizer
+    if not isinstance(quantizer, ReadableConfig):
+        return None
+    return field_as_codes(run.dataset.items, quantizer.field, run.config.sid.levels[0])
+
+
 def code(run: Run, read: Read) -> Coded:
     """The codes of what was read, from the head, the quantizer and the treatment of collisions."""
     config = run.config
@@ -227,11 +235,10 @@ def code(run: Run, read: Read) -> Coded:
     collaborative = None
     if choose_quantizer.learns_from_purchases(config.quantizer):
         collaborative = collaborative_vectors(run)
-    first, divided = None, vectors
-    if isinstance(config.quantizer, ReadableConfig):
-        first = field_as_codes(run.dataset.items, config.quantizer.field, config.sid.levels[0])
+    first = first_field(run)
+    divided = vectors if first is None else with_first_codes(vectors, first.numbers[:, 0])
+    if first is not None:
         run.say(f"      the first code is {first.vocabulary.names[0]}")
-        divided = with_first_codes(vectors, first.numbers[:, 0])  # [item, dim + 1]
     inputs = (
         divided, collaborative, config.quantizer, config.sid, config.seed,
         versions.of_quantizer(config.quantizer),
