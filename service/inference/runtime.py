@@ -189,7 +189,7 @@ class RecommenderSession:
 
 
 def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:
-    runtime = _runtime()
+    runtime = onnx_runtime()
     available = runtime.get_available_providers()
     wanted = list(providers) if providers else [name for name in PREFERRED_PROVIDERS if name in available]
     if unknown := [name for name in wanted if name not in available]:
@@ -272,7 +272,7 @@ def _shape_fits(promised: tuple[int | str, ...], found: tuple[Any, ...]) -> bool
     )
 
 
-def _runtime() -> Any:
+def onnx_runtime() -> Any:
     """Import ONNX Runtime. Its CPU and GPU wheels overwrite each other's files, so only one may be there."""
     installed = [name for name in RUNTIMES if _is_installed(name)]
     if len(installed) > 1:
