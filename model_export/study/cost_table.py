@@ -44,6 +44,8 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
             figures = _with_photos(figures, run)
         if cell.has_photos and not is_late(config.pictures):
             figures |= timing.of_tokenizer(run)
+        if "quantizers" in cell.groups and not is_late(config.pictures):
+            figures |= timing.of_quantizer(run)
         if ASKED_FOR_SPEED & set(cell.groups):
             figures |= timing.of_request(run)
         cells.setdefault(dataset.name, {})[cell.name] = {"key": work.key, "figures": figures}

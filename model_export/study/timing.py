@@ -28,6 +28,8 @@ from model_export.evaluation.ranking import ItemsOfCodes
 from model_export.pipeline import generating, stages
 from model_export.pipeline.photos import spec_of
 from model_export.pipeline.run import Run
+from model_export.quantizers import choose as choose_quantizer
+from model_export.quantizers.readable import with_first_codes
 from service.core.bundle import RenderSpec
 from service.core.encoder_view import encoder_view
 from service.core.graphs import beam_widths
@@ -110,6 +112,23 @@ def of_tokenizer(run: Run) -> dict[str, float]:
         path = Path(folder) / "tokenizer.onnx"
         export_tokenizer(path, parts, sid=config.sid, render=config.render, pictures=pictures)
         return {"tokenizer_mb": path.stat().st_size / 1e6}
+
+
+def of_quantizer(run: Run) -> dict[str, float]:
+    """The seconds to fit the quantizer to the vectors of the catalog, on one core."""
+    config = run.config
+    _, vectors = stages.vectors_of(run, stages.read(run))
+    if (first := stages.first_field(run)) is not None:
+        vectors = with_first_codes(vectors, first.numbers[:, 0])
+    needs = choose_quantizer.learns_from_purchases(config.quantizer)
+    collaborative = generating.collaborative_vectors(run) if needs else None
+    with _one_torch_thread():
+        started = time.perf_counter()
+        choose_quantizer.train_quantizer(
+            vectors, config.sid, config.quantizer,
+            seed=config.seed, collaborative=collaborative, progress=False,
+        )  # fmt: skip
+        return {"quantizer_seconds": time.perf_counter() - started}
 
 
 def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: RenderSpec) -> float:
