@@ -202,7 +202,21 @@ class GaoqConfig:
     max_rounds: int = 30  # at most this many updates of the centroids of a run
 
 
-AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig | GaoqConfig
+@dataclass(frozen=True)
+class ReadableConfig:
+    """A field of the item as its first code, and learnt codes below it (quantizers/readable.py)."""
+
+    quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig | GaoqConfig = field(
+        default_factory=QuantizerConfig
+    )
+    # "category": the deepest level of the category whose values fit into the first codes; "brand",
+    # "categories.2" or any field. If it has more values than there are codes, the most frequent have one.
+    field: str = "category"
+
+
+AnyQuantizerConfig = (
+    QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig | GaoqConfig | ReadableConfig
+)
 
 
 @dataclass(frozen=True)

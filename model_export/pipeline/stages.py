@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import CardConfig, FamaeConfig, MiniLmConfig, RunConfig
-from model_export.data.item_fields import read_fields
+from model_export.configs import CardConfig, FamaeConfig, MiniLmConfig, ReadableConfig, RunConfig
+from model_export.data.item_fields import ItemFields, field_as_codes, read_fields
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import famae, minilm
 from model_export.encoders import fusion as fusion_module
@@ -37,6 +37,7 @@ from model_export.pipeline.units import read_units
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
+from model_export.quantizers.readable import with_first_codes
 from service.core import item_fields
 from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
@@ -78,6 +79,7 @@ class Coded:
     spec: SidSpec  # of the codes; a suffix adds one level to those of the quantizer
     codes: NDArray[np.int64]  # [item, level], after the treatment of collisions
     collisions: CollisionReport
+    first: ItemFields | None = None  # the field that is the first code, if codes are readable
 
 
 def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = silent) -> Strips:
@@ -188,8 +190,13 @@ def code(run: Run, read: Read) -> Coded:
     collaborative = None
     if choose_quantizer.learns_from_purchases(config.quantizer):
         collaborative = collaborative_vectors(run)
+    first, divided = None, vectors
+    if isinstance(config.quantizer, ReadableConfig):
+        first = field_as_codes(run.dataset.items, config.quantizer.field, config.sid.levels[0])
+        run.say(f"      the first code is {first.vocabulary.names[0]}")
+        divided = with_first_codes(vectors, first.numbers[:, 0])  # [item, dim + 1]
     inputs = (
-        vectors, collaborative, config.quantizer, config.sid, config.seed,
+        divided, collaborative, config.quantizer, config.sid, config.seed,
         versions.of_quantizer(config.quantizer),
     )  # fmt: skip
     quantizer, report = _stage(
@@ -197,11 +204,11 @@ def code(run: Run, read: Read) -> Coded:
         "quantizer",
         inputs,
         lambda: choose_quantizer.train_quantizer(
-            vectors, config.sid, config.quantizer, seed=config.seed, collaborative=collaborative
+            divided, config.sid, config.quantizer, seed=config.seed, collaborative=collaborative
         ),
     )
     with torch.no_grad():
-        data = torch.from_numpy(vectors)  # [item, dim]
+        data = torch.from_numpy(divided)
         treated = treat_collisions(
             config.collisions,
             quantizer.encode(data).numpy(),
@@ -209,7 +216,7 @@ def code(run: Run, read: Read) -> Coded:
             [codebook.numpy() for codebook in quantizer.codebooks],
             run.dataset.item_ids,
         )
-    return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report)
+    return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report, first)
 
 
 @torch.no_grad()

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
-from model_export.configs import HubEncoderConfig, SasRecConfig, UnservedEncoderConfig
+from model_export.configs import (
+    HubEncoderConfig,
+    ReadableConfig,
+    RunConfig,
+    SasRecConfig,
+    UnservedEncoderConfig,
+)
 from model_export.data.dataset import Dataset
 from model_export.data.item_fields import first_categories
 from model_export.data.splits import Split, Targets, leave_one_out
@@ -143,11 +149,16 @@ def run_study(
         try:
             result = run_cell(work, splits[work.dataset.name], cache, say)
         except GlyphrecError as error:
-            if not isinstance(work.config.encoder, HubEncoderConfig):
+            if not _may_lack_something(work.config):
                 raise
             say(f"      left out: {error}")
             continue
         cells.save(store, result)
+
+
+def _may_lack_something(config: RunConfig) -> bool:
+    """Whether a cell needs a checkpoint that is not everywhere, or a field that not all data have."""
+    return isinstance(config.encoder, HubEncoderConfig) or isinstance(config.quantizer, ReadableConfig)
 
 
 def kept_result(work: Work, store: Path) -> CellResult | None:
