@@ -1,7 +1,9 @@
-"""The tokenizer graph turns pixels into codes and a vector, in one file.
+"""The tokenizer graph turns pixels, or the numbers of fields, into codes and a vector, in one file.
 
 strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
 pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion, head, quantizer ─▶ codes, vector
+
+fields ─── tables of embeddings (FAMAE) ──────────────────────────────────── quantizer ─▶ codes, vector
 """
 
 from collections.abc import Sequence
@@ -17,9 +19,10 @@ from numpy.typing import NDArray
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
-from model_export.configs import RunConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, RunConfig, UnservedEncoderConfig
 from model_export.encoders.base import Pooling
 from model_export.encoders.choose import make_encoder
+from model_export.encoders.famae import FieldTables
 from model_export.encoders.fusion import Fusion
 from model_export.encoders.head import ItemHead
 from model_export.encoders.images.base import image_body
@@ -28,7 +31,7 @@ from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
 from model_export.pipeline.stages import Coded, Read
 from model_export.quantizers.base import ResidualQuantizer
 from service.core.bundle import PictureSpec, RenderSpec
-from service.core.graphs import NO_PICTURE, GraphSpec, tokenizer_graph
+from service.core.graphs import NO_PICTURE, GraphSpec, field_tokenizer_graph, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer, TokenizerInput
@@ -39,6 +42,7 @@ VERSION = 1  # raised when the output changes; see model_export/pipeline/version
 # 1.
 TRACED_STRIPS, TRACED_FIRST = 5, (0, 2, 3)
 TRACED_PICTURES, TRACED_PICTURE_OF = 2, (1, -1, 0)
+TRACED_ITEMS = 3
 # Prefixes for the names of the bodies, because the remainder may use the same names.
 BODY, IMAGE_BODY = "body/", "image_body/"
 TOLERANCE = 1e-3  # of a vector's entry
@@ -46,7 +50,7 @@ TOLERANCE = 1e-3  # of a vector's entry
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """Everything that the graph is made of. The last two are None if only texts are read."""
+    """Everything that the graph is made of. `image_body` and `fusion` are None if only texts are read."""
 
     body: onnx.ModelProto
     pooling: Pooling
@@ -54,12 +58,24 @@ class TokenizerParts:
     quantizer: ResidualQuantizer
     image_body: onnx.ModelProto | None = None
     fusion: Fusion | None = None
+    num_fields: int = 0  # 1 if the first code is the number of a field
 
 
-def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts:
+@dataclass(frozen=True)
+class FieldParts:
+    """Everything that the graph of a tokenizer of fields is made of."""
+
+    tables: FieldTables
+    head: ItemHead
+    quantizer: ResidualQuantizer
+
+
+def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | FieldParts:
     """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
+    if read.famae is not None:
+        return FieldParts(read.famae.tables, coded.head, coded.quantizer)
     assert read.pooling is not None
-    assert not isinstance(config.encoder, UnservedEncoderConfig)
+    assert not isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
     return TokenizerParts(
         make_encoder(config.render, config.encoder, config.seed).body(),
         read.pooling,
@@ -67,6 +83,7 @@ def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts:
         coded.quantizer,
         None if config.pictures is None else image_body(make_image_encoder(config.pictures)),
         read.fusion,
+        0 if coded.first is None else 1,
     )
 
 
@@ -98,30 +115,78 @@ class Remainder(nn.Module):
 
         With a fusion also photos [picture, feature] and picture_of [item].
         """
+        vector = self.vectors(strips, frames, first_strip, photos, picture_of)  # [item, dim]
+        return TokenizedBatch(self.quantizer.encode(vector), vector)
+
+    def vectors(
+        self,
+        strips: Tensor,
+        frames: Tensor,
+        first_strip: Tensor,
+        photos: Tensor | None = None,
+        picture_of: Tensor | None = None,
+    ) -> Tensor:
+        """The items' vectors [item, dim], with the arguments of `forward`."""
         features = self.pooling(strips, frames, first_strip)  # [item, feature]
         if self.fusion is not None:
             features = self.fusion(features, photos, picture_of)
-        vector = self.head(features)  # [item, dim]
+        result: Tensor = self.head(features)
+        return result
+
+
+class ReadableRemainder(nn.Module):
+    """The same for readable codes. The last input has the first codes, fields [item, 1]."""
+
+    def __init__(self, remainder: Remainder) -> None:
+        super().__init__()
+        self.remainder = remainder
+
+    def forward(self, *inputs: Tensor) -> TokenizedBatch:
+        """The inputs of Remainder and fields [item, 1] -> codes, vectors."""
+        vector = self.remainder.vectors(*inputs[:-1])  # [item, dim]
+        divided = torch.cat([vector, inputs[-1].to(vector.dtype)], dim=1)  # [item, dim + 1]
+        return TokenizedBatch(self.remainder.quantizer.encode(divided), vector)
+
+
+def remainder_of(parts: TokenizerParts) -> nn.Module:
+    """What comes after the bodies."""
+    remainder = Remainder(parts)
+    return (ReadableRemainder(remainder) if parts.num_fields else remainder).eval()
+
+
+class FieldReading(nn.Module):
+    """The whole graph of a tokenizer of fields."""
+
+    def __init__(self, parts: FieldParts) -> None:
+        super().__init__()
+        self.tables, self.head, self.quantizer = parts.tables, parts.head, parts.quantizer
+
+    def forward(self, fields: Tensor) -> TokenizedBatch:
+        """Numbers of fields [item, field] -> codes, vectors."""
+        vector = self.head(self.tables.vectors(fields))  # [item, dim]
         return TokenizedBatch(self.quantizer.encode(vector), vector)
 
 
 def export_tokenizer(
     path: Path,
-    parts: TokenizerParts,
+    parts: TokenizerParts | FieldParts,
     *,
     sid: SidSpec,
     render: RenderSpec,
     pictures: PictureSpec | None = None,
 ) -> GraphSpec:
     """Write the graph to `path`. Returns the tensors of the graph."""
+    if isinstance(parts, FieldParts):
+        return _export_field_tokenizer(path, parts, sid)
     graph = tokenizer_graph(
         sid,
         height=render.height_px,
         width=render.width_px,
         vector_dim=parts.head.vector_dim,
         picture_px=None if pictures is None else pictures.size_px,
+        num_fields=parts.num_fields,
     )
-    merged = _export(Remainder(parts).eval(), parts, render)
+    merged = _export(remainder_of(parts), parts, render)
     for model, prefix, output, name in (
         (parts.body, BODY, "frames", "frames"),
         (parts.image_body, IMAGE_BODY, "features", "photos"),
@@ -131,14 +196,36 @@ def export_tokenizer(
             body.ir_version = merged.ir_version
             merged = compose.merge_models(body, merged, io_map=[(f"{prefix}{output}", name)])
     merged = _with_inputs(merged, [tensor.name for tensor in graph.inputs])
-    name_dimensions(merged, graph)
-    onnx.checker.check_model(merged, full_check=True)
-    onnx.save(merged, path)
+    _save(merged, graph, path)
     return graph
 
 
+def _export_field_tokenizer(path: Path, parts: FieldParts, sid: SidSpec) -> GraphSpec:
+    num_fields = len(parts.tables.tables)
+    graph = field_tokenizer_graph(sid, num_fields, parts.head.vector_dim)
+    model = to_onnx(
+        FieldReading(parts).eval(),
+        (torch.zeros(TRACED_ITEMS, num_fields, dtype=torch.int64),),
+        inputs=["fields"],
+        outputs=["codes", "vector"],
+        dynamic_shapes=({0: torch.export.Dim("item")},),
+    )
+    _save(model, graph, path)
+    return graph
+
+
+def _save(model: onnx.ModelProto, graph: GraphSpec, path: Path) -> None:
+    name_dimensions(model, graph)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
 def check_tokenizer(
-    path: Path, parts: TokenizerParts, *, graph: GraphSpec, items: Sequence[TokenizerInput]
+    path: Path,
+    parts: TokenizerParts | FieldParts,
+    *,
+    graph: GraphSpec,
+    items: Sequence[TokenizerInput],
 ) -> float:
     """Compare the written graph with PyTorch on `items`.
 
@@ -169,8 +256,13 @@ def check_tokenizer(
     return worst
 
 
-def _reference(parts: TokenizerParts, items: Sequence[TokenizerInput]) -> TokenizedBatch:
+def _reference(parts: TokenizerParts | FieldParts, items: Sequence[TokenizerInput]) -> TokenizedBatch:
     """The expected outputs, with the bodies in ONNX Runtime and the remainder in PyTorch."""
+    if isinstance(parts, FieldParts):
+        fields = np.stack([item.fields for item in items if item.fields is not None])
+        with torch.no_grad():
+            of_fields: TokenizedBatch = FieldReading(parts).eval()(torch.from_numpy(fields))
+        return of_fields
     strips = np.concatenate([item.strips for item in items])
     first_strip = np.cumsum([0, *(len(item.strips) for item in items[:-1])], dtype=np.int64)  # [item]
     inputs = [strips, _run(parts.body, "frames", {"strips": strips}), first_strip]
@@ -181,8 +273,10 @@ def _reference(parts: TokenizerParts, items: Sequence[TokenizerInput]) -> Tokeni
         stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
         inputs.append(_run(parts.image_body, "features", {"pictures": stacked}))
         inputs.append(np.where(has_picture, np.cumsum(has_picture) - 1, NO_PICTURE).astype(np.int64))
+    if parts.num_fields:
+        inputs.append(np.stack([item.fields for item in items if item.fields is not None]))
     with torch.no_grad():
-        result: TokenizedBatch = Remainder(parts).eval()(*map(torch.from_numpy, inputs))
+        result: TokenizedBatch = remainder_of(parts)(*map(torch.from_numpy, inputs))
         return result
 
 
@@ -192,7 +286,7 @@ def _run(body: onnx.ModelProto, output: str, feeds: dict[str, NDArray[np.uint8]]
     return found
 
 
-def _export(remainder: Remainder, parts: TokenizerParts, render: RenderSpec) -> onnx.ModelProto:
+def _export(remainder: nn.Module, parts: TokenizerParts, render: RenderSpec) -> onnx.ModelProto:
     """The remainder as a graph with the inputs strips, frames and first_strip, and two more with a fusion."""
     _, num_frames, dim = _sizes(parts.body.graph.output[0])
     arguments = [
@@ -208,12 +302,17 @@ def _export(remainder: Remainder, parts: TokenizerParts, render: RenderSpec) -> 
         arguments += [torch.randn(TRACED_PICTURES, feature_dim), torch.tensor(TRACED_PICTURE_OF)]
         names += ["photos", "picture_of"]
         shapes += [{0: picture}, {0: item}]
+    if parts.num_fields:
+        arguments.append(torch.zeros(len(TRACED_FIRST), parts.num_fields, dtype=torch.int64))
+        names.append("fields")
+        shapes.append({0: item})
     return to_onnx(
         remainder,
         tuple(arguments),
         inputs=names,
         outputs=["codes", "vector"],
-        dynamic_shapes=tuple(shapes),
+        # The inputs of a ReadableRemainder are one argument, *inputs.
+        dynamic_shapes=(tuple(shapes),) if parts.num_fields else tuple(shapes),
     )
 
 

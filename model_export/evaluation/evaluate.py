@@ -20,11 +20,12 @@ from model_export.evaluation.reach import Kinds, coverage, kinds_of_targets
 from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
+from service.core.bundle_vocabulary import bundle_vocabulary
 from service.core.cpus import usable_cpus
 from service.core.encoder_view import encoder_view
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
-from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
+from service.inference.runtime import NO_STRIPS, RecommenderSession, Tokenizer, TokenizerInput
 
 VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
@@ -196,13 +197,17 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     manifest, rng = bundle.manifest, np.random.default_rng(seed)
     chosen = rng.choice(len(dataset.items), size=min(NEAR_COPIES, len(dataset.items)), replace=False)
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=usable_cpus().num_threads)
-    found = []
+    found, vocabulary = [], bundle_vocabulary(bundle)
     for place in chosen.tolist():
         copy, spec = near_copy(dataset.items[place], rng), manifest.pictures
+        fields = None if vocabulary is None else vocabulary.read(copy)
+        if not manifest.reads_pixels:
+            found.append(tokenizer.run([TokenizerInput(NO_STRIPS, None, fields)]).codes[0])
+            continue
         # A copy has the photo of its item.
         photo = None if spec is None else encoder_view(copy, kept_of(dataset, place), spec, manifest.render)
         strips = render_text(item_text(copy, manifest.render), manifest.render).strips
-        found.append(tokenizer.run([TokenizerInput(strips, photo)]).codes[0])
+        found.append(tokenizer.run([TokenizerInput(strips, photo, fields)]).codes[0])
     known = codes_for(bundle, dataset)[chosen]
     shared = shared_levels(np.stack(found), known)
     # For comparison, the codes that random pairs of items share.

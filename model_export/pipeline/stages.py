@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import CardConfig, FamaeConfig, MiniLmConfig, RunConfig
-from model_export.data.item_fields import read_fields
+from model_export.configs import CardConfig, FamaeConfig, MiniLmConfig, ReadableConfig, RunConfig
+from model_export.data.item_fields import ItemFields, field_as_codes, read_fields
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import famae, minilm
 from model_export.encoders import fusion as fusion_module
 from model_export.encoders import head as head_module
 from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.famae import FamaeResult
 from model_export.encoders.fusion import NUM_FLAGS, Fusion, make_head
 from model_export.encoders.head import ItemHead, UnchangedFeatures, train_head
 from model_export.pipeline import versions
@@ -36,6 +37,8 @@ from model_export.pipeline.units import read_units
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
+from model_export.quantizers.readable import with_first_codes
+from service.core import item_fields
 from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
 
@@ -47,8 +50,9 @@ class Read:
     """The output of an encoder for a catalog."""
 
     features: NDArray[np.float32]  # [item, feature], of text and photo if there is a fusion
-    pooling: Pooling | None  # None if the encoder read text
+    pooling: Pooling | None  # None if the encoder read text or fields
     fusion: Fusion | None = None  # None if only the text was read
+    famae: FamaeResult | None = None  # if fields were read
     figures: dict[str, float] = field(
         default_factory=dict
     )  # how good an encoder is that learns from purchases
@@ -75,6 +79,7 @@ class Coded:
     spec: SidSpec  # of the codes; a suffix adds one level to those of the quantizer
     codes: NDArray[np.int64]  # [item, level], after the treatment of collisions
     collisions: CollisionReport
+    first: ItemFields | None = None  # the field that is the first code, if codes are readable
 
 
 def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = silent) -> Strips:
@@ -139,20 +144,21 @@ def read_text(run: Run) -> Read:
 
 def _learn_famae(run: Run, config: FamaeConfig) -> Read:
     """FAMAE's vectors, and its two diagnostics. Validation users decide when its training ends."""
-    fields = read_fields(run.dataset.items, config.fields)
     train, validation, seed = run.split.train, run.split.validation, run.config.seed
+    is_bought = np.isin(np.arange(run.dataset.num_items), np.concatenate(train))  # [item]
+    fields = read_fields(run.dataset.items, config.fields, is_bought)
     inputs = (
-        [(each.name, each.value) for each in fields], train, validation.histories, validation.targets,
-        config, seed, {"famae": famae.VERSION},
+        [(name, list(known.items())) for name, known in fields.vocabulary.numbers.items()], fields.numbers,
+        train, validation.histories, validation.targets, config, seed,
+        {"famae": famae.VERSION, "fields": item_fields.VERSION},
     )  # fmt: skip
-    found: famae.FamaeResult = _stage(
+    found: FamaeResult = _stage(
         run.cache, "famae", inputs, lambda: famae.train_famae(fields, train, validation, config, seed=seed)
     )
     run.say(f"      fields: {', '.join(found.fields)}")
     recall = found.diagnostics._asdict()
-    return Read(
-        found.vectors, None, figures={f"famae_recall_{name}": share for name, share in recall.items()}
-    )
+    figures = {f"famae_recall_{name}": share for name, share in recall.items()}
+    return Read(found.vectors, None, famae=found, figures=figures)
 
 
 def vectors_of(run: Run, read: Read) -> tuple[ItemHead, NDArray[np.float32]]:
@@ -184,8 +190,13 @@ def code(run: Run, read: Read) -> Coded:
     collaborative = None
     if choose_quantizer.learns_from_purchases(config.quantizer):
         collaborative = collaborative_vectors(run)
+    first, divided = None, vectors
+    if isinstance(config.quantizer, ReadableConfig):
+        first = field_as_codes(run.dataset.items, config.quantizer.field, config.sid.levels[0])
+        run.say(f"      the first code is {first.vocabulary.names[0]}")
+        divided = with_first_codes(vectors, first.numbers[:, 0])  # [item, dim + 1]
     inputs = (
-        vectors, collaborative, config.quantizer, config.sid, config.seed,
+        divided, collaborative, config.quantizer, config.sid, config.seed,
         versions.of_quantizer(config.quantizer),
     )  # fmt: skip
     quantizer, report = _stage(
@@ -193,11 +204,11 @@ def code(run: Run, read: Read) -> Coded:
         "quantizer",
         inputs,
         lambda: choose_quantizer.train_quantizer(
-            vectors, config.sid, config.quantizer, seed=config.seed, collaborative=collaborative
+            divided, config.sid, config.quantizer, seed=config.seed, collaborative=collaborative
         ),
     )
     with torch.no_grad():
-        data = torch.from_numpy(vectors)  # [item, dim]
+        data = torch.from_numpy(divided)
         treated = treat_collisions(
             config.collisions,
             quantizer.encode(data).numpy(),
@@ -205,7 +216,7 @@ def code(run: Run, read: Read) -> Coded:
             [codebook.numpy() for codebook in quantizer.codebooks],
             run.dataset.item_ids,
         )
-    return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report)
+    return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report, first)
 
 
 @torch.no_grad()

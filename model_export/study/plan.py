@@ -94,7 +94,7 @@ LIKE_OTHERS = {
     "tiger_text_rq_kmeans", "tiger_text_paper", "markov_popular_ties", "sasrec_64", "sasrec_slow",
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
-    "nu_rq_kmeans_balanced", "nu_letter", "gaoq_narrow", "gaoq_text", "famae",
+    "nu_rq_kmeans_balanced", "nu_letter", "gaoq_narrow", "gaoq_text", "famae", "readable_brand",
 } | LIKE_OTHER_PICTURES  # fmt: skip
 
 

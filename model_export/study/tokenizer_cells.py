@@ -15,6 +15,7 @@ from model_export.configs import (
     LetterConfig,
     MiniLmConfig,
     QuantizerConfig,
+    ReadableConfig,
     RqKMeansConfig,
     RunConfig,
 )
@@ -45,6 +46,8 @@ def tokenizer_cells(learnt: RunConfig) -> list[Cell]:
         ("nu_rq_kmeans_balanced", "the same, balanced", FlattenedConfig(balanced)),
         ("nu_letter", "LETTER, flattened by Kumaraswamy", FlattenedConfig(LetterConfig(rq_vae))),
         ("gaoq", "GAOQ", GaoqConfig()),
+        ("readable", "the category first, RQ-VAE below", ReadableConfig(rq_vae)),
+        ("readable_brand", "the brand first, RQ-VAE below", ReadableConfig(rq_vae, "brand")),
     ]
     return [
         *(cell(name, label, quantizer=quantizer) for name, label, quantizer in quantizers),

@@ -1,4 +1,4 @@
-"""From the content of items to what the tokenizer takes: strips of drawn text, and pixels of photos."""
+"""From the content of items to what the tokenizer takes: drawn texts and photos, or the numbers of fields."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from service.core.bundle import Manifest
 from service.core.image_field import reference_in
+from service.core.item_fields import FieldNumbers, Vocabulary
 from service.core.render import Rendered, render_text
 from service.core.sid import Codes
 from service.errors import InvalidItem
 from service.flows.pictures import PictureReader
-from service.inference.runtime import Tokenizer, TokenizerInput
+from service.inference.runtime import NO_STRIPS, Tokenizer, TokenizerInput
 from service.store.pictures import PictureStore
 from service.store.records import ItemRecord
 
@@ -21,13 +22,13 @@ PICTURE_STRIPS = 8
 class Drawn(NamedTuple):
     """An item as the tokenizer takes it. `input` is the error of an item whose kept picture is damaged."""
 
-    rendered: Rendered
+    rendered: Rendered | None  # None if the tokenizer reads no pixels
     input: TokenizerInput | InvalidItem
 
 
 def work_of(item: TokenizerInput) -> int:
-    """How much work the item is for the tokenizer, in strips."""
-    return len(item.strips) + (0 if item.picture is None else PICTURE_STRIPS)
+    """How much work the item is for the tokenizer, in strips. An item of fields alone is as one strip."""
+    return max(1, len(item.strips)) + (0 if item.picture is None else PICTURE_STRIPS)
 
 
 def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]], list[Codes]]:
@@ -40,11 +41,20 @@ def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]]
 
 
 class ItemDrawer:
-    """Draws items for one tokenizer."""
+    """Draws items for one tokenizer, and reads their fields, as far as it takes them."""
 
-    def __init__(self, manifest: Manifest, store: PictureStore, pictures: PictureReader) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        store: PictureStore,
+        pictures: PictureReader,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """`vocabulary`: of a tokenizer that reads fields."""
         self._render = manifest.render
-        self._spec = manifest.pictures  # None: this tokenizer reads text only
+        self._spec = manifest.pictures  # None: this tokenizer reads no photos
+        self._vocabulary = vocabulary
+        self._reads_pixels = manifest.reads_pixels
         self._store = store
         self._pictures = pictures
 
@@ -62,14 +72,27 @@ class ItemDrawer:
     ) -> list[Drawn]:
         """Draw the texts of items, and what the image encoder sees of them if this tokenizer has one.
 
-        `kept` has the kept picture of each item that has one.
+        `kept` has the kept picture of each item that has one. A tokenizer of fields alone needs neither.
         """
+        fields = [self._fields(record) for record in records]
+        if not self._reads_pixels:
+            return [Drawn(None, TokenizerInput(NO_STRIPS, None, each)) for each in fields]
         rendered = await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
         if self._spec is None:
-            return [Drawn(each, TokenizerInput(each.strips)) for each in rendered]
-        items = [record.item for record in records]
-        pixels = await self._pictures.pixels(items, kept, self._spec, self._render)
+            return [
+                Drawn(each, TokenizerInput(each.strips, None, numbers))
+                for each, numbers in zip(rendered, fields, strict=True)
+            ]
+        pixels = await self._pictures.pixels(
+            [record.item for record in records], kept, self._spec, self._render
+        )
         return [
-            Drawn(each, found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found))
-            for each, found in zip(rendered, pixels, strict=True)
+            Drawn(
+                each,
+                found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found, numbers),
+            )
+            for each, found, numbers in zip(rendered, pixels, fields, strict=True)
         ]
+
+    def _fields(self, record: ItemRecord) -> FieldNumbers | None:
+        return None if self._vocabulary is None else self._vocabulary.read(record.item)

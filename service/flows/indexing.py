@@ -79,7 +79,7 @@ class Indexer:
         self._follower = follower
         self._batcher = batcher
         self._render = manifest.render
-        self._picture_spec = manifest.pictures  # None: this tokenizer reads text only
+        self._picture_spec = manifest.pictures  # None: this tokenizer reads no photos
         self._contents = contents
         self._drawer = drawer
         self._timeout_s = timeout_s
