@@ -14,6 +14,7 @@ from model_export.data.photos import kept_of
 from model_export.pipeline.run import Run
 from model_export.pipeline.stages import Read
 from model_export.pipeline.versions import Versions
+from model_export.vl_clip.boxes import Box
 from model_export.vl_clip.catalog import paired_items
 from model_export.vl_clip.configs import VlClipPictures
 from model_export.vl_clip.grounding import Photo, ground, make_grounder, used
@@ -53,8 +54,8 @@ def read_jointly(run: Run) -> Read:
     learned, owners = learning(), sorted(dataset.images)
     boxes: Boxes = None
     if pictures.grounding.way != "none":
-        boxes = _boxes(run, pictures, learned, owners)
-        box_of = dict(zip(owners, boxes, strict=True))
+        found = _boxes(run, pictures, learned, owners)
+        boxes, box_of = found, dict(zip(owners, found, strict=True))
         learned = learning(
             boxes=(
                 [box_of[int(item)] for item in train.items],
@@ -71,7 +72,7 @@ def read_jointly(run: Run) -> Read:
     return Read(np.concatenate([of_texts, np.nan_to_num(of_photos)], axis=1), None)
 
 
-def _boxes(run: Run, pictures: VlClipPictures, learned: Learned, owners: list[int]) -> Boxes:
+def _boxes(run: Run, pictures: VlClipPictures, learned: Learned, owners: list[int]) -> list[Box | None]:
     grounder = make_grounder(pictures.grounding, learned.space, learned.key)
     by_type = pictures.grounding.phrase == "type"
     items = [run.dataset.items[item] for item in owners]

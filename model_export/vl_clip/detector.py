@@ -3,6 +3,7 @@
 VL-CLIP uses Grounding DINO. OWL-ViT and OWLv2 load in the same way.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Detector:
 
     def key(self) -> tuple[Any, ...]:
         """The files of the checkpoint, or its name on the model hub."""
-        identity = checkpoint_files(self._checkpoint) or [self._checkpoint]
+        identity: list[Path | str] = [*checkpoint_files(self._checkpoint)] or [self._checkpoint]
         return ("detector", *identity, {"detector": VERSION})
 
     @torch.inference_mode()
