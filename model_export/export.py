@@ -33,6 +33,7 @@ from model_export.pipeline import generating, stages
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
+from model_export.vl_clip.configs import VlClipPictures
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
 from service.core.item_fields import source_of
@@ -175,6 +176,8 @@ def _check_servable(config: RunConfig) -> None:
         reason = "its generator does not use Semantic IDs"
     elif config.pictures is not None and config.pictures.is_late:
         reason = "its late fusion is not in the tokenizer graph"
+    elif isinstance(config.pictures, VlClipPictures):
+        reason = "its joint space is not in the tokenizer graph"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
     elif config.opinions is not None and not isinstance(config.generator, TreeConfig):

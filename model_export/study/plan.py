@@ -33,6 +33,7 @@ from model_export.study.cell import Cell, Counting
 from model_export.study.picture_cells import LIKE_OTHERS as LIKE_OTHER_PICTURES
 from model_export.study.picture_cells import picture_cells
 from model_export.study.tokenizer_cells import tokenizer_cells
+from model_export.vl_clip.configs import VlClipPictures
 from service.core.bundle import RenderSpec
 
 
@@ -119,7 +120,11 @@ def _short(cell: Cell, max_steps: int) -> Cell:
         encoder = replace(encoder, width=16, num_layers=1, ffn_dim=32, history_length=5, max_epochs=1)
     if isinstance(encoder, FamaePicturesConfig):
         encoder = replace(encoder, reader=CompactConfig(num_grams=1024, feature_dim=32))
-    return replace(cell, config=replace(cell.config, training=training, encoder=encoder))
+    pictures = cell.config.pictures
+    if isinstance(pictures, VlClipPictures):
+        small = replace(pictures.space, num_grams=512, text_dim=16, size_px=64, dim=16, hidden_dim=16)
+        pictures = replace(pictures, space=replace(small, max_epochs=2))
+    return replace(cell, config=replace(cell.config, training=training, encoder=encoder, pictures=pictures))
 
 
 PLANS: dict[str, Callable[[], Plan]] = {"full": full, "tiny": tiny_plan}

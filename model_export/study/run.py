@@ -44,6 +44,7 @@ from model_export.study.cells import CellResult
 from model_export.study.late_fusion import generate_late, is_late, late_codes
 from model_export.study.plan import Plan
 from model_export.study.ranks import K, Ranks
+from model_export.study.vl_clip import is_vl_clip, read_jointly, versions_of_space
 from service.core import render
 from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
@@ -119,7 +120,8 @@ def versions_of_cell(cell: Cell) -> Versions:
             return {"drawing": render.VERSION, "training_free": training_free.VERSION}
         case None:
             late = {"late_fusion": late_fusion.VERSION} if is_late(config.pictures) else {}
-            return versions.versions_of(config) | late | {"ranks": ranks.VERSION}
+            joint = versions_of_space(config.pictures) if is_vl_clip(config.pictures) else {}
+            return versions.versions_of(config) | late | joint | {"ranks": ranks.VERSION}
     return {"baselines": counting.VERSION}
 
 
@@ -271,8 +273,12 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         figures |= _figures_of_codes(codes, spec)
         generated = generate_late(run, late)
     else:
-        read = stages.read(run)
-        coded = stages.code(run, read)
+        if is_vl_clip(config.pictures):
+            read = read_jointly(run)
+            coded = stages.code(replace(run, config=replace(config, pictures=None)), read)
+        else:
+            read = stages.read(run)
+            coded = stages.code(run, read)
         codes, spec, vectors = coded.codes, coded.spec, coded.vectors
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None

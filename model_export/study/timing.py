@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from model_export.bundle.recommender import export_recommender
 from model_export.bundle.tokenizer import export_tokenizer, parts_of
-from model_export.configs import FamaeConfig, MiniLmConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, MiniLmConfig, QuantizerConfig, UnservedEncoderConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.images.base import ImageSession
@@ -101,10 +102,14 @@ def of_photos(run: Run) -> dict[str, float]:
 
 
 def of_tokenizer(run: Run) -> dict[str, float]:
-    """The size of the graph that an export would write, in MB."""
+    """The size of the graph that an export would write, in MB. It depends on shapes, so little is trained."""
     config = run.config
     if isinstance(config.encoder, UnservedEncoderConfig):  # no export writes it
         return {}
+    config = replace(config, head=replace(config.head, max_steps=min(1, config.head.max_steps)))
+    if isinstance(config.quantizer, QuantizerConfig):
+        config = replace(config, quantizer=replace(config.quantizer, num_epochs=1, settle_epochs=1))
+    run = replace(run, config=config)
     read = stages.read(run)
     parts = parts_of(config, read, stages.code(run, read))
     pictures = None if config.pictures is None else spec_of(config.pictures)

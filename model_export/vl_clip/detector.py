@@ -3,6 +3,7 @@
 VL-CLIP uses Grounding DINO. OWL-ViT and OWLv2 load in the same way.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ class Detector:
         self._model = model.eval().to(self._device)
 
     def key(self) -> tuple[Any, ...]:
-        """The files of the checkpoint."""
-        return ("detector", *checkpoint_files(self._checkpoint), {"detector": VERSION})
+        """The files of the checkpoint, or its name on the model hub."""
+        identity: list[Path | str] = [*checkpoint_files(self._checkpoint)] or [self._checkpoint]
+        return ("detector", *identity, {"detector": VERSION})
 
     @torch.inference_mode()
     def boxes(self, photo: Image.Image, phrase: str) -> list[Box]:
