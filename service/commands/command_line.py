@@ -55,10 +55,12 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         return parser
     from service.commands.client import add_import, add_recommend
     from service.commands.fsck import add_fsck
+    from service.commands.search import add_search
 
     add_fsck(subparsers)
     add_import(subparsers)
     add_recommend(subparsers)
+    add_search(subparsers)
     if argv and argv[0] in subparsers.choices:
         return parser
     from importlib.metadata import entry_points

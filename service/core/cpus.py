@@ -1,4 +1,4 @@
-"""How many processors this process may use, which in a container is less than the machine has.
+"""How many processors this process may use, which in a container is less than the machine has; priorities.
 
 Two things limit it: its affinity (cpuset, taskset), and the CPU quotas of its control groups, v1 and v2
 (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files,
@@ -9,9 +9,13 @@ times slower there: its threads wait for each other while the kernel holds most 
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+NICENESS = 10
 
 
 class UsableCpus(NamedTuple):
@@ -112,3 +116,9 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux, or no such controller
         return []
+
+
+def give_way() -> None:
+    """Give the calling thread the priority of a batch job. Only Linux has priorities of single threads."""
+    with suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 from service.core.bundle import Manifest, RenderSpec
 from service.core.bundle_items import BundledItem
 from service.core.image_field import names_a_picture, reference_in, without_reference
 from service.core.render import content_hash, item_text
-from service.core.sid import Codes
 from service.errors import ItemChanged, ServiceError
+from service.flows.drawing import Tokenized
 from service.flows.indexing import Indexer
 from service.store.client import chunks
 from service.store.items import ItemStore
@@ -55,13 +56,13 @@ async def read_the_unread(
     """
     num_read = num_left = num_without = 0
     render, reads_pictures = manifest.render, manifest.pictures is not None
-    known: dict[str, Codes] | None = None
+    known: dict[str, Tokenized] | None = None
     async for page in store.unread_items():
         if known is None:  # hashed only now, as most starts find nothing unread
-            known = {content_hash(item_text(each.item, render)): each.codes for each in items}
+            known = _tokenized_by_text(items, render)
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
-            codes = _known_codes(
+            codes = _known_of(
                 [each for each in records if not (reads_pictures and reference_in(each.item))], known, render
             )
             others = [each for each in records if each.item_id not in codes]
@@ -71,7 +72,9 @@ async def read_the_unread(
             else:
                 num_left += len(others)
             taken = [(each, codes[each.item_id]) for each in records if each.item_id in codes]
-            _raise_first(await store.assign(taken))
+            _raise_first(
+                await store.assign([(replace(each, vector=read.vector), read.codes) for each, read in taken])
+            )
             num_read += len(taken)
             await pace(perf_counter() - started_at)
     if num_read:
@@ -85,17 +88,53 @@ async def read_the_unread(
     return num_left
 
 
-def _known_codes(
-    records: Sequence[ItemRecord], known: Mapping[str, Codes], render: RenderSpec
-) -> dict[str, Codes]:
-    """Codes by the hash of the text that this tokenizer draws. Another tokenizer may draw other fields."""
+async def give_vectors(
+    store: ItemStore, indexer: Indexer, items: Sequence[BundledItem], manifest: Manifest, pace: Pace
+) -> int:
+    """Give vectors to items that have codes and no vector -> how many got one.
+
+    Such items come from an older release, or from a bundle or file without vectors. Their codes stay.
+    """
+    num_given = 0
+    known: dict[str, Tokenized] | None = None
+    async for page in store.items_without_vector():
+        if known is None:
+            with_vectors = [each for each in items if each.vector]
+            known = _tokenized_by_text(with_vectors, manifest.render)
+        for records in chunks(page, CHUNK):
+            started_at = perf_counter()
+            plain = [each for each in records if not reference_in(each.item)]
+            found = _known_of(plain, known, manifest.render)
+            others = [each for each in records if each.item_id not in found]
+            found |= zip((each.item_id for each in others), await indexer.read(others), strict=True)
+            # Without codes: an item whose content has changed meanwhile is left to whoever changed it.
+            taken = [(replace(each, vector=found[each.item_id].vector), None) for each in records]
+            _raise_first(await store.assign(taken))
+            num_given += len(taken)
+            await pace(perf_counter() - started_at)
+    if num_given:
+        log.info("gave vectors to %d items that had none, so that searches find them", num_given)
+    return num_given
+
+
+def _tokenized_by_text(items: Sequence[BundledItem], render: RenderSpec) -> dict[str, Tokenized]:
+    return {content_hash(item_text(each.item, render)): Tokenized(each.codes, each.vector) for each in items}
+
+
+def _known_of(
+    records: Sequence[ItemRecord], known: Mapping[str, Tokenized], render: RenderSpec
+) -> dict[str, Tokenized]:
+    """What the bundle knows of these items, by the hash of the text that this tokenizer draws.
+
+    Another tokenizer may draw other fields.
+    """
     hashes = {each.item_id: content_hash(item_text(each.item, render)) for each in records}
     return {item_id: known[text] for item_id, text in hashes.items() if text in known}
 
 
 def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
     item = without_reference(each.item)  # a bundle ships no pictures
-    return ItemRecord(each.item_id, content_hash(item_text(item, render)), item)
+    return ItemRecord(each.item_id, content_hash(item_text(item, render)), item, vector=each.vector)
 
 
 def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:
