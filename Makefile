@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-fast coverage check bench fuzz chaos dashboards pictures docs lock sbom audit release clean
+.PHONY: help install demo serve test test-fast coverage check bench fuzz chaos dashboards pictures docs lock sbom audit image release clean
 .NOTPARALLEL:
 
 # Two sets of packages. `make demo` and `make serve` need only the small one, which the large one includes.
@@ -62,8 +62,8 @@ check: $(ALL)  ## format, lint, spelling, types, import contracts, Dockerfile, c
 	$(BIN)/codespell
 	$(BIN)/mypy --no-error-summary
 	contracts=$$($(BIN)/lint-imports --no-logo) || { echo "$$contracts"; exit 1; }
-	$(BIN)/hadolint Dockerfile
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.gpu.yml
+	$(BIN)/hadolint Dockerfile deploy/demo.Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.*.yml
 	echo "Checked: format, lint, spelling, types, import contracts, Dockerfile, compose files."
 
 bench: $(ALL)  ## first timings of the service; the last line is JSON
@@ -103,6 +103,9 @@ sbom: $(ALL)  ## write build/sbom-*.json: what is in the image, as CycloneDX
 
 audit: $(ALL)  ## ask the public list of known vulnerabilities about the image's packages; needs the network
 	@for lock in $(LOCKS); do $(BIN)/pip-audit --disable-pip --require-hashes --requirement $$lock $(ARGS); done
+
+image: $(ALL)  ## build the image with buildah, and try it; the last line is JSON. make image ARGS='--base NAME'
+	@exec $(BIN)/python -m deploy.image $(ARGS)
 
 release: $(ALL)  ## build wheel and sdist into dist, check them, and run each from an empty environment
 	@exec $(BIN)/python -m deploy.release

@@ -238,7 +238,7 @@ def add_study(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--costs",
         action="store_true",
-        help="also measure the cost of every finished cell again, on this machine",
+        help="also measure the costs of the cells again, on this machine",
     )
     parser.set_defaults(run=_study)
 

@@ -55,7 +55,7 @@ class MiniLmConfig:
 class FamaeConfig:
     """FAMAE (encoders/famae.py; ReSID, 2026): vectors learnt from purchases and fields.
 
-    No service can run it. The vectors go to the quantizer as they are, without the head.
+    It reads fields and no pixels. The vectors go to the quantizer as they are, without the head.
     """
 
     # Beside the item's id: "brand", "categories.2" for a level, or any field. (): chosen by the data
@@ -122,8 +122,8 @@ class CardConfig(PicturesConfig):
     neighbors: CardNeighbors = "collaborative"
 
 
-# Encoders for comparison. They draw no pictures, so they cannot be a part of a tokenizer graph.
-UnservedEncoderConfig = MiniLmConfig | FamaeConfig
+# Encoders for comparison, which cannot be a part of a tokenizer graph.
+UnservedEncoderConfig = MiniLmConfig
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class RunConfig:
     generator: TreeConfig | TigerConfig | SasRecConfig
     seed: int = 0
     render: RenderSpec = field(default_factory=RenderSpec)
-    encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | UnservedEncoderConfig = field(
+    encoder: CompactConfig | PpOcrConfig | HubEncoderConfig | MiniLmConfig | FamaeConfig = field(
         default_factory=CompactConfig
     )
     pictures: PicturesConfig | None = None  # None: only the text is read
@@ -390,6 +390,20 @@ def card() -> RunConfig:
     return replace(base(), name="card", pictures=CardConfig())
 
 
+def resid() -> RunConfig:
+    """ReSID: `base` on fields in place of pixels, with codes that separate the items of a small catalog.
+
+    Its paper has ten to twenty items below each first two codes, and as many codes at the last level.
+    """
+    return replace(
+        base(),
+        name="resid",
+        sid=SidSpec(levels=(16, 24, 64)),
+        encoder=FamaeConfig(),
+        quantizer=GaoqConfig(),
+    )
+
+
 def tiny() -> RunConfig:
     """A configuration for tests, which takes under a minute. Its parts are real, but too small to be good."""
     return replace(
@@ -415,6 +429,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "tiger-base": tiger_base,
     "pictures": pictures,
     "card": card,
+    "resid": resid,
     "pp-ocr-base": pp_ocr_base,
     "donut-base": donut_base,
     "trocr-base": trocr_base,

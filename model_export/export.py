@@ -8,12 +8,14 @@ stops, and whether int8 is used. The test users are first used by `evaluate`, on
 
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 from model_export.bundle.folder import kept_bundle, reserved
 from model_export.bundle.writing import TokenizedCatalog, generator_name, key_of_bundle, write_bundle
 from model_export.config_changes import differences
 from model_export.configs import CompactConfig, FamaeConfig, MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
 from model_export.data.dataset import DataError, Dataset
+from model_export.data.item_fields import default_fields
 from model_export.data.splits import Targets
 from model_export.encoders.compact.scripts import untaught_scripts
 from model_export.generators.tree import TreeGenerator
@@ -23,7 +25,8 @@ from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
-from service.core.render import item_text
+from service.core.item_fields import source_of
+from service.core.render import is_drawn, item_text
 from service.errors import GlyphrecError
 
 MANY_UNTAUGHT = 0.02  # a share of the letters
@@ -73,6 +76,8 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
     if (validation := run.split.validation).repeated_share > MANY_REPEATS:
         say(_repeats(validation))
 
+    if isinstance(config.encoder, FamaeConfig):
+        _check_noticed(run, config.encoder)
     if isinstance(config.encoder, CompactConfig) and (warning := _untaught(run)):
         say(warning)
     if dataset.images and config.pictures is None:
@@ -82,11 +87,12 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
         )
 
     with stages.deterministic():
-        say("[1/5] drawing and reading the items")
+        started_at = perf_counter()
+        say("[1/5] reading the items")
         read = stages.read(run)
-        assert read.pooling is not None
         say("[2/5] training the head and the quantizer")
         coded = stages.code(run, read)
+        seconds = perf_counter() - started_at
         say(f"      {coded.collisions.summary()}")
         say(f"[3/5] training the {generator_name(config)} generator")
         generated = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors)
@@ -94,8 +100,8 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
         if run.config.opinions is not None:
             assert isinstance(generated.generator, TreeGenerator)
             weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.text, read.photos)
-    strips = stages.draw(dataset.items, run.config)
-    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes))
+    strips = None if read.famae is not None else stages.draw(dataset.items, run.config)
+    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes), seconds)
     return write_bundle(out, key, run, tokenized, generated)
 
 
@@ -109,6 +115,20 @@ def _untaught(run: Run) -> str | None:
         f"  warning: the compact reader was not taught {share:.0%} of the letters ({named}). It tells such "
         "texts apart less well. Export with --config pp-ocr-base, and compare."
     )
+
+
+def _check_noticed(run: Run, config: FamaeConfig) -> None:
+    """Raise GlyphrecError if an item could change in a field that is read, and its text would stay the same.
+
+    A service reads an item again if its text has changed.
+    """
+    read = {source_of(name) for name in config.fields or default_fields(run.dataset.items)}
+    if lacking := sorted(name for name in read if not is_drawn(name, run.config.render)):
+        raise GlyphrecError(
+            f"render.fields lacks {', '.join(lacking)}, which the tokenizer reads, so a service would not "
+            f"see that an item has changed there. Add {'it' if len(lacking) == 1 else 'them'}, or '*' for "
+            "all fields."
+        )
 
 
 def _repeats(validation: Targets) -> str:
@@ -128,8 +148,8 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
 
 def _check_servable(config: RunConfig) -> None:
     """Raise GlyphrecError for configurations that exist for comparison only."""
-    if isinstance(config.encoder, FamaeConfig):
-        reason = "its encoder learns a vector for each item, and a new item has none"
+    if isinstance(config.encoder, FamaeConfig) and config.pictures is not None:
+        reason = "its encoder reads fields, and a tokenizer reads fields or pixels"
     elif isinstance(config.encoder, MiniLmConfig):
         reason = "its encoder reads text, but a service draws pictures"
     elif isinstance(config.generator, SasRecConfig):

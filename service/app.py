@@ -32,7 +32,7 @@ from service.flows.contents import ContentReader
 from service.flows.drawing import ItemDrawer, tokenize_in_batches, work_of
 from service.flows.feedback import Feedback
 from service.flows.indexing import Indexer
-from service.flows.item_search import ItemSearcher, find_in_batches
+from service.flows.item_search import ItemSearcher, find_in_batches, work_of_findings
 from service.flows.learning import Learned, Learner
 from service.flows.pictures import PictureReader
 from service.flows.query_encoder import QueryEncoder, encode_in_batches
@@ -336,6 +336,7 @@ def build_model(
         max_batch_units=MAX_BATCH_FINDINGS,
         max_queued_units=settings.max_queued_strips,
         max_wait_s=settings.max_wait_ms / 1_000,
+        units=work_of_findings(catalog),
         observe=lambda stats: metrics.observe_batch("vectors", stats),
         lock=catalog.lock,
     )
@@ -349,8 +350,9 @@ def build_model(
             pictures,
             filter_fields=settings.filter_fields,
             max_item_chars=settings.max_item_chars,
+            vocabulary=loaded.vocabulary,
         ),
-        drawer=ItemDrawer(manifest, store.pictures, pictures),
+        drawer=ItemDrawer(manifest, store.pictures, pictures, loaded.vocabulary),
         timeout_s=settings.index_timeout_s,
         metrics=metrics,
     )

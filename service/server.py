@@ -1,7 +1,9 @@
 """The HTTP server around the app. It ends in three steps: readiness off, no new connections, last answers."""
 
+import asyncio
 import math
 import signal
+import socket
 import time
 from functools import partial
 from types import FrameType
@@ -33,6 +35,7 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
             is_probe=state.policies.is_probe,
             metrics=state.metrics,
             route_of=state.policies.route_of,
+            is_stopping=lambda: state.readiness.is_stopping,
         ),
         ws="none",
         lifespan="on",
@@ -45,6 +48,12 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     return GracefulServer(config, readiness=state.readiness, stop_delay_s=settings.stop_delay_s)
+
+
+# In this time the event loop takes the connections that the kernel has, and reads what has come on them.
+READ_S = 0.1
+# For the first request of a connection that was made at the end: the way through a slow network, and more.
+FIRST_REQUEST_S = 1.0
 
 
 class GracefulServer(uvicorn.Server):
@@ -72,3 +81,22 @@ class GracefulServer(uvicorn.Server):
         """Called by uvicorn ten times a second. True ends the server."""
         self.should_exit |= time.monotonic() >= self._stop_at or self._readiness.failure is not None
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connections, answer what has come or is on its way, then end as uvicorn does.
+
+        uvicorn would close connections whose requests the kernel has, and nobody has read: they were lost.
+        """
+        # From now on the kernel takes hardly any connection, so none is left there when the socket is closed.
+        for each in sockets or []:
+            each.listen(0)
+        await asyncio.sleep(READ_S)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(READ_S)
+        for _ in range(round(FIRST_REQUEST_S / READ_S)):
+            connections = self.server_state.connections
+            if not any(isinstance(each, BoundedHttp) and each.awaits_request for each in connections):
+                break
+            await asyncio.sleep(READ_S)
+        await super().shutdown(sockets)

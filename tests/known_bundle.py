@@ -1,7 +1,8 @@
 """A tiny real bundle whose answers can be worked out by hand: both graphs are ONNX with fixed arithmetic.
 
 The tokenizer's codes are the sum of an item's first strip, written in the base of the levels; another
-`reader` adds 101 times its number, and a tokenizer that reads photos adds the sum of the photo's pixels. Its
+`reader` adds 101 times its number, and a tokenizer that reads photos adds the sum of the photo's pixels. A
+tokenizer that reads fields has the sum of their numbers, times FIELD_WEIGHT and their place from 1. The
 vector is the same sum as an angle, so items are alike whose sums are near each other on the circle. The
 recommender is a beam search over two steps, the first code and then
 the rest, so it loses items as real ones do.
@@ -20,21 +21,24 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.core.bundle import (
     CO_COUNTS,
-    FORMAT_VERSION,
     ITEMS,
     MANIFEST,
     RECOMMENDER,
     TOKENIZER,
+    VOCABULARY,
     FileRecord,
     Manifest,
     PictureSpec,
     RenderSpec,
+    format_version_of,
     sha256_of,
 )
 from service.core.bundle_co_counts import write_co_counts
+from service.core.bundle_vocabulary import write_vocabulary
 from service.core.co_counts import CoCountSpec, CoRow
-from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
-from service.core.pictures import picture_pixels
+from service.core.encoder_view import encoder_view
+from service.core.graphs import GraphSpec, field_tokenizer_graph, recommender_graph, tokenizer_graph
+from service.core.item_fields import Vocabulary
 from service.core.render import font_sha256, item_text, render_text
 from service.core.sid import Codes, SidSpec
 from service.core.vectors import as_text, packed
@@ -44,6 +48,7 @@ PAGED = SidSpec(levels=SPEC.levels, paged=True)
 PICTURES = PictureSpec(size_px=32)  # of the tokenizer that reads photos
 HISTORY_LENGTH = 4
 VECTOR_DIM = 2
+FIELD_WEIGHT = 7
 BEAM_LIMIT = 64
 NEG_INF = -1e9
 FIRST, REST = (
@@ -66,25 +71,40 @@ def render_spec() -> RenderSpec:
     return spec.model_copy(update={"font_sha256": font_sha256(spec)})
 
 
-def known_codes(item: dict, reader: int = 0, kept: bytes | None = None) -> Codes:
+def known_codes(
+    item: dict, reader: int = 0, kept: bytes | None = None, pictures: PictureSpec = PICTURES
+) -> Codes:
     """What the tokenizer reads. `kept`: the item's kept picture, if this reader reads pictures."""
-    return SPEC.codes_of(_leaf(item, reader, kept))
+    return SPEC.codes_of(_leaf(item, reader, kept, pictures))
 
 
 def known_vector(item: dict, reader: int = 0, kept: bytes | None = None) -> bytes:
     """What is kept of the vector of the item."""
-    angle = 2 * math.pi * _leaf(item, reader, kept) / NUM_LEAVES
+    return vector_of(SPEC.codes_of(_leaf(item, reader, kept, PICTURES)))
+
+
+def vector_of(codes: Codes) -> bytes:
+    """The vector that each known tokenizer gives together with these codes, as it is kept."""
+    angle = 2 * math.pi * SPEC.prefixes(codes)[-1] / NUM_LEAVES
     (vector,) = packed(np.array([[math.cos(angle), math.sin(angle)]], np.float32))
     return vector
 
 
-def _leaf(item: dict, reader: int, kept: bytes | None) -> int:
+def _leaf(item: dict, reader: int, kept: bytes | None, pictures: PictureSpec) -> int:
     render = render_spec()
     first_strip = render_text(item_text(item, render), render).strips[0]
     total = int(first_strip.sum(dtype=np.int64)) + 101 * reader
-    if kept is not None:
-        total += int(picture_pixels(kept, PICTURES).sum(dtype=np.int64))
+    seen = encoder_view(item, kept, pictures, render)
+    if seen is not None:
+        total += int(seen.sum(dtype=np.int64))
     return total % NUM_LEAVES
+
+
+def known_field_codes(item: dict, vocabulary: Vocabulary, reader: int = 0) -> Codes:
+    """What a tokenizer of fields reads."""
+    numbers = vocabulary.read(item).tolist()
+    total = sum(FIELD_WEIGHT * place * number for place, number in enumerate(numbers, start=1))
+    return SPEC.codes_of((total + 101 * reader) % NUM_LEAVES)
 
 
 def known_score(history: Sequence[Codes], codes: Codes, mass: Mapping[Codes, float] | None = None) -> float:
@@ -140,45 +160,55 @@ def write_known_bundle(
     created_at: str = "2026-01-01T00:00:00Z",
     data_name: str = "known",
     pictures: PictureSpec | None = None,
+    vocabulary: Vocabulary | None = None,
     has_vectors: bool = True,
 ) -> Path:
     """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer.
 
-    With `co_counts`, the counts of `rows` have a say. With `pictures`, the tokenizer reads photos.
-    Without `has_vectors`, the items have none, as in bundles of older releases.
+    With `co_counts`, the counts of `rows` have a say. With `pictures`, the tokenizer reads photos, and with a
+    `vocabulary` fields. Without `has_vectors`, the items have none, as in bundles of older releases.
     """
     folder.mkdir(parents=True, exist_ok=True)
     render = render_spec().model_copy(update={"fields": fields})
-    graphs = (
-        tokenizer_graph(
+    tokenizer = (
+        field_tokenizer_graph(spec, len(vocabulary.names), VECTOR_DIM)
+        if vocabulary
+        else tokenizer_graph(
             spec,
             height=render.height_px,
             width=render.width_px,
             vector_dim=VECTOR_DIM,
             picture_px=pictures.size_px if pictures else None,
-        ),
-        recommender_graph(spec),
+        )
     )
+    graphs = (tokenizer, recommender_graph(spec))
     onnx.save(_tokenizer(graphs[0], reader), folder / TOKENIZER)
     onnx.save(_recommender(graphs[1], spec.is_paged), folder / RECOMMENDER)
     with gzip.open(folder / ITEMS, "wt", encoding="utf-8") as file:
         for each in items:
             line = each._asdict() | {"slot": 0}
             if has_vectors:
-                line["vector"] = as_text(known_vector(each.item, reader))
+                of_fields = None if vocabulary is None else known_field_codes(each.item, vocabulary, reader)
+                vector = vector_of(of_fields) if of_fields else known_vector(each.item, reader)
+                line["vector"] = as_text(vector)
             file.write(json.dumps(line) + "\n")
     files = [TOKENIZER, RECOMMENDER, ITEMS]
     if co_counts is not None:
         write_co_counts(folder / CO_COUNTS, rows)
         files.append(CO_COUNTS)
+    known_fields = None
+    if vocabulary is not None:
+        known_fields = write_vocabulary(folder / VOCABULARY, vocabulary)
+        files.append(VOCABULARY)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_text_alone=pictures is None and vocabulary is None),
         created_at=created_at,
         config="known",
         export_key="0" * 64,
         sid=spec,
         render=render,
         pictures=pictures,
+        fields=known_fields,
         tokenizer_id=tokenizer_id_of(reader),
         recommender_id=recommender_id,
         trained_for_tokenizer_id=tokenizer_id_of(reader),
@@ -267,10 +297,16 @@ def _read_bits(g: _Graph, rows: str, level: int, output: str) -> None:
 
 def _tokenizer(spec: GraphSpec, reader: int) -> onnx.ModelProto:
     g = _Graph()
-    g("Gather", "strips first_strip", "first", axis=0)  # [item, height, width]
-    g("Cast", "first", "pixels", to=TensorProto.INT64)
-    g.constant("height_and_width", [1, 2])
-    g("ReduceSum", "pixels height_and_width", "sum", keepdims=0)  # [item]
+    if (first := spec.inputs[0]).name == "fields":
+        g.constant("weights", [FIELD_WEIGHT * place for place in range(1, int(first.shape[1]) + 1)])
+        g("Mul", "fields weights", "weighed")
+        g.constant("every_field", [1])
+        g("ReduceSum", "weighed every_field", "sum", keepdims=0)  # [item]
+    else:
+        g("Gather", "strips first_strip", "first", axis=0)  # [item, height, width]
+        g("Cast", "first", "pixels", to=TensorProto.INT64)
+        g.constant("height_and_width", [1, 2])
+        g("ReduceSum", "pixels height_and_width", "sum", keepdims=0)  # [item]
     g.constant("num_leaves", NUM_LEAVES)
     g.constant("shift", 101 * reader)
     g("Add", "sum shift", "shifted_text")

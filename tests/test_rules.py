@@ -68,6 +68,17 @@ def test_alerts_fire_on_the_bad_series_and_not_on_the_good_ones() -> None:
     assert tool("test", "rules", *sorted(PROMETHEUS.glob("tests/*.yml"))) == ""
 
 
+def test_the_example_of_an_alertmanager_sends_each_severity_somewhere() -> None:
+    example = load_yaml(PROMETHEUS / "alertmanager.yml")
+    receivers = {each["name"] for each in example["receivers"]}
+    routes = [example["route"], *example["route"]["routes"]]
+    assert {each["receiver"] for each in routes} == receivers
+    matched = [matcher for each in example["route"]["routes"] for matcher in each["matchers"]]
+    assert matched == ['severity="page"'], "all else goes to the first receiver"
+    named = re.findall(r"Glyphrec\w+", (PROMETHEUS / "alertmanager.yml").read_text(encoding="utf-8"))
+    assert set(named) <= ALERTS.keys()
+
+
 @promtool
 def test_prometheus_accepts_its_configuration() -> None:
     assert tool("check", "config", PROMETHEUS / "prometheus.yml") == ""

@@ -24,7 +24,6 @@ from model_export.bundle.recommender import export_recommender
 from model_export.configs import TreeConfig
 from model_export.generators.tree import TreeGenerator
 from service.core.bundle import (
-    FORMAT_VERSION,
     ITEMS,
     MANIFEST,
     RECOMMENDER,
@@ -32,6 +31,7 @@ from service.core.bundle import (
     FileRecord,
     Manifest,
     RenderSpec,
+    format_version_of,
     sha256_of,
 )
 from service.core.graphs import recommender_graph, tokenizer_graph
@@ -100,7 +100,7 @@ def write_bundle(folder: Path) -> Path:
     with gzip.open(folder / ITEMS, "wb"):
         pass
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_pictures=False),
         created_at="2026-01-01T00:00:00Z",
         config="scale",
         export_key="0" * 64,

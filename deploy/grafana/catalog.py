@@ -243,6 +243,27 @@ REDIS = [
         most=1,
     ),
     lines(
+        "Redis: memory",
+        "What Redis uses for all programs, and its maxmemory. Without a limit the second line is 0.",
+        "bytes",
+        Query(total("glyphrec_redis_used_memory_bytes", func="max"), "used"),
+        Query(total("glyphrec_redis_max_memory_bytes", func="max"), "allowed"),
+    ),
+    lines(
+        "Redis: append-only file",
+        "Its size on the disk. It falls with each rewrite.",
+        "bytes",
+        Query(total("glyphrec_redis_append_file_bytes", func="max"), "size"),
+    ),
+    lines(
+        "Redis cannot write, by kind",
+        "1 if the last writing to the disk failed. Look at the disk of Redis.",
+        "short",
+        Query(total("glyphrec_redis_failing", "what", func="max"), "{{what}}"),
+        steps=[(1, "red")],
+        most=1,
+    ),
+    lines(
         "Catalog damaged, by replica",
         "1 while Redis lacks a part of the catalog, and the replica is not ready. glyphrec fsck, a backup or "
         "an import makes it whole.",

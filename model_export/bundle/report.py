@@ -4,9 +4,10 @@ It has a table of metrics, curves, the use of the codebooks, a page of drawn ite
 words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,12 +22,32 @@ from model_export.generators.training import Curve
 from model_export.quantizers.base import EpochStats
 from model_export.quantizers.collisions import CollisionReport
 from service.core.bundle import RECOMMENDER, Bundle
+from service.core.item_fields import Value, Vocabulary, values_of
 from service.core.render import item_text
 from service.inference.runtime import RecommenderSession
 
 NUM_EXAMPLES = 5
 NUM_RECOMMENDED = 5
 NUM_SHOWN_OF_HISTORY = 5
+
+
+# Words, name of the figure without its depth, form.
+PROBE_ROWS = (
+    ("co-purchased pairs that share their prefix", "alignment_co_purchase_", "{:.1%}"),
+    ("the same by chance, at the same popularity", "chance_co_purchase_", "{:.1%}"),
+    ("pairs of one prefix that have one category", "alignment_category_", "{:.1%}"),
+    ("spread of purchases over the codes of the level (1 is even)", "popularity_entropy_", "{:.2f}"),
+    ("cosine of two directions with one code of the level", "cosine_same_code_", "{:.3f}"),
+    ("cosine of any two directions", "chance_cosine_", "{:.3f}"),
+)
+
+
+class Cost(NamedTuple):
+    """What a tokenizer costs."""
+
+    ms_per_item: float  # of the graph
+    megabytes: float  # of the graph
+    seconds: float  # from the items to their codes, on all cores
 
 
 @dataclass(frozen=True)
@@ -47,16 +68,21 @@ def write_report(
     collisions: CollisionReport,
     quantizer: Sequence[EpochStats],
     curve: Curve,
-    page: Sequence[NDArray[np.uint8]],
+    probes: Mapping[str, float],
+    cost: Cost,
+    page: Sequence[NDArray[np.uint8]] | None,
+    read: Sequence[str],
     examples: Sequence[Example],
 ) -> None:
     """Write report.md and its pictures into the new folder `folder`.
 
-    `changes`: what differs from the named configuration. `page`: the strips [strip, height, width] of some
-    items.
+    `changes`: what differs from the named configuration. `probes`: the figures of evaluation/code_probes.py.
+    `page`: the strips [strip, height, width] of some items, or None if fields are read; `read` has them in
+    words then.
     """
     folder.mkdir(parents=True)
-    draw_page(page).save(folder / "items.png")
+    if page is not None:
+        draw_page(page).save(folder / "items.png")
     _draw_codebooks(quantizer, folder / "codebooks.png")
     _draw_curve(curve, folder / "training.png")
     last = quantizer[-1]
@@ -87,6 +113,11 @@ def write_report(
         "",
         "![codebook use and collisions by epoch](codebooks.png)",
         "",
+        *_probes(probes),
+        f"An item takes {cost.ms_per_item:.3g} ms to tokenize on one core, without drawing. The graph of the "
+        f"tokenizer has {cost.megabytes:.3g} MB. Reading, fitting and quantizing the catalog took "
+        f"{cost.seconds:.0f} s in this run, less where stages came from the cache.",
+        "",
         "## Training",
         "",
         f"{curve.step[-1]} steps in {curve.seconds:.0f} s. The reason for the end: {curve.stopped}.",
@@ -95,7 +126,8 @@ def write_report(
         "",
         "## Items as the encoder sees them",
         "",
-        "![rendered items](items.png)",
+        *(f"- {item}" for item in read),
+        *([] if page is None else ["![rendered items](items.png)"]),
         "",
         "## Some test users",
         "",
@@ -107,6 +139,26 @@ def write_report(
         lines += [f"{rank}. {text}" for rank, text in enumerate(example.recommended, start=1)]
         lines += ["", f"Taken next: {example.target}", "", "---", ""]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _probes(probes: Mapping[str, float]) -> list[str]:
+    """A table of what the codes tell, with a column for each depth, and how to read it."""
+    deepest = max(
+        (int(depth) for name in probes if (depth := name.rpartition("_")[2]).isdecimal()), default=0
+    )
+    rows = []
+    for words, name, form in PROBE_ROWS:
+        values = [probes.get(f"{name}{depth}") for depth in range(1, deepest + 1)]
+        if any(value is not None for value in values):
+            rows.append([words, *("–" if value is None else form.format(value) for value in values)])
+    if not rows:
+        return []
+    header = ["", *(f"depth {depth}" for depth in range(1, deepest + 1))]
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    note = "A pair of items is co-purchased if one follows the other in a user's purchases."
+    if "chance_category" in probes:
+        note += f" Of all pairs of items, {probes['chance_category']:.1%} have one category."
+    return [*lines, "", note, ""]
 
 
 def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[np.int64]) -> list[Example]:
@@ -129,6 +181,19 @@ def examples_of(bundle: Bundle, dataset: Dataset, test: Targets, codes: NDArray[
         )
         for user, items in zip(users, ranked, strict=True)
     ]
+
+
+def fields_in_words(item: Mapping[str, Any], vocabulary: Vocabulary) -> str:
+    """The fields of an item as its tokenizer reads them: name and value, or that nothing is known."""
+    found = []
+    for name, known in vocabulary.numbers.items():
+        values = [value for value in values_of(item, name) if value in known]
+        found.append(f"{name}: {_words(values[-1]) if values else 'unknown'}")
+    return "; ".join(found)
+
+
+def _words(value: Value) -> str:
+    return " > ".join(value) if isinstance(value, tuple) else value
 
 
 def draw_page(items: Sequence[NDArray[np.uint8]], scale: int = 3) -> Image.Image:

@@ -1,7 +1,9 @@
-"""The tokenizer graph turns pixels into codes and a vector, in one file.
+"""The tokenizer graph turns pixels, or the numbers of fields, into codes and a vector, in one file.
 
 strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
 pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion, head, quantizer ─▶ codes, vector
+
+fields ─── tables of embeddings (FAMAE) ──────────────────────────────────── quantizer ─▶ codes, vector
 """
 
 from collections.abc import Sequence
@@ -17,9 +19,10 @@ from numpy.typing import NDArray
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
-from model_export.configs import RunConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, RunConfig, UnservedEncoderConfig
 from model_export.encoders.base import Pooling
 from model_export.encoders.choose import make_encoder
+from model_export.encoders.famae import FieldTables
 from model_export.encoders.fusion import Fusion
 from model_export.encoders.head import ItemHead
 from model_export.encoders.images.base import image_body
@@ -28,7 +31,7 @@ from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
 from model_export.pipeline.stages import Coded, Read
 from model_export.quantizers.base import ResidualQuantizer
 from service.core.bundle import PictureSpec, RenderSpec
-from service.core.graphs import NO_PICTURE, GraphSpec, tokenizer_graph
+from service.core.graphs import NO_PICTURE, GraphSpec, field_tokenizer_graph, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer, TokenizerInput
@@ -39,6 +42,7 @@ VERSION = 1  # raised when the output changes; see model_export/pipeline/version
 # 1.
 TRACED_STRIPS, TRACED_FIRST = 5, (0, 2, 3)
 TRACED_PICTURES, TRACED_PICTURE_OF = 2, (1, -1, 0)
+TRACED_ITEMS = 3
 # Prefixes for the names of the bodies, because the remainder may use the same names.
 BODY, IMAGE_BODY = "body/", "image_body/"
 TOLERANCE = 1e-3  # of a vector's entry
@@ -56,10 +60,21 @@ class TokenizerParts:
     fusion: Fusion | None = None
 
 
-def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts:
+@dataclass(frozen=True)
+class FieldParts:
+    """Everything that the graph of a tokenizer of fields is made of."""
+
+    tables: FieldTables
+    head: ItemHead
+    quantizer: ResidualQuantizer
+
+
+def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | FieldParts:
     """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
+    if read.famae is not None:
+        return FieldParts(read.famae.tables, coded.head, coded.quantizer)
     assert read.pooling is not None
-    assert not isinstance(config.encoder, UnservedEncoderConfig)
+    assert not isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
     return TokenizerParts(
         make_encoder(config.render, config.encoder, config.seed).body(),
         read.pooling,
@@ -105,15 +120,30 @@ class Remainder(nn.Module):
         return TokenizedBatch(self.quantizer.encode(vector), vector)
 
 
+class FieldReading(nn.Module):
+    """The whole graph of a tokenizer of fields."""
+
+    def __init__(self, parts: FieldParts) -> None:
+        super().__init__()
+        self.tables, self.head, self.quantizer = parts.tables, parts.head, parts.quantizer
+
+    def forward(self, fields: Tensor) -> TokenizedBatch:
+        """Numbers of fields [item, field] -> codes, vectors."""
+        vector = self.head(self.tables.vectors(fields))  # [item, dim]
+        return TokenizedBatch(self.quantizer.encode(vector), vector)
+
+
 def export_tokenizer(
     path: Path,
-    parts: TokenizerParts,
+    parts: TokenizerParts | FieldParts,
     *,
     sid: SidSpec,
     render: RenderSpec,
     pictures: PictureSpec | None = None,
 ) -> GraphSpec:
     """Write the graph to `path`. Returns the tensors of the graph."""
+    if isinstance(parts, FieldParts):
+        return _export_field_tokenizer(path, parts, sid)
     graph = tokenizer_graph(
         sid,
         height=render.height_px,
@@ -131,14 +161,36 @@ def export_tokenizer(
             body.ir_version = merged.ir_version
             merged = compose.merge_models(body, merged, io_map=[(f"{prefix}{output}", name)])
     merged = _with_inputs(merged, [tensor.name for tensor in graph.inputs])
-    name_dimensions(merged, graph)
-    onnx.checker.check_model(merged, full_check=True)
-    onnx.save(merged, path)
+    _save(merged, graph, path)
     return graph
 
 
+def _export_field_tokenizer(path: Path, parts: FieldParts, sid: SidSpec) -> GraphSpec:
+    num_fields = len(parts.tables.tables)
+    graph = field_tokenizer_graph(sid, num_fields, parts.head.vector_dim)
+    model = to_onnx(
+        FieldReading(parts).eval(),
+        (torch.zeros(TRACED_ITEMS, num_fields, dtype=torch.int64),),
+        inputs=["fields"],
+        outputs=["codes", "vector"],
+        dynamic_shapes=({0: torch.export.Dim("item")},),
+    )
+    _save(model, graph, path)
+    return graph
+
+
+def _save(model: onnx.ModelProto, graph: GraphSpec, path: Path) -> None:
+    name_dimensions(model, graph)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
 def check_tokenizer(
-    path: Path, parts: TokenizerParts, *, graph: GraphSpec, items: Sequence[TokenizerInput]
+    path: Path,
+    parts: TokenizerParts | FieldParts,
+    *,
+    graph: GraphSpec,
+    items: Sequence[TokenizerInput],
 ) -> float:
     """Compare the written graph with PyTorch on `items`.
 
@@ -169,8 +221,13 @@ def check_tokenizer(
     return worst
 
 
-def _reference(parts: TokenizerParts, items: Sequence[TokenizerInput]) -> TokenizedBatch:
+def _reference(parts: TokenizerParts | FieldParts, items: Sequence[TokenizerInput]) -> TokenizedBatch:
     """The expected outputs, with the bodies in ONNX Runtime and the remainder in PyTorch."""
+    if isinstance(parts, FieldParts):
+        fields = np.stack([item.fields for item in items if item.fields is not None])
+        with torch.no_grad():
+            of_fields: TokenizedBatch = FieldReading(parts).eval()(torch.from_numpy(fields))
+        return of_fields
     strips = np.concatenate([item.strips for item in items])
     first_strip = np.cumsum([0, *(len(item.strips) for item in items[:-1])], dtype=np.int64)  # [item]
     inputs = [strips, _run(parts.body, "frames", {"strips": strips}), first_strip]

@@ -1,9 +1,10 @@
-"""The id of a tokenizer is a hash of its graph and of the pixels that reach it. Source code has no part in
-it.
+"""The id of a tokenizer is a hash of its graph and of the pixels or numbers that reach it. Source code has no
+part in it.
 """
 
 import hashlib
 import io
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from service.core.bundle import PictureSpec, RenderSpec, sha256_of
 from service.core.encoder_view import encoder_view
+from service.core.item_fields import Vocabulary
 from service.core.pictures import keep_picture
 from service.core.render import item_text, render_text
 
@@ -57,15 +59,27 @@ PROBE_FILES = (
 )
 
 
-def tokenizer_id(graph: Path, render: RenderSpec, pictures: PictureSpec | None = None) -> str:
-    """The id: 12 hex characters. It is equal if the file `graph` is equal and items become the same pixels.
+def tokenizer_id(
+    graph: Path,
+    render: RenderSpec,
+    pictures: PictureSpec | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> str:
+    """The id: 12 hex characters.
 
-    `pictures`: how photos are read, or None.
+    It is equal if the file `graph` is equal and items become the same pixels, or the same numbers of fields.
+
+    `pictures`: how photos are read, or None. `vocabulary`: of the fields that are read, or None.
 
     The id of a bundle is stored in its manifest and is not computed again.
     """
     digest = hashlib.sha256(sha256_of(graph).encode())
     digest.update(render.model_dump_json().encode())
+    if vocabulary is not None:
+        known = [[name, list(values.items())] for name, values in vocabulary.numbers.items()]
+        read = [vocabulary.read(item).tolist() for item in PROBES]
+        digest.update(json.dumps([known, read]).encode())
+        return digest.hexdigest()[:12]
     for item in PROBES:
         strips = render_text(item_text(item, render), render).strips
         digest.update(str(strips.shape).encode())
@@ -75,7 +89,7 @@ def tokenizer_id(graph: Path, render: RenderSpec, pictures: PictureSpec | None =
         for file in PROBE_FILES:
             kept = keep_picture(file())
             digest.update(kept.data)
-            seen = encoder_view(PROBES[0], kept.data, pictures)
+            seen = encoder_view(PROBES[0], kept.data, pictures, render)
             assert seen is not None
             digest.update(seen.tobytes())
     return digest.hexdigest()[:12]

@@ -5,9 +5,11 @@ folder.py says how the folder of a bundle comes into being.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -17,16 +19,18 @@ from model_export.bundle import precision, recommender, tokenizer
 from model_export.bundle.folder import files_of, partial_folder, seal
 from model_export.bundle.precision import try_int8
 from model_export.bundle.recommender import check_recommender, export_recommender
-from model_export.bundle.report import examples_of, write_report
+from model_export.bundle.report import Cost, examples_of, fields_in_words, write_report
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
-from model_export.configs import RunConfig, TreeConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, RunConfig, TreeConfig, UnservedEncoderConfig
+from model_export.data.item_fields import first_categories
 from model_export.data.photos import seen_of
 from model_export.data.splits import training_fingerprint
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders.images.choose import image_encoder_files
 from model_export.evaluation import evaluate
+from model_export.evaluation.code_probes import probe_codes
 from model_export.generators.base import Generator
 from model_export.pipeline.cache import key_of
 from model_export.pipeline.generating import Generated
@@ -37,19 +41,22 @@ from model_export.pipeline.stages import Coded, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
     CO_COUNTS,
-    FORMAT_VERSION,
     ITEMS,
     RECOMMENDER,
     TOKENIZER,
+    VOCABULARY,
     Bundle,
     Manifest,
+    PictureSpec,
+    format_version_of,
     load_bundle,
 )
 from service.core.bundle_co_counts import write_co_counts
+from service.core.bundle_vocabulary import write_vocabulary
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
 from service.core.vectors import as_text, packed
-from service.inference.runtime import TokenizerInput
+from service.inference.runtime import Tokenizer, TokenizerInput
 
 NUM_CHECKED_ITEMS = 64  # the finished tokenizer graph reads them again
 NUM_DRAWN = 12  # items on the report's page of drawings
@@ -59,11 +66,12 @@ NUM_DRAWN = 12  # items on the report's page of drawings
 class TokenizedCatalog:
     """The catalog with its codes, and everything that made them."""
 
-    strips: Strips
+    strips: Strips | None  # None if fields are read
     read: Read
     coded: Coded
     weighed: Weighed | None  # None: the counts have no say
     slots: NDArray[np.int64]  # [item]  the number of an item among those with its codes
+    seconds: float  # from the items to their codes
 
 
 def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> Bundle:
@@ -98,7 +106,10 @@ def _write_into(partial: Path, key: str, run: Run, tokenized: TokenizedCatalog, 
         collisions=coded.collisions,
         quantizer=coded.quantizer_report.history,
         curve=generated.curve,
-        page=tokenized.strips[:NUM_DRAWN],
+        probes=probe_codes(coded.codes, run.split.train, first_categories(run.dataset.items), coded.vectors),
+        cost=_cost_of(bundle, run, tokenized),
+        page=None if tokenized.strips is None else tokenized.strips[:NUM_DRAWN],
+        read=_read_fields(run, tokenized),
         examples=examples_of(bundle, run.dataset, run.split.test, coded.codes),
     )
     seal(bundle, figures, written)
@@ -110,11 +121,16 @@ def key_of_bundle(run: Run) -> str:
     `run.config` must hold the hash of the font.
     """
     config = run.config
-    assert not isinstance(config.encoder, UnservedEncoderConfig)
-    files = choose_encoder.encoder_files(config.encoder)
+    encoder = config.encoder
+    assert not isinstance(encoder, UnservedEncoderConfig)
+    # FAMAE is learnt from the data, so it has no files.
+    files = [] if isinstance(encoder, FamaeConfig) else choose_encoder.encoder_files(encoder)
     if config.pictures is not None:
         files = [*files, *image_encoder_files(config.pictures)]
-    return key_of(FORMAT_VERSION, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
+    format_version = format_version_of(
+        reads_text_alone=config.pictures is None and not isinstance(encoder, FamaeConfig)
+    )
+    return key_of(format_version, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
 
 
 def versions_of_bundle(config: RunConfig) -> Versions:
@@ -137,7 +153,6 @@ def _write_graphs(
 ) -> Bundle:
     """Write both graphs and the items, and check each graph against its model."""
     dataset, config, say = run.dataset, run.config, run.say
-    assert not isinstance(config.encoder, UnservedEncoderConfig)
     say("[4/5] exporting and checking the two graphs")
     coded, weighed = tokenized.coded, tokenized.weighed
     counts = 0.0 if weighed is None else weighed.opinions.counts
@@ -148,10 +163,7 @@ def _write_graphs(
     )
     rng = np.random.default_rng(config.seed)
     sample = rng.choice(len(dataset.items), min(NUM_CHECKED_ITEMS, len(dataset.items)), replace=False)
-    photos = seen_of(dataset, sample.tolist(), pictures)
-    inputs = [
-        TokenizerInput(tokenized.strips[item], photo) for item, photo in zip(sample, photos, strict=True)
-    ]
+    inputs = _inputs_of(run, tokenized, sample.tolist(), pictures)
     checks = {
         "max_vector_difference": check_tokenizer(
             folder / TOKENIZER, parts, graph=tokenizer_graph, items=inputs
@@ -194,15 +206,19 @@ def _write_graphs(
         checks["opinions_users"] = float(weighed.num_users)
         if counts:
             write_co_counts(folder / CO_COUNTS, weighed.rows)
-    own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures)
+    famae = tokenized.read.famae
+    vocabulary = None if famae is None else famae.vocabulary
+    fields = None if vocabulary is None else write_vocabulary(folder / VOCABULARY, vocabulary)
+    own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures, vocabulary)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_text_alone=pictures is None and fields is None),
         export_key=key,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.name,
         sid=config.sid,
         render=config.render,
         pictures=pictures,
+        fields=fields,
         tokenizer_id=own_id,
         recommender_id=key_of(folder / RECOMMENDER)[:12],
         trained_for_tokenizer_id=own_id,
@@ -222,6 +238,39 @@ def _write_graphs(
         files={},
     )
     return Bundle(folder, manifest)
+
+
+def _read_fields(run: Run, tokenized: TokenizedCatalog) -> list[str]:
+    """Some items as a tokenizer of fields reads them, in words."""
+    if tokenized.read.famae is None:
+        return []
+    return [fields_in_words(item, tokenized.read.famae.vocabulary) for item in run.dataset.items[:NUM_DRAWN]]
+
+
+def _cost_of(bundle: Bundle, run: Run, tokenized: TokenizedCatalog) -> Cost:
+    """What the tokenizer costs, measured on some items, one at a time and on one core."""
+    manifest, path = bundle.manifest, bundle.file(TOKENIZER)
+    tokenizer = Tokenizer(path, manifest.tokenizer, threads=1)
+    items = range(min(NUM_CHECKED_ITEMS, len(run.dataset.items)))
+    inputs = _inputs_of(run, tokenized, items, manifest.pictures)
+    tokenizer.run(inputs[:1])  # warm-up
+    started_at = perf_counter()
+    for each in inputs:
+        tokenizer.run([each])
+    taken_ms = 1e3 * (perf_counter() - started_at)
+    return Cost(taken_ms / len(inputs), path.stat().st_size / 1e6, tokenized.seconds)
+
+
+def _inputs_of(
+    run: Run, tokenized: TokenizedCatalog, items: Sequence[int], pictures: PictureSpec | None
+) -> list[TokenizerInput]:
+    """What the tokenizer takes of some items."""
+    if tokenized.read.famae is not None:
+        vocabulary = tokenized.read.famae.vocabulary
+        return [TokenizerInput.of_fields(vocabulary.read(run.dataset.items[item])) for item in items]
+    assert tokenized.strips is not None
+    photos = seen_of(run.dataset, items, pictures, run.config.render)
+    return [TokenizerInput(tokenized.strips[item], photo) for item, photo in zip(items, photos, strict=True)]
 
 
 def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:

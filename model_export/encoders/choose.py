@@ -12,7 +12,7 @@ from model_export.encoders.hub import base as hub
 from model_export.encoders.hub import deepseek_ocr2, donut, trocr
 from service.core.bundle import RenderSpec
 
-AnyEncoderConfig = CompactConfig | PpOcrConfig | HubEncoderConfig
+AnyEncoderConfig = CompactConfig | PpOcrConfig | HubEncoderConfig  # they read strips of pixels
 
 
 class Choice(NamedTuple):

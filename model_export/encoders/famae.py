@@ -10,8 +10,9 @@ Two figures tell how good the vectors are before anything is quantized. *Collabo
 recall of the target's id with all fields masked: only the history is left. *Discriminability* is its recall
 with only the id masked: the other fields help. Training stops when their mean gets no better.
 
-It compares with encoders of content, and no service can run it: an item that nobody has bought has an id
-without a vector. Such items have zeros in its place. The paper samples negatives for large tables, by a
+What is not known of an item is masked, too: a field that it lacks, a value that is rare, and the id of an
+item that nobody has bought. It is never predicted. So a new item, whose id nobody knows, has a vector in the
+same space (core/item_fields.py). The paper has no such items. It samples negatives for large tables, by a
 distribution that it does not tell. Here the softmax is over the whole table.
 """
 
@@ -27,11 +28,12 @@ from torch.nn import functional as F
 
 from model_export.configs import FamaeConfig
 from model_export.data.dataset import ItemSequence
-from model_export.data.item_fields import ItemField
+from model_export.data.item_fields import ItemFields
 from model_export.data.splits import Targets
+from service.core.item_fields import UNKNOWN, Vocabulary
 from service.core.progress import ProgressBar
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
 PADDING = -1
 K = 10
 BATCH_TO_RANK = 256
@@ -52,27 +54,49 @@ class Diagnostics(NamedTuple):
         return (self.all_masked + self.id_masked) / 2
 
 
+class FieldTables(nn.Module):
+    """The embeddings of the values of each field. The first row of a table is its mask vector."""
+
+    def __init__(self, num_values: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(
+            nn.Parameter(START_STD * torch.randn(count, width)) for count in num_values
+        )  # of each field [value, width]
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Numbers of fields [..., field] -> their embeddings [..., field, width]."""
+        return torch.stack([table[numbers[..., place]] for place, table in enumerate(self.tables)], dim=-2)
+
+    def vectors(self, numbers: Tensor) -> Tensor:
+        """Numbers of fields [item, field] -> the items' vectors [item, fields * width]."""
+        result: Tensor = self(numbers).flatten(1)
+        return result
+
+
 @dataclass(frozen=True)
 class FamaeResult:
-    """Vectors, and how good they are."""
+    """Vectors, what made them, and how good they are."""
 
     vectors: NDArray[np.float32]  # [item, fields * width]
-    fields: tuple[str, ...]
+    tables: FieldTables
+    vocabulary: Vocabulary
     diagnostics: Diagnostics  # of the best epoch
     history: tuple[Diagnostics, ...]  # one per epoch
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields, the item's id first."""
+        return self.vocabulary.names
 
 
 class Famae(nn.Module):
     """Tables of embeddings, and a bidirectional transformer that is normalized inside its blocks only."""
 
-    def __init__(self, fields: Sequence[ItemField], config: FamaeConfig) -> None:
+    def __init__(self, fields: ItemFields, config: FamaeConfig) -> None:
         super().__init__()
-        self.values: Tensor
-        self.register_buffer("values", torch.from_numpy(np.stack([field.value for field in fields], axis=1)))
-        self.tables = nn.ParameterList(
-            nn.Parameter(START_STD * torch.randn(field.num_values, config.width)) for field in fields
-        )  # of each field [value, width]
-        self.masks = nn.Parameter(START_STD * torch.randn(len(fields), config.width))
+        self.numbers: Tensor
+        self.register_buffer("numbers", torch.from_numpy(fields.numbers))  # [item, field]
+        self.embed = FieldTables(fields.vocabulary.num_values, config.width)
         # Row 0 is the target's.
         self.places = nn.Parameter(START_STD * torch.randn(config.history_length + 1, config.width))
         block = nn.TransformerEncoderLayer(
@@ -92,44 +116,39 @@ class Famae(nn.Module):
         The target is the last item. PADDING stands before the oldest item.
         """
         is_item = window != PADDING  # [batch, position]
-        embedded = self.embed(window.clamp(min=0))  # [batch, position, field, width]
-        target = torch.where(masked[..., None], self.masks, embedded[:, -1])  # [batch, field, width]
-        tokens = torch.cat([embedded[:, :-1].sum(dim=2), target.sum(dim=1, keepdim=True)], dim=1)
+        numbers = self.numbers[window.clamp(min=0)]  # [batch, position, field]
+        target = numbers[:, -1:].masked_fill(masked[:, None], UNKNOWN)  # [batch, 1, field]
+        tokens = self.embed(torch.cat([numbers[:, :-1], target], dim=1)).sum(dim=2)
         tokens = tokens + self.places[: window.shape[1]].flip(0)  # [batch, position, width]
         states: Tensor = self.blocks(tokens, src_key_padding_mask=~is_item)
         return states[:, -1]
 
-    def embed(self, items: Tensor) -> Tensor:
-        """Items [...] -> the embeddings of their fields [..., field, width]."""
-        values = self.values[items]  # [..., field]
-        return torch.stack([table[values[..., place]] for place, table in enumerate(self.tables)], dim=-2)
-
     def logits(self, states: Tensor, field: int) -> Tensor:
-        """The scores [batch, value] of all values of a field: cosines times the root of the width."""
-        scale = self.masks.shape[1] ** 0.5
-        result: Tensor = scale * F.normalize(states, dim=-1) @ F.normalize(self.tables[field], dim=-1).T
+        """The scores [batch, value] of a field's values: cosines times the root of the width.
+
+        UNKNOWN is never the answer.
+        """
+        table = self.embed.tables[field]  # [value, width]
+        found = table.shape[1] ** 0.5 * F.normalize(states, dim=-1) @ F.normalize(table, dim=-1).T
+        is_unknown = torch.arange(len(table), device=table.device) == UNKNOWN
+        result: Tensor = found.masked_fill(is_unknown, -torch.inf)
         return result
 
     def loss(self, window: Tensor, masked: Tensor) -> Tensor:
-        """The cross-entropy of the masked fields in nats: a sum over fields, and the mean over targets."""
+        """The cross-entropy of the masked fields in nats: a sum over fields, and the mean over targets.
+
+        What is not known of a target is not asked.
+        """
         states = self(window, masked)  # [batch, width]
-        values = self.values[window[:, -1]]  # [batch, field]
+        numbers = self.numbers[window[:, -1]]  # [batch, field]
         total = states.new_zeros(())
-        for field in range(len(self.tables)):
-            chosen = masked[:, field]  # [batch]
+        for field in range(numbers.shape[1]):
+            asked = masked[:, field] & (numbers[:, field] != UNKNOWN)  # [batch]
             total = total + F.cross_entropy(
-                self.logits(states[chosen], field), values[chosen, field], reduction="sum"
+                self.logits(states[asked], field), numbers[asked, field], reduction="sum"
             )
         mean: Tensor = total / len(window)
         return mean
-
-    @torch.no_grad()
-    def item_vectors(self, is_learnt: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """The vectors [item, fields * width]. The id of an item that is not learnt [item] is left out."""
-        embedded = self.embed(torch.arange(len(self.values), device=self.values.device))
-        embedded[:, 0] *= torch.from_numpy(is_learnt).to(embedded.device)[:, None]  # the id comes first
-        result: NDArray[np.float32] = embedded.flatten(1).cpu().numpy()
-        return result
 
 
 def draw_masks(num_targets: int, num_fields: int) -> Tensor:
@@ -140,7 +159,7 @@ def draw_masks(num_targets: int, num_fields: int) -> Tensor:
 
 
 def train_famae(
-    fields: Sequence[ItemField],
+    fields: ItemFields,
     sequences: Sequence[ItemSequence],
     validation: Targets,
     config: FamaeConfig,
@@ -162,12 +181,11 @@ def train_famae(
         model = Famae(fields, config).to(device)
         history, best = _train(model, windows, validation, config)
     model.load_state_dict(best)
-    is_learnt = np.isin(np.arange(len(fields[0].value)), np.concatenate(sequences))
+    tables = model.embed.cpu().eval().requires_grad_(False)
+    with torch.no_grad():
+        vectors: NDArray[np.float32] = tables.vectors(torch.from_numpy(fields.numbers)).numpy()
     return FamaeResult(
-        model.eval().item_vectors(is_learnt),
-        tuple(field.name for field in fields),
-        max(history, key=lambda epoch: epoch.mean),
-        tuple(history),
+        vectors, tables, fields.vocabulary, max(history, key=lambda epoch: epoch.mean), tuple(history)
     )
 
 
@@ -199,12 +217,13 @@ def diagnose(model: Famae, validation: Targets, history_length: int) -> Diagnost
 
 def _recall(model: Famae, windows: Tensor, masking: Masking) -> float:
     hits = 0
-    for window in windows.to(model.values.device).split(BATCH_TO_RANK):
-        masked = torch.zeros(len(window), len(model.tables), dtype=torch.bool, device=window.device)
+    for window in windows.to(model.numbers.device).split(BATCH_TO_RANK):
+        targets = model.numbers[window[:, -1]]  # [user, field]
+        masked = torch.zeros_like(targets, dtype=torch.bool)
         masked[:, 0 if masking == "id" else slice(None)] = True
-        scores = model.logits(model(window, masked), 0)  # [user, item]
-        best = scores.topk(min(K, scores.shape[1]), dim=1).indices  # [user, rank]
-        hits += int((best == window[:, -1:]).any(dim=1).sum())
+        scores = model.logits(model(window, masked), 0)  # [user, id]
+        best = scores.topk(min(K, scores.shape[1] - 1), dim=1).indices  # [user, rank]
+        hits += int((best == targets[:, :1]).any(dim=1).sum())
     return hits / len(windows)
 
 
@@ -222,8 +241,8 @@ def _train(
     for epoch in bar:
         model.train()
         for batch in torch.randperm(len(windows)).split(config.batch_size):
-            masked = draw_masks(len(batch), len(model.tables)).to(model.values.device)
-            loss = model.loss(windows[batch].to(model.values.device), masked)
+            masked = draw_masks(len(batch), model.numbers.shape[1]).to(model.numbers.device)
+            loss = model.loss(windows[batch].to(model.numbers.device), masked)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

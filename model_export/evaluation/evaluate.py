@@ -20,6 +20,7 @@ from model_export.evaluation.reach import Kinds, coverage, kinds_of_targets
 from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
+from service.core.bundle_vocabulary import bundle_vocabulary
 from service.core.cpus import usable_cpus
 from service.core.encoder_view import encoder_view
 from service.core.graphs import FILLER_SCORE, beam_widths
@@ -196,11 +197,15 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     manifest, rng = bundle.manifest, np.random.default_rng(seed)
     chosen = rng.choice(len(dataset.items), size=min(NEAR_COPIES, len(dataset.items)), replace=False)
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=usable_cpus().num_threads)
-    found = []
+    found, vocabulary = [], bundle_vocabulary(bundle)
     for place in chosen.tolist():
         copy, spec = near_copy(dataset.items[place], rng), manifest.pictures
+        if vocabulary is not None:
+            read = TokenizerInput.of_fields(vocabulary.read(copy))
+            found.append(tokenizer.run([read]).codes[0])
+            continue
         # A copy has the photo of its item.
-        photo = None if spec is None else encoder_view(copy, kept_of(dataset, place), spec)
+        photo = None if spec is None else encoder_view(copy, kept_of(dataset, place), spec, manifest.render)
         strips = render_text(item_text(copy, manifest.render), manifest.render).strips
         found.append(tokenizer.run([TokenizerInput(strips, photo)]).codes[0])
     known = codes_for(bundle, dataset)[chosen]

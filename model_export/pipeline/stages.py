@@ -25,6 +25,7 @@ from model_export.encoders import famae, minilm
 from model_export.encoders import fusion as fusion_module
 from model_export.encoders import head as head_module
 from model_export.encoders.base import Pooling, Reading
+from model_export.encoders.famae import FamaeResult
 from model_export.encoders.fusion import NUM_FLAGS, Fusion, make_head
 from model_export.encoders.head import ItemHead, UnchangedFeatures, train_head
 from model_export.pipeline import versions
@@ -36,6 +37,7 @@ from model_export.pipeline.units import read_units
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
+from service.core import item_fields
 from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
 
@@ -47,8 +49,9 @@ class Read:
     """The output of an encoder for a catalog."""
 
     features: NDArray[np.float32]  # [item, feature], of text and photo if there is a fusion
-    pooling: Pooling | None  # None if the encoder read text
+    pooling: Pooling | None  # None if the encoder read text or fields
     fusion: Fusion | None = None  # None if only the text was read
+    famae: FamaeResult | None = None  # if fields were read
     figures: dict[str, float] = field(
         default_factory=dict
     )  # how good an encoder is that learns from purchases
@@ -139,20 +142,21 @@ def read_text(run: Run) -> Read:
 
 def _learn_famae(run: Run, config: FamaeConfig) -> Read:
     """FAMAE's vectors, and its two diagnostics. Validation users decide when its training ends."""
-    fields = read_fields(run.dataset.items, config.fields)
     train, validation, seed = run.split.train, run.split.validation, run.config.seed
+    is_bought = np.isin(np.arange(run.dataset.num_items), np.concatenate(train))  # [item]
+    fields = read_fields(run.dataset.items, config.fields, is_bought)
     inputs = (
-        [(each.name, each.value) for each in fields], train, validation.histories, validation.targets,
-        config, seed, {"famae": famae.VERSION},
+        [(name, list(known.items())) for name, known in fields.vocabulary.numbers.items()], fields.numbers,
+        train, validation.histories, validation.targets, config, seed,
+        {"famae": famae.VERSION, "fields": item_fields.VERSION},
     )  # fmt: skip
-    found: famae.FamaeResult = _stage(
+    found: FamaeResult = _stage(
         run.cache, "famae", inputs, lambda: famae.train_famae(fields, train, validation, config, seed=seed)
     )
     run.say(f"      fields: {', '.join(found.fields)}")
     recall = found.diagnostics._asdict()
-    return Read(
-        found.vectors, None, figures={f"famae_recall_{name}": share for name, share in recall.items()}
-    )
+    figures = {f"famae_recall_{name}": share for name, share in recall.items()}
+    return Read(found.vectors, None, famae=found, figures=figures)
 
 
 def vectors_of(run: Run, read: Read) -> tuple[ItemHead, NDArray[np.float32]]:

@@ -18,6 +18,7 @@ from model_export.pipeline.neighbors import NO_ITEM, NUM_NEIGHBORS, inside, near
 from model_export.pipeline.photos import features_of, load_array, save_array, spec_of
 from model_export.pipeline.run import Run
 from service.core import pictures, unit
+from service.core.bundle import RenderSpec
 from service.core.pictures import open_kept
 from service.core.unit import Neighbor, compose_unit, unit_text
 
@@ -29,7 +30,8 @@ def read_units(run: Run, content: NDArray[np.float32]) -> Photos:
     dataset, config = run.dataset, run.config.pictures
     assert isinstance(config, CardConfig)
     shown = neighbors_of(run, content)
-    texts = [list(unit_text(item)) for item in dataset.items]
+    render = run.config.render
+    texts = [list(unit_text(item, render)) for item in dataset.items]
     inputs = (
         texts, {str(item): found for item, found in dataset.image_hashes.items()}, shown, spec_of(config),
         config.kind, config.checkpoint, *image_encoder_files(config),
@@ -37,7 +39,7 @@ def read_units(run: Run, content: NDArray[np.float32]) -> Photos:
     )  # fmt: skip
 
     def look(item: int) -> Pixels:
-        return compose(dataset, item, shown[item])
+        return compose(dataset, item, shown[item], render)
 
     features = features_of(run, "units", inputs, dataset.num_items, look)
     return Photos(features, np.arange(dataset.num_items))
@@ -77,14 +79,16 @@ def find_neighbors(run: Run, content: NDArray[np.float32]) -> neighbors.Neighbor
     return neighbors.Neighbors(items, is_known)
 
 
-def compose(dataset: Dataset, item: int, shown: Sequence[int] | NDArray[np.int64]) -> Pixels:
+def compose(
+    dataset: Dataset, item: int, shown: Sequence[int] | NDArray[np.int64], render: RenderSpec
+) -> Pixels:
     """The unit of an item of the catalog, with the items `shown` below it. NO_ITEM shows nothing."""
     below = []
     for other in shown:
         photo = _photo(dataset, int(other)) if other != NO_ITEM else None
         if photo is not None:
-            below.append(Neighbor(photo, unit_text(dataset.items[int(other)]).title))
-    return compose_unit(_photo(dataset, item), unit_text(dataset.items[item]), below)
+            below.append(Neighbor(photo, unit_text(dataset.items[int(other)], render).title))
+    return compose_unit(_photo(dataset, item), unit_text(dataset.items[item], render), below)
 
 
 def _photo(dataset: Dataset, item: int) -> Image.Image | None:

@@ -24,7 +24,7 @@ from model_export.generators import sasrec, tiger, training, tree
 from model_export.pipeline import counts, neighbors, opinions
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions
-from service.core import pictures, render, unit
+from service.core import item_fields, pictures, render, unit
 
 Versions = dict[str, int]  # stage -> version
 
@@ -46,7 +46,7 @@ def versions_of(config: RunConfig) -> Versions:
 def of_reading(config: RunConfig) -> Versions:
     """The versions from items to features. A text encoder reads the line of text that would be drawn."""
     if isinstance(config.encoder, FamaeConfig):
-        return {"famae": famae.VERSION}
+        return {"fields": item_fields.VERSION, "famae": famae.VERSION}
     if isinstance(config.encoder, MiniLmConfig):
         return {"drawing": render.VERSION, "minilm": minilm.VERSION}
     return {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder)

@@ -25,7 +25,8 @@ class Cell:
     shuffled: bool = False  # a control: items swap their codes at random
     num_seeds: int = 1
     has_photos: bool = False  # it runs on data sets with photos, and the others on those without
+    on_all: bool = False  # it runs on both kinds of data sets
 
     def runs_on(self, dataset: Dataset) -> bool:
         """Whether the study runs this cell on the data set."""
-        return self.has_photos == bool(dataset.images)
+        return self.on_all or self.has_photos == bool(dataset.images)

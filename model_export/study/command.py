@@ -36,7 +36,7 @@ def study(
     """Run the cells of a plan that are missing, and write the report of all finished cells into `out`.
 
     `data` names one source per data set. `only` names the cells to run; if it is empty, all cells run. With
-    `report_only` no cell runs. With `costs` the costs of all finished cells are measured too.
+    `report_only` no cell runs. With `costs` the costs of these cells are measured too, if they are finished.
     Raises GlyphrecError for an unknown plan or cell.
     """
     if plan_name not in PLANS:
@@ -50,10 +50,11 @@ def study(
     check_folder(out, "--out")
     datasets = _by_name(data)
     store = out / "study" / "cells"
+    chosen = plan.only(list(only))
     if not report_only:
-        run_study(plan.only(list(only)), datasets, store=store, cache_folder=cache_folder, say=say)
+        run_study(chosen, datasets, store=store, cache_folder=cache_folder, say=say)
     if costs:
-        works = [work for work in works_of(plan, datasets) if kept_result(work, store) is not None]
+        works = [work for work in works_of(chosen, datasets) if kept_result(work, store) is not None]
         measure_costs(works, folder=store.parent, cache_folder=cache_folder)
     report(plan, datasets, out, say)
 

@@ -1,7 +1,7 @@
 """The costs of all cells, in one file beside the cells.
 
-Cells may come from different machines, and times of two machines cannot be compared. So all costs are
-measured together, in one run on one machine.
+Cells may come from different machines, and times of two machines cannot be compared. So all costs in the
+file are of one machine. A run on another machine replaces them.
 """
 
 import json
@@ -25,9 +25,12 @@ ASKED_FOR_SPEED = {"ablation", "generators"}  # cells of other groups have the g
 
 
 def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) -> None:
-    """Measure the costs of the first seed of each of `works`, and write them all to `folder`/costs.json."""
+    """Measure the costs of the first seed of each of `works`, and write them to `folder`/costs.json.
+
+    The costs of other cells stay in the file if they were measured on this machine.
+    """
     known: dict[str, Mapping[str, float]] = {}  # many cells read items in the same way
-    cells: dict[str, dict[str, object]] = {}
+    cells = _measured_here(folder / FILE)
     for work in ProgressBar([work for work in works if work.config.seed == 0], desc="costs", unit="cell"):
         cell, dataset, config = work.cell, work.dataset, work.config
         if cell.counting or cell.question or isinstance(config.generator, SasRecConfig):
@@ -47,6 +50,15 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
     text = json.dumps({"machine": _machine(), "cells": cells}, indent=1, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _measured_here(path: Path) -> dict[str, dict[str, object]]:
+    """The costs in the file, by data set and cell, if they were measured on this machine."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, object]] = content["cells"]
+    return found if content["machine"] == _machine() else {}
 
 
 def _with_photos(of_text: Mapping[str, float], run: Run) -> dict[str, float]:

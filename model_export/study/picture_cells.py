@@ -47,17 +47,23 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
         *,
         seeds: int = 1,
         question: Question | None = None,
-        group: str = "pictures",
+        group: str | tuple[str, ...] = "pictures",
     ) -> Cell:
         if fusion is not None:
             config = replace(config, pictures=replace(photos, fusion=fusion))
         return Cell(
-            f"pictures_{name}", label, (group,), config, question=question, num_seeds=seeds, has_photos=True
+            f"pictures_{name}",
+            label,
+            (group,) if isinstance(group, str) else group,
+            config,
+            question=question,
+            num_seeds=seeds,
+            has_photos=True,
         )
 
     found = [
         cell("text", "text by MiniLM", encoded, seeds=num_seeds),
-        cell("drawn", "drawn text", learnt, seeds=num_seeds),
+        cell("drawn", "drawn text", learnt, seeds=num_seeds, group=("pictures", "quantizers")),
         cell("photo", "photo", learnt, "photo", seeds=num_seeds),
         cell("early_text", "MiniLM and photo, early, head", encoded, "head", seeds=num_seeds),
         cell("early", "drawn text and photo, early, head", learnt, "head", seeds=num_seeds),

@@ -13,12 +13,14 @@ from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import HubEncoderConfig, SasRecConfig, UnservedEncoderConfig
 from model_export.data.dataset import Dataset
+from model_export.data.item_fields import first_categories
 from model_export.data.splits import Split, Targets, leave_one_out
 from model_export.encoders.fusion import NUM_FLAGS, without_photos, without_texts
 from model_export.evaluation.baselines import counting, training_free, transition_hops
 from model_export.evaluation.baselines.counting import Markov, Neighbors, Popularity
 from model_export.evaluation.baselines.training_free import TrainingFreeSum
 from model_export.evaluation.baselines.transition_hops import TransitionHops
+from model_export.evaluation.code_probes import probe_codes
 from model_export.evaluation.metrics import codebook_use, collisions, ndcg_at, target_ranks
 from model_export.evaluation.reach import coverage
 from model_export.generators.sasrec import codes_of_items
@@ -265,6 +267,7 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None
         figures |= _figures_of_codes(codes, spec) | _figures_of_fusion(read, coded)
         figures |= {"lost_variance": _lost_variance(coded)} | read.figures
+        figures |= probe_codes(codes, run.split.train, first_categories(dataset.items), vectors)
         generated = generating.generate(run, codes, spec, vectors=vectors)
     generator, curve = generated
     if curve.device == "cuda":

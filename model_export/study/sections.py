@@ -185,7 +185,7 @@ cannot be identified, so they cannot be shuffled. These figures are not comparab
 that were prepared in another way."""
 
 COSTS = """The milliseconds to encode an item and the milliseconds per request are medians on one core. All of
-them come from one run of `glyphrec study … --costs` on one machine ({machine}). Training time was measured on
+them come from `glyphrec study … --costs` on one machine ({machine}). Training time was measured on
 the machine that ran the cell. It is in core seconds if that machine had no GPU, and in seconds if it had
 one."""
 

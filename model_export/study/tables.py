@@ -66,6 +66,16 @@ COLUMNS: tuple[tuple[str, Format, str], ...] = (
     ("code-level Hit@10", rate, "code_hit@10"),
     ("code-level NDCG@10", rate, "code_ndcg@10"),
 )
+PROBES: tuple[tuple[str, Format, str], ...] = (
+    ("co-purchased pairs with one prefix, by depth", percent, "alignment_co_purchase_"),
+    ("by chance", percent, "chance_co_purchase_"),
+    ("pairs of one prefix with one category, by depth", percent, "alignment_category_"),
+    ("by chance", percent, "chance_category"),
+    ("entropy of purchases, by level", lambda value: f"{value:.2f}", "popularity_entropy_"),
+    ("cosine of directions with one code, by level from 2", brief, "cosine_same_code_"),
+    ("of all directions", brief, "chance_cosine_"),
+    ("largest group of one code", whole, "largest_group"),
+)
 COLD: tuple[tuple[str, Format, str], ...] = (
     ("users with a cold target", whole, "cold_num_targets"),
     ("Hit@10", rate, "cold_hit@10"),

@@ -88,7 +88,7 @@ def of_photos(run: Run) -> dict[str, float]:
     files = [dataset.images[item].read_bytes() for item in chosen]
 
     def read(item: int, file: bytes) -> object:
-        seen = encoder_view(dataset.items[item], keep_picture(file).data, spec)
+        seen = encoder_view(dataset.items[item], keep_picture(file).data, spec, run.config.render)
         return session.features([] if seen is None else [seen])
 
     runs = [partial(read, item, file) for item, file in zip(chosen, files, strict=True)]

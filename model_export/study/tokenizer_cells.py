@@ -25,6 +25,9 @@ from service.core.sid import SidSpec
 # most items of a small catalog are alone below their first two codes, and their last code tells nothing.
 NARROW = SidSpec(levels=(16, 24, 64))
 
+# They run on data sets with photos too, where `pictures_drawn` is the cell that they are compared with.
+ON_ALL = {"nu_kumaraswamy", "gaoq", "gaoq_narrow", "gaoq_famae", "famae"}
+
 
 def tokenizer_cells(learnt: RunConfig) -> list[Cell]:
     """Every kind of cell. `learnt` is the default without likeness and counts, and quantized by RQ-VAE."""
@@ -33,7 +36,7 @@ def tokenizer_cells(learnt: RunConfig) -> list[Cell]:
     balanced = RqKMeansConfig(balanced=True)
 
     def cell(name: str, label: str, **changes: Any) -> Cell:
-        return Cell(name, label, ("quantizers",), replace(learnt, **changes))
+        return Cell(name, label, ("quantizers",), replace(learnt, **changes), on_all=name in ON_ALL)
 
     quantizers = [
         ("nu_kumaraswamy", "RQ-VAE, flattened by Kumaraswamy", FlattenedConfig(rq_vae)),

@@ -168,6 +168,9 @@ class _Study:
             tables.quality(ranked, figures, self.outdated) if ranked else None,
             tables.differences(ranked, figures.get(REFERENCES[section.reference], {}), section.reference),
             tables.costs(cells, figures, self.outdated),
+            tables.costs(cells, figures, self.outdated, tables.PROBES)
+            if section is sections.QUANTIZERS
+            else None,
             tables.costs(cells, figures, self.outdated, tables.COLD)
             if section in (sections.COLD, sections.PICTURE_COLD)
             else None,

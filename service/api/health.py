@@ -93,6 +93,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
         history_length=manifest.history_length,
         filter_fields=dict(options.filter_fields.kinds),
         render=manifest.render.model_dump(),
+        fields=list(manifest.fields.names) if manifest.fields else None,
         metrics=manifest.metrics,
         catalog=CatalogInfo(
             name=options.catalog,

@@ -31,6 +31,7 @@ router = APIRouter(tags=["items"], route_class=ApiRoute)
 
 NO_PICTURE = "No picture is kept for it. Send one with PUT"
 READS_NONE = "The served bundle reads no pictures. Ask for part=kept"
+READS_FIELDS = "The served bundle reads the fields {}, and no pixels. Ask for part=kept"
 BINARY = {"type": "string", "format": "binary"}
 PICTURE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -80,7 +81,10 @@ async def item_image(
         ),
     ] = ImagePart.ALL,
 ) -> Response:
-    """The item as the tokenizer sees it, as PNG: its strips of text, and below them its photo."""
+    """The item as the tokenizer sees it, as PNG: its strips of text, and below them its photo.
+
+    A tokenizer that reads fields sees no pixels. The answer is 404 then, unless the kept picture is wanted.
+    """
     stored = await find_item(model, item_id)
     picture = (await model.store.pictures.get_many([stored.item_id])).get(stored.item_id)
     if part is ImagePart.KEPT:
@@ -147,16 +151,18 @@ def _seen(
 ) -> NDArray[np.uint8]:
     """The pixels that go into the tokenizer: gray [row, column], or RGB [row, column, 3] with a photo."""
     spec, render = model.manifest.pictures, model.manifest.render
+    if (fields := model.manifest.fields) is not None:
+        raise PictureNotFound(stored.item_id, READS_FIELDS.format(", ".join(fields.names)))
     if part is ImagePart.PHOTO and (spec is None or (picture is None and spec.shows == "photo")):
         raise PictureNotFound(stored.item_id, NO_PICTURE if spec else READS_NONE)
     text = np.concatenate(list(render_text(item_text(stored.item, render), render).strips))  # [row, column]
     if part is ImagePart.TEXT or spec is None:
         return text
     try:
-        photo = encoder_view(stored.item, None if picture is None else picture.data, spec)  # [size, size, 3]
+        photo = encoder_view(stored.item, None if picture is None else picture.data, spec, render)
     except InvalidItem as error:
         raise PictureNotFound(stored.item_id, str(error)) from None
-    if photo is None:
+    if photo is None:  # else [size, size, 3]
         return text
     if part is ImagePart.PHOTO or spec.shows == "unit":  # a unit has the text in it
         return photo

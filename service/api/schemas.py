@@ -460,6 +460,9 @@ class InfoResponse(_Out):
         description="the declared fields that `filter.attributes` may name, with their kinds"
     )
     render: dict[str, Any]
+    fields: list[str] | None = Field(
+        description="the fields that the tokenizer reads by their values; null: it reads pixels"
+    )
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo
     pictures: PicturesInfo

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.columns import SEGMENT
-from service.catalog.nearest import NearestGraph
+from service.catalog.nearest import EXPANSION_SEARCH, NearestGraph
 from service.core.vectors import lengths, unpacked
 
 EXACT_UP_TO = 5_000  # rows; above it the graph is faster (benchmarks/search.py)
@@ -81,6 +81,11 @@ class VectorIndex:
     def is_exact(self) -> bool:
         """Whether a search without a filter compares the query with every row."""
         return self.active is None or self.num_vectors <= self.exact_up_to
+
+    @property
+    def num_compared(self) -> int:
+        """Rows that a search without a filter compares with its query."""
+        return self.num_vectors if self.is_exact else self.num_pending + EXPANSION_SEARCH
 
     @property
     def num_bytes(self) -> int:

@@ -53,10 +53,12 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_health(subparsers)
     if argv and argv[0] in ("serve", "health"):
         return parser
+    from service.commands.catalogs import add_catalogs
     from service.commands.client import add_import, add_recommend
     from service.commands.fsck import add_fsck
     from service.commands.search import add_search
 
+    add_catalogs(subparsers)
     add_fsck(subparsers)
     add_import(subparsers)
     add_recommend(subparsers)
@@ -87,6 +89,8 @@ def _add_registered(subparsers: Subparsers, command: "EntryPoint") -> None:
         add: Callable[[Subparsers], None] = command.load()
     except ModuleNotFoundError as error:
         missing = error.name or command.module
+        if missing == command.module.partition(".")[0]:
+            return  # its package is absent, as in the image, and no extra would add it
         remedy = f"needs: pip install 'glyphrec[{EXTRA}]'"
         # With a prefix that cannot be typed, all following words are arguments and not options.
         parser = subparsers.add_parser(command.name, help=remedy, add_help=False, prefix_chars="\0")

@@ -2,12 +2,11 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.commands.parsers import Subparsers, environment
-from service.core.secret_files import secrets_of_files
+from service.commands.which_redis import add_redis_url, redis_url_of
 from service.errors import GlyphrecError
 
 if TYPE_CHECKING:  # what takes time to load is loaded where it is used
@@ -23,11 +22,7 @@ def add_fsck(subparsers: Subparsers) -> None:
         description="Checks a catalog while it is served. Exit status: 0 nothing was wrong, 1 something was "
         "wrong, repaired or not, 2 not checked.",
     )
-    parser.add_argument(
-        "--redis-url",
-        default=environment("REDIS_URL", "GLYPHREC_REDIS_URL"),
-        help="default $REDIS_URL, else $GLYPHREC_REDIS_URL, else what the file in $REDIS_URL_FILE holds",
-    )
+    add_redis_url(parser)
     parser.add_argument(
         "--catalog",
         default=environment("GLYPHREC_CATALOG") or "glyphrec",
@@ -67,23 +62,13 @@ def run_fsck(args: argparse.Namespace) -> int:
     return 0 if report.is_clean else 1
 
 
-def _url_of_file() -> str | None:
-    try:
-        secrets = secrets_of_files(os.environ)
-    except ValueError as error:
-        raise GlyphrecError(str(error)) from error
-    return secrets.get("REDIS_URL") or secrets.get("GLYPHREC_REDIS_URL")
-
-
 async def _check(args: argparse.Namespace) -> "FsckReport":
     """Check what the command line names. Raises GlyphrecError where it does not say enough."""
     from service.core.bundle import load_bundle
     from service.store.client import connect_to_any
     from service.store.fsck import check, served_tokenizer
 
-    redis_url = args.redis_url or _url_of_file()
-    if not redis_url:
-        raise GlyphrecError("Which Redis? Set REDIS_URL or REDIS_URL_FILE, or give --redis-url.")
+    redis_url = redis_url_of(args)
     manifest = load_bundle(Path(args.bundle)).manifest if args.bundle and not args.levels else None
     spec = manifest.sid if manifest else _spec(args.levels)
     redis = await connect_to_any(redis_url)

@@ -18,19 +18,24 @@ from pydantic import (
 )
 
 from service.core.co_counts import CoCountSpec
-from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph
+from service.core.graphs import GraphSpec, field_tokenizer_graph, recommender_graph, tokenizer_graph
 from service.core.json_lines import parse_json
+from service.core.readable import why_unreadable
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
 # 2: the recommender reads rows of bits, and a width for each level. 3: it reads neighbors of the history.
-FORMAT_VERSION: Literal[3] = 3
+# 4: the tokenizer reads pictures. A change that older releases cannot read takes a new number. A bundle has
+# the lowest number that fits it, so that older releases can serve what they understand.
+FORMAT_VERSION: Literal[4] = 4
+READABLE = (3, 4)
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
 RECOMMENDER = "recommender.onnx"
 ITEMS = "items.jsonl.gz"
 CO_COUNTS = "co_counts.jsonl.gz"  # only if the manifest has a CoCountSpec
+VOCABULARY = "vocabulary.jsonl.gz"  # only if the manifest has a FieldsSpec
 
 # Upper limits, so that a damaged manifest cannot ask for more memory than there is.
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -94,17 +99,37 @@ class PictureSpec(Frozen):
         return self
 
 
+class FieldsSpec(Frozen):
+    """Which fields the tokenizer reads in place of pixels. service/core/item_fields.py reads them."""
+
+    names: tuple[str, ...] = Field(
+        min_length=1, max_length=100, description='in order: "item_id", "brand", "categories.2", ...'
+    )
+    num_values: tuple[int, ...] = Field(description="numbers of each field, with 0 for what is unknown")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if len(set(self.names)) != len(self.names) or len(self.num_values) != len(self.names):
+            raise ValueError(f"{self.num_values} are not numbers of values of the fields {self.names}")
+        if min(self.num_values) < 1:
+            raise ValueError(f"a field has at least one number, for what is unknown; got {self.num_values}")
+        return self
+
+
 class Manifest(Frozen):
     """manifest.json: everything the service needs to know before it opens a graph."""
 
-    format_version: Literal[3]
+    format_version: Literal[3, 4]
     export_key: str = Field(description="equal for equal data, configuration and versions of the stages")
     created_at: str
     config: str
     sid: SidSpec
-    render: RenderSpec
+    render: RenderSpec = Field(description="how an item becomes a line of text, and how that is drawn")
     pictures: PictureSpec | None = Field(
-        default=None, description="how photos are read; null: the tokenizer reads text only"
+        default=None, description="how photos are read; null: the tokenizer reads none"
+    )
+    fields: FieldsSpec | None = Field(
+        default=None, description="which fields are read in place of pixels; null: the tokenizer reads pixels"
     )
     tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
     recommender_id: str = Field(pattern=r"^[0-9a-f]{12}$")
@@ -147,29 +172,39 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _graphs_of_this_spec(self) -> Self:
-        expected = tokenizer_graph(
-            self.sid,
-            height=self.render.height_px,
-            width=self.render.width_px,
-            vector_dim=self.vector_dim,
-            picture_px=self.pictures.size_px if self.pictures else None,
-        )
-        if self.tokenizer != expected:
-            raise ValueError(
-                f"tokenizer: its tensors are not those of levels {self.sid.levels}, this render and "
-                "these pictures"
+        dim = self.vector_dim
+        if self.fields is not None and self.pictures is not None:
+            raise ValueError("fields and pictures: a tokenizer reads fields or pixels, not both")
+        if self.fields is not None:
+            expected, of_what = field_tokenizer_graph(self.sid, len(self.fields.names), dim), "these fields"
+        else:
+            expected = tokenizer_graph(
+                self.sid,
+                height=self.render.height_px,
+                width=self.render.width_px,
+                vector_dim=dim,
+                picture_px=self.pictures.size_px if self.pictures else None,
             )
+            of_what = "this render and these pictures"
+        if self.tokenizer != expected:
+            raise ValueError(f"tokenizer: its tensors are not those of levels {self.sid.levels}, {of_what}")
         if self.recommender != recommender_graph(self.sid):
             raise ValueError(f"recommender: its tensors are not those of levels {self.sid.levels}")
         return self
 
     @model_serializer(mode="wrap")
-    def _without_pictures(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A bundle that reads no pictures does not name them, so that older releases can serve it."""
+    def _without_what_is_not_read(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bundle does not name pictures or fields if it reads none, so that older releases can serve it."""
         written: dict[str, Any] = write(self)
-        if self.pictures is None:
-            written.pop("pictures", None)
+        for name in ("pictures", "fields"):
+            if getattr(self, name) is None:
+                written.pop(name, None)
         return written
+
+
+def format_version_of(*, reads_text_alone: bool) -> Literal[3, 4]:
+    """The lowest version whose readers understand such a bundle. Photos and fields came with version 4."""
+    return 3 if reads_text_alone else 4
 
 
 class Bundle(NamedTuple):
@@ -194,10 +229,12 @@ def load_bundle(path: Path) -> Bundle:
     manifest_path = path / MANIFEST
     raw = _read_json(manifest_path)
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
+        is_newer = type(version) is int and version > FORMAT_VERSION
         raise ContractMismatch(
-            f"{manifest_path}: format version {version!r}, this service reads {FORMAT_VERSION}. "
-            "Export again with the glyphrec release that serves."
+            f"{manifest_path}: format version {version!r}, this release of glyphrec reads "
+            f"{' and '.join(map(str, READABLE))}. "
+            + ("Serve it with the release that exported it, or a later one." if is_newer else "Export again.")
         )
     try:
         manifest = Manifest.model_validate(raw)
@@ -213,25 +250,30 @@ def load_bundle(path: Path) -> Bundle:
     for name, record in manifest.files.items():
         _check_file(path, name, record)
     counts = (CO_COUNTS,) if manifest.co_counts is not None else ()
-    for name in (TOKENIZER, RECOMMENDER, ITEMS, *counts):
+    vocabulary = (VOCABULARY,) if manifest.fields is not None else ()
+    for name in (TOKENIZER, RECOMMENDER, ITEMS, *counts, *vocabulary):
         if name not in manifest.files:
             raise ContractMismatch(f"{manifest_path}: lists no {name}. Export again.")
     return Bundle(path, manifest)
 
 
 def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
     try:
+        if not path.is_file():
+            raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
             raise ContractMismatch(f"{path}: too large, over {MAX_MANIFEST_BYTES} bytes. Export again.")
         return parse_json(content.decode("utf-8"))
     except OSError as error:
-        raise ContractMismatch(f"{path}: cannot be read ({error.strerror}).") from error
+        raise ContractMismatch(f"{path}: {why_unreadable(path, error)}{_let_read(path, error)}") from error
     except ValueError as error:
         raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
+
+
+def _let_read(manifest: Path, error: OSError) -> str:
+    return f" Let it read: chmod -R a+rX {manifest.parent}" if isinstance(error, PermissionError) else ""
 
 
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:
@@ -254,9 +296,8 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
         if num_bytes == record.num_bytes:
             found = sha256_of(path)
     except OSError as error:
-        raise ContractMismatch(
-            f"{path}: cannot be read ({error.strerror}). Copy the whole bundle."
-        ) from error
+        remedy = _let_read(folder / MANIFEST, error) or " Copy the whole bundle."
+        raise ContractMismatch(f"{path}: {why_unreadable(path, error)}{remedy}") from error
     if num_bytes != record.num_bytes:
         raise ContractMismatch(
             f"{path}: {num_bytes} bytes, manifest says {record.num_bytes}. Copy it again, or export again."

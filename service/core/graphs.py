@@ -66,10 +66,22 @@ def tokenizer_graph(
             TensorSpec(name="first_strip", dtype="int64", shape=("item",)),
             *photos,
         ),
-        outputs=(
-            TensorSpec(name="codes", dtype="int64", shape=("item", spec.num_levels)),
-            TensorSpec(name="vector", dtype="float32", shape=("item", vector_dim)),
-        ),
+        outputs=_codes_and_vector(spec, vector_dim),
+    )
+
+
+def field_tokenizer_graph(spec: SidSpec, num_fields: int, vector_dim: int) -> GraphSpec:
+    """The tensors of a tokenizer that reads fields: their numbers, as core/item_fields.py gives them."""
+    return GraphSpec(
+        inputs=(TensorSpec(name="fields", dtype="int64", shape=("item", num_fields)),),
+        outputs=_codes_and_vector(spec, vector_dim),
+    )
+
+
+def _codes_and_vector(spec: SidSpec, vector_dim: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(name="codes", dtype="int64", shape=("item", spec.num_levels)),
+        TensorSpec(name="vector", dtype="float32", shape=("item", vector_dim)),
     )
 
 

@@ -59,14 +59,20 @@ def item_text(item: Mapping[str, Any], spec: RenderSpec) -> str:
     for field in spec.fields:
         if field == "*":
             parts += _named(others, item)
-        elif field not in NEVER_DRAWN and (text := _value_text(field, item.get(field))):
+        elif field not in NEVER_DRAWN and (text := value_text(field, item.get(field))):
             parts.append(text)
     return "; ".join(parts)
+
+
+def is_drawn(field: str, spec: RenderSpec) -> bool:
+    """Whether `item_text` draws this field of an item, if the item has it."""
+    return field not in NEVER_DRAWN and (field in spec.fields or "*" in spec.fields)
 
 
 def content_hash(text: str, picture_sha256: str | None = None) -> str:
     """32 hex characters. Items with equal content have the same hash and, for one tokenizer, equal codes.
 
+    A tokenizer of fields may also know items by their ids (docs/decisions/0016).
     `picture_sha256` is that of the item's kept picture (KeptPicture.sha256). An item without a picture has
     the hash of its text alone.
     """
@@ -96,12 +102,12 @@ def font_sha256(spec: RenderSpec) -> str:
 
 def _named(names: Iterable[str], values: Mapping[str, Any], depth: int = 0) -> list[str]:
     """`name value` for each value that is not empty."""
-    found = ((name, _value_text(name, values[name], depth)) for name in names)
+    found = ((name, value_text(name, values[name], depth)) for name in names)
     return [f"{_clean(name)} {text}".lstrip() for name, text in found if text]
 
 
-def _value_text(name: str, value: Any, depth: int = 0) -> str:
-    """A JSON value as text. `categories` is a path; other lists are enumerations."""
+def value_text(name: str, value: Any, depth: int = 0) -> str:
+    """The value of the field `name` as text. `categories` is a path; other lists are enumerations."""
     if depth > MAX_DEPTH:
         return ""
     if isinstance(value, Mapping):
@@ -109,7 +115,7 @@ def _value_text(name: str, value: Any, depth: int = 0) -> str:
     if isinstance(value, list | tuple):
         nested = any(isinstance(part, list | tuple | Mapping) for part in value)
         joint = " > " if name == "categories" and not nested else ", "
-        return joint.join(text for part in value if (text := _value_text(name, part, depth + 1)))
+        return joint.join(text for part in value if (text := value_text(name, part, depth + 1)))
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, bool):

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from service.core.bundle import UNIT_PX, RenderSpec
-from service.core.render import FONTS, item_text
+from service.core.render import FONTS, is_drawn, item_text
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 FONT = "DejaVuSans.ttf"
@@ -64,16 +64,20 @@ class Neighbor(NamedTuple):
     title: str
 
 
-def unit_text(item: Mapping[str, Any]) -> UnitText:
-    """The title, the brand and the first path of categories of an item."""
-    path = item.get("categories") or []
+def unit_text(item: Mapping[str, Any], render: RenderSpec) -> UnitText:
+    """The title, the brand and the first path of categories of an item, as far as `render` draws them.
+
+    An item without a title shows its whole drawn text in the title's place.
+    """
+    shown = {field: value for field, value in item.items() if is_drawn(field, render)}
+    path = shown.get("categories") or []
     if isinstance(path, str):
         path = [path]
     if isinstance(path, list) and path and isinstance(path[0], list):
         path = path[0]
     levels = [text for level in path if (text := _words("title", level))] if isinstance(path, list) else []
-    title = _words("title", item.get("title")) or item_text(item, RenderSpec())
-    return UnitText(title, _words("brand", item.get("brand")), levels[:MAX_CATEGORIES])
+    title = _words("title", shown.get("title")) or item_text(item, render)
+    return UnitText(title, _words("brand", shown.get("brand")), levels[:MAX_CATEGORIES])
 
 
 def compose_unit(

@@ -17,6 +17,7 @@ from service.core.image_field import (
     split_image,
     with_reference,
 )
+from service.core.item_fields import Vocabulary, source_of
 from service.core.items import Item, check_item
 from service.core.pictures import KeptPicture
 from service.core.render import content_hash, item_text
@@ -24,6 +25,8 @@ from service.errors import InvalidItem, ServiceError
 from service.flows.pictures import PictureReader
 from service.store.picture_records import PictureChange
 from service.store.records import HeldWithPicture, ItemRecord
+
+UNKNOWN_VALUE = "has a new value for the tokenizer's {}, which is read as absent; a later bundle may know it"
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ class ContentReader:
         *,
         filter_fields: DeclaredFields,
         max_item_chars: int,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        """`vocabulary`: of a tokenizer that reads fields."""
         self._render = manifest.render
         self._reads_pictures = manifest.pictures is not None
         self._pictures = pictures
         self._filter_fields = filter_fields
         self._max_item_chars = max_item_chars
+        self._vocabulary = vocabulary
 
     def check(self, item: object) -> CheckedItem | ServiceError:
         """Check one item. Needs no event loop. A picture is decoded later."""
@@ -78,9 +84,12 @@ class ContentReader:
             fields = check_item(raw, self._max_item_chars)
         except ServiceError as error:
             return error
-        return CheckedItem(
-            fields, item_text(fields, self._render), wish, self._filter_fields.unused_in(fields)
-        )
+        unused = [*self._filter_fields.unused_in(fields), *self._unknown_in(fields)]
+        return CheckedItem(fields, item_text(fields, self._render), wish, unused)
+
+    def _unknown_in(self, item: Item) -> list[UnusedValue]:
+        names = () if self._vocabulary is None else self._vocabulary.unknown_in(item)
+        return [UnusedValue(source_of(name), UNKNOWN_VALUE.format(name)) for name in names]
 
     async def decode(self, checked: CheckedItem) -> CheckedItem | ServiceError:
         """The item with the canonical form of the picture that came with it, if one did."""

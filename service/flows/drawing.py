@@ -1,4 +1,4 @@
-"""From the content of items to what the tokenizer takes: strips of drawn text, and pixels of photos."""
+"""From the content of items to what the tokenizer takes: drawn texts and photos, or the numbers of fields."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from service.core.bundle import Manifest
 from service.core.image_field import reference_in
+from service.core.item_fields import Vocabulary
 from service.core.render import Rendered, render_text
 from service.core.sid import Codes
 from service.core.vectors import packed
@@ -22,7 +23,7 @@ PICTURE_STRIPS = 8
 class Drawn(NamedTuple):
     """An item as the tokenizer takes it. `input` is the error of an item whose kept picture is damaged."""
 
-    rendered: Rendered
+    rendered: Rendered | None  # None if the tokenizer reads fields
     input: TokenizerInput | InvalidItem
 
 
@@ -34,7 +35,9 @@ class Tokenized(NamedTuple):
 
 
 def work_of(item: TokenizerInput) -> int:
-    """How much work the item is for the tokenizer, in strips."""
+    """How much work the item is for the tokenizer, in strips. Fields are as one strip."""
+    if item.fields is not None:
+        return 1
     return len(item.strips) + (0 if item.picture is None else PICTURE_STRIPS)
 
 
@@ -50,11 +53,19 @@ def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]]
 
 
 class ItemDrawer:
-    """Draws items for one tokenizer."""
+    """Draws items for one tokenizer, or reads their fields."""
 
-    def __init__(self, manifest: Manifest, store: PictureStore, pictures: PictureReader) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        store: PictureStore,
+        pictures: PictureReader,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """`vocabulary`: of a tokenizer that reads fields."""
         self._render = manifest.render
-        self._spec = manifest.pictures  # None: this tokenizer reads text only
+        self._spec = manifest.pictures  # None: this tokenizer reads no photos
+        self._vocabulary = vocabulary
         self._store = store
         self._pictures = pictures
 
@@ -72,12 +83,15 @@ class ItemDrawer:
     ) -> list[Drawn]:
         """Draw the texts of items, and what the image encoder sees of them if this tokenizer has one.
 
-        `kept` has the kept picture of each item that has one.
+        `kept` has the kept picture of each item that has one. A tokenizer that reads fields needs neither.
         """
+        if (vocabulary := self._vocabulary) is not None:
+            return [Drawn(None, TokenizerInput.of_fields(vocabulary.read(record.item))) for record in records]
         rendered = await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
         if self._spec is None:
             return [Drawn(each, TokenizerInput(each.strips)) for each in rendered]
-        pixels = await self._pictures.pixels([record.item for record in records], kept, self._spec)
+        items = [record.item for record in records]
+        pixels = await self._pictures.pixels(items, kept, self._spec, self._render)
         return [
             Drawn(each, found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found))
             for each, found in zip(rendered, pixels, strict=True)

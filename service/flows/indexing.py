@@ -79,7 +79,7 @@ class Indexer:
         self._follower = follower
         self._batcher = batcher
         self._render = manifest.render
-        self._picture_spec = manifest.pictures  # None: this tokenizer reads text only
+        self._picture_spec = manifest.pictures  # None: this tokenizer reads no photos
         self._contents = contents
         self._drawer = drawer
         self._timeout_s = timeout_s
@@ -196,16 +196,21 @@ class Indexer:
         texts = [item_text(record.item, self._render) for record in records]
         pictures = [kept.get(record.item_id) for record in records]
         drawn = await self._drawer.draw(records, texts, pictures)
-        inputs = [
-            TokenizerInput(each.rendered.strips) if isinstance(each.input, InvalidItem) else each.input
-            for each in drawn
-        ]
+        damaged = [place for place, each in enumerate(drawn) if isinstance(each.input, InvalidItem)]
+        anew = await self._drawer.draw(
+            [records[place] for place in damaged], [texts[place] for place in damaged], [None] * len(damaged)
+        )
+        for place, each in zip(damaged, anew, strict=True):
+            drawn[place], pictures[place] = each, None
+        inputs = []
+        for each in drawn:
+            assert not isinstance(each.input, InvalidItem)  # without a picture nothing is damaged
+            inputs.append(each.input)
         if self._picture_spec is not None:
             by_text_alone = [
                 record
-                for record, picture, each in zip(records, pictures, drawn, strict=True)
-                if (picture is None or isinstance(each.input, InvalidItem))
-                and (names_a_picture(record.item) or reference_in(record.item))
+                for record, picture in zip(records, pictures, strict=True)
+                if picture is None and (names_a_picture(record.item) or reference_in(record.item))
             ]
             self._metrics.pictures.labels("missing").inc(len(by_text_alone))
         answers = await asyncio.gather(*(self._batcher.submit(each, is_admitted=True) for each in inputs))

@@ -105,6 +105,19 @@ def find_in_batches(catalog: Catalog) -> Callable[[list[Finding]], list[FoundIte
     return run
 
 
+def work_of_findings(catalog: Catalog) -> Callable[[Finding], int]:
+    """How much work a finding is: 1, and more where it compares many rows, as while a graph is being built.
+
+    So a batch, which holds the lock of the catalog, is short at any size.
+    """
+
+    def work_of(_finding: Finding) -> int:
+        vectors = catalog.vectors
+        return 1 if vectors is None else 1 + vectors.num_compared // vectors.exact_up_to
+
+    return work_of
+
+
 def _find(catalog: Catalog, finding: Finding) -> FoundItems | ServiceError:
     which, vectors = finding.which, catalog.vectors
     assert vectors is not None

@@ -50,7 +50,7 @@ def failed(item_id: str, error: ServiceError) -> Outcome:
 def outcomes_of(
     contents: Sequence[Content],
     results: Sequence[PutResult | ServiceError],
-    drawn: Sequence[Rendered] | None = None,
+    drawn: Sequence[Rendered | None] | None = None,
 ) -> tuple[dict[str, Outcome], list[int]]:
     """The outcome of each item by its id, and the versions of the catalog that have them."""
     outcomes, versions = {}, []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.bundle import PictureSpec
+from service.core.bundle import PictureSpec, RenderSpec
 from service.core.encoder_view import encoder_view
 from service.core.pictures import KeptPicture, keep_picture
 from service.errors import InvalidItem
@@ -67,14 +67,18 @@ class PictureReader:
         return kept
 
     async def pixels(
-        self, items: Sequence[Mapping[str, Any]], kept: Sequence[bytes | None], spec: PictureSpec
+        self,
+        items: Sequence[Mapping[str, Any]],
+        kept: Sequence[bytes | None],
+        spec: PictureSpec,
+        render: RenderSpec,
     ) -> list[NDArray[np.uint8] | InvalidItem | None]:
         """What the encoder sees of each item: [size, size, 3], or the error of a damaged kept picture."""
         if spec.shows == "photo" and not any(kept):
             return [None] * len(items)
         started_at = perf_counter()
         found = await asyncio.to_thread(
-            lambda: [_seen(*each, spec) for each in zip(items, kept, strict=True)]
+            lambda: [_seen(*each, spec, render) for each in zip(items, kept, strict=True)]
         )
         num_pictures = sum(each is not None for each in found)
         for _ in range(num_pictures):
@@ -107,10 +111,10 @@ class PictureReader:
 
 
 def _seen(
-    item: Mapping[str, Any], kept: bytes | None, spec: PictureSpec
+    item: Mapping[str, Any], kept: bytes | None, spec: PictureSpec, render: RenderSpec
 ) -> NDArray[np.uint8] | InvalidItem | None:
     try:
-        return encoder_view(item, kept, spec)
+        return encoder_view(item, kept, spec, render)
     except InvalidItem as error:
         log.warning("a kept picture cannot be read: %s", error)
         return error

@@ -73,7 +73,8 @@ class QueryEncoder:
         self, manifest: Manifest, pictures: PictureReader, batcher: MicroBatcher[TokenizerInput, Vector]
     ) -> None:
         self._render = manifest.render
-        self._spec = manifest.pictures  # None: this tokenizer reads text only
+        self._spec = manifest.pictures  # None: this tokenizer reads no photos
+        self._reads_fields = manifest.fields is not None
         self._pictures = pictures
         self._batcher = batcher
 
@@ -89,7 +90,7 @@ class QueryEncoder:
             rendered = await asyncio.to_thread(render_text, text, self._render)
             seen = None
             if self._spec is not None:
-                (seen,) = await self._pictures.pixels([fields], [kept], self._spec)
+                (seen,) = await self._pictures.pixels([fields], [kept], self._spec, self._render)
         if isinstance(seen, InvalidItem):
             raise InvalidQuery("image", "cannot be read. Send another picture")
         is_admitted = reservation is not None and reservation.is_held
@@ -103,6 +104,12 @@ class QueryEncoder:
 
     def _checked(self, query: Likeness) -> tuple[dict[str, Any], str]:
         """The query as an item with a title, and the text that is drawn. Raises InvalidQuery."""
+        if self._reads_fields:
+            raise InvalidQuery(
+                "query",
+                "cannot be read, as the served bundle reads fields of items. Ask GET /items/{id}/similar for "
+                "items like an item",
+            )
         if query.image and self._spec is None:
             raise InvalidQuery("image", "cannot be searched for, as the served bundle reads no pictures")
         try:

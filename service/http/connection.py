@@ -49,6 +49,7 @@ class BoundedHttp(HttpToolsProtocol):
         is_probe: Callable[[str, str], bool],
         metrics: Metrics,
         route_of: Callable[[str, str], str | None] = lambda _method, _path: None,
+        is_stopping: Callable[[], bool] = lambda: False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -59,6 +60,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_probe = is_probe
         self._metrics = metrics
         self._route_of = route_of
+        self._is_stopping = is_stopping
         self._timer: asyncio.TimerHandle | None = None
         self._unused_bytes = 0
         self._is_surplus = False  # one connection too many, without a request so far
@@ -176,6 +178,11 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self._rest()
 
+    @property
+    def awaits_request(self) -> bool:
+        """Whether the first request has not come yet, or the head of a later one is not complete."""
+        return self._is_idle() and not self._is_resting and not self.transport.is_closing()
+
     def give_way(self) -> None:
         """Close the idle connection, because a new one needs its place."""
         self.transport.close()
@@ -220,7 +227,12 @@ class BoundedHttp(HttpToolsProtocol):
         given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
         is_overload = isinstance(error, Overloaded)
         # Who waits for a go-ahead sends no body now, and its next request would be taken for it.
-        keep_alive = is_overload and self.parser.should_keep_alive() and not self.expect_100_continue
+        keep_alive = (
+            is_overload
+            and self.parser.should_keep_alive()
+            and not self.expect_100_continue
+            and not self._is_stopping()
+        )
         self._write(error, path, request_id_of(given.decode("latin-1")), keep_alive)
         # Only a path without parameters has an admission, so the path is the route's template, too.
         route = path if is_overload else self._route_of(method, unquote(path)) or "unmatched"

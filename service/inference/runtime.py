@@ -34,11 +34,20 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class TokenizerInput(NamedTuple):
-    """What the tokenizer reads of one item."""
+NO_STRIPS = np.zeros((0, 1, 1), np.uint8)  # of an item that is read by its fields
 
-    strips: NDArray[np.uint8]  # [strip, height, width], at least one strip
+
+class TokenizerInput(NamedTuple):
+    """What the tokenizer reads of one item: pixels, or the numbers of its fields."""
+
+    strips: NDArray[np.uint8]  # [strip, height, width], at least one strip, or NO_STRIPS
     picture: NDArray[np.uint8] | None = None  # [size, size, 3]; None: the item has no photo
+    fields: NDArray[np.int64] | None = None  # [field], from core/item_fields.py; None: pixels are read
+
+    @classmethod
+    def of_fields(cls, fields: NDArray[np.int64]) -> "TokenizerInput":
+        """An item that is read by its fields [field]."""
+        return cls(NO_STRIPS, fields=fields)
 
 
 class Tokens(NamedTuple):
@@ -57,7 +66,7 @@ class Beams(NamedTuple):
 
 
 class Tokenizer:
-    """Pixels of text and photos -> codes and vectors."""
+    """Pixels of text and photos, or numbers of fields -> codes and vectors."""
 
     def __init__(
         self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
@@ -66,6 +75,7 @@ class Tokenizer:
         self._picture_shape: tuple[int, ...] | None = next(
             (tuple(map(int, each.shape[1:])) for each in graph.inputs if each.name == "pictures"), None
         )
+        self._num_fields = next((each.shape[1] for each in graph.inputs if each.name == "fields"), None)
 
     @property
     def reads_pictures(self) -> bool:
@@ -73,11 +83,23 @@ class Tokenizer:
         return self._picture_shape is not None
 
     def run(self, items: Sequence[TokenizerInput]) -> Tokens:
-        """Read at least one item. Raises ContractMismatch for a photo that does not fit the graph."""
+        """Read at least one item. Raises ContractMismatch for a photo or fields that do not fit the graph."""
+        return Tokens(*self._session.run(["codes", "vector"], self._feeds(items)))
+
+    def _feeds(self, items: Sequence[TokenizerInput]) -> dict[str, NDArray[Any]]:
+        for item in items:
+            num_fields = None if item.fields is None else len(item.fields)
+            if num_fields != self._num_fields:
+                raise ContractMismatch(
+                    f"an item has {num_fields or 'no'} numbers of fields, but the graph takes "
+                    f"{self._num_fields or 'none'}. Use the bundle's FieldsSpec."
+                )
+        if self._num_fields is not None:
+            return {"fields": np.stack([item.fields for item in items if item.fields is not None])}
         counts = [len(item.strips) for item in items]
         first_strip = np.cumsum([0, *counts[:-1]], dtype=np.int64)  # [item]
         feeds = {"strips": np.concatenate([item.strips for item in items]), "first_strip": first_strip}
-        return Tokens(*self._session.run(["codes", "vector"], feeds | self._photos(items)))
+        return feeds | self._photos(items)
 
     def _photos(self, items: Sequence[TokenizerInput]) -> dict[str, NDArray[Any]]:
         pictures = [item.picture for item in items if item.picture is not None]

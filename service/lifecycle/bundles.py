@@ -7,11 +7,13 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.core.bundle import MANIFEST, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
 from service.core.bundle_items import BundledItem, bundle_items
+from service.core.bundle_vocabulary import bundle_vocabulary
 from service.core.graphs import beam_widths
+from service.core.item_fields import Vocabulary
+from service.core.readable import why_unreadable
 from service.core.render import render_text
 from service.core.trie import SidTrie
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
@@ -44,6 +46,7 @@ class LoadedBundle:
     session: RecommenderSession
     num_beams: int
     max_batch_beams: int
+    vocabulary: Vocabulary | None = None  # of a tokenizer that reads fields
 
     @property
     def name(self) -> str:
@@ -70,7 +73,6 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
     """Verify a bundle, open its graphs and run both once. Takes seconds. Raises GlyphrecError."""
     bundle = load_bundle(path)
     manifest = bundle.manifest
-    strips = render_text(WARM_UP, manifest.render).strips  # refuses a font that is not the export's
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=options.threads)
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=options.threads)
     loaded = LoadedBundle(
@@ -81,9 +83,10 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
         num_beams=min(options.num_beams, manifest.beam_limit),
         max_batch_beams=options.max_batch_beams
         or (BATCH_BEAMS_GPU if session.is_on_gpu else BATCH_BEAMS_CPU),
+        vocabulary=bundle_vocabulary(bundle),
     )
     tried(bundle.file(RECOMMENDER), lambda: loaded.search_once(SidTrie(manifest.sid)))
-    _tokenize_once(loaded.tokenizer, strips, manifest, bundle.file(TOKENIZER))
+    _tokenize_once(loaded.tokenizer, manifest, bundle.file(TOKENIZER))
     if options.num_beams > manifest.beam_limit:
         log.warning(
             "GLYPHREC_NUM_BEAMS is %d, but the bundle was exported for at most %d beams, so searches "
@@ -93,18 +96,27 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
     return loaded
 
 
-def _tokenize_once(tokenizer: Tokenizer, strips: NDArray[np.uint8], manifest: Manifest, path: Path) -> None:
-    """Also a photo, if the tokenizer reads photos: once with one and once without any."""
-    batches = [[TokenizerInput(strips)]]
-    if manifest.pictures is not None:
-        side = manifest.pictures.size_px
-        batches.append([TokenizerInput(strips, np.zeros((side, side, 3), np.uint8)), TokenizerInput(strips)])
-    tokens = [tried(path, partial(tokenizer.run, batch)) for batch in batches]
+def _tokenize_once(tokenizer: Tokenizer, manifest: Manifest, path: Path) -> None:
+    """Run the tokenizer on each kind of input that it reads."""
+    tokens = [tried(path, partial(tokenizer.run, batch)) for batch in _first_batches(manifest)]
     try:
         for codes in (codes for each in tokens for codes in each.codes.tolist()):
             manifest.sid.check(tuple(codes))
     except ValueError as error:
         raise ContractMismatch(f"{path}: {error}. Export again.") from error
+
+
+def _first_batches(manifest: Manifest) -> list[list[TokenizerInput]]:
+    """Unknown fields, and the last number of each. Or a text, and also a photo if photos are read."""
+    if manifest.fields is not None:
+        last = np.array(manifest.fields.num_values, np.int64) - 1  # [field]
+        return [[TokenizerInput.of_fields(np.zeros_like(last)), TokenizerInput.of_fields(last)]]
+    strips = render_text(WARM_UP, manifest.render).strips  # refuses a font that is not the export's
+    batches = [[TokenizerInput(strips)]]
+    if manifest.pictures is not None:
+        side = manifest.pictures.size_px
+        batches.append([TokenizerInput(strips, np.zeros((side, side, 3), np.uint8)), TokenizerInput(strips)])
+    return batches
 
 
 class BundleFolder:
@@ -120,17 +132,20 @@ class BundleFolder:
         if self._folder is None:
             raise NoBundlesFolder
         path = self._folder / name
-        if not path.is_dir():
+        if not _is_folder(path):
             raise BundleNotFound(name)
         try:
             return load(path, self._options)
         except GlyphrecError as error:
             # A client need not know where the folder lies.
-            raise BundleRefused(name, str(error).replace(f"{self._folder}/", "")) from error
+            told = (
+                str(error).replace(f"{self._folder}/", "").replace(str(self._folder), "the folder of bundles")
+            )
+            raise BundleRefused(name, told) from error
 
     def with_tokenizer(self, tokenizer_id: str, preferred: str = "") -> str | None:
         """The name of a bundle with this tokenizer: `preferred` if that has it. None if no bundle has it."""
-        if self._folder is None or not self._folder.is_dir():
+        if self._folder is None or not _is_folder(self._folder):
             return None
         found = sorted(
             path.parent.name
@@ -140,9 +155,20 @@ class BundleFolder:
         return preferred if preferred in found else next(iter(found), None)
 
 
+def _is_folder(path: Path) -> bool:
+    """Also if we may not look there: then whoever opens a file of it says so."""
+    try:
+        return path.is_dir()
+    except PermissionError:
+        return True
+
+
 def _tokenizer_of(manifest: Path) -> str | None:
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))["tokenizer_id"]
+    except PermissionError as error:
+        log.warning("%s: %s", manifest, why_unreadable(manifest, error))
+        return None
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if isinstance(found, str) else None

@@ -19,6 +19,7 @@ from service.lifecycle.ownership import (
     plan_without_reading,
     shared_items,
 )
+from service.lifecycle.reading_progress import ReadingProgress
 from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.seeding import read_the_unread, seed
 from service.lifecycle.watching import note_persistence
@@ -90,9 +91,12 @@ class Opening:
 
     async def _attempt(self) -> None:
         await self._store_of(self._configured).check_server()
+        standings = self._standing_of(owner_of(self._configured))
+        await standings.check_schema()
         seen = await self._changes.look()
-        standing = await self._standing_of(owner_of(self._configured)).look()
+        standing = await standings.look()
         loaded, self._plan = await self._choose(standing, seen)
+        await standings.mark_schema()
         if self._model is not None and self._model.manifest != loaded.manifest:
             await self._model.stop()
             self._model = None
@@ -228,7 +232,9 @@ class Opening:
         log.info("bundle %s takes the place of tokenizer %s", model.loaded.name, previous or "none")
 
     async def _read_all(self, model: Model) -> None:
-        self._readiness.say("reading the items of the catalog")
+        progress = ReadingProgress(self._changes, model.tokenizer_id, self._readiness, self._metrics)
+        await progress.begin()
         loaded = model.loaded
-        await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest)
+        await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest, progress.after_chunk)
         await model.store.forget_dropped()
+        await progress.end()

@@ -50,20 +50,25 @@ async def read_the_unread(
     Content that the bundle has gets the codes of the export. The `indexer` draws and reads all other content;
     without an indexer it is left for later. `pace` is awaited after each chunk of items.
 
+    A tokenizer that reads fields may know the ids of items. So its codes are those of an item, and not those
+    of a content.
+
     A bundle ships no pictures. If its tokenizer reads pictures, an item with a kept picture is read, although
     the bundle has codes for its text. An item that names a picture, but has none that is kept, is read by its
     text alone until its picture is posted.
     """
     num_read = num_left = num_without = 0
-    render, reads_pictures = manifest.render, manifest.pictures is not None
+    reads_pictures = manifest.pictures is not None
     known: dict[str, Tokenized] | None = None
     async for page in store.unread_items():
         if known is None:  # hashed only now, as most starts find nothing unread
-            known = _tokenized_by_text(items, render)
+            known = _tokenized(items, manifest)
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
             codes = _known_of(
-                [each for each in records if not (reads_pictures and reference_in(each.item))], known, render
+                [each for each in records if not (reads_pictures and reference_in(each.item))],
+                known,
+                manifest,
             )
             others = [each for each in records if each.item_id not in codes]
             if indexer is not None and others:
@@ -99,12 +104,11 @@ async def give_vectors(
     known: dict[str, Tokenized] | None = None
     async for page in store.items_without_vector():
         if known is None:
-            with_vectors = [each for each in items if each.vector]
-            known = _tokenized_by_text(with_vectors, manifest.render)
+            known = _tokenized([each for each in items if each.vector], manifest)
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
             plain = [each for each in records if not reference_in(each.item)]
-            found = _known_of(plain, known, manifest.render)
+            found = _known_of(plain, known, manifest)
             others = [each for each in records if each.item_id not in found]
             found |= zip((each.item_id for each in others), await indexer.read(others), strict=True)
             # Without codes: an item whose content has changed meanwhile is left to whoever changed it.
@@ -117,19 +121,25 @@ async def give_vectors(
     return num_given
 
 
-def _tokenized_by_text(items: Sequence[BundledItem], render: RenderSpec) -> dict[str, Tokenized]:
-    return {content_hash(item_text(each.item, render)): Tokenized(each.codes, each.vector) for each in items}
+def _tokenized(items: Sequence[BundledItem], manifest: Manifest) -> dict[str, Tokenized]:
+    return {_content_of(each, manifest): Tokenized(each.codes, each.vector) for each in items}
 
 
 def _known_of(
-    records: Sequence[ItemRecord], known: Mapping[str, Tokenized], render: RenderSpec
+    records: Sequence[ItemRecord], known: Mapping[str, Tokenized], manifest: Manifest
 ) -> dict[str, Tokenized]:
-    """What the bundle knows of these items, by the hash of the text that this tokenizer draws.
+    """What the bundle knows of these items, by the content that this tokenizer reads.
 
     Another tokenizer may draw other fields.
     """
-    hashes = {each.item_id: content_hash(item_text(each.item, render)) for each in records}
-    return {item_id: known[text] for item_id, text in hashes.items() if text in known}
+    contents = {each.item_id: _content_of(each, manifest) for each in records}
+    return {item_id: known[content] for item_id, content in contents.items() if content in known}
+
+
+def _content_of(each: BundledItem | ItemRecord, manifest: Manifest) -> str:
+    """Items of the bundle and of Redis with the same content have the same codes."""
+    of_text = content_hash(item_text(each.item, manifest.render))
+    return of_text if manifest.fields is None else f"{of_text} {each.item_id}"
 
 
 def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:

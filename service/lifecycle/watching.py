@@ -87,6 +87,7 @@ class CatalogWatch:
         standing = await standings.look(find_others=False)
         if standing.active is None and not standing.raw_active and standing.owner is None:
             await standings.settle(standing)
+            await standings.mark_schema()
 
 
 def note_pictures(size: PicturesSize, metrics: Metrics) -> None:
@@ -100,4 +101,9 @@ def note_persistence(persistence: Persistence, metrics: Metrics, readiness: Read
     metrics.redis_loss_window_seconds.set(persistence.loss_window.seconds)
     for keys, may_go in persistence.evictable.items():
         metrics.redis_may_evict.labels(keys).set(may_go)
+    metrics.redis_used_memory_bytes.set(persistence.used_memory_bytes)
+    metrics.redis_max_memory_bytes.set(persistence.max_memory_bytes)
+    metrics.redis_append_file_bytes.set(persistence.append_file_bytes)
+    for what, is_failing in persistence.failing.items():
+        metrics.redis_failing.labels(what).set(is_failing)
     readiness.warnings = tuple(persistence.warnings())

@@ -21,6 +21,7 @@ from service.store.fsck_rebuild import rebuild
 from service.store.fsck_report import Finding, FsckReport
 from service.store.fsck_vectors import check_vectors
 from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
+from service.store.schema import check_schema
 
 SCAN_COUNT = 1_000  # members or changes in one reply
 KEEP_LOG = 2**53  # a repair trims nothing: the log's length is a setting of the service
@@ -57,6 +58,7 @@ async def check(
 
     Raises GlyphrecError if there is no such catalog, ServiceError if Redis fails.
     """
+    await check_schema(redis, catalog)
     served, keys = await served_tokenizer(redis, catalog), RedisKeys.of(catalog, tokenizer_id)
     with redis_errors():
         if served != tokenizer_id and not await redis.exists(keys.codes, keys.trie, keys.log):

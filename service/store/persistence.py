@@ -47,6 +47,8 @@ class Persistence:
     append_fsync: str  # always, everysec, no, or unknown
     last_append_ok: bool
     last_snapshot_ok: bool
+    last_rewrite_ok: bool  # of the append-only file, which else grows until the disk is full
+    append_file_bytes: int  # size of the append-only file; 0 while it is off
     eviction: str  # other than noeviction loses items
     used_memory_bytes: int
     max_memory_bytes: int  # 0: no limit
@@ -67,6 +69,15 @@ class Persistence:
         return {
             "catalog": is_limited and self.eviction.startswith("allkeys"),
             "events": is_limited and self.eviction.startswith(("allkeys", "volatile")),
+        }
+
+    @property
+    def failing(self) -> dict[str, bool]:
+        """Whether the last writing to the disk has failed, of the three kinds that there are."""
+        return {
+            "append": self.append_only and not self.last_append_ok,
+            "rewrite": self.append_only and not self.last_rewrite_ok,
+            "snapshot": not self.last_snapshot_ok,
         }
 
     def warnings(self) -> Iterator[str]:
@@ -111,6 +122,8 @@ async def read_persistence(redis: Any, key: str) -> Persistence:
         append_fsync=str(config.get("appendfsync", "unknown")),
         last_append_ok=persistence.get("aof_last_write_status") == "ok",
         last_snapshot_ok=persistence.get("rdb_last_bgsave_status") == "ok",
+        last_rewrite_ok=persistence.get("aof_last_bgrewrite_status", "ok") == "ok",
+        append_file_bytes=int(persistence.get("aof_current_size", 0)),
         eviction=str(memory.get("maxmemory_policy", "unknown")),
         used_memory_bytes=int(memory.get("used_memory", 0)),
         max_memory_bytes=int(memory.get("maxmemory", 0)),

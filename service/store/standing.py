@@ -12,6 +12,7 @@ from redis.asyncio import Redis, RedisCluster
 from service.errors import ServiceError
 from service.store.client import Script, redis_errors
 from service.store.records import RedisKeys
+from service.store.schema import check_schema, mark_schema
 
 OWNER_FIELDS = ("tokenizer", "bundle", "data", "created", "since", "settled")
 _TOKENIZER_ID = re.compile(r"[0-9a-f]{12}")
@@ -124,6 +125,14 @@ class StandingStore:
     async def sizes(self, tokenizer_id: str) -> Sizes:
         """How much there is of the catalog as this tokenizer reads it."""
         return await sizes_of(self._redis, RedisKeys.of(self._catalog, tokenizer_id))
+
+    async def check_schema(self) -> None:
+        """Raise NewerCatalog if an older release must leave this catalog alone. Changes nothing."""
+        await check_schema(self._redis, self._catalog)
+
+    async def mark_schema(self) -> None:
+        """Note the layout that this release writes, before it writes. Raises NewerCatalog."""
+        await mark_schema(self._redis, self._catalog)
 
     async def claim(self) -> bool:
         """Claim a new catalog for this bundle. False if it is not new, or claimed by another tokenizer."""

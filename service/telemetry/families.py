@@ -150,8 +150,8 @@ class MetricFamilies:
             self.indexed_items.labels(status)
         self.unused_values = self._counter(
             "unused_values",
-            "Values of posted items that filters cannot use, or an `image` that is no picture, by field. The "
-            "answer to the post says why.",
+            "Values of posted items that filters cannot use or that a tokenizer of fields does not know, or "
+            "an `image` that is no picture, by field. The answer to the post says why.",
             "field",
         )
         self.filter_views = self._gauge("filter_views", "Filters whose tables are cached.")
@@ -253,6 +253,23 @@ class MetricFamilies:
         )
         for keys in ("catalog", "events"):
             self.redis_may_evict.labels(keys)
+        self.redis_used_memory_bytes = self._gauge(
+            "redis_used_memory_bytes", "Memory that Redis uses, for all programs that use it."
+        )
+        self.redis_max_memory_bytes = self._gauge(
+            "redis_max_memory_bytes", "Memory that Redis may use: its maxmemory; 0 without a limit."
+        )
+        self.redis_append_file_bytes = self._gauge(
+            "redis_append_file_bytes", "Size of Redis' append-only file on its disk; 0 while it is off."
+        )
+        self.redis_failing = self._gauge(
+            "redis_failing",
+            "1 if Redis' last writing to its disk has failed. append: the append-only file. rewrite: its "
+            "rewrite, without which it grows. snapshot: the last snapshot.",
+            "what",
+        )
+        for what in ("append", "rewrite", "snapshot"):
+            self.redis_failing.labels(what)
         self.catalog_damaged = self._gauge(
             "catalog_damaged",
             "1 if a part of the catalog is missing in Redis, as after an eviction. The replica is not ready.",

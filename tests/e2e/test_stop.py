@@ -1,6 +1,7 @@
 """A replica that is told to stop answers every accepted request. Real processes, real signals."""
 
 import signal
+import socket
 import threading
 import time
 
@@ -109,6 +110,80 @@ def test_while_it_stops_it_says_so_and_closes_its_connections(service):
     assert answer.headers["connection"] == "close"
     assert service.client.post("/recommend", json={"history": ["item-0"]}).status_code == 200
     assert service.process.wait(30) == 0
+
+
+class Reconnecting:
+    """A client that makes a connection for each request, and goes on until none is taken any more."""
+
+    def __init__(self, url):
+        self.num_answered, self.lost = 0, []
+        self._address = (httpx.URL(url).host, httpx.URL(url).port)
+        self.thread = threading.Thread(target=self._call)
+        self.thread.start()
+
+    def _call(self):
+        body = b'{"history": ["item-0"]}'
+        request = (
+            b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d"
+        )
+        request = request % len(body) + b"\r\n\r\n" + body
+        while True:
+            with socket.socket() as client:
+                client.settimeout(30)
+                try:
+                    client.connect(self._address)
+                except ConnectionRefusedError:
+                    return
+                try:
+                    client.sendall(request)
+                    answer = client.recv(65_536)
+                except OSError as error:
+                    answer = repr(error).encode()
+                if answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 429")):
+                    self.num_answered += 1
+                else:
+                    self.lost.append(answer)
+
+
+@pytest.mark.parametrize("delay_s", ["0", "1"])
+def test_no_request_of_clients_that_reconnect_is_lost(service):
+    clients = [Reconnecting(service.url) for _ in range(NUM_CALLERS)]
+    until(lambda: all(each.num_answered >= 20 for each in clients))
+    service.process.send_signal(signal.SIGTERM)
+    for each in clients:
+        each.thread.join()
+    assert [each.lost for each in clients if each.lost] == []
+    assert service.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("delay_s", ["0"])
+def test_a_request_that_has_begun_to_come_is_answered_and_silent_connections_delay_nothing(service):
+    url = httpx.URL(service.url)
+    with (
+        socket.create_connection((url.host, url.port)) as begun,
+        socket.create_connection((url.host, url.port)) as late,
+        socket.create_connection((url.host, url.port)) as silent,
+    ):
+        begun.sendall(b"GET /health/live HTTP/1.1\r\n")
+        service.client.get("/health/live")  # so the bytes before are read
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: refuses(url))  # the sockets are closed, and the service waits for the rest
+        late.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        begun.sendall(b"Host: x\r\n\r\n")
+        for client in (begun, late):
+            answer = client.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in answer.lower()
+        assert silent.recv(1) == b""
+    assert service.process.wait(30) == 0
+
+
+def refuses(url):
+    try:
+        socket.create_connection((url.host, url.port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("delay_s", ["20"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -48,7 +48,7 @@ from model_export.pipeline.generating import make_generator
 from model_export.pipeline.run import Run
 from model_export.quantizers import collisions
 from model_export.study import cold, perturb, ranks, robustness
-from service.core import render
+from service.core import item_fields, render
 from service.core.bundle import RenderSpec, load_bundle
 from service.core.co_counts import CoCountSpec
 from service.core.graphs import PADDING, beam_widths
@@ -151,6 +151,28 @@ def _train_head() -> Output:
     found = head.train_head(vectors(), split().train, config, 0)
     untrained = head.train_head(vectors(), split().train, replace(config, max_steps=0), 0)
     return {"trained": cosines(found.vectors(vectors())), "untrained": cosines(untrained.vectors(vectors()))}
+
+
+def _read_fields() -> Output:
+    """Values of every kind, known and new, absent and torn."""
+    vocabulary = item_fields.Vocabulary(
+        {
+            "item_id": {"a": 1, "B": 2},
+            "brand": {"acme": 1, "7": 2},
+            "categories.2": {("x", "y"): 1, ("x", "y", "z"): 1},
+            "colors": {"red, blue": 1},
+            "new": {"yes": 1},
+        }
+    )
+    items: list[dict[str, Any]] = [
+        {"item_id": "a", "brand": " ACME", "categories": ["X", "Y", "Z", "W"], "colors": ["Red", "blue"]},
+        {"item_id": "b", "brand": 7.0, "categories": [["x", "y"], ["q"]], "new": True},
+        {"item_id": "B", "brand": "", "categories": "x", "colors": ["blue", "red"]},
+    ]
+    return [
+        [vocabulary.read(item).tolist(), list(vocabulary.unknown_in(item)), item_fields.category_path(item)]
+        for item in items
+    ]
 
 
 def _learn_famae() -> Output:
@@ -434,6 +456,7 @@ PROBES: dict[str, Probe] = {
     "trocr": Probe(trocr, partial(_read_by_hub, "trocr")),
     "deepseek_ocr2": Probe(deepseek_ocr2, partial(_read_by_hub, "deepseek-ocr-2")),
     "minilm": Probe(minilm, _read_by_minilm),
+    "fields": Probe(item_fields, _read_fields),
     "famae": Probe(famae, _learn_famae),
     "head": Probe(head, _train_head),
     **{stage: Probe(*probe) for stage, probe in QUANTIZER_PROBES.items()},

@@ -31,11 +31,11 @@ OF_PROTOCOL = {
     "on_message_complete": [],
     "on_response_complete": [],
 }
-OF_SERVER = {"handle_exit": ["sig", "frame"], "on_tick": ["counter"]}
+OF_SERVER = {"handle_exit": ["sig", "frame"], "on_tick": ["counter"], "shutdown": ["sockets"]}
 ATTRIBUTES_OF_PROTOCOL = {
     *("cycle", "expect_100_continue", "headers", "loop", "parser", "pipeline", "scope", "transport", "url")
 }
-ATTRIBUTES_OF_SERVER = {"_captured_signals", "should_exit", "started"}
+ATTRIBUTES_OF_SERVER = {"_captured_signals", "server_state", "servers", "should_exit", "started"}
 
 
 def missing(name: str) -> str:

@@ -2,8 +2,9 @@
 
 The recognizer's own classifier, a linear layer, turns each frame into a letter. Letters that differ only in
 case or accent become one symbol, and so do similar dashes and quotes: FRZN and frzn are equal. Each run of
-three or four symbols is hashed into a bucket. An item's features are the TF-IDF of its buckets, reduced by an
-SVD. Misread letters do little harm, because a recognizer mostly makes the same mistake for the same word.
+three or four symbols is hashed into a bucket; where texts are too short for that, runs of one or two. An
+item's features are the TF-IDF of its buckets, reduced by an SVD. Misread letters do little harm, because a
+recognizer mostly makes the same mistake for the same word.
 """
 
 import unicodedata
@@ -24,6 +25,8 @@ from model_export.encoders.visual_words import inked_frames
 from service.errors import GlyphrecError
 
 LENGTHS = (3, 4)  # of the runs, in letters
+SHORT_LENGTHS = (1, 2)  # where hardly any text has longer runs in common with another, such as "7" and "12"
+MIN_GRAMS = 2  # one gram tells no two items apart
 NUM_BUCKETS = 1_048_573  # a prime, and so large that hardly any two grams of a catalog share a bucket
 BASE = 257  # larger than the number of symbols
 MIN_ITEMS = 3  # that must show a gram, or it relates no items; a small catalog needs fewer
@@ -49,6 +52,7 @@ class LetterGrams(Pooling):
     row_of: Tensor  # [bucket]  1 + the bucket's gram, or 0 if it is not kept
     idf: Tensor  # [gram]
     basis: Tensor  # [gram, feature]
+    lengths: tuple[int, ...] = LENGTHS  # of the runs, in letters
 
     def __init__(
         self,
@@ -58,8 +62,10 @@ class LetterGrams(Pooling):
         row_of: NDArray[np.int64],  # [bucket]  1 + the bucket's gram, or 0 if it is not kept
         idf: NDArray[np.float32],  # [gram]
         basis: NDArray[np.float32],  # [gram, feature]
+        lengths: tuple[int, ...] = LENGTHS,
     ) -> None:
         super().__init__()
+        self.lengths = lengths
         self.classifier = classifier
         self.register_buffer("symbol_of", torch.from_numpy(symbol_of))
         self.register_buffer("row_of", torch.from_numpy(row_of.astype(np.int32)))
@@ -88,7 +94,7 @@ class LetterGrams(Pooling):
         symbols = self.symbol_of[self.classifier(frames).argmax(dim=-1)]  # [spike]
         num_columns = self.num_grams + 1  # the first one collects the grams that are not kept
         total = torch.zeros(num_items * num_columns)
-        for length in LENGTHS:
+        for length in self.lengths:
             bucket, is_whole = buckets(symbols, item, length)  # [spike] each
             cell = item * num_columns + self.row_of[bucket].long() * is_whole
             total = total.index_add(0, cell, torch.ones_like(cell, dtype=torch.float32))
@@ -116,25 +122,38 @@ def fit_letter_grams(
 ) -> LetterGrams:
     """Keep the grams that the most items show, and fit the widest axes of their TF-IDF.
 
-    A small catalog gets fewer of both. Raises GlyphrecError if the Reading holds no frames.
+    A small catalog gets fewer of both. Texts that share no runs of three letters get shorter ones.
+    Raises GlyphrecError if the Reading holds no frames, or if the texts have nothing in common.
     """
     if not len(reading.frames):
         raise GlyphrecError("The OCR encoder saw no letters in the items' text. Give the items titles.")
     symbol_of = symbols_of(alphabet)
-    counts = vstack(_sparse_counts(reading, classifier, symbol_of)).tocsr()  # [item, bucket]
     num_items = reading.num_items
-    items_with = np.bincount(counts.indices, minlength=NUM_BUCKETS)  # [bucket]
-    enough = items_with >= min(MIN_ITEMS, max(1, num_items // 20))
-    kept = np.argsort(-items_with, kind="stable")[: config.num_grams]
-    kept = np.sort(kept[enough[kept]])  # [gram]
+    for lengths in (LENGTHS, SHORT_LENGTHS):
+        counts = vstack(_sparse_counts(reading, classifier, symbol_of, lengths)).tocsr()  # [item, bucket]
+        items_with = np.bincount(counts.indices, minlength=NUM_BUCKETS)  # [bucket]
+        enough = items_with >= min(MIN_ITEMS, max(1, num_items // 20))
+        kept = np.argsort(-items_with, kind="stable")[: config.num_grams]
+        kept = np.sort(kept[enough[kept]])  # [gram]
+        if len(kept) >= MIN_GRAMS:
+            break
+    else:
+        raise GlyphrecError(
+            "The items' texts have no letters in common, so they tell nothing about each other. "
+            "Give the items titles or descriptions."
+        )
     row_of = np.zeros(NUM_BUCKETS, np.int64)
     row_of[kept] = np.arange(1, len(kept) + 1)
     idf, basis = fit_tf_idf(counts[:, kept], items_with[kept], num_items, config.feature_dim, seed)
-    return LetterGrams(classifier=classifier, symbol_of=symbol_of, row_of=row_of, idf=idf, basis=basis)
+    return LetterGrams(
+        classifier=classifier, symbol_of=symbol_of, row_of=row_of, idf=idf, basis=basis, lengths=lengths
+    )
 
 
 @torch.no_grad()
-def _sparse_counts(reading: Reading, classifier: nn.Linear, symbol_of: NDArray[np.int64]) -> list[csr_matrix]:
+def _sparse_counts(
+    reading: Reading, classifier: nn.Linear, symbol_of: NDArray[np.int64], lengths: tuple[int, ...]
+) -> list[csr_matrix]:
     """Count all buckets, one part of the catalog after another -> a matrix [item, bucket] for each part."""
     found = []
     for start in range(0, reading.num_items, ITEMS_PER_CHUNK):
@@ -142,7 +161,7 @@ def _sparse_counts(reading: Reading, classifier: nn.Linear, symbol_of: NDArray[n
         frames = torch.from_numpy(part.frames.astype(np.float32))
         item = torch.from_numpy(part.item_of_frame())
         symbols = torch.from_numpy(symbol_of[classifier(frames).argmax(dim=-1).numpy()])  # [spike]
-        runs = [buckets(symbols, item, length) for length in LENGTHS]
+        runs = [buckets(symbols, item, length) for length in lengths]
         rows = torch.cat([item[is_whole] for _, is_whole in runs]).numpy()
         columns = torch.cat([bucket[is_whole] for bucket, is_whole in runs]).numpy()
         shape = (part.num_items, NUM_BUCKETS)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from model_export.configs import FamaeConfig
-from model_export.data.item_fields import ItemField
+from model_export.data.item_fields import ItemFields
 from model_export.data.splits import Targets
 from model_export.encoders import famae
 from model_export.encoders.famae import (
@@ -20,13 +20,18 @@ from model_export.encoders.famae import (
     train_famae,
     windows_of,
 )
+from service.core.item_fields import UNKNOWN, Vocabulary
 
 NUM_ITEMS = 40
-FIELDS = [
-    ItemField("item_id", np.arange(NUM_ITEMS), NUM_ITEMS),
-    ItemField("brand", np.arange(NUM_ITEMS) % 8, 8),
-    ItemField("categories.1", np.arange(NUM_ITEMS) // 10, 4),
-]
+WORDS = ("item_id", "brand", "categories.1")
+COUNTS = (NUM_ITEMS, 8, 4)
+NUMBERS = np.stack([np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % 8, np.arange(NUM_ITEMS) // 10], axis=1) + 1
+FIELDS = ItemFields(
+    Vocabulary(
+        {name: {f"v{n}": n for n in range(1, 1 + num)} for name, num in zip(WORDS, COUNTS, strict=True)}
+    ),
+    NUMBERS,
+)
 CONFIG = FamaeConfig(
     width=16, num_layers=1, num_heads=2, ffn_dim=32, dropout=0.0, history_length=4,
     max_epochs=12, batch_size=64, learning_rate=1e-2,
@@ -62,7 +67,7 @@ def model() -> Famae:
 
 
 def masked(*fields: int) -> torch.Tensor:
-    return torch.tensor([[place in fields for place in range(len(FIELDS))]])
+    return torch.tensor([[place in fields for place in range(len(WORDS))]])
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +121,8 @@ def test_the_loss_is_the_cross_entropy_of_scaled_cosines_of_the_masked_fields(mo
     for window, fields in zip(windows, hidden, strict=True):
         state = model(window[None], fields[None])[0]
         for place in fields.nonzero()[:, 0].tolist():
-            cosine = F.cosine_similarity(state, model.tables[place], dim=-1)  # [value]
-            value = int(FIELDS[place].value[window[-1]])
+            cosine = F.cosine_similarity(state, model.embed.tables[place][1:], dim=-1)  # [value]
+            value = int(NUMBERS[window[-1], place]) - 1
             expected -= float((4.0 * cosine).log_softmax(dim=-1)[value])  # the root of the width is 4
     assert float(model.loss(windows, hidden)) == pytest.approx(expected / len(windows), rel=1e-5)
 
@@ -130,7 +135,7 @@ def test_the_diagnostics_are_recall_at_10_with_all_fields_or_only_the_id_masked(
         hits = 0
         for history, target in zip(users.histories, users.targets, strict=True):
             window = torch.tensor([[*history[-4:], target]])
-            score = F.cosine_similarity(model(window, fields), model.tables[0], dim=-1)  # [item]
+            score = F.cosine_similarity(model(window, fields), model.embed.tables[0][1:], dim=-1)  # [item]
             hits += int((score > score[target]).sum()) < 10
         expected.append(hits / 60)
     assert diagnose(model, users, 4) == pytest.approx(expected)
@@ -153,21 +158,44 @@ def test_a_vector_is_the_embeddings_of_its_fields_side_by_side(trained):
     assert np.ptp(np.linalg.norm(trained.vectors, axis=1)) > 0.01, "lengths are kept"
 
 
-def test_an_item_that_nobody_bought_has_no_id():
-    found = [items % 30 for items in sequences(40)]
-    vectors = train_famae(
-        FIELDS, found, targets_of(found), replace(CONFIG, max_epochs=1), seed=0
-    ).vectors.reshape(NUM_ITEMS, 3, 16)
-    assert (vectors[30:, 0] == 0).all()
-    assert (vectors[:30, 0] != 0).all()
-    assert (vectors[30:, 1:] != 0).all()
+def test_what_is_not_known_of_an_item_has_the_mask_vector_of_its_field():
+    numbers = NUMBERS.copy()
+    numbers[30:, 0] = UNKNOWN
+    found = train_famae(
+        ItemFields(FIELDS.vocabulary, numbers), sequences(40), targets_of(sequences(9)),
+        replace(CONFIG, max_epochs=1), seed=0,
+    )  # fmt: skip
+    vectors = found.vectors.reshape(NUM_ITEMS, 3, 16)
+    mask = found.tables.tables[0][UNKNOWN].numpy()
+    assert (vectors[30:, 0] == mask).all()
+    assert (vectors[:30, 0] != mask).any(axis=1).all()
+    assert (vectors[30, 1] == vectors[22, 1]).all(), "its brand is known"
+    new = found.tables.vectors(torch.tensor([[UNKNOWN, 7, UNKNOWN]])).reshape(3, 16).numpy()
+    assert (new[0] == mask).all()
+    assert (new[1] == vectors[30, 1]).all()
+    assert (new[2] == found.tables.tables[2][UNKNOWN].numpy()).all()
+
+
+@torch.no_grad()
+def test_what_is_not_known_is_neither_asked_nor_answered(model):
+    windows = torch.from_numpy(windows_of(sequences(5), 4))
+    hidden = masked(0, 1, 2).expand(len(windows), -1)
+    whole = model.loss(windows, hidden)
+    model.numbers[:, 1] = UNKNOWN
+    rest = sum(
+        F.cross_entropy(model.logits(model(windows, hidden), field), model.numbers[windows[:, -1], field])
+        for field in (0, 2)
+    )
+    torch.testing.assert_close(model.loss(windows, hidden), rest)
+    assert model.loss(windows, hidden) < whole
+    assert (model.logits(model(windows, hidden), 1)[:, UNKNOWN] == -torch.inf).all()
 
 
 def test_training_stops_after_epochs_without_a_better_mean_and_keeps_the_best(monkeypatch):
     recalls, seen = iter([0.1, 0.3, 0.2, 0.4, 0.4, 0.3, 0.4, 0.9]), []
 
     def told(model, *_):
-        seen.append(model.item_vectors(np.ones(NUM_ITEMS, bool)))
+        seen.append(model.embed.vectors(model.numbers).detach().numpy().copy())
         return Diagnostics(next(recalls), 0.0)
 
     monkeypatch.setattr(famae, "diagnose", told)

@@ -100,6 +100,15 @@ def test_an_item_without_letters_has_finite_features_and_a_catalog_without_lette
         fit_letter_grams(empty, Spelled(), ALPHABET, CompactConfig(), seed=0)
 
 
+def test_texts_without_a_run_of_three_letters_in_common_are_told_apart_by_shorter_runs():
+    features = fitted(["12", "21", "12", "7"], feature_dim=3).pool(spelled(["12", "21", "12", "7"]))
+    np.testing.assert_allclose(features[0], features[2], atol=1e-5)
+    assert features[0] @ features[1] < 0.99  # the same letters in another order
+    assert features[0] @ features[1] > features[0] @ features[3]
+    with pytest.raises(GlyphrecError, match="Give the items titles or descriptions"):
+        fitted(["7", "7", "7"])
+
+
 @torch.no_grad()
 def test_items_that_are_drawn_and_read_show_the_grams_of_their_texts():
     """This uses the real reader. It does not see a space at the end of a line."""

@@ -46,7 +46,7 @@ def test_photos_are_read_as_a_service_reads_them(tmp_path):
     files = {item: photo(color) for item, color in enumerate(COLORS)}
     dataset = catalog(tmp_path, files)
     spec = spec_of(CONFIG)
-    seen = seen_of(dataset, [3, 6], spec)
+    seen = seen_of(dataset, [3, 6], spec, tiny().render)
     np.testing.assert_array_equal(seen[0], picture_pixels(keep_picture(files[3]).data, spec))
     assert seen[1] is None
     found = read_photos(run_of(dataset, tmp_path / "cache"))

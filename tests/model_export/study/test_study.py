@@ -1,6 +1,7 @@
 """`glyphrec study` with the plan `tiny` really runs, stores and reports every kind of cell."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from model_export.data.tables import write_dataset
 from model_export.study import cells, timing
 from model_export.study.cell import Cell
 from model_export.study.command import study
-from model_export.study.cost_table import with_costs
+from model_export.study.cost_table import FILE, measure_costs, with_costs
 from model_export.study.plan import PLANS, RESOLUTIONS, Plan, recipe
 from model_export.study.run import Work, run_study, works_of
 from service.core.render import render_text
@@ -111,7 +112,7 @@ def test_every_cell_of_the_plan_is_run_and_reported(studied):
     assert title["pixels_per_item"] > 0.9 * 224**2, "nine of ten items have a photo"
     assert title["tokenizer_mb"] > 10, "the encoder of photos is in it"
     text = (studied.out / "study.md").read_text()
-    assert "come from one run of `glyphrec study … --costs` on one machine" in text
+    assert "come from `glyphrec study … --costs` on one machine" in text
     for cell in plan.cells:
         assert cell.label in text, cell.name
 
@@ -134,6 +135,16 @@ def test_costs_are_reported_only_for_cells_that_they_were_measured_for(studied):
     assert "ms_per_request" in found[0].figures
     assert "ms_per_request" not in found[1].figures, "costs are of the first seed"
     assert "ms_per_request" not in found[2].figures
+
+
+def test_costs_stay_until_another_machine_measures(studied, tmp_path):
+    path = Path(shutil.copy(studied.out / "study" / FILE, tmp_path))
+    before = json.loads(path.read_text())
+    measure_costs([], folder=tmp_path, cache_folder=studied.cache)
+    assert json.loads(path.read_text()) == before
+    path.write_text(json.dumps(before | {"machine": "another one"}))
+    measure_costs([], folder=tmp_path, cache_folder=studied.cache)
+    assert json.loads(path.read_text()) == {"machine": before["machine"], "cells": {}}
 
 
 def test_a_stored_cell_of_another_configuration_is_not_used(studied):

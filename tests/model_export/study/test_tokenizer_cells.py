@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from model_export.configs import FamaeConfig, FlattenedConfig, GaoqConfig, tiny
+from model_export.configs import FlattenedConfig, GaoqConfig, tiny
 from model_export.data.dataset import Dataset
 from model_export.data.splits import leave_one_out
-from model_export.export import export
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.versions import versions_of
 from model_export.study.plan import PLANS
 from model_export.study.run import Work, run_cell
-from service.errors import GlyphrecError
 
 FULL = {cell.name: cell for cell in PLANS["full"]().cells}
 TINY = {cell.name: cell for cell in PLANS["tiny"]().cells}
@@ -45,7 +43,8 @@ def test_their_versions_name_the_transform_and_the_quantizer_inside():
 
     assert stages("gaoq") == {"gaoq"}
     assert stages("gaoq_famae") == {"gaoq"}
-    assert {"famae"} == set(versions_of(FULL["gaoq_famae"].config)) - set(versions_of(FULL["gaoq"].config))
+    of_famae = set(versions_of(FULL["gaoq_famae"].config))
+    assert of_famae - set(versions_of(FULL["gaoq"].config)) == {"fields", "famae"}
     assert not {"head", "compact", "drawing"} & set(versions_of(FULL["famae"].config))
     assert stages("nu_kumaraswamy") == {"flattened"}
     assert stages("nu_rq_kmeans") == {"flattened", "rq_kmeans"}
@@ -58,6 +57,8 @@ def test_a_cell_reports_use_entropy_and_reconstruction(name: str, small_dataset:
     figures = run_cell(work, leave_one_out(small_dataset), StageCache(tmp_path), lambda _line: None).figures
     assert 0.0 <= figures["lost_variance"] < 1.0
     assert figures["collision_rate"] == 0.0, "collisions are treated"
+    assert figures["alignment_co_purchase_1"] > figures["alignment_co_purchase_2"] >= 0
+    assert 0 <= figures["popularity_entropy_1"] <= 1
     for level in (1, 2, 3):
         assert 0 < figures[f"use_level_{level}"] <= 1
         # Few items are not alone below two codes of the tree, so their last codes are mostly 0.
@@ -68,9 +69,3 @@ def test_a_cell_reports_use_entropy_and_reconstruction(name: str, small_dataset:
     if name == "gaoq":
         assert figures["use_level_1"] == 1.0
         assert figures["lost_variance"] < 1e-6, "each item is a leaf of its own"
-
-
-def test_a_configuration_with_famae_is_not_exported(small_dataset: Dataset, tmp_path: Path):
-    config = replace(tiny(), encoder=FamaeConfig())
-    with pytest.raises(GlyphrecError, match="learns a vector for each item.*cannot be exported"):
-        export(small_dataset, tmp_path / "out", config, cache_folder=tmp_path, say=lambda _line: None)

@@ -151,6 +151,7 @@ async def test_the_graph_finds_nearly_all_that_an_exact_search_finds(seed):
     exact = catalog_of(vectors)
     task = await built(catalog)
     assert not catalog.vectors.is_exact
+    assert catalog.vectors.num_compared < 200 < exact.vectors.num_compared
     assert catalog.vectors.recall >= 0.98
     queries = quantized(clustered(30, seed + 50))
     shares = []

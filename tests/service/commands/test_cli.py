@@ -3,8 +3,12 @@
 import gzip
 import importlib.metadata
 import json
+import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +18,7 @@ import pytest
 
 from service.cli import main
 from service.core.version import service_version
+from tests.house import ROOT
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 from tests.service.processes import command, finished, free_port, wait_until_ready
 
@@ -309,3 +314,26 @@ def test_help_shows_every_command_also_those_that_cannot_run(registered):
     assert code == 0
     for name in ("serve", "import", "recommend", "search", "hello", "train"):
         assert name in out
+
+
+def test_where_the_package_of_a_command_is_absent_as_in_the_image_help_does_not_offer_it():
+    absent = """
+import sys
+from service.cli import main
+
+class Absent:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "model_export":
+            raise ModuleNotFoundError("No module named 'model_export'", name=name)
+
+sys.meta_path.insert(0, Absent)
+main(["--help"])
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(
+        [sys.executable, "-P", "-c", absent], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    offered = set(re.findall(r"^    ([a-z]+)\b", shown, flags=re.MULTILINE))
+    assert offered == {"serve", "key", "health", "catalogs", "fsck", "import", "recommend", "search"}
+    assert "pip install" not in shown

@@ -1,6 +1,8 @@
 import itertools
 import json
+import os
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +10,21 @@ import pytest
 from pydantic import ValidationError
 
 from service.core.bundle import (
-    FORMAT_VERSION,
     FileRecord,
     Manifest,
     PictureSpec,
     RenderSpec,
+    format_version_of,
     load_bundle,
     sha256_of,
 )
 from service.core.co_counts import CoCountSpec
-from service.core.graphs import beam_widths, recommender_graph, tokenizer_graph
+from service.core.graphs import beam_widths, field_tokenizer_graph, recommender_graph, tokenizer_graph
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 
 SPEC = SidSpec(levels=(3, 5, 2))
+NOBODY = 65_534
 
 
 def test_prefixes_and_codes_are_each_others_inverse_for_every_code():
@@ -54,7 +57,7 @@ def bundle(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(name.encode())
         files[name] = FileRecord(sha256=sha256_of(tmp_path / name), num_bytes=len(name))
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(reads_text_alone=True),
         export_key="none",
         created_at="2026-01-01T00:00:00Z",
         config="tiny",
@@ -97,6 +100,36 @@ def test_a_bundle_that_reads_pictures_promises_a_graph_that_takes_them(bundle):
         load_bundle(bundle)
 
 
+def test_a_bundle_that_reads_fields_promises_a_graph_that_takes_them_and_has_their_vocabulary(bundle):
+    assert "fields" not in json.loads((bundle / "manifest.json").read_text())
+    graph = field_tokenizer_graph(SPEC, 2, vector_dim=8).model_dump(mode="json")
+    fields = {"names": ["item_id", "brand"], "num_values": [3, 2]}
+    rewrite(bundle, fields=fields, tokenizer=graph)
+    with pytest.raises(ContractMismatch, match=r"lists no vocabulary\.jsonl\.gz"):
+        load_bundle(bundle)
+    rewrite(bundle, fields={"names": ["brand"], "num_values": [2]})
+    with pytest.raises(ContractMismatch, match="its tensors are not those of .* these fields"):
+        load_bundle(bundle)
+    rewrite(bundle, fields=fields, pictures={"size_px": 96})
+    with pytest.raises(ContractMismatch, match="a tokenizer reads fields or pixels, not both"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"names": [], "num_values": []},
+        {"names": ["brand"], "num_values": [1, 2]},
+        {"names": ["brand", "brand"], "num_values": [1, 2]},
+        {"names": ["brand"], "num_values": [0]},
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(bundle, fields):
+    rewrite(bundle, fields=fields)
+    with pytest.raises(ContractMismatch, match="fields"):
+        load_bundle(bundle)
+
+
 def test_a_field_of_a_later_release_is_named_with_the_remedy(bundle):
     rewrite(bundle, sounds={"rate_hz": 16_000})
     with pytest.raises(ContractMismatch, match="sounds: this release of glyphrec does not know it. Serve"):
@@ -136,10 +169,29 @@ def test_a_manifest_that_is_not_json_is_refused(bundle):
         load_bundle(bundle)
 
 
-def test_an_unknown_format_version_is_refused(bundle):
-    rewrite(bundle, format_version=99)
-    with pytest.raises(ContractMismatch, match=f"format version 99, this service reads {FORMAT_VERSION}"):
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        (99, r"Serve it with the release that exported it, or a later one\."),
+        (2, r"Export again\."),
+        ("4", r"Export again\."),
+        (None, r"Export again\."),
+        (True, r"Export again\."),
+    ],
+)
+def test_a_format_of_a_later_release_needs_that_release_and_an_older_one_a_new_export(
+    bundle, version, remedy
+):
+    rewrite(bundle, format_version=version)
+    with pytest.raises(
+        ContractMismatch, match=rf"format version {version!r}, this release .* reads 3 and 4\. {remedy}$"
+    ):
         load_bundle(bundle)
+
+
+def test_only_a_bundle_that_older_releases_cannot_read_has_the_newest_format_version():
+    assert format_version_of(reads_text_alone=True) == 3
+    assert format_version_of(reads_text_alone=False) == 4
 
 
 def test_a_recommender_of_another_tokenizer_is_refused(bundle):
@@ -154,6 +206,41 @@ def test_an_unknown_manifest_field_is_refused(bundle):
     rewrite(bundle, surprise=1)
     with pytest.raises(ContractMismatch, match="surprise"):
         load_bundle(bundle)
+
+
+@contextmanager
+def as_another_user():
+    """As a process without root's rights, which the files do not belong to."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.mark.parametrize("closed", ["", "manifest.json", "tokenizer.onnx", "items.jsonl.gz"])
+def test_a_bundle_that_our_user_may_not_read_is_told_with_path_mode_and_uid(bundle, closed):
+    path = bundle / closed
+    for folder in (bundle, *bundle.parents[:3]):  # of pytest, which are for their owner alone
+        folder.chmod(0o755)
+    mode = 0o600 if closed and os.geteuid() == 0 else 0
+    path.chmod(mode)
+    with as_another_user():
+        uid = os.geteuid()
+        with pytest.raises(ContractMismatch) as refused:
+            load_bundle(bundle)
+    path.chmod(0o755)  # so that pytest can remove it
+    told = str(refused.value)
+    assert f"runs as uid {uid} " in told
+    assert f"; {path} has mode {mode:04o} " in told
+    assert f"belongs to uid {path.stat().st_uid} " in told
+    assert told.endswith(f" Let it read: chmod -R a+rX {bundle}")
+    assert "\n" not in told
 
 
 def test_a_file_outside_the_bundle_is_refused(bundle):

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.core.bundle import RenderSpec
 from service.core.unit import Neighbor, UnitText, compose_unit, unit_text
 
+DRAWN = RenderSpec()  # every field
 RED, LIME, BLUE, GOLD = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 215, 0)
 LONG = "Stainless steel hexagonal bolt with washer and nut for outdoor use " * 20
 # Ascent and descent of DejaVu Sans: 24 pixels at size 20, 17 at size 14, 14 at size 11.
@@ -201,18 +203,26 @@ def test_the_title_brand_and_first_path_of_categories_are_shown():
         "categories": [["Tools", "", "Bolts", "Hex", "M3", "Steel"], ["Gifts"]],
         "image": "x.jpg",
     }
-    assert unit_text(item) == ("Iron bolt", "Acme", ["Tools", "Bolts", "Hex", "M3"])
-    assert unit_text({"title": "Bolt", "categories": ["Tools", "Bolts"]}) == ("Bolt", "", ["Tools", "Bolts"])
-    assert unit_text({"title": "Bolt", "categories": "Tools"}) == ("Bolt", "", ["Tools"])
-    assert unit_text({"name": "Bolt", "size": 3}) == ("name Bolt; size 3", "", [])
-    assert unit_text({"item_id": "1"}) == ("", "", [])
+    assert unit_text(item, DRAWN) == ("Iron bolt", "Acme", ["Tools", "Bolts", "Hex", "M3"])
+    path = ["Tools", "Bolts"]
+    assert unit_text({"title": "Bolt", "categories": path}, DRAWN) == ("Bolt", "", path)
+    assert unit_text({"title": "Bolt", "categories": "Tools"}, DRAWN) == ("Bolt", "", ["Tools"])
+    assert unit_text({"name": "Bolt", "size": 3}, DRAWN) == ("name Bolt; size 3", "", [])
+    assert unit_text({"item_id": "1"}, DRAWN) == ("", "", [])
+
+
+def test_a_unit_shows_only_fields_that_are_drawn():
+    item = {"item_id": "1", "title": "Iron bolt", "brand": "Acme", "categories": ["Tools"], "size": 3}
+    assert unit_text(item, RenderSpec(fields=("title",))) == ("Iron bolt", "", [])
+    assert unit_text(item, RenderSpec(fields=("categories", "size"))) == ("Tools; 3", "", ["Tools"])
+    assert unit_text(item, RenderSpec(fields=("*",))) == ("Iron bolt", "Acme", ["Tools"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=200), st.text(max_size=40), st.integers(1, 900), st.integers(1, 900))
 def test_any_text_and_any_proportions_give_a_unit_with_white_margins(title, brand, width, height):
     item = {"item_id": "1", "title": title, "brand": brand, "categories": [title, brand]}
-    text = unit_text(item)
+    text = unit_text(item, DRAWN)
     neighbors = [Neighbor(photo(LIME, height, width), title), Neighbor(photo(BLUE, width, height), brand)]
     unit = compose_unit(photo(RED, width, height), text, neighbors)
     assert unit.shape == (512, 512, 3)

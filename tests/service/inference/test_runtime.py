@@ -8,7 +8,12 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="the graphs of these tests are built with the export extra")
 from onnx import TensorProto, helper  # noqa: E402  after the skip
 
-from service.core.graphs import GraphSpec, recommender_graph, tokenizer_graph  # noqa: E402  after the skip
+from service.core.graphs import (  # noqa: E402  after the skip
+    GraphSpec,
+    field_tokenizer_graph,
+    recommender_graph,
+    tokenizer_graph,
+)
 from service.core.sid import SidSpec  # noqa: E402  after the skip
 from service.core.trie import SidTrie  # noqa: E402  after the skip
 from service.errors import ContractMismatch, GlyphrecError  # noqa: E402  after the skip
@@ -125,6 +130,43 @@ def test_a_photo_that_the_graph_does_not_take_is_refused(tmp_path):
     assert not text_only.reads_pictures
     with pytest.raises(ContractMismatch, match="the graph reads none"):
         text_only.run([TokenizerInput(strips, photo_of((0, 0)))])
+
+
+FIELDS = field_tokenizer_graph(SID, 3, vector_dim=1)
+
+
+def field_tokenizer(path: Path) -> Path:
+    """Codes are the first two fields of an item, its vector the third."""
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, np.shape(value), value)
+        for name, value in {"first_two": [0, 1], "third": [2]}.items()
+    ]
+    nodes = [
+        helper.make_node("Gather", ["fields", "first_two"], ["codes"], axis=1),
+        helper.make_node("Gather", ["fields", "third"], ["last"], axis=1),
+        helper.make_node("Cast", ["last"], ["vector"], to=TensorProto.FLOAT),
+    ]
+    return write(path, FIELDS, nodes, constants)
+
+
+def test_a_tokenizer_that_reads_fields_gives_each_item_the_codes_of_its_own_fields(tmp_path):
+    tokenizer = Tokenizer(field_tokenizer(tmp_path / "t.onnx"), FIELDS, threads=1)
+    items = [TokenizerInput.of_fields(np.array(each)) for each in ((1, 2, 7), (3, 0, 8))]
+    tokens = tokenizer.run(items)
+    assert tokens.codes.tolist() == [[1, 2], [3, 0]]
+    assert tokens.vectors.tolist() == [[7.0], [8.0]]
+    assert tokenizer.run(items[:1]).codes.tolist() == [[1, 2]]
+
+
+def test_fields_and_pixels_are_not_taken_for_each_other(tmp_path):
+    of_fields = Tokenizer(field_tokenizer(tmp_path / "t.onnx"), FIELDS, threads=1)
+    with pytest.raises(ContractMismatch, match="has no numbers of fields, but the graph takes 3"):
+        of_fields.run([TokenizerInput(strips_of((1, 2), 1))])
+    with pytest.raises(ContractMismatch, match="has 2 numbers of fields, but the graph takes 3"):
+        of_fields.run([TokenizerInput.of_fields(np.array([1, 2]))])
+    of_pixels = Tokenizer(first_pixel_tokenizer(tmp_path / "p.onnx"), TOKENIZER, threads=1)
+    with pytest.raises(ContractMismatch, match="has 3 numbers of fields, but the graph takes none"):
+        of_pixels.run([TokenizerInput.of_fields(np.array([1, 2, 3]))])
 
 
 def summing_recommender(tmp_path):

@@ -263,7 +263,7 @@ async def test_all_that_is_gone_at_once_is_not_put_in_from_the_bundle_while_a_re
 
 
 def kept(eviction, max_memory_bytes):
-    return Persistence(True, "always", True, True, eviction, 1, max_memory_bytes)
+    return Persistence(True, "always", True, True, True, 0, eviction, 1, max_memory_bytes)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from service.core.bundle import PictureSpec
 from service.core.pictures import keep_picture
 from tests.known_bundle import (
     KNOWN_ITEMS,
@@ -19,6 +20,7 @@ from tests.service.core.photos import photo
 from tests.service.running import running
 
 KEY = "an-admin-key-of-this-test"
+UNITS = PictureSpec(size_px=512, shows="unit")
 RED, BLUE = photo(1), photo(2)
 # An item that was trained with a photo, which no bundle ships.
 TRAINED = KnownItem("trained", (5, 1, 2), 3, {"item_id": "trained", "title": "T", "image": "photos/t.jpg"})
@@ -35,6 +37,7 @@ def bundles(tmp_path_factory):
     trained = TRAINED._replace(codes=(6, 1, 2))
     write(folder / "photos", [*KNOWN_ITEMS[:5], trained, DUMPED], reader=1, pictures=PICTURES)
     write(folder / "more", KNOWN_ITEMS[:3], reader=2, pictures=PICTURES)
+    write(folder / "units", KNOWN_ITEMS[:3], reader=3, pictures=UNITS)
     return folder
 
 
@@ -121,6 +124,21 @@ async def test_a_photo_that_redis_lost_is_read_again_when_it_is_posted_again(bun
         result = (await client.post("/items", json=lamp)).json()["items"][0]
         assert result["codes"] == codes("Lamp", 1, RED)
         assert (await client.get("/items/lamp/image?part=kept")).content == keep_picture(RED).data
+
+
+async def test_a_unit_of_a_damaged_photo_is_composed_without_it(bundles, replica, redis):
+    item = {"item_id": "lamp", "title": "Lamp"}
+    of_text, of_both = (list(known_codes(item, 3, kept, UNITS)) for kept in (None, keep_picture(RED).data))
+    assert of_text != of_both
+    async with replica(bundles / "text") as client:
+        client.headers["X-API-Key"] = KEY
+        await client.post("/items", json=item | {"image": sent(RED)})
+        kept = await redis.hget("{glyphrec}:pictures", "lamp")
+        await redis.hset("{glyphrec}:pictures", "lamp", kept[:-40])
+        await change(client, "units", 3)
+        assert await codes_of(client, "lamp") == of_text
+        # The other one is that of the item "trained", which was never posted.
+        assert 'glyphrec_pictures_total{outcome="missing"} 2.0' in (await client.get("/metrics")).text
 
 
 async def test_what_is_posted_during_a_change_is_read_by_both_tokenizers(bundles, replica):

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from service.app import create_app
 from service.core.bundle_items import bundle_items
 from service.errors import CatalogInUse
 from service.lifecycle.bundles import GraphOptions, load
 from service.lifecycle.ownership import owner_of
 from service.lifecycle.seeding import seed
+from service.settings import Settings
 from service.store.items import ItemStore
 from service.store.standing import Sizes, StandingStore
 from tests.known_bundle import KNOWN_ITEMS, SPEC, KnownItem, known_codes, tokenizer_id_of, write_known_bundle
@@ -166,6 +168,27 @@ async def test_a_newer_export_of_the_same_shop_is_ready_when_all_is_read_and_swi
         for gone in ("item-2", "new-item-1"):
             assert (await newer.get(f"/items/{gone}")).status_code == 404
     assert_in_step(await read_raw(redis, "glyphrec", NEW))
+
+
+async def test_a_start_that_reads_a_catalog_tells_how_far_it_is_and_is_not_ready_before_the_end(
+    exports, redis_url, caplog
+):
+    caplog.set_level(logging.INFO)
+    async with running(exports / "shop", redis_url):
+        pass
+    app = create_app(Settings(bundle=exports / "newer", redis_url=redis_url, threads=1))
+    readiness, phases = app.state.service.readiness, []
+    readiness.say = lambda phase: phases.append((phase, readiness.model))
+    async with app.router.lifespan_context(app):
+        await until_ready(app)
+        gauges = app.state.service.metrics
+        assert gauges.rollout_items._value.get() == gauges.rollout_read_items._value.get() == len(KNOWN_ITEMS)
+    told = [phase for phase, _ in phases if phase.startswith("reading the items of the catalog: ")]
+    assert told[0].endswith(f" 0 of {len(KNOWN_ITEMS)}")
+    assert told[-1].endswith(f" {len(KNOWN_ITEMS)} of {len(KNOWN_ITEMS)}")
+    assert {model for _, model in phases} == {None}, "not ready meanwhile"
+    lines = [each.getMessage() for each in caplog.records]
+    assert {told[0], told[-1]} <= set(lines)
 
 
 async def test_what_late_replicas_write_after_such_a_start_reaches_the_new_ones(exports, redis_url):

@@ -55,6 +55,10 @@ async def test_the_service_says_how_safe_an_acknowledged_item_is(
     assert shown["loss_window_s"] == 2
     assert "about one second" in shown["loss_window"]
     assert "glyphrec_redis_loss_window_seconds 2.0" in metrics
+    assert shown["append_file_bytes"] > 0
+    assert f"glyphrec_redis_append_file_bytes {float(shown['append_file_bytes'])}" in metrics
+    assert 'glyphrec_redis_failing{what="append"} 0.0' in metrics
+    assert "glyphrec_redis_max_memory_bytes 0.0" in metrics
 
 
 class Fault(NamedTuple):

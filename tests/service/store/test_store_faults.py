@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -258,6 +259,22 @@ async def test_the_loss_window_is_that_of_the_policy_in_force(
     assert shown["loss_window_s"] == seconds
     assert words in shown["loss_window"]
     assert bool(list(kept.warnings())) == (append_only == "no")
+
+
+async def test_a_snapshot_that_fails_and_the_memory_that_is_allowed_are_told(
+    own_redis: Redis, tmp_path: Path
+) -> None:
+    await own_redis.config_set("maxmemory", 50_000_000)
+    kept = await store_on(own_redis).persistence()
+    assert kept.failing == {"append": False, "rewrite": False, "snapshot": False}
+    assert 0 < kept.used_memory_bytes < kept.max_memory_bytes == 50_000_000
+    shutil.rmtree(
+        tmp_path / "redis"
+    )  # its working directory, so that it can make no file; the connection stays
+    await own_redis.bgsave()
+    async with asyncio.timeout(10):
+        while not (await store_on(own_redis).persistence()).failing["snapshot"]:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_redis_that_may_not_be_asked_for_its_policy_says_unknown(

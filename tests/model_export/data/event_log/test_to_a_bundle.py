@@ -11,6 +11,7 @@ from service.core.bundle import load_bundle
 from tests.model_export.data.event_log import other_shapes, public_forms
 
 NUM_USERS, NUM_ITEMS = 40, 24
+WAYS = {"published": public_forms.FORMS, "saved anew": other_shapes.SHAPES}
 
 
 @pytest.fixture(autouse=True)
@@ -33,21 +34,26 @@ def run(*args: object) -> None:
     assert main([str(arg) for arg in args]) == 0
 
 
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """A folder for bundles and their cache. Forms that say the same of the shop share a bundle in it."""
+    return tmp_path_factory.mktemp("bundles")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "form", [public_forms.movielens_100k, other_shapes.parquet_log, other_shapes.amazon_ratings_with_metadata]
-)
-def test_a_log_as_it_is_published_reaches_a_bundle(form, tmp_path):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", public_forms.FORMS)
+def test_a_log_in_each_published_form_reaches_a_bundle(form, way, bundles, tmp_path):
     (tmp_path / "in").mkdir()
-    source = form(tmp_path / "in")
+    source = WAYS[way][form](tmp_path / "in")
     run("prepare", "--data", source, "--out", tmp_path / "data")
-    run(
-        *("export", "--data", tmp_path / "data", "--out", tmp_path / "bundle"),
-        *("--config", "tiny", "--cache", tmp_path / "cache"),
-    )
-    manifest = load_bundle(tmp_path / "bundle").manifest
+    fingerprint = read_dataset(str(tmp_path / "data")).fingerprint
+    bundle = bundles / fingerprint
+    export = ("export", "--data", tmp_path / "data", "--out", bundle, "--cache", bundles / "cache")
+    run(*export, "--config", "tiny")
+    manifest = load_bundle(bundle).manifest
     assert manifest.num_items == NUM_ITEMS
-    assert manifest.data_fingerprint == read_dataset(str(tmp_path / "data")).fingerprint
+    assert manifest.data_fingerprint == fingerprint
 
 
 @pytest.mark.slow
