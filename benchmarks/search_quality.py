@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from benchmarks import report
 from benchmarks.workload import bundles
 from model_export.config_changes import chosen
-from model_export.configs import RunConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, RunConfig, UnservedEncoderConfig
 from model_export.data.tables import read_dataset
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.minilm import MiniLm
@@ -175,7 +175,11 @@ def ways_of(run: Run) -> dict[str, Score]:
 
 
 def _reader(config: RunConfig, read: Read) -> Callable[[Sequence[str]], Rows]:
-    if isinstance(config.encoder, UnservedEncoderConfig) or read.pooling is None or read.fusion is not None:
+    if (
+        isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
+        or read.pooling is None
+        or read.fusion is not None
+    ):
         raise GlyphrecError(
             f"configuration {config.name}: this measures tokenizers that read drawn text alone."
         )
