@@ -32,13 +32,14 @@ RUN if [ "${VARIANT}" = gpu ] && ! ls -d /usr/local/cuda* >/dev/null 2>&1; then 
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY service service
 # The git folder is not sent to the builder, so the version is an argument. What only building needs goes, and so do the
-# tests of libraries and the tools of ONNX Runtime that change models.
+# tests of libraries and the tools of ONNX Runtime that change models. Its library for C++ is not what Python loads.
 ARG VERSION=0.0
 RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_GLYPHREC="${VERSION}" \
     /opt/glyphrec/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
     && /opt/glyphrec/bin/pip uninstall --yes setuptools setuptools-scm vcs-versioning pip \
     && find /opt/glyphrec -type d \( -name tests -o -path '*/onnxruntime/transformers' -o -path '*/onnxruntime/tools' \
-      -o -path '*/onnxruntime/quantization' -o -path '*/onnxruntime/datasets' \) -prune -exec rm -rf {} +
+      -o -path '*/onnxruntime/quantization' -o -path '*/onnxruntime/datasets' \) -prune -exec rm -rf {} + \
+    && if [ "${VARIANT}" = cpu ]; then find /opt/glyphrec -name 'libonnxruntime.so*' -delete; fi
 
 FROM base AS serve
 ARG VERSION=0.0

@@ -1,7 +1,7 @@
 """POST /search and the index of vectors: time, recall, build, edits and memory, by the number of items.
 
     python -m benchmarks.search                       the newest bundle of the demo
-    python -m benchmarks.search --bundle FOLDER --sizes 10000,100000 --http 100000
+    python -m benchmarks.search --bundle FOLDER --sizes 10000,100000 --http 10000,100000
 
 The index is measured in this process with vectors of 128 numbers that lie in clusters, as those of items do,
 and queries near them: one search by the graph, with every row compared, and by faiss called directly, in

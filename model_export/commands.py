@@ -259,6 +259,83 @@ def _study(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_vl_clip(subparsers: Subparsers) -> None:
+    """Add `glyphrec vl-clip`."""
+    parser = subparsers.add_parser(
+        "vl-clip", help="learn a joint space of texts and photos, and measure how texts find photos"
+    )
+    parser.add_argument("--data", required=True, help=f"{DATA_HELP}. Its items are the test")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        help="a folder with items.jsonl[.gz] and photos to learn from (default: most of --data's own items)",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for figures.json, the towers and the pages with boxes"
+    )
+    parser.add_argument(
+        "--grounding",
+        choices=["none", "classes", "regions", "detector"],
+        default="none",
+        help="crop photos to the product: by maps of ImageNet's classes, by regions compared in the learned "
+        "space, or by a detector (default none)",
+    )
+    parser.add_argument(
+        "--detector", default="", metavar="CHECKPOINT", help="for --grounding detector: a folder or hub name"
+    )
+    parser.add_argument(
+        "--phrase",
+        choices=["type", "text"],
+        default="type",
+        help="what is looked for in a photo: the last of the item's categories, or its whole text",
+    )
+    parser.add_argument(
+        "--clip", metavar="CHECKPOINT", help="fine-tune CLIP from a folder or hub name in place of our space"
+    )
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="have a chat server write the texts anew; REFINE_URL and REFINE_MODEL say which",
+    )
+    parser.add_argument(
+        "--cluttered",
+        type=int,
+        default=400,
+        metavar="N",
+        help="with --grounding: also test N photos beside another product's (default 400)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
+    )
+    parser.set_defaults(run=_vl_clip)
+
+
+def _vl_clip(args: argparse.Namespace) -> int:
+    from model_export.data.neutral import read_catalog
+    from model_export.data.tables import read_dataset
+    from model_export.files import check_folder
+    from model_export.pipeline.cache import StageCache
+    from model_export.vl_clip.configs import ClipConfig, GroundingConfig, SpaceConfig, VlClipConfig
+    from model_export.vl_clip.refinement_settings import refinement_settings
+    from model_export.vl_clip.run import run_vl_clip, table
+
+    refine = refinement_settings() if args.refine else None
+    check_folder(args.out, "--out")
+    cache = StageCache(args.cache, say)
+    config = VlClipConfig(
+        space=SpaceConfig() if args.clip is None else ClipConfig(args.clip),
+        grounding=GroundingConfig(args.grounding, args.detector, args.phrase),
+        seed=args.seed,
+        num_cluttered=max(0, args.cluttered),
+    )
+    catalog = read_dataset(args.data)
+    pairs = None if args.pairs is None else read_catalog(args.pairs)
+    results = run_vl_clip(catalog, pairs, args.out, config, cache=cache, refine=refine, say=say)
+    say(f"\n{table(results)}\n\nwrote {args.out}")
+    return 0
+
+
 def add_demo(subparsers: Subparsers) -> None:
     """Add `glyphrec demo`."""
     parser = subparsers.add_parser(

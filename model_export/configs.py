@@ -75,6 +75,16 @@ class FamaeConfig:
     max_validation_users: int = 2000
 
 
+@dataclass(frozen=True)
+class FamaePicturesConfig(FamaeConfig):
+    """FAMAE with each field read as a picture (pipeline/drawn_fields.py), in place of a table of its values.
+
+    The item's text stands for its id. So new items and new values have vectors. No service can run it.
+    """
+
+    reader: CompactConfig = field(default_factory=CompactConfig)
+
+
 ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
 # How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
 #   head     both vectors side by side, through the head, which is trained on co-purchases
@@ -123,7 +133,7 @@ class CardConfig(PicturesConfig):
 
 
 # Encoders for comparison, which cannot be a part of a tokenizer graph.
-UnservedEncoderConfig = MiniLmConfig
+UnservedEncoderConfig = MiniLmConfig | FamaePicturesConfig
 
 
 @dataclass(frozen=True)
@@ -202,7 +212,21 @@ class GaoqConfig:
     max_rounds: int = 30  # at most this many updates of the centroids of a run
 
 
-AnyQuantizerConfig = QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig | GaoqConfig
+@dataclass(frozen=True)
+class ReadableConfig:
+    """A field of the item as its first code, and learnt codes below it (quantizers/readable.py)."""
+
+    quantizer: QuantizerConfig | RqKMeansConfig | LetterConfig | GaoqConfig = field(
+        default_factory=QuantizerConfig
+    )
+    # "category": the deepest level of the category whose values fit into the first codes; "brand",
+    # "categories.2" or any field. If it has more values than there are codes, the most frequent have one.
+    field: str = "category"
+
+
+AnyQuantizerConfig = (
+    QuantizerConfig | RqKMeansConfig | LetterConfig | FlattenedConfig | GaoqConfig | ReadableConfig
+)
 
 
 @dataclass(frozen=True)

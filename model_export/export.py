@@ -6,6 +6,7 @@ Everything is fitted on `split.train` alone. The validation users decide when th
 stops, and whether int8 is used. The test users are first used by `evaluate`, on the exported graphs.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -13,9 +14,18 @@ from time import perf_counter
 from model_export.bundle.folder import kept_bundle, reserved
 from model_export.bundle.writing import TokenizedCatalog, generator_name, key_of_bundle, write_bundle
 from model_export.config_changes import differences
-from model_export.configs import CompactConfig, FamaeConfig, MiniLmConfig, RunConfig, SasRecConfig, TreeConfig
+from model_export.configs import (
+    CompactConfig,
+    FamaeConfig,
+    FamaePicturesConfig,
+    MiniLmConfig,
+    ReadableConfig,
+    RunConfig,
+    SasRecConfig,
+    TreeConfig,
+)
 from model_export.data.dataset import DataError, Dataset
-from model_export.data.item_fields import default_fields
+from model_export.data.item_fields import default_fields, field_as_codes
 from model_export.data.splits import Targets
 from model_export.encoders.compact.scripts import untaught_scripts
 from model_export.generators.tree import TreeGenerator
@@ -23,6 +33,7 @@ from model_export.pipeline import generating, stages
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
+from model_export.vl_clip.configs import VlClipPictures
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
 from service.core.item_fields import source_of
@@ -76,8 +87,7 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
     if (validation := run.split.validation).repeated_share > MANY_REPEATS:
         say(_repeats(validation))
 
-    if isinstance(config.encoder, FamaeConfig):
-        _check_noticed(run, config.encoder)
+    _check_noticed(run)
     if isinstance(config.encoder, CompactConfig) and (warning := _untaught(run)):
         say(warning)
     if dataset.images and config.pictures is None:
@@ -117,12 +127,18 @@ def _untaught(run: Run) -> str | None:
     )
 
 
-def _check_noticed(run: Run, config: FamaeConfig) -> None:
+def _check_noticed(run: Run) -> None:
     """Raise GlyphrecError if an item could change in a field that is read, and its text would stay the same.
 
     A service reads an item again if its text has changed.
     """
-    read = {source_of(name) for name in config.fields or default_fields(run.dataset.items)}
+    config, items = run.config, run.dataset.items
+    names: Sequence[str] = ()
+    if isinstance(config.encoder, FamaeConfig):
+        names = config.encoder.fields or default_fields(items)
+    elif isinstance(config.quantizer, ReadableConfig):
+        names = field_as_codes(items, config.quantizer.field, config.sid.levels[0]).vocabulary.names
+    read = {source_of(name) for name in names}
     if lacking := sorted(name for name in read if not is_drawn(name, run.config.render)):
         raise GlyphrecError(
             f"render.fields lacks {', '.join(lacking)}, which the tokenizer reads, so a service would not "
@@ -148,14 +164,20 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
 
 def _check_servable(config: RunConfig) -> None:
     """Raise GlyphrecError for configurations that exist for comparison only."""
-    if isinstance(config.encoder, FamaeConfig) and config.pictures is not None:
-        reason = "its encoder reads fields, and a tokenizer reads fields or pixels"
+    if isinstance(config.encoder, FamaePicturesConfig):
+        reason = "its fields are read as pictures, which the tokenizer graph does not take"
+    elif isinstance(config.encoder, FamaeConfig) and config.pictures is not None:
+        reason = "its encoder reads fields, and a tokenizer reads either those or photos"
+    elif isinstance(config.encoder, FamaeConfig) and isinstance(config.quantizer, ReadableConfig):
+        reason = "its encoder reads fields, and its first code is one of them"
     elif isinstance(config.encoder, MiniLmConfig):
         reason = "its encoder reads text, but a service draws pictures"
     elif isinstance(config.generator, SasRecConfig):
         reason = "its generator does not use Semantic IDs"
     elif config.pictures is not None and config.pictures.is_late:
         reason = "its late fusion is not in the tokenizer graph"
+    elif isinstance(config.pictures, VlClipPictures):
+        reason = "its joint space is not in the tokenizer graph"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
     elif config.opinions is not None and not isinstance(config.generator, TreeConfig):

@@ -365,7 +365,7 @@ def build_model(
         metrics=metrics,
     )
     searcher = ItemSearcher(
-        QueryEncoder(manifest, pictures, queries),
+        QueryEncoder(manifest, pictures, queries, loaded.vocabulary),
         catalog,
         findings,
         fields=settings.filter_fields,

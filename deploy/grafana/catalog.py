@@ -124,7 +124,8 @@ INGEST = [
     ),
     lines(
         "Values that filters cannot use",
-        "Posted values in a type or spelling that filters do not know. The response says why for each value.",
+        "Posted values in a type or spelling that filters do not know, or that are new to a tokenizer of "
+        "fields. The response says why for each value.",
         "cps",
         Query(rate("glyphrec_unused_values_total", "field"), "{{field}}"),
     ),

@@ -50,7 +50,7 @@ TOLERANCE = 1e-3  # of a vector's entry
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """Everything that the graph is made of. The last two are None if only texts are read."""
+    """Everything that the graph is made of. `image_body` and `fusion` are None if only texts are read."""
 
     body: onnx.ModelProto
     pooling: Pooling
@@ -58,6 +58,7 @@ class TokenizerParts:
     quantizer: ResidualQuantizer
     image_body: onnx.ModelProto | None = None
     fusion: Fusion | None = None
+    num_fields: int = 0  # 1 if the first code is the number of a field
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class FieldParts:
 def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | FieldParts:
     """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
     if read.famae is not None:
+        assert isinstance(read.famae.tables, FieldTables)  # pictures of fields are not exported
         return FieldParts(read.famae.tables, coded.head, coded.quantizer)
     assert read.pooling is not None
     assert not isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
@@ -82,6 +84,7 @@ def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | Fi
         coded.quantizer,
         None if config.pictures is None else image_body(make_image_encoder(config.pictures)),
         read.fusion,
+        0 if coded.first is None else 1,
     )
 
 
@@ -113,11 +116,43 @@ class Remainder(nn.Module):
 
         With a fusion also photos [picture, feature] and picture_of [item].
         """
+        vector = self.vectors(strips, frames, first_strip, photos, picture_of)  # [item, dim]
+        return TokenizedBatch(self.quantizer.encode(vector), vector)
+
+    def vectors(
+        self,
+        strips: Tensor,
+        frames: Tensor,
+        first_strip: Tensor,
+        photos: Tensor | None = None,
+        picture_of: Tensor | None = None,
+    ) -> Tensor:
+        """The items' vectors [item, dim], with the arguments of `forward`."""
         features = self.pooling(strips, frames, first_strip)  # [item, feature]
         if self.fusion is not None:
             features = self.fusion(features, photos, picture_of)
-        vector = self.head(features)  # [item, dim]
-        return TokenizedBatch(self.quantizer.encode(vector), vector)
+        result: Tensor = self.head(features)
+        return result
+
+
+class ReadableRemainder(nn.Module):
+    """The same for readable codes. The last input has the first codes, fields [item, 1]."""
+
+    def __init__(self, remainder: Remainder) -> None:
+        super().__init__()
+        self.remainder = remainder
+
+    def forward(self, *inputs: Tensor) -> TokenizedBatch:
+        """The inputs of Remainder and fields [item, 1] -> codes, vectors."""
+        vector = self.remainder.vectors(*inputs[:-1])  # [item, dim]
+        divided = torch.cat([vector, inputs[-1].to(vector.dtype)], dim=1)  # [item, dim + 1]
+        return TokenizedBatch(self.remainder.quantizer.encode(divided), vector)
+
+
+def remainder_of(parts: TokenizerParts) -> nn.Module:
+    """What comes after the bodies."""
+    remainder = Remainder(parts)
+    return (ReadableRemainder(remainder) if parts.num_fields else remainder).eval()
 
 
 class FieldReading(nn.Module):
@@ -150,8 +185,9 @@ def export_tokenizer(
         width=render.width_px,
         vector_dim=parts.head.vector_dim,
         picture_px=None if pictures is None else pictures.size_px,
+        num_fields=parts.num_fields,
     )
-    merged = _export(Remainder(parts).eval(), parts, render)
+    merged = _export(remainder_of(parts), parts, render)
     for model, prefix, output, name in (
         (parts.body, BODY, "frames", "frames"),
         (parts.image_body, IMAGE_BODY, "features", "photos"),
@@ -238,8 +274,10 @@ def _reference(parts: TokenizerParts | FieldParts, items: Sequence[TokenizerInpu
         stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
         inputs.append(_run(parts.image_body, "features", {"pictures": stacked}))
         inputs.append(np.where(has_picture, np.cumsum(has_picture) - 1, NO_PICTURE).astype(np.int64))
+    if parts.num_fields:
+        inputs.append(np.stack([item.fields for item in items if item.fields is not None]))
     with torch.no_grad():
-        result: TokenizedBatch = Remainder(parts).eval()(*map(torch.from_numpy, inputs))
+        result: TokenizedBatch = remainder_of(parts)(*map(torch.from_numpy, inputs))
         return result
 
 
@@ -249,7 +287,7 @@ def _run(body: onnx.ModelProto, output: str, feeds: dict[str, NDArray[np.uint8]]
     return found
 
 
-def _export(remainder: Remainder, parts: TokenizerParts, render: RenderSpec) -> onnx.ModelProto:
+def _export(remainder: nn.Module, parts: TokenizerParts, render: RenderSpec) -> onnx.ModelProto:
     """The remainder as a graph with the inputs strips, frames and first_strip, and two more with a fusion."""
     _, num_frames, dim = _sizes(parts.body.graph.output[0])
     arguments = [
@@ -265,12 +303,17 @@ def _export(remainder: Remainder, parts: TokenizerParts, render: RenderSpec) -> 
         arguments += [torch.randn(TRACED_PICTURES, feature_dim), torch.tensor(TRACED_PICTURE_OF)]
         names += ["photos", "picture_of"]
         shapes += [{0: picture}, {0: item}]
+    if parts.num_fields:
+        arguments.append(torch.zeros(len(TRACED_FIRST), parts.num_fields, dtype=torch.int64))
+        names.append("fields")
+        shapes.append({0: item})
     return to_onnx(
         remainder,
         tuple(arguments),
         inputs=names,
         outputs=["codes", "vector"],
-        dynamic_shapes=tuple(shapes),
+        # The inputs of a ReadableRemainder are one argument, *inputs.
+        dynamic_shapes=(tuple(shapes),) if parts.num_fields else tuple(shapes),
     )
 
 

@@ -53,10 +53,11 @@ from service.core.bundle import (
 )
 from service.core.bundle_co_counts import write_co_counts
 from service.core.bundle_vocabulary import write_vocabulary
+from service.core.item_fields import Vocabulary
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
 from service.core.vectors import as_text, packed
-from service.inference.runtime import Tokenizer, TokenizerInput
+from service.inference.runtime import NO_STRIPS, Tokenizer, TokenizerInput
 
 NUM_CHECKED_ITEMS = 64  # the finished tokenizer graph reads them again
 NUM_DRAWN = 12  # items on the report's page of drawings
@@ -72,6 +73,13 @@ class TokenizedCatalog:
     weighed: Weighed | None  # None: the counts have no say
     slots: NDArray[np.int64]  # [item]  the number of an item among those with its codes
     seconds: float  # from the items to their codes
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The values of the fields that are read, or of the field that is the first code."""
+        if self.read.famae is not None:
+            return self.read.famae.vocabulary
+        return None if self.coded.first is None else self.coded.first.vocabulary
 
 
 def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> Bundle:
@@ -206,9 +214,10 @@ def _write_graphs(
         checks["opinions_users"] = float(weighed.num_users)
         if counts:
             write_co_counts(folder / CO_COUNTS, weighed.rows)
-    famae = tokenized.read.famae
-    vocabulary = None if famae is None else famae.vocabulary
-    fields = None if vocabulary is None else write_vocabulary(folder / VOCABULARY, vocabulary)
+    vocabulary, fields = tokenized.vocabulary, None
+    if vocabulary is not None:
+        beside_pixels = tokenized.strips is not None
+        fields = write_vocabulary(folder / VOCABULARY, vocabulary, beside_pixels=beside_pixels)
     own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures, vocabulary)
     manifest = Manifest(
         format_version=format_version_of(reads_text_alone=pictures is None and fields is None),
@@ -265,12 +274,15 @@ def _inputs_of(
     run: Run, tokenized: TokenizedCatalog, items: Sequence[int], pictures: PictureSpec | None
 ) -> list[TokenizerInput]:
     """What the tokenizer takes of some items."""
-    if tokenized.read.famae is not None:
-        vocabulary = tokenized.read.famae.vocabulary
-        return [TokenizerInput.of_fields(vocabulary.read(run.dataset.items[item])) for item in items]
-    assert tokenized.strips is not None
+    vocabulary, strips = tokenized.vocabulary, tokenized.strips
+    fields = [None if vocabulary is None else vocabulary.read(run.dataset.items[item]) for item in items]
+    if strips is None:
+        return [TokenizerInput(NO_STRIPS, None, each) for each in fields]
     photos = seen_of(run.dataset, items, pictures, run.config.render)
-    return [TokenizerInput(tokenized.strips[item], photo) for item, photo in zip(items, photos, strict=True)]
+    return [
+        TokenizerInput(strips[item], photo, each)
+        for item, photo, each in zip(items, photos, fields, strict=True)
+    ]
 
 
 def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:

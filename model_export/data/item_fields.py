@@ -36,6 +36,7 @@ MAX_LEVELS = 3  # of the category, by default
 MAX_OTHERS = 8  # further fields, by default
 MIN_SHARE = 0.5  # of the items, which have a default field
 ITEMS_PER_VALUE = 10  # at least, on average, in further default fields
+CATEGORY = "category"  # the level of the category that serves as a code
 NEVER_DEFAULT = {ITEM_ID, BRAND, CATEGORIES, "title", "description", "image"}
 
 Path = tuple[str, ...]
@@ -67,6 +68,30 @@ def read_fields(
         numbers[name] = _numbered(name, _values(items, name, levels))
     vocabulary = Vocabulary(numbers)
     return ItemFields(vocabulary, np.stack([vocabulary.read(item) for item in items]))
+
+
+def field_as_codes(items: Sequence[Item], name: str, num_codes: int) -> ItemFields:
+    """One field of all items, whose numbers are codes from 0 to `num_codes` - 1. 0 is for what is unknown.
+
+    "category" is the deepest level of the category whose values have a code each, or else its first level
+    that tells items apart. If there are more values than codes, the most frequent ones have a code. Raises
+    GlyphrecError for a field that no item has, or that all items share.
+    """
+    levels = levels_of([category_path(item) for item in items])
+    if name == CATEGORY:
+        name = _fitting_level(items, levels, num_codes - 1)
+    values = _values(items, name, levels)
+    vocabulary = Vocabulary({name: _numbered(name, values, num_codes - 1)})
+    return ItemFields(vocabulary, np.stack([vocabulary.read(item) for item in items]))
+
+
+def _fitting_level(items: Sequence[Item], levels: Levels, at_most: int) -> str:
+    names = [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
+    telling = [name for name in names if _tells(_values(items, name, levels), 1)]
+    fitting = [
+        name for name in telling if len({*_numbered(name, _values(items, name, levels)).values()}) <= at_most
+    ]
+    return (fitting or telling[:1] or [f"{CATEGORIES}.1"])[-1]
 
 
 def default_fields(items: Sequence[Item]) -> list[str]:
@@ -146,8 +171,11 @@ def _values(items: Sequence[Item], name: str, levels: Levels) -> list[list[Value
     ]
 
 
-def _numbered(name: str, values: Sequence[Sequence[Value]]) -> dict[Value, int]:
-    """Numbers of the values that several items have, in their own order. Nodes of one level share one."""
+def _numbered(name: str, values: Sequence[Sequence[Value]], at_most: int | None = None) -> dict[Value, int]:
+    """Numbers of the values that several items have, in their own order. Nodes of one level share one.
+
+    `at_most`: how many values have a number, the most frequent first.
+    """
     count = Counter(found[-1] for found in values if found)
     if len(count) < 2:
         what = "no item has" if not count else "all items share the value of"
@@ -155,7 +183,9 @@ def _numbered(name: str, values: Sequence[Sequence[Value]]) -> dict[Value, int]:
             f"encoder.fields: {what} the field {name!r}. Choose fields that tell items apart, such as "
             f"{BRAND!r} or '{CATEGORIES}.2'."
         )
-    common = sorted((value for value, num_items in count.items() if num_items >= MIN_ITEMS), key=repr)
+    often = [(value, num_items) for value, num_items in count.items() if num_items >= MIN_ITEMS]
+    often.sort(key=lambda each: (-each[1], repr(each[0])))
+    common = sorted((value for value, _ in often[:at_most]), key=repr)
     number = {value: place for place, value in enumerate(common, start=UNKNOWN + 1)}
     same = {node: found[-1] for found in values for node in found}
     return {node: number[last] for node, last in sorted(same.items(), key=repr) if last in number}

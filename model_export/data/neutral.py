@@ -73,6 +73,18 @@ def read_items(folder: Path) -> list[Item]:
     return _catalog(_find(folder, ITEMS)).items
 
 
+def read_catalog(folder: Path) -> Dataset:
+    """Read only the items, with their pictures, as a dataset without users.
+
+    Raises DataError if the file is broken or holds no items.
+    """
+    catalog = _catalog(_find(folder, ITEMS))
+    left_out = {what: count for what, count in catalog.exclusions.items() if count}
+    if not catalog.items:
+        raise DataError(f"{folder}: holds no item with a text or a picture. Give a folder with items.")
+    return Dataset(folder.resolve().name, catalog.items, [], [], left_out, images=catalog.images)
+
+
 def write_dataset(dataset: Dataset, folder: Path) -> None:
     """Write the neutral form, gzipped, with copies of the pictures. The same dataset gives the same bytes.
 

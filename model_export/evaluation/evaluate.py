@@ -25,7 +25,7 @@ from service.core.cpus import usable_cpus
 from service.core.encoder_view import encoder_view
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
-from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput
+from service.inference.runtime import NO_STRIPS, RecommenderSession, Tokenizer, TokenizerInput
 
 VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
@@ -200,14 +200,14 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     found, vocabulary = [], bundle_vocabulary(bundle)
     for place in chosen.tolist():
         copy, spec = near_copy(dataset.items[place], rng), manifest.pictures
-        if vocabulary is not None:
-            read = TokenizerInput.of_fields(vocabulary.read(copy))
-            found.append(tokenizer.run([read]).codes[0])
+        fields = None if vocabulary is None else vocabulary.read(copy)
+        if not manifest.reads_pixels:
+            found.append(tokenizer.run([TokenizerInput(NO_STRIPS, None, fields)]).codes[0])
             continue
         # A copy has the photo of its item.
         photo = None if spec is None else encoder_view(copy, kept_of(dataset, place), spec, manifest.render)
         strips = render_text(item_text(copy, manifest.render), manifest.render).strips
-        found.append(tokenizer.run([TokenizerInput(strips, photo)]).codes[0])
+        found.append(tokenizer.run([TokenizerInput(strips, photo, fields)]).codes[0])
     known = codes_for(bundle, dataset)[chosen]
     shared = shared_levels(np.stack(found), known)
     # For comparison, the codes that random pairs of items share.

@@ -11,15 +11,18 @@ from model_export.configs import (
     GaoqConfig,
     LetterConfig,
     QuantizerConfig,
+    ReadableConfig,
     RqKMeansConfig,
 )
-from model_export.quantizers import flattened, gaoq, letter, rq_kmeans, rq_vae
+from model_export.quantizers import flattened, gaoq, letter, readable, rq_kmeans, rq_vae
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.flattened import train_flattened
 from model_export.quantizers.gaoq import train_gaoq
 from model_export.quantizers.letter import train_letter
+from model_export.quantizers.readable import train_readable
 from model_export.quantizers.rq_kmeans import train_rq_kmeans
 from model_export.quantizers.rq_vae import train_rq_vae
+from service.core import item_fields
 from service.core.sid import SidSpec
 
 TRAIN: dict[type, Callable[..., tuple[ResidualQuantizer, QuantizerReport]]] = {
@@ -35,18 +38,25 @@ VERSIONS = {
     LetterConfig: {"letter": letter.VERSION},
     FlattenedConfig: {"flattened": flattened.VERSION},
     GaoqConfig: {"gaoq": gaoq.VERSION},
+    ReadableConfig: {"readable": readable.VERSION, "fields": item_fields.VERSION},
 }
+
+
+def wrapped_in(config: AnyQuantizerConfig) -> AnyQuantizerConfig | None:
+    """The quantizer inside another one, or None."""
+    return config.quantizer if isinstance(config, FlattenedConfig | ReadableConfig) else None
 
 
 def versions_of_quantizer(config: AnyQuantizerConfig) -> dict[str, int]:
     """The versions of the quantizer, and of the one inside it."""
-    inside = versions_of_quantizer(config.quantizer) if isinstance(config, FlattenedConfig) else {}
+    wrapped = wrapped_in(config)
+    inside = {} if wrapped is None else versions_of_quantizer(wrapped)
     return inside | VERSIONS[type(config)]
 
 
 def learns_from_purchases(config: AnyQuantizerConfig) -> bool:
     """Whether the quantizer needs collaborative vectors, beside the vectors that it divides."""
-    return isinstance(config.quantizer if isinstance(config, FlattenedConfig) else config, LetterConfig)
+    return isinstance(wrapped_in(config) or config, LetterConfig)
 
 
 def train_quantizer(
@@ -58,10 +68,15 @@ def train_quantizer(
     collaborative: NDArray[np.float32] | None = None,
     progress: bool = True,
 ) -> tuple[ResidualQuantizer, QuantizerReport]:
-    """Fit the quantizer of `config` to vectors [item, dim].
+    """Fit the quantizer of `config` to vectors [item, dim]. For readable codes they end in the first code.
 
     Only LETTER uses the collaborative vectors [item, any], and it raises ValueError without them.
     """
+    if isinstance(config, ReadableConfig):
+        return train_readable(
+            vectors, spec, config, seed=seed, train=TRAIN[type(config.quantizer)],
+            collaborative=collaborative, progress=progress,
+        )  # fmt: skip
     train = TRAIN[type(config)]
     result: tuple[ResidualQuantizer, QuantizerReport] = train(
         vectors, spec, config, seed=seed, collaborative=collaborative, progress=progress

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from model_export.configs import MiniLmConfig, RunConfig
+from model_export.configs import FamaePicturesConfig, RunConfig, UnservedEncoderConfig
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.splits import MIN_ITEMS_TO_EVALUATE, Split, Targets, leave_one_out
 from model_export.evaluation.evaluate import BATCH, codes_for
@@ -33,7 +33,7 @@ from model_export.generators.beam_search import eager_search
 from model_export.local_service import local_service
 from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run
-from model_export.study.coding import coder
+from model_export.study.coding import coder, codes_of_fields
 from service.core.bundle import RECOMMENDER, Bundle
 from service.core.cpus import usable_cpus
 from service.core.limits import MAX_EXCLUDED, MAX_HISTORY
@@ -98,8 +98,8 @@ def cold(run: Run, *, share: float = 0.05, seed: int = 0) -> dict[str, float]:
     removed = remove(run.dataset, run.split, share=share, seed=seed)
     run.say(f"      {removed.dataset.name}; {len(removed.cold)} users have one of these as their target")
     with stages.deterministic():
-        reads_text = isinstance(config.encoder, MiniLmConfig)
-        outcome = offline(removed, run) if reads_text else served(removed, run)
+        is_unserved = isinstance(config.encoder, UnservedEncoderConfig)
+        outcome = offline(removed, run) if is_unserved else served(removed, run)
         return figures_of(removed, outcome, config, seed=seed)
 
 
@@ -194,7 +194,10 @@ def offline(removed: Removed, run: Run) -> Outcome:
     generator = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
     model = ColdModel(coded.spec, coded.codes, partial(eager_search, generator))
-    codes = coder(read, coded, config)(_texts(removed.items, config))
+    if isinstance(config.encoder, FamaePicturesConfig):
+        codes = codes_of_fields(read, coded, config, removed.items)
+    else:
+        codes = coder(read, coded, config)(_texts(removed.items, config))
     return Outcome(model, codes, rank(model, codes, removed.cold, config))
 
 

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
-from model_export.configs import HubEncoderConfig, SasRecConfig, UnservedEncoderConfig
+from model_export.configs import (
+    HubEncoderConfig,
+    ReadableConfig,
+    RunConfig,
+    SasRecConfig,
+    UnservedEncoderConfig,
+)
 from model_export.data.dataset import Dataset
 from model_export.data.item_fields import first_categories
 from model_export.data.splits import Split, Targets, leave_one_out
@@ -38,6 +44,7 @@ from model_export.study.cells import CellResult
 from model_export.study.late_fusion import generate_late, is_late, late_codes
 from model_export.study.plan import Plan
 from model_export.study.ranks import K, Ranks
+from model_export.study.vl_clip import is_vl_clip, read_jointly, versions_of_space
 from service.core import render
 from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
@@ -113,7 +120,8 @@ def versions_of_cell(cell: Cell) -> Versions:
             return {"drawing": render.VERSION, "training_free": training_free.VERSION}
         case None:
             late = {"late_fusion": late_fusion.VERSION} if is_late(config.pictures) else {}
-            return versions.versions_of(config) | late | {"ranks": ranks.VERSION}
+            joint = versions_of_space(config.pictures) if is_vl_clip(config.pictures) else {}
+            return versions.versions_of(config) | late | joint | {"ranks": ranks.VERSION}
     return {"baselines": counting.VERSION}
 
 
@@ -143,11 +151,16 @@ def run_study(
         try:
             result = run_cell(work, splits[work.dataset.name], cache, say)
         except GlyphrecError as error:
-            if not isinstance(work.config.encoder, HubEncoderConfig):
+            if not _may_lack_something(work.config):
                 raise
             say(f"      left out: {error}")
             continue
         cells.save(store, result)
+
+
+def _may_lack_something(config: RunConfig) -> bool:
+    """Whether a cell needs a checkpoint that is not everywhere, or a field that not all data have."""
+    return isinstance(config.encoder, HubEncoderConfig) or isinstance(config.quantizer, ReadableConfig)
 
 
 def kept_result(work: Work, store: Path) -> CellResult | None:
@@ -260,8 +273,12 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         figures |= _figures_of_codes(codes, spec)
         generated = generate_late(run, late)
     else:
-        read = stages.read(run)
-        coded = stages.code(run, read)
+        if is_vl_clip(config.pictures):
+            read = read_jointly(run)
+            coded = stages.code(replace(run, config=replace(config, pictures=None)), read)
+        else:
+            read = stages.read(run)
+            coded = stages.code(run, read)
         codes, spec, vectors = coded.codes, coded.spec, coded.vectors
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None

@@ -151,7 +151,8 @@ def _seen(
 ) -> NDArray[np.uint8]:
     """The pixels that go into the tokenizer: gray [row, column], or RGB [row, column, 3] with a photo."""
     spec, render = model.manifest.pictures, model.manifest.render
-    if (fields := model.manifest.fields) is not None:
+    fields = model.manifest.fields
+    if fields is not None and not fields.beside_pixels:
         raise PictureNotFound(stored.item_id, READS_FIELDS.format(", ".join(fields.names)))
     if part is ImagePart.PHOTO and (spec is None or (picture is None and spec.shows == "photo")):
         raise PictureNotFound(stored.item_id, NO_PICTURE if spec else READS_NONE)

@@ -461,7 +461,7 @@ class InfoResponse(_Out):
     )
     render: dict[str, Any]
     fields: list[str] | None = Field(
-        description="the fields that the tokenizer reads by their values; null: it reads pixels"
+        description="the fields that the tokenizer reads by their values; null: it reads pixels alone"
     )
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo

@@ -55,10 +55,12 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         return parser
     from service.commands.catalogs import add_catalogs
     from service.commands.client import add_import, add_recommend
+    from service.commands.doctor import add_doctor
     from service.commands.fsck import add_fsck
     from service.commands.search import add_search
 
     add_catalogs(subparsers)
+    add_doctor(subparsers)
     add_fsck(subparsers)
     add_import(subparsers)
     add_recommend(subparsers)

@@ -100,12 +100,15 @@ class PictureSpec(Frozen):
 
 
 class FieldsSpec(Frozen):
-    """Which fields the tokenizer reads in place of pixels. service/core/item_fields.py reads them."""
+    """Which fields the tokenizer reads by their values. service/core/item_fields.py reads them."""
 
     names: tuple[str, ...] = Field(
         min_length=1, max_length=100, description='in order: "item_id", "brand", "categories.2", ...'
     )
     num_values: tuple[int, ...] = Field(description="numbers of each field, with 0 for what is unknown")
+    beside_pixels: bool = Field(
+        default=False, description="true: the tokenizer reads them and pixels; false: it reads no pixels"
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -129,7 +132,7 @@ class Manifest(Frozen):
         default=None, description="how photos are read; null: the tokenizer reads none"
     )
     fields: FieldsSpec | None = Field(
-        default=None, description="which fields are read in place of pixels; null: the tokenizer reads pixels"
+        default=None, description="which fields are read by their values; null: the tokenizer reads pixels"
     )
     tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
     recommender_id: str = Field(pattern=r"^[0-9a-f]{12}$")
@@ -155,6 +158,11 @@ class Manifest(Frozen):
     metrics: dict[str, float]
     files: dict[str, FileRecord]
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether the tokenizer reads drawn texts, and perhaps photos."""
+        return self.fields is None or self.fields.beside_pixels
+
     @model_validator(mode="after")
     def _same_tokenizer(self) -> Self:
         if self.trained_for_tokenizer_id != self.tokenizer_id:
@@ -173,10 +181,11 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _graphs_of_this_spec(self) -> Self:
         dim = self.vector_dim
-        if self.fields is not None and self.pictures is not None:
-            raise ValueError("fields and pictures: a tokenizer reads fields or pixels, not both")
-        if self.fields is not None:
-            expected, of_what = field_tokenizer_graph(self.sid, len(self.fields.names), dim), "these fields"
+        num_fields = 0 if self.fields is None else len(self.fields.names)
+        if not self.reads_pixels:
+            if self.pictures is not None:
+                raise ValueError("pictures: the tokenizer reads fields and no pixels")
+            expected, of_what = field_tokenizer_graph(self.sid, num_fields, dim), "these fields"
         else:
             expected = tokenizer_graph(
                 self.sid,
@@ -184,8 +193,9 @@ class Manifest(Frozen):
                 width=self.render.width_px,
                 vector_dim=dim,
                 picture_px=self.pictures.size_px if self.pictures else None,
+                num_fields=num_fields,
             )
-            of_what = "this render and these pictures"
+            of_what = "this render, these pictures and these fields"
         if self.tokenizer != expected:
             raise ValueError(f"tokenizer: its tensors are not those of levels {self.sid.levels}, {of_what}")
         if self.recommender != recommender_graph(self.sid):

@@ -18,7 +18,7 @@ from service.errors import ContractMismatch
 
 
 def bundle_vocabulary(bundle: Bundle) -> Vocabulary | None:
-    """The vocabulary; None if the tokenizer reads pixels. Raises ContractMismatch with the line at fault."""
+    """The vocabulary, or None if no fields are read. Raises ContractMismatch with the line at fault."""
     spec = bundle.manifest.fields
     return None if spec is None else read_vocabulary(bundle.file(VOCABULARY), spec)
 
@@ -55,7 +55,7 @@ def read_vocabulary(path: Path, spec: FieldsSpec) -> Vocabulary:
     return found
 
 
-def write_vocabulary(path: Path, vocabulary: Vocabulary) -> FieldsSpec:
+def write_vocabulary(path: Path, vocabulary: Vocabulary, *, beside_pixels: bool = False) -> FieldsSpec:
     """Write the vocabulary, whole or not at all. Returns what the manifest says of it."""
     write_json_lines(
         path,
@@ -65,7 +65,7 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary) -> FieldsSpec:
             for value, number in known.items()
         ),
     )
-    return FieldsSpec(names=vocabulary.names, num_values=vocabulary.num_values)
+    return FieldsSpec(names=vocabulary.names, num_values=vocabulary.num_values, beside_pixels=beside_pixels)
 
 
 def _value(raw: Any) -> Value:

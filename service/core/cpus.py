@@ -8,12 +8,12 @@ times slower there: its threads wait for each other while the kernel holds most 
 
 import math
 import os
-import re
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
+
+from service.core.control_groups import control_groups, lines_of
 
 NICENESS = 10
 
@@ -51,71 +51,17 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
     `root` holds the files as they lie below the root of the file system.
     """
-    quotas = (_quota_of(folder) for folder in _groups(root))
+    quotas = (_quota_of(folder) for folder in control_groups("cpu", root))
     return min(quotas, default=math.inf)
 
 
-class _Mount(NamedTuple):
-    is_v2: bool
-    group: PurePosixPath  # the control group that is seen at the mount point
-    point: PurePosixPath
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups and of all groups around them."""
-    path_of = _paths(_lines(root / "proc/self/cgroup"))
-    for mount in _mounts(_lines(root / "proc/self/mountinfo")):
-        path = path_of.get(mount.is_v2)
-        if path is None:
-            continue
-        point = root / mount.point.relative_to("/")
-        # A container may see its own group at the mount point, under a path that is the host's.
-        below = path.relative_to(mount.group) if path.is_relative_to(mount.group) else PurePosixPath()
-        for part in (below, *below.parents):
-            if ".." not in part.parts:  # outside of what this container sees
-                yield point / part
-
-
-def _paths(lines: list[str]) -> dict[bool, PurePosixPath]:
-    """Of /proc/self/cgroup, `id:controllers:path` -> whether it is v2, and the path of the CPU controller."""
-    found = {}
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        is_v2 = number == "0" and not controllers
-        if is_v2 or "cpu" in controllers.split(","):
-            found[is_v2] = PurePosixPath(path or "/")
-    return found
-
-
-def _mounts(lines: list[str]) -> Iterator[_Mount]:
-    """Of /proc/self/mountinfo: `id parent device root point options … - type source options`; see proc(5)."""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        place, kind = before.split(" "), after.split(" ")
-        is_v2 = kind[0] == "cgroup2"
-        if is_v2 or (kind[0] == "cgroup" and "cpu" in kind[-1].split(",")):
-            yield _Mount(is_v2, PurePosixPath(_plain(place[3])), PurePosixPath(_plain(place[4])))
-
-
-def _plain(escaped: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), escaped)
-
-
 def _quota_of(folder: Path) -> float:
-    v2 = " ".join(_lines(folder / "cpu.max")).split()  # "max 100000" or "150000 100000"
-    v1 = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]  # -1: no limit
+    v2 = " ".join(lines_of(folder / "cpu.max")).split()  # "max 100000" or "150000 100000"
+    v1 = [*lines_of(folder / "cpu.cfs_quota_us"), *lines_of(folder / "cpu.cfs_period_us")]  # -1: no limit
     for pair in (v2, v1):
         if len(pair) == 2 and all(part.isdecimal() for part in pair) and int(pair[1]) > 0:
             return int(pair[0]) / int(pair[1])
     return math.inf
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux, or no such controller
-        return []
 
 
 def give_way() -> None:

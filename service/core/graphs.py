@@ -43,7 +43,13 @@ class Neighbors(NamedTuple):
 
 
 def tokenizer_graph(
-    spec: SidSpec, *, height: int, width: int, vector_dim: int, picture_px: int | None = None
+    spec: SidSpec,
+    *,
+    height: int,
+    width: int,
+    vector_dim: int,
+    picture_px: int | None = None,
+    num_fields: int = 0,
 ) -> GraphSpec:
     """The tokenizer's tensors.
 
@@ -53,6 +59,8 @@ def tokenizer_graph(
     With `picture_px` the tokenizer also reads photos: `pictures` are RGB squares of that side, and
     `picture_of` [item] is the index of each item's photo among them, or NO_PICTURE. A batch may have no
     pictures at all.
+
+    With `num_fields` it also reads the numbers of so many fields, as core/item_fields.py gives them.
     """
     photos: tuple[TensorSpec, ...] = ()
     if picture_px is not None:
@@ -65,17 +73,19 @@ def tokenizer_graph(
             TensorSpec(name="strips", dtype="uint8", shape=("strip", height, width)),
             TensorSpec(name="first_strip", dtype="int64", shape=("item",)),
             *photos,
+            *([_fields(num_fields)] if num_fields else []),
         ),
         outputs=_codes_and_vector(spec, vector_dim),
     )
 
 
 def field_tokenizer_graph(spec: SidSpec, num_fields: int, vector_dim: int) -> GraphSpec:
-    """The tensors of a tokenizer that reads fields: their numbers, as core/item_fields.py gives them."""
-    return GraphSpec(
-        inputs=(TensorSpec(name="fields", dtype="int64", shape=("item", num_fields)),),
-        outputs=_codes_and_vector(spec, vector_dim),
-    )
+    """The tensors of a tokenizer that reads fields and no pixels."""
+    return GraphSpec(inputs=(_fields(num_fields),), outputs=_codes_and_vector(spec, vector_dim))
+
+
+def _fields(num_fields: int) -> TensorSpec:
+    return TensorSpec(name="fields", dtype="int64", shape=("item", num_fields))
 
 
 def _codes_and_vector(spec: SidSpec, vector_dim: int) -> tuple[TensorSpec, ...]:

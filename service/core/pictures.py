@@ -89,10 +89,17 @@ def keep_picture(
 def picture_pixels(kept: bytes, spec: PictureSpec) -> NDArray[np.uint8]:
     """The pixels that the encoder reads of a kept picture: uint8 [size, size, 3], rows first, RGB.
 
-    The picture is scaled to fit into the square with its aspect kept (bicubic, antialiased) and centered on
-    white. Raises InvalidItem if these are not the bytes of a kept picture.
+    Raises InvalidItem if these are not the bytes of a kept picture.
     """
-    picture, side = open_kept(kept), spec.size_px
+    return on_square(open_kept(kept), spec.size_px)
+
+
+def on_square(picture: Image.Image, side: int) -> NDArray[np.uint8]:
+    """An RGB picture on a square of `side` pixels: uint8 [side, side, 3], rows first.
+
+    The picture is scaled to fit into the square with its aspect kept (bicubic, antialiased) and centered on
+    white.
+    """
     scale = side / max(picture.size)
     fitted = _Size(max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     scaled = picture.resize(fitted, Image.Resampling.BICUBIC)

@@ -72,7 +72,7 @@ def is_drawn(field: str, spec: RenderSpec) -> bool:
 def content_hash(text: str, picture_sha256: str | None = None) -> str:
     """32 hex characters. Items with equal content have the same hash and, for one tokenizer, equal codes.
 
-    A tokenizer of fields may also know items by their ids (docs/decisions/0016).
+    A tokenizer of fields may also know items by their ids (docs/decisions/0017).
     `picture_sha256` is that of the item's kept picture (KeptPicture.sha256). An item without a picture has
     the hash of its text alone.
     """

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from service.core.bundle import Manifest
 from service.core.image_field import reference_in
-from service.core.item_fields import Vocabulary
+from service.core.item_fields import FieldNumbers, Vocabulary
 from service.core.render import Rendered, render_text
 from service.core.sid import Codes
 from service.core.vectors import packed
 from service.errors import InvalidItem
 from service.flows.pictures import PictureReader
-from service.inference.runtime import Tokenizer, TokenizerInput
+from service.inference.runtime import NO_STRIPS, Tokenizer, TokenizerInput
 from service.store.pictures import PictureStore
 from service.store.records import ItemRecord
 
@@ -23,7 +23,7 @@ PICTURE_STRIPS = 8
 class Drawn(NamedTuple):
     """An item as the tokenizer takes it. `input` is the error of an item whose kept picture is damaged."""
 
-    rendered: Rendered | None  # None if the tokenizer reads fields
+    rendered: Rendered | None  # None if the tokenizer reads no pixels
     input: TokenizerInput | InvalidItem
 
 
@@ -35,10 +35,8 @@ class Tokenized(NamedTuple):
 
 
 def work_of(item: TokenizerInput) -> int:
-    """How much work the item is for the tokenizer, in strips. Fields are as one strip."""
-    if item.fields is not None:
-        return 1
-    return len(item.strips) + (0 if item.picture is None else PICTURE_STRIPS)
+    """How much work the item is for the tokenizer, in strips. An item of fields alone is as one strip."""
+    return max(1, len(item.strips)) + (0 if item.picture is None else PICTURE_STRIPS)
 
 
 def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]], list[Tokenized]]:
@@ -53,7 +51,7 @@ def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]]
 
 
 class ItemDrawer:
-    """Draws items for one tokenizer, or reads their fields."""
+    """Draws items for one tokenizer, and reads their fields, as far as it takes them."""
 
     def __init__(
         self,
@@ -66,6 +64,7 @@ class ItemDrawer:
         self._render = manifest.render
         self._spec = manifest.pictures  # None: this tokenizer reads no photos
         self._vocabulary = vocabulary
+        self._reads_pixels = manifest.reads_pixels
         self._store = store
         self._pictures = pictures
 
@@ -83,16 +82,27 @@ class ItemDrawer:
     ) -> list[Drawn]:
         """Draw the texts of items, and what the image encoder sees of them if this tokenizer has one.
 
-        `kept` has the kept picture of each item that has one. A tokenizer that reads fields needs neither.
+        `kept` has the kept picture of each item that has one. A tokenizer of fields alone needs neither.
         """
-        if (vocabulary := self._vocabulary) is not None:
-            return [Drawn(None, TokenizerInput.of_fields(vocabulary.read(record.item))) for record in records]
+        fields = [self._fields(record) for record in records]
+        if not self._reads_pixels:
+            return [Drawn(None, TokenizerInput(NO_STRIPS, None, each)) for each in fields]
         rendered = await asyncio.to_thread(lambda: [render_text(text, self._render) for text in texts])
         if self._spec is None:
-            return [Drawn(each, TokenizerInput(each.strips)) for each in rendered]
-        items = [record.item for record in records]
-        pixels = await self._pictures.pixels(items, kept, self._spec, self._render)
+            return [
+                Drawn(each, TokenizerInput(each.strips, None, numbers))
+                for each, numbers in zip(rendered, fields, strict=True)
+            ]
+        pixels = await self._pictures.pixels(
+            [record.item for record in records], kept, self._spec, self._render
+        )
         return [
-            Drawn(each, found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found))
-            for each, found in zip(rendered, pixels, strict=True)
+            Drawn(
+                each,
+                found if isinstance(found, InvalidItem) else TokenizerInput(each.strips, found, numbers),
+            )
+            for each, found, numbers in zip(rendered, pixels, fields, strict=True)
         ]
+
+    def _fields(self, record: ItemRecord) -> FieldNumbers | None:
+        return None if self._vocabulary is None else self._vocabulary.read(record.item)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.bundle import Manifest
+from service.core.item_fields import Vocabulary
 from service.core.items import check_item
 from service.core.limits import MAX_ITEM_CHARS
 from service.core.render import Rendered, item_text, render_text
@@ -70,11 +71,17 @@ class QueryEncoder:
     """Encodes queries with the tokenizer of one bundle. Its queue is not that of items, which may be long."""
 
     def __init__(
-        self, manifest: Manifest, pictures: PictureReader, batcher: MicroBatcher[TokenizerInput, Vector]
+        self,
+        manifest: Manifest,
+        pictures: PictureReader,
+        batcher: MicroBatcher[TokenizerInput, Vector],
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        """`vocabulary`: of a tokenizer that reads fields."""
         self._render = manifest.render
         self._spec = manifest.pictures  # None: this tokenizer reads no photos
-        self._reads_fields = manifest.fields is not None
+        self._reads_pixels = manifest.reads_pixels
+        self._vocabulary = vocabulary
         self._pictures = pictures
         self._batcher = batcher
 
@@ -93,18 +100,19 @@ class QueryEncoder:
                 (seen,) = await self._pictures.pixels([fields], [kept], self._spec, self._render)
         if isinstance(seen, InvalidItem):
             raise InvalidQuery("image", "cannot be read. Send another picture")
+        numbers = None if self._vocabulary is None else self._vocabulary.read(fields)  # of an unknown item
         is_admitted = reservation is not None and reservation.is_held
         if reservation is not None:
             reservation.release()
         answer = await self._batcher.submit(
-            TokenizerInput(rendered.strips, seen), is_admitted=is_admitted, deadline=deadline
+            TokenizerInput(rendered.strips, seen, numbers), is_admitted=is_admitted, deadline=deadline
         )
         stages.add_row(queue=answer.queue_s, encode=answer.run_s)
         return Encoded(answer.result, rendered)
 
     def _checked(self, query: Likeness) -> tuple[dict[str, Any], str]:
         """The query as an item with a title, and the text that is drawn. Raises InvalidQuery."""
-        if self._reads_fields:
+        if not self._reads_pixels:
             raise InvalidQuery(
                 "query",
                 "cannot be read, as the served bundle reads fields of items. Ask GET /items/{id}/similar for "

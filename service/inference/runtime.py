@@ -38,15 +38,15 @@ NO_STRIPS = np.zeros((0, 1, 1), np.uint8)  # of an item that is read by its fiel
 
 
 class TokenizerInput(NamedTuple):
-    """What the tokenizer reads of one item: pixels, or the numbers of its fields."""
+    """What the tokenizer reads of one item: pixels, the numbers of its fields, or both."""
 
     strips: NDArray[np.uint8]  # [strip, height, width], at least one strip, or NO_STRIPS
     picture: NDArray[np.uint8] | None = None  # [size, size, 3]; None: the item has no photo
-    fields: NDArray[np.int64] | None = None  # [field], from core/item_fields.py; None: pixels are read
+    fields: NDArray[np.int64] | None = None  # [field], from core/item_fields.py; None: none are read
 
     @classmethod
     def of_fields(cls, fields: NDArray[np.int64]) -> "TokenizerInput":
-        """An item that is read by its fields [field]."""
+        """An item that is read by its fields [field] alone."""
         return cls(NO_STRIPS, fields=fields)
 
 
@@ -66,7 +66,7 @@ class Beams(NamedTuple):
 
 
 class Tokenizer:
-    """Pixels of text and photos, or numbers of fields -> codes and vectors."""
+    """Pixels of text and photos, and numbers of fields -> codes and vectors."""
 
     def __init__(
         self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
@@ -76,6 +76,7 @@ class Tokenizer:
             (tuple(map(int, each.shape[1:])) for each in graph.inputs if each.name == "pictures"), None
         )
         self._num_fields = next((each.shape[1] for each in graph.inputs if each.name == "fields"), None)
+        self._reads_pixels = any(each.name == "strips" for each in graph.inputs)
 
     @property
     def reads_pictures(self) -> bool:
@@ -94,12 +95,15 @@ class Tokenizer:
                     f"an item has {num_fields or 'no'} numbers of fields, but the graph takes "
                     f"{self._num_fields or 'none'}. Use the bundle's FieldsSpec."
                 )
+        fields: dict[str, NDArray[Any]] = {}
         if self._num_fields is not None:
-            return {"fields": np.stack([item.fields for item in items if item.fields is not None])}
+            fields["fields"] = np.stack([item.fields for item in items if item.fields is not None])
+        if not self._reads_pixels:
+            return fields
         counts = [len(item.strips) for item in items]
         first_strip = np.cumsum([0, *counts[:-1]], dtype=np.int64)  # [item]
         feeds = {"strips": np.concatenate([item.strips for item in items]), "first_strip": first_strip}
-        return feeds | self._photos(items)
+        return feeds | self._photos(items) | fields
 
     def _photos(self, items: Sequence[TokenizerInput]) -> dict[str, NDArray[Any]]:
         pictures = [item.picture for item in items if item.picture is not None]
@@ -185,7 +189,7 @@ class RecommenderSession:
 
 
 def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:
-    runtime = _runtime()
+    runtime = onnx_runtime()
     available = runtime.get_available_providers()
     wanted = list(providers) if providers else [name for name in PREFERRED_PROVIDERS if name in available]
     if unknown := [name for name in wanted if name not in available]:
@@ -268,7 +272,7 @@ def _shape_fits(promised: tuple[int | str, ...], found: tuple[Any, ...]) -> bool
     )
 
 
-def _runtime() -> Any:
+def onnx_runtime() -> Any:
     """Import ONNX Runtime. Its CPU and GPU wheels overwrite each other's files, so only one may be there."""
     installed = [name for name in RUNTIMES if _is_installed(name)]
     if len(installed) > 1:

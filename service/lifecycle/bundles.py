@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.core.bundle import MANIFEST, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
 from service.core.bundle_items import BundledItem, bundle_items
@@ -17,7 +18,7 @@ from service.core.readable import why_unreadable
 from service.core.render import render_text
 from service.core.trie import SidTrie
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
-from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput, tried
+from service.inference.runtime import NO_STRIPS, RecommenderSession, Tokenizer, TokenizerInput, tried
 
 log = logging.getLogger(__name__)
 
@@ -107,15 +108,19 @@ def _tokenize_once(tokenizer: Tokenizer, manifest: Manifest, path: Path) -> None
 
 
 def _first_batches(manifest: Manifest) -> list[list[TokenizerInput]]:
-    """Unknown fields, and the last number of each. Or a text, and also a photo if photos are read."""
+    """A text, and unknown fields, and then the last number of each. With a photo too, if photos are read."""
+    fields: list[NDArray[np.int64] | None] = [None]
     if manifest.fields is not None:
         last = np.array(manifest.fields.num_values, np.int64) - 1  # [field]
-        return [[TokenizerInput.of_fields(np.zeros_like(last)), TokenizerInput.of_fields(last)]]
-    strips = render_text(WARM_UP, manifest.render).strips  # refuses a font that is not the export's
-    batches = [[TokenizerInput(strips)]]
+        fields = [np.zeros_like(last), last]
+    strips = NO_STRIPS
+    if manifest.reads_pixels:
+        strips = render_text(WARM_UP, manifest.render).strips  # refuses a font that is not the export's
+    batches = [[TokenizerInput(strips, None, each) for each in fields]]
     if manifest.pictures is not None:
         side = manifest.pictures.size_px
-        batches.append([TokenizerInput(strips, np.zeros((side, side, 3), np.uint8)), TokenizerInput(strips)])
+        photo = TokenizerInput(strips, np.zeros((side, side, 3), np.uint8), fields[0])
+        batches.append([photo, *batches[0]])
     return batches
 
 

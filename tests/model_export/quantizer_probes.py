@@ -13,9 +13,11 @@ from model_export.configs import (
     GaoqConfig,
     LetterConfig,
     QuantizerConfig,
+    ReadableConfig,
     RqKMeansConfig,
 )
-from model_export.quantizers import choose, flattened, gaoq, letter, rq_kmeans, rq_vae
+from model_export.quantizers import choose, flattened, gaoq, letter, readable, rq_kmeans, rq_vae
+from model_export.quantizers.readable import with_first_codes
 from tests.model_export.probe_inputs import SID, Output, vectors
 
 SHORT = QuantizerConfig(
@@ -40,11 +42,21 @@ def _train(config: AnyQuantizerConfig) -> Output:
         }
 
 
+def _train_readable() -> Output:
+    kinds = np.arange(len(vectors())) % 3
+    divided = with_first_codes(vectors(), kinds)
+    found, _ = choose.train_quantizer(divided, SID, ReadableConfig(RqKMeansConfig()), seed=0, progress=False)
+    with torch.no_grad():
+        codes = found.encode(torch.from_numpy(divided))
+        return {"codes": codes.tolist(), "decoded": found.decode(codes)[:4].tolist()}
+
+
 def _train_all(*configs: AnyQuantizerConfig) -> Output:
     return [_train(config) for config in configs]
 
 
 QUANTIZER_PROBES: dict[str, tuple[ModuleType, Callable[[], Output]]] = {
+    "readable": (readable, _train_readable),
     "rq_vae": (rq_vae, partial(_train, SHORT)),
     "rq_kmeans": (
         rq_kmeans,

@@ -12,8 +12,10 @@ from model_export.configs import (
     RUNS,
     CardConfig,
     FlattenedConfig,
+    GaoqConfig,
     LetterConfig,
     PicturesConfig,
+    ReadableConfig,
     RqKMeansConfig,
     TigerConfig,
     TreeConfig,
@@ -65,6 +67,14 @@ def test_a_quantizer_inside_another_has_a_type_and_settings_of_its_own(tmp_path:
     assert chosen(str(tmp_path / "flat.toml")) == config
     with pytest.raises(GlyphrecError, match=r"quantizer.quantizer.type.*rq-vae, rq-kmeans, letter\."):
         chosen("base", ["quantizer.type=flattened", "quantizer.quantizer.type=flattened"])
+
+
+def test_readable_codes_have_a_field_and_a_quantizer_below(tmp_path: Path) -> None:
+    settings = ["quantizer.type=readable", "quantizer.field=brand", "quantizer.quantizer.type=gaoq"]
+    config = chosen("base", settings)
+    assert config.quantizer == ReadableConfig(GaoqConfig(), "brand")
+    (tmp_path / "readable.toml").write_text(as_toml(config))
+    assert chosen(str(tmp_path / "readable.toml")) == config
 
 
 def test_a_changed_setting_is_told_with_its_new_value_and_the_one_before() -> None:

@@ -12,12 +12,23 @@ import httpx
 import numpy as np
 import pytest
 
-from model_export.configs import FamaeConfig, GaoqConfig, PicturesConfig, RunConfig, resid, tiny
+from model_export.configs import (
+    FamaeConfig,
+    GaoqConfig,
+    PicturesConfig,
+    ReadableConfig,
+    RqKMeansConfig,
+    RunConfig,
+    resid,
+    tiny,
+)
 from model_export.data.tables import read_dataset
 from model_export.export import export
 from model_export.local_service import local_service
 from service.core.bundle import load_bundle
+from service.core.bundle_items import bundle_items
 from service.core.bundle_vocabulary import bundle_vocabulary
+from service.core.item_fields import UNKNOWN
 from service.errors import GlyphrecError
 
 NUM_ITEMS, NUM_USERS, KINDS = 90, 240, 6
@@ -62,7 +73,9 @@ def small() -> RunConfig:
 @pytest.fixture(scope="module")
 def bundles(shop: Path, tmp_path_factory):
     folder, dataset = tmp_path_factory.mktemp("bundles"), read_dataset(str(shop))
-    for name, config in (("resid", small()), ("base", replace(tiny(), opinions=None))):
+    base = replace(tiny(), opinions=None)
+    readable = replace(base, name="readable-tiny", quantizer=ReadableConfig(RqKMeansConfig()))
+    for name, config in (("resid", small()), ("base", base), ("readable", readable)):
         export(dataset, folder / name, config, cache_folder=folder / "cache", say=lambda _: None)
     return folder
 
@@ -122,6 +135,30 @@ def test_the_vocabulary_gives_an_item_of_the_catalog_a_number_in_every_field(bun
     assert (vocabulary.read({"item_id": "i7", "title": "x"} | fields_of(1, 7)) > 0).all()
 
 
+@pytest.mark.slow
+def test_readable_codes_begin_with_the_category_of_an_item_also_of_a_new_one(bundles, tmp_path):
+    bundle = load_bundle(bundles / "readable")
+    assert bundle.manifest.fields.beside_pixels
+    (field,) = bundle.manifest.fields.names
+    assert field == "categories.3", "twelve parts of kinds fit into sixteen codes"
+    vocabulary = bundle_vocabulary(bundle)
+    items = bundle_items(bundle)
+    assert [each.codes[0] for each in items] == [int(vocabulary.read(each.item)[0]) for each in items]
+    with local_service(bundle.path, data_dir=tmp_path / "redis", log=tmp_path / "log") as service:
+        new = [{"item_id": f"new-{n}", "title": "Article"} | fields_of(n % KINDS, n) for n in range(3)]
+        new.append({"item_id": "strange", "title": "Article", "categories": ["Garden", "Hoses", "Long"]})
+        posted = service.client.post("/items", json={"items": new}).raise_for_status().json()["items"]
+        expected = [int(vocabulary.read(item)[0]) for item in new]
+        assert [each["codes"][0] for each in posted] == expected
+        assert expected[3] == UNKNOWN not in expected[:3]
+        assert [each["field"] for each in posted[3]["unused_values"]] == ["categories"]
+        assert service.client.get("/items/new-0/image").headers["content-type"] == "image/png"
+        wanted = {"categories_any": fields_of(2, 2)["categories"][-1:]}
+        body = {"history": ["i2", "i8"], "limit": 10, "filter": wanted}
+        page = service.client.post("/recommend", json=body).raise_for_status().json()["items"]
+        assert "new-2" in [each["item_id"] for each in page]
+
+
 def test_a_text_that_leaves_out_a_field_that_is_read_is_refused(shop, tmp_path):
     config = replace(small(), render=small().render.model_copy(update={"fields": ("title", "brand")}))
     with pytest.raises(GlyphrecError, match=r"render.fields lacks categories, .*Add it, or '\*'"):
@@ -132,7 +169,7 @@ def test_a_text_that_leaves_out_a_field_that_is_read_is_refused(shop, tmp_path):
 
 def test_fields_and_photos_in_one_tokenizer_are_refused(shop, tmp_path):
     config = replace(small(), pictures=PicturesConfig())
-    with pytest.raises(GlyphrecError, match="a tokenizer reads fields or pixels"):
+    with pytest.raises(GlyphrecError, match="a tokenizer reads either those or photos"):
         export(
             read_dataset(str(shop)), tmp_path / "b", config, cache_folder=tmp_path / "c", say=lambda _: None
         )

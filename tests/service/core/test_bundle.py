@@ -111,7 +111,11 @@ def test_a_bundle_that_reads_fields_promises_a_graph_that_takes_them_and_has_the
     with pytest.raises(ContractMismatch, match="its tensors are not those of .* these fields"):
         load_bundle(bundle)
     rewrite(bundle, fields=fields, pictures={"size_px": 96})
-    with pytest.raises(ContractMismatch, match="a tokenizer reads fields or pixels, not both"):
+    with pytest.raises(ContractMismatch, match="pictures: the tokenizer reads fields and no pixels"):
+        load_bundle(bundle)
+    beside = tokenizer_graph(SPEC, height=16, width=216, vector_dim=8, num_fields=2).model_dump(mode="json")
+    rewrite(bundle, fields=fields | {"beside_pixels": True}, pictures=None, tokenizer=beside)
+    with pytest.raises(ContractMismatch, match=r"lists no vocabulary\.jsonl\.gz"):
         load_bundle(bundle)
 
 

@@ -158,6 +158,33 @@ def test_a_tokenizer_that_reads_fields_gives_each_item_the_codes_of_its_own_fiel
     assert tokenizer.run(items[:1]).codes.tolist() == [[1, 2]]
 
 
+BESIDE = tokenizer_graph(SID, height=2, width=3, vector_dim=1, num_fields=1)
+
+
+def test_a_tokenizer_may_read_fields_beside_pixels(tmp_path):
+    """The first code is the field, the second the second pixel."""
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, np.shape(value), np.ravel(value))
+        for name, value in {"zero": 0, "second_pixel": [1]}.items()
+    ]
+    nodes = [
+        helper.make_node("Gather", ["strips", "first_strip"], ["first"], axis=0),
+        helper.make_node("Cast", ["first"], ["pixels"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["pixels", "zero"], ["row"], axis=1),
+        helper.make_node("Gather", ["row", "second_pixel"], ["second"], axis=1),
+        helper.make_node("Concat", ["fields", "second"], ["codes"], axis=1),
+        helper.make_node("Cast", ["second"], ["vector"], to=TensorProto.FLOAT),
+    ]
+    tokenizer = Tokenizer(write(tmp_path / "t.onnx", BESIDE, nodes, constants), BESIDE, threads=1)
+    items = [
+        TokenizerInput(strips_of((0, second), num_strips), None, np.array([first]))
+        for first, second, num_strips in ((3, 1, 2), (0, 2, 1))
+    ]
+    assert tokenizer.run(items).codes.tolist() == [[3, 1], [0, 2]]
+    with pytest.raises(ContractMismatch, match="has no numbers of fields, but the graph takes 1"):
+        tokenizer.run([TokenizerInput(strips_of((0, 1), 1))])
+
+
 def test_fields_and_pixels_are_not_taken_for_each_other(tmp_path):
     of_fields = Tokenizer(field_tokenizer(tmp_path / "t.onnx"), FIELDS, threads=1)
     with pytest.raises(ContractMismatch, match="has no numbers of fields, but the graph takes 3"):

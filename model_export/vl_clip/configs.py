@@ -1,0 +1,82 @@
+"""The typed configurations of VL-CLIP's steps (arXiv 2507.17080). The paper names none of these numbers."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model_export.configs import PicturesConfig
+
+# How the product is found in its photo.
+#   none       the whole photo is read
+#   classes    maps of ImageNet's classes that stand for the product type (class_maps.py)
+#   regions    regions compared with the phrase in the learned space (regions.py)
+#   detector   a zero-shot detector from a folder or the model hub, such as Grounding DINO (detector.py)
+GroundingWay = Literal["none", "classes", "regions", "detector"]
+# What is looked for: the last level of an item's categories, or the whole text of the item.
+Phrase = Literal["type", "text"]
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    """How a photo is cropped to its product (grounding.py)."""
+
+    way: GroundingWay = "none"
+    checkpoint: str = ""  # a folder or a name on the model hub, for the detector
+    phrase: Phrase = "type"
+    threshold: float | None = None  # a box below this confidence is not used; None: that of the way
+    margin: float = 0.05  # of the box's sides, added on each side
+    size_px: int = 384  # side of the square that class maps and regions read
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """Our joint space: drawn text on one side, the photo on the other (joint_space.py)."""
+
+    num_grams: int = 16_384  # of letters, see CompactConfig
+    text_dim: int = 512  # axes of the texts' TF-IDF
+    size_px: int = 224  # side of the square that the encoder of photos reads
+    dim: int = 128  # of the space
+    hidden_dim: int = 512
+    dropout: float = 0.3
+    ridge: float = 1.0  # of the canonical correlations from which training starts
+    temperature: float = 0.07
+    batch_size: int = 512
+    max_epochs: int = 60
+    patience: int = 8  # training stops after this many epochs without a better validation MRR
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    short_share: float = 0.25  # of the pairs of a step that show only the title and the categories
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """CLIP's towers from a checkpoint, fine-tuned on pairs (clip_space.py)."""
+
+    checkpoint: str  # a folder or a name on the model hub
+    batch_size: int = 128
+    max_epochs: int = 10  # 0: the checkpoint as it is
+    patience: int = 2
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True)
+class VlClipConfig:
+    """One run of the pipeline (run.py)."""
+
+    space: SpaceConfig | ClipConfig = field(default_factory=SpaceConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
+    seed: int = 0
+    validation_share: float = 0.1  # of the pairs that decide when the training stops
+    test_share: float = 0.2  # of a catalog that is its own source of pairs
+    num_cluttered: int = 400  # test photos that are also shown beside another product; 0: none
+
+
+@dataclass(frozen=True)
+class VlClipPictures(PicturesConfig):
+    """For the study: Semantic IDs from the vectors of text and photo in our joint space.
+
+    The space is trained on the catalog's own pairs. No service can run it.
+    """
+
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)

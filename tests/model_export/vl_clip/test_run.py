@@ -1,0 +1,99 @@
+"""The whole pipeline, on a small shop."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export.data.neutral import read_catalog, read_folder
+from model_export.pipeline.cache import StageCache
+from model_export.vl_clip.catalog import paired_items, without_copies
+from model_export.vl_clip.configs import GroundingConfig, SpaceConfig, VlClipConfig
+from model_export.vl_clip.run import BASELINE, CLUTTER_SHEET, FIGURES, SHEET, parts_of, run_vl_clip, table
+from model_export.vl_clip.towers import PHOTO_TOWER, TEXT_TOWER
+from service.core.bundle import RenderSpec
+from service.errors import GlyphrecError
+from tests.model_export.vl_clip.shop import write_shop
+
+SMALL = VlClipConfig(
+    space=SpaceConfig(
+        num_grams=512, text_dim=16, size_px=64, dim=16, hidden_dim=16, batch_size=32, max_epochs=6
+    ),
+    grounding=GroundingConfig("regions", size_px=64, threshold=0.0),
+    num_cluttered=6,
+)
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("shops")
+    return (
+        write_shop(folder / "catalog", start=0, count=24),
+        write_shop(folder / "pairs", start=18, count=60, with_users=False),
+    )
+
+
+@pytest.mark.slow
+def test_the_pipeline_goes_from_pairs_to_figures_towers_and_pages(shops, tmp_path):
+    catalog, pairs = read_folder(shops[0]), read_catalog(shops[1])
+    cache, said = StageCache(tmp_path / "cache"), []
+    out = tmp_path / "out"
+    out.mkdir()
+    results = run_vl_clip(catalog, pairs, out, SMALL, cache=cache, say=said.append)
+    assert "48 to learn from, 6 for validation, 24 for the test; 6 left out" not in said[0]
+    assert "24 for the test; 6 left out as copies" in said[0]
+    names = [row.name for row in results.rows]
+    assert names == [
+        BASELINE, "ours, own texts, whole photos", "ours, own texts, grounded by regions",
+    ]  # fmt: skip
+    # Color and shape tell 18 kinds apart, and chance finds one photo of 24 in the first five for a fifth.
+    assert results.rows[1].figures["hits@5"] > 0.4
+    written = json.loads((out / FIGURES).read_text())
+    assert written["text_to_photo"][names[1]] == results.rows[1].figures
+    assert 0 <= written["numbers"]["side_by_side_right_by_type"] <= 1
+    assert len(written["curves"][names[1]]) >= 2
+    for name in (SHEET, CLUTTER_SHEET, TEXT_TOWER, PHOTO_TOWER):
+        assert (out / name).stat().st_size > 1000
+    assert names[2] in table(results)
+
+    before = {path: path.stat().st_mtime_ns for path in cache.folder.rglob("*") if path.is_file()}
+    again = run_vl_clip(catalog, pairs, out, SMALL, cache=cache, say=said.append)
+    assert again.rows == results.rows
+    assert {path: path.stat().st_mtime_ns for path in cache.folder.rglob("*") if path.is_file()} == before
+
+
+def test_no_test_pair_is_learned_from(shops):
+    catalog, pairs = read_folder(shops[0]), read_catalog(shops[1])
+    parts = parts_of(catalog, pairs, SMALL, lambda _line: None)
+    hashes = [set(part.hashes()) for part in parts]
+    texts = [set(part.texts) for part in parts]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not hashes[first] & hashes[second]
+        assert not texts[first] & texts[second]
+    assert len(parts.test) == 24
+    assert sum(map(len, parts)) == 24 + 60 - 6
+
+
+def test_a_catalog_without_other_pairs_keeps_a_share_of_its_own_for_the_test(shops):
+    catalog = read_folder(shops[0])
+    parts = parts_of(catalog, None, replace(SMALL, test_share=0.25), lambda _line: None)
+    assert [len(part) for part in parts] == [16, 2, 6]
+    assert sorted(np.concatenate([part.items for part in parts])) == list(range(24))
+
+
+def test_a_pair_with_the_photo_the_text_or_the_id_of_a_test_pair_is_a_copy(shops):
+    catalog = paired_items(read_catalog(shops[0]), RenderSpec())
+    pairs = paired_items(read_catalog(shops[1]), RenderSpec())  # i18 to i77; the catalog ends at i23
+    assert without_copies(pairs, catalog).items.tolist() == list(range(6, 60))
+    assert len(without_copies(catalog, catalog)) == 0
+
+
+def test_too_few_pairs_are_refused_with_the_remedy(tmp_path):
+    small = read_folder(write_shop(tmp_path / "two", count=5))
+    with pytest.raises(GlyphrecError, match="are left to learn from.*--pairs"):
+        parts_of(small, None, replace(SMALL, test_share=0.8), lambda _line: None)
+    bare = replace(small, images={})
+    with pytest.raises(GlyphrecError, match="0 items have both a text and a photo"):
+        parts_of(bare, None, SMALL, lambda _line: None)
