@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -57,7 +58,7 @@ def add_import(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--rate", type=float, metavar="N", help="post at most N items a second, to leave room for traffic"
     )
-    _add_connection(parser)
+    add_connection(parser)
     direct = parser.add_argument_group(
         "items that have codes already",
         "These go directly to Redis, without a service; running services follow. The settings are those of "
@@ -98,7 +99,7 @@ def add_recommend(subparsers: Subparsers) -> None:
         help="""in the format of POST /recommend: '{"categories_any": ["Pens"]}'""",
     )
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
-    _add_connection(parser)
+    add_connection(parser)
     parser.set_defaults(run=run_recommend)
 
 
@@ -229,10 +230,7 @@ def run_recommend(args: argparse.Namespace) -> int:
     """
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
-        try:
-            body["filter"] = parse_json(args.filter, strict=True)
-        except ValueError as error:
-            raise GlyphrecError(f"--filter {args.filter}: not JSON ({error})") from None
+        body["filter"] = filter_of(args.filter)
     with connected(args.url, args.key) as client:
         answer = ask(client, "POST", "/recommend", json=body)
         if not has(answer, A_PAGE) or not all(has(item, AN_ITEM) for item in answer["items"]):
@@ -250,9 +248,17 @@ def run_recommend(args: argparse.Namespace) -> int:
         )
         for item in answer["items"]:
             score = "" if item["score"] is None else f"{item['score']:.3f}"
-            words = _words_of(client, item["item_id"])
+            words = words_of(client, item["item_id"])
             print(f"{score:>8}  {item['semantic_id']:<16} {item['item_id']}  {words}")
     return 0
+
+
+def filter_of(text: str) -> Any:
+    """The value of --filter. Raises GlyphrecError if it is not JSON."""
+    try:
+        return parse_json(text, strict=True)
+    except ValueError as error:
+        raise GlyphrecError(f"--filter {text}: not JSON ({error})") from None
 
 
 def find_items(source: Path) -> Path:
@@ -265,12 +271,14 @@ def find_items(source: Path) -> Path:
     raise GlyphrecError(f"{source}: has no items.jsonl or items.jsonl.gz")
 
 
-def _add_connection(parser: argparse.ArgumentParser) -> None:
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the service is, and the key for it."""
     parser.add_argument("--url", default=DEFAULT_URL, help="the service's address (default %(default)s)")
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
 
-def _words_of(client: httpx.Client, item_id: str) -> str:
+def words_of(client: httpx.Client, item_id: str) -> str:
+    """What an item says, for a line of a list. Raises GlyphrecError."""
     # httpx takes the id `..` for a step up, but not %2E%2E.
     answer = ask(client, "GET", f"/items/{quote(item_id, safe='').replace('.', '%2E')}")
     if not has(answer, {"item": dict}):

@@ -172,12 +172,15 @@ class Manifest(Frozen):
             )
         return self
 
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of the vector that the tokenizer gives for an item; 0 if its graph promises none."""
+        dims = [each.shape[-1] for each in self.tokenizer.outputs if each.name == "vector" and each.shape]
+        return dims[0] if dims and isinstance(dims[0], int) else 0
+
     @model_validator(mode="after")
     def _graphs_of_this_spec(self) -> Self:
-        dims = [
-            tensor.shape[-1] for tensor in self.tokenizer.outputs if tensor.name == "vector" and tensor.shape
-        ]
-        dim = dims[0] if dims and isinstance(dims[0], int) else 0
+        dim = self.vector_dim
         num_fields = 0 if self.fields is None else len(self.fields.names)
         if not self.reads_pixels:
             if self.pictures is not None:
