@@ -158,7 +158,8 @@ def run_vl_clip(
     learned = first
     for (said, parts), (cut, boxes) in product(texts.items(), crops.items()):
         name = f"{_name_of(first)}, {said}, {cut}"
-        learned = read(parts.train, parts.validation, boxes=(boxes[0], boxes[1]))
+        is_first = parts is own and boxes[0] is None
+        learned = first if is_first else read(parts.train, parts.validation, boxes=(boxes[0], boxes[1]))
         results.rows.append(Row(name, learned.figures(parts.test.texts, Photos.of(parts.test, boxes[2]))))
         results.curves[name] = learned.curve
     # The last one has all steps that were asked for.

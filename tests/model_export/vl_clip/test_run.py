@@ -11,11 +11,14 @@ from model_export.data.neutral import read_catalog, read_folder
 from model_export.pipeline.cache import StageCache
 from model_export.vl_clip.catalog import paired_items, without_copies
 from model_export.vl_clip.configs import GroundingConfig, SpaceConfig, VlClipConfig
+from model_export.vl_clip.refinement_settings import RefinementSettings
 from model_export.vl_clip.run import (
     BASELINE,
     CLUTTER_SHEET,
     FIGURES,
     SHEET,
+    Results,
+    _refined,
     parts_of,
     run_vl_clip,
     sources_of,
@@ -24,6 +27,7 @@ from model_export.vl_clip.run import (
 from model_export.vl_clip.towers import PHOTO_TOWER, TEXT_TOWER
 from service.core.bundle import RenderSpec
 from service.errors import GlyphrecError
+from tests.model_export.vl_clip.chat_server import Reply, chat_server
 from tests.model_export.vl_clip.shop import write_shop
 
 SMALL = VlClipConfig(
@@ -97,6 +101,31 @@ def test_a_pair_with_the_photo_the_text_or_the_id_of_a_test_pair_is_a_copy(shops
     pairs = paired_items(read_catalog(shops[1]), RenderSpec())  # i18 to i77; the catalog ends at i23
     assert without_copies(pairs, catalog).items.tolist() == list(range(6, 60))
     assert len(without_copies(catalog, catalog)) == 0
+
+
+def test_refined_texts_take_the_place_of_those_of_every_part(shops, tmp_path):
+    own = parts_of(sources_of(read_folder(shops[0]), None, SMALL), SMALL)
+
+    def answer(body, _n):
+        text = body["messages"][0]["content"][0]["text"]
+        title = text.partition("title: ")[2].partition("\n")[0]
+        return Reply("STOP" if text.startswith("You check") else f"a toy, {title}")
+
+    results, said = Results(), []
+    with chat_server(answer) as server:
+        settings = RefinementSettings(url=server.url, model="small", max_requests=40, parallel=1)
+        refined = _refined(own, settings, StageCache(tmp_path), results, said.append)
+    assert [len(part) for part in refined] == [len(part) for part in own]
+    for part, before in zip(refined, own, strict=True):
+        assert part.hashes() == before.hashes()
+    changed = [
+        text.startswith("a toy, ") and text.removeprefix("a toy, ") in before
+        for part, old in zip(refined, own, strict=True)
+        for text, before in zip(part.texts, old.texts, strict=True)
+    ]
+    assert sum(changed) == 20  # two requests each; the other items keep their text
+    assert results.numbers["refined_share"] == pytest.approx(20 / 24)
+    assert said[0] == "refined: 20 stopped by the evaluator, 4 out of budget"
 
 
 def test_too_few_pairs_are_refused_with_the_remedy(tmp_path):
