@@ -8,9 +8,9 @@ from model_export.data.dataset import Dataset
 from model_export.data.item_fields import tells_apart
 
 Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn", "tgh", "sum"]
-Question = Literal[
-    "robustness", "cold", "overlap"
-]  # cells that measure something else than a ranking of test users
+# Cells that measure something else than a ranking of test users. "cold_units" is "cold" with CARD's units of
+# new items drawn with their nearest by content, which no service does.
+Question = Literal["robustness", "cold", "cold_units", "overlap"]
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,13 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
             replace(served, pictures=CardConfig(neighbors="none")),
             **cold,
         ),
+        cell(
+            "cold_card_content",
+            "CARD's unit, new items with their nearest by text",
+            replace(served, pictures=CardConfig()),
+            question="cold_units",
+            group="picture_cold",
+        ),
     ]
     return found
 

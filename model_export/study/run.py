@@ -109,6 +109,8 @@ def versions_of_cell(cell: Cell) -> Versions:
             found = versions_of_bundle(config) if reads_pictures else versions.versions_of(config)
             found.pop("evaluation", None)  # the report of the bundle; `cold` computes its own figures
             return found | {"cold": cold.VERSION}
+        case "cold_units":
+            return versions.versions_of(config) | {"cold": cold.VERSION}
     match cell.counting:
         case "item_knn":
             return versions.of_vectors(config) | {"baselines": counting.VERSION}
@@ -181,8 +183,8 @@ def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResul
     with stages.deterministic():
         if cell.question == "robustness":
             figures = robustness.robustness(run)
-        elif cell.question == "cold":
-            figures = cold.cold(run)
+        elif cell.question in ("cold", "cold_units"):
+            figures = cold.cold(run, units_with_neighbors=cell.question == "cold_units")
         elif cell.question == "overlap":
             figures = overlap.of_text_and_photo(run)
         elif cell.counting:
