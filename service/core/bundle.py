@@ -6,6 +6,7 @@ of them is used.
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -269,7 +270,7 @@ def load_bundle(path: Path) -> Bundle:
 
 def _read_json(path: Path) -> Any:
     try:
-        if not path.is_file():
+        if not _is_file(path):
             raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
@@ -280,6 +281,14 @@ def _read_json(path: Path) -> Any:
         raise ContractMismatch(f"{path}: {why_unreadable(path, error)}{_let_read(path, error)}") from error
     except ValueError as error:
         raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, but raises OSError if a folder may not be looked into, also from Python 3.14 on."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _let_read(manifest: Path, error: OSError) -> str:
@@ -300,7 +309,7 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
             )
         raise ContractMismatch(f"{folder / MANIFEST}: {name!r} lies outside the bundle. Export again.")
     try:
-        if not path.is_file():
+        if not _is_file(path):
             raise ContractMismatch(f"{path}: missing. Copy the whole bundle, or export again.")
         num_bytes, found = path.stat().st_size, ""
         if num_bytes == record.num_bytes:
