@@ -13,8 +13,6 @@ from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import (
     HubEncoderConfig,
-    ReadableConfig,
-    RunConfig,
     SasRecConfig,
     UnservedEncoderConfig,
 )
@@ -151,16 +149,11 @@ def run_study(
         try:
             result = run_cell(work, splits[work.dataset.name], cache, say)
         except GlyphrecError as error:
-            if not _may_lack_something(work.config):
+            if not isinstance(work.config.encoder, HubEncoderConfig):
                 raise
             say(f"      left out: {error}")
             continue
         cells.save(store, result)
-
-
-def _may_lack_something(config: RunConfig) -> bool:
-    """Whether a cell needs a checkpoint that is not everywhere, or a field that not all data have."""
-    return isinstance(config.encoder, HubEncoderConfig) or isinstance(config.quantizer, ReadableConfig)
 
 
 def kept_result(work: Work, store: Path) -> CellResult | None:

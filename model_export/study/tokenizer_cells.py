@@ -28,7 +28,7 @@ from service.core.sid import SidSpec
 NARROW = SidSpec(levels=(16, 24, 64))
 
 # They run on data sets with photos too, where `pictures_drawn` is the cell that they are compared with.
-ON_ALL = {"nu_kumaraswamy", "gaoq", "gaoq_narrow", "gaoq_famae", "famae", "famae_pictures"}
+ON_ALL = {"nu_kumaraswamy", "gaoq", "gaoq_narrow", "gaoq_famae", "famae", "famae_pictures", "readable"}
 
 
 def tokenizer_cells(default: RunConfig, learnt: RunConfig) -> list[Cell]:

@@ -18,7 +18,8 @@ from model_export.vl_clip.boxes import Box
 from model_export.vl_clip.catalog import paired_items
 from model_export.vl_clip.configs import VlClipPictures
 from model_export.vl_clip.grounding import Photo, ground, make_grounder, used
-from model_export.vl_clip.spaces import Boxes, Learned, Photos, learn
+from model_export.vl_clip.readings import Boxes, Photos, Readings
+from model_export.vl_clip.spaces import Learned, learn
 from model_export.vl_clip.text_reader import product_type
 from model_export.vl_clip.versions import of_grounding, of_space
 from service.core.pictures import open_kept
@@ -47,8 +48,10 @@ def read_jointly(run: Run) -> Read:
     order = np.random.default_rng(config.seed).permutation(len(pairs))
     num_validation = round(VALIDATION_SHARE * len(pairs))
     train, validation = pairs.some(order[num_validation:]), pairs.some(order[:num_validation])
+    readings = Readings(run.cache, render)
+    readings.read_ahead(pairs, pictures.space.size_px)
     learning = partial(
-        learn, run.cache, train, validation, pictures.space, render, seed=config.seed,
+        learn, readings, train, validation, pictures.space, seed=config.seed,
         region_px=pictures.grounding.size_px,
     )  # fmt: skip
     learned, owners = learning(), sorted(dataset.images)
