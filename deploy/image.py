@@ -84,6 +84,9 @@ def main() -> None:
     parser.add_argument("--base", help="image to build from, as buildah names it; default: one that is made")
     parser.add_argument("--version", default="0.0", help="what the image reports as its version")
     args = parser.parse_args()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # the folder goes, as after an error
     needed = ["buildah", *([] if args.base else ["debootstrap"])]
     if absent := [name for name in needed if shutil.which(name) is None]:
         remedy = f"On Debian: apt install {' '.join(absent)}"

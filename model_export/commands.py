@@ -304,6 +304,9 @@ def add_vl_clip(subparsers: Subparsers) -> None:
         metavar="N",
         help="with --grounding: also test N photos beside another product's (default 400)",
     )
+    parser.add_argument(
+        "--only-clutter", action="store_true", help="ground these photos alone, which is quicker"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument(
         "--cache", type=Path, default=Path(".glyphrec/cache"), help="folder for finished stages"
@@ -328,6 +331,7 @@ def _vl_clip(args: argparse.Namespace) -> int:
         grounding=GroundingConfig(args.grounding, args.detector, args.phrase),
         seed=args.seed,
         num_cluttered=max(0, args.cluttered),
+        only_clutter=args.only_clutter,
     )
     catalog = read_dataset(args.data)
     pairs = None if args.pairs is None else read_catalog(args.pairs)

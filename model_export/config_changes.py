@@ -24,6 +24,7 @@ from model_export.configs import (
     CardConfig,
     CompactConfig,
     FamaeConfig,
+    FamaePicturesConfig,
     FlattenedConfig,
     GaoqConfig,
     HubEncoderConfig,
@@ -52,6 +53,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "hub": HubEncoderConfig,
         "minilm": MiniLmConfig,
         "famae": FamaeConfig,
+        "famae-pictures": FamaePicturesConfig,
     },
     "quantizer": {
         "rq-vae": QuantizerConfig,

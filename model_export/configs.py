@@ -75,6 +75,16 @@ class FamaeConfig:
     max_validation_users: int = 2000
 
 
+@dataclass(frozen=True)
+class FamaePicturesConfig(FamaeConfig):
+    """FAMAE with each field read as a picture (pipeline/drawn_fields.py), in place of a table of its values.
+
+    The item's text stands for its id. So new items and new values have vectors. No service can run it.
+    """
+
+    reader: CompactConfig = field(default_factory=CompactConfig)
+
+
 ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
 # How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
 #   head     both vectors side by side, through the head, which is trained on co-purchases
@@ -123,7 +133,7 @@ class CardConfig(PicturesConfig):
 
 
 # Encoders for comparison, which cannot be a part of a tokenizer graph.
-UnservedEncoderConfig = MiniLmConfig
+UnservedEncoderConfig = MiniLmConfig | FamaePicturesConfig
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from model_export.config_changes import differences
 from model_export.configs import (
     CompactConfig,
     FamaeConfig,
+    FamaePicturesConfig,
     MiniLmConfig,
     ReadableConfig,
     RunConfig,
@@ -32,6 +33,7 @@ from model_export.pipeline import generating, stages
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
+from model_export.vl_clip.configs import VlClipPictures
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
 from service.core.item_fields import source_of
@@ -162,7 +164,9 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
 
 def _check_servable(config: RunConfig) -> None:
     """Raise GlyphrecError for configurations that exist for comparison only."""
-    if isinstance(config.encoder, FamaeConfig) and config.pictures is not None:
+    if isinstance(config.encoder, FamaePicturesConfig):
+        reason = "its fields are read as pictures, which the tokenizer graph does not take"
+    elif isinstance(config.encoder, FamaeConfig) and config.pictures is not None:
         reason = "its encoder reads fields, and a tokenizer reads either those or photos"
     elif isinstance(config.encoder, FamaeConfig) and isinstance(config.quantizer, ReadableConfig):
         reason = "its encoder reads fields, and its first code is one of them"
@@ -172,6 +176,8 @@ def _check_servable(config: RunConfig) -> None:
         reason = "its generator does not use Semantic IDs"
     elif config.pictures is not None and config.pictures.is_late:
         reason = "its late fusion is not in the tokenizer graph"
+    elif isinstance(config.pictures, VlClipPictures):
+        reason = "its joint space is not in the tokenizer graph"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
     elif config.opinions is not None and not isinstance(config.generator, TreeConfig):

@@ -32,8 +32,10 @@ from service.flows.contents import ContentReader
 from service.flows.drawing import ItemDrawer, tokenize_in_batches, work_of
 from service.flows.feedback import Feedback
 from service.flows.indexing import Indexer
+from service.flows.item_search import ItemSearcher, find_in_batches, work_of_findings
 from service.flows.learning import Learned, Learner
 from service.flows.pictures import PictureReader
+from service.flows.query_encoder import QueryEncoder, encode_in_batches
 from service.flows.recommend import Recommender
 from service.flows.search import observed_by, recommend_in_batches
 from service.flows.served_pages import ServedPages
@@ -48,7 +50,7 @@ from service.lifecycle.opening import Opening
 from service.lifecycle.ownership import owner_of
 from service.lifecycle.retokenizing import Retokenizer
 from service.lifecycle.rollout import Rollout, new_replica_id
-from service.lifecycle.stores import item_store
+from service.lifecycle.stores import item_store, vector_dim
 from service.lifecycle.tasks import cancel
 from service.lifecycle.watching import CatalogWatch
 from service.settings import Settings
@@ -66,6 +68,7 @@ from service.telemetry.tracing import Tracer, tracer_from_environment
 log = logging.getLogger("glyphrec")
 
 TICK_S = 0.25
+MAX_BATCH_FINDINGS = 16  # searches that hold the lock of the catalog together
 SPARE_THREADS = 4  # which wait for files and not for a processor; as in Python's own default
 DAY_S = 86_400.0
 
@@ -285,7 +288,12 @@ def build_model(
     """Build the parts of a model for one bundle and connect them. `Model.start` comes next."""
     manifest = loaded.manifest
     store = item_store(redis, settings, manifest)
-    catalog = Catalog(manifest.sid, loaded.popularity, max_view_bytes=settings.max_view_bytes)
+    catalog = Catalog(
+        manifest.sid,
+        loaded.popularity,
+        max_view_bytes=settings.max_view_bytes,
+        vector_dim=vector_dim(settings, manifest),
+    )
     follower = CatalogFollower(catalog, store)
     counts = co_count_store(redis, settings)
     co_counts = CoCountFollower(catalog, counts, manifest.co_counts) if manifest.co_counts else None
@@ -313,6 +321,25 @@ def build_model(
         observe=lambda stats: metrics.observe_batch("recommender", stats),
         lock=catalog.lock,
     )
+    queries = MicroBatcher(
+        encode_in_batches(loaded.tokenizer),
+        name="query",
+        max_batch_units=settings.max_batch_strips,
+        max_queued_units=settings.max_queued_strips,
+        max_wait_s=settings.max_wait_ms / 1_000,
+        units=work_of,
+        observe=lambda stats: metrics.observe_batch("query", stats),
+    )
+    findings = MicroBatcher(
+        find_in_batches(catalog),
+        name="vectors",
+        max_batch_units=MAX_BATCH_FINDINGS,
+        max_queued_units=settings.max_queued_strips,
+        max_wait_s=settings.max_wait_ms / 1_000,
+        units=work_of_findings(catalog),
+        observe=lambda stats: metrics.observe_batch("vectors", stats),
+        lock=catalog.lock,
+    )
     indexer = Indexer(
         store,
         follower,
@@ -337,6 +364,14 @@ def build_model(
         timeout_s=settings.recommend_timeout_s,
         metrics=metrics,
     )
+    searcher = ItemSearcher(
+        QueryEncoder(manifest, pictures, queries, loaded.vocabulary),
+        catalog,
+        findings,
+        fields=settings.filter_fields,
+        timeout_s=settings.recommend_timeout_s,
+        metrics=metrics,
+    )
     return Model(
         loaded,
         store=store,
@@ -347,7 +382,10 @@ def build_model(
         strips=strips,
         searches=searches,
         indexer=indexer,
+        queries=queries,
+        findings=findings,
         recommender=recommender,
+        searcher=searcher,
         metrics=metrics,
     )
 

@@ -149,6 +149,13 @@ class Settings(BaseSettings):
         "a first start can recommend; turn it off if all items come from POST /items",
     )
 
+    search: bool = Field(
+        True,
+        description="keep a vector of each item, so that POST /search finds items by a text or a picture. "
+        "On, as the tokenizer gives the vector with the codes. Turn it off to save the memory where nobody "
+        "searches (docs/operations.md says how much). All replicas of a catalog need the same value",
+    )
+
     # --- learning from events ---
 
     learn: bool = Field(

@@ -11,7 +11,7 @@ from benchmarks.fuzz import KEY
 # Refusals of requests that no JSON schema could tell from good ones.
 ABOUT_MEANING = (
     *("invalid-item", "invalid-cursor", "invalid-filter", "unknown-filter-field", "too-many-items"),
-    "invalid-condition",
+    *("invalid-condition", "invalid-query"),
 )
 LIVING = {"created", "moved", "updated", "unchanged"}
 

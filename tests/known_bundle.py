@@ -3,6 +3,7 @@
 The tokenizer's codes are the sum of an item's first strip, written in the base of the levels; another
 `reader` adds 101 times its number, and a tokenizer that reads photos adds the sum of the photo's pixels. A
 tokenizer that reads fields has the sum of their numbers, times FIELD_WEIGHT and their place from 1. The
+vector is the same sum as an angle, so items are alike whose sums are near each other on the circle. The
 recommender is a beam search over two steps, the first code and then
 the rest, so it loses items as real ones do.
 """
@@ -40,11 +41,13 @@ from service.core.graphs import GraphSpec, field_tokenizer_graph, recommender_gr
 from service.core.item_fields import Vocabulary
 from service.core.render import font_sha256, item_text, render_text
 from service.core.sid import Codes, SidSpec
+from service.core.vectors import as_text, packed
 
 SPEC = SidSpec(levels=(32, 4, 3))
 PAGED = SidSpec(levels=SPEC.levels, paged=True)
 PICTURES = PictureSpec(size_px=32)  # of the tokenizer that reads photos
 HISTORY_LENGTH = 4
+VECTOR_DIM = 2
 FIELD_WEIGHT = 7
 BEAM_LIMIT = 64
 NEG_INF = -1e9
@@ -72,13 +75,29 @@ def known_codes(
     item: dict, reader: int = 0, kept: bytes | None = None, pictures: PictureSpec = PICTURES
 ) -> Codes:
     """What the tokenizer reads. `kept`: the item's kept picture, if this reader reads pictures."""
+    return SPEC.codes_of(_leaf(item, reader, kept, pictures))
+
+
+def known_vector(item: dict, reader: int = 0, kept: bytes | None = None) -> bytes:
+    """What is kept of the vector of the item."""
+    return vector_of(SPEC.codes_of(_leaf(item, reader, kept, PICTURES)))
+
+
+def vector_of(codes: Codes) -> bytes:
+    """The vector that each known tokenizer gives together with these codes, as it is kept."""
+    angle = 2 * math.pi * SPEC.prefixes(codes)[-1] / NUM_LEAVES
+    (vector,) = packed(np.array([[math.cos(angle), math.sin(angle)]], np.float32))
+    return vector
+
+
+def _leaf(item: dict, reader: int, kept: bytes | None, pictures: PictureSpec) -> int:
     render = render_spec()
     first_strip = render_text(item_text(item, render), render).strips[0]
     total = int(first_strip.sum(dtype=np.int64)) + 101 * reader
     seen = encoder_view(item, kept, pictures, render)
     if seen is not None:
         total += int(seen.sum(dtype=np.int64))
-    return SPEC.codes_of(total % NUM_LEAVES)
+    return total % NUM_LEAVES
 
 
 def known_field_codes(item: dict, vocabulary: Vocabulary, reader: int = 0) -> Codes:
@@ -142,22 +161,23 @@ def write_known_bundle(
     data_name: str = "known",
     pictures: PictureSpec | None = None,
     vocabulary: Vocabulary | None = None,
+    has_vectors: bool = True,
 ) -> Path:
     """`spec` is SPEC, or PAGED: the same codes in pages. Another reader is another tokenizer.
 
     With `co_counts`, the counts of `rows` have a say. With `pictures`, the tokenizer reads photos, and with a
-    `vocabulary` fields.
+    `vocabulary` fields. Without `has_vectors`, the items have none, as in bundles of older releases.
     """
     folder.mkdir(parents=True, exist_ok=True)
     render = render_spec().model_copy(update={"fields": fields})
     tokenizer = (
-        field_tokenizer_graph(spec, len(vocabulary.names), vector_dim=2)
+        field_tokenizer_graph(spec, len(vocabulary.names), VECTOR_DIM)
         if vocabulary
         else tokenizer_graph(
             spec,
             height=render.height_px,
             width=render.width_px,
-            vector_dim=2,
+            vector_dim=VECTOR_DIM,
             picture_px=pictures.size_px if pictures else None,
         )
     )
@@ -167,6 +187,10 @@ def write_known_bundle(
     with gzip.open(folder / ITEMS, "wt", encoding="utf-8") as file:
         for each in items:
             line = each._asdict() | {"slot": 0}
+            if has_vectors:
+                of_fields = None if vocabulary is None else known_field_codes(each.item, vocabulary, reader)
+                vector = vector_of(of_fields) if of_fields else known_vector(each.item, reader)
+                line["vector"] = as_text(vector)
             file.write(json.dumps(line) + "\n")
     files = [TOKENIZER, RECOMMENDER, ITEMS]
     if co_counts is not None:
@@ -298,9 +322,14 @@ def _tokenizer(spec: GraphSpec, reader: int) -> onnx.ModelProto:
         g("Identity", "shifted_text", "shifted")
     g("Mod", "shifted num_leaves", "leaf")
     _write_codes(g, "leaf", "codes", 1)
-    g("Cast", "sum", "sum_as_float", to=TensorProto.FLOAT)
-    g("Unsqueeze", "sum_as_float last_axis", "column")
-    g("Concat", "column column", "vector", axis=1)
+    g("Cast", "leaf", "leaf_as_float", to=TensorProto.FLOAT)
+    g.constant("angle_of_a_leaf", 2 * math.pi / NUM_LEAVES, np.float32)
+    g("Mul", "leaf_as_float angle_of_a_leaf", "angle")
+    g("Cos", "angle", "cosine")
+    g("Sin", "angle", "sine")
+    g("Unsqueeze", "cosine last_axis", "cosine_column")
+    g("Unsqueeze", "sine last_axis", "sine_column")
+    g("Concat", "cosine_column sine_column", "vector", axis=1)
     return g.model("known_tokenizer", spec)
 
 

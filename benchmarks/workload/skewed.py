@@ -100,7 +100,7 @@ def write_bundle(folder: Path) -> Path:
     with gzip.open(folder / ITEMS, "wb"):
         pass
     manifest = Manifest(
-        format_version=format_version_of(reads_pictures=False),
+        format_version=format_version_of(reads_text_alone=True),
         created_at="2026-01-01T00:00:00Z",
         config="scale",
         export_key="0" * 64,

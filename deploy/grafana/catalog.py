@@ -20,6 +20,7 @@ def build() -> Dashboard:
             Row("Ingest", INGEST),
             Row("Pictures", PICTURES),
             Row("Codes", CODES),
+            Row("Vectors", VECTORS),
             Row("Redis and filters", REDIS),
         ],
     )
@@ -123,7 +124,8 @@ INGEST = [
     ),
     lines(
         "Values that filters cannot use",
-        "Posted values in a type or spelling that filters do not know. The response says why for each value.",
+        "Posted values in a type or spelling that filters do not know, or that are new to a tokenizer of "
+        "fields. The response says why for each value.",
         "cps",
         Query(rate("glyphrec_unused_values_total", "field"), "{{field}}"),
     ),
@@ -298,5 +300,42 @@ REDIS = [
         "Memory of the views' tables. GLYPHREC_MAX_VIEW_BYTES limits it.",
         "bytes",
         Query(total("glyphrec_filter_view_bytes", "instance"), "{{instance}}"),
+    ),
+]
+
+VECTORS = [
+    lines(
+        "Items without a vector",
+        "No search finds them. They come from an older release or a bundle without vectors, and a replica "
+        "gives them one after its start.",
+        "short",
+        Query(total("glyphrec_vector_missing_items", "instance", func="max"), "{{instance}}"),
+        steps=[(1, "yellow")],
+        width=6,
+    ),
+    lines(
+        "Recall of the graph",
+        "Share of the ten nearest items that a search finds, measured on items of the catalog. No data "
+        "without a graph: then all items are compared.",
+        "percentunit",
+        Query(total("glyphrec_vector_recall_ratio", "instance", func="min") + " >= 0", "{{instance}}"),
+        steps=[(0, "red"), (0.95, "yellow"), (0.98, "green")],
+        most=1,
+        width=6,
+    ),
+    lines(
+        "Rows that wait for the graph",
+        "Changes that each search compares one by one. After an import they fall again.",
+        "short",
+        Query(total("glyphrec_vector_pending_rows", "instance", func="max"), "{{instance}}"),
+        steps=[(5_000, "yellow")],
+        width=6,
+    ),
+    lines(
+        "Memory of the vectors",
+        "Rows and graph of each replica, estimated.",
+        "bytes",
+        Query(total("glyphrec_vector_bytes", "instance"), "{{instance}}"),
+        width=6,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Where both flows spend their time: stages, batches, the event loop, Redis."""
+"""Where the flows spend their time: stages, batches, the event loop, Redis."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -13,9 +13,10 @@ def build() -> Dashboard:
     return framed(
         "glyphrec-latency",
         "Latency by stage",
-        "Each stage of POST /recommend and POST /items, and what can delay all of them.",
+        "Each stage of POST /recommend, POST /search and POST /items, and what can delay all of them.",
         [
             Row("Recommendations", RECOMMEND),
+            Row("Searches", SEARCHES),
             Row("Posted items", ITEMS),
             Row("Batches", BATCHES),
             Row("Around the stages", AROUND),
@@ -78,6 +79,31 @@ RECOMMEND = [
         Query(quantile(0.99, STAGE, "stage", flow="recommend"), "{{stage}}"),
         steps=[(0.1, "red")],
         width=12,
+    ),
+]
+
+SEARCHES = [
+    lines(
+        "POST /search: mean by stage",
+        "Stacked. encode is the tokenizer's graph on the drawn query, find the comparison of vectors. "
+        "Similar items by vector have no query.",
+        "s",
+        Query(mean(STAGE, "stage", flow="search"), "{{stage}}"),
+        stacked=True,
+    ),
+    lines(
+        "POST /search: p99 by stage",
+        "If queue or wait grow with the load, the replica is saturated. If find grows, see the graph of "
+        "neighbors on the dashboard of the catalog.",
+        "s",
+        Query(quantile(0.99, STAGE, "stage", flow="search"), "{{stage}}"),
+        steps=[(0.1, "red")],
+    ),
+    lines(
+        "Searches by vectors",
+        "By what was searched for: a text, a picture, both, or an item.",
+        "reqps",
+        Query(rate("glyphrec_item_searches_total", "by"), "{{by}}"),
     ),
 ]
 

@@ -19,7 +19,7 @@ from deploy.grafana.panels import (
 )
 
 # The requests of clients, as the objectives of deploy/prometheus/rules/recording.yml count them.
-ASKED = "~/recommend|/items.*|/events|unread"
+ASKED = "~/recommend|/search|/items.*|/events|unread"
 REQUESTS = "glyphrec_http_requests_total"
 SECONDS = "glyphrec_http_request_seconds"
 ALL = rate(REQUESTS, route=ASKED, status="!~40[135]")
@@ -59,7 +59,9 @@ NOW = [
         'count(ALERTS{alertname=~"Glyphrec.*",alertstate="firing"}) or vector(0)',
         [(1, "red")],
     ),
-    number("Requests", "Requests of clients per second: recommendations, items, events.", "reqps", ALL),
+    number(
+        "Requests", "Requests of clients per second: recommendations, searches, items, events.", "reqps", ALL
+    ),
     number(
         "Errors",
         "Share of requests that failed through our own fault: 5xx without 503. The objective allows 0.1 %.",

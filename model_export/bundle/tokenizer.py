@@ -73,6 +73,7 @@ class FieldParts:
 def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | FieldParts:
     """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
     if read.famae is not None:
+        assert isinstance(read.famae.tables, FieldTables)  # pictures of fields are not exported
         return FieldParts(read.famae.tables, coded.head, coded.quantizer)
     assert read.pooling is not None
     assert not isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)

@@ -56,6 +56,7 @@ from service.core.bundle_vocabulary import write_vocabulary
 from service.core.item_fields import Vocabulary
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
+from service.core.vectors import as_text, packed
 from service.inference.runtime import NO_STRIPS, Tokenizer, TokenizerInput
 
 NUM_CHECKED_ITEMS = 64  # the finished tokenizer graph reads them again
@@ -285,7 +286,11 @@ def _inputs_of(
 
 
 def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
-    """Write the catalog with its codes, one JSON object per line. Popularity counts the training part."""
+    """Write the catalog with its codes and vectors, one JSON object per line.
+
+    Popularity counts the training part.
+    """
+    vectors = packed(tokenized.coded.vectors)
     popularity = np.bincount(np.concatenate(run.split.train), minlength=run.dataset.num_items)
     write_json_lines(
         path,
@@ -294,6 +299,7 @@ def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
                 "item_id": item["item_id"],
                 "codes": tokenized.coded.codes[place].tolist(),
                 "slot": int(tokenized.slots[place]),
+                "vector": as_text(vectors[place]),
                 "popularity": int(popularity[place]),
                 "item": item,
             }

@@ -85,6 +85,16 @@ def field_as_codes(items: Sequence[Item], name: str, num_codes: int) -> ItemFiel
     return ItemFields(vocabulary, np.stack([vocabulary.read(item) for item in items]))
 
 
+def tells_apart(items: Sequence[Item], name: str) -> bool:
+    """Whether a field, or CATEGORY, has different values in these items, so that it can be a code."""
+    levels = levels_of([category_path(item) for item in items])
+    names = [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
+    return any(
+        len({value[-1] for value in _values(items, each, levels) if value}) > 1
+        for each in (names if name == CATEGORY else [name])
+    )
+
+
 def _fitting_level(items: Sequence[Item], levels: Levels, at_most: int) -> str:
     names = [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
     telling = [name for name in names if _tells(_values(items, name, levels), 1)]

@@ -67,9 +67,49 @@ class FieldTables(nn.Module):
         """Numbers of fields [..., field] -> their embeddings [..., field, width]."""
         return torch.stack([table[numbers[..., place]] for place, table in enumerate(self.tables)], dim=-2)
 
+    def table(self, field: int) -> Tensor:
+        """The embeddings of a field's values [value, width]."""
+        found: Tensor = self.tables[field]
+        return found
+
     def vectors(self, numbers: Tensor) -> Tensor:
         """Numbers of fields [item, field] -> the items' vectors [item, fields * width]."""
         result: Tensor = self(numbers).flatten(1)
+        return result
+
+
+class FieldPictures(nn.Module):
+    """The same with a projection of what a reader sees of each value. Only the mask vectors are tables."""
+
+    def __init__(self, features: Sequence[NDArray[np.float32]], width: int) -> None:
+        """`features` of the values of each field [value, feature]. Row 0 is not looked at."""
+        super().__init__()
+        self.num_fields = len(features)
+        for place, each in enumerate(features):
+            self.register_buffer(f"features_{place}", torch.from_numpy(each))
+        self.masks = nn.Parameter(START_STD * torch.randn(len(features), width))
+        self.projections = nn.ParameterList(
+            nn.Parameter(START_STD * torch.randn(each.shape[1], width)) for each in features
+        )  # of each field [feature, width]
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Numbers of fields [..., field] -> their embeddings [..., field, width]."""
+        tables = [self.table(place) for place in range(self.num_fields)]
+        return torch.stack([table[numbers[..., place]] for place, table in enumerate(tables)], dim=-2)
+
+    def table(self, field: int) -> Tensor:
+        """The embeddings of a field's values [value, width]."""
+        features: Tensor = getattr(self, f"features_{field}")
+        return torch.cat([self.masks[field][None], features[1:] @ self.projections[field]])
+
+    def vectors(self, features: Tensor, has_value: Tensor) -> Tensor:
+        """Features [item, field, feature] of fields that have a value [item, field] -> the items' vectors
+        [item, fields * width].
+        """
+        seen = torch.stack(
+            [features[:, place] @ projection for place, projection in enumerate(self.projections)], dim=1
+        )  # [item, field, width]
+        result: Tensor = torch.where(has_value[..., None], seen, self.masks).flatten(1)
         return result
 
 
@@ -78,7 +118,7 @@ class FamaeResult:
     """Vectors, what made them, and how good they are."""
 
     vectors: NDArray[np.float32]  # [item, fields * width]
-    tables: FieldTables
+    tables: FieldTables | FieldPictures
     vocabulary: Vocabulary
     diagnostics: Diagnostics  # of the best epoch
     history: tuple[Diagnostics, ...]  # one per epoch
@@ -92,11 +132,18 @@ class FamaeResult:
 class Famae(nn.Module):
     """Tables of embeddings, and a bidirectional transformer that is normalized inside its blocks only."""
 
-    def __init__(self, fields: ItemFields, config: FamaeConfig) -> None:
+    def __init__(
+        self, fields: ItemFields, config: FamaeConfig, features: Sequence[NDArray[np.float32]] | None = None
+    ) -> None:
+        """`features` [value, feature] of the values of each field; None: each value has a row of its own."""
         super().__init__()
         self.numbers: Tensor
         self.register_buffer("numbers", torch.from_numpy(fields.numbers))  # [item, field]
-        self.embed = FieldTables(fields.vocabulary.num_values, config.width)
+        self.embed = (
+            FieldTables(fields.vocabulary.num_values, config.width)
+            if features is None
+            else FieldPictures(features, config.width)
+        )
         # Row 0 is the target's.
         self.places = nn.Parameter(START_STD * torch.randn(config.history_length + 1, config.width))
         block = nn.TransformerEncoderLayer(
@@ -128,7 +175,7 @@ class Famae(nn.Module):
 
         UNKNOWN is never the answer.
         """
-        table = self.embed.tables[field]  # [value, width]
+        table = self.embed.table(field)  # [value, width]
         found = table.shape[1] ** 0.5 * F.normalize(states, dim=-1) @ F.normalize(table, dim=-1).T
         is_unknown = torch.arange(len(table), device=table.device) == UNKNOWN
         result: Tensor = found.masked_fill(is_unknown, -torch.inf)
@@ -165,9 +212,11 @@ def train_famae(
     config: FamaeConfig,
     *,
     seed: int,
+    features: Sequence[NDArray[np.float32]] | None = None,
 ) -> FamaeResult:
     """Fit to sequences of the training part, oldest first. `fields` begins with the item's id.
 
+    With `features` [value, feature] of the values of each field, their embeddings are projections of these.
     Each epoch ends with both diagnostics of the validation users. The vectors are those of the epoch with the
     best mean. Raises ValueError if no sequence has two items.
     """
@@ -178,12 +227,12 @@ def train_famae(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Famae(fields, config).to(device)
+        model = Famae(fields, config, features).to(device)
         history, best = _train(model, windows, validation, config)
     model.load_state_dict(best)
-    tables = model.embed.cpu().eval().requires_grad_(False)
+    tables: FieldTables | FieldPictures = model.embed.cpu().eval().requires_grad_(False)
     with torch.no_grad():
-        vectors: NDArray[np.float32] = tables.vectors(torch.from_numpy(fields.numbers)).numpy()
+        vectors: NDArray[np.float32] = tables(torch.from_numpy(fields.numbers)).flatten(1).numpy()
     return FamaeResult(
         vectors, tables, fields.vocabulary, max(history, key=lambda epoch: epoch.mean), tuple(history)
     )

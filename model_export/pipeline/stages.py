@@ -7,7 +7,7 @@ changed run repeats only the stages that changed. Everything is fitted on `Split
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,18 +18,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import CardConfig, FamaeConfig, MiniLmConfig, ReadableConfig, RunConfig
+from model_export.configs import (
+    CardConfig,
+    FamaeConfig,
+    FamaePicturesConfig,
+    MiniLmConfig,
+    ReadableConfig,
+    RunConfig,
+)
 from model_export.data.item_fields import ItemFields, field_as_codes, read_fields
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import famae, minilm
 from model_export.encoders import fusion as fusion_module
 from model_export.encoders import head as head_module
 from model_export.encoders.base import Pooling, Reading
-from model_export.encoders.famae import FamaeResult
+from model_export.encoders.famae import FamaeResult, FieldPictures
 from model_export.encoders.fusion import NUM_FLAGS, Fusion, make_head
 from model_export.encoders.head import ItemHead, UnchangedFeatures, train_head
 from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
+from model_export.pipeline.drawn_fields import FieldDrawer
 from model_export.pipeline.generating import collaborative_vectors
 from model_export.pipeline.photos import read_photos
 from model_export.pipeline.run import Run, Say, silent
@@ -38,7 +46,6 @@ from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers.base import QuantizerReport, ResidualQuantizer
 from model_export.quantizers.collisions import CollisionReport, treat_collisions
 from model_export.quantizers.readable import with_first_codes
-from service.core import item_fields
 from service.core.render import item_text, render_text
 from service.core.sid import SidSpec
 
@@ -147,18 +154,48 @@ def _learn_famae(run: Run, config: FamaeConfig) -> Read:
     train, validation, seed = run.split.train, run.split.validation, run.config.seed
     is_bought = np.isin(np.arange(run.dataset.num_items), np.concatenate(train))  # [item]
     fields = read_fields(run.dataset.items, config.fields, is_bought)
-    inputs = (
+    inputs: tuple[Any, ...] = (
         [(name, list(known.items())) for name, known in fields.vocabulary.numbers.items()], fields.numbers,
-        train, validation.histories, validation.targets, config, seed,
-        {"famae": famae.VERSION, "fields": item_fields.VERSION},
+        train, validation.histories, validation.targets, config, seed, versions.of_reading(run.config),
     )  # fmt: skip
-    found: FamaeResult = _stage(
-        run.cache, "famae", inputs, lambda: famae.train_famae(fields, train, validation, config, seed=seed)
-    )
+    pooling = None
+    if isinstance(config, FamaePicturesConfig):
+        pooling = read_text(replace(run, config=replace(run.config, encoder=config.reader))).pooling
+        assert pooling is not None
+        drawer = FieldDrawer(run.config, fields.vocabulary, pooling)
+        texts = [item_text(item, run.config.render) for item in run.dataset.items]
+        inputs = (*inputs, texts, run.config.render)
+        learn = partial(_learn_pictures, run, drawer, fields, config)
+    else:
+        learn = partial(famae.train_famae, fields, train, validation, config, seed=seed)
+    found: FamaeResult = _stage(run.cache, "famae", inputs, learn)
     run.say(f"      fields: {', '.join(found.fields)}")
     recall = found.diagnostics._asdict()
     figures = {f"famae_recall_{name}": share for name, share in recall.items()}
-    return Read(found.vectors, None, famae=found, figures=figures)
+    return Read(found.vectors, pooling, famae=found, figures=figures)
+
+
+def _learn_pictures(
+    run: Run, drawer: FieldDrawer, fields: ItemFields, config: FamaePicturesConfig
+) -> FamaeResult:
+    """FAMAE on pictures of fields. The vectors are made as those of new items: from what is drawn of them."""
+    found = famae.train_famae(
+        fields, run.split.train, run.split.validation, config,
+        seed=run.config.seed, features=drawer.of_values(run.dataset.items),
+    )  # fmt: skip
+    return replace(found, vectors=vectors_of_fields(found, drawer, run.dataset.items))
+
+
+@torch.no_grad()
+def vectors_of_fields(
+    found: FamaeResult, drawer: FieldDrawer, items: Sequence[Mapping[str, Any]]
+) -> NDArray[np.float32]:
+    """The vectors [item, dim] of items whose fields are read as pictures, of the catalog or new."""
+    assert isinstance(found.tables, FieldPictures)
+    drawn = drawer.of_items(items)
+    features, has_value = torch.from_numpy(drawn.features), torch.from_numpy(drawn.has_value)
+    vectors: NDArray[np.float32] = found.tables.vectors(features, has_value).numpy()
+    return vectors
 
 
 def vectors_of(run: Run, read: Read) -> tuple[ItemHead, NDArray[np.float32]]:
@@ -183,6 +220,14 @@ def vectors_of(run: Run, read: Read) -> tuple[ItemHead, NDArray[np.float32]]:
     return head, head.vectors(read.features)
 
 
+def first_field(run: Run) -> ItemFields | None:
+    """The field that is the first code, if codes are readable. Raises GlyphrecError if no item has it."""
+    quantizer = run.config.quantizer
+    if not isinstance(quantizer, ReadableConfig):
+        return None
+    return field_as_codes(run.dataset.items, quantizer.field, run.config.sid.levels[0])
+
+
 def code(run: Run, read: Read) -> Coded:
     """The codes of what was read, from the head, the quantizer and the treatment of collisions."""
     config = run.config
@@ -190,11 +235,10 @@ def code(run: Run, read: Read) -> Coded:
     collaborative = None
     if choose_quantizer.learns_from_purchases(config.quantizer):
         collaborative = collaborative_vectors(run)
-    first, divided = None, vectors
-    if isinstance(config.quantizer, ReadableConfig):
-        first = field_as_codes(run.dataset.items, config.quantizer.field, config.sid.levels[0])
+    first = first_field(run)
+    divided = vectors if first is None else with_first_codes(vectors, first.numbers[:, 0])
+    if first is not None:
         run.say(f"      the first code is {first.vocabulary.names[0]}")
-        divided = with_first_codes(vectors, first.numbers[:, 0])  # [item, dim + 1]
     inputs = (
         divided, collaborative, config.quantizer, config.sid, config.seed,
         versions.of_quantizer(config.quantizer),

@@ -10,6 +10,7 @@ from model_export.configs import (
     AnyQuantizerConfig,
     CardConfig,
     FamaeConfig,
+    FamaePicturesConfig,
     MiniLmConfig,
     PicturesConfig,
     RunConfig,
@@ -46,7 +47,10 @@ def versions_of(config: RunConfig) -> Versions:
 def of_reading(config: RunConfig) -> Versions:
     """The versions from items to features. A text encoder reads the line of text that would be drawn."""
     if isinstance(config.encoder, FamaeConfig):
-        return {"fields": item_fields.VERSION, "famae": famae.VERSION}
+        found = {"fields": item_fields.VERSION, "famae": famae.VERSION}
+        if isinstance(config.encoder, FamaePicturesConfig):
+            found |= {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder.reader)
+        return found
     if isinstance(config.encoder, MiniLmConfig):
         return {"drawing": render.VERSION, "minilm": minilm.VERSION}
     return {"drawing": render.VERSION} | choose_encoder.encoder_version(config.encoder)

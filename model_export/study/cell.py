@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from model_export.configs import RunConfig
+from model_export.configs import ReadableConfig, RunConfig
 from model_export.data.dataset import Dataset
+from model_export.data.item_fields import tells_apart
 
 Counting = Literal["popularity", "markov", "markov_popular_ties", "item_knn", "tgh", "sum"]
-Question = Literal[
-    "robustness", "cold", "overlap"
-]  # cells that measure something else than a ranking of test users
+# Cells that measure something else than a ranking of test users. "cold_units" is "cold" with CARD's units of
+# new items drawn with their nearest by content, which no service does.
+Question = Literal["robustness", "cold", "cold_units", "overlap"]
 
 
 @dataclass(frozen=True)
@@ -29,4 +30,7 @@ class Cell:
 
     def runs_on(self, dataset: Dataset) -> bool:
         """Whether the study runs this cell on the data set."""
+        quantizer = self.config.quantizer
+        if isinstance(quantizer, ReadableConfig) and not tells_apart(dataset.items, quantizer.field):
+            return False
         return self.on_all or self.has_photos == bool(dataset.images)

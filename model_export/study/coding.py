@@ -5,8 +5,9 @@ that comes later.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from model_export.bundle.tokenizer import export_tokenizer, parts_of
 from model_export.configs import MiniLmConfig, RunConfig
 from model_export.encoders.minilm import MiniLm
-from model_export.pipeline.stages import Coded, Read
+from model_export.pipeline.drawn_fields import FieldDrawer
+from model_export.pipeline.stages import Coded, Read, vectors_of_fields
 from service.core.bundle import TOKENIZER
 from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
@@ -30,6 +32,19 @@ Coder = Callable[[Sequence[str]], NDArray[np.int64]]  # texts -> codes [text, le
 def coder(read: Read, coded: Coded, config: RunConfig) -> Coder:
     """A function from texts to codes [text, level]. For pictures it runs the graph that an export writes."""
     return _of_texts(coded) if isinstance(config.encoder, MiniLmConfig) else _of_pictures(read, coded, config)
+
+
+def codes_of_fields(
+    read: Read, coded: Coded, config: RunConfig, items: Sequence[Mapping[str, Any]]
+) -> NDArray[np.int64]:
+    """The codes [item, level] of items that are not in the catalog, whose fields are read as pictures."""
+    assert read.famae is not None
+    assert read.pooling is not None
+    drawer = FieldDrawer(config, read.famae.vocabulary, read.pooling)
+    vectors = coded.head.vectors(vectors_of_fields(read.famae, drawer, items))  # [item, dim]
+    with torch.no_grad():
+        codes: NDArray[np.int64] = coded.quantizer.encode(torch.from_numpy(vectors)).numpy()
+    return codes
 
 
 def _of_texts(coded: Coded) -> Coder:

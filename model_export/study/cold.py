@@ -3,8 +3,8 @@
     catalog ─ remove ─▶ train on the rest ─▶ add the cold items ─▶ how often do their users see them?
 
 Pictures are measured on a real service. A bundle is exported, and a service runs it. The cold items are
-posted, and recommendations are requested over HTTP. No service can run a text encoder, so text goes through
-the same steps offline. The controls run offline on both sides.
+posted, and recommendations are requested over HTTP. No service can run a text encoder, or draw CARD's unit of
+a new item with neighbors, so these go through the same steps offline. The controls run offline on both sides.
 """
 
 import base64
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from model_export.configs import MiniLmConfig, RunConfig
+from model_export.configs import CardConfig, FamaePicturesConfig, RunConfig, UnservedEncoderConfig
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.splits import MIN_ITEMS_TO_EVALUATE, Split, Targets, leave_one_out
 from model_export.evaluation.evaluate import BATCH, codes_for
@@ -33,7 +33,8 @@ from model_export.generators.beam_search import eager_search
 from model_export.local_service import local_service
 from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run
-from model_export.study.coding import coder
+from model_export.study.coding import coder, codes_of_fields
+from model_export.study.cold_units import codes_of_units
 from service.core.bundle import RECOMMENDER, Bundle
 from service.core.cpus import usable_cpus
 from service.core.limits import MAX_EXCLUDED, MAX_HISTORY
@@ -83,7 +84,9 @@ class Outcome(NamedTuple):
     ranked: Ranked  # for the users of Removed.cold
 
 
-def cold(run: Run, *, share: float = 0.05, seed: int = 0) -> dict[str, float]:
+def cold(
+    run: Run, *, share: float = 0.05, seed: int = 0, units_with_neighbors: bool = False
+) -> dict[str, float]:
     """The share of users with a cold target who find it among the first items, for each of CUTOFFS.
 
     The history is left out of the ranking. For comparison there are the same rates with random codes, by
@@ -91,15 +94,16 @@ def cold(run: Run, *, share: float = 0.05, seed: int = 0) -> dict[str, float]:
     trained item. Figures that end in `_se` are standard errors.
 
     Counts have no say: nothing was counted with a cold item, and the question is what its codes are worth.
-    `share`: the part of the catalog that becomes cold. Raises DataError if no user can be tested.
+    `share`: the part of the catalog that becomes cold. `units_with_neighbors`: CARD's unit of a cold item
+    shows its nearest items by content. Raises DataError if no user can be tested.
     """
     config = replace(run.config, opinions=None)
     run = replace(run, config=config)
     removed = remove(run.dataset, run.split, share=share, seed=seed)
     run.say(f"      {removed.dataset.name}; {len(removed.cold)} users have one of these as their target")
     with stages.deterministic():
-        reads_text = isinstance(config.encoder, MiniLmConfig)
-        outcome = offline(removed, run) if reads_text else served(removed, run)
+        is_served = not (units_with_neighbors or isinstance(config.encoder, UnservedEncoderConfig))
+        outcome = served(removed, run) if is_served else offline(removed, run)
         return figures_of(removed, outcome, config, seed=seed)
 
 
@@ -194,7 +198,12 @@ def offline(removed: Removed, run: Run) -> Outcome:
     generator = generating.generate(run, coded.codes, coded.spec, vectors=coded.vectors).generator
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
     model = ColdModel(coded.spec, coded.codes, partial(eager_search, generator))
-    codes = coder(read, coded, config)(_texts(removed.items, config))
+    if isinstance(config.pictures, CardConfig):
+        codes = codes_of_units(run, read, coded, removed.items, removed.photos)
+    elif isinstance(config.encoder, FamaePicturesConfig):
+        codes = codes_of_fields(read, coded, config, removed.items)
+    else:
+        codes = coder(read, coded, config)(_texts(removed.items, config))
     return Outcome(model, codes, rank(model, codes, removed.cold, config))
 
 

@@ -18,6 +18,7 @@ from model_export.study import timing
 from model_export.study.cells import CellResult
 from model_export.study.late_fusion import is_late
 from model_export.study.run import Work
+from model_export.study.vl_clip import is_vl_clip
 from service.core.progress import ProgressBar
 
 FILE = "costs.json"
@@ -42,8 +43,10 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
         figures = dict(known[key])
         if config.pictures is not None:
             figures = _with_photos(figures, run)
-        if cell.has_photos and not is_late(config.pictures):
+        if cell.has_photos and not is_late(config.pictures) and not is_vl_clip(config.pictures):
             figures |= timing.of_tokenizer(run)
+        if "quantizers" in cell.groups and not is_late(config.pictures):
+            figures |= timing.of_quantizer(run)
         if ASKED_FOR_SPEED & set(cell.groups):
             figures |= timing.of_request(run)
         cells.setdefault(dataset.name, {})[cell.name] = {"key": work.key, "figures": figures}

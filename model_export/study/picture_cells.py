@@ -10,6 +10,7 @@ from typing import Any
 
 from model_export.configs import CardConfig, CardNeighbors, Fusion, MiniLmConfig, PicturesConfig, RunConfig
 from model_export.study.cell import Cell, Question
+from model_export.vl_clip.configs import GroundingConfig, VlClipPictures
 
 TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "title": ("titles", ("title",)),
@@ -22,6 +23,11 @@ CARDS: tuple[tuple[str, str, CardNeighbors], ...] = (
     ("card_alone", "CARD's unit, no neighbors", "none"),
 )
 
+JOINT: tuple[tuple[str, str, GroundingConfig], ...] = (
+    ("vl_clip", "vectors of a joint space of drawn text and photo (VL-CLIP)", GroundingConfig()),
+    ("vl_clip_grounded", "the same, photos cropped by class maps", GroundingConfig("classes")),
+)
+
 # Cells that run the same code as other cells, see plan.py.
 LIKE_OTHERS = {
     f"pictures_{name}"
@@ -29,7 +35,7 @@ LIKE_OTHERS = {
         "text", "drawn", "photo", "early", "early_concat", "early_sum", "late_levels", "default_drawn",
         "early_text", "early_text_concat", "early_text_sum", "card_content", "card_alone",
         "drawn_title", "drawn_description", "early_description", "overlap_text",
-        "cold_drawn", "cold_photo", "cold_early", "cold_card_alone",
+        "cold_drawn", "cold_photo", "cold_early", "cold_card_alone", "vl_clip_grounded",
     )
 }  # fmt: skip
 
@@ -79,6 +85,8 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
     ]
     for name, label, neighbors in CARDS:
         found.append(cell(name, label, replace(learnt, pictures=CardConfig(neighbors=neighbors))))
+    for name, label, grounding in JOINT:
+        found.append(cell(name, label, replace(learnt, pictures=VlClipPictures(grounding=grounding))))
     for name, (words, fields) in TEXTS.items():
         short = _of_fields(learnt, fields)
         group = "picture_texts"
@@ -103,6 +111,13 @@ def picture_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list
             "CARD's unit, all items alone",
             replace(served, pictures=CardConfig(neighbors="none")),
             **cold,
+        ),
+        cell(
+            "cold_card_content",
+            "CARD's unit, new items with their nearest by text",
+            replace(served, pictures=CardConfig()),
+            question="cold_units",
+            group="picture_cold",
         ),
     ]
     return found

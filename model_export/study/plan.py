@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model_export.configs import (
+    CompactConfig,
     FamaeConfig,
+    FamaePicturesConfig,
     LetterConfig,
     MiniLmConfig,
     PpOcrConfig,
@@ -31,6 +33,7 @@ from model_export.study.cell import Cell, Counting
 from model_export.study.picture_cells import LIKE_OTHERS as LIKE_OTHER_PICTURES
 from model_export.study.picture_cells import picture_cells
 from model_export.study.tokenizer_cells import tokenizer_cells
+from model_export.vl_clip.configs import VlClipPictures
 from service.core.bundle import RenderSpec
 
 
@@ -94,6 +97,7 @@ LIKE_OTHERS = {
     "sasrec_dropout_3", "sasrec_long", "learnt_text", "text_frozen", "pp_ocr_frozen", "tiger_codes",
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
     "nu_rq_kmeans_balanced", "nu_letter", "gaoq_narrow", "gaoq_text", "famae", "readable_brand",
+    "famae_pictures", "resid", "resid_pictures",
 } | LIKE_OTHER_PICTURES  # fmt: skip
 
 
@@ -114,7 +118,13 @@ def _short(cell: Cell, max_steps: int) -> Cell:
     training, encoder = replace(cell.config.training, max_steps=max_steps), cell.config.encoder
     if isinstance(encoder, FamaeConfig):
         encoder = replace(encoder, width=16, num_layers=1, ffn_dim=32, history_length=5, max_epochs=1)
-    return replace(cell, config=replace(cell.config, training=training, encoder=encoder))
+    if isinstance(encoder, FamaePicturesConfig):
+        encoder = replace(encoder, reader=CompactConfig(num_grams=1024, feature_dim=32))
+    pictures = cell.config.pictures
+    if isinstance(pictures, VlClipPictures):
+        small = replace(pictures.space, num_grams=512, text_dim=16, size_px=64, dim=16, hidden_dim=16)
+        pictures = replace(pictures, space=replace(small, max_epochs=2))
+    return replace(cell, config=replace(cell.config, training=training, encoder=encoder, pictures=pictures))
 
 
 PLANS: dict[str, Callable[[], Plan]] = {"full": full, "tiny": tiny_plan}
@@ -257,7 +267,7 @@ def cells_of(
         Cell("robustness_text", "the same on MiniLM text", ("robustness",), text, question="robustness"),
         Cell("cold", "without counts", ("cold",), without_counts, question="cold"),
         Cell("cold_text", "the same on MiniLM text", ("cold",), text, question="cold"),
-        *tokenizer_cells(learnt),
+        *tokenizer_cells(default, learnt),
         *picture_cells(default, learnt, num_seeds),
     ]
     # Question 2.

@@ -13,8 +13,6 @@ from model_export.bundle import tokenizer
 from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import (
     HubEncoderConfig,
-    ReadableConfig,
-    RunConfig,
     SasRecConfig,
     UnservedEncoderConfig,
 )
@@ -44,6 +42,7 @@ from model_export.study.cells import CellResult
 from model_export.study.late_fusion import generate_late, is_late, late_codes
 from model_export.study.plan import Plan
 from model_export.study.ranks import K, Ranks
+from model_export.study.vl_clip import is_vl_clip, read_jointly, versions_of_space
 from service.core import render
 from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
@@ -110,6 +109,8 @@ def versions_of_cell(cell: Cell) -> Versions:
             found = versions_of_bundle(config) if reads_pictures else versions.versions_of(config)
             found.pop("evaluation", None)  # the report of the bundle; `cold` computes its own figures
             return found | {"cold": cold.VERSION}
+        case "cold_units":
+            return versions.versions_of(config) | {"cold": cold.VERSION}
     match cell.counting:
         case "item_knn":
             return versions.of_vectors(config) | {"baselines": counting.VERSION}
@@ -119,7 +120,8 @@ def versions_of_cell(cell: Cell) -> Versions:
             return {"drawing": render.VERSION, "training_free": training_free.VERSION}
         case None:
             late = {"late_fusion": late_fusion.VERSION} if is_late(config.pictures) else {}
-            return versions.versions_of(config) | late | {"ranks": ranks.VERSION}
+            joint = versions_of_space(config.pictures) if is_vl_clip(config.pictures) else {}
+            return versions.versions_of(config) | late | joint | {"ranks": ranks.VERSION}
     return {"baselines": counting.VERSION}
 
 
@@ -149,16 +151,11 @@ def run_study(
         try:
             result = run_cell(work, splits[work.dataset.name], cache, say)
         except GlyphrecError as error:
-            if not _may_lack_something(work.config):
+            if not isinstance(work.config.encoder, HubEncoderConfig):
                 raise
             say(f"      left out: {error}")
             continue
         cells.save(store, result)
-
-
-def _may_lack_something(config: RunConfig) -> bool:
-    """Whether a cell needs a checkpoint that is not everywhere, or a field that not all data have."""
-    return isinstance(config.encoder, HubEncoderConfig) or isinstance(config.quantizer, ReadableConfig)
 
 
 def kept_result(work: Work, store: Path) -> CellResult | None:
@@ -186,8 +183,8 @@ def run_cell(work: Work, split: Split, cache: StageCache, say: Say) -> CellResul
     with stages.deterministic():
         if cell.question == "robustness":
             figures = robustness.robustness(run)
-        elif cell.question == "cold":
-            figures = cold.cold(run)
+        elif cell.question in ("cold", "cold_units"):
+            figures = cold.cold(run, units_with_neighbors=cell.question == "cold_units")
         elif cell.question == "overlap":
             figures = overlap.of_text_and_photo(run)
         elif cell.counting:
@@ -271,8 +268,12 @@ def _train(cell: Cell, run: Run) -> tuple[Ranks, dict[str, float]]:
         figures |= _figures_of_codes(codes, spec)
         generated = generate_late(run, late)
     else:
-        read = stages.read(run)
-        coded = stages.code(run, read)
+        if is_vl_clip(config.pictures):
+            read = read_jointly(run)
+            coded = stages.code(replace(run, config=replace(config, pictures=None)), read)
+        else:
+            read = stages.read(run)
+            coded = stages.code(run, read)
         codes, spec, vectors = coded.codes, coded.spec, coded.vectors
         if cell.shuffled:
             codes, vectors = np.random.default_rng(config.seed).permutation(codes), None

@@ -56,6 +56,7 @@ COLUMNS: tuple[tuple[str, Format, str], ...] = (
     ("characters read correctly", percent, "reading_accuracy"),
     ("ms to encode an item", brief, "encode_ms_per_item"),
     ("tokenizer, MB", brief, "tokenizer_mb"),
+    ("fitting the quantizer, core s", brief, "quantizer_seconds"),
     ("ten nearest shared by text and photo", percent, "text_photo_overlap"),
     ("by chance", percent, "text_photo_overlap_chance"),
     ("training, core s", whole, "train_seconds"),

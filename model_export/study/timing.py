@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from model_export.bundle.recommender import export_recommender
 from model_export.bundle.tokenizer import export_tokenizer, parts_of
-from model_export.configs import FamaeConfig, MiniLmConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, MiniLmConfig, QuantizerConfig, UnservedEncoderConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.images.base import ImageSession
@@ -28,6 +29,8 @@ from model_export.evaluation.ranking import ItemsOfCodes
 from model_export.pipeline import generating, stages
 from model_export.pipeline.photos import spec_of
 from model_export.pipeline.run import Run
+from model_export.quantizers import choose as choose_quantizer
+from model_export.quantizers.readable import with_first_codes
 from service.core.bundle import RenderSpec
 from service.core.encoder_view import encoder_view
 from service.core.graphs import beam_widths
@@ -99,10 +102,14 @@ def of_photos(run: Run) -> dict[str, float]:
 
 
 def of_tokenizer(run: Run) -> dict[str, float]:
-    """The size of the graph that an export would write, in MB."""
+    """The size of the graph that an export would write, in MB. It depends on shapes, so little is trained."""
     config = run.config
     if isinstance(config.encoder, UnservedEncoderConfig):  # no export writes it
         return {}
+    config = replace(config, head=replace(config.head, max_steps=min(1, config.head.max_steps)))
+    if isinstance(config.quantizer, QuantizerConfig):
+        config = replace(config, quantizer=replace(config.quantizer, num_epochs=1, settle_epochs=1))
+    run = replace(run, config=config)
     read = stages.read(run)
     parts = parts_of(config, read, stages.code(run, read))
     pictures = None if config.pictures is None else spec_of(config.pictures)
@@ -110,6 +117,23 @@ def of_tokenizer(run: Run) -> dict[str, float]:
         path = Path(folder) / "tokenizer.onnx"
         export_tokenizer(path, parts, sid=config.sid, render=config.render, pictures=pictures)
         return {"tokenizer_mb": path.stat().st_size / 1e6}
+
+
+def of_quantizer(run: Run) -> dict[str, float]:
+    """The seconds to fit the quantizer to the vectors of the catalog, on one core."""
+    config = run.config
+    _, vectors = stages.vectors_of(run, stages.read(run))
+    if (first := stages.first_field(run)) is not None:
+        vectors = with_first_codes(vectors, first.numbers[:, 0])
+    needs = choose_quantizer.learns_from_purchases(config.quantizer)
+    collaborative = generating.collaborative_vectors(run) if needs else None
+    with _one_torch_thread():
+        started = time.perf_counter()
+        choose_quantizer.train_quantizer(
+            vectors, config.sid, config.quantizer,
+            seed=config.seed, collaborative=collaborative, progress=False,
+        )  # fmt: skip
+        return {"quantizer_seconds": time.perf_counter() - started}
 
 
 def _reading_accuracy(encoder: CtcEncoder, items: list[dict[str, Any]], render: RenderSpec) -> float:

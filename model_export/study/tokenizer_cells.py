@@ -10,6 +10,7 @@ from typing import Any
 
 from model_export.configs import (
     FamaeConfig,
+    FamaePicturesConfig,
     FlattenedConfig,
     GaoqConfig,
     LetterConfig,
@@ -27,10 +28,10 @@ from service.core.sid import SidSpec
 NARROW = SidSpec(levels=(16, 24, 64))
 
 # They run on data sets with photos too, where `pictures_drawn` is the cell that they are compared with.
-ON_ALL = {"nu_kumaraswamy", "gaoq", "gaoq_narrow", "gaoq_famae", "famae"}
+ON_ALL = {"nu_kumaraswamy", "gaoq", "gaoq_narrow", "gaoq_famae", "famae", "famae_pictures", "readable"}
 
 
-def tokenizer_cells(learnt: RunConfig) -> list[Cell]:
+def tokenizer_cells(default: RunConfig, learnt: RunConfig) -> list[Cell]:
     """Every kind of cell. `learnt` is the default without likeness and counts, and quantized by RQ-VAE."""
     rq_vae = learnt.quantizer
     assert isinstance(rq_vae, QuantizerConfig)
@@ -61,4 +62,25 @@ def tokenizer_cells(learnt: RunConfig) -> list[Cell]:
             encoder=FamaeConfig(),
         ),
         cell("famae", "RQ-VAE on FAMAE's vectors", encoder=FamaeConfig()),
+        cell("famae_pictures", "RQ-VAE on FAMAE, fields as pictures", encoder=FamaePicturesConfig()),
+        *_resid_cells(default, learnt),
     ]
+
+
+def _resid_cells(default: RunConfig, learnt: RunConfig) -> list[Cell]:
+    """ReSID as it is served, the same with fields as pictures, and both on cold items.
+
+    `gaoq_famae` is ReSID without likeness and counts.
+    """
+    tables: dict[str, Any] = {"encoder": FamaeConfig(), "quantizer": GaoqConfig(), "sid": NARROW}
+    pictures = tables | {"encoder": FamaePicturesConfig()}
+    of_pictures = "ReSID, fields as pictures"
+    found = [
+        Cell("resid", "the configuration `resid`", ("quantizers",), replace(default, **tables)),
+        Cell("resid_pictures", of_pictures, ("quantizers",), replace(learnt, **pictures)),
+    ]
+    served = replace(default, opinions=None)
+    for name, label, changes in (("resid", "ReSID", tables), ("resid_pictures", of_pictures, pictures)):
+        config = replace(served, **changes)
+        found.append(Cell(f"{name}_cold", label, ("cold",), config, question="cold"))
+    return [replace(cell, on_all=True) for cell in found]

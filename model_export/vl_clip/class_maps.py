@@ -17,9 +17,8 @@ from model_export.encoders.images.efficientnet_lite0 import EfficientNetLite0
 from model_export.vl_clip import photo_reader
 from model_export.vl_clip.boxes import Box, from_square
 from model_export.vl_clip.heat import boxes_of_heat
-from model_export.vl_clip.photo_reader import CellSession, class_logits
+from model_export.vl_clip.photo_reader import cell_session, class_logits
 from service.core import pictures
-from service.core.cpus import usable_cpus
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 TABLE = Path(__file__).with_name("product_classes.json")
@@ -32,7 +31,7 @@ class ClassMaps:
 
     def __init__(self, size_px: int) -> None:
         """`size_px`: side of the square that is read. Raises GlyphrecError if the weights are missing."""
-        self._session = CellSession(size_px, threads=usable_cpus().num_threads)
+        self._session = cell_session(size_px)
 
     def key(self) -> tuple[Any, ...]:
         """The weights and the table."""

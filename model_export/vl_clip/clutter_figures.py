@@ -13,8 +13,9 @@ from model_export.vl_clip.catalog import PairedItems
 from model_export.vl_clip.clutter import Placed, beside, is_found, place_beside
 from model_export.vl_clip.configs import VlClipConfig
 from model_export.vl_clip.grounding import Grounder, Photo, ground, used
+from model_export.vl_clip.readings import Photos
 from model_export.vl_clip.sheet import Shown, write_sheet
-from model_export.vl_clip.spaces import Learned, Photos
+from model_export.vl_clip.spaces import Learned
 
 ON_SHEET = 48  # photos
 PHRASES = ("type", "text")

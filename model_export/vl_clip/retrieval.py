@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 CUTS = (1, 5, 10, 50)
 ROWS_AT_ONCE = 1024
 

@@ -25,10 +25,11 @@ from model_export.vl_clip.clutter_figures import figures_in_clutter
 from model_export.vl_clip.configs import SpaceConfig, VlClipConfig
 from model_export.vl_clip.grounding import Grounder, Photo, ground, make_grounder, used
 from model_export.vl_clip.joint_space import JointSpace
+from model_export.vl_clip.readings import Boxes, Photos, Readings
 from model_export.vl_clip.refinement import described, refine_all, summary_of
 from model_export.vl_clip.refinement_settings import RefinementSettings
 from model_export.vl_clip.sheet import Shown, write_sheet
-from model_export.vl_clip.spaces import Boxes, Learned, Photos, learn, word_space_figures
+from model_export.vl_clip.spaces import Learned, learn, word_space_figures
 from model_export.vl_clip.towers import write_towers
 from service.core.bundle import RenderSpec
 from service.core.whole_files import write_whole
@@ -37,6 +38,14 @@ from service.errors import GlyphrecError
 FIGURES, SHEET, CLUTTER_SHEET = "figures.json", "grounding.html", "clutter.html"
 ON_SHEET = 48  # photos
 BASELINE = "CCA of words and photos"
+
+
+class Sources(NamedTuple):
+    """Pairs to learn from, and pairs for the test."""
+
+    learned: PairedItems
+    test: PairedItems
+    num_copies: int  # pairs that were left out because they equal a test pair
 
 
 class Parts(NamedTuple):
@@ -74,33 +83,34 @@ class Results:
         return json.dumps(content, indent=1, default=float)
 
 
-def parts_of(catalog: Dataset, pairs: Dataset | None, config: VlClipConfig, say: Say) -> Parts:
+def sources_of(catalog: Dataset, pairs: Dataset | None, config: VlClipConfig) -> Sources:
     """The catalog's items are the test if there are other pairs; if not, a share of them is.
 
-    Pairs that share id, text or photo with a test pair are left out. Raises GlyphrecError if there is too
-    little to learn from.
+    Pairs that share id, text or photo with a test pair are left out. Raises GlyphrecError without pairs.
     """
-    render = RenderSpec()
-    rng = np.random.default_rng(config.seed)
-    test = paired_items(catalog, render)
+    test = paired_items(catalog, RenderSpec())
     if pairs is None:
-        order, num_test = rng.permutation(len(test)), max(1, round(config.test_share * len(test)))
+        order = np.random.default_rng(config.seed).permutation(len(test))
+        num_test = max(1, round(config.test_share * len(test)))
         test, rest = test.some(np.sort(order[:num_test])), test.some(np.sort(order[num_test:]))
     else:
-        rest = paired_items(pairs, render)
+        rest = paired_items(pairs, RenderSpec())
     learned = without_copies(rest, test)
-    order, num_validation = rng.permutation(len(learned)), round(config.validation_share * len(learned))
+    return Sources(learned, test, len(rest) - len(learned))
+
+
+def parts_of(sources: Sources, config: VlClipConfig) -> Parts:
+    """A share of the pairs decides when the training ends. Raises GlyphrecError if too few are left."""
+    learned = sources.learned
+    order = np.random.default_rng(config.seed).permutation(len(learned))
+    num_validation = round(config.validation_share * len(learned))
     if len(learned) - num_validation < 2:
         raise GlyphrecError(
-            f"{(pairs or catalog).name}: {len(learned)} pairs of text and photo are left to learn from. Give "
+            f"{learned.dataset.name}: {len(learned)} pairs of text and photo are left to learn from. Give "
             "more of them, for example with --pairs FOLDER."
         )
-    train, validation = order[num_validation:], order[:num_validation]
-    say(
-        f"pairs: {len(train):,} to learn from, {num_validation:,} for validation, {len(test):,} for the "
-        f"test; {len(rest) - len(learned):,} left out as copies of test pairs"
-    )
-    return Parts(learned.some(np.sort(train)), learned.some(np.sort(validation)), test)
+    train, validation = np.sort(order[num_validation:]), np.sort(order[:num_validation])
+    return Parts(learned.some(train), learned.some(validation), sources.test)
 
 
 def run_vl_clip(
@@ -117,13 +127,17 @@ def run_vl_clip(
 
     Without `refine` no network is touched, except for a checkpoint that is named by its hub name.
     """
-    own, results = parts_of(catalog, pairs, config, say), Results()
-    read = partial(
-        learn, cache, config=config.space, render=RenderSpec(), seed=config.seed,
-        region_px=config.grounding.size_px,
-    )  # fmt: skip
+    sources, results, readings = sources_of(catalog, pairs, config), Results(), Readings(cache, RenderSpec())
+    own = parts_of(sources, config)
+    say(
+        f"pairs: {len(own.train):,} to learn from, {len(own.validation):,} for validation, {len(own.test):,} "
+        f"for the test; {sources.num_copies:,} left out as copies of test pairs"
+    )
+    read = partial(learn, readings, config=config.space, seed=config.seed, region_px=config.grounding.size_px)
     if isinstance(config.space, SpaceConfig):
-        figures = word_space_figures(cache, own.train, own.test, config.space, seed=config.seed)
+        for some in (sources.learned, sources.test):
+            readings.read_ahead(some, config.space.size_px)
+        figures = word_space_figures(readings, own.train, own.test, config.space, seed=config.seed)
         results.rows.append(Row(BASELINE, figures))
     first = read(own.train, own.validation)
     texts = {"own texts": own}
@@ -132,16 +146,20 @@ def run_vl_clip(
     crops: dict[str, list[Boxes]] = {"whole photos": [None, None, None]}
     if config.grounding.way != "none":
         grounder = make_grounder(config.grounding, first.space, first.key)
-        crops[f"grounded by {config.grounding.way}"] = [_boxes(part, grounder, config, cache) for part in own]
-        _write_boxes(out / SHEET, own.test, crops[f"grounded by {config.grounding.way}"][2], results)
+        if not config.only_clutter:
+            found = [_boxes(part, grounder, config, cache) for part in own]
+            crops[f"grounded by {config.grounding.way}"] = found
+            _write_boxes(out / SHEET, own.test, found[2], results)
         if config.num_cluttered:
-            found = figures_in_clutter(first, grounder, own.test, config, cache, sheet=out / CLUTTER_SHEET)
-            results.clutter += [Row(*row) for row in found.rows]
-            results.numbers |= found.numbers
+            sheet = out / CLUTTER_SHEET
+            measured = figures_in_clutter(first, grounder, own.test, config, cache, sheet=sheet)
+            results.clutter += [Row(*row) for row in measured.rows]
+            results.numbers |= measured.numbers
     learned = first
     for (said, parts), (cut, boxes) in product(texts.items(), crops.items()):
         name = f"{_name_of(first)}, {said}, {cut}"
-        learned = read(parts.train, parts.validation, boxes=(boxes[0], boxes[1]))
+        is_first = parts is own and boxes[0] is None
+        learned = first if is_first else read(parts.train, parts.validation, boxes=(boxes[0], boxes[1]))
         results.rows.append(Row(name, learned.figures(parts.test.texts, Photos.of(parts.test, boxes[2]))))
         results.curves[name] = learned.curve
     # The last one has all steps that were asked for.

@@ -16,36 +16,18 @@ from model_export.encoders.hub.base import checkpoint_files
 from model_export.encoders.images.efficientnet_lite0 import FEATURE_DIM
 from model_export.pipeline.cache import StageCache
 from model_export.vl_clip import clip_space, joint_space, linear_space, photo_reader
-from model_export.vl_clip.boxes import Box, as_rows, crop
+from model_export.vl_clip.boxes import as_rows, crop
 from model_export.vl_clip.catalog import PairedItems
 from model_export.vl_clip.clip_space import ClipSpace
 from model_export.vl_clip.configs import ClipConfig, SpaceConfig
 from model_export.vl_clip.joint_space import JointSpace, TextPhotoPairs, train_projections
 from model_export.vl_clip.linear_space import WordSpace
-from model_export.vl_clip.photo_features import read_photos
+from model_export.vl_clip.readings import Boxes, Photos, Readings
 from model_export.vl_clip.retrieval import figures_of, ranks_of_pairs
 from model_export.vl_clip.space import TextPhotoSpace, Vectors
-from model_export.vl_clip.text_reader import read_texts
-from service.core.bundle import RenderSpec
 from service.errors import GlyphrecError
 
 BASELINE_RIDGE = 0.1  # of the linear space of words and photos
-
-Boxes = Sequence[Box | None] | None  # of each pair; None: whole photos
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Photos to read, and which part of each."""
-
-    names: list[str]  # [photo]  what tells each from all others
-    load: Callable[[int], Image.Image | None]
-    boxes: Boxes = None
-
-    @classmethod
-    def of(cls, pairs: PairedItems, boxes: Boxes = None) -> "Photos":
-        """The photos of pairs."""
-        return cls(pairs.hashes(), pairs.photo, boxes)
 
 
 @dataclass(frozen=True)
@@ -66,11 +48,10 @@ class Learned:
 
 
 def learn(
-    cache: StageCache,
+    readings: Readings,
     train: PairedItems,
     validation: PairedItems,
     config: SpaceConfig | ClipConfig,
-    render: RenderSpec,
     *,
     seed: int,
     boxes: tuple[Boxes, Boxes] = (None, None),
@@ -82,26 +63,25 @@ def learn(
     """
     photos = (Photos.of(train, boxes[0]), Photos.of(validation, boxes[1]))
     if isinstance(config, ClipConfig):
-        return _learn_clip(cache, (train, validation), photos, config, seed)
-    return _learn_ours(cache, (train, validation), photos, config, render, seed, region_px)
+        return _learn_clip(readings.cache, (train, validation), photos, config, seed)
+    return _learn_ours(readings, (train, validation), photos, config, seed, region_px)
 
 
 def _learn_ours(
-    cache: StageCache,
+    readings: Readings,
     parts: tuple[PairedItems, PairedItems],
     photos: tuple[Photos, Photos],
     config: SpaceConfig,
-    render: RenderSpec,
     seed: int,
     region_px: int,
 ) -> Learned:
-    pooling = fit_pooling(cache, parts[0], config, render, seed)
+    pooling = fit_pooling(readings, parts[0], config, seed)
 
     def features_of(texts: Sequence[str]) -> NDArray[np.float32]:
-        return pooling.pool(read_texts(cache, texts, render))
+        return pooling.pool(readings.texts(texts))
 
     def read(some: Photos) -> NDArray[np.float32]:
-        return read_photos(cache, some.names, some.load, config.size_px, some.boxes)
+        return readings.photos(some, config.size_px)
 
     both = []
     for pairs, shown in zip(parts, photos, strict=True):
@@ -118,13 +98,13 @@ def _learn_ours(
         *both[0], *both[1], config, seed,
         {"joint_space": joint_space.VERSION, "linear_space": linear_space.VERSION},
     )  # fmt: skip
-    path = cache.path("vl_clip_space", ".pt", *key)
-    projections = cache.get(
+    path = readings.cache.path("vl_clip_space", ".pt", *key)
+    projections = readings.cache.get(
         path,
         lambda target: torch.save(train_projections(both[0], both[1], config, seed), target),
         lambda source: torch.load(source, weights_only=False),  # this user's own cache
     )
-    space = JointSpace(projections, pooling, config, render, region_px=region_px)
+    space = JointSpace(projections, pooling, config, readings.render, region_px=region_px)
 
     def vectors(some: Photos) -> Vectors:
         features = read(some)
@@ -142,19 +122,15 @@ def _learn_ours(
     )
 
 
-def fit_pooling(
-    cache: StageCache, train: PairedItems, config: SpaceConfig, render: RenderSpec, seed: int
-) -> LetterGrams:
+def fit_pooling(readings: Readings, train: PairedItems, config: SpaceConfig, seed: int) -> LetterGrams:
     """The pooling of letters, fitted to the long and the short texts of the training alone."""
+    cache, render = readings.cache, readings.render
     texts = [*train.texts, *train.short_texts]
     chosen = CompactConfig(num_grams=config.num_grams, feature_dim=config.text_dim)
     path = cache.path("vl_clip_pooling", ".pt", texts, render, chosen, seed, {"compact": compact.VERSION})
 
     def fit(target: Any) -> None:
-        reading = type(read_texts(cache, train.texts, render)).join(
-            [read_texts(cache, train.texts, render), read_texts(cache, train.short_texts, render)]
-        )
-        torch.save(compact.CompactReader(render, chosen, seed).fit(reading), target)
+        torch.save(compact.CompactReader(render, chosen, seed).fit(readings.texts(texts)), target)
 
     found: LetterGrams = cache.get(path, fit, lambda source: torch.load(source, weights_only=False))
     return found
@@ -209,12 +185,12 @@ def _loaded(photos: Photos) -> list[Image.Image | None]:
 
 
 def word_space_figures(
-    cache: StageCache, train: PairedItems, test: PairedItems, config: SpaceConfig, *, seed: int
+    readings: Readings, train: PairedItems, test: PairedItems, config: SpaceConfig, *, seed: int
 ) -> dict[str, float]:
     """The figures of the baseline: the linear space of words and photos, learned on the same pairs."""
     sides = []
     for pairs in (train, test):
-        features = read_photos(cache, pairs.hashes(), pairs.photo, config.size_px)
+        features = readings.photos(Photos.of(pairs), config.size_px)
         usable = ~np.isnan(features[:, 0])
         sides.append(
             ([text for text, fine in zip(pairs.texts, usable, strict=True) if fine], features[usable])

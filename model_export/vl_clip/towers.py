@@ -22,7 +22,6 @@ from model_export.vl_clip.joint_space import JointSpace, Projection
 from model_export.vl_clip.photo_reader import PhotoReader
 from service.errors import ContractMismatch
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 TEXT_TOWER, PHOTO_TOWER = "text_tower.onnx", "photo_tower.onnx"
 # Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants.
 TRACED_STRIPS, TRACED_FIRST, TRACED_PHOTOS = 5, (0, 2, 3), 2

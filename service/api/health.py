@@ -10,7 +10,16 @@ from service.api.admin import change_info
 from service.api.dependencies import ModelDep, StateDep
 from service.api.direct import ApiRoute
 from service.api.policies import policy
-from service.api.schemas import CatalogInfo, InfoResponse, LimitsInfo, Live, PicturesInfo, Ready
+from service.api.schemas import (
+    CatalogInfo,
+    InfoResponse,
+    LimitsInfo,
+    Live,
+    PicturesInfo,
+    Ready,
+    VectorsInfo,
+)
+from service.catalog.catalog import Catalog
 from service.core.limits import MAX_HISTORY, MAX_LIMIT
 from service.core.version import service_version
 from service.errors import StoreUnavailable
@@ -98,6 +107,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
             kept=pictures.num_pictures if pictures else None,
             kept_bytes=pictures.num_bytes if pictures else None,
         ),
+        vectors=_vectors_info(catalog),
         limits=LimitsInfo(
             items_per_request=options.max_items_per_request,
             item_chars=options.max_item_chars,
@@ -119,3 +129,26 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 async def metrics(state: StateDep) -> Response:
     """All metrics of this replica in the text format of Prometheus."""
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _vectors_info(catalog: Catalog) -> VectorsInfo:
+    vectors = catalog.vectors
+    if vectors is None:
+        return VectorsInfo(
+            dim=None,
+            items=0,
+            items_without=catalog.num_items,
+            way="off",
+            recall_at_10=None,
+            pending=0,
+            bytes=0,
+        )
+    return VectorsInfo(
+        dim=vectors.dim,
+        items=vectors.num_vectors,
+        items_without=catalog.num_items - vectors.num_vectors,
+        way="exact" if vectors.is_exact else "graph",
+        recall_at_10=vectors.recall,
+        pending=vectors.num_pending,
+        bytes=vectors.num_bytes,
+    )

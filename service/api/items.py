@@ -6,7 +6,7 @@ An item id is any text, so it may have slashes. Routes with a suffix after the i
 import asyncio
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -28,11 +28,13 @@ from service.api.schemas import (
     StoredItemOut,
     UnusedValueOut,
 )
-from service.catalog.neighbors import neighbors
+from service.catalog.neighbors import neighbors, shared_levels
 from service.core.items import MAX_ID_CHARS, check_item_id
+from service.core.sid import Sid
 from service.errors import InvalidCondition, InvalidItem, ItemNotFound, TooManyItems
+from service.flows.item_search import FoundItems, Which
 from service.flows.outcomes import Outcome, Patched
-from service.http.problems import OF_A_PUT, OF_AN_ITEM, problem_of
+from service.http.problems import OF_A_PUT, OF_A_QUEUE, OF_AN_ITEM, OF_VECTORS, problem_of
 from service.http.security import Scope
 from service.lifecycle.model import Model
 from service.store.records import StoredItem
@@ -92,21 +94,33 @@ async def list_items(
     return ItemPage(items=[_stored(item) for item in page.items], next_cursor=page.next_cursor)
 
 
-@router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM)
+@router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM | OF_A_QUEUE | OF_VECTORS)
 @policy(Scope.READ)
 async def similar_items(
     item_id: ItemIdPath,
     model: ModelDep,
     state: StateDep,
     asked: FilterDep,
+    call: CallDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    by: Annotated[Literal["vector", "codes"] | None, Query()] = None,
 ) -> SimilarResponse:
-    """The items that share the most leading codes with this one. Among equals, popular ones come first.
+    """The items whose vectors are nearest to that of this one, or those that share the most leading codes.
 
-    With a filter, as in POST /recommend, only items that pass it. The item itself need not pass.
+    Without `by`, by vector where the item has one. By codes, popular items come first among equals. With a
+    filter, as in POST /recommend, only items that pass it. The item itself need not pass.
     """
     catalog, conditions = model.catalog, filter_of(asked)
     excluded = frozenset((asked and asked.exclude_item_ids) or ())
+    if by == "vector" or (by is None and model.searcher.has_vector(item_id)):
+        found_items = await model.searcher.like_item(
+            item_id, Which(limit, excluded, conditions), call.stages, call.deadline
+        )
+        state.metrics.observe_recommendation(
+            "similar", exact=found_items.is_exact, filtered=conditions is not None
+        )
+        assert found_items.like is not None
+        return _alike(found_items.like, item_id, found_items)
     find = partial(neighbors, catalog, model.popularity, item_id, limit, conditions, excluded)
     # The view of a filter takes time in a large catalog, so it is made in a thread, which needs the lock.
     async with nullcontext() if conditions is None else catalog.lock:
@@ -118,8 +132,14 @@ async def similar_items(
     return SimilarResponse(
         item_id=item_id,
         semantic_id=str(sid),
+        by="codes",
         items=[
-            SimilarItem(item_id=each.item_id, semantic_id=str(each.sid), shared_levels=each.shared_levels)
+            SimilarItem(
+                item_id=each.item_id,
+                semantic_id=str(each.sid),
+                shared_levels=each.shared_levels,
+                score=None,
+            )
             for each in found
         ],
         catalog_version=version,
@@ -184,6 +204,24 @@ async def delete_item(item_id: ItemIdPath, model: ModelDep, if_match: IfMatchDep
     if version is None:
         raise ItemNotFound(item_id)
     return Deleted(item_id=item_id, catalog_version=version)
+
+
+def _alike(sid: Sid, item_id: str, found: FoundItems) -> SimilarResponse:
+    return SimilarResponse(
+        item_id=item_id,
+        semantic_id=str(sid),
+        by="vector",
+        items=[
+            SimilarItem(
+                item_id=each.item_id,
+                semantic_id=str(each.sid),
+                shared_levels=shared_levels(sid.codes, each.sid.codes),
+                score=each.score,
+            )
+            for each in found.items
+        ],
+        catalog_version=found.catalog_version,
+    )
 
 
 async def find_item(model: Model, item_id: str) -> StoredItem:

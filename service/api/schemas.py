@@ -174,19 +174,21 @@ class Deleted(_Out):
 
 
 class SimilarItem(_Out):
-    """An item whose first codes are the same. The more codes are shared, the more alike the texts are."""
+    """A similar item."""
 
     item_id: str
     semantic_id: str
     shared_levels: int = Field(description="number of leading codes that both items share")
+    score: float | None = Field(description="cosine of both vectors, at most 1; null by codes")
 
 
 class SimilarResponse(_Out):
-    """Other items that share at least the first code. Those that share the most codes come first."""
+    """Other items: those with the nearest vectors, or those that share the most codes, at least the first."""
 
     item_id: str
     semantic_id: str
-    items: list[SimilarItem]
+    by: Literal["vector", "codes"]
+    items: list[SimilarItem] = Field(description="most similar first")
     catalog_version: int
 
 
@@ -360,6 +362,24 @@ class PicturesInfo(_Out):
     kept_bytes: int | None = Field(description="their memory, as Redis estimates it; null if it is not told")
 
 
+class VectorsInfo(_Out):
+    """The vectors by which POST /search finds items, in the memory of this replica."""
+
+    dim: int | None = Field(description="numbers of a vector; null: GLYPHREC_SEARCH is off")
+    items: int = Field(description="items that have a vector")
+    items_without: int = Field(description="items without one, which are not found; a replica gives them one")
+    way: Literal["exact", "graph", "off"] = Field(
+        description="how a search without a filter goes: it compares all items, or it asks a graph of "
+        "neighbors (HNSW)"
+    )
+    recall_at_10: float | None = Field(
+        description="share of the ten nearest items that the graph finds, measured on items of the catalog; "
+        "null without a graph"
+    )
+    pending: int = Field(description="changes that the graph does not have yet and that are compared apart")
+    bytes: int = Field(description="memory of the vectors and of the graph")
+
+
 class LimitsInfo(_Out):
     """The limits of one request, and the numbers of beams of the first and of the widest search."""
 
@@ -446,6 +466,7 @@ class InfoResponse(_Out):
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo
     pictures: PicturesInfo
+    vectors: VectorsInfo
     limits: LimitsInfo
     change: ChangeInfo | None
     redis: dict[str, Any] = Field(

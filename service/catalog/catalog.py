@@ -1,4 +1,4 @@
-"""This replica's view of the catalog: the trie and the maps between items and Semantic IDs.
+"""This replica's view of the catalog: the trie, the maps between items and Semantic IDs, and the vectors.
 
 Only the event loop's thread edits it, and only while it holds `Catalog.lock`. A reader in another thread
 holds the lock too, so it sees one version of the catalog from start to end.
@@ -14,6 +14,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from service.catalog.vectors import VectorIndex
 from service.catalog.views import FilterViews, Placed, View
 from service.core.co_counts import NO_PLACE, CoCounts
 from service.core.filters import NO_ATTRIBUTES, Attributes, Value
@@ -38,11 +39,14 @@ class Catalog:
         popularity: Mapping[str, float] | None = None,
         *,
         max_view_bytes: int = MAX_VIEW_BYTES,
+        vector_dim: int | None = None,
     ) -> None:
+        """`vector_dim`: numbers of an item's vector; None: no vectors are kept."""
         self.spec = spec
         self.lock = asyncio.Lock()  # held by an edit or a batch of searches; first come, first served
         self.trie = SidTrie(spec)
         self.views = FilterViews(spec, max_view_bytes)
+        self.vectors = None if vector_dim is None else VectorIndex(vector_dim)
         self.version = 0  # of the log: all changes up to this one are in
         self.co_counts: CoCounts | None = None  # of CoCountFollower; None: counts have no say in a search
         self._sid_of: dict[str, int] = {}
@@ -70,6 +74,8 @@ class Catalog:
         self._num_at_slot = other._num_at_slot
         self.trie, self.version, self._digest = other.trie, other.version, other._digest
         self.views.adopt(other.views)
+        if self.vectors is not None and other.vectors is not None:
+            self.vectors.adopt(other.vectors)
         if self.co_counts is not None and places is not None:
             self.co_counts.set_places(places)
         elif self.co_counts is not None:
@@ -79,6 +85,11 @@ class Catalog:
     def num_items(self) -> int:
         """Items in this replica's memory, in O(1). Redis may have more or fewer until the log is applied."""
         return len(self._sid_of)
+
+    @property
+    def lacks_vectors(self) -> bool:
+        """Whether vectors are kept, and some items have none."""
+        return self.vectors is not None and self.vectors.num_vectors < len(self._sid_of)
 
     @property
     def num_colliding(self) -> int:
@@ -128,14 +139,21 @@ class Catalog:
         """The items of a full prefix, in order of slot."""
         return iter(self._items_of.get(prefix, ()))
 
-    def put(self, item_id: str, sid: Sid, attributes: Attributes = NO_ATTRIBUTES) -> None:
-        """Give the item this sid and these attributes instead of its old ones. O(levels). Safe to repeat."""
+    def put(
+        self, item_id: str, sid: Sid, attributes: Attributes = NO_ATTRIBUTES, vector: bytes = b""
+    ) -> None:
+        """Give the item this sid, these attributes and this vector instead of its old ones.
+
+        O(levels). Safe to repeat. An empty vector is none.
+        """
         packed, held = self._pack(sid), self._sid_of.get(item_id)
         before = 0 if held is None else self._hash_of(item_id, held)
         if packed != held:
             self._place(item_id, sid, packed, held)
             self._place_in_co_counts(item_id)
         self.views.put(item_id, packed >> SLOT_BITS, attributes)
+        if self.vectors is not None:
+            self.vectors.put(self.views.place_of(item_id), item_id, vector)
         self._digest += self._hash_of(item_id, packed) - before
 
     def _place(self, item_id: str, sid: Sid, packed: int, held: int | None) -> None:
@@ -153,6 +171,8 @@ class Catalog:
             self._digest -= self._hash_of(item_id, held)
             self._remove(item_id, held)
             del self._sid_of[item_id]
+            if self.vectors is not None:
+                self.vectors.drop(self.views.place_of(item_id))
             self.views.drop(item_id)
             self._place_in_co_counts(item_id)
 
@@ -205,14 +225,14 @@ class Catalog:
 class Loading:
     """Builds a catalog page by page. No page is kept, and nothing is sorted."""
 
-    def __init__(self, spec: SidSpec) -> None:
-        self._catalog = Catalog(spec)
+    def __init__(self, spec: SidSpec, vector_dim: int | None = None) -> None:
+        self._catalog = Catalog(spec, vector_dim=vector_dim)
         self._last = -1  # the sid of the previous item
         self._late: dict[str, TrieEntry] = {}
 
     def add(self, page: Sequence[TrieEntry]) -> None:
         """Add items in trie order. An item that moved meanwhile may occur twice; it is kept for `end`."""
-        catalog, taken = self._catalog, list[Placed]()
+        catalog, taken, vectors = self._catalog, list[Placed](), list[bytes]()
         for entry, packed in zip(page, self._pack(page), strict=True):
             item_id = entry.item_id
             if packed <= self._last or item_id in catalog._sid_of or item_id in self._late:
@@ -223,7 +243,11 @@ class Loading:
             catalog._items_of.setdefault(leaf, []).append(item_id)
             catalog._digest += hash_of_item(item_id, packed, entry.attributes)
             taken.append(Placed(item_id, leaf, entry.attributes))
+            vectors.append(entry.vector)
         catalog.views.load(taken)
+        if catalog.vectors is not None:
+            ids = [each.item_id for each in taken]
+            catalog.vectors.load(list(map(catalog.views.place_of, ids)), ids, vectors)
         # These objects live long. Without this, each full garbage collection visits all of them and the rest
         # waits: a third of the loading time, and later 0.1 s each time with 400,000 items.
         gc.freeze()

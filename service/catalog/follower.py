@@ -149,7 +149,8 @@ class CatalogFollower(LogFollower):
     async def _read_all(self) -> tuple[Catalog, str]:
         """A new catalog and its mark."""
         version, mark = await self._position()  # before the first page: later changes are replayed
-        loading = Loading(self.catalog.spec)
+        vectors = self.catalog.vectors
+        loading = Loading(self.catalog.spec, None if vectors is None else vectors.dim)
         await self._store.check_loadable()
         async for page in self._store.snapshot():
             await asyncio.to_thread(loading.add, page)
@@ -214,7 +215,7 @@ def _replay(catalog: Catalog, mark: str, changes: Sequence[Change]) -> str:
             raise LogBroken(f"change {change.version} cannot be read")
         check_follows(change, catalog.version, mark)
         if change.op == "put":
-            catalog.put(change.item_id, change.sid, change.attributes)
+            catalog.put(change.item_id, change.sid, change.attributes, change.vector)
         else:
             catalog.drop(change.item_id)
         catalog.version, mark = change.version, change.mark

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from service.catalog.catalog import Catalog
 from service.core.filters import Filter
-from service.core.sid import Sid
+from service.core.sid import Codes, Sid
 
 
 class Neighbor(NamedTuple):
@@ -52,4 +52,14 @@ def neighbors(
         if len(found) == limit:
             break
         nearer = living
+    return found
+
+
+def shared_levels(one: Codes, other: Codes) -> int:
+    """How many leading codes both have in common."""
+    found = 0
+    for mine, theirs in zip(one, other, strict=True):
+        if mine != theirs:
+            break
+        found += 1
     return found

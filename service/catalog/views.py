@@ -59,6 +59,11 @@ class View:
         return len(self.trie)
 
     @property
+    def members(self) -> bytearray:
+        """[place] -> 1 if the item there passes, until the next edit. It may end before the last place."""
+        return self._members
+
+    @property
     def num_bytes(self) -> int:
         """An estimate of the view's memory: its trie, one byte per place, and its allow list."""
         return self.trie.num_bytes + len(self._members) + self._own_bytes
@@ -128,6 +133,10 @@ class FilterViews:
     def attributes_of(self, item_id: str) -> Attributes:
         """Raises KeyError if there is no such item."""
         return self._attributes_at(self._place_of[item_id])
+
+    def place_of(self, item_id: str) -> int:
+        """The place of an item in every column. Raises KeyError if there is no such item."""
+        return self._place_of[item_id]
 
     def category_of(self, item_id: str) -> str | None:
         """The item's first category, or None."""

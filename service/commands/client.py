@@ -57,7 +57,7 @@ def add_import(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--rate", type=float, metavar="N", help="post at most N items a second, to leave room for traffic"
     )
-    _add_connection(parser)
+    add_connection(parser)
     direct = parser.add_argument_group(
         "items that have codes already",
         "These go directly to Redis, without a service; running services follow. The settings are those of "
@@ -98,7 +98,7 @@ def add_recommend(subparsers: Subparsers) -> None:
         help="""in the format of POST /recommend: '{"categories_any": ["Pens"]}'""",
     )
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
-    _add_connection(parser)
+    add_connection(parser)
     parser.set_defaults(run=run_recommend)
 
 
@@ -229,10 +229,7 @@ def run_recommend(args: argparse.Namespace) -> int:
     """
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
-        try:
-            body["filter"] = parse_json(args.filter, strict=True)
-        except ValueError as error:
-            raise GlyphrecError(f"--filter {args.filter}: not JSON ({error})") from None
+        body["filter"] = filter_of(args.filter)
     with connected(args.url, args.key) as client:
         answer = ask(client, "POST", "/recommend", body)
         if not has(answer, A_PAGE) or not all(map(_is_item, answer["items"])):
@@ -250,9 +247,17 @@ def run_recommend(args: argparse.Namespace) -> int:
         )
         for item in answer["items"]:
             score = "" if item["score"] is None else f"{item['score']:.3f}"
-            words = _words_of(client, item["item_id"])
+            words = words_of(client, item["item_id"])
             print(f"{score:>8}  {item['semantic_id']:<16} {item['item_id']}  {words}")
     return 0
+
+
+def filter_of(text: str) -> Any:
+    """The value of --filter. Raises GlyphrecError if it is not JSON."""
+    try:
+        return parse_json(text, strict=True)
+    except ValueError as error:
+        raise GlyphrecError(f"--filter {text}: not JSON ({error})") from None
 
 
 def find_items(source: Path) -> Path:
@@ -265,7 +270,8 @@ def find_items(source: Path) -> Path:
     raise GlyphrecError(f"{source}: has no items.jsonl or items.jsonl.gz")
 
 
-def _add_connection(parser: argparse.ArgumentParser) -> None:
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the service is, and the key for it."""
     parser.add_argument("--url", default=DEFAULT_URL, help="the service's address (default %(default)s)")
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
@@ -274,7 +280,8 @@ def _is_item(item: Any) -> bool:
     return has(item, AN_ITEM) and item["item_id"] != ""
 
 
-def _words_of(client: Client, item_id: str) -> str:
+def words_of(client: Client, item_id: str) -> str:
+    """What an item says, for a line of a list. Raises GlyphrecError."""
     answer = ask(client, "GET", path_of(item_id))
     if not has(answer, {"item": dict}):
         raise not_ours(client, json.dumps(answer, ensure_ascii=False))

@@ -57,12 +57,14 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     from service.commands.client import add_import, add_recommend
     from service.commands.doctor import add_doctor
     from service.commands.fsck import add_fsck
+    from service.commands.search import add_search
 
     add_catalogs(subparsers)
     add_doctor(subparsers)
     add_fsck(subparsers)
     add_import(subparsers)
     add_recommend(subparsers)
+    add_search(subparsers)
     if argv and argv[0] in subparsers.choices:
         return parser
     from importlib.metadata import entry_points

@@ -82,7 +82,12 @@ async def _check(args: argparse.Namespace) -> "FsckReport":
                 f"The bundle has the tokenizer {manifest.tokenizer_id}, not {tokenizer_id}. Give --levels."
             )
         return await check(
-            redis, catalog=args.catalog, tokenizer_id=tokenizer_id, spec=spec, repair=args.repair
+            redis,
+            catalog=args.catalog,
+            tokenizer_id=tokenizer_id,
+            spec=spec,
+            vector_dim=manifest.vector_dim if manifest else None,
+            repair=args.repair,
         )
     finally:
         await redis.aclose()

@@ -55,6 +55,7 @@ class Line(NamedTuple):
     item: Item  # without a picture: a file of items with codes has none
     text: str
     codes: Codes
+    vector: bytes  # empty: the file has none
 
     @property
     def item_id(self) -> str:
@@ -66,7 +67,7 @@ class Line(NamedTuple):
         """The item as it is put beside the picture that is kept for it, which stays."""
         found = content_hash(self.text, kept.sha256 if kept else None)
         item = with_reference(self.item, kept)
-        return ItemRecord(self.item_id, found, item, PictureChange.none_but(kept))
+        return ItemRecord(self.item_id, found, item, PictureChange.none_but(kept), self.vector)
 
 
 class TokenizedFile:
@@ -74,7 +75,7 @@ class TokenizedFile:
 
     def __init__(self, path: Path, manifest: Manifest, max_item_chars: int) -> None:
         self._path = path
-        self._spec = manifest.sid
+        self._spec, self._vector_dim = manifest.sid, manifest.vector_dim
         self._render = manifest.render
         self._reads_pictures = manifest.pictures is not None
         self._max_item_chars = max_item_chars
@@ -101,7 +102,7 @@ class TokenizedFile:
             raise _not_an_item(error.where, error.problem) from None
 
     def _parse(self, number: int, value: Any) -> Line:
-        read = parse_item(value, self._spec)
+        read = parse_item(value, self._spec, self._vector_dim)
         fields, wish = split_image(read.item)
         if wish.kind == "replace":
             raise InvalidItem("image", "has bytes. Import pictures without --tokenized: a service reads them")
@@ -109,7 +110,7 @@ class TokenizedFile:
         text = item_text(item, self._render)
         if not text and not (self._reads_pictures and names_a_picture(item)):
             raise InvalidItem("item", "has no text")  # a later tokenizer must read the text
-        return Line(number, item, text, read.codes)
+        return Line(number, item, text, read.codes, read.vector)
 
 
 def _not_an_item(where: str, problem: str) -> GlyphrecError:
@@ -159,6 +160,7 @@ class _Import:
         self._filter_fields = settings.filter_fields
         self._counts: Counter[str] = Counter()
         self._unused = UnusedValues()
+        self._num_without_vector = 0
 
     async def run(self) -> Counter[str]:
         await self._check_served()
@@ -169,6 +171,12 @@ class _Import:
             except ServiceError as error:
                 raise GlyphrecError(f"{error} {bar.n} of {num_items} items were put. {AGAIN}") from error
         self._unused.tell()
+        if self._num_without_vector and self._store.vectors.dim is not None:
+            print(
+                f"{self._num_without_vector} lines have no vector, so no search finds these items until a "
+                "replica gives them one. Restart a replica: it does so in the background.",
+                file=sys.stderr,
+            )
         # Only now: a tokenizer becomes active when the whole file is in.
         if (standing := await self._standings.look()).active is None:
             await self._standings.settle(standing)
@@ -209,6 +217,7 @@ class _Import:
         for line, result in zip(batch, results, strict=True):
             if isinstance(result, PutResult):
                 self._counts[result.status] += 1
+                self._num_without_vector += not line.vector
                 for value in self._filter_fields.unused_in(line.item):
                     self._unused.add(f"{self._path}:{line.number}", value.field, value.reason)
                 continue

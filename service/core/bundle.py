@@ -6,6 +6,7 @@ of them is used.
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -172,12 +173,15 @@ class Manifest(Frozen):
             )
         return self
 
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of the vector that the tokenizer gives for an item; 0 if its graph promises none."""
+        dims = [each.shape[-1] for each in self.tokenizer.outputs if each.name == "vector" and each.shape]
+        return dims[0] if dims and isinstance(dims[0], int) else 0
+
     @model_validator(mode="after")
     def _graphs_of_this_spec(self) -> Self:
-        dims = [
-            tensor.shape[-1] for tensor in self.tokenizer.outputs if tensor.name == "vector" and tensor.shape
-        ]
-        dim = dims[0] if dims and isinstance(dims[0], int) else 0
+        dim = self.vector_dim
         num_fields = 0 if self.fields is None else len(self.fields.names)
         if not self.reads_pixels:
             if self.pictures is not None:
@@ -266,7 +270,7 @@ def load_bundle(path: Path) -> Bundle:
 
 def _read_json(path: Path) -> Any:
     try:
-        if not path.is_file():
+        if not _is_file(path):
             raise ContractMismatch(f"{path}: not found. Give the folder that `glyphrec export --out` wrote.")
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
@@ -277,6 +281,14 @@ def _read_json(path: Path) -> Any:
         raise ContractMismatch(f"{path}: {why_unreadable(path, error)}{_let_read(path, error)}") from error
     except ValueError as error:
         raise ContractMismatch(f"{path}: not JSON ({error}). Export again.") from error
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, but raises OSError if a folder may not be looked into, also from Python 3.14 on."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _let_read(manifest: Path, error: OSError) -> str:
@@ -297,7 +309,7 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
             )
         raise ContractMismatch(f"{folder / MANIFEST}: {name!r} lies outside the bundle. Export again.")
     try:
-        if not path.is_file():
+        if not _is_file(path):
             raise ContractMismatch(f"{path}: missing. Copy the whole bundle, or export again.")
         num_bytes, found = path.stat().st_size, ""
         if num_bytes == record.num_bytes:

@@ -1,4 +1,4 @@
-"""How many processors this process may use, which in a container is less than the machine has.
+"""How many processors this process may use, which in a container is less than the machine has; priorities.
 
 Two things limit it: its affinity (cpuset, taskset), and the CPU quotas of its control groups, v1 and v2
 (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files,
@@ -8,10 +8,14 @@ times slower there: its threads wait for each other while the kernel holds most 
 
 import math
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from service.core.control_groups import control_groups, lines_of
+
+NICENESS = 10
 
 
 class UsableCpus(NamedTuple):
@@ -58,3 +62,9 @@ def _quota_of(folder: Path) -> float:
         if len(pair) == 2 and all(part.isdecimal() for part in pair) and int(pair[1]) > 0:
             return int(pair[0]) / int(pair[1])
     return math.inf
+
+
+def give_way() -> None:
+    """Give the calling thread the priority of a batch job. Only Linux has priorities of single threads."""
+    with suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -69,7 +69,8 @@ def values_of(item: Mapping[str, Any], name: str) -> list[Value]:
     vocabulary of the level says which of them belong to it.
     """
     if name == ITEM_ID:
-        return [item[ITEM_ID]] if item.get(ITEM_ID) else []
+        item_id = item.get(ITEM_ID)
+        return [item_id] if isinstance(item_id, str) and item_id else []
     if is_level(name):
         path = category_path(item)
         return [path[:depth] for depth in range(1, len(path) + 1)]

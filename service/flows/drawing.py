@@ -9,6 +9,7 @@ from service.core.image_field import reference_in
 from service.core.item_fields import FieldNumbers, Vocabulary
 from service.core.render import Rendered, render_text
 from service.core.sid import Codes
+from service.core.vectors import packed
 from service.errors import InvalidItem
 from service.flows.pictures import PictureReader
 from service.inference.runtime import NO_STRIPS, Tokenizer, TokenizerInput
@@ -26,16 +27,25 @@ class Drawn(NamedTuple):
     input: TokenizerInput | InvalidItem
 
 
+class Tokenized(NamedTuple):
+    """What the tokenizer read of one item."""
+
+    codes: Codes
+    vector: bytes  # see core/vectors.py
+
+
 def work_of(item: TokenizerInput) -> int:
     """How much work the item is for the tokenizer, in strips. An item of fields alone is as one strip."""
     return max(1, len(item.strips)) + (0 if item.picture is None else PICTURE_STRIPS)
 
 
-def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]], list[Codes]]:
+def tokenize_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]], list[Tokenized]]:
     """The function that the tokenizer's batcher runs."""
 
-    def run(items: list[TokenizerInput]) -> list[Codes]:
-        return [tuple(codes) for codes in tokenizer.run(items).codes.tolist()]
+    def run(items: list[TokenizerInput]) -> list[Tokenized]:
+        tokens = tokenizer.run(items)
+        codes = map(tuple, tokens.codes.tolist())
+        return [Tokenized(*each) for each in zip(codes, packed(tokens.vectors), strict=True)]
 
     return run
 

@@ -32,7 +32,7 @@ from service.errors import (
     TookTooLong,
 )
 from service.flows.contents import CheckedItem, Content, ContentReader
-from service.flows.drawing import ItemDrawer
+from service.flows.drawing import ItemDrawer, Tokenized
 from service.flows.outcomes import Indexed, Outcome, Patched, answer_for, failed, outcomes_of
 from service.inference.batching import Answer, MicroBatcher
 from service.inference.runtime import TokenizerInput
@@ -67,7 +67,7 @@ class Indexer:
         self,
         store: ItemStore,
         follower: CatalogFollower,
-        batcher: MicroBatcher[TokenizerInput, Codes],
+        batcher: MicroBatcher[TokenizerInput, Tokenized],
         *,
         manifest: Manifest,
         contents: ContentReader,
@@ -187,8 +187,8 @@ class Indexer:
                 self._metrics.unused_values.labels(value.field).inc()
         stages.flow = "index"
 
-    async def read(self, records: Sequence[ItemRecord]) -> list[Codes]:
-        """The codes of items that are stored already, for a new tokenizer.
+    async def read(self, records: Sequence[ItemRecord]) -> list[Tokenized]:
+        """The codes and vectors of items that are stored already, for a new tokenizer.
 
         An item whose picture is not kept, or damaged, is read by its text alone, and counted.
         """
@@ -247,9 +247,10 @@ class Indexer:
                 for each in records
                 if each.item_id not in held or held[each.item_id].content_hash != each.content_hash
             ]
-            codes: dict[str, Codes | None] = dict.fromkeys(held)
-            codes |= zip((each.item_id for each in unread), await self.read(unread), strict=True)
-            results = await self._store.assign([(each, codes[each.item_id]) for each in records], tell=True)
+            found: dict[str, Tokenized | None] = dict.fromkeys(held)
+            found |= zip((each.item_id for each in unread), await self.read(unread), strict=True)
+            taken = [_as_read(each, found[each.item_id]) for each in records]
+            results = await self._store.assign(taken, tell=True)
             changed = []
             for record, result in zip(records, results, strict=True):
                 if isinstance(result, PutResult):
@@ -401,7 +402,7 @@ class Indexer:
             else:
                 readable.append(content)
                 rendered.append(each.rendered)
-                records.append((content.record, answer.result))
+                records.append(_as_read(content.record, answer.result))
                 queue_s, run_s = max(queue_s, answer.queue_s), max(run_s, answer.run_s)
         stages.add_row(queue=queue_s, tokenise=run_s)
         if not records:
@@ -414,7 +415,7 @@ class Indexer:
         outcomes, versions = outcomes_of(readable, results, rendered)
         return lost | unread | outcomes, versions
 
-    async def _submit(self, item: TokenizerInput | InvalidItem, deadline: float) -> Answer[Codes]:
+    async def _submit(self, item: TokenizerInput | InvalidItem, deadline: float) -> Answer[Tokenized]:
         if isinstance(item, InvalidItem):
             raise item
         return await self._batcher.submit(item, deadline=deadline)
@@ -442,6 +443,11 @@ class Indexer:
         """Wait until this replica sees the change: only then is it acknowledged. Raises StoreUnavailable."""
         if not await self._follower.wait_for(version, FOLLOW_TIMEOUT_S):
             raise StoreUnavailable("This replica does not see the change yet.")
+
+
+def _as_read(record: ItemRecord, read: Tokenized | None) -> tuple[ItemRecord, Codes | None]:
+    """The item as the store takes it. None: it was not read, as its content is known."""
+    return (record, None) if read is None else (replace(record, vector=read.vector), read.codes)
 
 
 def _id_of(content: Content) -> str:

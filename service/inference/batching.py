@@ -12,23 +12,21 @@ that come at once would all find the same room free, and all but one would be re
 
 import asyncio
 import math
-import os
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from service.core.cpus import give_way
 from service.errors import Overloaded, StoppedServing
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 MAX_RETRY_AFTER_S = 60
-NICENESS = 10
 
 
 class Answer(NamedTuple, Generic[Result]):
@@ -250,12 +248,6 @@ class MicroBatcher(Generic[Job, Result]):
         run_s = min(stats.run_s, 2 * self._batch_s) if self._batch_s else stats.run_s
         self._batch_s = 0.8 * self._batch_s + 0.2 * run_s if self._batch_s else run_s
         self._observe(stats)
-
-
-def give_way() -> None:
-    """Give the calling thread the priority of a batch job. Only Linux has priorities of single threads."""
-    with suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _fail(batch: "list[_Waiting[Job, Result]]", error: BaseException) -> None:

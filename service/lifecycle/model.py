@@ -9,14 +9,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
+from service.catalog.graph_builder import GraphBuilder
 from service.core.bundle_co_counts import bundle_co_counts
-from service.core.sid import Codes
-from service.errors import GlyphrecError
+from service.errors import GlyphrecError, ServiceError
+from service.flows.drawing import Tokenized
 from service.flows.indexing import Indexer
+from service.flows.item_search import Finding, FoundItems, ItemSearcher
+from service.flows.query_encoder import Vector
 from service.flows.recommend import Recommender
 from service.flows.search import Page, Search
 from service.inference.batching import MicroBatcher
@@ -42,13 +46,19 @@ class Model:
         follower: CatalogFollower,
         counts: CoCountStore,
         co_counts: CoCountFollower | None,
-        strips: MicroBatcher[TokenizerInput, Codes],
+        strips: MicroBatcher[TokenizerInput, Tokenized],
+        queries: MicroBatcher[TokenizerInput, Vector],
+        findings: MicroBatcher[Finding, FoundItems | ServiceError],
         searches: MicroBatcher[Search, Page],
         indexer: Indexer,
         recommender: Recommender,
+        searcher: ItemSearcher,
         metrics: Metrics,
     ) -> None:
         """`strips` is the queue before the tokenizer, `searches` the queue before the recommender.
+
+        `queries` is a queue of its own before the tokenizer, for POST /search, and `findings` the queue
+        before the vectors.
 
         `co_counts` is None for a bundle in whose searches counts have no say.
         """
@@ -63,10 +73,14 @@ class Model:
         self.strips = strips
         self.searches = searches
         self.indexer = indexer
+        self.queries = queries
+        self.findings = findings
         self.recommender = recommender
+        self.searcher = searcher
         self._metrics = metrics
         self._following: asyncio.Task[None] | None = None
         self._following_counts: asyncio.Task[None] | None = None
+        self._building: asyncio.Task[None] | None = None
         self._num_requests = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -77,14 +91,18 @@ class Model:
         return self.manifest.tokenizer_id
 
     @property
+    def _queues(self) -> tuple[MicroBatcher[Any, Any], ...]:
+        return self.strips, self.queries, self.searches, self.findings
+
+    @property
     def num_remembered(self) -> int:
         """How many items of a history an event about its page can be counted with."""
         return self.manifest.co_counts.window if self.manifest.co_counts is not None else 0
 
     def start(self) -> None:
-        """Let both queues run. The catalog comes with `join`."""
-        self.strips.start()
-        self.searches.start()
+        """Let all queues run. The catalog comes with `join`."""
+        for queue in self._queues:
+            queue.start()
 
     async def join(self) -> None:
         """Load the catalog, search it once, and follow the log from here on. May be repeated.
@@ -97,6 +115,9 @@ class Model:
             async with self.catalog.lock:
                 await asyncio.to_thread(self.loaded.search_once, self.catalog.trie)
             self._following = asyncio.create_task(self.follower.run(), name="follower")
+            if self.catalog.vectors is not None:
+                builder = GraphBuilder(self.catalog, self.catalog.vectors)
+                self._building = asyncio.create_task(builder.run(), name="builder of the graph of vectors")
 
     async def _join_counts(self) -> None:
         """Bring the bundle's counts into Redis if none are there. Load the counts and follow their log."""
@@ -115,8 +136,8 @@ class Model:
         return self._following is not None
 
     def check(self) -> None:
-        """Raise the error that ended a task which follows a log. Only a bug ends it."""
-        for following in (self._following, self._following_counts):
+        """Raise the error that ended a task which follows a log or the vectors. Only a bug ends it."""
+        for following in (self._following, self._following_counts, self._building):
             if following is not None and following.done():
                 following.result()
 
@@ -130,6 +151,8 @@ class Model:
         metrics.describe_model(self.manifest)
         metrics.watch_queue("tokenizer", self.strips)
         metrics.watch_queue("recommender", self.searches)
+        metrics.watch_queue("query", self.queries)
+        metrics.watch_queue("vectors", self.findings)
         metrics.watch_catalog(self.catalog, self.follower, self.co_counts)
 
     @contextmanager
@@ -151,11 +174,11 @@ class Model:
 
     async def stop(self) -> None:
         """End now. Jobs that still wait in a queue fail."""
-        for following in (self._following, self._following_counts):
+        for following in (self._following, self._following_counts, self._building):
             if following is not None:
                 await cancel(following)
-        await self.strips.stop()
-        await self.searches.stop()
+        for queue in self._queues:
+            await queue.stop()
 
 
 @dataclass

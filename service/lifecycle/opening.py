@@ -111,17 +111,17 @@ class Opening:
 
     async def finish(self, model: Model) -> None:
         """Read what was left unread, and note whose catalog it is. Requests are answered meanwhile."""
-        if self._plan is not Plan.SERVE:
-            return
+        if self._plan is Plan.SERVE:
+            await retry(lambda: self._finish(model), on=(GlyphrecError,))
+        if model.catalog.lacks_vectors:
+            await retry(lambda: self._retokenizer.give_vectors(model), on=(GlyphrecError,))
 
-        async def attempt() -> None:
-            await read_the_unread(model.store, model.indexer, model.loaded.items, model.loaded.manifest)
-            standings = self._standing_of(owner_of(model.loaded))
-            standing = await standings.look()
-            if standing.active in (None, model.tokenizer_id):
-                await standings.settle(standing)
-
-        await retry(attempt, on=(GlyphrecError,))
+    async def _finish(self, model: Model) -> None:
+        await read_the_unread(model.store, model.indexer, model.loaded.items, model.loaded.manifest)
+        standings = self._standing_of(owner_of(model.loaded))
+        standing = await standings.look()
+        if standing.active in (None, model.tokenizer_id):
+            await standings.settle(standing)
 
     # --- what to do ---
 

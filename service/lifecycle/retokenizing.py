@@ -1,11 +1,14 @@
-"""Brings the catalog under a new tokenizer: first every item, then every change in the old log."""
+"""Brings the catalog under a new tokenizer: first every item, then every change in the old log.
+
+It also gives vectors to items that have none.
+"""
 
 import asyncio
 import logging
 
 from service.errors import SidSpaceFull
 from service.lifecycle.model import Model, Readiness
-from service.lifecycle.seeding import read_the_unread
+from service.lifecycle.seeding import give_vectors, read_the_unread
 from service.store.rollout import LogGap, RolloutStore
 
 log = logging.getLogger(__name__)
@@ -15,7 +18,7 @@ MAX_YIELD_S = 5.0  # how long a chunk of items waits at most for items that are 
 
 
 class Retokenizer:
-    """Both steps may be repeated, and several replicas may do them at the same time."""
+    """Every step may be repeated, and several replicas may do them at the same time."""
 
     def __init__(self, changes: RolloutStore, readiness: Readiness, *, share: float) -> None:
         """`share`: how much of the time it may work, over 0 and up to 1. The rest is for requests."""
@@ -24,10 +27,17 @@ class Retokenizer:
         self._share = share
 
     async def read_all(self, model: Model) -> None:
-        """Give codes to every item that the model's tokenizer has not read."""
+        """Give codes and a vector to every item that the model's tokenizer has not read."""
         loaded = model.loaded
         await read_the_unread(model.store, model.indexer, loaded.items, loaded.manifest, self._pace)
         await model.store.forget_dropped()
+        await self.give_vectors(model)  # the bundle may have known the codes alone
+
+    async def give_vectors(self, model: Model) -> None:
+        """Give vectors to all items that have none, if any are kept. Requests are answered meanwhile."""
+        loaded = model.loaded
+        if model.store.vectors.dim is not None:
+            await give_vectors(model.store, model.indexer, loaded.items, loaded.manifest, self._pace)
 
     async def take_over_log(self, model: Model, previous: str, read_to: int) -> None:
         """Apply the changes that the previous tokenizer's log has now, after the version `read_to`."""

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 from service.core.bundle import Manifest, RenderSpec
 from service.core.bundle_items import BundledItem
 from service.core.image_field import names_a_picture, reference_in, without_reference
 from service.core.render import content_hash, item_text
-from service.core.sid import Codes
 from service.errors import ItemChanged, ServiceError
+from service.flows.drawing import Tokenized
 from service.flows.indexing import Indexer
 from service.store.client import chunks
 from service.store.items import ItemStore
@@ -58,13 +59,13 @@ async def read_the_unread(
     """
     num_read = num_left = num_without = 0
     reads_pictures = manifest.pictures is not None
-    known: dict[str, Codes] | None = None
+    known: dict[str, Tokenized] | None = None
     async for page in store.unread_items():
         if known is None:  # hashed only now, as most starts find nothing unread
-            known = {_content_of(each, manifest): each.codes for each in items}
+            known = _tokenized(items, manifest)
         for records in chunks(page, CHUNK):
             started_at = perf_counter()
-            codes = _known_codes(
+            codes = _known_of(
                 [each for each in records if not (reads_pictures and reference_in(each.item))],
                 known,
                 manifest,
@@ -76,7 +77,9 @@ async def read_the_unread(
             else:
                 num_left += len(others)
             taken = [(each, codes[each.item_id]) for each in records if each.item_id in codes]
-            _raise_first(await store.assign(taken))
+            _raise_first(
+                await store.assign([(replace(each, vector=read.vector), read.codes) for each, read in taken])
+            )
             num_read += len(taken)
             await pace(perf_counter() - started_at)
     if num_read:
@@ -90,10 +93,45 @@ async def read_the_unread(
     return num_left
 
 
-def _known_codes(
-    records: Sequence[ItemRecord], known: Mapping[str, Codes], manifest: Manifest
-) -> dict[str, Codes]:
-    """Codes by the content that this tokenizer reads. Another tokenizer may draw other fields."""
+async def give_vectors(
+    store: ItemStore, indexer: Indexer, items: Sequence[BundledItem], manifest: Manifest, pace: Pace
+) -> int:
+    """Give vectors to items that have codes and no vector -> how many got one.
+
+    Such items come from an older release, or from a bundle or file without vectors. Their codes stay.
+    """
+    num_given = 0
+    known: dict[str, Tokenized] | None = None
+    async for page in store.items_without_vector():
+        if known is None:
+            known = _tokenized([each for each in items if each.vector], manifest)
+        for records in chunks(page, CHUNK):
+            started_at = perf_counter()
+            plain = [each for each in records if not reference_in(each.item)]
+            found = _known_of(plain, known, manifest)
+            others = [each for each in records if each.item_id not in found]
+            found |= zip((each.item_id for each in others), await indexer.read(others), strict=True)
+            # Without codes: an item whose content has changed meanwhile is left to whoever changed it.
+            taken = [(replace(each, vector=found[each.item_id].vector), None) for each in records]
+            _raise_first(await store.assign(taken))
+            num_given += len(taken)
+            await pace(perf_counter() - started_at)
+    if num_given:
+        log.info("gave vectors to %d items that had none, so that searches find them", num_given)
+    return num_given
+
+
+def _tokenized(items: Sequence[BundledItem], manifest: Manifest) -> dict[str, Tokenized]:
+    return {_content_of(each, manifest): Tokenized(each.codes, each.vector) for each in items}
+
+
+def _known_of(
+    records: Sequence[ItemRecord], known: Mapping[str, Tokenized], manifest: Manifest
+) -> dict[str, Tokenized]:
+    """What the bundle knows of these items, by the content that this tokenizer reads.
+
+    Another tokenizer may draw other fields.
+    """
     contents = {each.item_id: _content_of(each, manifest) for each in records}
     return {item_id: known[content] for item_id, content in contents.items() if content in known}
 
@@ -106,7 +144,7 @@ def _content_of(each: BundledItem | ItemRecord, manifest: Manifest) -> str:
 
 def _record(each: BundledItem, render: RenderSpec) -> ItemRecord:
     item = without_reference(each.item)  # a bundle ships no pictures
-    return ItemRecord(each.item_id, content_hash(item_text(item, render)), item)
+    return ItemRecord(each.item_id, content_hash(item_text(item, render)), item, vector=each.vector)
 
 
 def _raise_first(results: Sequence[PutResult | ServiceError]) -> None:

@@ -19,6 +19,7 @@ from service.store.fsck_co_counts import check_co_counts
 from service.store.fsck_pictures import check_pictures
 from service.store.fsck_rebuild import rebuild
 from service.store.fsck_report import Finding, FsckReport
+from service.store.fsck_vectors import check_vectors
 from service.store.records import HASH_LENGTH, RecordCodec, RedisKeys, to_str, version_of
 from service.store.schema import check_schema
 
@@ -45,9 +46,15 @@ async def served_tokenizer(redis: Redis | RedisCluster, catalog: str) -> str | N
 
 
 async def check(
-    redis: Redis | RedisCluster, *, catalog: str, tokenizer_id: str, spec: SidSpec, repair: bool = False
+    redis: Redis | RedisCluster,
+    *,
+    catalog: str,
+    tokenizer_id: str,
+    spec: SidSpec,
+    vector_dim: int | None = None,
+    repair: bool = False,
 ) -> FsckReport:
-    """Check all invariants of a catalog as one tokenizer reads it.
+    """Check all invariants of a catalog as one tokenizer reads it. Without `vector_dim`, not its vectors.
 
     Raises GlyphrecError if there is no such catalog, ServiceError if Redis fails.
     """
@@ -65,6 +72,8 @@ async def check(
         await rebuild(redis, keys, RecordCodec(spec, DeclaredFields()), report)
     await _Checker(redis, keys, spec, report, repair).run()
     await check_pictures(redis, keys, spec, report, repair=repair)
+    if vector_dim is not None:
+        await check_vectors(redis, keys, vector_dim, report, repair=repair)
     await check_co_counts(redis, catalog=catalog, report=report, repair=repair)
     return report
 

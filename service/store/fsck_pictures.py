@@ -38,7 +38,7 @@ class _Checker:
         self._codec = RecordCodec(spec, DeclaredFields())
         self._report = report
         self._repair = repair
-        self._drop = Script("drop_picture")
+        self._drop = Script("drop_field")
         self._judged: set[bytes] = set()  # a field may come twice
 
     async def run(self) -> None:

@@ -27,6 +27,9 @@ KINDS = {
     "lost_picture": "the item refers to a picture that is not kept. Post the picture again",
     "other_picture": "the item refers to another picture than the one that is kept. Post the picture again",
     "damaged_picture": "the bytes of the kept picture have changed. Post the picture again",
+    "vector_without_codes": "there is a vector of an item that has no codes",
+    "outdated_vector": "the vector is of an older text. Restart a replica, which reads the item again",
+    "unreadable_vector": "the item's vector is not ours. Restart a replica, which reads the item again",
     "unreadable_counts": "what was taken together with the item is not ours, so it has no say in searches",
     "unreadable_id": "an item's id is not UTF-8. Another program writes under the catalog's keys",
 }
@@ -55,6 +58,7 @@ class FsckReport:
     num_rows: int = 0  # items with counts of what was taken together with them
     num_pictures: int = 0
     picture_bytes: int = 0  # of all kept pictures, without what Redis adds
+    num_vectors: int = 0  # of the items' present content
     num_unread: int = (
         0  # items without codes of their present text; no fault where the tokenizer is not served
     )
@@ -89,7 +93,7 @@ def lines(report: FsckReport) -> Iterator[str]:
         f"{report.num_members} in the trie, {report.num_changes} changes in the log, "
         f"the last of version {report.version}; tokenizer {report.tokenizer_id}, {serves}. "
         f"{report.num_rows} items have counts. {report.num_pictures} pictures are kept, "
-        f"{report.picture_bytes} bytes."
+        f"{report.picture_bytes} bytes. {report.num_vectors} items have a vector."
     )
     for finding in report.findings:
         mended = " Mended." if finding.is_mended else ""

@@ -53,6 +53,7 @@ from service.store.records import (
     to_bytes,
 )
 from service.store.standing import sizes_of
+from service.store.vectors import VectorStore
 
 __all__ = [
     "Change",
@@ -87,16 +88,19 @@ class ItemStore:
         log_length: int = 100_000,
         num_slots: int = NUM_SLOTS,
         fields: DeclaredFields = NO_FIELDS,
+        vector_dim: int | None = None,
     ) -> None:
+        """`vector_dim`: numbers of an item's vector; None: no vectors are kept."""
         self._redis: Any = redis  # redis-py's types differ between releases and between RESP 2 and 3
         self._codec = RecordCodec(spec, fields)
         self._tokenizer_id = tokenizer_id
         self._log_length = log_length
         self._num_slots = num_slots
         keys = RedisKeys.of(catalog, tokenizer_id)
-        self._items, self._codes, self._trie, self._log, _, self._active = keys
+        self._items, self._codes, self._trie, self._log, *_, self._active = keys
         self._all_keys, self._keys = keys, keys.of_items
         self.pictures = PictureStore(redis, keys.pictures)
+        self.vectors = VectorStore(redis, keys, vector_dim)
         self._put = Script("put")
         self._drop = Script("drop")
         self._held = Script("held")
@@ -104,7 +108,7 @@ class ItemStore:
     @property
     def num_unreadable(self) -> int:
         """How many values were skipped because another program wrote them."""
-        return self._codec.num_unreadable
+        return self._codec.num_unreadable + self.vectors.num_unreadable
 
     async def put(
         self, records: Sequence[tuple[ItemRecord, Codes | None]], if_match: IfMatch | None = None
@@ -164,6 +168,7 @@ class ItemStore:
                     int(tell),
                     allowed,
                     *record.picture,
+                    record.vector if self.vectors.dim is not None else b"",
                 ]
             )
         keys = (*self._keys, self._active) if seeds else self._keys
@@ -333,9 +338,9 @@ class ItemStore:
         while members := await self._members(last, TRIE_PAGE):
             entries = [entry for member in members if (entry := self._codec.read_member(member))]
             keys = [to_bytes(entry.item_id) for entry in entries]
-            present = await self._attributes_of(keys)
+            present, vectors = await self._attributes_of(keys), await self.vectors.of(keys)
             yield [
-                TrieEntry(entry.item_id, entry.sid, present[key])
+                TrieEntry(entry.item_id, entry.sid, present[key], vectors.get(key, b""))
                 for entry, key in zip(entries, keys, strict=True)
                 if key in present
             ]
@@ -376,7 +381,8 @@ class ItemStore:
     async def changes(self, after: int, block_ms: int | None = None, limit: int = 1_000) -> list[Change]:
         """The oldest changes after a version, in order. If none, waits up to `block_ms` for the first one.
 
-        A put has the attributes of its version. The log may lack them: after `assign`, or if the writer is an
+        A put has the item's present vector: if a later change made it newer, that change follows in the log.
+        It has the attributes of its version. The log may lack them: after `assign`, or if the writer is an
         older release or declares other fields. Then it has the present attributes. These are never older, and
         the change that made them newer follows in the log. Such a put of an item that Redis no longer has is
         told as a drop: it was dropped later, or its record is lost.
@@ -389,19 +395,12 @@ class ItemStore:
         puts = [fields for _, fields in entries if fields.get(b"op") == b"put" and b"id" in fields]
         untold = {fields[b"id"] for fields in puts if not self._codec.tells_attributes(fields)}
         present = await self._attributes_of(list(untold))
-        return [self._codec.read_change(entry_id, fields, present) for entry_id, fields in entries]
+        vectors = await self.vectors.of(list({fields[b"id"] for fields in puts}))
+        return [self._codec.read_change(entry_id, fields, present, vectors) for entry_id, fields in entries]
 
     async def unread_items(self) -> AsyncIterator[list[ItemRecord]]:
         """Items whose present text this tokenizer has not read, page by page. `assign` stores their codes."""
-        cursor = 0
-        while True:
-            with redis_errors():
-                cursor, values = await self._redis.hscan(self._items, cursor, count=PIPELINE_LENGTH)
-            records = [
-                record
-                for key, value in values.items()
-                if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
-            ]
+        async for records in self._all_records():
             held = await self.held([record.item_id for record in records])
             unread = [
                 record
@@ -410,6 +409,23 @@ class ItemStore:
             ]
             if unread:
                 yield unread
+
+    async def items_without_vector(self) -> AsyncIterator[list[ItemRecord]]:
+        """Items that have no vector of their present content, page by page. `assign` stores their vectors."""
+        async for records in self._all_records():
+            if found := await self.vectors.lacking(records):
+                yield found
+
+    async def _all_records(self) -> AsyncIterator[list[ItemRecord]]:
+        cursor = 0
+        while True:
+            with redis_errors():
+                cursor, values = await self._redis.hscan(self._items, cursor, count=PIPELINE_LENGTH)
+            yield [
+                record
+                for key, value in values.items()
+                if (item_id := self._codec.read_id(key)) and (record := self._codec.read_item(item_id, value))
+            ]
             if cursor == 0:
                 return
 

@@ -11,6 +11,7 @@ import operator
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from service.core.filters import NO_ATTRIBUTES, Attributes, DeclaredFields
@@ -36,6 +37,7 @@ class RedisKeys(NamedTuple):
     trie: str
     log: str
     pictures: str
+    vectors: str
     active: str
 
     @classmethod
@@ -45,8 +47,9 @@ class RedisKeys(NamedTuple):
             raise ValueError(f"a catalog's name must not be empty or have braces, got {catalog!r}")
         # One hash tag, so that Redis Cluster keeps all keys in one slot for the scripts.
         tag = f"{{{catalog}}}"
-        codes, trie, log = (f"{tag}:{kind}:{tokenizer_id}" for kind in ("codes", "trie", "log"))
-        return cls(f"{tag}:items", codes, trie, log, f"{tag}:pictures", f"{tag}:active")
+        kinds = ("codes", "trie", "log", "vectors")
+        codes, trie, log, vectors = (f"{tag}:{kind}:{tokenizer_id}" for kind in kinds)
+        return cls(f"{tag}:items", codes, trie, log, f"{tag}:pictures", vectors, f"{tag}:active")
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -56,7 +59,7 @@ class RedisKeys(NamedTuple):
     @property
     def of_items(self) -> tuple[str, ...]:
         """The keys that lua/put.lua and lua/drop.lua change together."""
-        return self[:5]
+        return self[:6]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ItemRecord:
     content_hash: str  # 32 characters: the hash of the text and the picture that the tokenizer reads
     item: Mapping[str, Any]  # as posted, with its item_id, and a reference in place of its picture
     picture: PictureChange = PictureChange()
+    vector: bytes = b""  # of this content, see core/vectors.py; empty: not at hand, or none is kept
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class TrieEntry(NamedTuple):
     item_id: str
     sid: Sid
     attributes: Attributes = NO_ATTRIBUTES
+    vector: bytes = b""  # of its present content; empty: there is none
 
 
 class Position(NamedTuple):
@@ -161,6 +166,7 @@ class Change(NamedTuple):
     after: str  # the mark of the previous change
     mark: str
     attributes: Attributes = NO_ATTRIBUTES  # only of a put
+    vector: bytes = b""  # only of a put; empty: there is none
 
 
 class RecordCodec:
@@ -280,11 +286,15 @@ class RecordCodec:
         return fields.get(b"attrs", b"").startswith(b"[" + self._declared + b",")
 
     def read_change(
-        self, entry_id: bytes, fields: Mapping[bytes, bytes], present: Mapping[bytes, Attributes]
+        self,
+        entry_id: bytes,
+        fields: Mapping[bytes, bytes],
+        present: Mapping[bytes, Attributes],
+        vectors: Mapping[bytes, bytes] = MappingProxyType({}),
     ) -> Change:
-        """A change. `present` has the attributes of items whose entries lack them.
+        """A change. `present` has the attributes of items whose entries lack them, `vectors` all vectors.
 
-        A put that lacks them, of an item that is not in `present` either, is read as a drop.
+        A put that lacks attributes, of an item that is not in `present` either, is read as a drop.
         """
         version = version_of(entry_id)
 
@@ -299,7 +309,8 @@ class RecordCodec:
                 attributes = present[fields[b"id"]]
             else:
                 op = "drop"  # also a put of an item that Redis no longer has
-            return Change(version, op, to_str(fields[b"id"]), sid, after, mark, attributes)
+            vector = vectors.get(fields[b"id"], b"") if op == "put" else b""
+            return Change(version, op, to_str(fields[b"id"]), sid, after, mark, attributes, vector)
 
         found = self._readable("the log", entry_id, read)
         return found or Change(version, "unreadable", "", Sid((), 0), "", "")

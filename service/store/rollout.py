@@ -139,7 +139,7 @@ class RolloutStore:
     async def purge(self, tokenizer_id: str) -> bool:
         """Delete the codes of a tokenizer that is out of use for long. False if they are kept."""
         keys = RedisKeys.of(self._catalog, tokenizer_id)
-        return bool(await self._run("purge", [tokenizer_id], [keys.codes, keys.trie, keys.log]))
+        return bool(await self._run("purge", [tokenizer_id], [keys.codes, keys.vectors, keys.trie, keys.log]))
 
     async def touched(self, tokenizer_id: str, after: int) -> Touched | None:
         """The oldest changes in a tokenizer's log after a version; None at its end. Raises LogGap."""

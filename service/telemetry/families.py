@@ -37,6 +37,7 @@ class MetricFamilies:
         self._requests()
         self._queues()
         self._recommendations()
+        self._searches()
         self._pictures()
         self._catalog()
         self._model()
@@ -74,6 +75,8 @@ class MetricFamilies:
             "Time of one stage of a flow. Stages of recommend: parse (JSON and validation), queue, history "
             "(look-up of its codes), decode (the graph, which also encodes the history), resolve (codes to "
             "items) and write (the answer); history, decode and resolve take the time of the whole batch. "
+            "Stages of search: parse, picture (decoding), render, queue, encode (the tokenizer's graph), "
+            "wait (for the vectors), find and write. "
             "Stages of index, each the sum over its chunks: parse, picture (decoding), held (look-up of "
             "known items), render, queue, tokenise, store, follow (until this replica knows the items) and "
             "write.",
@@ -83,21 +86,25 @@ class MetricFamilies:
         )
 
     def _queues(self) -> None:
-        """The queue `recommender` is counted in beams, the queue `tokenizer` in strips."""
-        self.queue_units = self._gauge("queue_units", "Work that waits: beams or strips.", "queue")
+        """`recommender` is counted in beams, `tokenizer` and `query` in strips, `vectors` in searches."""
+        self.queue_units = self._gauge("queue_units", "Work that waits: beams, strips or searches.", "queue")
         self.running_units = self._gauge(
-            "running_units", "Work in the batch that runs now: beams or strips.", "queue"
+            "running_units", "Work in the batch that runs now: beams, strips or searches.", "queue"
         )
         self.reserved_units = self._gauge(
             "reserved_units",
-            "Room reserved for requests that are still being read: beams or strips.",
+            "Room reserved for requests that are still being read: beams, strips or searches.",
             "queue",
         )
         self.queue_limit_units = self._gauge(
-            "queue_limit_units", "Work that may wait before more is refused: beams or strips.", "queue"
+            "queue_limit_units",
+            "Work that may wait before more is refused: beams, strips or searches.",
+            "queue",
         )
         self.batch_jobs = self._histogram("batch_jobs", "Requests or items in one batch.", _SIZES, "queue")
-        self.batch_units = self._histogram("batch_units", "Beams or strips in one batch.", _SIZES, "queue")
+        self.batch_units = self._histogram(
+            "batch_units", "Beams, strips or searches in one batch.", _SIZES, "queue"
+        )
         self.batch_seconds = self._histogram(
             "batch_seconds",
             "Time of one batch: the graph, and for recommendations also the look-ups before and after it.",
@@ -149,6 +156,34 @@ class MetricFamilies:
         )
         self.filter_views = self._gauge("filter_views", "Filters whose tables are cached.")
         self.filter_view_bytes = self._gauge("filter_view_bytes", "Memory of the cached tables of filters.")
+
+    def _searches(self) -> None:
+        self.item_searches = self._counter(
+            "item_searches",
+            "Answered searches by vectors, by what was searched for (text, picture, both; item: similar "
+            "items), by whether all items were compared, and by whether they were filtered.",
+            "by",
+            "exact",
+            "filtered",
+        )
+        for exact, filtered in product(("true", "false"), repeat=2):
+            self.item_searches.labels("text", exact, filtered)
+        self.vector_items = self._gauge("vector_items", "Items with a vector on this replica.")
+        self.vector_missing_items = self._gauge(
+            "vector_missing_items",
+            "Items without a vector, which no search finds. They get one from a replica after its start.",
+        )
+        self.vector_bytes = self._gauge(
+            "vector_bytes", "Memory of the vectors and of the graph of neighbors, estimated."
+        )
+        self.vector_pending = self._gauge(
+            "vector_pending_rows",
+            "Rows that the graph of neighbors does not have yet. Each search compares them one by one.",
+        )
+        self.vector_recall = self._gauge(
+            "vector_recall_ratio",
+            "Share of the ten nearest items that the graph finds, by samples; NaN without a graph.",
+        )
 
     def _pictures(self) -> None:
         self.pictures = self._counter(

@@ -6,6 +6,7 @@ Children are looked up once, a batch is observed once, and gauges are computed a
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from math import nan
 from time import time
 from typing import Any
 
@@ -102,6 +103,7 @@ class Metrics(MetricFamilies):
         self._request_seconds_of = cache(self.http_seconds.labels)
         self._stage_seconds_of = cache(self.stage_seconds.labels)
         self._recommendations_of = cache(self.recommendations.labels)
+        self._item_searches_of = cache(self.item_searches.labels)
         self._batch_jobs_of = cache(self.batch_jobs.labels)
         self._batch_units_of = cache(self.batch_units.labels)
         self._batch_seconds_of = cache(self.batch_seconds.labels)
@@ -159,6 +161,19 @@ class Metrics(MetricFamilies):
         self.filter_view_hits.watch(lambda: views.num_hits)
         self.filter_view_misses.watch(lambda: views.num_misses)
         self.filter_view_evictions.watch(lambda: views.num_evictions)
+        self._watch_vectors(catalog)
+
+    def _watch_vectors(self, catalog: Catalog) -> None:
+        vectors = catalog.vectors
+        self.vector_items.set_function(lambda: vectors.num_vectors if vectors else 0)
+        self.vector_missing_items.set_function(
+            lambda: catalog.num_items - vectors.num_vectors if vectors else 0
+        )
+        self.vector_bytes.set_function(lambda: vectors.num_bytes if vectors else 0)
+        self.vector_pending.set_function(lambda: vectors.num_pending if vectors else 0)
+        self.vector_recall.set_function(
+            lambda: nan if vectors is None or vectors.recall is None else vectors.recall
+        )
 
     def watch_gpus(self, nvml: Any) -> None:
         """Add the metrics of the GPUs. `nvml`: what `find_nvml` gave."""
@@ -206,6 +221,10 @@ class Metrics(MetricFamilies):
     def observe_recommendation(self, source: str, *, exact: bool, filtered: bool) -> None:
         """Count an answered recommendation."""
         self._recommendations_of(source, str(exact).lower(), str(filtered).lower()).inc()
+
+    def observe_item_search(self, by: str, *, exact: bool, filtered: bool) -> None:
+        """Count an answered search by vectors."""
+        self._item_searches_of(by, str(exact).lower(), str(filtered).lower()).inc()
 
     def observe_searches(self, valid_beams: Sequence[int]) -> None:
         """Observe a batch. `valid_beams`: of each search, those that end at living items. From any thread."""

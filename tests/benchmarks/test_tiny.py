@@ -11,7 +11,7 @@ import pytest
 import benchmarks
 from benchmarks.report import NotAvailable
 
-NOT_A_BENCHMARK = {"figures", "report", "tables", "timing"}
+NOT_A_BENCHMARK = {"figures", "report", "search_tables", "tables", "timing"}
 NAMES = sorted(
     each.name
     for each in pkgutil.iter_modules(benchmarks.__path__)
@@ -19,7 +19,7 @@ NAMES = sorted(
 )
 SHARE_GRAPHS = {"decode", "filters", "gpu", "trie"}
 # What a machine may lack, so that the benchmark says how to get it and is skipped.
-MAY_BE_MISSING = {"serving": "h2load", "soak": "h2load", "overload": "h2load"}
+MAY_BE_MISSING = {"serving": "h2load", "soak": "h2load", "overload": "h2load", "search": "h2load"}
 OPTIONS = {"gpu": ["--provider", "CPUExecutionProvider"]}  # the same code where there is no GPU
 
 

@@ -170,6 +170,11 @@ def assert_all_the_same(scene: Scene, *replicas: LocalService) -> None:
     catalogs = [catalog_of(each) for each in everyone]
     assert catalogs[0]["items"] == report["num_items"]
     assert all(each == catalogs[0] for each in catalogs), catalogs
+    assert report["num_vectors"] == report["num_items"]
+    query = {"query": "Thing 7", "limit": 100}
+    found = [each.client.post("/search", json=query).raise_for_status().json()["items"] for each in everyone]
+    assert found[0]
+    assert all(each == found[0] for each in found)
 
 
 def test_a_late_replica_never_serves_what_was_deleted_before_it_was_ready(scene: Scene) -> None:

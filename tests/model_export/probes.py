@@ -77,6 +77,7 @@ from tests.model_export.probe_inputs import (
     vectors,
 )
 from tests.model_export.quantizer_probes import QUANTIZER_PROBES
+from tests.model_export.vl_clip_probes import VL_CLIP_PROBES
 
 
 class Probe(NamedTuple):
@@ -488,5 +489,5 @@ PROBES: dict[str, Probe] = {
     "ranks": Probe(ranks, _rank),
     "robustness": Probe(robustness, _robust),
     "cold": Probe(cold, _cold),
-    **{stage: Probe(*probe) for stage, probe in PHOTO_PROBES.items()},
+    **{stage: Probe(*probe) for stage, probe in (PHOTO_PROBES | VL_CLIP_PROBES).items()},
 }

@@ -14,6 +14,8 @@ from model_export.configs import RUNS, HubEncoderConfig, PicturesConfig, base
 from model_export.pipeline.versions import of_photos, versions_of
 from model_export.study.plan import PLANS
 from model_export.study.run import versions_of_cell
+from model_export.vl_clip.configs import ClipConfig, GroundingConfig
+from model_export.vl_clip.versions import of_clutter, of_grounding, of_space
 from tests.model_export.pin import COMMAND, pinned, problem, written
 from tests.model_export.probe_inputs import one_thread
 from tests.model_export.probes import PROBES, Probe
@@ -39,8 +41,15 @@ def test_every_stage_of_every_run_and_cell_is_pinned():
     ]
     runs = [versions_of_bundle(run()) for run in RUNS.values()]
     cells = [versions_of_cell(cell) for plan in PLANS.values() for cell in plan().cells]
+    joint = [
+        of_space(ClipConfig("folder")),
+        *(of_grounding(GroundingConfig(way)) for way in ("classes", "regions", "detector")),
+        of_clutter(),
+    ]
     named = {
-        stage: version for versions in (*hub, *photos, *runs, *cells) for stage, version in versions.items()
+        stage: version
+        for versions in (*hub, *photos, *joint, *runs, *cells)
+        for stage, version in versions.items()
     }
     assert named == {stage: probe.module.VERSION for stage, probe in PROBES.items()}
     assert pinned().keys() == PROBES.keys()

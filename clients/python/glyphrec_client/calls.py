@@ -29,6 +29,7 @@ from glyphrec_client.models import (
     PatchedItem,
     Ready,
     RecommendResponse,
+    SearchResponse,
     ShownItem,
     SimilarResponse,
 )
@@ -98,6 +99,32 @@ def recommend(
         body["diversity"] = diversity
     headers = {} if request_id is None else {"X-Request-ID": _request_id(request_id)}
     return _with_json("POST", "/recommend", body, reader(RecommendResponse), headers)
+
+
+def search(
+    query: str | None = None,
+    *,
+    image: bytes | None = None,
+    limit: int = 10,
+    exclude_item_ids: Iterable[str] = (),
+    filter: Filter | None = None,
+) -> Call[SearchResponse]:
+    """The items most like a text, a picture, or both. `image` is the bytes of a JPEG, a PNG or a WebP.
+
+    >>> page = client.search("Thing number 7", filter={"item_ids": ["item-7"]})
+    >>> [item.item_id for item in page.items]
+    ['item-7']
+    """
+    body: dict[str, Any] = {"limit": limit}
+    if query is not None:
+        body["query"] = query
+    if image is not None:
+        body["image"] = picture(image)
+    if excluded := _ids(exclude_item_ids, "exclude_item_ids"):
+        body["exclude_item_ids"] = excluded
+    if filter is not None:
+        body["filter"] = filter
+    return _with_json("POST", "/search", body, reader(SearchResponse))
 
 
 def put_items(items: Sequence[Item]) -> Call[ItemsResponse]:
@@ -190,13 +217,21 @@ def delete_item(item_id: str, *, if_match: str | None = None) -> Call[Deleted]:
     return Call("DELETE", path_of(item_id), reader(Deleted), headers=headers, repeat=Repeat.IF_NOT_BEGUN)
 
 
-def similar_items(item_id: str, *, limit: int = 10, filter: Filter | None = None) -> Call[SimilarResponse]:
-    """The items that share the most leading codes with this one. Raises ItemNotFound.
+def similar_items(
+    item_id: str,
+    *,
+    limit: int = 10,
+    by: Literal["vector", "codes"] | None = None,
+    filter: Filter | None = None,
+) -> Call[SimilarResponse]:
+    """The items with the nearest vectors, or those that share the most leading codes. Raises ItemNotFound.
+
+    Without `by`, by vector where the item has one.
 
     >>> client.similar_items("item-3", limit=2).item_id
     'item-3'
     """
-    params = {"limit": str(limit)}
+    params = {"limit": str(limit)} | ({} if by is None else {"by": by})
     if filter is not None:
         params["filter"] = encoded(filter).decode()
     return Call("GET", f"{path_of(item_id)}/similar", reader(SimilarResponse), params=params)

@@ -231,6 +231,7 @@ class Client(_Both):
                 error = problem
 
     recommend = _ask(calls.recommend)
+    search = _ask(calls.search)
     send_events = _ask(calls.send_events)
     put_items = _ask(calls.put_items)
     put_item = _ask(calls.put_item)
@@ -329,6 +330,7 @@ class AsyncClient(_Both):
                 error = problem
 
     recommend = _ask_async(calls.recommend)
+    search = _ask_async(calls.search)
     send_events = _ask_async(calls.send_events)
     put_items = _ask_async(calls.put_items)
     put_item = _ask_async(calls.put_item)

@@ -108,23 +108,45 @@ class Deleted(Answer):
 
 
 class SimilarItem(Model):
-    """An item whose first codes are the same; `shared_levels` says how many."""
+    """A similar item. `score` is the cosine of both vectors; None by codes."""
 
     item_id: str
     semantic_id: str
     shared_levels: int
+    score: float | None
 
 
 class SimilarResponse(Answer):
-    """Items that share at least the first code. Those that share the most come first."""
+    """Other items, most similar first: those with the nearest vectors, or those that share the most codes."""
 
     item_id: str
     semantic_id: str
+    by: Literal["vector", "codes"]
     items: list[SimilarItem]
     catalog_version: int
 
 
-# --- recommendations and events ---
+# --- search, recommendations and events ---
+
+
+class FoundItem(Model):
+    """One item of a page. `score` is the cosine of its vector and that of the query."""
+
+    item_id: str
+    score: float
+    semantic_id: str
+
+
+class SearchResponse(Answer):
+    """The items most like a query, best first. `exact`: all items were compared."""
+
+    items: list[FoundItem]
+    exact: bool
+    matching_items: int | None
+    truncated: bool
+    missing_characters: str
+    tokenizer_id: str
+    catalog_version: int
 
 
 class Recommendation(Model):
@@ -182,6 +204,18 @@ class PicturesInfo(Model):
     size_px: int | None
     kept: int | None
     kept_bytes: int | None
+
+
+class VectorsInfo(Model):
+    """The vectors by which `search` finds items. `dim` is None if searches are off."""
+
+    dim: int | None
+    items: int
+    items_without: int
+    way: Literal["exact", "graph", "off"]
+    recall_at_10: float | None
+    pending: int
+    bytes: int
 
 
 class LimitsInfo(Model):
@@ -253,6 +287,7 @@ class InfoResponse(Answer):
     metrics: dict[str, float]
     catalog: CatalogInfo
     pictures: PicturesInfo
+    vectors: VectorsInfo
     limits: LimitsInfo
     change: ChangeInfo | None
     redis: dict[str, Any]

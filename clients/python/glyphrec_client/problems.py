@@ -73,6 +73,24 @@ class InvalidFilter(ProblemError):
     slug = "invalid-filter"
 
 
+class InvalidQuery(ProblemError):
+    """The query of a search has nothing to search with, or the bundle cannot read it."""
+
+    slug = "invalid-query"
+
+
+class SearchOff(ProblemError):
+    """The service keeps no vectors, so it cannot search."""
+
+    slug = "search-off"
+
+
+class NoVectors(ProblemError):
+    """The item, or the whole catalog, has no vectors."""
+
+    slug = "no-vectors"
+
+
 class InvalidCursor(ProblemError):
     """The cursor does not come from this catalog."""
 

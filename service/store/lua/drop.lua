@@ -1,4 +1,4 @@
--- Remove one item from items, pictures, codes and trie, and log it. Safe to repeat.
+-- Remove one item from items, pictures, codes, vectors and trie, and log it. Safe to repeat.
 --
 -- KEYS as in put.lua
 -- ARGV[1] item id   ARGV[2] mark for the log   ARGV[3] how many changes the log keeps
@@ -7,7 +7,7 @@
 --
 -- Returns {1 if the item existed else 0, version}. If nothing was done: {-1, version} if its revision is none of
 -- ARGV[5]; {-2, version} if Redis has lost the codes or the trie, so the item would stay in what is left.
-local items, codes_of, trie, log, pictures = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local items, codes_of, trie, log, pictures, vectors = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local id = ARGV[1]
 local HASH_LENGTH = 32
 
@@ -22,6 +22,7 @@ end
 -- HDEL and ZREM are allowed when memory is full, and after them so is XADD. So dropping items always works.
 if existed == 1 then redis.call('HDEL', items, id) end
 redis.call('HDEL', pictures, id)
+redis.call('HDEL', vectors, id)
 if held then
   local sid = string.sub(held, 1, -HASH_LENGTH - 1)
   redis.call('HDEL', codes_of, id)

@@ -1,6 +1,6 @@
 -- Delete the keys of a tokenizer whose time is over.
 --
--- KEYS[1] to KEYS[4] as in announce.lua   KEYS[5…] the tokenizer's codes, trie and log
+-- KEYS[1] to KEYS[4] as in announce.lua   KEYS[5…] the tokenizer's codes, vectors, trie and log
 -- ARGV[1] tokenizer
 --
 -- Returns 1, or 0 if they are kept: the tokenizer is active again, or a change to it is under way.

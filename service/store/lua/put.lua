@@ -1,11 +1,12 @@
--- Give one item a Semantic ID of its own, and keep items, codes, trie and log consistent. Safe to repeat.
+-- Give one item a Semantic ID of its own, and keep items, codes, vectors, trie and log consistent. Safe to repeat.
 --
 -- KEYS[1] hash    item id -> content hash (32 characters), space, the item as JSON
 -- KEYS[2] hash    item id -> sid, content hash of the text from which the sid was read
 -- KEYS[3] zset    sid .. item id, all scores 0
 -- KEYS[4] stream  the log, see log.lua
 -- KEYS[5] hash    item id -> the kept picture: SHA-256 of its bytes (32 bytes), width, height (2 each), the bytes
--- KEYS[6] string  only to seed: the active tokenizer
+-- KEYS[6] hash    item id -> the first 8 characters of a content hash, the vector of that content: a byte per number
+-- KEYS[7] string  only to seed: the active tokenizer
 -- A sid is its codes and its slot, each as 2 bytes, big-endian.
 --
 -- ARGV[1] item id
@@ -19,8 +20,9 @@
 -- ARGV[10] what happens to the picture: 'leave', 'set' or 'drop'
 -- ARGV[11] to set it: the value for KEYS[5]; to leave it: the SHA-256 of the picture that must be there, 'none' if
 --          there must be none, or '' for any
+-- ARGV[12] the vector of the content; or '' if it is not at hand. An item that has one of this content keeps it
 --
--- With KEYS[6], the item is put only while no tokenizer is active. After that, it may have been changed or dropped.
+-- With KEYS[7], the item is put only while no tokenizer is active. After that, it may have been changed or dropped.
 --
 -- Returns {status, sid, version}:
 --   unchanged  nothing to do              created  a new item
@@ -33,11 +35,12 @@
 --   full       nothing was done: all slots of these codes are taken
 local HASH_LENGTH = 32
 local SHA_LENGTH = 32
+local MARK_LENGTH = 8
 local SLOT = '>I2'
-local items, codes_of, trie, log, pictures = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local items, codes_of, trie, log, pictures, vectors = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local id, value, codes = ARGV[1], ARGV[2], ARGV[3]
 local num_slots = tonumber(ARGV[4])
-local on_picture, picture = ARGV[10], ARGV[11]
+local on_picture, picture, vector = ARGV[10], ARGV[11], ARGV[12]
 
 -- The slots of the same codes ascend without repeats, so the i-th slot is i before the first gap and more after it.
 local function smallest_free_slot()
@@ -57,7 +60,7 @@ end
 -- All reads come first, so an error in one of them changes nothing.
 local version, after = last_change(log)
 if (redis.call('HLEN', codes_of) == 0) ~= (redis.call('ZCARD', trie) == 0) then return {'damaged', '', version} end
-if KEYS[6] and redis.call('EXISTS', KEYS[6]) == 1 then return {'settled', '', version} end
+if KEYS[7] and redis.call('EXISTS', KEYS[7]) == 1 then return {'settled', '', version} end
 local item, held = redis.call('HGET', items, id), redis.call('HGET', codes_of, id)
 local hash = string.sub(value, 1, HASH_LENGTH)
 if #value == HASH_LENGTH then
@@ -83,10 +86,16 @@ end
 local is_new_picture = on_picture == 'set' and kept ~= picture
 local is_same_picture = not is_new_picture and not (on_picture == 'drop' and kept)
 
+local mark, held_vector = string.sub(hash, 1, MARK_LENGTH), redis.call('HGET', vectors, id)
+local has_vector = held_vector and string.sub(held_vector, 1, MARK_LENGTH) == mark and not is_new_picture
+local is_new_vector = vector ~= '' and not has_vector
+
 local sid
 -- Equal content with a new picture: Redis had lost the bytes, so the codes may come from the text alone.
 if held and string.sub(held, -HASH_LENGTH) == hash and not is_new_picture then
-  if item == value and ARGV[8] ~= '1' and is_same_picture then return {'unchanged', held_sid, version} end
+  if item == value and ARGV[8] ~= '1' and is_same_picture and not is_new_vector then
+    return {'unchanged', held_sid, version}
+  end
   sid = held_sid
 elseif codes == '' then
   return {'changed', '', version}
@@ -107,6 +116,11 @@ if sid ~= held_sid then
 end
 if is_new_picture then redis.call('HSET', pictures, id, picture) end
 if on_picture == 'drop' then redis.call('HDEL', pictures, id) end
+if is_new_vector then
+  redis.call('HSET', vectors, id, mark .. vector)
+elseif held_vector and not has_vector then
+  redis.call('HDEL', vectors, id)  -- it is of an older content
+end
 version = append(log, version, after, ARGV[5], ARGV[6], 'put', id, sid, ARGV[7])
 if not held then return {'created', sid, version} end
 return {sid == held_sid and 'updated' or 'moved', sid, version}

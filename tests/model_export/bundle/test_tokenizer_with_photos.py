@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from model_export.bundle.tokenizer import TokenizerParts, check_tokenizer, export_tokenizer
 from model_export.bundle.tokenizer_id import tokenizer_id
-from model_export.configs import HeadConfig, PicturesConfig
+from model_export.configs import HeadConfig, PicturesConfig, ReadableConfig, RqKMeansConfig
 from model_export.encoders.fusion import Fusion, make_head
 from model_export.encoders.images.base import ImageEncoder, image_body
 from model_export.onnx_graphs import to_onnx
+from model_export.quantizers.choose import train_quantizer
+from model_export.quantizers.readable import with_first_codes
 from service.core.bundle import PictureSpec
 from service.core.graphs import tokenizer_graph
 from service.core.render import render_text
@@ -143,3 +145,28 @@ def test_how_a_unit_is_drawn_is_a_part_of_the_tokenizers_id(case, monkeypatch):
     before = tokenizer_id(case[0], RECIPE, spec)
     monkeypatch.setattr("service.core.unit.PADDING_PX", 20)
     assert tokenizer_id(case[0], RECIPE, spec) != before
+
+
+def test_readable_codes_take_the_first_code_beside_texts_and_photos(case, tmp_path):
+    _, plain, _, items = case
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    spec = SidSpec(levels=(3, 4, 4))
+    quantizer, _ = train_quantizer(
+        with_first_codes(vectors, np.arange(60) % 3), spec, ReadableConfig(RqKMeansConfig()), seed=0,
+        progress=False,
+    )  # fmt: skip
+    parts = replace(plain, quantizer=quantizer, num_fields=1)
+    path = tmp_path / "tokenizer.onnx"
+    graph = export_tokenizer(path, parts, sid=spec, render=RECIPE, pictures=PHOTOS)
+    assert [each.name for each in graph.inputs][-1] == "fields"
+    with_fields = [each._replace(fields=np.array([n % 3])) for n, each in enumerate(items)]
+    assert check_tokenizer(path, parts, graph=graph, items=with_fields) < 1e-4
+    codes = Tokenizer(path, graph, threads=1).run(with_fields).codes
+    assert codes[:, 0].tolist() == [n % 3 for n in range(len(items))]
+    other = replace(parts, quantizer=train_quantizer(
+        with_first_codes(vectors[::-1].copy(), np.arange(60) % 3), spec, ReadableConfig(RqKMeansConfig()),
+        seed=1, progress=False,
+    )[0])  # fmt: skip
+    with pytest.raises(ContractMismatch, match="have other codes than in PyTorch"):
+        check_tokenizer(path, other, graph=graph, items=with_fields)

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from model_export.data.item_fields import default_fields, first_categories, levels_of, read_fields
+from model_export.data.item_fields import (
+    default_fields,
+    first_categories,
+    levels_of,
+    read_fields,
+    tells_apart,
+)
 from service.core.item_fields import UNKNOWN
 from service.errors import GlyphrecError
 
@@ -83,6 +89,14 @@ def test_the_category_of_an_item_is_its_node_on_the_first_level_that_tells_items
     without = [{**each, "categories": []} for each in ITEMS]
     assert first_categories(without).tolist() == [0, 0, 2, 1, 1, -1], "by the brand"
     assert first_categories([{"item_id": "a"}, {"item_id": "b"}]).tolist() == [-1, -1]
+
+
+def test_a_field_can_be_a_code_if_it_tells_items_apart():
+    assert tells_apart(ITEMS, "category")
+    assert tells_apart(ITEMS, "brand")
+    assert not tells_apart(ITEMS, "maker")
+    assert not tells_apart(ITEMS[:1] * 3, "category")
+    assert not tells_apart([{"item_id": "a"}, {"item_id": "b"}], "category")
 
 
 def test_a_further_field_is_a_default_if_its_values_come_again_and_again():

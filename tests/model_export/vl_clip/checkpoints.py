@@ -43,10 +43,7 @@ def save_grounding_dino(folder: Path) -> Any:
         num_queries=6, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, decoder_layers=2,
         decoder_ffn_dim=16, decoder_attention_heads=2, d_model=32, num_feature_levels=3, max_text_len=16,
     )  # fmt: skip
-    torch.manual_seed(0)
-    model = GroundingDinoForObjectDetection(config).eval()
-    model.save_pretrained(folder)
-    return model
+    return _save(GroundingDinoForObjectDetection(config), folder)
 
 
 def save_clip(folder: Path) -> Any:
@@ -63,7 +60,15 @@ def save_clip(folder: Path) -> Any:
         "vocab_size": len(tokens), "max_position_embeddings": 24, "projection_size": 16,
         "bos_token_id": tokens["<|startoftext|>"], "eos_token_id": tokens[END], "pad_token_id": tokens[END],
     }  # fmt: skip
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(vision_config=VISION, text_config=text, projection_dim=12)).eval()
-    model.save_pretrained(folder)
+    return _save(CLIPModel(CLIPConfig(vision_config=VISION, text_config=text, projection_dim=12)), folder)
+
+
+def _save(model: Any, folder: Path) -> Any:
+    """Weights of our own, as those that a library starts with may change. Vectors keep theirs."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim > 1:
+                weights.copy_(torch.randn(weights.shape, generator=generator) * 0.15)
+    model.eval().save_pretrained(folder)
     return model

@@ -11,10 +11,23 @@ from model_export.data.neutral import read_catalog, read_folder
 from model_export.pipeline.cache import StageCache
 from model_export.vl_clip.catalog import paired_items, without_copies
 from model_export.vl_clip.configs import GroundingConfig, SpaceConfig, VlClipConfig
-from model_export.vl_clip.run import BASELINE, CLUTTER_SHEET, FIGURES, SHEET, parts_of, run_vl_clip, table
+from model_export.vl_clip.refinement_settings import RefinementSettings
+from model_export.vl_clip.run import (
+    BASELINE,
+    CLUTTER_SHEET,
+    FIGURES,
+    SHEET,
+    Results,
+    _refined,
+    parts_of,
+    run_vl_clip,
+    sources_of,
+    table,
+)
 from model_export.vl_clip.towers import PHOTO_TOWER, TEXT_TOWER
 from service.core.bundle import RenderSpec
 from service.errors import GlyphrecError
+from tests.model_export.vl_clip.chat_server import Reply, chat_server
 from tests.model_export.vl_clip.shop import write_shop
 
 SMALL = VlClipConfig(
@@ -42,7 +55,6 @@ def test_the_pipeline_goes_from_pairs_to_figures_towers_and_pages(shops, tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     results = run_vl_clip(catalog, pairs, out, SMALL, cache=cache, say=said.append)
-    assert "48 to learn from, 6 for validation, 24 for the test; 6 left out" not in said[0]
     assert "24 for the test; 6 left out as copies" in said[0]
     names = [row.name for row in results.rows]
     assert names == [
@@ -66,7 +78,7 @@ def test_the_pipeline_goes_from_pairs_to_figures_towers_and_pages(shops, tmp_pat
 
 def test_no_test_pair_is_learned_from(shops):
     catalog, pairs = read_folder(shops[0]), read_catalog(shops[1])
-    parts = parts_of(catalog, pairs, SMALL, lambda _line: None)
+    parts = parts_of(sources_of(catalog, pairs, SMALL), SMALL)
     hashes = [set(part.hashes()) for part in parts]
     texts = [set(part.texts) for part in parts]
     for first, second in ((0, 1), (0, 2), (1, 2)):
@@ -78,7 +90,8 @@ def test_no_test_pair_is_learned_from(shops):
 
 def test_a_catalog_without_other_pairs_keeps_a_share_of_its_own_for_the_test(shops):
     catalog = read_folder(shops[0])
-    parts = parts_of(catalog, None, replace(SMALL, test_share=0.25), lambda _line: None)
+    config = replace(SMALL, test_share=0.25)
+    parts = parts_of(sources_of(catalog, None, config), config)
     assert [len(part) for part in parts] == [16, 2, 6]
     assert sorted(np.concatenate([part.items for part in parts])) == list(range(24))
 
@@ -90,10 +103,35 @@ def test_a_pair_with_the_photo_the_text_or_the_id_of_a_test_pair_is_a_copy(shops
     assert len(without_copies(catalog, catalog)) == 0
 
 
+def test_refined_texts_take_the_place_of_those_of_every_part(shops, tmp_path):
+    own = parts_of(sources_of(read_folder(shops[0]), None, SMALL), SMALL)
+
+    def answer(body, _n):
+        text = body["messages"][0]["content"][0]["text"]
+        title = text.partition("title: ")[2].partition("\n")[0]
+        return Reply("STOP" if text.startswith("You check") else f"a toy, {title}")
+
+    results, said = Results(), []
+    with chat_server(answer) as server:
+        settings = RefinementSettings(url=server.url, model="small", max_requests=40, parallel=1)
+        refined = _refined(own, settings, StageCache(tmp_path), results, said.append)
+    assert [len(part) for part in refined] == [len(part) for part in own]
+    for part, before in zip(refined, own, strict=True):
+        assert part.hashes() == before.hashes()
+    changed = [
+        text.startswith("a toy, ") and text.removeprefix("a toy, ") in before
+        for part, old in zip(refined, own, strict=True)
+        for text, before in zip(part.texts, old.texts, strict=True)
+    ]
+    assert sum(changed) == 20  # two requests each; the other items keep their text
+    assert results.numbers["refined_share"] == pytest.approx(20 / 24)
+    assert said[0] == "refined: 20 stopped by the evaluator, 4 out of budget"
+
+
 def test_too_few_pairs_are_refused_with_the_remedy(tmp_path):
     small = read_folder(write_shop(tmp_path / "two", count=5))
     with pytest.raises(GlyphrecError, match="are left to learn from.*--pairs"):
-        parts_of(small, None, replace(SMALL, test_share=0.8), lambda _line: None)
+        parts_of(sources_of(small, None, replace(SMALL, test_share=0.8)), SMALL)
     bare = replace(small, images={})
     with pytest.raises(GlyphrecError, match="0 items have both a text and a photo"):
-        parts_of(bare, None, SMALL, lambda _line: None)
+        sources_of(bare, None, SMALL)

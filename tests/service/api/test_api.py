@@ -146,8 +146,9 @@ async def test_paging_gives_every_item_once_in_trie_order(client):
 
 
 async def test_similar_items_share_the_longest_prefix_first_then_popularity(client):
+    params = {"limit": 100, "by": "codes"}
     for own in KNOWN_ITEMS:
-        answer = (await client.get(f"/items/{own.item_id}/similar", params={"limit": 100})).json()
+        answer = (await client.get(f"/items/{own.item_id}/similar", params=params)).json()
 
         def shared(other, own=own):
             return next((i for i in range(3) if own.codes[i] != other.codes[i]), 3)
@@ -159,7 +160,7 @@ async def test_similar_items_share_the_longest_prefix_first_then_popularity(clie
         assert [(n["item_id"], n["shared_levels"]) for n in answer["items"]] == [
             (each.item_id, shared(each)) for each in expected
         ]
-        fewer = (await client.get(f"/items/{own.item_id}/similar", params={"limit": 1})).json()
+        fewer = (await client.get(f"/items/{own.item_id}/similar", params=params | {"limit": 1})).json()
         assert fewer["items"] == answer["items"][:1]
 
 

@@ -102,3 +102,13 @@ async def test_info_names_the_fields_and_none_for_a_tokenizer_of_pixels(reader, 
     assert (await reader.get("/info")).json()["fields"] == ["item_id", "brand", "categories.2"]
     async with running(bundle, redis_url, catalog="another") as client:
         assert (await client.get("/info")).json()["fields"] is None
+
+
+async def test_items_are_found_by_an_item_and_not_by_a_text(reader):
+    """There is no query that has fields."""
+    other = SCREW | {"item_id": "other", "brand": "Zenith"}
+    for item in (SCREW, other):
+        await post(reader, item)
+    found = (await reader.get("/items/screw/similar", params={"by": "vector"})).json()["items"]
+    assert {each["item_id"] for each in found} == {"known", "other"}
+    assert is_problem(await reader.post("/search", json={"query": "Screw"}), 422, "invalid-query")

@@ -21,12 +21,13 @@ from service.settings import Settings
 OPEN, READ, WRITE, ADMIN = Scope.OPEN, Scope.READ, Scope.WRITE, Scope.ADMIN
 PARTS = [
     *("items", "recommend", "health", "live", "ready", "docs", "admin", "bundles", "assets", "info"),
-    *("metrics", "healthz", "events", "openapi.json", "similar", "image", "..", "", "a", "é"),
+    *("metrics", "healthz", "events", "openapi.json", "similar", "search", "image", "..", "", "a", "é"),
 ]
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "BREW")
 
 TRUTH = {
     ("POST", "/recommend"): READ,
+    ("POST", "/search"): READ,
     ("POST", "/items"): WRITE,
     ("GET", "/items"): READ,
     ("GET", "/items/{item_id:path}/similar"): READ,
@@ -59,7 +60,8 @@ def truth_by_path(method: str, path: str) -> Scope:
         return OPEN
     if path == "/admin" or path.startswith("/admin/"):
         return ADMIN
-    if method in {"GET", "HEAD", "OPTIONS"} or (method, path) == ("POST", "/recommend"):
+    queries = {("POST", "/recommend"), ("POST", "/search")}
+    if method in {"GET", "HEAD", "OPTIONS"} or (method, path) in queries:
         return READ
     return WRITE
 
@@ -168,9 +170,10 @@ def test_only_a_fixed_path_is_direct():
         Policies().add(Route("/items/{name}", undeclared), RoutePolicy(READ, is_direct=True))
 
 
-def test_recommend_alone_reserves_room_and_is_called_directly(app, policies):
-    assert policies.admissions.keys() == {("POST", "/recommend")}
-    assert direct_routes(app, ROUTERS).keys() == {("POST", "/recommend")}
+def test_recommend_and_search_alone_reserve_room_and_are_called_directly(app, policies):
+    queries = {("POST", "/recommend"), ("POST", "/search")}
+    assert policies.admissions.keys() == queries
+    assert direct_routes(app, ROUTERS).keys() == queries
 
 
 async def test_a_request_reserves_what_its_route_declares_once_a_model_is_there(app, monkeypatch):

@@ -1,4 +1,4 @@
-"""GET /items/{id}/similar takes the filter of POST /recommend, and answers with what passes it, no more."""
+"""GET /items/{id}/similar?by=codes takes the filter of POST /recommend: what passes it is the answer."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def shop(bundle, redis_url):
 
 
 async def similar(client, item_id, **params):
-    answer = await client.get(f"/items/{item_id}/similar", params={"limit": 100} | params)
+    answer = await client.get(f"/items/{item_id}/similar", params={"limit": 100, "by": "codes"} | params)
     assert answer.status_code == 200, answer.text
     return answer.json()
 

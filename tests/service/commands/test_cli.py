@@ -183,6 +183,25 @@ def test_recommend_takes_a_filter_as_the_api_does(served, capsys):
     assert capsys.readouterr().out == "no item passes the filter\n"
 
 
+def test_search_prints_items_with_their_likeness_and_words(served, tmp_path, capsys):
+    assert main(["search", "Thing number 3", "--limit", "3", "--url", served]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    answer = httpx.post(f"{served}/search", json={"query": "Thing number 3", "limit": 3}).json()
+    for line, item in zip(lines, answer["items"], strict=True):
+        assert line.split()[:3] == [f"{item['score']:.3f}", item["semantic_id"], item["item_id"]]
+    assert main(["search", "Thing", "--filter", '{"item_ids": ["item-3"]}', "--json", "--url", served]) == 0
+    assert [each["item_id"] for each in json.loads(capsys.readouterr().out)["items"]] == ["item-3"]
+    assert main(["search", "Thing", "--filter", '{"item_ids": []}', "--url", served]) == 0
+    assert capsys.readouterr().out == "no item passes the filter\n"
+    assert main(["search", "--url", served]) == 2
+    assert "Give a text, or a picture" in capsys.readouterr().err
+    assert main(["search", "--image", str(tmp_path / "none.jpg"), "--url", served]) == 2
+    assert "none.jpg" in capsys.readouterr().err
+    (tmp_path / "some.jpg").write_bytes(b"some")
+    assert main(["search", "--image", str(tmp_path / "some.jpg"), "--url", served]) == 2
+    assert "reads no pictures" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -293,7 +312,7 @@ def test_the_command_says_which_version_is_installed():
 def test_help_shows_every_command_also_those_that_cannot_run(registered):
     code, out, _ = finished("--help", PYTHONPATH=registered)
     assert code == 0
-    for name in ("serve", "import", "recommend", "hello", "train"):
+    for name in ("serve", "import", "recommend", "search", "hello", "train"):
         assert name in out
 
 

@@ -15,6 +15,7 @@ from service.cli import main
 from service.commands import import_tokenized as importing
 from service.core.filters import DeclaredFields
 from service.core.sid import NUM_SLOTS
+from service.core.vectors import as_text
 from service.store.fsck import check
 from service.store.items import ItemStore
 from service.store.records import RedisKeys
@@ -24,6 +25,7 @@ from tests.known_bundle import (
     SPEC,
     KnownItem,
     items_without_text_twice,
+    known_vector,
     tokenizer_id_of,
     write_known_bundle,
 )
@@ -101,6 +103,24 @@ async def test_what_was_imported_is_served_with_the_codes_of_the_file(
         answer = (await client.post("/recommend", json={"history": ["item-2400"], "limit": 5})).json()
         assert answer["source"] == "model"
         assert len(answer["items"]) == 5
+
+
+async def test_vectors_of_the_file_are_searched_and_missing_ones_are_told(
+    bundle, redis, redis_url, tmp_path, capsys
+):
+    path = tmp_path / "items.jsonl"
+    lines = [line(vector=as_text(known_vector(KNOWN_ITEMS[0].item))), line(item_id="bare")]
+    path.write_text("\n".join(lines) + "\n")
+    assert await imported(path, bundle, redis_url) == 0
+    assert "1 lines have no vector" in capsys.readouterr().err
+    vectors = await redis.hgetall(f"{{{CATALOG}}}:vectors:{TOKENIZER}")
+    assert {key: value[8:] for key, value in vectors.items()} == {
+        KNOWN_ITEMS[0].item_id.encode(): known_vector(KNOWN_ITEMS[0].item)
+    }
+    for vector in ("AAAA", "§", 7):
+        path.write_text(line(vector=vector) + "\n")
+        assert await imported(path, bundle, redis_url) == 2
+        assert "its vector" in capsys.readouterr().err
 
 
 async def test_a_new_catalog_is_the_file_and_not_the_bundle_too(bundle, redis_url, tmp_path):

@@ -20,7 +20,7 @@ from service.core.bundle_items import read_items
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors
 from service.lifecycle import bundles
-from tests.known_bundle import KNOWN_ITEMS, PAGED, SPEC, write_known_bundle
+from tests.known_bundle import KNOWN_ITEMS, PAGED, SPEC, VECTOR_DIM, write_known_bundle
 
 T = TypeVar("T")
 REMEDY = r"(Export again|export again|Copy|Give the folder|Serve it with the release)"
@@ -439,8 +439,8 @@ def test_items_with_flipped_bits_load_equal_or_are_refused(bundle, damaged, data
     """Even before their hash is checked."""
     path = damaged / ITEMS
     path.write_bytes(data.draw(damages((bundle / ITEMS).read_bytes())))
-    found = or_refused(lambda: read_items(path, SPEC, len(KNOWN_ITEMS)), str(path))
-    assert found is None or found == read_items(bundle / ITEMS, SPEC, len(KNOWN_ITEMS))
+    found = or_refused(lambda: read_items(path, SPEC, len(KNOWN_ITEMS), VECTOR_DIM), str(path))
+    assert found is None or found == read_items(bundle / ITEMS, SPEC, len(KNOWN_ITEMS), VECTOR_DIM)
 
 
 @anything
@@ -451,9 +451,10 @@ def test_lines_with_flipped_bits_are_whole_items_or_refused(bundle, damaged, dat
     path = damaged / ITEMS
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(data.draw(damages(whole)))
-    for each in or_refused(lambda: read_items(path, SPEC, len(KNOWN_ITEMS)), str(path)) or []:
+    for each in or_refused(lambda: read_items(path, SPEC, len(KNOWN_ITEMS), VECTOR_DIM), str(path)) or []:
         SPEC.check(each.codes)
         assert each.item["item_id"] == each.item_id
+        assert len(each.vector) in (0, VECTOR_DIM)
 
 
 @anything

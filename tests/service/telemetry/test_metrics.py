@@ -27,12 +27,13 @@ from tests.service.running import is_problem, running, starting, until_ready
 from tests.service.scraping import by_label, read, scrape, value
 
 # A metric's name ends, before _total, with a unit of Prometheus or with the counted things.
+QUEUES = ("recommender", "tokenizer", "query", "vectors")
 UNITS = ("seconds", "bytes", "ratio")
 COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
     *("widenings", "items", "views", "hits", "misses", "evictions", "entries", "version", "in_use", "values"),
     *("calls", "swaps", "events", "attributed", "pairs", "pages", "rank", "info", "quality", "ready"),
-    *("behind", "may_evict", "failing", "damaged", "pictures"),
+    *("behind", "may_evict", "failing", "damaged", "pictures", "searches", "rows"),
 )
 
 
@@ -48,6 +49,7 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
         ]
         pages = [(await client.post("/recommend", json=body)).json() for body in bodies]
         assert (await client.get("/items/item-0/similar")).status_code == 200
+        assert (await client.post("/search", json={"query": "Thing"})).status_code == 200
         assert (await client.post("/recommend", json={"history": 1})).status_code == 422
         for title in ("One", "One", "Two"):
             assert (await client.post("/items", json={"item_id": "new", "title": title})).status_code == 200
@@ -61,18 +63,20 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
                 "trained": sum(item_id in trained for item_id in shown),
                 "new": sum(item_id not in trained for item_id in shown),
             },
-            "admissions_total": {"recommender": 4, "tokenizer": 2},
-            "queue_limit_units": {"recommender": 777, "tokenizer": 99},
-            "queue_units": {"recommender": 0, "tokenizer": 0},
-            "running_units": {"recommender": 0, "tokenizer": 0},
-            "reserved_units": {"recommender": 0, "tokenizer": 0},
-            "batch_jobs_sum": {"recommender": 4, "tokenizer": 2},
+            "admissions_total": {"recommender": 4, "tokenizer": 2, "query": 1, "vectors": 2},
+            "queue_limit_units": {"recommender": 777, "tokenizer": 99, "query": 99, "vectors": 99},
+            "queue_units": dict.fromkeys(QUEUES, 0),
+            "running_units": dict.fromkeys(QUEUES, 0),
+            "reserved_units": dict.fromkeys(QUEUES, 0),
+            "batch_jobs_sum": {"recommender": 4, "tokenizer": 2, "query": 1, "vectors": 2},
+            "item_searches_total": {"text": 1, "item": 1},
             "bundle_swaps_total": {"switched": 0, "failed": 0},
             "feedback_events_total": {"taken": 0, "duplicate": 0},
             "offline_quality": {"recall@10": 0.5},
         }
         label_of = {
             "recommended_items_total": "novelty",
+            "item_searches_total": "by",
             "bundle_swaps_total": "result",
             "feedback_events_total": "outcome",
             "offline_quality": "metric",
@@ -94,6 +98,9 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
             "filter_views": 1,
             "filter_view_misses_total": 1,
             "catalog_items": len(KNOWN_ITEMS),
+            "vector_items": len(KNOWN_ITEMS),
+            "vector_missing_items": 0,
+            "vector_pending_rows": 0,
             "catalog_version": len(KNOWN_ITEMS) + 3,
             "catalog_lag_entries": 0,
             "catalog_lag_seconds": 0,
@@ -116,6 +123,8 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
         assert abs(value(found, "bundle_loaded_timestamp_seconds") - time.time()) < 60
         for stage in ("parse", "history", "queue", "decode", "resolve", "write"):
             assert value(found, "stage_seconds_count", flow="recommend", stage=stage) == 4, stage
+        for stage, count in {"render": 1, "queue": 1, "encode": 1, "wait": 2, "find": 2, "write": 1}.items():
+            assert value(found, "stage_seconds_count", flow="search", stage=stage) == count, stage
         index = dict.fromkeys(("parse", "held", "follow", "write"), 3)
         index |= {"render": 2, "queue": 2, "tokenise": 2, "store": 3}
         for stage, count in index.items():
@@ -134,7 +143,7 @@ async def test_what_alerts_count_begins_at_zero(client):
     """A counter that is born above 0 shows no increase to Prometheus, so a first burst would page nobody."""
     found = await scrape(client)
     for status in ("500", "503", "507", "429", "200"):
-        for route in ("/recommend", "/items", "/events"):
+        for route in ("/recommend", "/search", "/items", "/events"):
             labels = {"route": route, "method": "POST", "status": status}
             assert value(found, "http_requests_total", **labels) == 0, labels
     for outcome in ("answered", "refused"):

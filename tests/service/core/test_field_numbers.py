@@ -1,6 +1,8 @@
 """Fields of items as numbers: what an item has in a field, and what its vocabulary knows of it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.core.item_fields import UNKNOWN, Vocabulary, category_path, values_of
 
@@ -62,6 +64,22 @@ def test_values_are_the_text_that_would_be_drawn():
     assert values_of({"new": True}, "new") == ["yes"]
     assert values_of({"categories": ["A", "B"]}, "categories") == ["a > b"]
     assert values_of({"size": ""}, "size") == []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=4), inside, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["item_id", "brand", "categories", "colors", "other"]), JSON))
+def test_whatever_an_item_has_it_is_read_and_what_is_told_is_unknown(item):
+    found = VOCABULARY.read(item)
+    assert found.shape == (5,)
+    assert ((found >= 0) & (found < VOCABULARY.num_values)).all()
+    names = dict(zip(VOCABULARY.names, found.tolist(), strict=True))
+    assert all(names[name] == UNKNOWN for name in VOCABULARY.unknown_in(item))
 
 
 def test_new_values_are_told_by_their_fields_and_absent_ones_are_not():
