@@ -110,6 +110,7 @@ def try_image(buildah: Buildah, folder: Path, base: str | None, version: str) ->
         say("making a base")
         try:
             base = make_base(buildah, folder)
+            check_base(buildah, base)
         except (ImageError, OSError) as error:
             raise BaseError(error) from error
     say("building")
@@ -125,6 +126,14 @@ def try_image(buildah: Buildah, folder: Path, base: str | None, version: str) ->
     say("serving")
     check_service(buildah, container, folder)
     return {**sizes, "build_s": round(build_s)}
+
+
+def check_base(buildah: Buildah, base: str) -> None:
+    """Commands must run in the base and reach pip's packages, or no failure below tells of the image."""
+    container = buildah("from", base)
+    fetch = "python3 -m venv /tmp/tried && /tmp/tried/bin/pip download -q --no-deps -d /tmp/tried idna"
+    buildah("run", container, "sh", "-c", fetch)
+    buildah("rm", container)
 
 
 def make_base(buildah: Buildah, folder: Path) -> str:
