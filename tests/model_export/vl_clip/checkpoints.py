@@ -64,11 +64,11 @@ def save_clip(folder: Path) -> Any:
 
 
 def _save(model: Any, folder: Path) -> Any:
-    """Weights of our own, as those that a library starts with may change. Vectors keep theirs."""
+    """Weights of our own, as those that a library starts with may change. Biases and norms keep theirs."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim > 1:
+        for name, weights in model.named_parameters():
+            if weights.ndim > 1 or name.endswith("class_embedding"):  # which is one random vector
                 weights.copy_(torch.randn(weights.shape, generator=generator) * 0.15)
     model.eval().save_pretrained(folder)
     return model
