@@ -88,7 +88,11 @@ def test_the_named_configuration_reads_fields_and_its_codes_are_a_tree_of_cluste
 @pytest.mark.slow
 def test_the_bundle_has_the_fields_their_vocabulary_and_items_in_words(bundles):
     manifest = json.loads((bundles / "resid" / "manifest.json").read_text())
-    assert manifest["fields"] == {"names": list(FIELDS), "num_values": [1 + NUM_ITEMS, 6, 7, 13]}
+    assert manifest["fields"] == {
+        "names": list(FIELDS),
+        "num_values": [1 + NUM_ITEMS, 6, 7, 13],
+        "beside_pixels": False,
+    }
     assert [each["name"] for each in manifest["tokenizer"]["inputs"]] == ["fields"]
     assert manifest["metrics"]["max_vector_difference"] < 1e-4
     report = (bundles / "resid" / "report" / "report.md").read_text()
