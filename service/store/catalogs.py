@@ -17,7 +17,7 @@ DELETE_CHUNK = 500
 # Keys of a catalog, as docs/architecture.md lists them. A key of another program may have braces, too.
 _KEY = re.compile(
     r"\{(?P<catalog>[A-Za-z0-9._:-]{1,64})\}:"
-    r"(?:items|pictures|(?:codes|trie|log):[^:]+|active|owner|rollout(?::leader)?|replicas|retired"
+    r"(?:items|pictures|(?:codes|trie|log|vectors):[^:]+|active|owner|rollout(?::leader)?|replicas|retired"
     r"|event_ids|events|event_owner:.+|co_counts|co_log|co_counted|co_seeded)"
 )
 _MARKER = "event_owner"  # of which there may be many small ones, so their sizes are not asked for
