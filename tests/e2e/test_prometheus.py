@@ -24,6 +24,7 @@ EMPTY_PANELS = {
     ("resources", "GPU: memory in use"): NO_GPU,
     ("resources", "GPU: memory"): NO_GPU,
     ("resources", "GPU: use"): NO_GPU,
+    ("catalog", "Recall of the graph"): "a catalog of a few thousand items is searched without a graph",
 }
 
 

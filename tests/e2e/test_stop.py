@@ -132,8 +132,8 @@ class Reconnecting:
                 client.settimeout(30)
                 try:
                     client.connect(self._address)
-                except ConnectionRefusedError:
-                    return
+                except (ConnectionRefusedError, ConnectionResetError):
+                    return  # nothing was sent; a reset is a handshake that met the end of the listening socket
                 try:
                     client.sendall(request)
                     answer = client.recv(65_536)
