@@ -133,7 +133,7 @@ class Reconnecting:
                 try:
                     client.connect(self._address)
                 except (ConnectionRefusedError, ConnectionResetError):
-                    return  # nothing was sent; a reset is a handshake that met the end of the listening socket
+                    return  # nothing was sent; a reset came amid the handshake with a socket that closed
                 try:
                     client.sendall(request)
                     answer = client.recv(65_536)
