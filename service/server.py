@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from service.api.dependencies import ServiceState
 from service.http.connection import BoundedHttp
 from service.http.connection_limit import ConnectionLimit
+from service.http.listening import drop_new
 from service.http.open_files import connections_within_files
 from service.lifecycle.model import Readiness
 from service.settings import Settings
@@ -87,9 +88,7 @@ class GracefulServer(uvicorn.Server):
 
         uvicorn would close connections whose requests the kernel has, and nobody has read: they were lost.
         """
-        # From now on the kernel takes hardly any connection, so none is left there when the socket is closed.
-        for each in sockets or []:
-            each.listen(0)
+        drop_new(sockets or [])  # so that none is left in the kernel when their socket is closed
         await asyncio.sleep(READ_S)
         for server in self.servers:
             server.close()

@@ -1,9 +1,12 @@
 """The sockets that the server listens on: TCP over IPv4, IPv6 or both, or a socket of the file system."""
 
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +15,10 @@ from service.core.addresses import LOOPBACK_OF, plain_host, url_of
 from service.errors import GlyphrecError
 
 BACKLOG = 2_048  # connections that the kernel holds until the event loop takes them
+ATTACH_FILTER = 26  # SO_ATTACH_FILTER of socket(7), which Python has no name for
+# Drops the packets that begin a connection of TCP: load the flags, drop if SYN is set, else take the packet.
+# Code, jumps if true and if not, value: https://docs.kernel.org/networking/filter.html
+ALL_BUT_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF_FFFF))
 EVERY_IPV6 = "::"
 ANYBODY = 0o666  # on this machine, as with a loopback address; the folder may say otherwise
 
@@ -78,6 +85,21 @@ def listen(sockets: list[socket.socket]) -> str:
         except OSError as error:
             raise _cannot_listen(_shown(each), error) from None
     return ", ".join(map(_shown, sockets))
+
+
+def drop_new(sockets: list[socket.socket]) -> None:
+    """Let the kernel make no further connection. Those that it has made can still be taken.
+
+    The kernel resets connections that nobody has taken when their socket is closed. So this comes first. A
+    client that tries to connect hears nothing, and once the socket is closed that nobody listens.
+    """
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in ALL_BUT_SYN))
+    option = struct.pack("HP", len(ALL_BUT_SYN), ctypes.addressof(program))
+    for each in sockets:
+        each.listen(0)  # where there are no filters, the kernel still makes one connection
+        if sys.platform == "linux" and each.family in (socket.AF_INET, socket.AF_INET6):
+            with suppress(OSError):  # a sandbox may forbid them
+                each.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, option)
 
 
 def _bound(family: int, address: tuple[object, ...], *, is_dual: bool) -> socket.socket:
