@@ -84,6 +84,8 @@ class ItemDrawer:
 
         `kept` has the kept picture of each item that has one. A tokenizer of fields alone needs neither.
         """
+        if not records:
+            return []
         fields = [self._fields(record) for record in records]
         if not self._reads_pixels:
             return [Drawn(None, TokenizerInput(NO_STRIPS, None, each)) for each in fields]

@@ -8,8 +8,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -29,9 +28,9 @@ from service.errors import (
     ServiceError,
     SidSpaceFull,
     StoreUnavailable,
-    TookTooLong,
 )
 from service.flows.contents import CheckedItem, Content, ContentReader
+from service.flows.deadlines import within
 from service.flows.drawing import ItemDrawer, Tokenized
 from service.flows.outcomes import Indexed, Outcome, Patched, answer_for, failed, outcomes_of
 from service.inference.batching import Answer, MicroBatcher
@@ -44,6 +43,8 @@ from service.telemetry.stages import Stages
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+WHAT = "Reading these items"  # the subject of an error about time
 
 # Items that are drawn, read and stored together. Few, so that an item posted meanwhile does not wait long.
 CHUNK = 32
@@ -105,7 +106,7 @@ class Indexer:
         Raises Overloaded, StoreUnavailable or TookTooLong if nothing was stored because of it, and
         StoreUnavailable if this replica does not see the stored items in time.
         """
-        async with self._within(deadline) as deadline:
+        async with within(deadline, self._timeout_s, WHAT) as deadline:
             checked = await asyncio.to_thread(lambda: [self._contents.check(item) for item in items])
             indexed = await self._index(items, checked, stages, deadline, if_match)
         outcomes = [
@@ -135,7 +136,7 @@ class Indexer:
         """
         lock = self._patching.setdefault(item_id, asyncio.Lock())
         kept: KeptPicture | None = None  # of the change, decoded once
-        async with self._within(deadline) as deadline, lock:
+        async with within(deadline, self._timeout_s, WHAT) as deadline, lock:
             for _ in range(PATCH_TRIES):
                 stored = await self._store.get(item_id)
                 if stored is None:
@@ -168,17 +169,6 @@ class Indexer:
             return False
         content = self._contents.content(checked, HeldWithPicture(None, reference_in(stored.item)))
         return isinstance(content, Content) and content.record.item == stored.item
-
-    @asynccontextmanager
-    async def _within(self, deadline: float) -> AsyncIterator[float]:
-        """Limits the time of a request; gives its deadline. Raises TookTooLong."""
-        started_at = asyncio.get_running_loop().time()
-        deadline = min(deadline, started_at + self._timeout_s)
-        try:
-            async with asyncio.timeout_at(deadline):
-                yield deadline
-        except TimeoutError:
-            raise TookTooLong("Reading these items", deadline - started_at) from None
 
     def _note(self, outcomes: Sequence[Outcome], stages: Stages) -> None:
         for outcome in outcomes:

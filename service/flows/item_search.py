@@ -6,23 +6,23 @@
 The queue's batches hold the lock of the catalog, so an answer belongs to one version of it.
 """
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple
 
 from service.catalog.catalog import Catalog
-from service.catalog.vectors import VectorIndex
 from service.core.filters import DeclaredFields, Filter
 from service.core.sid import Sid
-from service.errors import ItemNotFound, ServiceError, TookTooLong
+from service.errors import ItemNotFound, ServiceError
+from service.flows.deadlines import within
 from service.flows.query_encoder import Encoded, Likeness, QueryEncoder, Vector
 from service.inference.batching import MicroBatcher, Reservation
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
+
+WHAT = "The search"  # the subject of an error about time
 
 
 class SearchOff(ServiceError):
@@ -189,7 +189,7 @@ class ItemSearcher:
         Raises InvalidQuery, UnknownFilterField, InvalidFilter, SearchOff, NoVectors, Overloaded, TookTooLong.
         """
         self._check(which)
-        async with self._within(deadline) as deadline:
+        async with within(deadline, self._timeout_s, WHAT) as deadline:
             encoded = await self._encoder.encode(query, stages, deadline, reservation)
             found = await self._find(Finding(encoded.vector, which), stages, deadline, is_admitted=True)
         self._note(query.by, found, which, stages)
@@ -200,12 +200,12 @@ class ItemSearcher:
     ) -> FoundItems:
         """The other items most like an item. Raises ItemNotFound, and what `search` raises."""
         self._check(which)
-        async with self._within(deadline) as deadline:
+        async with within(deadline, self._timeout_s, WHAT) as deadline:
             found = await self._find(Finding(item_id, which), stages, deadline, is_admitted=False)
         self._note("item", found, which, stages)
         return found
 
-    def _check(self, which: Which) -> VectorIndex:
+    def _check(self, which: Which) -> None:
         if which.filter is not None:
             self._fields.check(which.filter)
         vectors = self._catalog.vectors
@@ -213,7 +213,6 @@ class ItemSearcher:
             raise SearchOff
         if not vectors.num_vectors and self._catalog.num_items:
             raise NoVectors(0, self._catalog.num_items)
-        return vectors
 
     async def _find(
         self, finding: Finding, stages: Stages, deadline: float, *, is_admitted: bool
@@ -223,16 +222,6 @@ class ItemSearcher:
         if isinstance(answer.result, ServiceError):
             raise answer.result
         return answer.result
-
-    @asynccontextmanager
-    async def _within(self, deadline: float) -> AsyncIterator[float]:
-        started_at = asyncio.get_running_loop().time()
-        deadline = min(deadline, started_at + self._timeout_s)
-        try:
-            async with asyncio.timeout_at(deadline):
-                yield deadline
-        except TimeoutError:
-            raise TookTooLong("The search", deadline - started_at) from None
 
     def _note(self, by: str, found: FoundItems, which: Which, stages: Stages) -> None:
         self._metrics.observe_item_search(by, exact=found.is_exact, filtered=which.filter is not None)

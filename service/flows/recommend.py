@@ -3,12 +3,11 @@
 search.py has the search itself, from the history's codes to the items of the page.
 """
 
-import asyncio
 import math
 from dataclasses import dataclass
 
 from service.core.filters import DeclaredFields
-from service.errors import TookTooLong
+from service.flows.deadlines import within
 from service.flows.search import Page, Query, Search
 from service.inference.batching import MicroBatcher, Reservation
 from service.telemetry.metrics import Metrics
@@ -62,13 +61,8 @@ class Recommender:
         """
         if query.filter is not None:
             self._fields.check(query.filter)
-        started_at = asyncio.get_running_loop().time()
-        deadline = min(deadline, started_at + self._timeout_s)
-        try:
-            async with asyncio.timeout_at(deadline):
-                answer = await self._recommend(query, stages, deadline, reservation)
-        except TimeoutError:
-            raise TookTooLong("The recommendation", deadline - started_at) from None
+        async with within(deadline, self._timeout_s, "The recommendation") as deadline:
+            answer = await self._recommend(query, stages, deadline, reservation)
         self._metrics.observe_recommendation(
             answer.page.source, exact=answer.page.exact, filtered=query.filter is not None
         )
