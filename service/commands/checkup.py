@@ -1,7 +1,6 @@
 """What `glyphrec doctor` looks at. Each check yields what it found, with the remedy where it is wrong."""
 
 import resource
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +16,8 @@ from service.core.memory import usable_memory, used_memory
 from service.core.render import font_sha256
 from service.core.version import service_version
 from service.errors import GlyphrecError
+from service.http.listening import listen, tcp_sockets
+from service.http.open_files import files_needed
 from service.inference.runtime import onnx_runtime
 from service.lifecycle.bundles import GraphOptions, LoadedBundle, load
 from service.settings import Settings
@@ -29,6 +30,7 @@ from service.telemetry.gpu import find_nvml
 State = Literal["ok", "warning", "wrong"]
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
+TESTED = f"{OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} to {NEWEST_PYTHON[0]}.{NEWEST_PYTHON[1]}"
 # A package that each extra brings and nothing else does, and what the extra is for.
 EXTRAS = {
     "export": ("onnxscript", "trains and exports bundles"),
@@ -37,10 +39,10 @@ EXTRAS = {
 }
 GPU_DEVICES = (Path("/dev/nvidia0"), Path("/dev/dxg"))
 CUDA = "CUDAExecutionProvider"
-# Of a replica, beside its graphs: its trie, tables and ids. `python -m benchmarks.scale` measures it.
+# Of a replica, beside its graphs: trie, tables and ids. `python -m benchmarks.scale` measures it; rounded up.
 BYTES_PER_ITEM = 400
+BYTES_PER_VECTOR = 172  # and twice its numbers, if a graph of neighbors is needed; docs/operations.md
 MUCH_OF_MEMORY = 0.8  # a share
-OTHER_FILES = 100  # open files of a process that are no connections
 REDIS_PORT = 6379
 MEGABYTE = 1e6
 
@@ -61,7 +63,9 @@ def of_machine() -> Iterator[Finding]:
         yield Finding("python", "ok", f"Python {shown}, glyphrec {service_version()}")
     else:
         yield Finding(
-            "python", "warning", f"Python {shown} is not one that glyphrec is tested with: 3.11 to 3.14"
+            "python",
+            "warning",
+            f"Python {shown} is not one that glyphrec is tested with, {TESTED}",
         )
     for extra, (package, purpose) in EXTRAS.items():
         if (found := _version_of(package)) is not None:
@@ -94,7 +98,7 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
             f"other. Set it to {cpus.num_threads} or leave it out",
         )
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.max_connections + OTHER_FILES
+    wanted = files_needed(settings.max_connections)
     if most_files not in (resource.RLIM_INFINITY, -1) and most_files < wanted:
         yield Finding(
             "settings",
@@ -102,13 +106,13 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
             f"GLYPHREC_MAX_CONNECTIONS is {settings.max_connections}, but this process may open {most_files} "
             f"files. Raise the limit to {wanted} or more, for example with ulimit -Hn",
         )
-    if settings.unix_socket is None and settings.port and (who := _taken(settings.host, settings.port)):
-        yield Finding(
-            "settings",
-            "warning",
-            f"{settings.host}:{settings.port} cannot be listened on: {who}. If that is not a service of "
-            "yours, set GLYPHREC_PORT to a free one",
-        )
+    if settings.unix_socket is None and settings.port:
+        try:
+            with tcp_sockets(settings.host, settings.port) as sockets:
+                listen(sockets)
+        except GlyphrecError as error:
+            text = f"{error} It may be a service of yours; else set GLYPHREC_PORT"
+            yield Finding("settings", "warning", text)
     yield Finding("settings", "ok", f"the catalog is {settings.catalog!r}")
 
 
@@ -128,7 +132,8 @@ def of_bundle(settings: Settings) -> Iterator[Finding]:
         return
     seconds, took = time.perf_counter() - started_at, max(0, used_memory() - before)
     yield Finding("bundle", "ok", f"{_described(loaded)}; opens in {seconds:.1f} s")
-    needed = took + BYTES_PER_ITEM * len(loaded.items)
+    of_vector = BYTES_PER_VECTOR + 2 * loaded.manifest.vector_dim if settings.search else 0
+    needed = took + (BYTES_PER_ITEM + of_vector) * len(loaded.items)
     text = f"a replica takes about {(before + needed) / MEGABYTE:,.0f} MB with the items of the bundle"
     available = usable_memory().available
     if available and needed > MUCH_OF_MEMORY * available:
@@ -214,18 +219,6 @@ def _gpu_remedy() -> str:
 def _version_of(package: str) -> str | None:
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    return None
-
-
-def _taken(host: str, port: int) -> str | None:
-    """Why the address cannot be listened on, or None if it can."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        return error.strerror or str(error)
     return None
 
 

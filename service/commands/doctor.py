@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.commands.parsers import EXIT_FAILURE, Subparsers
+from service.commands.parsers import EXIT_FAILURE, Subparsers, environment
 
 if TYPE_CHECKING:  # slow to import
     from collections.abc import AsyncIterator
@@ -55,14 +55,12 @@ async def _findings(args: argparse.Namespace) -> "AsyncIterator[Finding]":
 
     for finding in of_machine():
         yield finding
-    is_named = True
+    is_named = args.bundle is not None or environment("GLYPHREC_BUNDLE") is not None
     try:
-        settings = load_settings(bundle=args.bundle, redis_url=args.redis_url)
+        settings = load_settings(bundle=args.bundle if is_named else Path(), redis_url=args.redis_url)
     except BadSettings as error:
-        if not _lacks_bundle_alone(args):
-            yield Finding("settings", "wrong", str(error))
-            return
-        settings, is_named = load_settings(bundle=Path(), redis_url=args.redis_url), False
+        yield Finding("settings", "wrong", str(error))
+        return
     for finding in of_settings(settings):
         yield finding
     if is_named:
@@ -72,17 +70,6 @@ async def _findings(args: argparse.Namespace) -> "AsyncIterator[Finding]":
         yield Finding("bundle", "warning", "none is named. Give --bundle or set GLYPHREC_BUNDLE")
     async for finding in of_redis(settings.redis_url, settings.catalog):
         yield finding
-
-
-def _lacks_bundle_alone(args: argparse.Namespace) -> bool:
-    """Whether a bundle is all that the settings lack."""
-    from service.settings import BadSettings, load_settings
-
-    try:
-        load_settings(bundle=Path(), redis_url=args.redis_url)
-    except BadSettings:
-        return False
-    return args.bundle is None
 
 
 def _show(finding: "Finding", *, as_json: bool) -> None:

@@ -10,13 +10,18 @@ OWN_FILES = 128  # connections to Redis, logs, libraries and what the event loop
 log = logging.getLogger(__name__)
 
 
+def files_needed(max_connections: int) -> int:
+    """How many files a process needs open for so many connections beside probes and its own files."""
+    return max_connections + PROBE_RESERVE + OWN_FILES
+
+
 def connections_within_files(max_connections: int) -> int:
     """`max_connections`, or as many as this process may have beside its other files.
 
     Raises the soft limit of open files as far as needed and allowed, which needs no rights. Logs a warning if
     it is not enough.
     """
-    needed = max_connections + PROBE_RESERVE + OWN_FILES
+    needed = files_needed(max_connections)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return max_connections
