@@ -198,7 +198,7 @@ def check_configuration(inspected: dict[str, object], version: str) -> None:
 
 def check_help(shown: str) -> None:
     """The help must not offer what the image cannot do."""
-    offered = set(re.findall(r"^    ([a-z]+)\b", shown, flags=re.MULTILINE))
+    offered = set(re.findall(r"^    ([a-z][a-z-]*)", shown, flags=re.MULTILINE))
     beyond = offered & PROJECT["entry-points"]["glyphrec.commands"].keys()
     demand("serve" in offered and not beyond, f"its help offers {sorted(beyond)}, which it cannot do")
 

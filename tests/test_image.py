@@ -41,12 +41,20 @@ def test_what_serving_does_not_need_is_not_in_the_image(tmp_path: Path, unwanted
     "check",
     [
         lambda: check_help(HELP + "    export    train a bundle\n"),
+        lambda: check_help(HELP + "    vl-clip   learn a space\n"),
         lambda: check_help("usage: something else"),
         lambda: check_configuration(configuration(User=""), "1.2"),
         lambda: check_configuration(configuration(Healthcheck={"Test": ["NONE"]}), "1.2"),
         lambda: check_configuration(configuration(), "1.3"),
     ],
-    ids=["a command without its packages", "no commands", "root", "no health check", "another version"],
+    ids=[
+        "a command without its packages",
+        "one with a dash",
+        "no commands",
+        "root",
+        "no health check",
+        "another version",
+    ],
 )
 def test_a_promise_that_the_image_breaks_is_told(check: Callable[[], None]) -> None:
     with pytest.raises(ImageError):
