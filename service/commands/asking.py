@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from glyphrec_client import Client, NoAnswer, ProblemError, Retry, UnexpectedAnswer
+from glyphrec_client import picture as picture  # for the commands, which ask by this room alone
 from glyphrec_client.errors import one_line, shown_url
 from service.errors import GlyphrecError
 

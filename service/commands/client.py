@@ -232,7 +232,7 @@ def run_recommend(args: argparse.Namespace) -> int:
         body["filter"] = filter_of(args.filter)
     with connected(args.url, args.key) as client:
         answer = ask(client, "POST", "/recommend", body)
-        if not has(answer, A_PAGE) or not all(map(_is_item, answer["items"])):
+        if not has(answer, A_PAGE) or not all(has(item, AN_ITEM) for item in answer["items"]):
             raise not_ours(client, json.dumps(answer, ensure_ascii=False))
         if args.json:
             print(json.dumps(answer, ensure_ascii=False, indent=2))
@@ -276,12 +276,10 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", default=os.environ.get(CLIENT_KEY), help=f"API key (default ${CLIENT_KEY})")
 
 
-def _is_item(item: Any) -> bool:
-    return has(item, AN_ITEM) and item["item_id"] != ""
-
-
 def words_of(client: Client, item_id: str) -> str:
-    """What an item says, for a line of a list. Raises GlyphrecError."""
+    """What an item says, for a line of a list. Raises GlyphrecError, also for an id that is empty."""
+    if not item_id:
+        raise not_ours(client, "an item without an id")
     answer = ask(client, "GET", path_of(item_id))
     if not has(answer, {"item": dict}):
         raise not_ours(client, json.dumps(answer, ensure_ascii=False))

@@ -1,11 +1,11 @@
 """The photos of an import: where a line's `image` names a file beside the items, its bytes are posted."""
 
-import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.commands.asking import picture
 from service.core.image_field import FIELD
 from service.core.json_lines import JsonLine
 
@@ -50,7 +50,7 @@ def with_picture(line: JsonLine, folder: Path, limits: Limits) -> Prepared:
     data = _read(folder, named, most)
     if isinstance(data, str):
         return Prepared(line, _size(line.value), f"{named!r} is not sent: {data}")
-    value = line.value | {FIELD: {"data": base64.b64encode(data).decode()}}
+    value = line.value | {FIELD: picture(data)}
     return Prepared(line._replace(value=value), _size(value), "")
 
 

@@ -1,12 +1,11 @@
 """`glyphrec search`: asks a running service for the items most like a text or a picture."""
 
 import argparse
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from service.commands.asking import Kinds, ask, connected, has, not_ours
+from service.commands.asking import Kinds, ask, connected, has, not_ours, picture
 from service.commands.client import add_connection, filter_of, words_of
 from service.commands.parsers import Subparsers
 from service.errors import GlyphrecError
@@ -39,8 +38,8 @@ def add_search(subparsers: Subparsers) -> None:
 def run_search(args: argparse.Namespace) -> int:
     """Print the found items with their likeness, or the whole answer as JSON. Returns 0.
 
-    Raises GlyphrecError if there is nothing to search with, --filter is not JSON, the picture cannot be read,
-    no service answers, or the service refuses the request.
+    Raises GlyphrecError if there is nothing to search with, --filter is not JSON, no service answers, or
+    the service refuses the request, and OSError if the picture cannot be read.
     """
     if not args.query and args.image is None:
         raise GlyphrecError("What shall the items be like? Give a text, or a picture with --image.")
@@ -48,7 +47,7 @@ def run_search(args: argparse.Namespace) -> int:
     if args.query:
         body["query"] = args.query
     if args.image is not None:
-        body["image"] = {"data": base64.b64encode(args.image.read_bytes()).decode("ascii")}
+        body["image"] = picture(args.image.read_bytes())
     if args.filter is not None:
         body["filter"] = filter_of(args.filter)
     with connected(args.url, args.key) as client:
