@@ -37,7 +37,7 @@ from benchmarks.workload.catalog import enlarged, service_with, write_body
 from benchmarks.workload.load import require_h2load, send
 from model_export.local_service import LocalService
 from service.catalog.nearest import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, NearestGraph
-from service.catalog.vectors import VectorIndex
+from service.catalog.vectors import EXACT_UP_TO, VectorIndex
 from service.core.bundle import Bundle
 from service.core.vectors import as_text, from_text, packed, quantized, unpacked
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
+    return tuple(sorted(int(part) for part in text.split(",") if part))
 
 
 def label(size: int) -> str:
@@ -265,7 +265,7 @@ def until_built(service: LocalService) -> float:
     started_at = time.perf_counter()
     while True:
         vectors = service.client.get("/info").json()["vectors"]
-        is_small = vectors["items"] <= VectorIndex(DIM).exact_up_to
+        is_small = vectors["items"] <= EXACT_UP_TO
         if is_small or (vectors["recall_at_10"] is not None and not vectors["pending"]):
             return time.perf_counter() - started_at
         time.sleep(0.2)

@@ -12,7 +12,7 @@ answer is right if it has the item's title. The figure is the mean of 1 / place 
 The vectors of the drawn texts are those of the tokenizer: `head`, which its graph gives and the service
 searches, and beside it what comes before and after (the encoder's `features`, the quantizer's `latents`).
 `head_int8` is what Redis keeps. Baselines in the same run: the vectors of MiniLM, which reads text, and BM25
-over words (bm25s). The last line is JSON, for each of them `mrr_KIND_OF_QUERY`, and the mean of the kinds.
+over words (bm25s). The last line is JSON: `head_mrr_typos` and so on, and `head_mrr`, the mean of the kinds.
 """
 
 import tempfile

@@ -23,7 +23,7 @@ from model_export.bundle.report import Cost, examples_of, fields_in_words, write
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
-from model_export.configs import FamaeConfig, RunConfig, TreeConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, ReadableConfig, RunConfig, TreeConfig, UnservedEncoderConfig
 from model_export.data.item_fields import first_categories
 from model_export.data.photos import seen_of
 from model_export.data.splits import training_fingerprint
@@ -135,10 +135,14 @@ def key_of_bundle(run: Run) -> str:
     files = [] if isinstance(encoder, FamaeConfig) else choose_encoder.encoder_files(encoder)
     if config.pictures is not None:
         files = [*files, *image_encoder_files(config.pictures)]
-    format_version = format_version_of(
-        reads_text_alone=config.pictures is None and not isinstance(encoder, FamaeConfig)
+    return key_of(
+        _format_version(config), run.dataset.fingerprint, config, *files, versions_of_bundle(config)
     )
-    return key_of(format_version, run.dataset.fingerprint, config, *files, versions_of_bundle(config))
+
+
+def _format_version(config: RunConfig) -> Literal[3, 4]:
+    reads_fields = isinstance(config.encoder, FamaeConfig) or isinstance(config.quantizer, ReadableConfig)
+    return format_version_of(reads_text_alone=config.pictures is None and not reads_fields)
 
 
 def versions_of_bundle(config: RunConfig) -> Versions:
@@ -220,7 +224,7 @@ def _write_graphs(
         fields = write_vocabulary(folder / VOCABULARY, vocabulary, beside_pixels=beside_pixels)
     own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures, vocabulary)
     manifest = Manifest(
-        format_version=format_version_of(reads_text_alone=pictures is None and fields is None),
+        format_version=_format_version(config),
         export_key=key,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.name,

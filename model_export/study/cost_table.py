@@ -36,6 +36,8 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
         cell, dataset, config = work.cell, work.dataset, work.config
         if cell.counting or cell.question or isinstance(config.generator, SasRecConfig):
             continue
+        if is_vl_clip(config.pictures):  # which reads photos in a way of its own, and which no export writes
+            continue
         run = Run.of(dataset, config, cache_folder)
         key = key_of(dataset.fingerprint, config.encoder, config.render)
         if key not in known:
@@ -43,7 +45,7 @@ def measure_costs(works: Sequence[Work], *, folder: Path, cache_folder: Path) ->
         figures = dict(known[key])
         if config.pictures is not None:
             figures = _with_photos(figures, run)
-        if cell.has_photos and not is_late(config.pictures) and not is_vl_clip(config.pictures):
+        if cell.has_photos and not is_late(config.pictures):
             figures |= timing.of_tokenizer(run)
         if "quantizers" in cell.groups and not is_late(config.pictures):
             figures |= timing.of_quantizer(run)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from model_export.encoders.hub.base import load_config, require_transformers, wrong_model
+from model_export.encoders.hub.base import load_config, load_model, require_transformers, wrong_model
 from model_export.vl_clip.configs import ClipConfig
 from model_export.vl_clip.retrieval import figures_of, ranks_of_pairs
 from model_export.vl_clip.space import TextPhotoSpace, Vectors, symmetric_contrastive_loss
@@ -40,7 +40,7 @@ class ClipSpace(TextPhotoSpace):
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
             self._processor: Any = CLIPImageProcessorPil.from_pretrained(checkpoint)
-            self.model: Any = CLIPModel.from_pretrained(checkpoint, attn_implementation="eager")
+            self.model: Any = load_model(CLIPModel, checkpoint, attn_implementation="eager")
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().split("\n")[0]
             raise GlyphrecError(

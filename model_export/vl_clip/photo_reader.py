@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from model_export.encoders.images.base import ImageEncoder
 from model_export.encoders.images.efficientnet_lite0 import (
     FEATURE_DIM,
+    MEAN,
+    SCALE,
     STAGES,
     EfficientNetLite0,
 )
@@ -35,7 +37,6 @@ EARLY = (0, 1, 2, 4)  # stages of the network, at 1/2, 1/4, 1/8 and 1/16 of the 
 EARLY_DIM = sum(STAGES[stage][4] for stage in EARLY)
 CELL_DIM = FEATURE_DIM + 2 * EARLY_DIM  # of a cell: the last map, early maps, and their squares
 PX_PER_CELL = 32
-MEAN, SCALE = 127.0, 128.0  # of the pixels, as in efficientnet_lite0.py
 MIN_VARIANCE = 1e-6
 TRACED_PHOTOS = 2  # the exporter takes 0 and 1 for constants
 

@@ -15,10 +15,10 @@ from model_export.encoders.compact.letter_grams import LetterGrams
 from model_export.pipeline.cache import StageCache
 from service.core import render
 from service.core.bundle import RenderSpec
+from service.core.item_fields import category_path
 from service.core.render import render_text
 
 SHORT_FIELDS = ("title", "categories")  # of the short form of a text
-TYPE_FIELD = "categories"
 
 Features = NDArray[np.float32]
 
@@ -57,7 +57,5 @@ def short_spec(spec: RenderSpec) -> RenderSpec:
 
 def product_type(item: dict[str, Any]) -> str:
     """The last level of the item's categories, or its title if it has none."""
-    levels = item.get(TYPE_FIELD)
-    if isinstance(levels, list) and levels:
-        return str(levels[-1])
-    return str(levels or item.get("title") or "")
+    path = category_path(item)
+    return path[-1] if path else str(item.get("title") or "")
