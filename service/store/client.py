@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -164,6 +164,17 @@ async def _introduce(connection: Any) -> None:
     except ResponseError as error:
         if str(error).startswith("DENIED"):  # not the name, but the whole connection
             raise
+
+
+async def hash_pages(redis: Any, key: str, count: int) -> AsyncIterator[dict[bytes, bytes]]:
+    """Fields and values of a hash, page by page. A field may come twice. Raises StoreUnavailable."""
+    cursor = 0
+    while True:
+        with redis_errors():
+            cursor, page = await redis.hscan(key, cursor, count=count)
+        yield page
+        if cursor == 0:
+            return
 
 
 async def connect_to_any(url: str, observe: Observe = _unobserved) -> Redis | RedisCluster:

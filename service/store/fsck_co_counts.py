@@ -8,10 +8,10 @@ from redis.asyncio import Redis, RedisCluster
 
 from service.core.co_counts import MAX_NEIGHBORS
 from service.errors import ServiceError
-from service.store.client import PIPELINE_LENGTH, Script, redis_errors
+from service.store.client import PIPELINE_LENGTH, Script, hash_pages, redis_errors
 from service.store.co_counts import CoCountKeys, read_row
 from service.store.fsck_report import Finding, FsckReport
-from service.store.records import to_str
+from service.store.records import shown_id
 
 KEEP_LOG = 2**53  # a repair trims nothing: the log's length is a setting of the service
 
@@ -24,10 +24,7 @@ async def check_co_counts(
     keys, drop, found = CoCountKeys.of(catalog), Script("drop_counts"), set[bytes]()
     with redis_errors():
         report.num_rows = await client.hlen(keys.rows)
-    cursor = 0
-    while True:
-        with redis_errors():
-            cursor, page = await client.hscan(keys.rows, cursor, count=PIPELINE_LENGTH)
+    async for page in hash_pages(client, keys.rows, PIPELINE_LENGTH):
         wrong = {key: value for key, value in page.items() if key not in found and not _is_ours(key, value)}
         found |= wrong.keys()  # a field may come twice
         replies: list[Any] = [0] * len(wrong)
@@ -37,9 +34,7 @@ async def check_co_counts(
         for key, reply in zip(wrong, replies, strict=True):
             if isinstance(reply, ServiceError):
                 raise reply
-            report.add(Finding("unreadable_counts", _shown(key), bool(reply)))
-        if cursor == 0:
-            return
+            report.add(Finding("unreadable_counts", shown_id(key), bool(reply)))
 
 
 def _is_ours(key: bytes, value: bytes) -> bool:
@@ -47,10 +42,3 @@ def _is_ours(key: bytes, value: bytes) -> bool:
         return len(read_row(key, value).row.neighbors) <= MAX_NEIGHBORS
     except (ValueError, struct.error):
         return False
-
-
-def _shown(key: bytes) -> str:
-    try:
-        return to_str(key)
-    except UnicodeDecodeError:
-        return repr(key)

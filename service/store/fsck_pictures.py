@@ -4,7 +4,7 @@ Each pass looks for suspects page by page. A suspect is judged by what Redis has
 picture is dropped only if nothing of that has changed since.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
@@ -13,11 +13,11 @@ from service.core.filters import DeclaredFields
 from service.core.image_field import PictureReference, reference_in
 from service.core.sid import SidSpec
 from service.errors import ServiceError
-from service.store.client import PIPELINE_LENGTH, Script, redis_errors
+from service.store.client import PIPELINE_LENGTH, Script, hash_pages, redis_errors
 from service.store.fsck_report import Finding, FsckReport
 from service.store.picture_records import unpack_picture
 from service.store.pictures import PICTURES_AT_ONCE
-from service.store.records import RecordCodec, RedisKeys, to_str
+from service.store.records import RecordCodec, RedisKeys, shown_id, to_str
 
 MARK = b'"image":{'  # in every value of an item that refers to a picture
 
@@ -42,7 +42,7 @@ class _Checker:
         self._judged: set[bytes] = set()  # a field may come twice
 
     async def run(self) -> None:
-        async for page in self._scan(self._keys.pictures, PICTURES_AT_ONCE):
+        async for page in hash_pages(self._redis, self._keys.pictures, PICTURES_AT_ONCE):
             with redis_errors():
                 items = await self._redis.hmget(self._keys.items, list(page)) if page else []
             self._report.num_pictures += len(page)
@@ -50,7 +50,7 @@ class _Checker:
             for (item_id, picture), item in zip(page.items(), items, strict=True):
                 if self._kind(item_id, item, picture):
                     await self._judge(item_id)
-        async for page in self._scan(self._keys.items, PIPELINE_LENGTH):
+        async for page in hash_pages(self._redis, self._keys.items, PIPELINE_LENGTH):
             named = [item_id for item_id, value in page.items() if MARK in value]
             for item_id, length in zip(named, await self._lengths(named), strict=True):
                 if not length and self._reference(item_id, page[item_id]):
@@ -75,7 +75,7 @@ class _Checker:
             if isinstance(reply, ServiceError):
                 raise reply
             is_mended = bool(reply)
-        self._report.add(Finding(kind, _shown(item_id), is_mended))
+        self._report.add(Finding(kind, shown_id(item_id), is_mended))
 
     def _kind(self, item_id: bytes, item: bytes | None, value: bytes | None) -> str | None:
         """What is wrong with an item and its picture; None if nothing is."""
@@ -107,19 +107,3 @@ class _Checker:
                     pipe.hstrlen(self._keys.pictures, item_id)
                 found: list[int] = await pipe.execute()
         return found
-
-    async def _scan(self, key: str, count: int) -> AsyncIterator[Mapping[bytes, bytes]]:
-        cursor = 0
-        while True:
-            with redis_errors():
-                cursor, page = await self._redis.hscan(key, cursor, count=count)
-            yield page
-            if cursor == 0:
-                return
-
-
-def _shown(item_id: bytes) -> str:
-    try:
-        return to_str(item_id)
-    except UnicodeDecodeError:
-        return repr(item_id)

@@ -4,15 +4,14 @@ A vector that is missing is no fault: an older release or a bundle without vecto
 and a replica gives them one after its start. The report counts those that are there.
 """
 
-from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
 
 from service.errors import ServiceError
-from service.store.client import Script, redis_errors
+from service.store.client import Script, hash_pages, redis_errors
 from service.store.fsck_report import Finding, FsckReport
-from service.store.records import HASH_LENGTH, RedisKeys, to_str
+from service.store.records import HASH_LENGTH, RedisKeys, shown_id
 from service.store.vectors import MARK_LENGTH, VECTORS_AT_ONCE
 
 
@@ -40,7 +39,7 @@ class _Checker:
 
     async def run(self) -> None:
         num_whole = 0
-        async for page in self._scan():
+        async for page in hash_pages(self._redis, self._keys.vectors, VECTORS_AT_ONCE):
             with redis_errors():
                 codes = await self._redis.hmget(self._keys.codes, list(page)) if page else []
             for (item_id, value), held in zip(page.items(), codes, strict=True):
@@ -70,7 +69,7 @@ class _Checker:
             if isinstance(reply, ServiceError):
                 raise reply
             is_mended = bool(reply)
-        self._report.add(Finding(kind, _shown(item_id), is_mended))
+        self._report.add(Finding(kind, shown_id(item_id), is_mended))
 
     def _kind(self, value: bytes, held: bytes | None) -> str | None:
         """What is wrong with a vector; None if nothing is."""
@@ -79,19 +78,3 @@ class _Checker:
         if len(value) != self._length:
             return "unreadable_vector"
         return None if value[:MARK_LENGTH] == held[-HASH_LENGTH:][:MARK_LENGTH] else "outdated_vector"
-
-    async def _scan(self) -> AsyncIterator[Mapping[bytes, bytes]]:
-        cursor = 0
-        while True:
-            with redis_errors():
-                cursor, page = await self._redis.hscan(self._keys.vectors, cursor, count=VECTORS_AT_ONCE)
-            yield page
-            if cursor == 0:
-                return
-
-
-def _shown(item_id: bytes) -> str:
-    try:
-        return to_str(item_id)
-    except UnicodeDecodeError:
-        return repr(item_id)

@@ -364,3 +364,11 @@ def to_bytes(text: str) -> bytes:
 def to_str(raw: bytes) -> str:
     """Raises ValueError if this is not UTF-8, also for half a surrogate pair: no answer could hold it."""
     return raw.decode("utf-8")
+
+
+def shown_id(raw: bytes) -> str:
+    """An item id for a report, also if it is not text."""
+    try:
+        return to_str(raw)
+    except UnicodeDecodeError:
+        return repr(raw)
