@@ -26,10 +26,9 @@ class Box(NamedTuple):
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
-def best_box(boxes: Sequence[Box], threshold: float) -> Box | None:
-    """The most confident box that reaches the threshold, the first of equal ones. None if none does."""
-    usable = [box for box in boxes if box.confidence >= threshold and box.area > 0]
-    return max(usable, key=lambda box: box.confidence, default=None)
+def best_box(boxes: Sequence[Box]) -> Box | None:
+    """The most confident box that is not empty, the first of equal ones. None if there is none."""
+    return max((box for box in boxes if box.area > 0), key=lambda box: box.confidence, default=None)
 
 
 def widened(box: Box, margin: float) -> Box:

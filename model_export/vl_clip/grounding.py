@@ -5,7 +5,6 @@
 Without such a box the whole photo is used.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -58,7 +57,7 @@ def ground(cache: StageCache, photos: Sequence[Photo], grounder: Grounder) -> li
 
 def _best(photo: Photo, grounder: Grounder) -> Box | None:
     pixels = photo.load()
-    return None if pixels is None else best_box(grounder.boxes(pixels, photo.phrase), -math.inf)
+    return None if pixels is None else best_box(grounder.boxes(pixels, photo.phrase))
 
 
 def used(boxes: Sequence[Box | None], grounder: Grounder, config: GroundingConfig) -> list[Box | None]:

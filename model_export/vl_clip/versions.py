@@ -5,7 +5,6 @@ from model_export.pipeline.versions import Versions
 from model_export.vl_clip import (
     class_maps,
     clip_space,
-    clutter,
     detector,
     joint_space,
     linear_space,
@@ -28,11 +27,6 @@ def of_space(config: SpaceConfig | ClipConfig) -> Versions:
         "linear_space": linear_space.VERSION,
         "joint_space": joint_space.VERSION,
     }
-
-
-def of_clutter() -> Versions:
-    """The versions of the photos that are shown beside another product's."""
-    return {"clutter": clutter.VERSION}
 
 
 def of_grounding(config: GroundingConfig) -> Versions:

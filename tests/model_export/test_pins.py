@@ -14,8 +14,9 @@ from model_export.configs import RUNS, HubEncoderConfig, PicturesConfig, base
 from model_export.pipeline.versions import of_photos, versions_of
 from model_export.study.plan import PLANS
 from model_export.study.run import versions_of_cell
+from model_export.vl_clip import clutter
 from model_export.vl_clip.configs import ClipConfig, GroundingConfig
-from model_export.vl_clip.versions import of_clutter, of_grounding, of_space
+from model_export.vl_clip.versions import of_grounding, of_space
 from tests.model_export.pin import COMMAND, pinned, problem, written
 from tests.model_export.probe_inputs import one_thread
 from tests.model_export.probes import PROBES, Probe
@@ -44,7 +45,7 @@ def test_every_stage_of_every_run_and_cell_is_pinned():
     joint = [
         of_space(ClipConfig("folder")),
         *(of_grounding(GroundingConfig(way)) for way in ("classes", "regions", "detector")),
-        of_clutter(),
+        {"clutter": clutter.VERSION},
     ]
     named = {
         stage: version

@@ -18,7 +18,7 @@ from model_export.vl_clip.boxes import (
     on_square,
     widened,
 )
-from model_export.vl_clip.class_maps import TABLE, class_heat, classes_of
+from model_export.vl_clip.class_maps import TABLE, ClassMaps, class_heat, classes_of
 from model_export.vl_clip.clutter import beside, is_found, place_beside
 from model_export.vl_clip.configs import GroundingConfig
 from model_export.vl_clip.grounding import Photo, ground, used
@@ -28,16 +28,18 @@ from model_export.vl_clip.sheet import Shown, write_sheet
 from model_export.vl_clip.space import TextPhotoSpace
 
 
-def test_the_most_confident_box_over_the_threshold_is_used():
+def test_the_most_confident_box_is_used_if_it_reaches_the_threshold():
     boxes = [
         Box(0, 0, 0.5, 1, 0.4),
         Box(0.5, 0, 1, 1, 0.7),
         Box(0, 0, 1, 0.5, 0.7),
         Box(0.2, 0.2, 0.2, 1, 0.9),
     ]
-    assert best_box(boxes, 0.35) == boxes[1]  # the last one is empty
-    assert best_box(boxes, 0.8) is None
-    assert best_box([], 0.0) is None
+    assert best_box(boxes) == boxes[1]  # the last one is empty
+    assert best_box([]) is None
+    for threshold, is_used in ((0.35, True), (0.7, True), (0.8, False)):
+        config = GroundingConfig("classes", threshold=threshold, margin=0.0)
+        assert used([boxes[1]], ClassMaps(64), config) == [boxes[1] if is_used else None]
 
 
 def test_a_margin_stays_inside_the_photo():
@@ -127,7 +129,7 @@ def test_the_region_that_is_most_like_the_phrase_is_found():
     regions = Regions(ColorSpace())
     photo = in_color("#f00", "#00f")
     for phrase, right in (("red", False), ("blue", True)):
-        best = best_box(regions.boxes(photo, phrase), -1)
+        best = best_box(regions.boxes(photo, phrase))
         assert (best.left >= 0.5) is right
         assert best.confidence == pytest.approx(1 - 0.5**0.5, abs=1e-3)
     assert regions.boxes(photo, " ") == []

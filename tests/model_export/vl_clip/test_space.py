@@ -165,7 +165,7 @@ def test_early_features_tell_colors_apart_better_than_the_last_map(reader):
     assert np.linalg.norm((navy - gold)[early]) > 2 * np.linalg.norm((navy - other_navy)[early])
 
 
-def test_a_region_of_cells_is_the_average_of_them():
+def test_a_span_has_at_least_one_cell_and_ends_with_the_photo():
     from model_export.vl_clip.joint_space import _span
 
     assert _span(0.0, 1.0, 12) == (0, 12)

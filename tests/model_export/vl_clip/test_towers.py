@@ -8,9 +8,11 @@ import torch
 from model_export.configs import CompactConfig
 from model_export.encoders.compact.reader import CompactReader
 from model_export.vl_clip import towers
+from model_export.vl_clip.boxes import Box
+from model_export.vl_clip.boxes import on_square as box_on_square
 from model_export.vl_clip.configs import SpaceConfig
 from model_export.vl_clip.joint_space import JointSpace, Projection, Projections
-from model_export.vl_clip.photo_reader import PhotoReader
+from model_export.vl_clip.photo_reader import PhotoReader, cell_session, features_of
 from model_export.vl_clip.towers import PHOTO_TOWER, TEXT_TOWER, write_towers
 from service.core.bundle import RenderSpec
 from service.core.pictures import on_square
@@ -30,6 +32,20 @@ def space() -> JointSpace:
     torch.manual_seed(0)
     sides = [Projection(dim, CONFIG).eval() for dim in (pooling.feature_dim, PhotoReader.feature_dim)]
     return JointSpace(Projections(sides[0], sides[1], ()), pooling, CONFIG, render, region_px=64)
+
+
+@pytest.mark.slow
+def test_a_region_of_a_photo_is_the_average_of_its_cells(space):
+    photo = draw("navy", "ball").resize((96, 64))
+    cells = cell_session(64).cells(on_square(photo, 64))  # two rows, two columns
+    boxes = [Box(0, 0, 0.5, 1), Box(0, 0, 1, 1), Box(0.5, 0, 1, 0.5)]
+    for box, found in zip(boxes, space.regions(photo, boxes), strict=True):
+        square = box_on_square(box, *photo.size)
+        rows = [row for row in range(2) if square.top <= (row + 0.5) / 2 <= square.bottom]
+        columns = [column for column in range(2) if square.left <= (column + 0.5) / 2 <= square.right]
+        average = np.mean([cells[row, column] for row in rows for column in columns], axis=0)[None]
+        expected = space.projections.photo.vectors(features_of(torch.from_numpy(average)).numpy())[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.slow
