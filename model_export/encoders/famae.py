@@ -33,10 +33,11 @@ from model_export.data.splits import Targets
 from service.core.item_fields import UNKNOWN, Vocabulary
 from service.core.progress import ProgressBar
 
-VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 PADDING = -1
 K = 10
 BATCH_TO_RANK = 256
+BATCHES_PER_POOL = 16  # see batches_of
 START_STD = 0.02  # of all embeddings
 
 Masking = Literal["all", "id"]
@@ -146,16 +147,18 @@ class Famae(nn.Module):
         )
         # Row 0 is the target's.
         self.places = nn.Parameter(START_STD * torch.randn(config.history_length + 1, config.width))
-        block = nn.TransformerEncoderLayer(
-            config.width,
-            config.num_heads,
-            config.ffn_dim,
-            config.dropout,
-            activation="relu",
-            batch_first=True,
-            norm_first=True,
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                config.width,
+                config.num_heads,
+                config.ffn_dim,
+                config.dropout,
+                activation="relu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(config.num_layers)
         )
-        self.blocks = nn.TransformerEncoder(block, config.num_layers, enable_nested_tensor=False)
 
     def forward(self, window: Tensor, masked: Tensor) -> Tensor:
         """Items [batch, position] and masked [batch, field] -> the targets' states [batch, width].
@@ -167,8 +170,9 @@ class Famae(nn.Module):
         target = numbers[:, -1:].masked_fill(masked[:, None], UNKNOWN)  # [batch, 1, field]
         tokens = self.embed(torch.cat([numbers[:, :-1], target], dim=1)).sum(dim=2)
         tokens = tokens + self.places[: window.shape[1]].flip(0)  # [batch, position, width]
-        states: Tensor = self.blocks(tokens, src_key_padding_mask=~is_item)
-        return states[:, -1]
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, src_key_padding_mask=~is_item)
+        return _last_state(self.blocks[-1], tokens, ~is_item)
 
     def logits(self, states: Tensor, field: int) -> Tensor:
         """The scores [batch, value] of a field's values: cosines times the root of the width.
@@ -196,6 +200,21 @@ class Famae(nn.Module):
             )
         mean: Tensor = total / len(window)
         return mean
+
+
+def _last_state(block: nn.TransformerEncoderLayer, states: Tensor, is_padding: Tensor) -> Tensor:
+    """What a block makes of the last of the states [batch, position, width]: [batch, width].
+
+    Nothing reads what it would make of the others, so they are not computed.
+    """
+    normalized = block.norm1(states)
+    read, _ = block.self_attn(
+        normalized[:, -1:], normalized, normalized, key_padding_mask=is_padding, need_weights=False
+    )
+    found = states[:, -1] + block.dropout1(read)[:, 0]
+    hidden = block.dropout(block.activation(block.linear1(block.norm2(found))))
+    result: Tensor = found + block.dropout2(block.linear2(hidden))
+    return result
 
 
 def draw_masks(num_targets: int, num_fields: int) -> Tensor:
@@ -251,6 +270,25 @@ def windows_of(sequences: Sequence[ItemSequence], history_length: int) -> NDArra
     return np.concatenate(found).astype(np.int64) if found else np.zeros((0, history_length + 1), np.int64)
 
 
+def batches_of(windows: Tensor, batch_size: int) -> list[Tensor]:
+    """Batches of row numbers in a random order. The windows of a batch are about equally long.
+
+    Most histories are short, so a batch of any length is mostly padding. Each pool of random windows is
+    sorted by length before it is cut into batches.
+    """
+    lengths = (windows != PADDING).sum(dim=1)  # [target]
+    found: list[Tensor] = []
+    for pool in torch.randperm(len(windows)).split(batch_size * BATCHES_PER_POOL):
+        found += pool[lengths[pool].argsort()].split(batch_size)
+    return [found[place] for place in torch.randperm(len(found))]
+
+
+def without_padding(windows: Tensor) -> Tensor:
+    """The windows without the columns in front that are padding in all of them."""
+    longest = int((windows != PADDING).sum(dim=1).max())
+    return windows[:, -longest:]
+
+
 @torch.no_grad()
 def diagnose(model: Famae, validation: Targets, history_length: int) -> Diagnostics:
     """Both diagnostics. They are 0 without validation users."""
@@ -266,7 +304,8 @@ def diagnose(model: Famae, validation: Targets, history_length: int) -> Diagnost
 
 def _recall(model: Famae, windows: Tensor, masking: Masking) -> float:
     hits = 0
-    for window in windows.to(model.numbers.device).split(BATCH_TO_RANK):
+    by_length = windows[(windows != PADDING).sum(dim=1).argsort()].to(model.numbers.device)
+    for window in map(without_padding, by_length.split(BATCH_TO_RANK)):
         targets = model.numbers[window[:, -1]]  # [user, field]
         masked = torch.zeros_like(targets, dtype=torch.bool)
         masked[:, 0 if masking == "id" else slice(None)] = True
@@ -289,9 +328,9 @@ def _train(
     bar = ProgressBar(range(config.max_epochs), desc="train FAMAE", unit="epoch")
     for epoch in bar:
         model.train()
-        for batch in torch.randperm(len(windows)).split(config.batch_size):
+        for batch in batches_of(windows, config.batch_size):
             masked = draw_masks(len(batch), model.numbers.shape[1]).to(model.numbers.device)
-            loss = model.loss(windows[batch].to(model.numbers.device), masked)
+            loss = model.loss(without_padding(windows[batch]).to(model.numbers.device), masked)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -15,10 +15,12 @@ from model_export.encoders.famae import (
     PADDING,
     Diagnostics,
     Famae,
+    batches_of,
     diagnose,
     draw_masks,
     train_famae,
     windows_of,
+    without_padding,
 )
 from service.core.item_fields import UNKNOWN, Vocabulary
 
@@ -110,6 +112,34 @@ def test_the_history_and_its_order_count_and_padding_does_not(model):
     )
     shorter = model(torch.tensor([[1, 2, 3, 4]]), everything)
     torch.testing.assert_close(model(window, everything), shorter, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_last_block_computes_the_state_of_the_target_as_the_whole_block_does(model):
+    torch.manual_seed(2)
+    block = model.blocks[-1]
+    states, is_padding = torch.randn(3, 5, 16), torch.tensor([[0] * 5, [1, 1, 0, 0, 0], [1] * 4 + [0]]).bool()
+    expected = block(states, src_key_padding_mask=is_padding)[:, -1]
+    torch.testing.assert_close(famae._last_state(block, states, is_padding), expected, atol=1e-5, rtol=0)
+
+
+def test_every_window_is_in_one_batch_of_an_epoch_beside_windows_of_about_its_length():
+    torch.manual_seed(0)
+    found = [np.arange(length) for length in np.random.default_rng(0).integers(2, 21, 60)]
+    windows = torch.from_numpy(windows_of(found, 20))
+    batches = batches_of(windows, 8)
+    assert torch.cat(batches).sort().values.equal(torch.arange(len(windows)))
+    assert max(map(len, batches)) == 8
+    lengths = [(windows[batch] != PADDING).sum(dim=1) for batch in batches]
+    assert (
+        sum(int(each.max() * len(each) - each.sum()) for each in lengths) < 0.1 * (windows == PADDING).sum()
+    )
+    assert [each.tolist() for each in batches] != [each.tolist() for each in batches_of(windows, 8)]
+
+
+def test_columns_that_are_padding_in_all_windows_are_dropped_and_no_others():
+    windows = torch.tensor([[PADDING, PADDING, 5, 6], [PADDING, 3, 4, 5]])
+    assert without_padding(windows).tolist() == [[PADDING, 5, 6], [3, 4, 5]]
 
 
 @torch.no_grad()
