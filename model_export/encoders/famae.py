@@ -172,7 +172,9 @@ class Famae(nn.Module):
         tokens = tokens + self.places[: window.shape[1]].flip(0)  # [batch, position, width]
         for block in self.blocks[:-1]:
             tokens = block(tokens, src_key_padding_mask=~is_item)
-        return _last_state(self.blocks[-1], tokens, ~is_item)
+        last = self.blocks[-1]
+        assert isinstance(last, nn.TransformerEncoderLayer)
+        return _last_state(last, tokens, ~is_item)
 
     def logits(self, states: Tensor, field: int) -> Tensor:
         """The scores [batch, value] of a field's values: cosines times the root of the width.
