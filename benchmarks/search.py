@@ -3,7 +3,7 @@
     python -m benchmarks.search                       the newest bundle of the demo
     python -m benchmarks.search --bundle FOLDER --sizes 10000,100000 --http 10000,100000
 
-The index is measured in this process with vectors of 128 numbers that lie in clusters, as those of items do,
+The index is measured in this process with vectors of 320 numbers that lie in clusters, as those of items do,
 and queries near them: one search by the graph, with every row compared, and by faiss called directly, in
 turns; the ten nearest of the graph beside those of the exact search; the time of building; edits, and one
 search while a thousand edits wait for the graph; the bytes of an item. Then a service of its own gets so many
@@ -41,7 +41,7 @@ from service.catalog.vectors import EXACT_UP_TO, VectorIndex
 from service.core.bundle import Bundle
 from service.core.vectors import as_text, from_text, packed, quantized, unpacked
 
-DIM = 128
+DIM = 320  # as many as the tokenizers of texts give
 LIMIT = 10
 CALLERS = 32
 OK = 200

@@ -9,10 +9,10 @@ spelling (`32 oz` as `907 g`), in another order, and with all of these (model_ex
 answer is right if it has the item's title. The figure is the mean of 1 / place of the best right answer
 (MRR); an answer with the same score as others has the mean place of them.
 
-The vectors of the drawn texts are those of the tokenizer: `head`, which its graph gives and the service
-searches, and beside it what comes before and after (the encoder's `features`, the quantizer's `latents`).
-`head_int8` is what Redis keeps. Baselines in the same run: the vectors of MiniLM, which reads text, and BM25
-over words (bm25s). The last line is JSON: `head_mrr_typos` and so on, and `head_mrr`, the mean of the kinds.
+`drawn` are the vectors that the tokenizer's graph gives and the service searches: what the encoder read, half
+whitened. `drawn_int8` is what Redis keeps. Beside them stand what else the tokenizer has of a text: the
+encoder's `features`, wholly whitened, the `head`'s vectors, and the quantizer's `latents`. Baselines in the same run: the vectors of MiniLM, which reads text, and BM25
+over words (bm25s). The last line is JSON: `drawn_mrr_typos` and so on, and `drawn_mrr`, the mean of the kinds.
 """
 
 import tempfile
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.workload import bundles
+from model_export.bundle.tokenizer import search_vectors
 from model_export.config_changes import chosen
 from model_export.configs import FamaeConfig, RunConfig, UnservedEncoderConfig
 from model_export.data.tables import read_dataset
@@ -166,10 +167,13 @@ def ways_of(run: Run) -> dict[str, Score]:
     def heads_of(texts: Sequence[str]) -> Rows:
         return coded.head.vectors(features_of(texts))
 
+    assert read.pooling is not None
+    scale, items = read.pooling.search_scale().numpy(), search_vectors(read, coded)
     ways = {
-        "head": Way(coded.vectors, heads_of),
-        "head_int8": Way(_kept(coded.vectors), lambda texts: _kept(heads_of(texts))),
+        "drawn": Way(items, lambda texts: features_of(texts) * scale),
+        "drawn_int8": Way(_kept(items), lambda texts: _kept(features_of(texts) * scale)),
         "features": Way(read.features, features_of),
+        "head": Way(coded.vectors, heads_of),
         "latents": Way(_latents(coded, coded.vectors), lambda texts: _latents(coded, heads_of(texts))),
     }
     return {name: way.score for name, way in ways.items()}

@@ -1,9 +1,13 @@
 """The tokenizer graph turns pixels, or the numbers of fields, into codes and a vector, in one file.
 
 strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
-pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion, head, quantizer ─▶ codes, vector
+pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion ─▶ features ─ head, quantizer ─▶ codes
 
-fields ─── tables of embeddings (FAMAE) ──────────────────────────────────── quantizer ─▶ codes, vector
+
+fields ─── tables of embeddings (FAMAE) ────────────────────────────────────────────────── quantizer ─▶ codes
+
+The `vector` is what a search compares: the features of a text, or, where photos or fields are read, the head's
+vector.
 """
 
 from collections.abc import Sequence
@@ -36,7 +40,7 @@ from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 from service.inference.runtime import Tokenizer, TokenizerInput
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
 
 # Sizes for tracing are 2 or more, because the exporter takes 0 and 1 for constants. The check also runs with
 # 1.
@@ -59,6 +63,11 @@ class TokenizerParts:
     image_body: onnx.ModelProto | None = None
     fusion: Fusion | None = None
     num_fields: int = 0  # 1 if the first code is the number of a field
+
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of the vector that a search compares."""
+        return self.pooling.feature_dim if self.fusion is None else self.head.vector_dim
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,14 @@ def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | Fi
     )
 
 
+def search_vectors(read: Read, coded: Coded) -> NDArray[np.float32]:
+    """The vectors of the catalog's items that the graph gives [item, dim]."""
+    if read.pooling is None or read.fusion is not None or read.famae is not None:
+        return coded.vectors
+    vectors: NDArray[np.float32] = read.features * read.pooling.search_scale().numpy()
+    return vectors
+
+
 class TokenizedBatch(NamedTuple):
     """The outputs of the graph."""
 
@@ -103,6 +120,8 @@ class Remainder(nn.Module):
         self.pooling, self.fusion, self.head, self.quantizer = (
             parts.pooling, parts.fusion, parts.head, parts.quantizer,
         )  # fmt: skip
+        self.scale: Tensor
+        self.register_buffer("scale", parts.pooling.search_scale())
 
     def forward(
         self,
@@ -116,10 +135,15 @@ class Remainder(nn.Module):
 
         With a fusion also photos [picture, feature] and picture_of [item].
         """
-        vector = self.vectors(strips, frames, first_strip, photos, picture_of)  # [item, dim]
-        return TokenizedBatch(self.quantizer.encode(vector), vector)
+        features = self.features(strips, frames, first_strip, photos, picture_of)  # [item, feature]
+        vector = self.head(features)  # [item, dim]
+        return TokenizedBatch(self.quantizer.encode(vector), self.compared(features, vector))
 
-    def vectors(
+    def compared(self, features: Tensor, vector: Tensor) -> Tensor:
+        """The vectors that a search compares, of features [item, feature] and the head's vectors [item, dim]."""
+        return features * self.scale if self.fusion is None else vector
+
+    def features(
         self,
         strips: Tensor,
         frames: Tensor,
@@ -127,12 +151,11 @@ class Remainder(nn.Module):
         photos: Tensor | None = None,
         picture_of: Tensor | None = None,
     ) -> Tensor:
-        """The items' vectors [item, dim], with the arguments of `forward`."""
-        features = self.pooling(strips, frames, first_strip)  # [item, feature]
+        """What was read of the items [item, feature], with the arguments of `forward`."""
+        found: Tensor = self.pooling(strips, frames, first_strip)  # [item, feature]
         if self.fusion is not None:
-            features = self.fusion(features, photos, picture_of)
-        result: Tensor = self.head(features)
-        return result
+            found = self.fusion(found, photos, picture_of)
+        return found
 
 
 class ReadableRemainder(nn.Module):
@@ -144,9 +167,12 @@ class ReadableRemainder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> TokenizedBatch:
         """The inputs of Remainder and fields [item, 1] -> codes, vectors."""
-        vector = self.remainder.vectors(*inputs[:-1])  # [item, dim]
+        features = self.remainder.features(*inputs[:-1])  # [item, feature]
+        vector = self.remainder.head(features)  # [item, dim]
         divided = torch.cat([vector, inputs[-1].to(vector.dtype)], dim=1)  # [item, dim + 1]
-        return TokenizedBatch(self.remainder.quantizer.encode(divided), vector)
+        return TokenizedBatch(
+            self.remainder.quantizer.encode(divided), self.remainder.compared(features, vector)
+        )
 
 
 def remainder_of(parts: TokenizerParts) -> nn.Module:
@@ -183,7 +209,7 @@ def export_tokenizer(
         sid,
         height=render.height_px,
         width=render.width_px,
-        vector_dim=parts.head.vector_dim,
+        vector_dim=parts.vector_dim,
         picture_px=None if pictures is None else pictures.size_px,
         num_fields=parts.num_fields,
     )

@@ -20,7 +20,7 @@ from model_export.bundle.folder import files_of, partial_folder, seal
 from model_export.bundle.precision import try_int8
 from model_export.bundle.recommender import check_recommender, export_recommender
 from model_export.bundle.report import Cost, examples_of, fields_in_words, write_report
-from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of
+from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of, search_vectors
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
 from model_export.configs import FamaeConfig, ReadableConfig, RunConfig, TreeConfig, UnservedEncoderConfig
@@ -294,7 +294,7 @@ def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
 
     Popularity counts the training part.
     """
-    vectors = packed(tokenized.coded.vectors)
+    vectors = packed(search_vectors(tokenized.read, tokenized.coded))
     popularity = np.bincount(np.concatenate(run.split.train), minlength=run.dataset.num_items)
     write_json_lines(
         path,

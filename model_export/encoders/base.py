@@ -90,6 +90,10 @@ class Pooling(nn.Module, ABC):
         item [frame] is the item of each frame, ascending.
         """
 
+    def search_scale(self) -> Tensor:
+        """The weight of each feature [feature_dim] where texts are compared in a search."""
+        return torch.ones(self.feature_dim)
+
     @torch.no_grad()
     def pool(self, reading: Reading) -> NDArray[np.float32]:
         """Pool a whole catalog -> features [item, feature_dim]."""

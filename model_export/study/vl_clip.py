@@ -16,7 +16,7 @@ from model_export.pipeline.stages import Read
 from model_export.pipeline.versions import Versions
 from model_export.vl_clip.boxes import Box
 from model_export.vl_clip.catalog import paired_items
-from model_export.vl_clip.configs import VlClipPictures
+from model_export.vl_clip.configs import RENDER, VlClipPictures
 from model_export.vl_clip.grounding import Photo, ground, make_grounder, used
 from model_export.vl_clip.readings import Boxes, Photos, Readings
 from model_export.vl_clip.spaces import Learned, learn
@@ -43,7 +43,7 @@ def read_jointly(run: Run) -> Read:
     """The vectors of a catalog [item, 2 * dim]. Raises GlyphrecError without pairs of text and photo."""
     config, dataset = run.config, run.dataset
     assert isinstance(config.pictures, VlClipPictures)
-    pictures, render = config.pictures, config.render
+    pictures, render = config.pictures, RENDER
     pairs = paired_items(dataset, render)
     order = np.random.default_rng(config.seed).permutation(len(pairs))
     num_validation = round(VALIDATION_SHARE * len(pairs))

@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from model_export.configs import PicturesConfig
+from service.core.bundle import RenderSpec
+
+# Texts are read to their ends. A tokenizer reads fewer strips, and a long description is cut there.
+RENDER = RenderSpec(max_strips=16)
 
 # How the product is found in its photo.
 #   none       the whole photo is read
@@ -37,12 +41,12 @@ class SpaceConfig:
     dim: int = 128  # of the space
     hidden_dim: int = 512
     dropout: float = 0.3
-    ridge: float = 1.0  # of the canonical correlations from which training starts
+    ridge: float = 0.3  # of the canonical correlations from which training starts
     temperature: float = 0.07
     batch_size: int = 512
     max_epochs: int = 60
     patience: int = 8  # training stops after this many epochs without a better validation MRR
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     weight_decay: float = 0.05
     short_share: float = 0.25  # of the pairs of a step that show only the title and the categories
 

@@ -30,7 +30,7 @@ from service.core import pictures
 from service.core.bundle import RenderSpec
 from service.core.progress import ProgressBar
 
-VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
+VERSION = 2  # raised when the output changes; see model_export/pipeline/versions.py
 MIN_DEVIATION = 1e-3
 START_SPREAD = 1e-3  # of the MLP's last layer, which adds almost nothing at first
 
@@ -49,12 +49,12 @@ class Projection(nn.Module):
     """Features [any, feature_dim] -> vectors [any, dim] of length 1: a linear map plus an MLP."""
 
     mean: Tensor  # [feature]
-    deviation: Tensor  # [feature]
+    scale: Tensor  # []
 
     def __init__(self, feature_dim: int, config: SpaceConfig) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(feature_dim))
-        self.register_buffer("deviation", torch.ones(feature_dim))
+        self.register_buffer("scale", torch.ones(()))
         self.linear = nn.Linear(feature_dim, config.dim, bias=False)
         hidden, last = nn.Linear(feature_dim, config.hidden_dim), nn.Linear(config.hidden_dim, config.dim)
         self.mlp = nn.Sequential(hidden, nn.GELU(), nn.Dropout(config.dropout), last)
@@ -64,14 +64,18 @@ class Projection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """See the class."""
-        seen = self.dropout((features - self.mean) / self.deviation)
+        seen = self.dropout((features - self.mean) * self.scale)
         return F.normalize(self.linear(seen) + self.mlp(seen), dim=-1)
 
     @torch.no_grad()
-    def standardize(self, features: Features) -> None:
-        """Fit mean and deviation to features [pair, feature]."""
+    def center(self, features: Features) -> None:
+        """Fit mean and scale to features [pair, feature], so that their mean variance is 1.
+
+        All features have one scale. With one for each, narrow features, which are mostly noise, would count
+        as much as wide ones.
+        """
         self.mean.copy_(torch.from_numpy(features.mean(axis=0)))
-        self.deviation.copy_(torch.from_numpy(features.std(axis=0)).clamp(min=MIN_DEVIATION))
+        self.scale.fill_(1 / max(MIN_DEVIATION, float(features.var(axis=0).mean()) ** 0.5))
 
     @torch.no_grad()
     def vectors(self, features: Features) -> Vectors:
@@ -107,12 +111,12 @@ def train_projections(
 
 @torch.no_grad()
 def _start(text: Projection, photo: Projection, train: TextPhotoPairs, config: SpaceConfig) -> None:
-    """Start at the canonical correlations of standardized features."""
+    """Start at the canonical correlations of the centered features."""
     both = np.concatenate([train.texts, train.short_texts])
-    text.standardize(both)
-    photo.standardize(train.photos)
+    text.center(both)
+    photo.center(train.photos)
     sides = [
-        (features - side.mean.numpy()) / side.deviation.numpy()
+        (features - side.mean.numpy()) * side.scale.item()
         for side, features in ((text, train.texts), (photo, train.photos))
     ]
     linear = fit_linear_space(sides[0], sides[1], config.dim, config.ridge)

@@ -22,7 +22,7 @@ from model_export.vl_clip.catalog import PairedItems, paired_items, without_copi
 from model_export.vl_clip.chat import Chat
 from model_export.vl_clip.clip_space import ClipSpace
 from model_export.vl_clip.clutter_figures import figures_in_clutter
-from model_export.vl_clip.configs import SpaceConfig, VlClipConfig
+from model_export.vl_clip.configs import RENDER, SpaceConfig, VlClipConfig
 from model_export.vl_clip.grounding import Grounder, Photo, ground, make_grounder, used
 from model_export.vl_clip.joint_space import JointSpace
 from model_export.vl_clip.readings import Boxes, Photos, Readings
@@ -31,7 +31,6 @@ from model_export.vl_clip.refinement_settings import RefinementSettings
 from model_export.vl_clip.sheet import Shown, write_sheet
 from model_export.vl_clip.spaces import Learned, learn, word_space_figures
 from model_export.vl_clip.towers import write_towers
-from service.core.bundle import RenderSpec
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
 
@@ -88,13 +87,13 @@ def sources_of(catalog: Dataset, pairs: Dataset | None, config: VlClipConfig) ->
 
     Pairs that share id, text or photo with a test pair are left out. Raises GlyphrecError without pairs.
     """
-    test = paired_items(catalog, RenderSpec())
+    test = paired_items(catalog, RENDER)
     if pairs is None:
         order = np.random.default_rng(config.seed).permutation(len(test))
         num_test = max(1, round(config.test_share * len(test)))
         test, rest = test.some(np.sort(order[:num_test])), test.some(np.sort(order[num_test:]))
     else:
-        rest = paired_items(pairs, RenderSpec())
+        rest = paired_items(pairs, RENDER)
     learned = without_copies(rest, test)
     return Sources(learned, test, len(rest) - len(learned))
 
@@ -127,7 +126,7 @@ def run_vl_clip(
 
     Without `refine` no network is touched, except for a checkpoint that is named by its hub name.
     """
-    sources, results, readings = sources_of(catalog, pairs, config), Results(), Readings(cache, RenderSpec())
+    sources, results, readings = sources_of(catalog, pairs, config), Results(), Readings(cache, RENDER)
     own = parts_of(sources, config)
     say(
         f"pairs: {len(own.train):,} to learn from, {len(own.validation):,} for validation, {len(own.test):,} "

@@ -123,7 +123,10 @@ def _learn_ours(
 
 
 def fit_pooling(readings: Readings, train: PairedItems, config: SpaceConfig, seed: int) -> LetterGrams:
-    """The pooling of letters, fitted to the long and the short texts of the training alone."""
+    """The pooling of letters, fitted to the long and the short texts of the training alone.
+
+    Its axes are not whitened: canonical correlations and training would fit the noise of the narrow ones.
+    """
     cache, render = readings.cache, readings.render
     texts = [*train.texts, *train.short_texts]
     chosen = CompactConfig(num_grams=config.num_grams, feature_dim=config.text_dim)
@@ -133,7 +136,7 @@ def fit_pooling(readings: Readings, train: PairedItems, config: SpaceConfig, see
         torch.save(compact.CompactReader(render, chosen, seed).fit(readings.texts(texts)), target)
 
     found: LetterGrams = cache.get(path, fit, lambda source: torch.load(source, weights_only=False))
-    return found
+    return found.with_own_spread()
 
 
 def _learn_clip(

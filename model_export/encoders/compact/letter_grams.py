@@ -73,6 +73,22 @@ class LetterGrams(Pooling):
         self.register_buffer("basis", torch.from_numpy(np.ascontiguousarray(basis, dtype=np.float32)))
         self.num_grams, self.feature_dim = basis.shape
 
+    def search_scale(self) -> Tensor:
+        """Undoes half of the whitening. Searches with all of it, and with none, find less (decision 24)."""
+        return self.basis.norm(dim=0).rsqrt()
+
+    def with_own_spread(self) -> "LetterGrams":
+        """The same without whitening: each axis has the spread that the texts have along it."""
+        basis = F.normalize(self.basis, dim=0)  # whitening made the narrow axes' columns longer
+        return LetterGrams(
+            classifier=self.classifier,
+            symbol_of=self.symbol_of.numpy(),
+            row_of=self.row_of.numpy(),
+            idf=self.idf.numpy(),
+            basis=basis.numpy(),
+            lengths=self.lengths,
+        )
+
     def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor) -> Tensor:
         """Find the spikes by the letters and pool them, see `Pooling.forward`."""
         letters = self.classifier(frames).argmax(dim=-1)  # [strip, frame]

@@ -47,7 +47,7 @@ class Case(NamedTuple):
     graph: GraphSpec
     parts: TokenizerParts
     items: list[np.ndarray]
-    vectors: np.ndarray  # of the items, from the reading
+    features: np.ndarray  # of the items, from the reading
     tokenizer: Tokenizer
 
 
@@ -71,9 +71,8 @@ def case(tmp_path_factory) -> Case:
     path = tmp_path_factory.mktemp("bundle") / "tokenizer.onnx"
     parts = TokenizerParts(body, pooling, head, quantizer)
     graph = export_tokenizer(path, parts, sid=SID, render=SPEC)
-    vectors = head.vectors(features)
     tokenizer = Tokenizer(path, graph, threads=1)
-    return Case(path, graph, parts, items, vectors, tokenizer)
+    return Case(path, graph, parts, items, features, tokenizer)
 
 
 def read(case: Case, items: list[np.ndarray]) -> Tokens:
@@ -88,11 +87,11 @@ def test_the_graph_agrees_with_the_model_for_batches_and_single_items(case):
     assert check_tokenizer(case.path, case.parts, graph=case.graph, items=inputs) < 1e-4
 
 
-def test_the_graph_gives_the_vectors_that_training_saw(case):
-    """A Reading stores float16 frames, and the graph rounds in the same way, so the vectors are equal."""
+def test_the_graph_sees_the_features_that_training_saw_and_gives_them_to_a_search(case):
+    """A Reading stores float16 frames, and the graph rounds in the same way, so the features are equal."""
     tokens = read(case, case.items)
-    np.testing.assert_allclose(tokens.vectors, case.vectors, atol=1e-4)
-    expected = case.parts.quantizer.encode(torch.from_numpy(case.vectors))
+    np.testing.assert_allclose(tokens.vectors, case.features, atol=1e-4)
+    expected = case.parts.quantizer.encode(torch.from_numpy(case.parts.head.vectors(case.features)))
     assert tokens.codes.tolist() == expected.tolist()
 
 
@@ -111,7 +110,7 @@ def test_an_empty_text_has_codes_and_does_not_move_its_neighbors(case):
     alone = read(case, [blank])
     assert np.isfinite(tokens.vectors).all()
     assert tokens.codes[1].tolist() == tokens.codes[3].tolist() == alone.codes[0].tolist()
-    np.testing.assert_allclose(tokens.vectors[[0, 2]], case.vectors[:2], atol=1e-4)
+    np.testing.assert_allclose(tokens.vectors[[0, 2]], case.features[:2], atol=1e-4)
 
 
 def test_an_item_with_more_strips_than_the_recipe_draws_is_still_one_item(case):

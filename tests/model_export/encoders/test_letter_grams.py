@@ -122,3 +122,19 @@ def test_items_that_are_drawn_and_read_show_the_grams_of_their_texts():
     shared = np.minimum(counts[0], counts).sum(axis=1) / counts[0].sum()  # [item]
     expected = [len(grams_of(TEXTS[0]) & grams_of(text)) / len(grams_of(TEXTS[0])) for text in TEXTS]
     np.testing.assert_allclose(shared, expected, atol=0.12)
+
+
+@torch.no_grad()
+def test_without_whitening_the_axes_have_the_spread_of_the_texts_and_a_search_takes_half_of_the_way():
+    pooling, reading = fitted(TEXTS, feature_dim=3), spelled(TEXTS)
+    frames, item = (
+        torch.from_numpy(reading.frames.astype(np.float32)),
+        torch.from_numpy(reading.item_of_frame()),
+    )
+    weights = pooling.counts(frames, item, len(TEXTS)).log1p() * pooling.idf
+    weights /= weights.norm(dim=1, keepdim=True)  # [item, gram]
+    spread = torch.linalg.svdvals(weights)[:3]
+    own = weights @ pooling.with_own_spread().basis  # [item, axis]
+    torch.testing.assert_close(own.norm(dim=0), spread, rtol=1e-3, atol=1e-3)
+    scale = pooling.search_scale()
+    torch.testing.assert_close(scale.square(), spread / spread[0], rtol=1e-3, atol=1e-3)
