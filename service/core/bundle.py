@@ -19,21 +19,29 @@ from pydantic import (
 )
 
 from service.core.co_counts import CoCountSpec
-from service.core.graphs import GraphSpec, field_tokenizer_graph, recommender_graph, tokenizer_graph
+from service.core.graphs import (
+    GraphSpec,
+    field_tokenizer_graph,
+    ranker_graph,
+    recommender_graph,
+    tokenizer_graph,
+)
 from service.core.json_lines import parse_json
 from service.core.readable import why_unreadable
 from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
 # 2: the recommender reads rows of bits, and a width for each level. 3: it reads neighbors of the history.
-# 4: the tokenizer reads pictures. A change that older releases cannot read takes a new number. A bundle has
-# the lowest number that fits it, so that older releases can serve what they understand.
-FORMAT_VERSION: Literal[4] = 4
-READABLE = (3, 4)
+# 4: the tokenizer reads pictures. 5: there is a ranker. A change that older releases cannot read takes a new
+# number. A bundle has the lowest number that fits it, so that older releases can serve what they understand.
+FormatVersion = Literal[3, 4, 5]
+FORMAT_VERSION: Literal[5] = 5
+READABLE = (3, 4, 5)
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
 RECOMMENDER = "recommender.onnx"
+RANKER = "ranker.onnx"  # only if the manifest has a RankerSpec
 ITEMS = "items.jsonl.gz"
 CO_COUNTS = "co_counts.jsonl.gz"  # only if the manifest has a CoCountSpec
 VOCABULARY = "vocabulary.jsonl.gz"  # only if the manifest has a FieldsSpec
@@ -120,10 +128,24 @@ class FieldsSpec(Frozen):
         return self
 
 
+class RankerSpec(Frozen):
+    """The ranker of a bundle: a third graph, which scores given candidates after a history."""
+
+    ranker_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    trained_for_tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    graph: GraphSpec = Field(description="its tensors, those of graphs.ranker_graph")
+    history_length: int = Field(
+        ge=1, le=MAX_HISTORY_LENGTH, description="it reads so many of the newest items of a history"
+    )
+    parameterization: str = Field(description="how codes become rows of its table, in words for people")
+    aggregation: str = Field(description="how it reads the history, in words for people")
+    num_rows: int = Field(ge=1, description="of its embedding table")
+
+
 class Manifest(Frozen):
     """manifest.json: everything the service needs to know before it opens a graph."""
 
-    format_version: Literal[3, 4]
+    format_version: FormatVersion
     export_key: str = Field(description="equal for equal data, configuration and versions of the stages")
     created_at: str
     config: str
@@ -140,6 +162,7 @@ class Manifest(Frozen):
     trained_for_tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
     tokenizer: GraphSpec
     recommender: GraphSpec
+    ranker: RankerSpec | None = Field(default=None, description="null: the bundle has no ranker")
     generator: str
     precision: Literal["float32", "int8"] = Field(
         default="float32", description="of the recommender's weight products"
@@ -169,6 +192,11 @@ class Manifest(Frozen):
         if self.trained_for_tokenizer_id != self.tokenizer_id:
             raise ValueError(
                 f"the recommender was trained for tokenizer {self.trained_for_tokenizer_id}, "
+                f"but the bundle holds {self.tokenizer_id}"
+            )
+        if self.ranker is not None and self.ranker.trained_for_tokenizer_id != self.tokenizer_id:
+            raise ValueError(
+                f"the ranker was trained for tokenizer {self.ranker.trained_for_tokenizer_id}, "
                 f"but the bundle holds {self.tokenizer_id}"
             )
         return self
@@ -201,20 +229,29 @@ class Manifest(Frozen):
             raise ValueError(f"tokenizer: its tensors are not those of levels {self.sid.levels}, {of_what}")
         if self.recommender != recommender_graph(self.sid):
             raise ValueError(f"recommender: its tensors are not those of levels {self.sid.levels}")
+        if self.ranker is not None and self.ranker.graph != ranker_graph(self.sid):
+            raise ValueError(f"ranker: its tensors are not those of levels {self.sid.levels}")
         return self
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_read(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A bundle does not name pictures or fields if it reads none, so that older releases can serve it."""
+        """A bundle does not name pictures, fields or a ranker if it has none, so that older releases can
+        serve it.
+        """
         written: dict[str, Any] = write(self)
-        for name in ("pictures", "fields"):
+        for name in ("pictures", "fields", "ranker"):
             if getattr(self, name) is None:
                 written.pop(name, None)
         return written
 
 
-def format_version_of(*, reads_text_alone: bool) -> Literal[3, 4]:
-    """The lowest version whose readers understand such a bundle. Photos and fields came with version 4."""
+def format_version_of(*, reads_text_alone: bool, has_ranker: bool = False) -> FormatVersion:
+    """The lowest version whose readers understand such a bundle.
+
+    Photos and fields came with version 4, and the ranker with version 5.
+    """
+    if has_ranker:
+        return 5
     return 3 if reads_text_alone else 4
 
 
@@ -244,7 +281,7 @@ def load_bundle(path: Path) -> Bundle:
         is_newer = type(version) is int and version > FORMAT_VERSION
         raise ContractMismatch(
             f"{manifest_path}: format version {version!r}, this release of glyphrec reads "
-            f"{' and '.join(map(str, READABLE))}. "
+            f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}. "
             + ("Serve it with the release that exported it, or a later one." if is_newer else "Export again.")
         )
     try:
@@ -262,7 +299,8 @@ def load_bundle(path: Path) -> Bundle:
         _check_file(path, name, record)
     counts = (CO_COUNTS,) if manifest.co_counts is not None else ()
     vocabulary = (VOCABULARY,) if manifest.fields is not None else ()
-    for name in (TOKENIZER, RECOMMENDER, ITEMS, *counts, *vocabulary):
+    ranker = (RANKER,) if manifest.ranker is not None else ()
+    for name in (TOKENIZER, RECOMMENDER, ITEMS, *counts, *vocabulary, *ranker):
         if name not in manifest.files:
             raise ContractMismatch(f"{manifest_path}: lists no {name}. Export again.")
     return Bundle(path, manifest)

@@ -1,4 +1,4 @@
-"""The inputs and outputs of a bundle's two graphs: names, types and shapes of their tensors."""
+"""The inputs and outputs of a bundle's graphs: names, types and shapes of their tensors."""
 
 from typing import NamedTuple
 
@@ -120,6 +120,31 @@ def recommender_graph(spec: SidSpec) -> GraphSpec:
             TensorSpec(name="scores", dtype="float32", shape=("batch", last)),
             TensorSpec(name="bound", dtype="float32", shape=("batch",)),
         ),
+    )
+
+
+def ranker_graph(spec: SidSpec) -> GraphSpec:
+    """The tensors of the ranker, which scores given candidates after a history. A bundle may have none.
+
+    `history` holds codes, oldest first, with PADDING on the left: at least one position, and only PADDING if
+    no item of the history is known. `candidates` holds the codes of the items to score. Where a batch has
+    fewer for one history than for another, all levels are PADDING, and the score there means nothing.
+    `popularity` has for each candidate how often training took it, as items.jsonl.gz has it: 0 for a new
+    item. `neighbors` and `neighbor_mass` are those of Neighbors, for this history.
+
+    `scores` are log-odds: the higher, the more likely the candidate is taken. They are finite. The score of a
+    candidate depends on nothing but its history, its codes, its popularity and the neighbors, so neither on
+    the other candidates nor on the other histories of the batch.
+    """
+    return GraphSpec(
+        inputs=(
+            TensorSpec(name="history", dtype="int64", shape=("batch", "position", spec.num_levels)),
+            TensorSpec(name="candidates", dtype="int64", shape=("batch", "candidate", spec.num_levels)),
+            TensorSpec(name="popularity", dtype="float32", shape=("batch", "candidate")),
+            TensorSpec(name="neighbors", dtype="int64", shape=("batch", "neighbor")),
+            TensorSpec(name="neighbor_mass", dtype="float32", shape=("batch", "neighbor")),
+        ),
+        outputs=(TensorSpec(name="scores", dtype="float32", shape=("batch", "candidate")),),
     )
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind two classes: arrays in, arrays out. Each session is checked when it loads."""
+"""ONNX Runtime behind three classes: arrays in, arrays out. Each session is checked when it loads."""
 
 import logging
 import os
@@ -186,6 +186,34 @@ class RecommenderSession:
         return {
             "history": history, "neighbors": found.prefixes, "neighbor_mass": found.mass, **beams, **live
         }  # fmt: skip
+
+
+class RankerSession:
+    """Histories and candidates -> a score for each candidate."""
+
+    def __init__(
+        self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
+    ) -> None:
+        self._session = _open(path, graph, threads, providers)
+
+    def run(
+        self,
+        history: NDArray[np.int64],
+        candidates: NDArray[np.int64],
+        popularity: NDArray[np.float32],
+        neighbors: Neighbors | None = None,
+    ) -> NDArray[np.float32]:
+        """Score. `history` [batch, position, level], `candidates` [batch, candidate, level] and `popularity`
+        [batch, candidate] as graphs.ranker_graph has them -> log-odds [batch, candidate]. Without `neighbors`
+        the counts have no say.
+        """
+        found = neighbors or Neighbors.none(len(history))
+        feeds = {
+            "history": history, "candidates": candidates, "popularity": popularity,
+            "neighbors": found.prefixes, "neighbor_mass": found.mass,
+        }  # fmt: skip
+        scores: NDArray[np.float32] = self._session.run(["scores"], feeds)[0]
+        return scores
 
 
 def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:

@@ -19,7 +19,13 @@ from service.core.bundle import (
     sha256_of,
 )
 from service.core.co_counts import CoCountSpec
-from service.core.graphs import beam_widths, field_tokenizer_graph, recommender_graph, tokenizer_graph
+from service.core.graphs import (
+    beam_widths,
+    field_tokenizer_graph,
+    ranker_graph,
+    recommender_graph,
+    tokenizer_graph,
+)
 from service.core.sid import SidSpec
 from service.errors import ContractMismatch
 
@@ -119,6 +125,36 @@ def test_a_bundle_that_reads_fields_promises_a_graph_that_takes_them_and_has_the
         load_bundle(bundle)
 
 
+def test_a_bundle_with_a_ranker_has_its_file_and_a_graph_for_its_tokenizer_and_levels(bundle):
+    assert "ranker" not in json.loads((bundle / "manifest.json").read_text())
+    ranker = {
+        "ranker_id": "d" * 12,
+        "trained_for_tokenizer_id": "a" * 12,
+        "graph": ranker_graph(SPEC).model_dump(mode="json"),
+        "history_length": 20,
+        "parameterization": "prefix-3gram",
+        "aggregation": "pooling",
+        "num_rows": 100,
+    }
+    rewrite(bundle, ranker=ranker)
+    with pytest.raises(ContractMismatch, match=r"lists no ranker\.onnx"):
+        load_bundle(bundle)
+    rewrite(bundle, ranker=ranker | {"trained_for_tokenizer_id": "e" * 12})
+    with pytest.raises(ContractMismatch, match="the ranker was trained for tokenizer eeeeeeeeeeee"):
+        load_bundle(bundle)
+    other = ranker_graph(SidSpec(levels=(3, 5))).model_dump(mode="json")
+    rewrite(bundle, ranker=ranker | {"graph": other})
+    with pytest.raises(ContractMismatch, match="ranker: its tensors are not those of levels"):
+        load_bundle(bundle)
+    (bundle / "ranker.onnx").write_bytes(b"a graph")
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    files["ranker.onnx"] = {"sha256": sha256_of(bundle / "ranker.onnx"), "num_bytes": 7}
+    rewrite(bundle, ranker=ranker, files=files)
+    manifest = load_bundle(bundle).manifest
+    assert manifest.ranker is not None
+    assert manifest.ranker.graph == ranker_graph(SPEC)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -188,7 +224,7 @@ def test_a_format_of_a_later_release_needs_that_release_and_an_older_one_a_new_e
 ):
     rewrite(bundle, format_version=version)
     with pytest.raises(
-        ContractMismatch, match=rf"format version {version!r}, this release .* reads 3 and 4\. {remedy}$"
+        ContractMismatch, match=rf"format version {version!r}, this release .* reads 3, 4 and 5\. {remedy}$"
     ):
         load_bundle(bundle)
 
@@ -196,6 +232,7 @@ def test_a_format_of_a_later_release_needs_that_release_and_an_older_one_a_new_e
 def test_only_a_bundle_that_older_releases_cannot_read_has_the_newest_format_version():
     assert format_version_of(reads_text_alone=True) == 3
     assert format_version_of(reads_text_alone=False) == 4
+    assert format_version_of(reads_text_alone=True, has_ranker=True) == 5
 
 
 def test_a_recommender_of_another_tokenizer_is_refused(bundle):
