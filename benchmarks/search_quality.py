@@ -11,8 +11,9 @@ answer is right if it has the item's title. The figure is the mean of 1 / place 
 
 `drawn` are the vectors that the tokenizer's graph gives and the service searches: what the encoder read, half
 whitened. `drawn_int8` is what Redis keeps. Beside them stand what else the tokenizer has of a text: the
-encoder's `features`, wholly whitened, the `head`'s vectors, and the quantizer's `latents`. Baselines in the same run: the vectors of MiniLM, which reads text, and BM25
-over words (bm25s). The last line is JSON: `drawn_mrr_typos` and so on, and `drawn_mrr`, the mean of the kinds.
+encoder's `features`, wholly whitened, the `head`'s vectors, and the quantizer's `latents`. Baselines in the
+same run: the vectors of MiniLM, which reads text, and BM25 over words (bm25s). The last line is JSON:
+`drawn_mrr_typos` and so on, and `drawn_mrr`, the mean of the kinds.
 """
 
 import tempfile

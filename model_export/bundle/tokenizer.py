@@ -1,13 +1,13 @@
 """The tokenizer graph turns pixels, or the numbers of fields, into codes and a vector, in one file.
 
 strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
-pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion ─▶ features ─ head, quantizer ─▶ codes
+pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion ─▶ features ─ head, quantizer
 
 
-fields ─── tables of embeddings (FAMAE) ────────────────────────────────────────────────── quantizer ─▶ codes
+fields ─── tables of embeddings (FAMAE) ────────────────────────────────────────────────── quantizer
 
-The `vector` is what a search compares: the features of a text, or, where photos or fields are read, the head's
-vector.
+The quantizer gives the codes. The `vector` is what a search compares: the features of a text, or, where photos
+or fields are read, the head's vector.
 """
 
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ class Remainder(nn.Module):
         return TokenizedBatch(self.quantizer.encode(vector), self.compared(features, vector))
 
     def compared(self, features: Tensor, vector: Tensor) -> Tensor:
-        """The vectors that a search compares, of features [item, feature] and the head's vectors [item, dim]."""
+        """What a search compares, of features [item, feature] and the head's vectors [item, dim]."""
         return features * self.scale if self.fusion is None else vector
 
     def features(

@@ -75,7 +75,8 @@ class LetterGrams(Pooling):
 
     def search_scale(self) -> Tensor:
         """Undoes half of the whitening. Searches with all of it, and with none, find less (decision 24)."""
-        return self.basis.norm(dim=0).rsqrt()
+        scale: Tensor = self.basis.norm(dim=0).rsqrt()
+        return scale
 
     def with_own_spread(self) -> "LetterGrams":
         """The same without whitening: each axis has the spread that the texts have along it."""
