@@ -40,8 +40,8 @@ class RankResponse(_Out):
 
     items: list[RankedItemOut] = Field(description="best first; equal scores in trie order")
     ranked_by: Literal["ranker", "generator", "popularity"] = Field(
-        description="the bundle's ranker; without one the generator; without a ranker and a known item in the "
-        "history, popularity"
+        description="the bundle's ranker; without one the generator; without a ranker and a known item "
+        "in the history, popularity"
     )
     matching_items: int | None = Field(
         description="number of the given items that are known and pass the filter, including excluded ones; "
