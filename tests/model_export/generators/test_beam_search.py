@@ -284,9 +284,7 @@ def test_listed_codes_have_the_scores_of_scoring_every_item(case, beam_limit):
         listed = np.sort(rng.choice(spec.num_prefixes[-1], size=count, replace=False))
         history = random_histories(spec, rng, int(rng.integers(1, 4)), int(rng.integers(1, HISTORY + 1)))
         neighbors = random_neighbors(all_codes, rng, len(history), int(rng.integers(0, 20)))
-        scores = score_listed(
-            case.session, spec, history, listed, beam_limit=beam_limit, neighbors=neighbors
-        )
+        scores = score_listed(case.session, spec, history, listed, beam_limit=beam_limit, neighbors=neighbors)
         truths = with_neighbors(case.truth(history, all_codes), neighbors, NEIGHBOR_WEIGHT)
         for row, truth in zip(scores, truths, strict=True):
             np.testing.assert_allclose(row, [truth[prefix] for prefix in listed.tolist()], atol=2e-4)
