@@ -5,7 +5,7 @@ html_title = "glyphrec"
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 # index.rst includes README.md, so that the folder and the site begin with the same page.
-exclude_patterns = ["README.md", "study/notes"]
+exclude_patterns = ["README.md", "study/notes", "embeddings/notes"]
 html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False

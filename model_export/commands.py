@@ -213,7 +213,9 @@ def add_study(subparsers: Subparsers) -> None:
         "--data", action="append", required=True, help=f"{DATA_HELP}. Give the option once for each data set"
     )
     parser.add_argument(
-        "--plan", default="full", help="full (default) or tiny, from model_export/study/plan.py"
+        "--plan",
+        default="full",
+        help="full (default), tiny, or embeddings: rankers in the order of times, for embeddings.md",
     )
     parser.add_argument(
         "--only",

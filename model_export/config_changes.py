@@ -27,6 +27,7 @@ from model_export.configs import (
     FamaePicturesConfig,
     FlattenedConfig,
     GaoqConfig,
+    HashedTreeConfig,
     HubEncoderConfig,
     LetterConfig,
     MiniLmConfig,
@@ -46,7 +47,12 @@ from service.errors import GlyphrecError
 
 START, TYPE, NONE = "start", "type", "none"
 TYPES: dict[str, dict[str, Any]] = {
-    "generator": {"tree": TreeConfig, "tiger": TigerConfig, "sasrec": SasRecConfig},
+    "generator": {
+        "tree": TreeConfig,
+        "tree-hashed": HashedTreeConfig,
+        "tiger": TigerConfig,
+        "sasrec": SasRecConfig,
+    },
     "encoder": {
         "compact": CompactConfig,
         "pp-ocr": PpOcrConfig,
@@ -69,6 +75,7 @@ TYPES: dict[str, dict[str, Any]] = {
 MAY_BE_ZERO = {
     *("seed", "max_steps", "dropout", "hidden_share", "start_scale", "likeness", "recency", "weight_decay"),
     *("warmup_steps", "commitment", "settle_epochs", "alpha", "beta", "consistency", "penalty"),
+    "depth",
 }
 AT_MOST = {
     "seed": 2**32 - 1,

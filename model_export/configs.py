@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from model_export.ranker_config import ParameterizationKind, RankerConfig
 from service.core.bundle import RenderSpec
 from service.core.sid import SidSpec
 
@@ -246,6 +247,14 @@ class TreeConfig:
 
 
 @dataclass(frozen=True)
+class HashedTreeConfig(TreeConfig):
+    """generators/hashed_history.py: `tree` that embeds the items of a history in another way."""
+
+    history: ParameterizationKind = "plain-sum"
+    items_per_row: float = 1.0  # of the table, for so many of the items in training
+
+
+@dataclass(frozen=True)
 class TigerConfig:
     """generators/tiger.py: T5 encoder-decoder over code tokens (TIGER, NeurIPS 2023)."""
 
@@ -322,6 +331,18 @@ class RunConfig:
     history_length: int = 20
     beam_limit: int = 400
     precision: Literal["float32", "int8"] = "float32"  # of the recommender; int8 is used if its answers agree
+
+
+@dataclass(frozen=True)
+class RankedRunConfig(RunConfig):
+    """A run that also trains a ranker, the third graph of a bundle."""
+
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+
+
+def with_ranker(config: RunConfig, ranker: RankerConfig | None = None) -> RankedRunConfig:
+    """The same run with a ranker beside its generator."""
+    return RankedRunConfig(**vars(config), ranker=ranker or RankerConfig())
 
 
 def base() -> RunConfig:
@@ -428,6 +449,11 @@ def resid() -> RunConfig:
     )
 
 
+def ranked() -> RankedRunConfig:
+    """`base` with a ranker of given candidates."""
+    return replace(with_ranker(base()), name="ranked")
+
+
 def tiny() -> RunConfig:
     """A configuration for tests, which takes under a minute. Its parts are real, but too small to be good."""
     return replace(
@@ -454,6 +480,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "pictures": pictures,
     "card": card,
     "resid": resid,
+    "ranked": ranked,
     "pp-ocr-base": pp_ocr_base,
     "donut-base": donut_base,
     "trocr-base": trocr_base,

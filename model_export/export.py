@@ -19,6 +19,7 @@ from model_export.configs import (
     FamaeConfig,
     FamaePicturesConfig,
     MiniLmConfig,
+    RankedRunConfig,
     ReadableConfig,
     RunConfig,
     SasRecConfig,
@@ -31,8 +32,10 @@ from model_export.encoders.compact.scripts import untaught_scripts
 from model_export.generators.tree import TreeGenerator
 from model_export.pipeline import generating, stages
 from model_export.pipeline.opinions import weigh
+from model_export.pipeline.ranking import rank
 from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
+from model_export.rankers.parameterizations import OF_IDS
 from model_export.vl_clip.configs import VlClipPictures
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
@@ -110,9 +113,13 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
         if run.config.opinions is not None:
             assert isinstance(generated.generator, TreeGenerator)
             weighed = weigh(run, generated.generator, coded.codes, coded.vectors, read.text, read.photos)
+        ranked = None
+        if isinstance(run.config, RankedRunConfig):
+            ranked = rank(run, coded.codes, coded.spec, weighed and weighed.counting)
+            say(f"      the ranker's loss at the end is {ranked.loss:.4f}")
     strips = None if read.famae is not None else stages.draw(dataset.items, run.config)
     tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes), seconds)
-    return write_bundle(out, key, run, tokenized, generated)
+    return write_bundle(out, key, run, tokenized, generated, ranked)
 
 
 def _untaught(run: Run) -> str | None:
@@ -178,6 +185,8 @@ def _check_servable(config: RunConfig) -> None:
         reason = "its late fusion is not in the tokenizer graph"
     elif isinstance(config.pictures, VlClipPictures):
         reason = "its joint space is not in the tokenizer graph"
+    elif isinstance(config, RankedRunConfig) and config.ranker.parameterization in OF_IDS:
+        reason = "its ranker reads the ids of items, which a new item does not have in the table"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
     elif config.opinions is not None and not isinstance(config.generator, TreeConfig):

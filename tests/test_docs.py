@@ -18,10 +18,11 @@ from service.core.secret_files import FILE_VARIABLES
 from service.settings import CLIENT_KEY, PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
-NOTES = ROOT / "docs/study/notes"  # parts of study.md, which has their links
+# Parts of study.md and of embeddings.md, which have their links.
+NOTES = (ROOT / "docs/study/notes", ROOT / "docs/embeddings/notes")
 PAGES = [
     ROOT / "README.md",
-    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent != NOTES),
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent not in NOTES),
 ]
 FOLDERS = ("benchmarks", "clients", "deploy", "docs", "model_export", "service", "tests")
 PACKAGES = ("service", "model_export")

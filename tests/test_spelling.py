@@ -24,7 +24,7 @@ KEPT_BRITISH = {
     r"\bsettings_customise_sources\b": "a method that pydantic-settings calls",
 }
 # What a program wrote from names of its own.
-GENERATED = re.compile(r"^(docs/study\.json|docs/study/cells/.*|deploy/requirements-.*\.txt)$")
+GENERATED = re.compile(r"^(docs/study\.json|docs/(study|embeddings)/cells/.*|deploy/requirements-.*\.txt)$")
 
 
 def british_in(text: str) -> list[str]:

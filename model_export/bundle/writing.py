@@ -1,4 +1,4 @@
-"""Writes a bundle: the two graphs, the items, the report and the manifest. Each graph is checked against its
+"""Writes a bundle: its graphs, the items, the report and the manifest. Each graph is checked against its
 model.
 
 folder.py says how the folder of a bundle comes into being.
@@ -16,14 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.bundle import precision, recommender, tokenizer
+from model_export.bundle import ranker as ranker_graph
 from model_export.bundle.folder import files_of, partial_folder, seal
 from model_export.bundle.precision import try_int8
+from model_export.bundle.ranker import check_ranker, export_ranker
 from model_export.bundle.recommender import check_recommender, export_recommender
 from model_export.bundle.report import Cost, examples_of, fields_in_words, write_report
 from model_export.bundle.tokenizer import check_tokenizer, export_tokenizer, parts_of
 from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
-from model_export.configs import FamaeConfig, ReadableConfig, RunConfig, TreeConfig, UnservedEncoderConfig
+from model_export.configs import (
+    FamaeConfig,
+    RankedRunConfig,
+    ReadableConfig,
+    RunConfig,
+    TreeConfig,
+    UnservedEncoderConfig,
+)
 from model_export.data.item_fields import first_categories
 from model_export.data.photos import seen_of
 from model_export.data.splits import training_fingerprint
@@ -36,18 +45,22 @@ from model_export.pipeline.cache import key_of
 from model_export.pipeline.generating import Generated
 from model_export.pipeline.opinions import Weighed
 from model_export.pipeline.photos import spec_of
+from model_export.pipeline.ranking import TrainedRanker, versions_of_ranker
 from model_export.pipeline.run import Run
 from model_export.pipeline.stages import Coded, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
 from service.core.bundle import (
     CO_COUNTS,
     ITEMS,
+    RANKER,
     RECOMMENDER,
     TOKENIZER,
     VOCABULARY,
     Bundle,
+    FormatVersion,
     Manifest,
     PictureSpec,
+    RankerSpec,
     format_version_of,
     load_bundle,
 )
@@ -82,16 +95,24 @@ class TokenizedCatalog:
         return None if self.coded.first is None else self.coded.first.vocabulary
 
 
-def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> Bundle:
+def write_bundle(
+    out: Path,
+    key: str,
+    run: Run,
+    tokenized: TokenizedCatalog,
+    generated: Generated,
+    ranked: TrainedRanker | None = None,
+) -> Bundle:
     """Write the bundle to a folder beside `out`, and rename that folder to `out` at the end.
 
-    `key`: the result of `key_of_bundle`. `out` must be `reserved`. Raises ContractMismatch if a graph differs
-    from its model, and GlyphrecError if another program changed what was written.
+    `key`: the result of `key_of_bundle`. `ranked`: None if the bundle has no ranker. `out` must be
+    `reserved`. Raises ContractMismatch if a graph differs from its model, and GlyphrecError if another
+    program changed what was written.
     """
     partial = partial_folder(out)
     partial.mkdir()
     try:
-        _write_into(partial, key, run, tokenized, generated)
+        _write_into(partial, key, run, tokenized, generated, ranked)
         if out.is_dir():
             out.rmdir()  # it is empty
         partial.rename(out)
@@ -100,8 +121,17 @@ def write_bundle(out: Path, key: str, run: Run, tokenized: TokenizedCatalog, gen
     return load_bundle(out)
 
 
-def _write_into(partial: Path, key: str, run: Run, tokenized: TokenizedCatalog, generated: Generated) -> None:
+def _write_into(
+    partial: Path,
+    key: str,
+    run: Run,
+    tokenized: TokenizedCatalog,
+    generated: Generated,
+    ranked: TrainedRanker | None,
+) -> None:
     bundle = _write_graphs(partial, key, run, tokenized, generated.generator)
+    if ranked is not None:
+        bundle = _write_ranker(bundle, run, ranked)
     written = files_of(partial)
     run.say("[5/5] evaluating the exported graphs")
     figures = evaluate.evaluate(bundle, run.dataset)
@@ -140,19 +170,29 @@ def key_of_bundle(run: Run) -> str:
     )
 
 
-def _format_version(config: RunConfig) -> Literal[3, 4]:
+def _format_version(config: RunConfig) -> FormatVersion:
     reads_fields = isinstance(config.encoder, FamaeConfig) or isinstance(config.quantizer, ReadableConfig)
-    return format_version_of(reads_text_alone=config.pictures is None and not reads_fields)
+    return format_version_of(
+        reads_text_alone=config.pictures is None and not reads_fields,
+        has_ranker=isinstance(config, RankedRunConfig),
+    )
 
 
 def versions_of_bundle(config: RunConfig) -> Versions:
     """The versions of everything that decides the content of a bundle."""
-    return versions_of(config) | {
-        "tokenizer_graph": tokenizer.VERSION,
-        "recommender_graph": recommender.VERSION,
-        "precision": precision.VERSION,
-        "evaluation": evaluate.VERSION,
-    }
+    ranking = {}
+    if isinstance(config, RankedRunConfig):
+        ranking = versions_of_ranker() | {"ranker_graph": ranker_graph.VERSION}
+    return (
+        versions_of(config)
+        | ranking
+        | {
+            "tokenizer_graph": tokenizer.VERSION,
+            "recommender_graph": recommender.VERSION,
+            "precision": precision.VERSION,
+            "evaluation": evaluate.VERSION,
+        }
+    )
 
 
 def generator_name(config: RunConfig) -> str:
@@ -251,6 +291,25 @@ def _write_graphs(
         files={},
     )
     return Bundle(folder, manifest)
+
+
+def _write_ranker(bundle: Bundle, run: Run, ranked: TrainedRanker) -> Bundle:
+    """Write the third graph beside the other two, check it, and name it in the manifest."""
+    path, config, manifest = bundle.file(RANKER), run.config, bundle.manifest
+    graph = export_ranker(path, ranked.ranker, history_length=config.history_length)
+    checks = check_ranker(path, ranked.ranker, history_length=config.history_length, seed=config.seed)
+    run.say("      " + ", ".join(f"{name} {value:.2g}" for name, value in checks.items()))
+    spec = RankerSpec(
+        ranker_id=key_of(path)[:12],
+        trained_for_tokenizer_id=manifest.tokenizer_id,
+        graph=graph,
+        history_length=min(ranked.ranker.history_length, config.history_length),
+        parameterization=str(ranked.ranker.parameterization),
+        aggregation=ranked.ranker.ranker.config.aggregation,
+        num_rows=ranked.ranker.parameterization.num_rows,
+    )
+    metrics = manifest.metrics | checks | {"ranker_loss": ranked.loss}
+    return bundle._replace(manifest=manifest.model_copy(update={"ranker": spec, "metrics": metrics}))
 
 
 def _read_fields(run: Run, tokenized: TokenizedCatalog) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
-from model_export.data.events import Events, first_of_each, histories, in_order
+from model_export.data.events import Events, first_of_each, histories, in_order, times_of
 
 MIN_HOUSEHOLDS = 50  # two percent of the households
 
@@ -67,7 +67,8 @@ def read_complete_journey(folder: Path | None = None) -> Dataset:
     item = np.append(item_of_product, UNKNOWN)[row]
     item[product_ids[row] != bought["product_id"]] = UNKNOWN
     household_ids, household = np.unique(bought["household_id"], return_inverse=True)
-    events = Events(household, item, bought["transaction_timestamp"].astype(np.int64))
+    moments = bought["transaction_timestamp"].astype("datetime64[ms]").astype(np.int64)
+    events = Events(household, item, moments)
 
     real = bought["quantity"] > 0
     left_out["purchases of quantity 0"] = int(np.count_nonzero(~real))
@@ -86,7 +87,13 @@ def read_complete_journey(folder: Path | None = None) -> Dataset:
     events = events.where(common[events.item])
     renumbered = Events(events.user, (np.cumsum(common) - 1)[events.item], events.time)
     kept = [item for item, is_common in zip(items, common, strict=True) if is_common]
-    return make_dataset("completejourney", kept, histories(renumbered, households), left_out)
+    return make_dataset(
+        "completejourney",
+        kept,
+        histories(renumbered, households),
+        left_out,
+        times=times_of(renumbered, len(households)),
+    )
 
 
 def _items(products: dict[str, NDArray[Any]]) -> tuple[list[Item], NDArray[np.int64]]:

@@ -8,9 +8,12 @@ same on every machine and for every order of the source.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+N = TypeVar("N", bound=np.generic)
 
 SEED = b"glyphrec"  # of the hash; another seed gives another order of ties, which is equally good
 
@@ -64,9 +67,18 @@ def histories(ordered: Events, users: Names) -> Iterator[tuple[str, NDArray[np.i
 
     The events must be in order.
     """
-    item, ends = ordered.item.astype(np.int32), np.cumsum(np.bincount(ordered.user, minlength=len(users)))
-    starts = [0, *ends[:-1]]
-    return ((user, item[start:end]) for user, start, end in zip(users, starts, ends, strict=False))
+    return zip(users, _by_user(ordered.item.astype(np.int32), ordered, len(users)), strict=True)
+
+
+def times_of(ordered: Events, num_users: int) -> list[NDArray[np.int64]]:
+    """The times [position] of every user, beside `histories`. The events must be in order."""
+    return _by_user(ordered.time, ordered, num_users)
+
+
+def _by_user(values: NDArray[N], ordered: Events, num_users: int) -> list[NDArray[N]]:
+    """The values [event] of each user, also of users without events."""
+    ends = np.cumsum(np.bincount(ordered.user, minlength=num_users))
+    return np.split(values, ends[:-1]) if num_users else []
 
 
 def k_core(events: Events, core: int) -> NDArray[np.bool_]:

@@ -2,7 +2,8 @@
 
     items.jsonl         item_id, and any fields with text or attributes; if known, `image`, the path of a
                         JPEG, PNG or WebP file in the folder
-    interactions.jsonl  user_id, and items with the oldest first; if known, their times in milliseconds
+    interactions.jsonl  user_id, and items with the oldest first; if known, their `times` in milliseconds, or
+                        their `timestamps` in seconds
 
 Broken data stops the reading with an error that names the file and the line. This holds for a missing file, a
 line that is not a JSON object, an id that is missing, repeated or not a string, items that are not a list,
@@ -35,6 +36,7 @@ ITEMS, INTERACTIONS = "items", "interactions"
 ITEMS_FILE, INTERACTIONS_FILE = f"{ITEMS}.jsonl.gz", f"{INTERACTIONS}.jsonl.gz"  # as they are written
 EMPTY_ITEMS = "items without any text or picture"
 EMPTY_INTERACTIONS = "interactions with items without any text or picture"
+MS_OF = {"times": 1, "timestamps": 1000}  # each gives the times of a user's items, in these milliseconds
 UNKNOWN_INTERACTIONS = "interactions with items that are not in the items file"
 
 
@@ -47,7 +49,7 @@ def read_folder(folder: Path) -> Dataset:
     times: list[NDArray[np.int64]] = []
     for line in _unique(interactions_path, "user_id"):
         known = _known(line, catalog.index_of, left_out)
-        has_times = "times" in line.record
+        has_times = any(name in line.record for name in MS_OF)
         if histories and has_times != bool(times):
             has = "has 'times'" if has_times else "has no 'times'"
             raise line.wrong(f"{has}, unlike the lines above. Give them on every line or on none.")
@@ -209,11 +211,13 @@ def _known(line: Line, index_of: dict[str, int | None], left_out: Counter[str]) 
 
 
 def _times(line: Line) -> list[int]:
-    times, count = line.record["times"], len(line.record["items"])
+    name = next(name for name in MS_OF if name in line.record)
+    times, count = line.record[name], len(line.record["items"])
     whole = isinstance(times, list) and all(isinstance(time, int) and abs(time) < 2**63 for time in times)
     if not whole or len(times) != count or times != sorted(times):
         raise line.wrong(
-            f"'times' is {shown(times)}, which is not an ascending list with a whole number of milliseconds "
-            f"for each of the {count} items. Correct it or leave it out."
+            f"{name!r} is {shown(times)}, which is not an ascending list with a whole number of "
+            f"{'milliseconds' if MS_OF[name] == 1 else 'seconds'} for each of the {count} items. Correct it "
+            "or leave it out."
         )
-    return list(times)
+    return [MS_OF[name] * time for time in times]

@@ -17,7 +17,8 @@ from model_export.evaluation.metrics import collisions, hits_at, ndcg_at, recall
 from model_export.evaluation.near_copies import near_copy, shared_levels
 from model_export.evaluation.ranking import ItemsOfCodes, NeighborsOfItems, Ranker, search_by
 from model_export.evaluation.reach import Kinds, coverage, kinds_of_targets
-from service.core.bundle import RECOMMENDER, TOKENIZER, Bundle
+from model_export.evaluation.reranking import NUM_CANDIDATES, rerank
+from service.core.bundle import RANKER, RECOMMENDER, TOKENIZER, Bundle
 from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
 from service.core.bundle_vocabulary import bundle_vocabulary
@@ -25,7 +26,13 @@ from service.core.cpus import usable_cpus
 from service.core.encoder_view import encoder_view
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
-from service.inference.runtime import NO_STRIPS, RecommenderSession, Tokenizer, TokenizerInput
+from service.inference.runtime import (
+    NO_STRIPS,
+    RankerSession,
+    RecommenderSession,
+    Tokenizer,
+    TokenizerInput,
+)
 
 VERSION = 3  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_BEAMS = 50  # of the first search
@@ -135,6 +142,8 @@ def evaluate_model(
         figures |= _figures(f"{name}model", ranked, test.targets)
         if exclude:
             figures |= _reach("model", ranked, test.targets, kinds, dataset.num_items)
+    if manifest.ranker is not None:
+        figures |= _reranked(bundle, dataset, ranker, split)
     for first in range(0, len(test.histories), BATCH):
         window = ranker.window(test.histories[first : first + BATCH])
         beams = session.run(window.history, catalog.trie.tables, widths, window.neighbors)
@@ -143,6 +152,23 @@ def evaluate_model(
     figures["exact_rate"] = float(np.concatenate(certified).mean())
     figures["collision_rate"] = collisions(codes).shared_rate
     return figures
+
+
+def _reranked(bundle: Bundle, dataset: Dataset, ranker: Ranker, split: Split) -> dict[str, float]:
+    """The figures of the generator's candidates in the order of the bundle's ranker, history excluded."""
+    spec = bundle.manifest.ranker
+    assert spec is not None
+    popularity = {each.item_id: each.popularity for each in bundle_items(bundle)}
+    found = rerank(
+        ranker,
+        RankerSession(bundle.file(RANKER), spec.graph, threads=1),
+        split.test.histories,
+        np.array([popularity[item_id] for item_id in dataset.item_ids]),
+        history_length=spec.history_length,
+    )
+    figures = _figures("reranked", found.ordered, split.test.targets)
+    figures[f"model_recall@{NUM_CANDIDATES}"] = recall_at(found.found, split.test.targets, NUM_CANDIDATES)
+    return figures | {"rerank_ms_per_request": found.ms_per_request}
 
 
 def neighbors_for(bundle: Bundle, dataset: Dataset, codes: NDArray[np.int64]) -> NeighborsOfItems | None:
@@ -252,7 +278,10 @@ def table(figures: dict[str, float], split: str = "leave-one-out") -> str:
         ("markov_popular_ties", "the same, equal counts by popularity"),
         ("popularity", "popularity"),
         ("history_included_model", "model, history included"),
+        ("reranked", f"the model's first {NUM_CANDIDATES}, reranked, history excluded"),
     ):
+        if f"{name}_ndcg@10" not in figures:
+            continue  # the bundle has no ranker
         cells = [figures[f"{name}_{metric}@{k}"] for metric in ("recall", "ndcg") for k in (5, 10)]
         lines.append(f"| {label} | " + " | ".join(f"{cell:.4f}" for cell in cells) + " |")
     lines += ["", *_reach_table(figures)]
@@ -266,6 +295,12 @@ def table(figures: dict[str, float], split: str = "leave-one-out") -> str:
         lines.append(
             f"{figures['repeated_targets']:.1%} of the targets are in the user's own history. Rows with the "
             "history excluded cannot have them."
+        )
+    if "rerank_ms_per_request" in figures:
+        lines.append(
+            f"The ranker takes {figures['rerank_ms_per_request']:.2g} ms for a history and {NUM_CANDIDATES} "
+            "candidates (median, one thread). Of the targets, "
+            f"{figures[f'model_recall@{NUM_CANDIDATES}']:.1%} are among the candidates."
         )
     if "near_copies" in figures:
         lines.append(

@@ -12,9 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import RunConfig, SasRecConfig, TigerConfig, TreeConfig, sasrec_training
+from model_export.configs import (
+    HashedTreeConfig,
+    RunConfig,
+    SasRecConfig,
+    TigerConfig,
+    TreeConfig,
+    sasrec_training,
+)
 from model_export.data.dataset import ItemSequence
 from model_export.generators.base import Generator
+from model_export.generators.hashed_history import HashedHistoryTree
 from model_export.generators.sasrec import SasRecGenerator, codes_of_items
 from model_export.generators.tiger import TigerGenerator
 from model_export.generators.training import Curve, train_generator
@@ -101,6 +109,14 @@ def make_generator(
     """
     seen = np.unique(np.concatenate(train))
     match config.generator:
+        case HashedTreeConfig() as hashed_config:
+            return HashedHistoryTree(
+                config=hashed_config,
+                spec=spec,
+                history_length=config.history_length,
+                seen_codes=codes[seen],
+                seen_vectors=None if vectors is None else vectors[seen],
+            )
         case TreeConfig() as tree_config:
             return TreeGenerator(
                 config=tree_config,

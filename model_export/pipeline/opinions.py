@@ -48,6 +48,11 @@ class Weighed(NamedTuple):
     learned_quality: float  # NDCG@10 of the learned opinion alone, on the same users
     num_users: int
 
+    @property
+    def counting(self) -> CoCountSpec | None:
+        """How a service counts, or None if counts have no weight, so that a bundle has none."""
+        return self.spec if self.opinions.counts else None
+
     def neighbors(
         self, sid: SidSpec, codes: NDArray[np.int64], item_ids: list[str]
     ) -> NeighborsOfItems | None:

@@ -11,6 +11,7 @@ from model_export.configs import (
     CardConfig,
     FamaeConfig,
     FamaePicturesConfig,
+    HashedTreeConfig,
     MiniLmConfig,
     PicturesConfig,
     RunConfig,
@@ -21,7 +22,7 @@ from model_export.configs import (
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import famae, fusion, head, minilm
 from model_export.encoders.images.choose import image_encoder_version
-from model_export.generators import sasrec, tiger, training, tree
+from model_export.generators import hashed_history, sasrec, tiger, training, tree
 from model_export.pipeline import counts, neighbors, opinions
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions
@@ -31,6 +32,7 @@ Versions = dict[str, int]  # stage -> version
 
 GENERATORS = {
     TreeConfig: {"tree": tree.VERSION},
+    HashedTreeConfig: {"tree": tree.VERSION, "hashed_history": hashed_history.VERSION},
     TigerConfig: {"tiger": tiger.VERSION},
     SasRecConfig: {"sasrec": sasrec.VERSION},
 }

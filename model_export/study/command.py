@@ -14,6 +14,8 @@ from model_export.evaluation.reach import kinds_of_targets
 from model_export.files import check_folder
 from model_export.pipeline.run import Say
 from model_export.study.cost_table import measure_costs, with_costs
+from model_export.study.embedding_command import PLAN as EMBEDDINGS
+from model_export.study.embedding_command import study_embeddings
 from model_export.study.plan import PLANS, Plan
 from model_export.study.run import kept_result, kept_results, run_study, works_of
 from model_export.study.segments import segments_of
@@ -39,8 +41,16 @@ def study(
     `report_only` no cell runs. With `costs` the costs of these cells are measured too, if they are finished.
     Raises GlyphrecError for an unknown plan or cell.
     """
+    if plan_name == EMBEDDINGS:
+        check_folder(out, "--out")
+        study_embeddings(
+            _by_name(data), only=only, out=out, cache_folder=cache_folder, report_only=report_only, say=say
+        )
+        return
     if plan_name not in PLANS:
-        raise GlyphrecError(f"there is no plan {plan_name!r}. Choose one of {', '.join(PLANS)}.")
+        raise GlyphrecError(
+            f"there is no plan {plan_name!r}. Choose one of {', '.join((*PLANS, EMBEDDINGS))}."
+        )
     plan = PLANS[plan_name]()
     if unknown := set(only) - {cell.name for cell in plan.cells}:
         raise GlyphrecError(

@@ -30,6 +30,7 @@ from model_export.configs import (
     trocr_base,
 )
 from model_export.study.cell import Cell, Counting
+from model_export.study.history_cells import history_cells
 from model_export.study.picture_cells import LIKE_OTHERS as LIKE_OTHER_PICTURES
 from model_export.study.picture_cells import picture_cells
 from model_export.study.tokenizer_cells import tokenizer_cells
@@ -98,6 +99,7 @@ LIKE_OTHERS = {
     "tree_noise", "donut", "trocr", "deepseek_ocr2",
     "nu_rq_kmeans_balanced", "nu_letter", "gaoq_narrow", "gaoq_text", "famae", "readable_brand",
     "famae_pictures", "resid", "resid_pictures",
+    "history_trigram", "history_all_bigrams", "history_all_ngrams", "history_random_hash",
 } | LIKE_OTHER_PICTURES  # fmt: skip
 
 
@@ -251,6 +253,7 @@ def cells_of(
             ("ablation", "generators"),
             other(generator=replace(tree, likeness=0.0, start_scale=0.0)),
         ),
+        *history_cells(learnt),
         # Quantizers and collisions.
         Cell("rq_kmeans", "RQ-k-means", ("quantizers",), other(quantizer=RqKMeansConfig())),
         Cell(

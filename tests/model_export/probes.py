@@ -21,6 +21,7 @@ from model_export.bundle.tokenizer_id import PROBES as DRAWN
 from model_export.configs import (
     CompactConfig,
     FamaeConfig,
+    HashedTreeConfig,
     HeadConfig,
     HubEncoderConfig,
     PpOcrConfig,
@@ -39,7 +40,7 @@ from model_export.encoders.compact import reader as compact
 from model_export.encoders.hub import deepseek_ocr2, donut, trocr
 from model_export.evaluation import evaluate, near_copies
 from model_export.evaluation.baselines import counting, training_free, transition_hops
-from model_export.generators import sasrec, tiger, training, tree
+from model_export.generators import hashed_history, sasrec, tiger, training, tree
 from model_export.generators.beam_search import eager_search
 from model_export.onnx_graphs import to_onnx
 from model_export.pipeline import counts, opinions
@@ -77,6 +78,7 @@ from tests.model_export.probe_inputs import (
     vectors,
 )
 from tests.model_export.quantizer_probes import QUANTIZER_PROBES
+from tests.model_export.ranker_probes import RANKER_PROBES
 from tests.model_export.vl_clip_probes import VL_CLIP_PROBES
 
 
@@ -472,6 +474,9 @@ PROBES: dict[str, Probe] = {
             replace(SMALL_TREE, likeness=0.0, start_scale=0.0, has_bonus=False),
         ),
     ),
+    "hashed_history": Probe(
+        hashed_history, partial(_generate, HashedTreeConfig(width=8, num_layers=1, ffn_dim=16))
+    ),
     "tiger": Probe(
         tiger, partial(_generate, SMALL_TIGER, replace(SMALL_TIGER, reads="items", temperature=0.7))
     ),
@@ -489,5 +494,5 @@ PROBES: dict[str, Probe] = {
     "ranks": Probe(ranks, _rank),
     "robustness": Probe(robustness, _robust),
     "cold": Probe(cold, _cold),
-    **{stage: Probe(*probe) for stage, probe in (PHOTO_PROBES | VL_CLIP_PROBES).items()},
+    **{stage: Probe(*probe) for stage, probe in (PHOTO_PROBES | RANKER_PROBES | VL_CLIP_PROBES).items()},
 }

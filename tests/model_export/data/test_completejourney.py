@@ -1,6 +1,6 @@
 """Complete Journey: the rules on a shop small enough to check by hand, and then the installed data."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,6 +75,9 @@ def test_a_sequence_is_the_first_purchase_of_each_item_in_time_order(shop):
     dataset = read_complete_journey(shop)
     assert dataset.user_ids == [str(household) for household in range(1, MIN_HOUSEHOLDS + 1)]
     assert all(sequence.tolist() == [0, 2, 1] for sequence in dataset.sequences)
+    moments = [LUNCH, DINNER, DINNER + timedelta(hours=1)]
+    in_ms = [int(moment.replace(tzinfo=UTC).timestamp() * 1000) for moment in moments]
+    assert all(times.tolist() == in_ms for times in dataset.times)
 
 
 def test_everything_that_is_left_out_is_counted(shop):

@@ -223,6 +223,13 @@ def test_times_are_written_and_read_again_for_the_items_that_stay(tmp_path):
     assert again.fingerprint == dataset.fingerprint
 
 
+def test_timestamps_are_seconds(tmp_path):
+    items = lines([{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}])
+    line = {"user_id": "u", "items": ["a", "b"], "timestamps": [1, 3]}
+    dataset = read_dataset(str(folder_of(tmp_path, items, lines([line]))))
+    assert [times.tolist() for times in dataset.times] == [[1000, 3000]]
+
+
 @pytest.mark.parametrize("times", [[1], [2, 1], [1, "2"], [1, 2.5], "12", None])
 def test_times_that_do_not_fit_the_items_are_refused(tmp_path, times):
     items = lines([{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}])
