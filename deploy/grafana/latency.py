@@ -99,9 +99,9 @@ RANKINGS = [
         steps=[(0.1, "red")],
     ),
     lines(
-        "Rankings",
-        "By what gave the order: the ranker; the generator, if the bundle has no ranker; popularity, if also "
-        "the history has no known item.",
+        "What orders the items",
+        "Rankings by what gave the order: the ranker; the generator, if the bundle has no ranker; "
+        "popularity, if also the history has no known item.",
         "reqps",
         Query(rate("glyphrec_rankings_total", "by"), "{{by}}"),
     ),

@@ -60,7 +60,10 @@ NOW = [
         [(1, "red")],
     ),
     number(
-        "Requests", "Requests of clients per second: recommendations, rankings, searches, items, events.", "reqps", ALL
+        "Requests",
+        "Requests of clients per second: recommendations, rankings, searches, items, events.",
+        "reqps",
+        ALL,
     ),
     number(
         "Errors",
