@@ -55,7 +55,8 @@ def run_rank(args: argparse.Namespace) -> int:
         for what in ("unknown_history_ids", "unknown_item_ids"):
             if answer[what]:
                 print(f"{what.replace('_', ' ')}: {', '.join(map(str, answer[what]))}")
-        print(f"ranked by the {answer['ranked_by']}".replace("the popularity", "popularity"))
+        by = answer["ranked_by"]
+        print("ranked by popularity" if by == "popularity" else f"ranked by the {by}")
         for item in answer["items"]:
             score = "" if item["score"] is None else f"{item['score']:.3f}"
             words = words_of(client, item["item_id"])
