@@ -41,11 +41,14 @@ from model_export.configs import (
     SasRecConfig,
     TigerConfig,
     TreeConfig,
+    with_ranker,
 )
+from model_export.ranker_config import RankerConfig
 from service.core.bundle import MAX_BEAM_LIMIT
 from service.errors import GlyphrecError
 
 START, TYPE, NONE = "start", "type", "none"
+RANKER = "ranker"  # a setting of every run, although only a RankedRunConfig holds one
 TYPES: dict[str, dict[str, Any]] = {
     "generator": {
         "tree": TreeConfig,
@@ -71,6 +74,7 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "opinions": {"weighed": OpinionsConfig, NONE: None},
     "pictures": {NONE: None, "photo": PicturesConfig, "card": CardConfig},
+    RANKER: {NONE: None, "dlrm": RankerConfig},
 }
 MAY_BE_ZERO = {
     *("seed", "max_steps", "dropout", "hidden_share", "start_scale", "likeness", "recency", "weight_decay"),
@@ -156,7 +160,7 @@ def _check_together(config: RunConfig, changes: Mapping[str, Any]) -> None:
     """Raise GlyphrecError for settings that do not go together, once all of them are made."""
     for name, value in changes.items():
         room = name.split(".")[0]
-        part = getattr(config, room)
+        part = _fields(config)[room]
         if isinstance(part, BaseModel):
             try:
                 type(part).model_validate(_fields(part))
@@ -201,7 +205,10 @@ def _fields(part: Any) -> dict[str, Any]:
     """The fields of a part of a configuration, with their values."""
     if isinstance(part, BaseModel):
         return {name: getattr(part, name) for name in type(part).model_fields}
-    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    found = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    if isinstance(part, RunConfig):
+        found.setdefault(RANKER, None)
+    return found
 
 
 def _is_part(value: Any) -> bool:
@@ -246,6 +253,8 @@ def _types(part: Any, name: str) -> dict[str, Any]:
     """The types that a field of the part may have, by their names. Empty if it has one type."""
     if name not in TYPES or isinstance(part, BaseModel):
         return {}
+    if name == RANKER:
+        return TYPES[RANKER]
     may_be = get_args(get_type_hints(type(part))[name])
     return {word: made for word, made in TYPES[name].items() if issubclass(made or type(None), may_be)}
 
@@ -295,6 +304,8 @@ def _out_of_bounds(name: str, number: float) -> str | None:
 def _replaced(part: Any, name: str, value: Any) -> Any:
     if isinstance(part, BaseModel):
         return part.model_copy(update={name: value})  # checked in the end, with the part's other changes
+    if name == RANKER:
+        return with_ranker(part, value)
     return dataclasses.replace(part, **{name: value})
 
 

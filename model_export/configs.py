@@ -1,7 +1,7 @@
 """The typed configurations of a run. A function returns each named run. Derive others with `replace`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from model_export.ranker_config import ParameterizationKind, RankerConfig
@@ -340,9 +340,10 @@ class RankedRunConfig(RunConfig):
     ranker: RankerConfig = field(default_factory=RankerConfig)
 
 
-def with_ranker(config: RunConfig, ranker: RankerConfig | None = None) -> RankedRunConfig:
-    """The same run with a ranker beside its generator."""
-    return RankedRunConfig(**vars(config), ranker=ranker or RankerConfig())
+def with_ranker(config: RunConfig, ranker: RankerConfig | None) -> RunConfig:
+    """The same run with another ranker beside its generator, or with none."""
+    same = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    return RunConfig(**same) if ranker is None else RankedRunConfig(**same, ranker=ranker)
 
 
 def base() -> RunConfig:
@@ -449,9 +450,9 @@ def resid() -> RunConfig:
     )
 
 
-def ranked() -> RankedRunConfig:
+def ranked() -> RunConfig:
     """`base` with a ranker of given candidates."""
-    return replace(with_ranker(base()), name="ranked")
+    return replace(with_ranker(base(), RankerConfig()), name="ranked")
 
 
 def tiny() -> RunConfig:

@@ -51,7 +51,14 @@ class EmbeddingResult:
 def small() -> RankerConfig:
     """What all cells start from: the paper's settings at the size of these data."""
     return RankerConfig(
-        items_per_row=3.0, width=16, hidden_dim=32, num_non_events=3, num_epochs=1, max_events=30_000
+        items_per_row=3.0,
+        aggregation="bypass",
+        width=16,
+        hidden_dim=32,
+        num_non_events=3,
+        num_epochs=1,
+        max_events=30_000,
+        learning_rate=1e-2,
     )
 
 

@@ -160,10 +160,11 @@ def _horizon(results: Results, drawn: NDArray[np.float64]) -> str | None:
 def _swaps(swapped: Mapping[str, float]) -> str | None:
     if not swapped:
         return None
-    rows = [
-        [str(depth), f"{swapped[f'swapped_{depth}']:,.0f}", f"{100 * swapped[f'click_loss_{depth}']:.1f} %"]
-        for depth in range(DEPTH + 1)
-    ]
+    rows = []
+    for depth in range(DEPTH + 1):
+        loss = swapped.get(f"click_loss_{depth}")
+        shown = NOTHING if loss is None else f"{100 * loss:.1f} %"
+        rows.append([str(depth), f"{swapped[f'swapped_{depth}']:,.0f}", shown])
     return markdown(["codes shared", "swapped impressions", "click loss"], rows)
 
 

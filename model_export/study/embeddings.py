@@ -41,6 +41,7 @@ from model_export.study.embedding_cells import (
     EmbeddingCell,
     EmbeddingResult,
 )
+from service.core.bundle import RenderSpec
 from service.core.sid import SidSpec
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
@@ -57,6 +58,7 @@ def codes_config() -> RunConfig:
         base(),
         name="embeddings",
         sid=SidSpec(levels=(NUM_CODES,) * DEPTH),
+        render=RenderSpec(max_strips=2),  # the fields that come first
         head=HeadConfig(max_steps=0),
         collisions="none",
         opinions=None,
@@ -181,7 +183,8 @@ def swaps(prepared: Prepared, seed: int = 0) -> dict[str, float]:
                 shown.append((user, item) in taken)
                 swapped.append((user, other) in taken)
         figures[f"swapped_{depth}"] = float(len(shown))
-        figures[f"click_loss_{depth}"] = click_loss(np.array(shown, float), np.array(swapped, float))
+        if any(shown):
+            figures[f"click_loss_{depth}"] = click_loss(np.array(shown, float), np.array(swapped, float))
     return figures
 
 

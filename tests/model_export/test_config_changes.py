@@ -164,7 +164,7 @@ def test_another_type_starts_from_its_defaults_whatever_the_order_of_the_setting
         ),
         (["render.height_px=16", "render.width_px=9"], "render.width_px = 9: input should be greater than"),
         (["precision=int4"], "precision = \"int4\": input should be 'float32' or 'int8'"),
-        (["generator.type=bert"], 'generator.type = "bert": choose one of tree, tiger, sasrec'),
+        (["generator.type=bert"], 'generator.type = "bert": choose one of tree, tree-hashed, tiger, sasrec'),
         (["encoder.type=hub"], "start from donut-base"),
         (
             ["opinions.type=none", "opinions.max_users=3"],
