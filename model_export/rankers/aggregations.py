@@ -25,7 +25,8 @@ class Attention(nn.Module):
     def weights(self, asking: Tensor, x: Tensor) -> Tensor:
         """asking [batch, query, width], x [batch, position, width] -> [batch, head, query, position]"""
         query, key = self._split(self.query(asking)), self._split(self.key(x))
-        return (query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5).softmax(dim=-1)
+        found: Tensor = (query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5).softmax(dim=-1)
+        return found
 
     def forward(self, asking: Tensor, x: Tensor) -> Tensor:
         """asking [batch, query, width], x [batch, position, width] -> [batch, query, width]"""

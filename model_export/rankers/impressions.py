@@ -91,7 +91,8 @@ def _histories(sequence: NDArray[np.int32], times: NDArray[np.int64], length: in
     """What a user had taken before the moment of each event: [event, position], -1 on the left."""
     padded = np.concatenate([np.full(length, -1, dtype=np.int64), sequence])
     first = np.searchsorted(times, times)  # [event]  events before this moment
-    return padded[first[:, None] + np.arange(length)]
+    found: NDArray[np.int64] = padded[first[:, None] + np.arange(length)]
+    return found
 
 
 def _since_last(times: NDArray[np.int64]) -> NDArray[np.int64]:

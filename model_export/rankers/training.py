@@ -49,7 +49,7 @@ def train_ranker(
     for events in order:
         loss = ranker.loss(examples.batch(rows, events))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        loss.backward()
         optimizer.step()
         losses.append(loss.item())
     ranker.eval()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from model_export.pipeline.versions import Versions
 from model_export.ranker_config import AggregationKind, ParameterizationKind, RankerConfig
 from model_export.study.cells import DamagedCell, path_of
 from service.core.whole_files import write_whole
@@ -153,7 +152,7 @@ def load(folder: Path, dataset: str, name: str, seed: int) -> EmbeddingResult | 
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
-    versions: Versions = {str(name): int(value) for name, value in content["made_with"].items()}
+    versions = {str(name): int(value) for name, value in content["made_with"].items()}
     for name in ("loss", "shown", "taken"):
         for segment, sums in content[name].items():
             if len(sums) != NUM_GROUPS:

@@ -23,6 +23,7 @@ from service.errors import GlyphrecError
 
 PLAN = "embeddings"
 NUM_SEEDS = 3
+MAIN = ("prefix", "random_hash", "individual")
 
 
 def study_embeddings(
@@ -76,7 +77,7 @@ def _run(
     cache: StageCache,
     say: Say,
 ) -> None:
-    """All data sets with their first seed come before all second seeds."""
+    """The cells of the main claims come first, with all seeds, then the first seeds of all others."""
     prepared: dict[str, Prepared] = {}
     for name, dataset in datasets.items():
         say(f"{name}: reading and codes")
@@ -86,6 +87,7 @@ def _run(
             _swaps_path(store, name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(_swaps_path(store, name), lambda path, text=text: path.write_text(text))
     works = [(each, cell, seed) for seed in range(NUM_SEEDS) for cell in chosen for each in prepared.values()]
+    works.sort(key=lambda work: work[1].name not in MAIN)
     missing = [
         (each, cell, seed)
         for each, cell, seed in works

@@ -1,7 +1,7 @@
 """Runs the cells of the plan `embeddings`: a ranker in the order of times, judged on what comes after.
 
-The items get codes from their content alone, before any training: the compact reader, no head, and the
-default quantizer. The events are the newest of the data set. The last tenth is the test window. What comes
+The items get codes from their content alone, before any training: the compact reader, no head, and residual
+k-means. The events are the newest of the data set. The last tenth is the test window. What comes
 before it teaches in one pass, all of it or the newest fifth.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import HeadConfig, RunConfig, base
+from model_export.configs import HeadConfig, RqKMeansConfig, RunConfig, base
 from model_export.data.dataset import Dataset
 from model_export.data.splits import leave_one_out
 from model_export.evaluation.click_measures import (
@@ -60,6 +60,7 @@ def codes_config() -> RunConfig:
         sid=SidSpec(levels=(NUM_CODES,) * DEPTH),
         render=RenderSpec(max_strips=2),  # the fields that come first
         head=HeadConfig(max_steps=0),
+        quantizer=RqKMeansConfig(),
         collisions="none",
         opinions=None,
     )
