@@ -32,10 +32,13 @@ from service.flows.contents import ContentReader
 from service.flows.drawing import ItemDrawer, tokenize_in_batches, work_of
 from service.flows.feedback import Feedback
 from service.flows.indexing import Indexer
+from service.flows.item_ranking import ItemRanker, rank_in_batches
+from service.flows.item_ranking import work_of as work_of_ranking
 from service.flows.item_search import ItemSearcher, find_in_batches, work_of_findings
 from service.flows.learning import Learned, Learner
 from service.flows.pictures import PictureReader
 from service.flows.query_encoder import QueryEncoder, encode_in_batches
+from service.flows.ranker import Ranker
 from service.flows.recommend import Recommender
 from service.flows.search import observed_by, recommend_in_batches
 from service.flows.served_pages import ServedPages
@@ -297,6 +300,7 @@ def build_model(
     follower = CatalogFollower(catalog, store)
     counts = co_count_store(redis, settings)
     co_counts = CoCountFollower(catalog, counts, manifest.co_counts) if manifest.co_counts else None
+    ranker = ranker_of(loaded)
     strips = MicroBatcher(
         tokenize_in_batches(loaded.tokenizer),
         name="tokenizer",
@@ -311,6 +315,7 @@ def build_model(
             loaded.session,
             catalog,
             history_length=manifest.history_length,
+            ranker=ranker,
             observe=observed_by(metrics, loaded.popularity),
         ),
         name="recommender",
@@ -319,6 +324,22 @@ def build_model(
         max_wait_s=settings.max_wait_ms / 1_000,
         units=lambda search: search.num_beams,
         observe=lambda stats: metrics.observe_batch("recommender", stats),
+        lock=catalog.lock,
+    )
+    rankings = MicroBatcher(
+        rank_in_batches(
+            loaded.session,
+            catalog,
+            history_length=manifest.history_length,
+            beam_limit=manifest.beam_limit,
+            ranker=ranker,
+        ),
+        name="rankings",
+        max_batch_units=loaded.max_batch_beams,
+        max_queued_units=settings.max_queued_beams,
+        max_wait_s=settings.max_wait_ms / 1_000,
+        units=work_of_ranking,
+        observe=lambda stats: metrics.observe_batch("rankings", stats),
         lock=catalog.lock,
     )
     queries = MicroBatcher(
@@ -363,6 +384,13 @@ def build_model(
         beam_limit=manifest.beam_limit,
         timeout_s=settings.recommend_timeout_s,
         metrics=metrics,
+        has_ranker=ranker is not None,
+    )
+    item_ranker = ItemRanker(
+        rankings,
+        fields=settings.filter_fields,
+        timeout_s=settings.recommend_timeout_s,
+        metrics=metrics,
     )
     searcher = ItemSearcher(
         QueryEncoder(manifest, pictures, queries, loaded.vocabulary),
@@ -381,13 +409,23 @@ def build_model(
         co_counts=co_counts,
         strips=strips,
         searches=searches,
+        rankings=rankings,
         indexer=indexer,
         queries=queries,
         findings=findings,
         recommender=recommender,
+        item_ranker=item_ranker,
         searcher=searcher,
         metrics=metrics,
     )
+
+
+def ranker_of(loaded: LoadedBundle) -> Ranker | None:
+    """The ranker of a bundle, if it has one."""
+    spec = loaded.manifest.ranker
+    if loaded.ranker is None or spec is None:
+        return None
+    return Ranker(loaded.ranker, spec.history_length, loaded.popularity)
 
 
 def co_count_store(redis: Redis | RedisCluster, settings: Settings) -> CoCountStore:

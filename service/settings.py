@@ -200,8 +200,8 @@ class Settings(BaseSettings):
         default_factory=default_threads,
         ge=1,
         le=1_024,
-        description="ONNX Runtime threads of each of the two graphs. By default half of the processors that "
-        "this process may use (its affinity and the quota of its container), as both graphs may run at once",
+        description="ONNX Runtime threads of each graph. By default half of the processors that "
+        "this process may use (its affinity and the quota of its container), as two graphs may run at once",
     )
     num_beams: int = Field(
         50,
@@ -220,7 +220,7 @@ class Settings(BaseSettings):
         25_600,
         ge=1,
         description="beams that may wait in the queue before a request is refused with 429. The default is "
-        "512 requests of 50 beams, about a second of work",
+        "512 requests of 50 beams, about a second of work. As many items may wait in the queue of POST /rank",
     )
     max_wait_ms: float = Field(
         20,

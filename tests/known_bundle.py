@@ -236,7 +236,7 @@ def _shift(history: Sequence[Codes]) -> int:
     return 11 * SPEC.prefixes(recent[-1])[-1] + 5 * len(recent)
 
 
-class _Graph:
+class Graph:
     """Builds a graph a node at a time; every step is named after its one output."""
 
     def __init__(self) -> None:
@@ -269,7 +269,7 @@ class _Graph:
         return model
 
 
-def _write_codes(g: _Graph, leaf: str, output: str, axis: int) -> None:
+def _write_codes(g: Graph, leaf: str, output: str, axis: int) -> None:
     """Full prefixes -> their codes along a new last axis."""
     g.constant("last_axis", [axis])
     parts, rest = [], leaf
@@ -281,7 +281,7 @@ def _write_codes(g: _Graph, leaf: str, output: str, axis: int) -> None:
     g("Concat", parts[::-1], output, axis=-1)
 
 
-def _read_bits(g: _Graph, rows: str, level: int, output: str) -> None:
+def _read_bits(g: Graph, rows: str, level: int, output: str) -> None:
     """Rows of a trie table [parent, byte] -> whether each prefix of the level lives [1, prefix]."""
     num_codes = SPEC.levels[level]
     g.constant(f"row_shape_{level}", [-1, 8 * SPEC.row_bytes[level]])
@@ -296,7 +296,7 @@ def _read_bits(g: _Graph, rows: str, level: int, output: str) -> None:
 
 
 def _tokenizer(spec: GraphSpec, reader: int) -> onnx.ModelProto:
-    g = _Graph()
+    g = Graph()
     if (first := spec.inputs[0]).name == "fields":
         g.constant("weights", [FIELD_WEIGHT * place for place in range(1, int(first.shape[1]) + 1)])
         g("Mul", "fields weights", "weighed")
@@ -334,7 +334,7 @@ def _tokenizer(spec: GraphSpec, reader: int) -> onnx.ModelProto:
 
 
 def _recommender(spec: GraphSpec, is_paged: bool) -> onnx.ModelProto:
-    g = _Graph()
+    g = Graph()
     every_byte = np.arange(256, dtype=np.uint8)[:, None]
     g.constant("bits_of_byte", np.unpackbits(every_byte, axis=1, bitorder="little"), np.int32)
     for name, value in {"zero": 0, "eleven": 11, "five": 5, "FIRST": FIRST, "REST": REST}.items():

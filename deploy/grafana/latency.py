@@ -13,9 +13,10 @@ def build() -> Dashboard:
     return framed(
         "glyphrec-latency",
         "Latency by stage",
-        "Each stage of POST /recommend, POST /search and POST /items, and what can delay all of them.",
+        "Each stage of POST /recommend, POST /rank, POST /search and POST /items, and what can delay them.",
         [
             Row("Recommendations", RECOMMEND),
+            Row("Rankings", RANKINGS),
             Row("Searches", SEARCHES),
             Row("Posted items", ITEMS),
             Row("Batches", BATCHES),
@@ -78,6 +79,45 @@ RECOMMEND = [
         "s",
         Query(quantile(0.99, STAGE, "stage", flow="recommend"), "{{stage}}"),
         steps=[(0.1, "red")],
+        width=12,
+    ),
+]
+
+RANKINGS = [
+    lines(
+        "POST /rank: mean by stage",
+        "Stacked. decode is the graph that scores the items: the ranker, or the recommender without one.",
+        "s",
+        Query(mean(STAGE, "stage", flow="rank"), "{{stage}}"),
+        stacked=True,
+    ),
+    lines(
+        "POST /rank: p99 by stage",
+        "If queue grows with the load, the replica is saturated. If decode grows, requests have more items.",
+        "s",
+        Query(quantile(0.99, STAGE, "stage", flow="rank"), "{{stage}}"),
+        steps=[(0.1, "red")],
+    ),
+    lines(
+        "What orders the items",
+        "Rankings by what gave the order: the ranker; the generator, if the bundle has no ranker; "
+        "popularity, if also the history has no known item.",
+        "reqps",
+        Query(rate("glyphrec_rankings_total", "by"), "{{by}}"),
+    ),
+    lines(
+        "Items of a ranking",
+        "Known items that pass the filter, of up to 1,000 that a request may name.",
+        "short",
+        Query(quantile(0.5, "glyphrec_ranked_items"), "p50"),
+        Query(quantile(0.99, "glyphrec_ranked_items"), "p99"),
+        width=12,
+    ),
+    lines(
+        "Unknown items in rankings",
+        "Ids that belong to no living item, a second. Many of them mean that the caller's list is old.",
+        "short",
+        Query(rate("glyphrec_unknown_ranked_items_total"), "unknown"),
         width=12,
     ),
 ]

@@ -134,6 +134,13 @@ PAGES = [
         Query(share(rate(OF_ITEMS, novelty="new"), rate(OF_ITEMS)), "new"),
     ),
     lines(
+        "Reranked pages",
+        "Share of the pages that the ranker put in order, because their requests asked for it.",
+        "percentunit",
+        Query(share(rate("glyphrec_reranked_pages_total"), rate(RECOMMENDED)), "reranked"),
+        most=1,
+    ),
+    lines(
         "Coverage",
         "Distinct items on the pages of the last ten minutes, as a share of the catalog, by replica.",
         "percentunit",

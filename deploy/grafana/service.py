@@ -19,7 +19,7 @@ from deploy.grafana.panels import (
 )
 
 # The requests of clients, as the objectives of deploy/prometheus/rules/recording.yml count them.
-ASKED = "~/recommend|/search|/items.*|/events|unread"
+ASKED = "~/recommend|/rank|/search|/items.*|/events|unread"
 REQUESTS = "glyphrec_http_requests_total"
 SECONDS = "glyphrec_http_request_seconds"
 ALL = rate(REQUESTS, route=ASKED, status="!~40[135]")
@@ -60,7 +60,10 @@ NOW = [
         [(1, "red")],
     ),
     number(
-        "Requests", "Requests of clients per second: recommendations, searches, items, events.", "reqps", ALL
+        "Requests",
+        "Requests of clients per second: recommendations, rankings, searches, items, events.",
+        "reqps",
+        ALL,
     ),
     number(
         "Errors",

@@ -52,6 +52,7 @@ def _bundles(model: Model, rollout: Rollout) -> BundlesResponse:
             bundle=model.loaded.name,
             tokenizer_id=manifest.tokenizer_id,
             recommender_id=manifest.recommender_id,
+            ranker_id=model.ranker_id,
         ),
         change=change_info(rollout),
     )

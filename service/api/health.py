@@ -16,11 +16,13 @@ from service.api.schemas import (
     LimitsInfo,
     Live,
     PicturesInfo,
+    RankerInfo,
     Ready,
     VectorsInfo,
 )
 from service.catalog.catalog import Catalog
-from service.core.limits import MAX_HISTORY, MAX_LIMIT
+from service.core.bundle import RankerSpec
+from service.core.limits import MAX_CANDIDATES, MAX_HISTORY, MAX_LIMIT
 from service.core.version import service_version
 from service.errors import StoreUnavailable
 from service.http.security import Scope
@@ -94,6 +96,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
         filter_fields=dict(options.filter_fields.kinds),
         render=manifest.render.model_dump(),
         fields=list(manifest.fields.names) if manifest.fields else None,
+        ranker=_ranker_info(manifest.ranker),
         metrics=manifest.metrics,
         catalog=CatalogInfo(
             name=options.catalog,
@@ -116,6 +119,7 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
             picture_pixels=options.max_picture_pixels,
             history=MAX_HISTORY,
             limit=MAX_LIMIT,
+            rank_items=MAX_CANDIDATES,
             num_beams=min(options.num_beams, manifest.beam_limit),
             beam_limit=manifest.beam_limit,
         ),
@@ -129,6 +133,17 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 async def metrics(state: StateDep) -> Response:
     """All metrics of this replica in the text format of Prometheus."""
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _ranker_info(ranker: RankerSpec | None) -> RankerInfo | None:
+    if ranker is None:
+        return None
+    return RankerInfo(
+        ranker_id=ranker.ranker_id,
+        history_length=ranker.history_length,
+        parameterization=ranker.parameterization,
+        aggregation=ranker.aggregation,
+    )
 
 
 def _vectors_info(catalog: Catalog) -> VectorsInfo:

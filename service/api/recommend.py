@@ -6,7 +6,7 @@ from service.api.dependencies import CallDep
 from service.api.direct import ApiRoute
 from service.api.filters import filter_of
 from service.api.policies import Admission, policy
-from service.api.schemas import (
+from service.api.recommend_schemas import (
     DiversityIn,
     Recommendation,
     RecommendRequest,
@@ -15,7 +15,7 @@ from service.api.schemas import (
 )
 from service.flows.search import Query
 from service.flows.selection import Diversity
-from service.http.problems import OF_A_BODY, OF_A_QUEUE
+from service.http.problems import OF_A_BODY, OF_A_QUEUE, OF_A_RANKER
 from service.http.security import Scope
 
 router = APIRouter(tags=["recommend"], route_class=ApiRoute)
@@ -23,7 +23,7 @@ router = APIRouter(tags=["recommend"], route_class=ApiRoute)
 ONE_SEARCH = Admission(queue=lambda model: model.searches, units=lambda model: model.loaded.num_beams)
 
 
-@router.post("/recommend", responses=OF_A_BODY | OF_A_QUEUE)
+@router.post("/recommend", responses=OF_A_BODY | OF_A_QUEUE | OF_A_RANKER)
 @policy(Scope.READ, admission=ONE_SEARCH, is_direct=True)
 async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     """The next items after a history. If the history has no known item, the popular items."""
@@ -38,6 +38,7 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         filter=filter_of(asked),
         diversity=Diversity(diversity.max_per_first_code, diversity.max_per_category),
         wants_exact=body.guarantee == "exact",
+        rerank=body.rerank,
     )
     with call.state.model().in_use() as model:
         answer = await model.recommender.recommend(query, call.stages, call.deadline, call.reservation)
@@ -57,14 +58,21 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     )
     return RecommendResponse(
         items=[
-            Recommendation(item_id=each.item_id, score=each.score, semantic_id=str(each.sid))
+            Recommendation(
+                item_id=each.item_id,
+                score=each.score,
+                ranker_score=each.ranker_score,
+                semantic_id=str(each.sid),
+            )
             for each in page.items
         ],
         exact=page.exact,
+        exact_for="candidates" if body.rerank else "page",
         search=searched if page.was_searched else None,
         matching_items=page.matching_items,
         source=page.source,
         unknown_item_ids=page.unknown_item_ids,
         model_version=recommender_id,
+        ranker_version=model.ranker_id if body.rerank else None,
         catalog_version=page.catalog_version,
     )

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from service.core.items import MAX_ID_CHARS
-from service.core.limits import MAX_EXCLUDED, MAX_HISTORY, MAX_LIMIT
+from service.core.limits import MAX_EXCLUDED
 from service.http.problems import Problem
 
 MAX_ALLOWED = 10_000
@@ -246,81 +246,6 @@ class FilterIn(_In):
     exclude_item_ids: list[ItemId] | None = Field(default=None, max_length=MAX_EXCLUDED)
 
 
-AtLeastOne = Annotated[int, Field(ge=1), WHOLE]
-
-
-class DiversityIn(_In):
-    """Limits on similar items on one page. Null means no limit."""
-
-    max_per_first_code: AtLeastOne | None = Field(
-        default=None, description="largest number of items with the same first code"
-    )
-    max_per_category: AtLeastOne | None = Field(
-        default=None,
-        description="largest number of items with the same first category; items without one are not limited",
-    )
-
-
-class RecommendRequest(_In):
-    """The items that a user took before, and which items the page may have."""
-
-    history: list[ItemId] = Field(
-        max_length=MAX_HISTORY, description="item ids, oldest first; only the newest known items count"
-    )
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), WHOLE] = 10
-    exclude_item_ids: list[ItemId] | None = Field(default=None, max_length=MAX_EXCLUDED)
-    exclude_history: bool = Field(default=True, description="do not recommend items of the history")
-    guarantee: Literal["none", "exact"] = Field(
-        default="none",
-        description="exact: widen the search until the page is proven, or up to the bundle's beam limit",
-    )
-    filter: FilterIn | None = None
-    diversity: DiversityIn | None = None
-
-
-class Recommendation(_Out):
-    """One item of the page. `semantic_id` has its codes and its slot."""
-
-    item_id: str
-    score: float | None = Field(
-        description="a sum of log-probabilities, never positive; only its order has a meaning. "
-        "Items with the same codes have the same score. Null for popular items"
-    )
-    semantic_id: str
-
-
-class SearchInfo(_Out):
-    """How wide the search for the page was. A beam is one sequence of codes that the search keeps."""
-
-    num_beams: int = Field(description="beams of the search that found the page")
-    widened: int = Field(description="number of times that the search was repeated with more beams")
-    beam_limit_reached: bool = Field(
-        description="true if the widest search left the page short, or unproven although `guarantee` is exact"
-    )
-
-
-class RecommendResponse(_Out):
-    """A page of recommended items, and how it was found."""
-
-    items: list[Recommendation] = Field(
-        description="best first; items with the same codes in slot order; popular items fill the rest"
-    )
-    exact: bool = Field(
-        description="true if this is proven to be the model's best page, of all items that pass the filter "
-        "and are not excluded"
-    )
-    search: SearchInfo | None = Field(
-        description="null if no search was needed: no item passes, or no item of the history is known"
-    )
-    matching_items: int | None = Field(
-        description="number of items that pass the filter, including excluded ones; null without a filter"
-    )
-    source: Literal["model", "popular"] = Field(description="popular if no item of the history is known")
-    unknown_item_ids: list[str]
-    model_version: str
-    catalog_version: int
-
-
 class EventIn(_In):
     """A user took an item from a page of POST /recommend."""
 
@@ -380,8 +305,20 @@ class VectorsInfo(_Out):
     bytes: int = Field(description="memory of the vectors and of the graph")
 
 
+class RankerInfo(_Out):
+    """The ranker of the served bundle, which orders the items of POST /rank and of reranked pages."""
+
+    ranker_id: str
+    history_length: int = Field(description="it reads so many of the newest items of a history")
+    parameterization: str = Field(description="how the codes of an item become rows of its table")
+    aggregation: str = Field(description="how it reads the history")
+
+
 class LimitsInfo(_Out):
-    """The limits of one request, and the numbers of beams of the first and of the widest search."""
+    """The limits of one request, and the numbers of beams of the first and of the widest search.
+
+    `rank_items`: ids that one POST /rank may give.
+    """
 
     items_per_request: int
     item_chars: int
@@ -390,6 +327,7 @@ class LimitsInfo(_Out):
     picture_pixels: int
     history: int
     limit: int
+    rank_items: int
     num_beams: int
     beam_limit: int
 
@@ -403,11 +341,12 @@ class BundleRequest(_In):
 
 
 class ServedBundle(_Out):
-    """A bundle that answers requests. The ids name its two models by their content."""
+    """A bundle that answers requests. The ids name its models by their content."""
 
     bundle: str
     tokenizer_id: str
     recommender_id: str
+    ranker_id: str | None = Field(description="null: the bundle has no ranker")
 
 
 class ReplicaInfo(_Out):
@@ -463,6 +402,7 @@ class InfoResponse(_Out):
     fields: list[str] | None = Field(
         description="the fields that the tokenizer reads by their values; null: it reads pixels alone"
     )
+    ranker: RankerInfo | None = Field(description="null: the bundle has no ranker")
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
     catalog: CatalogInfo
     pictures: PicturesInfo

@@ -6,6 +6,7 @@ holds the lock too, so it sees one version of the catalog from start to end.
 
 import asyncio
 import gc
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -125,11 +126,11 @@ class Catalog:
     def codes_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """The codes [item, level] of those items that exist, in order."""
         sids = [sid for item_id in item_ids if (sid := self._sid_of.get(item_id)) is not None]
-        prefix = np.array(sids, dtype=np.int64) >> SLOT_BITS
-        codes = np.empty((len(sids), self.spec.num_levels), dtype=np.int64)
-        for level in reversed(range(self.spec.num_levels)):
-            prefix, codes[:, level] = np.divmod(prefix, self.spec.levels[level])
-        return codes
+        return self.spec.codes_of_prefixes(np.array(sids, dtype=np.int64) >> SLOT_BITS)
+
+    def packed_sids_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The sids of existing items as integers [item], which sort in trie order. Raises KeyError."""
+        return np.fromiter(map(self._sid_of.__getitem__, item_ids), np.int64, len(item_ids))
 
     def items_at(self, codes: Codes) -> list[str]:
         """The items with these codes, in order of slot."""
@@ -191,6 +192,11 @@ class Catalog:
         else:
             yield from filter(passes, self._rank_of)
         yield from (item_id for item_id in in_trie_order() if item_id not in self._rank_of)
+
+    def ranks_of(self, item_ids: Sequence[str]) -> NDArray[np.float64]:
+        """The places of items by popularity [item], lowest first; infinite for an item without any."""
+        ranks = (self._rank_of.get(item_id, math.inf) for item_id in item_ids)
+        return np.fromiter(ranks, np.float64, len(item_ids))
 
     def _place_in_co_counts(self, item_id: str) -> None:
         if self.co_counts is not None and self.co_counts.knows(item_id):

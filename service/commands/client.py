@@ -97,6 +97,9 @@ def add_recommend(subparsers: Subparsers) -> None:
         metavar="JSON",
         help="""in the format of POST /recommend: '{"categories_any": ["Pens"]}'""",
     )
+    parser.add_argument(
+        "--rerank", action="store_true", help="let the bundle's ranker order the page, if it has one"
+    )
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     add_connection(parser)
     parser.set_defaults(run=run_recommend)
@@ -230,6 +233,8 @@ def run_recommend(args: argparse.Namespace) -> int:
     body = {"history": args.history, "limit": args.limit, "guarantee": "exact" if args.exact else "none"}
     if args.filter is not None:
         body["filter"] = filter_of(args.filter)
+    if args.rerank:  # an earlier release does not know the field
+        body["rerank"] = True
     with connected(args.url, args.key) as client:
         answer = ask(client, "POST", "/recommend", body)
         if not has(answer, A_PAGE) or not all(has(item, AN_ITEM) for item in answer["items"]):
@@ -246,7 +251,8 @@ def run_recommend(args: argparse.Namespace) -> int:
             "popular items" if answer["source"] == "popular" else f"next items{', exact' * answer['exact']}"
         )
         for item in answer["items"]:
-            score = "" if item["score"] is None else f"{item['score']:.3f}"
+            given = item.get("ranker_score") if args.rerank else item["score"]
+            score = "" if given is None else f"{given:.3f}"
             words = words_of(client, item["item_id"])
             print(f"{score:>8}  {item['semantic_id']:<16} {item['item_id']}  {words}")
     return 0

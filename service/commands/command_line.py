@@ -57,6 +57,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     from service.commands.client import add_import, add_recommend
     from service.commands.doctor import add_doctor
     from service.commands.fsck import add_fsck
+    from service.commands.rank import add_rank
     from service.commands.search import add_search
 
     add_catalogs(subparsers)
@@ -64,6 +65,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_fsck(subparsers)
     add_import(subparsers)
     add_recommend(subparsers)
+    add_rank(subparsers)
     add_search(subparsers)
     if argv and argv[0] in subparsers.choices:
         return parser

@@ -94,7 +94,7 @@ def log_threads(threads: int, *, is_given: bool) -> None:
 
     cpus = usable_cpus()
     why = "set by GLYPHREC_THREADS, with" if is_given else "half of"
-    log.info("threads of each of the two graphs: %d, %s %s", threads, why, cpus)
+    log.info("threads of each graph: %d, %s %s", threads, why, cpus)
     if threads > max(1, cpus.num_cpus):
         log.warning(
             "GLYPHREC_THREADS is %d, but this process may use %g processors. Threads that wait for a "

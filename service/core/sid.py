@@ -118,3 +118,10 @@ class SidSpec(Frozen):
             prefix, code = divmod(prefix, num_codes)
             codes.append(code)
         return tuple(reversed(codes))
+
+    def codes_of_prefixes(self, prefixes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`codes_of` many full prefixes at once: [item] -> [item, level]"""
+        codes = np.empty((len(prefixes), self.num_levels), dtype=np.int64)
+        for level in reversed(range(self.num_levels)):
+            prefixes, codes[:, level] = np.divmod(prefixes, self.levels[level])
+        return codes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from service.core.filters import DeclaredFields
 from service.flows.deadlines import within
+from service.flows.ranker import NoRanker
 from service.flows.search import Page, Query, Search
 from service.inference.batching import MicroBatcher, Reservation
 from service.telemetry.metrics import Metrics
@@ -40,12 +41,15 @@ class Recommender:
         beam_limit: int,
         timeout_s: float,
         metrics: Metrics,
+        has_ranker: bool = False,
     ) -> None:
+        """`has_ranker`: whether the function of the batcher can rerank."""
         self._batcher = batcher
         self._fields = fields
         self._widths = widths(num_beams, beam_limit)
         self._timeout_s = timeout_s
         self._metrics = metrics
+        self._has_ranker = has_ranker
 
     async def recommend(
         self,
@@ -56,9 +60,11 @@ class Recommender:
     ) -> Recommended:
         """A page of items, by the deadline (of the event loop's clock) or the timeout, whichever is first.
 
-        The first search uses the `reservation`, where there is one. Raises UnknownFilterField, InvalidFilter,
-        Overloaded, TookTooLong.
+        The first search uses the `reservation`, where there is one. Raises NoRanker, UnknownFilterField,
+        InvalidFilter, Overloaded, TookTooLong.
         """
+        if query.rerank and not self._has_ranker:
+            raise NoRanker
         if query.filter is not None:
             self._fields.check(query.filter)
         async with within(deadline, self._timeout_s, "The recommendation") as deadline:
@@ -67,6 +73,7 @@ class Recommender:
             answer.page.source, exact=answer.page.exact, filtered=query.filter is not None
         )
         self._metrics.widenings.inc(answer.widened)
+        self._metrics.reranked_pages.inc(query.rerank)
         self._metrics.unknown_items.inc(len(answer.page.unknown_item_ids))
         stages.flow = "recommend"
         return answer
@@ -84,11 +91,13 @@ class Recommender:
                 reservation.release()
             answer = await self._batcher.submit(search, is_admitted=is_admitted, deadline=deadline)
             page = answer.result
+            reranked = {} if page.rerank_s is None else {"rerank": page.rerank_s}
             stages.add_row(
                 queue=answer.queue_s,
                 history=page.history_s,
                 decode=page.decode_s,
-                resolve=answer.run_s - page.history_s - page.decode_s,
+                resolve=answer.run_s - page.history_s - page.decode_s - sum(reranked.values()),
+                **reranked,
             )
             if page.is_settled or is_last:
                 return Recommended(page, num_beams, widened, beam_limit_reached=not page.is_settled)

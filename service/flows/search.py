@@ -7,36 +7,40 @@ it left out have a higher score. If the last score of a page is above the bound,
 
 Equal scores are in trie order. Items with the same codes have the same score and are in order of their slots.
 If the widest search does not fill the page, popular items follow, whose score is None.
+
+A query may ask to rerank: then the ranker orders the items of the page that the search made. Which items are
+on it does not change, and `exact` speaks of them alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.catalog.catalog import Catalog
 from service.catalog.views import View
-from service.core.co_counts import Gathered, padded
 from service.core.filters import Filter
-from service.core.graphs import FILLER_SCORE, PADDING, beam_widths
+from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
+from service.flows.histories import History, neighbors_of, newest, read_history
+from service.flows.ranker import Candidates, Ranker
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.runtime import Beams, RecommenderSession
 from service.telemetry.metrics import Metrics
 
-History = NDArray[np.int64]  # [position, level], oldest first
-
 
 @dataclass(frozen=True)
 class Query:
-    """A request for `limit` items after a history. `wants_exact`: the page must be proven to be the best."""
+    """A request for `limit` items after a history.
+
+    `wants_exact`: the page must be proven to be the best. `rerank`: the ranker orders its items.
+    """
 
     history: Sequence[str]  # item ids, oldest first
     limit: int
@@ -45,6 +49,7 @@ class Query:
     filter: Filter | None = None
     diversity: Diversity = Diversity()
     wants_exact: bool = False
+    rerank: bool = False
 
     @cached_property
     def excluded(self) -> AbstractSet[str]:
@@ -75,6 +80,7 @@ class Page:
     num_valid_beams: int  # beams that stand for items
     history_s: float = field(compare=False)  # for looking up the histories of the whole batch
     decode_s: float = field(compare=False)  # for running the graph, for the whole batch
+    rerank_s: float | None = field(compare=False, default=None)  # for the ranker; None: it has no say
 
 
 class RankedPrefixes(NamedTuple):
@@ -89,9 +95,7 @@ class _Asked(NamedTuple):
     """A search, with what this version of the catalog knows about it."""
 
     search: Search
-    history: History  # the newest known items
-    neighbors: Gathered | None  # of the known history; None if counts have no say
-    unknown_item_ids: list[str]
+    history: History
     excluded: AbstractSet[str]
     view: View | None
     trie: SidTrie  # of the view, or of the whole catalog
@@ -106,17 +110,27 @@ def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
 
 
 def recommend_in_batches(
-    session: RecommenderSession, catalog: Catalog, *, history_length: int, observe: Observe = _unobserved
+    session: RecommenderSession,
+    catalog: Catalog,
+    *,
+    history_length: int,
+    ranker: Ranker | None = None,
+    observe: Observe = _unobserved,
 ) -> Callable[[list[Search]], list[Page]]:
-    """The function that the recommender's batcher runs while it holds `catalog.lock`."""
+    """The function that the recommender's batcher runs while it holds `catalog.lock`.
+
+    Without a `ranker`, no query may ask to rerank.
+    """
 
     def run(searches: list[Search]) -> list[Page]:
         started_at = perf_counter()
-        asked = [_look_up(catalog, search, history_length) for search in searches]
+        asked = [_look_up(catalog, search) for search in searches]
         decoding_at = perf_counter()
-        found = _search(session, catalog, asked)
+        found = _search(session, catalog, asked, history_length)
         took = (decoding_at - started_at, perf_counter() - decoding_at)
         pages = [_page(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
+        if ranker is not None:
+            pages = _reranked(ranker, catalog, asked, pages)
         observe(searches, pages)
         return pages
 
@@ -140,21 +154,17 @@ def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
     return observe
 
 
-def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
+def _look_up(catalog: Catalog, search: Search) -> _Asked:
     query = search.query
-    history = catalog.codes_of(query.history)[-history_length:]
-    unknown = [item_id for item_id in dict.fromkeys(query.history) if not catalog.has(item_id)]
+    history = read_history(catalog, query.history)
     view = None if query.filter is None else catalog.views.view_of(query.filter)
     trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
     num_excluded = sum(map(passes, query.excluded))
-    neighbors = None
-    if catalog.co_counts is not None and len(history):
-        neighbors = catalog.co_counts.neighbors_of(list(filter(catalog.has, query.history)))
-    return _Asked(search, history, neighbors, unknown, query.excluded, view, trie, len(trie) - num_excluded)
+    return _Asked(search, history, query.excluded, view, trie, len(trie) - num_excluded)
 
 
 def _search(
-    session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]
+    session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked], history_length: int
 ) -> dict[int, RankedPrefixes]:
     """The found prefixes by index in `asked`, if there is anything to find and a known history.
 
@@ -162,15 +172,14 @@ def _search(
     """
     runs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for place, each in enumerate(asked):
-        if len(each.history) and each.num_candidates:
+        if each.history.is_known and each.num_candidates:
             widths = beam_widths(catalog.spec, each.search.num_beams)
             runs.setdefault((id(each.trie), widths), []).append(place)
     found: dict[int, RankedPrefixes] = {}
     for (_, widths), places in runs.items():
-        histories = pad_left([asked[place].history for place in places])
-        gathered = [asked[place].neighbors for place in places]
-        neighbors = None if None in gathered else padded([each for each in gathered if each is not None])
-        beams = session.run(histories, asked[places[0]].trie.tables, widths, neighbors)
+        histories = [asked[place].history for place in places]
+        tables = asked[places[0]].trie.tables
+        beams = session.run(newest(histories, history_length), tables, widths, neighbors_of(histories))
         found.update(zip(places, found_in(catalog.spec, beams), strict=True))
     return found
 
@@ -187,21 +196,12 @@ def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
     return [RankedPrefixes(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
 
 
-def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
-    """Histories of different lengths -> [batch, position, level], each ending in the last position."""
-    longest = max(len(history) for history in histories)
-    padded = np.full((len(histories), longest, histories[0].shape[1]), PADDING, dtype=np.int64)
-    for row, history in zip(padded, histories, strict=True):
-        row[longest - len(history) :] = history
-    return padded
-
-
 def _page(
     catalog: Catalog, asked: _Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
 ) -> Page:
     query = asked.search.query
     selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
-    is_popular = not len(asked.history)
+    is_popular = not asked.history.is_known
     exact, is_settled = not is_popular, True
     if found:
         selection.offer(_ranked(catalog, asked, found))
@@ -215,7 +215,7 @@ def _page(
         exact=exact,
         is_settled=is_settled,
         source="popular" if is_popular else "model",
-        unknown_item_ids=asked.unknown_item_ids,
+        unknown_item_ids=asked.history.unknown_item_ids,
         matching_items=len(asked.trie) if asked.view is not None else None,
         catalog_version=catalog.version,
         was_searched=found is not None,
@@ -223,6 +223,28 @@ def _page(
         history_s=history_s,
         decode_s=decode_s,
     )
+
+
+def _reranked(ranker: Ranker, catalog: Catalog, asked: Sequence[_Asked], pages: Sequence[Page]) -> list[Page]:
+    """The pages, those in the order of the ranker whose query asks for it. Equal scores are in trie order."""
+    started_at, found = perf_counter(), list(pages)
+    places = [
+        place
+        for place, (each, page) in enumerate(zip(asked, pages, strict=True))
+        if each.search.query.rerank and (page.is_settled or each.search.is_last)
+    ]
+    candidates = [
+        Candidates(asked[place].history, [item.item_id for item in pages[place].items]) for place in places
+    ]
+    scored = ranker.scores(catalog, candidates) if places else []
+    rerank_s = perf_counter() - started_at
+    for place, scores in zip(places, scored, strict=True):
+        scored_items = sorted(
+            zip(scores.tolist(), pages[place].items, strict=True), key=lambda pair: (-pair[0], pair[1].sid)
+        )
+        items = [replace(item, ranker_score=score) for score, item in scored_items]
+        found[place] = replace(pages[place], items=items, rerank_s=rerank_s)
+    return found
 
 
 def _room(asked: _Asked) -> int:

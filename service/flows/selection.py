@@ -16,6 +16,7 @@ class Ranked:
     item_id: str
     sid: Sid
     score: float | None  # None: a popular item that the model did not score
+    ranker_score: float | None = None  # log-odds; None: the ranker has no say
 
 
 @dataclass(frozen=True)

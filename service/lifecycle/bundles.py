@@ -9,16 +9,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.bundle import MANIFEST, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
+from service.core.bundle import MANIFEST, RANKER, RECOMMENDER, TOKENIZER, Bundle, Manifest, load_bundle
 from service.core.bundle_items import BundledItem, bundle_items
 from service.core.bundle_vocabulary import bundle_vocabulary
-from service.core.graphs import beam_widths
+from service.core.graphs import PADDING, beam_widths
 from service.core.item_fields import Vocabulary
 from service.core.readable import why_unreadable
 from service.core.render import render_text
 from service.core.trie import SidTrie
 from service.errors import BundleNotFound, BundleRefused, ContractMismatch, GlyphrecError, NoBundlesFolder
-from service.inference.runtime import NO_STRIPS, RecommenderSession, Tokenizer, TokenizerInput, tried
+from service.inference.runtime import (
+    NO_STRIPS,
+    RankerSession,
+    RecommenderSession,
+    Tokenizer,
+    TokenizerInput,
+    tried,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +37,7 @@ BATCH_BEAMS_CPU, BATCH_BEAMS_GPU = 800, 12_800
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """How the two graphs run."""
+    """How the graphs run."""
 
     threads: int  # of ONNX Runtime, for each graph
     num_beams: int  # of a search, if the bundle allows so many
@@ -48,6 +55,7 @@ class LoadedBundle:
     num_beams: int
     max_batch_beams: int
     vocabulary: Vocabulary | None = None  # of a tokenizer that reads fields
+    ranker: RankerSession | None = None  # if the bundle has one
 
     @property
     def name(self) -> str:
@@ -71,7 +79,7 @@ class LoadedBundle:
 
 
 def load(path: Path, options: GraphOptions) -> LoadedBundle:
-    """Verify a bundle, open its graphs and run both once. Takes seconds. Raises GlyphrecError."""
+    """Verify a bundle, open its graphs and run each once. Takes seconds. Raises GlyphrecError."""
     bundle = load_bundle(path)
     manifest = bundle.manifest
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=options.threads)
@@ -85,6 +93,7 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
         max_batch_beams=options.max_batch_beams
         or (BATCH_BEAMS_GPU if session.is_on_gpu else BATCH_BEAMS_CPU),
         vocabulary=bundle_vocabulary(bundle),
+        ranker=_ranker(bundle, options.threads),
     )
     tried(bundle.file(RECOMMENDER), lambda: loaded.search_once(SidTrie(manifest.sid)))
     _tokenize_once(loaded.tokenizer, manifest, bundle.file(TOKENIZER))
@@ -95,6 +104,20 @@ def load(path: Path, options: GraphOptions) -> LoadedBundle:
             *(options.num_beams, manifest.beam_limit, manifest.beam_limit, manifest.beam_limit),
         )
     return loaded
+
+
+def _ranker(bundle: Bundle, threads: int) -> RankerSession | None:
+    """The bundle's ranker, which has scored two items: one after nothing, and one after a known item."""
+    manifest, path = bundle.manifest, bundle.file(RANKER)
+    if manifest.ranker is None:
+        return None
+    session = RankerSession(path, manifest.ranker.graph, threads=threads)
+    history = np.array([PADDING, 0], np.int64)[:, None, None].repeat(manifest.sid.num_levels, axis=2)
+    candidates = np.zeros((2, 1, manifest.sid.num_levels), np.int64)
+    scores = tried(path, lambda: session.run(history, candidates, np.zeros((2, 1), np.float32)))
+    if not np.isfinite(scores).all():
+        raise ContractMismatch(f"{path}: gives a score that is not finite. Export again.")
+    return session
 
 
 def _tokenize_once(tokenizer: Tokenizer, manifest: Manifest, path: Path) -> None:

@@ -19,6 +19,7 @@ from service.core.bundle_co_counts import bundle_co_counts
 from service.errors import GlyphrecError, ServiceError
 from service.flows.drawing import Tokenized
 from service.flows.indexing import Indexer
+from service.flows.item_ranking import ItemRanker, RankedItems, Ranking
 from service.flows.item_search import Finding, FoundItems, ItemSearcher
 from service.flows.query_encoder import Vector
 from service.flows.recommend import Recommender
@@ -50,12 +51,15 @@ class Model:
         queries: MicroBatcher[TokenizerInput, Vector],
         findings: MicroBatcher[Finding, FoundItems | ServiceError],
         searches: MicroBatcher[Search, Page],
+        rankings: MicroBatcher[Ranking, RankedItems],
         indexer: Indexer,
         recommender: Recommender,
+        item_ranker: ItemRanker,
         searcher: ItemSearcher,
         metrics: Metrics,
     ) -> None:
-        """`strips` is the queue before the tokenizer, `searches` the queue before the recommender.
+        """`strips` is the queue before the tokenizer, `searches` the queue before the recommender, and
+        `rankings` that of POST /rank before the ranker, or before the recommender if there is none.
 
         `queries` is a queue of its own before the tokenizer, for POST /search, and `findings` the queue
         before the vectors.
@@ -72,10 +76,12 @@ class Model:
         self.co_counts = co_counts
         self.strips = strips
         self.searches = searches
+        self.rankings = rankings
         self.indexer = indexer
         self.queries = queries
         self.findings = findings
         self.recommender = recommender
+        self.item_ranker = item_ranker
         self.searcher = searcher
         self._metrics = metrics
         self._following: asyncio.Task[None] | None = None
@@ -91,8 +97,13 @@ class Model:
         return self.manifest.tokenizer_id
 
     @property
+    def ranker_id(self) -> str | None:
+        """The id of the bundle's ranker; None if it has none."""
+        return None if self.manifest.ranker is None else self.manifest.ranker.ranker_id
+
+    @property
     def _queues(self) -> tuple[MicroBatcher[Any, Any], ...]:
-        return self.strips, self.queries, self.searches, self.findings
+        return self.strips, self.queries, self.searches, self.rankings, self.findings
 
     @property
     def num_remembered(self) -> int:
@@ -151,6 +162,7 @@ class Model:
         metrics.describe_model(self.manifest)
         metrics.watch_queue("tokenizer", self.strips)
         metrics.watch_queue("recommender", self.searches)
+        metrics.watch_queue("rankings", self.rankings)
         metrics.watch_queue("query", self.queries)
         metrics.watch_queue("vectors", self.findings)
         metrics.watch_catalog(self.catalog, self.follower, self.co_counts)

@@ -38,6 +38,7 @@ class MetricFamilies:
         self._queues()
         self._recommendations()
         self._searches()
+        self._rankings()
         self._pictures()
         self._catalog()
         self._model()
@@ -74,7 +75,9 @@ class MetricFamilies:
             "stage_seconds",
             "Time of one stage of a flow. Stages of recommend: parse (JSON and validation), queue, history "
             "(look-up of its codes), decode (the graph, which also encodes the history), resolve (codes to "
-            "items) and write (the answer); history, decode and resolve take the time of the whole batch. "
+            "items), rerank (the ranker, where a request asks for it) and write (the answer); history, "
+            "decode, resolve and rerank take the time of the whole batch. Stages of rank: the same without "
+            "rerank; decode is the graph that gives the scores. "
             "Stages of search: parse, picture (decoding), render, queue, encode (the tokenizer's graph), "
             "wait (for the vectors), find and write. "
             "Stages of index, each the sum over its chunks: parse, picture (decoding), held (look-up of "
@@ -86,28 +89,28 @@ class MetricFamilies:
         )
 
     def _queues(self) -> None:
-        """`recommender` is counted in beams, `tokenizer` and `query` in strips, `vectors` in searches."""
-        self.queue_units = self._gauge("queue_units", "Work that waits: beams, strips or searches.", "queue")
+        """`recommender` is counted in beams, `rankings` in items to rank, `tokenizer` and `query` in strips,
+        `vectors` in searches.
+        """
+        units = "beams, items to rank, strips or searches"
+        self.queue_units = self._gauge("queue_units", f"Work that waits: {units}.", "queue")
         self.running_units = self._gauge(
-            "running_units", "Work in the batch that runs now: beams, strips or searches.", "queue"
+            "running_units", f"Work in the batch that runs now: {units}.", "queue"
         )
         self.reserved_units = self._gauge(
-            "reserved_units",
-            "Room reserved for requests that are still being read: beams, strips or searches.",
-            "queue",
+            "reserved_units", f"Room reserved for requests that are still being read: {units}.", "queue"
         )
         self.queue_limit_units = self._gauge(
-            "queue_limit_units",
-            "Work that may wait before more is refused: beams, strips or searches.",
-            "queue",
+            "queue_limit_units", f"Work that may wait before more is refused: {units}.", "queue"
         )
         self.batch_jobs = self._histogram("batch_jobs", "Requests or items in one batch.", _SIZES, "queue")
         self.batch_units = self._histogram(
-            "batch_units", "Beams, strips or searches in one batch.", _SIZES, "queue"
+            "batch_units", "Beams, items to rank, strips or searches in one batch.", _SIZES, "queue"
         )
         self.batch_seconds = self._histogram(
             "batch_seconds",
-            "Time of one batch: the graph, and for recommendations also the look-ups before and after it.",
+            "Time of one batch: the graph, and for recommendations and rankings also the look-ups before and "
+            "after it.",
             _BATCH_S,
             "queue",
         )
@@ -127,6 +130,9 @@ class MetricFamilies:
             "valid_beams", "Beams of one search that end at living items.", _BEAMS
         )
         self.widenings = self._counter("widenings", "Searches that were repeated with twice the beams.")
+        self.reranked_pages = self._counter(
+            "reranked_pages", "Pages of POST /recommend that the ranker ordered, as their requests asked for."
+        )
         self.recommended_items = self._counter(
             "recommended_items",
             "Items on pages of POST /recommend. new: without interactions in the bundle's training data.",
@@ -183,6 +189,21 @@ class MetricFamilies:
         self.vector_recall = self._gauge(
             "vector_recall_ratio",
             "Share of the ten nearest items that the graph finds, by samples; NaN without a graph.",
+        )
+
+    def _rankings(self) -> None:
+        self.rankings = self._counter(
+            "rankings",
+            "Answered POST /rank, by what ordered the items (ranker, generator; popularity: without a ranker "
+            "and a known history), and by whether they were filtered.",
+            "by",
+            "filtered",
+        )
+        for by, filtered in product(("ranker", "generator", "popularity"), ("true", "false")):
+            self.rankings.labels(by, filtered)
+        self.ranked_items = self._histogram("ranked_items", "Items that one POST /rank put in order.", _SIZES)
+        self.unknown_ranked_items = self._counter(
+            "unknown_ranked_items", "Ids given to POST /rank that belong to no living item."
         )
 
     def _pictures(self) -> None:
@@ -307,6 +328,13 @@ class MetricFamilies:
             "generator",
             "config",
             "data",
+        )
+        self.ranker_info = self._gauge(
+            "ranker_info",
+            "1, with labels that describe the ranker of the served bundle; no sample if it has none.",
+            "ranker_id",
+            "parameterization",
+            "aggregation",
         )
         self.offline_quality = self._gauge(
             "offline_quality",

@@ -104,6 +104,7 @@ class Metrics(MetricFamilies):
         self._stage_seconds_of = cache(self.stage_seconds.labels)
         self._recommendations_of = cache(self.recommendations.labels)
         self._item_searches_of = cache(self.item_searches.labels)
+        self._rankings_of = cache(self.rankings.labels)
         self._batch_jobs_of = cache(self.batch_jobs.labels)
         self._batch_units_of = cache(self.batch_units.labels)
         self._batch_seconds_of = cache(self.batch_seconds.labels)
@@ -189,6 +190,10 @@ class Metrics(MetricFamilies):
             manifest.config,
             manifest.data_name,
         ).set(1)
+        self.ranker_info.clear()
+        if manifest.ranker is not None:
+            ranker = manifest.ranker
+            self.ranker_info.labels(ranker.ranker_id, ranker.parameterization, ranker.aggregation).set(1)
         for k in HIT_CUTOFFS:
             self.feedback_hits.labels(manifest.recommender_id, k)
         for counter in (self.feedback_attributed, self.feedback_reciprocal_rank):
@@ -225,6 +230,12 @@ class Metrics(MetricFamilies):
     def observe_item_search(self, by: str, *, exact: bool, filtered: bool) -> None:
         """Count an answered search by vectors."""
         self._item_searches_of(by, str(exact).lower(), str(filtered).lower()).inc()
+
+    def observe_ranking(self, by: str, *, filtered: bool, num_candidates: int, num_unknown: int) -> None:
+        """Count an answered ranking: the items that it put in order, and the ids that belong to no item."""
+        self._rankings_of(by, str(filtered).lower()).inc()
+        self.ranked_items.observe(num_candidates)
+        self.unknown_ranked_items.inc(num_unknown)
 
     def observe_searches(self, valid_beams: Sequence[int]) -> None:
         """Observe a batch. `valid_beams`: of each search, those that end at living items. From any thread."""

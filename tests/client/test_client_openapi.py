@@ -17,7 +17,7 @@ from service.settings import Settings
 BASES = {"Model", "Answer"}
 # What the client calls otherwise than the service does.
 NAMES = {"StoredItem": "StoredItemOut", "ShownItem": "StoredItemOut", "UnusedValue": "UnusedValueOut"}
-NAMES |= {"FoundItem": "FoundItemOut"}
+NAMES |= {"FoundItem": "FoundItemOut", "RankedItem": "RankedItemOut"}
 NAMES |= {"Filter": "FilterIn", "Range": "RangeIn", "Diversity": "DiversityIn", "Event": "EventIn"}
 WORDS = {"title", "description", "default", "examples"}
 BOUNDS = {"minLength", "maxLength", "minItems", "maxItems", "maxProperties", "minimum", "exclusiveMinimum"}
@@ -91,6 +91,7 @@ def test_an_input_has_the_fields_of_the_description_with_their_types(document, t
 
 CALLS = [
     calls.recommend([]),
+    calls.rank([], []),
     calls.search("a"),
     calls.put_items([]),
     calls.list_items(),
@@ -125,6 +126,8 @@ def test_what_the_client_sends_are_fields_of_the_description(document):
     assert sent == schema.keys()
     schema = document["components"]["schemas"]["SearchRequest"]["properties"]
     assert inspect.signature(calls.search).parameters.keys() == schema.keys()
+    schema = document["components"]["schemas"]["RankRequest"]["properties"]
+    assert inspect.signature(calls.rank).parameters.keys() == schema.keys()
     for call in CALLS:
         path = call.path.replace("/a", "/{item_id}", 1) if "/items/" in call.path else call.path
         described = document["paths"][path][call.method.lower()].get("parameters", [])

@@ -389,6 +389,10 @@ class CatalogMachine(RuleBasedStateMachine):
             assert scene.catalog(replica)["items"] == len(judge.living)
             page = self._page(replica, {"history": [], "limit": 100, "filter": {"item_ids": IDS}})
             assert page["matching_items"] == len(judge.living)
+            ranked = scene.ask(replica, "POST", "/rank", {"history": IDS, "item_ids": IDS})
+            living = {row["item"]["item_id"]: row["semantic_id"] for row in rows}
+            assert {row["item_id"]: row["semantic_id"] for row in ranked["items"]} == living
+            assert set(ranked["unknown_item_ids"]) == {*IDS} - living.keys()
 
     def teardown(self) -> None:
         report = fsck(self.scene.server.url, self.scene.bundles / ("new" if self.reader else "old"))

@@ -202,6 +202,7 @@ class Load:
             (self._recommend_filtered, 0.05),
             (self._recommend_exactly, 0.1),
             (self._recommend_to_a_stranger, 0.15),
+            (self._rank, 0.1),
             (self._similar, 0.1),
             (self._put, 0.1),
             (self._drop, 0.4),
@@ -265,6 +266,11 @@ class Load:
 
     def _recommend_to_a_stranger(self, client: httpx.Client, _rng: random.Random, number: int) -> None:
         self._send(client, "POST", "/recommend", json={"history": [f"unknown-{number}"]})
+
+    def _rank(self, client: httpx.Client, rng: random.Random, number: int) -> None:
+        history = rng.choices(self._known, k=rng.randint(0, 8))
+        asked = [*rng.choices(self._known, k=rng.randint(1, 100)), f"unknown-{number}"]
+        self._send(client, "POST", "/rank", json={"history": history, "item_ids": asked})
 
     def _similar(self, client: httpx.Client, rng: random.Random, _number: int) -> None:
         self._send(client, "GET", f"/items/{rng.choice(self._known)}/similar")

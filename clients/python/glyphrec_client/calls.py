@@ -27,6 +27,7 @@ from glyphrec_client.models import (
     ItemsResponse,
     Live,
     PatchedItem,
+    RankResponse,
     Ready,
     RecommendResponse,
     SearchResponse,
@@ -72,10 +73,12 @@ def recommend(
     guarantee: Literal["none", "exact"] = "none",
     filter: Filter | None = None,
     diversity: Diversity | None = None,
+    rerank: bool = False,
     request_id: str | None = None,
 ) -> Call[RecommendResponse]:
     """The next items after a history of item ids, oldest first. Without a known item, popular items.
 
+    With `rerank`, the bundle's ranker orders the items of the page. Raises NoRanker if it has none.
     `request_id` is the id that the answer gets, for example that of a trace.
 
     >>> page = client.recommend(["item-0", "item-1"], limit=3, guarantee="exact")
@@ -91,6 +94,8 @@ def recommend(
         "exclude_history": exclude_history,
         "guarantee": guarantee,
     }
+    if rerank:
+        body["rerank"] = True
     if excluded := _ids(exclude_item_ids, "exclude_item_ids"):
         body["exclude_item_ids"] = excluded
     if filter is not None:
@@ -99,6 +104,31 @@ def recommend(
         body["diversity"] = diversity
     headers = {} if request_id is None else {"X-Request-ID": _request_id(request_id)}
     return _with_json("POST", "/recommend", body, reader(RecommendResponse), headers)
+
+
+def rank(
+    history: Iterable[str],
+    item_ids: Iterable[str],
+    *,
+    limit: int = 1_000,
+    filter: Filter | None = None,
+) -> Call[RankResponse]:
+    """Up to 1,000 given items in the order in which a user with this history would take them next.
+
+    >>> answer = client.rank(["item-0"], ["item-3", "item-4", "gone"])
+    >>> sorted(item.item_id for item in answer.items), answer.unknown_item_ids
+    (['item-3', 'item-4'], ['gone'])
+    >>> answer.ranked_by, answer.items[0].score > answer.items[1].score
+    ('generator', True)
+    """
+    body: dict[str, Any] = {
+        "history": _ids(history, "history"),
+        "item_ids": _ids(item_ids, "item_ids"),
+        "limit": limit,
+    }
+    if filter is not None:
+        body["filter"] = filter
+    return _with_json("POST", "/rank", body, reader(RankResponse))
 
 
 def search(

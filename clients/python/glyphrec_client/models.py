@@ -126,7 +126,7 @@ class SimilarResponse(Answer):
     catalog_version: int
 
 
-# --- search, recommendations and events ---
+# --- search, recommendations, rankings and events ---
 
 
 class FoundItem(Model):
@@ -150,10 +150,14 @@ class SearchResponse(Answer):
 
 
 class Recommendation(Model):
-    """One item of a page. `score` is a sum of log-probabilities; None for popular items."""
+    """One item of a page. `score` is a sum of log-probabilities; None for popular items.
+
+    `ranker_score` is the ranker's log-odds; None unless the page was reranked.
+    """
 
     item_id: str
     score: float | None
+    ranker_score: float | None
     semantic_id: str
 
 
@@ -166,15 +170,41 @@ class SearchInfo(Model):
 
 
 class RecommendResponse(Answer):
-    """A page of recommended items, best first, and how it was found."""
+    """A page of recommended items, best first, and how it was found.
+
+    `exact_for` says whether `exact` speaks of the page, or only of which items are on it.
+    """
 
     items: list[Recommendation]
     exact: bool
+    exact_for: Literal["page", "candidates"]
     search: SearchInfo | None
     matching_items: int | None
     source: Literal["model", "popular"]
     unknown_item_ids: list[str]
     model_version: str
+    ranker_version: str | None
+    catalog_version: int
+
+
+class RankedItem(Model):
+    """One of the given items. `score` is of what `ranked_by` names; None by popularity."""
+
+    item_id: str
+    score: float | None
+    semantic_id: str
+
+
+class RankResponse(Answer):
+    """The given items in order, best first, and what ordered them."""
+
+    items: list[RankedItem]
+    ranked_by: Literal["ranker", "generator", "popularity"]
+    matching_items: int | None
+    unknown_item_ids: list[str]
+    unknown_history_ids: list[str]
+    model_version: str
+    ranker_version: str | None
     catalog_version: int
 
 
@@ -218,6 +248,15 @@ class VectorsInfo(Model):
     bytes: int
 
 
+class RankerInfo(Model):
+    """The ranker of the served bundle, which orders the items of `rank` and of reranked pages."""
+
+    ranker_id: str
+    history_length: int
+    parameterization: str
+    aggregation: str
+
+
 class LimitsInfo(Model):
     """The limits of one request."""
 
@@ -228,6 +267,7 @@ class LimitsInfo(Model):
     picture_pixels: int
     history: int
     limit: int
+    rank_items: int
     num_beams: int
     beam_limit: int
 
@@ -254,11 +294,12 @@ class ChangeInfo(Model):
 
 
 class ServedBundle(Model):
-    """A bundle that answers requests. The ids name its two models by their content."""
+    """A bundle that answers requests. The ids name its models by their content."""
 
     bundle: str
     tokenizer_id: str
     recommender_id: str
+    ranker_id: str | None  # None: the bundle has no ranker
 
 
 class BundlesResponse(Answer):
@@ -284,6 +325,7 @@ class InfoResponse(Answer):
     filter_fields: dict[str, str]
     render: dict[str, Any]
     fields: list[str] | None
+    ranker: RankerInfo | None
     metrics: dict[str, float]
     catalog: CatalogInfo
     pictures: PicturesInfo

@@ -91,6 +91,12 @@ class NoVectors(ProblemError):
     slug = "no-vectors"
 
 
+class NoRanker(ProblemError):
+    """A page shall be reranked, and the served bundle has no ranker."""
+
+    slug = "no-ranker"
+
+
 class InvalidCursor(ProblemError):
     """The cursor does not come from this catalog."""
 

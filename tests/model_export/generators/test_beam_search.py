@@ -38,6 +38,7 @@ from service.core.graphs import (
 )
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
+from service.inference.listed import score_listed
 from service.inference.runtime import Beams, RecommenderSession
 
 INT8_TOLERANCE = 1.5  # in nats
@@ -272,6 +273,36 @@ def test_the_score_of_an_item_does_not_depend_on_other_live_items(case):
         beams = case.run(history, alone, 3)
         assert beams.scores[0, 0] == pytest.approx(among_all[prefix], abs=2e-4)
         assert (beams.scores[0, 1:] < FILLER_SCORE).all()
+
+
+@pytest.mark.parametrize("beam_limit", [1, 4, BEAM_LIMIT])
+def test_listed_codes_have_the_scores_of_scoring_every_item(case, beam_limit):
+    """Also codes that no item has, and lists that take several runs."""
+    spec, rng = case.generator.spec, np.random.default_rng(11)
+    all_codes = everything(spec)
+    for count in (1, 2, 9, int(rng.integers(10, 40))):
+        listed = np.sort(rng.choice(spec.num_prefixes[-1], size=count, replace=False))
+        history = random_histories(spec, rng, int(rng.integers(1, 4)), int(rng.integers(1, HISTORY + 1)))
+        neighbors = random_neighbors(all_codes, rng, len(history), int(rng.integers(0, 20)))
+        scores = score_listed(case.session, spec, history, listed, beam_limit=beam_limit, neighbors=neighbors)
+        truths = with_neighbors(case.truth(history, all_codes), neighbors, NEIGHBOR_WEIGHT)
+        for row, truth in zip(scores, truths, strict=True):
+            np.testing.assert_allclose(row, [truth[prefix] for prefix in listed.tolist()], atol=2e-4)
+
+
+def test_listed_codes_have_the_scores_of_the_beams_that_find_them(case):
+    spec, rng = case.generator.spec, np.random.default_rng(12)
+    for _ in range(10):
+        trie, history = random_trie(spec, rng), random_histories(spec, rng, 2, HISTORY)
+        beams = case.run(history, trie, 5)
+        for row in range(len(history)):
+            found = beams.scores[row] > FILLER_SCORE
+            prefixes = spec.prefixes_of(beams.codes[row][found])[-1]
+            order = prefixes.argsort()
+            scores = score_listed(
+                case.session, spec, history[row : row + 1], prefixes[order], beam_limit=BEAM_LIMIT
+            )
+            np.testing.assert_allclose(scores[0], beams.scores[row][found][order], atol=1e-5)
 
 
 def test_a_request_scores_the_same_in_any_batch(case):

@@ -183,6 +183,25 @@ def test_recommend_takes_a_filter_as_the_api_does(served, capsys):
     assert capsys.readouterr().out == "no item passes the filter\n"
 
 
+def test_rank_prints_given_items_in_order_with_their_scores_and_words(served, capsys):
+    asked = ["item-3", "gone", "item-4", "item-5"]
+    assert main(["rank", *asked, "--after", "item-1", "--after", "item-0", "--url", served]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    body = {"history": ["item-1", "item-0"], "item_ids": asked}
+    answer = httpx.post(f"{served}/rank", json=body).json()
+    assert printed[:2] == ["unknown item ids: gone", "ranked by the generator"]
+    assert [line.split()[2] for line in printed[2:]] == [row["item_id"] for row in answer["items"]]
+    assert "Thing number 3" in "".join(printed)
+    wanted = ["--filter", '{"item_ids": ["item-3"]}', "--limit", "1", "--json"]
+    assert main(["rank", *asked, *wanted, "--url", served]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [row["item_id"] for row in answer["items"]] == ["item-3"]
+    assert main(["rank", "item-3", "--url", served]) == 0
+    assert capsys.readouterr().out.startswith("ranked by popularity\n")
+    assert main(["recommend", "item-0", "--rerank", "--url", served]) == 2
+    assert "has no ranker" in capsys.readouterr().err
+
+
 def test_search_prints_items_with_their_likeness_and_words(served, tmp_path, capsys):
     assert main(["search", "Thing number 3", "--limit", "3", "--url", served]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -312,7 +331,7 @@ def test_the_command_says_which_version_is_installed():
 def test_help_shows_every_command_also_those_that_cannot_run(registered):
     code, out, _ = finished("--help", PYTHONPATH=registered)
     assert code == 0
-    for name in ("serve", "import", "recommend", "search", "hello", "train"):
+    for name in ("serve", "import", "recommend", "rank", "search", "hello", "train"):
         assert name in out
 
 

@@ -75,7 +75,7 @@ def test_what_platforms_put_into_the_environment_does_not_keep_it_from_starting(
     with serving(bundle, redis_url, **injected) as served:
         assert httpx.post(f"{served.url}/recommend", json={"history": ["item-0"]}).status_code == 200
         assert served.end() == 0
-    assert "threads of each of the two graphs: " in served.log
+    assert "threads of each graph: " in served.log
     (line,) = [each for each in served.log.splitlines() if "Kubernetes" in each]
     assert re.findall(r"GLYPHREC_\w+", line) == sorted(OF_A_SERVICE | OF_ANOTHER)
 

@@ -10,8 +10,9 @@ from service.catalog.catalog import Catalog
 from service.core.graphs import PADDING
 from service.core.sid import Sid
 from service.errors import Overloaded, TookTooLong
+from service.flows.histories import pad_left
 from service.flows.recommend import widths
-from service.flows.search import Query, pad_left
+from service.flows.search import Query
 from service.telemetry.stages import Stages
 from tests.known_bundle import HISTORY_LENGTH, NUM_LEAVES, SPEC, items_without_text_twice, known_score
 from tests.service.recommending import catalog_of, page_of, popular, truth

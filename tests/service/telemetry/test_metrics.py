@@ -27,13 +27,13 @@ from tests.service.running import is_problem, running, starting, until_ready
 from tests.service.scraping import by_label, read, scrape, value
 
 # A metric's name ends, before _total, with a unit of Prometheus or with the counted things.
-QUEUES = ("recommender", "tokenizer", "query", "vectors")
+QUEUES = ("recommender", "rankings", "tokenizer", "query", "vectors")
 UNITS = ("seconds", "bytes", "ratio")
 COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
     *("widenings", "items", "views", "hits", "misses", "evictions", "entries", "version", "in_use", "values"),
     *("calls", "swaps", "events", "attributed", "pairs", "pages", "rank", "info", "quality", "ready"),
-    *("behind", "may_evict", "failing", "damaged", "pictures", "searches", "rows"),
+    *("behind", "may_evict", "failing", "damaged", "pictures", "searches", "rows", "rankings"),
 )
 
 
@@ -50,6 +50,8 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
         pages = [(await client.post("/recommend", json=body)).json() for body in bodies]
         assert (await client.get("/items/item-0/similar")).status_code == 200
         assert (await client.post("/search", json={"query": "Thing"})).status_code == 200
+        ranked = {"history": ["item-0"], "item_ids": ["item-1", "item-2", "gone"]}
+        assert (await client.post("/rank", json=ranked)).status_code == 200
         assert (await client.post("/recommend", json={"history": 1})).status_code == 422
         for title in ("One", "One", "Two"):
             assert (await client.post("/items", json={"item_id": "new", "title": title})).status_code == 200
@@ -63,12 +65,16 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
                 "trained": sum(item_id in trained for item_id in shown),
                 "new": sum(item_id not in trained for item_id in shown),
             },
-            "admissions_total": {"recommender": 4, "tokenizer": 2, "query": 1, "vectors": 2},
-            "queue_limit_units": {"recommender": 777, "tokenizer": 99, "query": 99, "vectors": 99},
+            "admissions_total": {"recommender": 4, "rankings": 1, "tokenizer": 2, "query": 1, "vectors": 2},
+            "queue_limit_units": {
+                **dict.fromkeys(("recommender", "rankings"), 777),
+                **dict.fromkeys(("tokenizer", "query", "vectors"), 99),
+            },
             "queue_units": dict.fromkeys(QUEUES, 0),
             "running_units": dict.fromkeys(QUEUES, 0),
             "reserved_units": dict.fromkeys(QUEUES, 0),
-            "batch_jobs_sum": {"recommender": 4, "tokenizer": 2, "query": 1, "vectors": 2},
+            "batch_jobs_sum": {"recommender": 4, "rankings": 1, "tokenizer": 2, "query": 1, "vectors": 2},
+            "rankings_total": {"ranker": 0, "generator": 1, "popularity": 0},
             "item_searches_total": {"text": 1, "item": 1},
             "bundle_swaps_total": {"switched": 0, "failed": 0},
             "feedback_events_total": {"taken": 0, "duplicate": 0},
@@ -76,6 +82,7 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
         }
         label_of = {
             "recommended_items_total": "novelty",
+            "rankings_total": "by",
             "item_searches_total": "by",
             "bundle_swaps_total": "result",
             "feedback_events_total": "outcome",
@@ -93,6 +100,9 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
             "valid_beams_count": 3,
             "valid_beams_sum": 3 * len(leaves),
             "widenings_total": 0,
+            "ranked_items_sum": 2,
+            "unknown_ranked_items_total": 1,
+            "reranked_pages_total": 0,
             "recommended_distinct_items": len(set(shown)),
             "unknown_history_items_total": 3,
             "filter_views": 1,
