@@ -6,7 +6,7 @@ pictures ─ image body (if photos are read) ─▶ features ──┴─ poolin
 
 fields ─── tables of embeddings (FAMAE) ────────────────────────────────────────────────── quantizer
 
-The quantizer gives the codes. The `vector` is what a search compares: the features of a text, or, where photos
+The quantizer gives the codes. The `vector` is what a search compares: the features of a text, or, if photos
 or fields are read, the head's vector.
 """
 
