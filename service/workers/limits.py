@@ -23,7 +23,7 @@ def check_workers(num_workers: int, bundle: Path, cpus: UsableCpus, memory: Usab
     if num_workers > cpus.num_threads:
         raise GlyphrecError(
             f"GLYPHREC_WORKERS is {num_workers}, but there are {cpus}. Under load each worker keeps one "
-            f"busy, so more of them wait for each other and answer later. At most {cpus.num_threads} make sense."
+            f"busy, and workers that wait for each other answer later. Set it to {cpus.num_threads} at most."
         )
     least = least_bytes(bundle)
     if memory.available and num_workers * least > memory.available:

@@ -74,6 +74,11 @@ class Siblings:
             self.are_stopping = True
             signal.raise_signal(signal.SIGTERM)
 
+    @property
+    def has_called(self) -> bool:
+        """Whether the supervisor knows that this worker is here."""
+        return self._channel is not None
+
     def tell_ready(self) -> None:
         """This worker answers requests now."""
         if self._channel is not None:

@@ -293,6 +293,15 @@ class InfoResponse(Answer):
     redis: dict[str, Any]
 
 
+class WorkerReady(Answer):
+    """Whether one process of the replica takes requests."""
+
+    worker: int
+    pid: int | None
+    status: Literal["ready", "starting", "stopping", "damaged", "silent"]
+    phase: str
+
+
 class Ready(Answer):
     """Whether the replica takes requests, and how current its catalog is."""
 
@@ -303,6 +312,7 @@ class Ready(Answer):
     stale_for_s: float
     catalog_items: int
     catalog_version: int
+    workers: list[WorkerReady] | None = None
 
 
 class Live(Answer):
