@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from fastapi import FastAPI
 from starlette.routing import Mount, Route
 
-from service.api import admin, description, events, health, images, items, recommend, search
+from service.api import admin, description, events, health, images, items, recommend, recommend_batch, search
 from service.api.direct import ApiRoute
 from service.api.policies import Policies, RoutePolicy
 from service.http.security import Scope
 
 # The routes of images come before the others of items, as an id may have slashes.
-CLIENT_ROUTERS = (recommend.router, search.router, images.router, items.router, events.router)
+CLIENT_ROUTERS = (
+    recommend.router,
+    recommend_batch.router,
+    search.router,
+    images.router,
+    items.router,
+    events.router,
+)
 ROUTERS = (*CLIENT_ROUTERS, health.router, admin.router, description.router)
 
 # The description of the API has no secrets.

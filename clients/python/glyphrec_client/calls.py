@@ -28,6 +28,7 @@ from glyphrec_client.models import (
     Live,
     PatchedItem,
     Ready,
+    RecommendBatchResponse,
     RecommendResponse,
     SearchResponse,
     ShownItem,
@@ -99,6 +100,19 @@ def recommend(
         body["diversity"] = diversity
     headers = {} if request_id is None else {"X-Request-ID": _request_id(request_id)}
     return _with_json("POST", "/recommend", body, reader(RecommendResponse), headers)
+
+
+def recommend_batch(queries: Sequence[Mapping[str, Any]]) -> Call[RecommendBatchResponse]:
+    """Up to 256 queries in one request, each with the fields of `recommend`, and each with its own outcome.
+
+    Ask again for those whose problem has the status 429 or 503.
+
+    >>> answer = client.recommend_batch([{"history": ["item-0"], "limit": 2}, {"history": 1}])
+    >>> [len(each.page.items) if each.page else each.problem.status for each in answer.results]
+    [2, 422]
+    """
+    body = {"queries": list(queries)}
+    return _with_json("POST", "/recommend/batch", body, reader(RecommendBatchResponse))
 
 
 def search(

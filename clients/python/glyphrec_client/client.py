@@ -231,6 +231,7 @@ class Client(_Both):
                 error = problem
 
     recommend = _ask(calls.recommend)
+    recommend_batch = _ask(calls.recommend_batch)
     search = _ask(calls.search)
     send_events = _ask(calls.send_events)
     put_items = _ask(calls.put_items)
@@ -330,6 +331,7 @@ class AsyncClient(_Both):
                 error = problem
 
     recommend = _ask_async(calls.recommend)
+    recommend_batch = _ask_async(calls.recommend_batch)
     search = _ask_async(calls.search)
     send_events = _ask_async(calls.send_events)
     put_items = _ask_async(calls.put_items)

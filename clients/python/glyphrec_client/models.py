@@ -178,6 +178,23 @@ class RecommendResponse(Answer):
     catalog_version: int
 
 
+class BatchedPage(Model):
+    """The outcome of one query of a batch: a page, or the problem that it would have alone.
+
+    `request_id` is that of the query, for `send_events`.
+    """
+
+    request_id: str
+    page: RecommendResponse | None
+    problem: Problem | None
+
+
+class RecommendBatchResponse(Answer):
+    """One outcome for each query, in their order."""
+
+    results: list[BatchedPage]
+
+
 class EventsResponse(Answer):
     """How many of the posted events were new. The two numbers add up to the events of the request."""
 
@@ -312,7 +329,7 @@ class Ready(Answer):
     stale_for_s: float
     catalog_items: int
     catalog_version: int
-    workers: list[WorkerReady] | None = None
+    workers: list[WorkerReady] | None  # None: a replica of one process
 
 
 class Live(Answer):

@@ -21,12 +21,26 @@ from service.settings import Settings
 OPEN, READ, WRITE, ADMIN = Scope.OPEN, Scope.READ, Scope.WRITE, Scope.ADMIN
 PARTS = [
     *("items", "recommend", "health", "live", "ready", "docs", "admin", "bundles", "assets", "info"),
-    *("metrics", "healthz", "events", "openapi.json", "similar", "search", "image", "..", "", "a", "é"),
+    *(
+        "metrics",
+        "healthz",
+        "events",
+        "openapi.json",
+        "similar",
+        "search",
+        "batch",
+        "image",
+        "..",
+        "",
+        "a",
+        "é",
+    ),
 ]
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "BREW")
 
 TRUTH = {
     ("POST", "/recommend"): READ,
+    ("POST", "/recommend/batch"): READ,
     ("POST", "/search"): READ,
     ("POST", "/items"): WRITE,
     ("GET", "/items"): READ,
@@ -60,7 +74,7 @@ def truth_by_path(method: str, path: str) -> Scope:
         return OPEN
     if path == "/admin" or path.startswith("/admin/"):
         return ADMIN
-    queries = {("POST", "/recommend"), ("POST", "/search")}
+    queries = {("POST", "/recommend"), ("POST", "/recommend/batch"), ("POST", "/search")}
     if method in {"GET", "HEAD", "OPTIONS"} or (method, path) in queries:
         return READ
     return WRITE
@@ -171,7 +185,7 @@ def test_only_a_fixed_path_is_direct():
 
 
 def test_recommend_and_search_alone_reserve_room_and_are_called_directly(app, policies):
-    queries = {("POST", "/recommend"), ("POST", "/search")}
+    queries = {("POST", "/recommend"), ("POST", "/recommend/batch"), ("POST", "/search")}
     assert policies.admissions.keys() == queries
     assert direct_routes(app, ROUTERS).keys() == queries
 
