@@ -20,6 +20,8 @@ from typing import Any, Self
 
 log = logging.getLogger(__name__)
 
+ANSWER_TIMEOUT_S = 1.0  # a probe of Kubernetes waits as long by default, and a worker answers within a batch
+CHANGE_TIMEOUT_S = 600.0  # a worker opens a bundle
 MAX_LINE_BYTES = 64 * 2**20  # the metrics of a worker take some hundred kilobytes
 
 Handler = Callable[[str, Any], Awaitable[Any]]

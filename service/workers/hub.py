@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from service.telemetry.merging import Snapshot, WorkerMetrics, exposition, totals
-from service.workers.channel import Channel, NoAnswer
+from service.workers.channel import ANSWER_TIMEOUT_S, CHANGE_TIMEOUT_S, Channel, NoAnswer
 
 log = logging.getLogger(__name__)
-
-ANSWER_TIMEOUT_S = 1.0  # a probe of Kubernetes waits as long by default, and a worker answers within a batch
-CHANGE_TIMEOUT_S = 600.0  # a worker opens a bundle
 
 Told = dict[str, Any]
 

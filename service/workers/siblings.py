@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ServiceError
-from service.workers.channel import Channel, NoAnswer
-from service.workers.hub import ANSWER_TIMEOUT_S, CHANGE_TIMEOUT_S
+from service.workers.channel import ANSWER_TIMEOUT_S, CHANGE_TIMEOUT_S, Channel, NoAnswer
 
 log = logging.getLogger(__name__)
 
