@@ -11,7 +11,7 @@ class Reconnecting:
 
     def __init__(self, url, key=""):
         self.num_answered, self.lost = 0, []
-        self._key = key.encode()
+        self._key_line = f"X-API-Key: {key}\r\n".encode() if key else b""
         self._address = (httpx.URL(url).host, httpx.URL(url).port)
         self.thread = threading.Thread(target=self._call)
         self.thread.start()
@@ -21,7 +21,7 @@ class Reconnecting:
         request = (
             b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d"
         )
-        request = request % len(body) + b"\r\nX-API-Key: " + self._key + b"\r\n\r\n" + body
+        request = request % len(body) + b"\r\n" + self._key_line + b"\r\n" + body
         while True:
             with socket.socket() as client:
                 client.settimeout(30)
