@@ -66,7 +66,7 @@ from service.telemetry.gpu import find_nvml
 from service.telemetry.merging import snapshot
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer, tracer_from_environment
-from service.workers.siblings import Siblings, refusal_of
+from service.workers.siblings import Answer, Siblings, refusal_of
 
 log = logging.getLogger("glyphrec")
 
@@ -189,7 +189,7 @@ class Service:
                 return readiness.phase
             return await refusal_of(self.state.rollout.change(name))
 
-        answers = {
+        answers: dict[str, Answer] = {
             "own metrics": lambda _: resolved(snapshot(metrics.registry)),
             "own readiness": lambda _: resolved(readiness.state()._asdict()),
             "own change": change,

@@ -145,8 +145,8 @@ async def _workers(siblings: Siblings) -> tuple[list[WorkerReady], ReadyState | 
         return [], ReadyState("starting", str(error))
     for each in workers:
         if each.status != "ready":
-            status = "starting" if each.status == "silent" else each.status
-            return workers, ReadyState(status, f"worker {each.worker}: {each.phase}")
+            phase = f"worker {each.worker}: {each.phase}"
+            return workers, ReadyState("starting" if each.status == "silent" else each.status, phase)
     return workers, None
 
 
