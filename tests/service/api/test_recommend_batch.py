@@ -4,7 +4,7 @@ import random
 
 from service.core.limits import MAX_BATCH_QUERIES
 from tests.service.running import is_problem, running
-from tests.service.scraping import by_label, scrape, value
+from tests.service.scraping import by_label, scrape
 
 QUERIES = [
     {"history": ["item-0", "gone"], "limit": 5},
@@ -45,12 +45,8 @@ async def test_queries_count_as_recommendations_and_as_queries_of_a_batch(client
     outcomes = by_label(after, "batch_queries_total", "outcome")
     outcomes.subtract(by_label(before, "batch_queries_total", "outcome"))
     assert outcomes == {"answered": 3, "invalid": 3, "refused": 0}
-
-    def num(found, name, **labels):
-        return value(found, name, **labels)
-
-    labels = {"flow": "recommend", "stage": "decode"}
-    assert num(after, "stage_seconds_count", **labels) - num(before, "stage_seconds_count", **labels) == 3
+    stage = ("glyphrec_stage_seconds_count", (("flow", "recommend"), ("stage", "decode")))
+    assert after[stage] - before.get(stage, 0) == 3
 
 
 async def test_as_many_queries_as_are_allowed_are_answered_although_the_queue_holds_fewer(bundle, redis_url):
