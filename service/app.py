@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -65,25 +66,29 @@ from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
 from service.store.standing import Owner, StandingStore
 from service.telemetry.gpu import find_nvml
+from service.telemetry.merging import snapshot
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer, tracer_from_environment
+from service.workers.siblings import Answer, Siblings, refusal_of
 
 log = logging.getLogger("glyphrec")
 
 TICK_S = 0.25
+OPENING_TICK_S = 0.05
 MAX_BATCH_FINDINGS = 16  # searches that hold the lock of the catalog together
 SPARE_THREADS = 4  # which wait for files and not for a processor; as in Python's own default
 DAY_S = 86_400.0
 
 
-def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
+def create_app(settings: Settings, tracer: Tracer | None = None, siblings: Siblings | None = None) -> FastAPI:
     """The service as an ASGI app. Raises GlyphrecError if the bundle or its graphs cannot be served.
 
-    A given `tracer` takes precedence over the one that the settings ask for.
+    A given `tracer` takes precedence over the one that the settings ask for. `siblings`: if this process is
+    one worker of several.
     """
     if tracer is None and settings.tracing:
         tracer = tracer_from_environment()
-    service = Service(settings, tracer)
+    service = Service(settings, tracer, siblings)
     app = FastAPIOffline(  # its documentation page loads nothing from other hosts
         title="glyphrec",
         version=service_version(),
@@ -126,7 +131,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
 class Service:
     """One process and its device: the model that answers requests, and the work beside it."""
 
-    def __init__(self, settings: Settings, tracer: Tracer | None) -> None:
+    def __init__(self, settings: Settings, tracer: Tracer | None, siblings: Siblings | None) -> None:
         self._settings = settings
         self._tracer = tracer
         self._configured = load(settings.bundle, graph_options(settings))
@@ -145,7 +150,7 @@ class Service:
             max_picture_bytes=settings.max_picture_bytes,
             max_picture_pixels=settings.max_picture_pixels,
         )
-        self.state = ServiceState(options, Metrics(), Readiness(), pages)
+        self.state = ServiceState(options, Metrics(), Readiness(), pages, siblings=siblings)
         self._pictures = picture_reader(settings, self.state.metrics)
         self.state.metrics.catalog_info.labels(settings.catalog).set(1)
         self.state.metrics.feedback_remembered_pages.set_function(lambda: pages.num_pages)
@@ -165,13 +170,43 @@ class Service:
                 keeper = asyncio.create_task(self._keep(url, ends), name="keeper")
                 lag = asyncio.create_task(watch_event_loop(self.state.metrics), name="event loop lag")
                 try:
-                    yield
+                    async with self._among_siblings():
+                        yield
                 finally:
                     await cancel(lag)
                     await cancel(keeper)
                     self._pictures.stop()
                     if self._tracer is not None:
                         await asyncio.to_thread(self._tracer.close)
+
+    @asynccontextmanager
+    async def _among_siblings(self) -> AsyncIterator[None]:
+        """Answers the other workers, if there are any. May wait until this one can serve before it opens."""
+        siblings, readiness, metrics = self.state.siblings, self.state.readiness, self.state.metrics
+        if siblings is None:
+            yield
+            return
+
+        async def change(name: str) -> str:
+            if self.state.rollout is None:
+                return readiness.phase
+            return await refusal_of(self.state.rollout.change(name))
+
+        answers: dict[str, Answer] = {
+            "own metrics": lambda _: resolved(snapshot(metrics.registry)),
+            "own readiness": lambda _: resolved(readiness.state()._asdict()),
+            "own change": change,
+        }
+        line = asyncio.create_task(
+            siblings.run(answers, lambda: readiness.is_stopping), name="line to the supervisor"
+        )
+        try:
+            if siblings.opens_when_ready:
+                await _until_decided(readiness)
+            yield
+        finally:
+            await siblings.tell_last(snapshot(metrics.registry))
+            await cancel(line)
 
     async def _keep(self, url: str, ends: AsyncExitStack) -> None:
         """Find Redis, load the catalog, answer requests and follow changes of the model; until cancelled.
@@ -191,6 +226,8 @@ class Service:
             await rollout.begin(model)
             readiness.phase, state.rollout = "ready", rollout
             state.metrics.ready.set(1)
+            if state.siblings is not None:
+                state.siblings.tell_ready()
             log.info("ready: %d items, version %d", model.catalog.num_items, model.catalog.version)
             rollout.finish_start(opening.finish(model))
             watch = CatalogWatch(
@@ -450,6 +487,18 @@ def learned_by(readiness: Readiness) -> Learned | None:
 def counts_of(readiness: Readiness) -> CoCounts | None:
     """The table of counts that searches use now."""
     return None if readiness.model is None else readiness.model.catalog.co_counts
+
+
+async def _until_decided(readiness: Readiness) -> None:
+    """Until this process can answer, or ends."""
+    # A signal sets `is_stopping`, and it cannot set an event of the loop.
+    while not (readiness.model or readiness.failure or readiness.is_stopping):  # noqa: ASYNC110
+        await asyncio.sleep(OPENING_TICK_S)
+
+
+async def resolved(value: Any) -> Any:
+    """A value that is at hand, for a caller that awaits it."""
+    return value
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

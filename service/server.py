@@ -5,6 +5,7 @@ import math
 import signal
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
@@ -48,7 +49,14 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
         timeout_keep_alive=math.ceil(settings.keep_alive_s),  # BoundedHttp closes idle connections before
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
-    return GracefulServer(config, readiness=state.readiness, stop_delay_s=settings.stop_delay_s)
+    siblings = state.siblings
+    is_one_socket = settings.unix_socket is not None and siblings is not None
+    return GracefulServer(
+        config,
+        readiness=state.readiness,
+        stop_delay_s=settings.stop_delay_s,
+        others_listen=lambda: is_one_socket and siblings is not None and not siblings.are_stopping,
+    )
 
 
 # In this time the event loop takes the connections that the kernel has, and reads what has come on them.
@@ -62,10 +70,19 @@ class GracefulServer(uvicorn.Server):
     it at once. A start that cannot succeed ends it too.
     """
 
-    def __init__(self, config: uvicorn.Config, *, readiness: Readiness, stop_delay_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        readiness: Readiness,
+        stop_delay_s: float,
+        others_listen: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`others_listen`: whether other processes go on with the same socket, so it stays open."""
         super().__init__(config)
         self._readiness = readiness
         self._stop_delay_s = stop_delay_s
+        self._others_listen = others_listen
         self._stop_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -88,7 +105,8 @@ class GracefulServer(uvicorn.Server):
 
         uvicorn would close connections whose requests the kernel has, and nobody has read: they were lost.
         """
-        drop_new(sockets or [])  # so that none is left in the kernel when their socket is closed
+        if not self._others_listen():
+            drop_new(sockets or [])  # so that none is left in the kernel when their socket is closed
         await asyncio.sleep(READ_S)
         for server in self.servers:
             server.close()

@@ -37,9 +37,9 @@ ClientKeys = Annotated[tuple[str, ...], NoDecode]  # kept as hashes (core/keys.p
 FilterFields = Annotated[DeclaredFields, NoDecode]
 
 
-def default_threads() -> int:
-    """Half of the processors that this process may use, at least 1."""
-    return max(1, int(usable_cpus().num_cpus / 2))
+def default_threads(num_workers: int = 1) -> int:
+    """Half of a worker's share of the processors that this service may use, at least 1."""
+    return max(1, int(usable_cpus().num_cpus / num_workers / 2))
 
 
 class BadSettings(GlyphrecError):
@@ -194,15 +194,27 @@ class Settings(BaseSettings):
         "only behind a proxy that checks keys itself",
     )
 
-    # --- the models' queues ---
+    # --- processes and threads ---
 
-    threads: int = Field(
-        default_factory=default_threads,
+    workers: int = Field(
+        1,
         ge=1,
         le=1_024,
-        description="ONNX Runtime threads of each graph. By default half of the processors that "
-        "this process may use (its affinity and the quota of its container), as two graphs may run at once",
+        description="processes that share the port. Each is a whole replica with its own models, catalog and "
+        "queues, so each takes the memory of one. One process computes on several processors, but its event "
+        "loop is on one at a time; docs/operations.md says when more of them help",
     )
+    threads: int = Field(
+        default_factory=lambda given: default_threads(given.get("workers", 1)),
+        ge=1,
+        le=1_024,
+        description="ONNX Runtime threads of each graph, in each worker. By default half of a "
+        "worker's share of the processors that this service may use (its affinity and the quota of its "
+        "container), as two graphs may run at once",
+    )
+
+    # --- the models' queues ---
+
     num_beams: int = Field(
         50,
         ge=1,
@@ -277,10 +289,10 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         1_000,
         ge=1,
-        description="open connections. At this number, a new one takes the place of the one that has been "
-        "idle for longest, at least 5 s. If all are in use, it is answered 503 and closed, unless it is a "
-        "health check or a scrape of metrics. Each takes one of the process's open files, so the start "
-        "raises their number as far as the system allows",
+        description="open connections of each worker. At this number, a new one takes the place of the one "
+        "that has been idle for longest, at least 5 s. If all are in use, it is answered 503 and closed, "
+        "unless it is a health check or a scrape of metrics. Each takes one of the process's open files, so "
+        "the start raises their number as far as the system allows",
     )
     keep_alive_s: float = Field(
         100,
@@ -328,7 +340,7 @@ class Settings(BaseSettings):
         "photos of 24 megapixels",
     )
     picture_threads: int = Field(
-        default_factory=lambda: min(default_threads(), 4),
+        default_factory=lambda given: min(default_threads(given.get("workers", 1)), 4),
         ge=1,
         le=64,
         description="pictures that are decoded at the same time. By default half of the processors, as the "

@@ -4,6 +4,7 @@ import re
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from service.telemetry.merging import WorkerMetrics
 from service.telemetry.metrics import Metrics
 
 EXTRA_SAMPLES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
@@ -34,4 +35,5 @@ def label_names() -> set[str]:
 
 
 def _declared(metrics: Metrics) -> list[MetricWrapperBase]:
-    return [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
+    found = (*vars(metrics).values(), *vars(WorkerMetrics(1)).values())
+    return [each for each in found if isinstance(each, MetricWrapperBase)]

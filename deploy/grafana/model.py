@@ -145,7 +145,8 @@ PAGES = [
         "Distinct items on the pages of the last ten minutes, as a share of the catalog, by replica.",
         "percentunit",
         Query(
-            f"glyphrec_recommended_distinct_items{where()} / (glyphrec_catalog_items{where()} > 0)",
+            f"max by (instance, job) (glyphrec_recommended_distinct_items{where()}) / "
+            f"(glyphrec_catalog_items{where()} > 0)",
             "{{instance}}",
         ),
         most=1,

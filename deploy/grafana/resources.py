@@ -13,6 +13,7 @@ def build() -> Dashboard:
         "CPU, memory, files, queues and admission by replica, Redis, and the GPU if there is one.",
         [
             Row("Process", PROCESS),
+            Row("Workers, where there are several", WORKERS),
             Row("Queues and admission", QUEUES),
             Row("GPU, where there is one", GPU),
         ],
@@ -22,7 +23,7 @@ def build() -> Dashboard:
 PROCESS = [
     lines(
         "CPU by replica",
-        "Cores in use. A replica has one event loop and GLYPHREC_THREADS for each of its two graphs.",
+        "Cores in use. Each worker has one event loop and GLYPHREC_THREADS for each of its two graphs.",
         "short",
         Query(f"rate(process_cpu_seconds_total{where()}[$__rate_interval])", "{{instance}}"),
     ),
@@ -62,6 +63,28 @@ PROCESS = [
         "A step down is a restart.",
         "s",
         Query(f"time() - process_start_time_seconds{where()}", "{{instance}}"),
+    ),
+]
+
+WORKERS = [
+    lines(
+        "Workers that answer",
+        "Of a replica with several processes, those that answered the scrape. It should be all of them.",
+        "short",
+        Query(total("glyphrec_worker_up", "instance"), "{{instance}}"),
+        Query(f"glyphrec_workers{where()}", "{{instance}}, wanted"),
+        width=12,
+    ),
+    lines(
+        "Workers that were started again",
+        "A worker ended by itself, and another took its place. The log says how it ended.",
+        "short",
+        Query(
+            f"sum by (instance, worker) (increase(glyphrec_worker_restarts_total{where()}[$__range]))",
+            "{{instance}}, worker {{worker}}",
+        ),
+        steps=[(1, "yellow")],
+        width=12,
     ),
 ]
 

@@ -13,6 +13,7 @@ from service.http.problems import OF_A_BODY, problems
 from service.http.security import Scope
 from service.lifecycle.model import Model
 from service.lifecycle.rollout import Rollout
+from service.workers.siblings import NoSupervisor, Siblings, WorkersDisagree
 
 router = APIRouter(prefix="/admin", tags=["admin"], route_class=ApiRoute)
 
@@ -28,13 +29,17 @@ async def change_bundle(
 
     200: this replica serves the bundle, because the tokenizer is the same. 202: the catalog is being read for
     the new tokenizer, and then all replicas switch. The same request again changes nothing, or continues the
-    work of a replica that ended. With any other status, nothing has changed.
+    work of a replica that ended. With any other status, nothing has changed, unless `detail` names a worker:
+    then the others have changed, and the same request brings that worker to it.
     """
-    if not await rollout.change(body.bundle):
-        response.status_code = HTTPStatus.ACCEPTED
+    is_done = await rollout.change(body.bundle)
     model = state.readiness.model  # the model of now, not of when the request began
     if model is None:
         raise NotReady(state.readiness.phase)
+    if not is_done:
+        response.status_code = HTTPStatus.ACCEPTED  # the other workers learn of it as other replicas do
+    elif state.siblings is not None:
+        await _change_others(state.siblings, model)
     return _bundles(model, rollout)
 
 
@@ -43,6 +48,15 @@ async def change_bundle(
 async def bundles(model: ModelDep, rollout: RolloutDep) -> BundlesResponse:
     """The bundle that this replica serves, and the progress of the last change of the tokenizer."""
     return _bundles(model, rollout)
+
+
+async def _change_others(siblings: Siblings, model: Model) -> None:
+    try:
+        refusals = await siblings.change(model.loaded.name, model.loaded.bundle.path)
+    except NoSupervisor as error:
+        refusals = [str(error)]
+    if refusals:
+        raise WorkersDisagree(model.loaded.name, refusals)
 
 
 def _bundles(model: Model, rollout: Rollout) -> BundlesResponse:

@@ -18,6 +18,7 @@ from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
+from service.workers.siblings import Siblings
 
 
 @dataclass
@@ -31,6 +32,7 @@ class ServiceState:
     feedback: Feedback | None = None  # None until Redis is found
     rollout: Rollout | None = None  # None while `readiness.model` is None
     policies: Policies = field(default_factory=Policies)  # of the routes of the app
+    siblings: Siblings | None = None  # None if this process is the whole replica
 
     def model(self) -> Model:
         """The model that serves now. Raises NotReady."""

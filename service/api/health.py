@@ -1,7 +1,7 @@
 """Liveness, readiness, a description of what is served, and metrics."""
 
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -9,15 +9,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from service.api.admin import change_info
 from service.api.dependencies import ModelDep, StateDep
 from service.api.direct import ApiRoute
+from service.api.health_schemas import Live, Ready, WorkerReady
 from service.api.policies import policy
 from service.api.schemas import (
     CatalogInfo,
     InfoResponse,
     LimitsInfo,
-    Live,
     PicturesInfo,
     RankerInfo,
-    Ready,
     VectorsInfo,
 )
 from service.catalog.catalog import Catalog
@@ -26,8 +25,10 @@ from service.core.limits import MAX_CANDIDATES, MAX_HISTORY, MAX_LIMIT
 from service.core.version import service_version
 from service.errors import StoreUnavailable
 from service.http.security import Scope
+from service.lifecycle.model import ReadyState
 from service.lifecycle.watching import note_persistence, note_pictures
 from service.store.pictures import PicturesSize
+from service.workers.siblings import NoSupervisor, Siblings
 
 router = APIRouter(tags=["health"], route_class=ApiRoute)
 
@@ -48,17 +49,23 @@ async def ready(state: StateDep, response: Response) -> Ready:
     """200 once the bundle is verified, the catalog is loaded and a warm-up search has run. Before that, 503.
 
     A replica that loses Redis later stays ready, because it still recommends. Then `stale` is true. If Redis
-    answers, but has lost a part of the catalog, the answer is 503 and `damaged`.
+    answers, but has lost a part of the catalog, the answer is 503 and `damaged`. A replica of several workers
+    is ready once all of them are. What is said of the catalog is what the worker knows that answers.
     """
-    model = state.readiness.model
-    is_stopping, damage = state.readiness.is_stopping, state.readiness.damage
-    if model is None or is_stopping or damage:
+    model, damage = state.readiness.model, state.readiness.damage
+    status, phase = state.readiness.state()
+    workers = None
+    if state.siblings is not None:
+        workers, waits_for = await _workers(state.siblings)
+        if status == "ready" and waits_for is not None:
+            status, phase = waits_for
+    if status != "ready":
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-    status: Literal["ready", "starting", "stopping", "damaged"] = "ready" if model else "starting"
     return Ready(
-        status="stopping" if is_stopping else "damaged" if damage else status,
-        phase="answering the last requests" if is_stopping else damage or state.readiness.phase,
+        status=status,
+        phase=phase,
+        workers=workers,
         warnings=list(state.readiness.warnings),
         stale=model.follower.is_stale or bool(damage) if model else False,
         stale_for_s=model.follower.stale_for_s if model else 0.0,
@@ -131,8 +138,26 @@ async def info(state: StateDep, model: ModelDep) -> InfoResponse:
 @router.get("/metrics", include_in_schema=False)
 @policy(Scope.OPEN, is_probe=True)
 async def metrics(state: StateDep) -> Response:
-    """All metrics of this replica in the text format of Prometheus."""
-    return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    """All metrics of this replica, of all its workers, in the text format of Prometheus."""
+    if state.siblings is None:
+        return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    try:
+        return Response(await state.siblings.metrics(), media_type=CONTENT_TYPE_LATEST)
+    except NoSupervisor as error:  # the counts of one worker would look like a restart
+        return Response(f"{error}\n", 503, media_type="text/plain")
+
+
+async def _workers(siblings: Siblings) -> tuple[list[WorkerReady], ReadyState | None]:
+    """Of each worker, and what is the matter with the first that is not ready; None if all are."""
+    try:
+        workers = [WorkerReady(**each) for each in await siblings.readiness()]
+    except NoSupervisor as error:
+        return [], ReadyState("starting", str(error))
+    for each in workers:
+        if each.status != "ready":
+            phase = f"worker {each.worker}: {each.phase}"
+            return workers, ReadyState("starting" if each.status == "silent" else each.status, phase)
+    return workers, None
 
 
 def _ranker_info(ranker: RankerSpec | None) -> RankerInfo | None:

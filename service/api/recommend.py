@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.api.dependencies import CallDep
+from service.api.dependencies import Call, CallDep
 from service.api.direct import ApiRoute
 from service.api.filters import filter_of
 from service.api.policies import Admission, policy
@@ -27,6 +27,11 @@ ONE_SEARCH = Admission(queue=lambda model: model.searches, units=lambda model: m
 @policy(Scope.READ, admission=ONE_SEARCH, is_direct=True)
 async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     """The next items after a history. If the history has no known item, the popular items."""
+    return await recommended(body, call)
+
+
+async def recommended(body: RecommendRequest, call: Call) -> RecommendResponse:
+    """The answer to one query, whichever route it came by. It starts the stage `write`."""
     asked = body.filter
     excluded = [*(body.exclude_item_ids or ()), *((asked and asked.exclude_item_ids) or ())]
     diversity = body.diversity or DiversityIn()

@@ -5,7 +5,18 @@ from collections.abc import Iterator
 from fastapi import FastAPI
 from starlette.routing import Mount, Route
 
-from service.api import admin, description, events, health, images, items, rank, recommend, search
+from service.api import (
+    admin,
+    description,
+    events,
+    health,
+    images,
+    items,
+    rank,
+    recommend,
+    recommend_batch,
+    search,
+)
 from service.api.direct import ApiRoute
 from service.api.policies import Policies, RoutePolicy
 from service.http.security import Scope
@@ -14,6 +25,7 @@ from service.http.security import Scope
 CLIENT_ROUTERS = (
     recommend.router,
     rank.router,
+    recommend_batch.router,
     search.router,
     images.router,
     items.router,

@@ -412,24 +412,3 @@ class InfoResponse(_Out):
     redis: dict[str, Any] = Field(
         description="how safe Redis keeps an item that was accepted; empty while Redis is lost"
     )
-
-
-class Live(_Out):
-    """The process answers. GET /health/ready tells about its bundle, its catalog and Redis."""
-
-    status: Literal["alive"]
-
-
-class Ready(_Out):
-    """Whether this replica takes requests, and how current its catalog is."""
-
-    status: Literal["ready", "starting", "stopping", "damaged"]
-    phase: str = Field(description="the step that the start is at, ready, or what is damaged and what to do")
-    warnings: list[str] = Field(description="what in the settings of Redis endangers the catalog")
-    stale: bool = Field(
-        description="true while Redis is lost: recommendations go on, and changes are refused; also while a "
-        "part of the catalog is missing there"
-    )
-    stale_for_s: float
-    catalog_items: int
-    catalog_version: int

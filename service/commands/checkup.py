@@ -26,6 +26,7 @@ from service.store.items import OLDEST_REDIS
 from service.store.persistence import read_persistence
 from service.store.server import find_server_binary
 from service.telemetry.gpu import find_nvml
+from service.workers.limits import check_workers
 
 State = Literal["ok", "warning", "wrong"]
 
@@ -90,13 +91,17 @@ def of_machine() -> Iterator[Finding]:
 def of_settings(settings: Settings) -> Iterator[Finding]:
     """What the settings ask of this machine: threads, open files, an address."""
     cpus = usable_cpus()
-    if settings.threads > max(1, cpus.num_cpus):
+    if settings.threads > max(1, cpus.num_cpus / settings.workers):
         yield Finding(
             "settings",
             "warning",
-            f"GLYPHREC_THREADS is {settings.threads} with {cpus}: threads will wait for each "
-            f"other. Set it to {cpus.num_threads} or leave it out",
+            f"GLYPHREC_THREADS is {settings.threads} with {cpus}{_of_workers(settings)}: threads will wait "
+            f"for each other. Set it to {max(1, cpus.num_threads // settings.workers)} or leave it out",
         )
+    try:
+        check_workers(settings.workers, settings.bundle, cpus, usable_memory())
+    except GlyphrecError as error:
+        yield Finding("settings", "wrong", str(error))
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files_needed(settings.max_connections)
     if most_files not in (resource.RLIM_INFINITY, -1) and most_files < wanted:
@@ -134,9 +139,12 @@ def of_bundle(settings: Settings) -> Iterator[Finding]:
     yield Finding("bundle", "ok", f"{_described(loaded)}; opens in {seconds:.1f} s")
     of_vector = BYTES_PER_VECTOR + 2 * loaded.manifest.vector_dim if settings.search else 0
     needed = took + (BYTES_PER_ITEM + of_vector) * len(loaded.items)
+    others = (settings.workers - 1) * (before + needed)
     text = f"a replica takes about {(before + needed) / MEGABYTE:,.0f} MB with the items of the bundle"
     available = usable_memory().available
-    if available and needed > MUCH_OF_MEMORY * available:
+    if settings.workers > 1:
+        text += f", and {settings.workers} workers take as much each"
+    if available and needed + others > MUCH_OF_MEMORY * available:
         yield Finding(
             "bundle",
             "warning",
@@ -144,6 +152,10 @@ def of_bundle(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("bundle", "ok", text)
+
+
+def _of_workers(settings: Settings) -> str:
+    return f" and {settings.workers} workers" if settings.workers > 1 else ""
 
 
 async def of_redis(url: str | None, catalog: str) -> AsyncIterator[Finding]:

@@ -101,6 +101,21 @@ def add_recommend(subparsers: Subparsers) -> None:
         "--rerank", action="store_true", help="let the bundle's ranker order the page, if it has one"
     )
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    parser.add_argument(
+        "--users",
+        type=Path,
+        metavar="FILE",
+        help='ask for each line of users.jsonl[.gz], such as {"user_id": "u1", "history": ["a1"]}; its other '
+        "fields are those of POST /recommend. Exit status: 0 all have a page, 1 some have none (the first "
+        "20 are named)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="with --users: a line for each line, with its page. What an earlier run wrote there is kept, "
+        "and this one goes on behind it",
+    )
     add_connection(parser)
     parser.set_defaults(run=run_recommend)
 
@@ -235,6 +250,8 @@ def run_recommend(args: argparse.Namespace) -> int:
         body["filter"] = filter_of(args.filter)
     if args.rerank:  # an earlier release does not know the field
         body["rerank"] = True
+    if args.users is not None or args.out is not None:
+        return _recommend_to_users(args, body)
     with connected(args.url, args.key) as client:
         answer = ask(client, "POST", "/recommend", body)
         if not has(answer, A_PAGE) or not all(has(item, AN_ITEM) for item in answer["items"]):
@@ -256,6 +273,20 @@ def run_recommend(args: argparse.Namespace) -> int:
             words = words_of(client, item["item_id"])
             print(f"{score:>8}  {item['semantic_id']:<16} {item['item_id']}  {words}")
     return 0
+
+
+def _recommend_to_users(args: argparse.Namespace, defaults: dict[str, Any]) -> int:
+    from service.commands.recommend_users import recommend_users
+
+    if args.users is None or args.out is None:
+        raise GlyphrecError("--users and --out belong together: the file of users, and that of their pages.")
+    if args.history or args.json:
+        raise GlyphrecError(
+            "--users: the file has the histories, and --out gets JSON. Leave out ids and --json."
+        )
+    del defaults["history"]
+    with connected(args.url, args.key) as client:
+        return recommend_users(client, args.users, args.out, defaults)
 
 
 def filter_of(text: str) -> Any:

@@ -5,6 +5,7 @@ MAX_HISTORY = 500  # item ids in `history`
 MAX_EXCLUDED = 1_000  # item ids in `exclude_item_ids`
 MAX_LIMIT = 100  # items on one page
 MAX_CANDIDATES = 1_000  # item ids in `item_ids` of POST /rank
+MAX_BATCH_QUERIES = 256  # in one POST /recommend/batch
 MAX_QUERY_CHARS = 1_000  # of the text of POST /search; far more than its picture can show
 
 MAX_PICTURE_BYTES = 10 * 2**20  # of one photo as it is sent; a service may set another limit

@@ -8,7 +8,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from service.core.addresses import LOOPBACK_OF, plain_host, url_of
@@ -24,10 +24,11 @@ ANYBODY = 0o666  # on this machine, as with a loopback address; the folder may s
 
 
 @contextmanager
-def tcp_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
+def tcp_sockets(host: str, port: int, *, is_shared: bool = False) -> Iterator[list[socket.socket]]:
     """Bound sockets, one for each address of `host`; not listening yet. Port 0 takes a free one for all.
 
-    `::` stands for all addresses, of IPv4 too. Raises GlyphrecError.
+    `::` stands for all addresses, of IPv4 too. With `is_shared`, other processes of the same user may listen
+    there too, and the kernel deals connections out among those that do. Raises GlyphrecError.
     """
     host = plain_host(host)
     try:
@@ -39,7 +40,8 @@ def tcp_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
     try:
         for family, address in dict.fromkeys((family, address) for family, *_, address in found):
             try:
-                sockets.append(_bound(family, (address[0], port, *address[2:]), is_dual=host == EVERY_IPV6))
+                where = (address[0], port, *address[2:])
+                sockets.append(_bound(family, where, is_dual=host == EVERY_IPV6, is_shared=is_shared))
                 port = sockets[0].getsockname()[1]
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # as ::1 without IPv6
@@ -51,6 +53,28 @@ def tcp_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
     finally:
         for each in sockets:
             each.close()
+
+
+@contextmanager
+def shared_port(host: str, port: int) -> Iterator[int]:
+    """Keeps a port for `tcp_sockets(…, is_shared=True)` of this service's processes -> the port.
+
+    Another service of the same user could share it unseen, and each would get a part of the requests. So it
+    must be free at first, and a name that only one process can have stands for it from then on. Raises
+    GlyphrecError.
+    """
+    with tcp_sockets(host, port) as sockets:
+        port = sockets[0].getsockname()[1]
+    with tcp_sockets(host, port, is_shared=True) as sockets, ExitStack() as names:
+        for each in sockets:
+            name = names.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                name.bind(
+                    f"\0glyphrec {each.getsockname()[:2]}"
+                )  # gone with the process; see unix(7), abstract
+            except OSError as error:
+                raise _cannot_listen(_shown(each), error) from None
+        yield port
 
 
 @contextmanager
@@ -102,10 +126,12 @@ def drop_new(sockets: list[socket.socket]) -> None:
                 each.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, option)
 
 
-def _bound(family: int, address: tuple[object, ...], *, is_dual: bool) -> socket.socket:
+def _bound(family: int, address: tuple[object, ...], *, is_dual: bool, is_shared: bool) -> socket.socket:
     server = socket.socket(family, socket.SOCK_STREAM)
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             is_dual = is_dual and socket.has_dualstack_ipv6()
             server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_dual)

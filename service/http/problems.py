@@ -142,8 +142,11 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
 async def on_invalid_request(request: Request, error: Exception) -> Response:
     """Answer 422 with the first MAX_FIELD_ERRORS wrong fields. `error` is a RequestValidationError."""
     assert isinstance(error, RequestValidationError)
-    details = error.errors()
-    instance, request_id = request.scope["path"], request.state.request_id
+    return ProblemResponse(invalid_problem(error.errors(), request.scope["path"], request.state.request_id))
+
+
+def invalid_problem(details: Sequence[Any], instance: str, request_id: str) -> Problem:
+    """The document about wrong fields. `details`: pydantic's, each `loc` behind "body" or "query"."""
     field_errors = [
         FieldError(field=_path(each["loc"]), message=words_of(each)) for each in details[:MAX_FIELD_ERRORS]
     ]
@@ -151,7 +154,7 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     more = f" There are {len(details) - 1} more, see `errors`." if len(details) > 1 else ""
     detail = f"{first.field}: {first.message}.{more} GET /docs describes this route."
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    return ProblemResponse(_problem("invalid-request", status, detail, instance, request_id, field_errors))
+    return _problem("invalid-request", status, detail, instance, request_id, field_errors)
 
 
 async def _on_http_exception(

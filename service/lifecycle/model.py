@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
@@ -207,3 +207,18 @@ class Readiness:
     def say(self, phase: str) -> None:
         """Set the phase: a callback for `retry`."""
         self.phase = phase
+
+    def state(self) -> "ReadyState":
+        """What GET /health/ready says of this process."""
+        if self.is_stopping:
+            return ReadyState("stopping", "answering the last requests")
+        if self.damage:
+            return ReadyState("damaged", self.damage)
+        return ReadyState("ready" if self.model else "starting", self.phase)
+
+
+class ReadyState(NamedTuple):
+    """The state of one process, and what it is at, for people."""
+
+    status: Literal["ready", "starting", "stopping", "damaged"]
+    phase: str

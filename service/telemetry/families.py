@@ -126,6 +126,13 @@ class MetricFamilies:
         )
         for exact, filtered in product(("true", "false"), repeat=2):
             self.recommendations.labels("model", exact, filtered)
+        self.batch_queries = self._counter(
+            "batch_queries",
+            "Queries of POST /recommend/batch, by outcome: answered, refused (429, 503) or invalid.",
+            "outcome",
+        )
+        for outcome in ("answered", "refused", "invalid"):
+            self.batch_queries.labels(outcome)
         self.valid_beams = self._histogram(
             "valid_beams", "Beams of one search that end at living items.", _BEAMS
         )

@@ -36,13 +36,18 @@ class _Json(JsonFormatter):
             log_data["request_id"] = request_id
 
 
-def configure_logs(log_format: Literal["text", "json"], level: str) -> None:
-    """Let the whole process log to stderr. JSON has time, level, logger, message, and fields of the line."""
+def configure_logs(log_format: Literal["text", "json"], level: str, worker: int | None = None) -> None:
+    """Let the whole process log to stderr. JSON has time, level, logger, message, and fields of the line.
+
+    `worker`: its number, which each line has, if several processes write to the same stderr.
+    """
     handler = logging.StreamHandler()
     if log_format == "json":
         names = "%(asctime)s %(levelname)s %(name)s %(message)s"
-        handler.setFormatter(_Json(names, rename_fields=_JSON_NAMES))
+        always = {} if worker is None else {"worker": worker}
+        handler.setFormatter(_Json(names, rename_fields=_JSON_NAMES, static_fields=always))
     else:
         handler.addFilter(_RequestId())
-        handler.setFormatter(logging.Formatter(_TEXT))
+        who = "" if worker is None else f"worker {worker} "
+        handler.setFormatter(logging.Formatter(_TEXT.replace("%(name)s", f"{who}%(name)s")))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -92,6 +92,7 @@ def test_an_input_has_the_fields_of_the_description_with_their_types(document, t
 CALLS = [
     calls.recommend([]),
     calls.rank([], []),
+    calls.recommend_batch([]),
     calls.search("a"),
     calls.put_items([]),
     calls.list_items(),

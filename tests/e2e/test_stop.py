@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from model_export.local_service import local_service
+from tests.e2e.reconnecting import Reconnecting
 from tests.e2e.traffic import until
 from tests.known_bundle import KNOWN_ITEMS, write_known_bundle
 
@@ -110,39 +111,6 @@ def test_while_it_stops_it_says_so_and_closes_its_connections(service):
     assert answer.headers["connection"] == "close"
     assert service.client.post("/recommend", json={"history": ["item-0"]}).status_code == 200
     assert service.process.wait(30) == 0
-
-
-class Reconnecting:
-    """A client that makes a connection for each request, and goes on until none is taken any more."""
-
-    def __init__(self, url):
-        self.num_answered, self.lost = 0, []
-        self._address = (httpx.URL(url).host, httpx.URL(url).port)
-        self.thread = threading.Thread(target=self._call)
-        self.thread.start()
-
-    def _call(self):
-        body = b'{"history": ["item-0"]}'
-        request = (
-            b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d"
-        )
-        request = request % len(body) + b"\r\n\r\n" + body
-        while True:
-            with socket.socket() as client:
-                client.settimeout(30)
-                try:
-                    client.connect(self._address)
-                except (ConnectionRefusedError, ConnectionResetError):
-                    return  # nothing was sent; a reset came amid the handshake with a socket that closed
-                try:
-                    client.sendall(request)
-                    answer = client.recv(65_536)
-                except OSError as error:
-                    answer = repr(error).encode()
-                if answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 429")):
-                    self.num_answered += 1
-                else:
-                    self.lost.append(answer)
 
 
 @pytest.mark.parametrize("delay_s", ["0", "1"])

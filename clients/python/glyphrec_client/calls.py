@@ -29,6 +29,7 @@ from glyphrec_client.models import (
     PatchedItem,
     RankResponse,
     Ready,
+    RecommendBatchResponse,
     RecommendResponse,
     SearchResponse,
     ShownItem,
@@ -129,6 +130,19 @@ def rank(
     if filter is not None:
         body["filter"] = filter
     return _with_json("POST", "/rank", body, reader(RankResponse))
+
+
+def recommend_batch(queries: Sequence[Mapping[str, Any]]) -> Call[RecommendBatchResponse]:
+    """Up to 256 queries in one request, each with the fields of `recommend`, and each with its own outcome.
+
+    Ask again for those whose problem has the status 429 or 503.
+
+    >>> answer = client.recommend_batch([{"history": ["item-0"], "limit": 2}, {"history": 1}])
+    >>> [len(each.page.items) if each.page else each.problem.status for each in answer.results]
+    [2, 422]
+    """
+    body = {"queries": list(queries)}
+    return _with_json("POST", "/recommend/batch", body, reader(RecommendBatchResponse))
 
 
 def search(

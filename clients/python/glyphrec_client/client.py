@@ -232,6 +232,7 @@ class Client(_Both):
 
     recommend = _ask(calls.recommend)
     rank = _ask(calls.rank)
+    recommend_batch = _ask(calls.recommend_batch)
     search = _ask(calls.search)
     send_events = _ask(calls.send_events)
     put_items = _ask(calls.put_items)
@@ -332,6 +333,7 @@ class AsyncClient(_Both):
 
     recommend = _ask_async(calls.recommend)
     rank = _ask_async(calls.rank)
+    recommend_batch = _ask_async(calls.recommend_batch)
     search = _ask_async(calls.search)
     send_events = _ask_async(calls.send_events)
     put_items = _ask_async(calls.put_items)

@@ -208,6 +208,23 @@ class RankResponse(Answer):
     catalog_version: int
 
 
+class BatchedPage(Model):
+    """The outcome of one query of a batch: a page, or the problem that it would have alone.
+
+    `request_id` is that of the query, for `send_events`.
+    """
+
+    request_id: str
+    page: RecommendResponse | None
+    problem: Problem | None
+
+
+class RecommendBatchResponse(Answer):
+    """One outcome for each query, in their order."""
+
+    results: list[BatchedPage]
+
+
 class EventsResponse(Answer):
     """How many of the posted events were new. The two numbers add up to the events of the request."""
 
@@ -335,6 +352,15 @@ class InfoResponse(Answer):
     redis: dict[str, Any]
 
 
+class WorkerReady(Answer):
+    """Whether one process of the replica takes requests."""
+
+    worker: int
+    pid: int | None
+    status: Literal["ready", "starting", "stopping", "damaged", "silent"]
+    phase: str
+
+
 class Ready(Answer):
     """Whether the replica takes requests, and how current its catalog is."""
 
@@ -345,6 +371,7 @@ class Ready(Answer):
     stale_for_s: float
     catalog_items: int
     catalog_version: int
+    workers: list[WorkerReady] | None  # None: a replica of one process
 
 
 class Live(Answer):

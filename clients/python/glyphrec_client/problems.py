@@ -277,6 +277,12 @@ class BundleRefused(ProblemError):
     slug = "bundle-refused"
 
 
+class WorkersDisagree(ProblemError):
+    """Some workers of the replica have changed to a bundle, and others have not. Ask again."""
+
+    slug = "workers-disagree"
+
+
 class ChangeUnderWay(ProblemError):
     """Another change of the model is under way."""
 

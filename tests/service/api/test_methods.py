@@ -18,6 +18,7 @@ TAKEN = {
     "/items/item-0/image": {"GET", "PUT", "PATCH", "DELETE"},  # which is an id, too
     "/items/item-0/similar": {"GET", "PATCH", "DELETE"},
     "/recommend": {"POST"},
+    "/recommend/batch": {"POST"},
     "/events": {"POST"},
     "/admin/bundles": {"GET", "POST"},
     "/docs": {"GET"},

@@ -29,6 +29,7 @@ PARTS = [
         "similar",
         "search",
         "rank",
+        "batch",
         "image",
         "..",
         "",
@@ -41,6 +42,7 @@ METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "BREW")
 TRUTH = {
     ("POST", "/recommend"): READ,
     ("POST", "/rank"): READ,
+    ("POST", "/recommend/batch"): READ,
     ("POST", "/search"): READ,
     ("POST", "/items"): WRITE,
     ("GET", "/items"): READ,
@@ -74,7 +76,12 @@ def truth_by_path(method: str, path: str) -> Scope:
         return OPEN
     if path == "/admin" or path.startswith("/admin/"):
         return ADMIN
-    queries = {("POST", "/recommend"), ("POST", "/rank"), ("POST", "/search")}
+    queries = {
+        ("POST", "/recommend"),
+        ("POST", "/recommend/batch"),
+        ("POST", "/rank"),
+        ("POST", "/search"),
+    }
     if method in {"GET", "HEAD", "OPTIONS"} or (method, path) in queries:
         return READ
     return WRITE
@@ -184,8 +191,13 @@ def test_only_a_fixed_path_is_direct():
         Policies().add(Route("/items/{name}", undeclared), RoutePolicy(READ, is_direct=True))
 
 
-def test_recommend_rank_and_search_alone_reserve_room_and_are_called_directly(app, policies):
-    queries = {("POST", "/recommend"), ("POST", "/rank"), ("POST", "/search")}
+def test_routes_with_a_queue_alone_reserve_room_and_are_called_directly(app, policies):
+    queries = {
+        ("POST", "/recommend"),
+        ("POST", "/recommend/batch"),
+        ("POST", "/rank"),
+        ("POST", "/search"),
+    }
     assert policies.admissions.keys() == queries
     assert direct_routes(app, ROUTERS).keys() == queries
 

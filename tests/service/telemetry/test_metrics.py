@@ -33,7 +33,7 @@ COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
     *("widenings", "items", "views", "hits", "misses", "evictions", "entries", "version", "in_use", "values"),
     *("calls", "swaps", "events", "attributed", "pairs", "pages", "rank", "info", "quality", "ready"),
-    *("behind", "may_evict", "failing", "damaged", "pictures", "searches", "rows", "rankings"),
+    *("behind", "may_evict", "failing", "damaged", "pictures", "searches", "rows", "rankings", "queries"),
 )
 
 
