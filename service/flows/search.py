@@ -85,7 +85,7 @@ class RankedPrefixes(NamedTuple):
     bound: float  # at least the score of everything that was pruned
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """A search, with what this version of the catalog knows about it."""
 
     search: Search
@@ -112,7 +112,7 @@ def recommend_in_batches(
 
     def run(searches: list[Search]) -> list[Page]:
         started_at = perf_counter()
-        asked = [_look_up(catalog, search, history_length) for search in searches]
+        asked = [look_up(catalog, search, history_length) for search in searches]
         decoding_at = perf_counter()
         found = _search(session, catalog, asked)
         took = (decoding_at - started_at, perf_counter() - decoding_at)
@@ -140,7 +140,7 @@ def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
     return observe
 
 
-def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
+def look_up(catalog: Catalog, search: Search, history_length: int) -> Asked:
     query = search.query
     history = catalog.codes_of(query.history)[-history_length:]
     unknown = [item_id for item_id in dict.fromkeys(query.history) if not catalog.has(item_id)]
@@ -150,11 +150,11 @@ def _look_up(catalog: Catalog, search: Search, history_length: int) -> _Asked:
     neighbors = None
     if catalog.co_counts is not None and len(history):
         neighbors = catalog.co_counts.neighbors_of(list(filter(catalog.has, query.history)))
-    return _Asked(search, history, neighbors, unknown, query.excluded, view, trie, len(trie) - num_excluded)
+    return Asked(search, history, neighbors, unknown, query.excluded, view, trie, len(trie) - num_excluded)
 
 
 def _search(
-    session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked]
+    session: RecommenderSession, catalog: Catalog, asked: Sequence[Asked]
 ) -> dict[int, RankedPrefixes]:
     """The found prefixes by index in `asked`, if there is anything to find and a known history.
 
@@ -197,7 +197,7 @@ def pad_left(histories: Sequence[History]) -> NDArray[np.int64]:
 
 
 def _page(
-    catalog: Catalog, asked: _Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
+    catalog: Catalog, asked: Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
 ) -> Page:
     query = asked.search.query
     selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
@@ -225,7 +225,7 @@ def _page(
     )
 
 
-def _room(asked: _Asked) -> int:
+def _room(asked: Asked) -> int:
     """The most items that the page can have, however wide the search is."""
     query = asked.search.query
     room = min(query.limit, asked.num_candidates)
@@ -234,7 +234,7 @@ def _room(asked: _Asked) -> int:
     return room
 
 
-def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
+def _is_exact(page: Sequence[Ranked], asked: Asked, bound: float, *, is_full: bool) -> bool:
     """A full page is proven by its last score; any page is proven if no other item could be on it."""
     if bound <= FILLER_SCORE or len(page) == asked.num_candidates:
         return True
@@ -242,7 +242,7 @@ def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: b
     return is_full and last is not None and last > bound
 
 
-def _ranked(catalog: Catalog, asked: _Asked, found: RankedPrefixes) -> Iterator[Ranked]:
+def _ranked(catalog: Catalog, asked: Asked, found: RankedPrefixes) -> Iterator[Ranked]:
     """The items of the beams that pass the filter, best first; items of the same codes by slot."""
     for prefix, score in zip(found.prefixes, found.scores, strict=True):
         items = catalog.items_of(prefix)
