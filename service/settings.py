@@ -266,6 +266,12 @@ class Settings(BaseSettings):
         description="seconds until POST /items is given up. 1,000 long texts take minutes on one core",
     )
 
+    explorer: bool = Field(
+        True,
+        description="serve the explorer at /: a page that shows the catalog, the tree of codes and how a search "
+        "goes. On, as all that it shows needs a read key where keys are set. Turn it off where no person looks",
+    )
+
     # --- bounds of HTTP ---
 
     max_body_bytes: int = Field(

@@ -27,20 +27,8 @@ ONE_SEARCH = Admission(queue=lambda model: model.searches, units=lambda model: m
 @policy(Scope.READ, admission=ONE_SEARCH, is_direct=True)
 async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     """The next items after a history. If the history has no known item, the popular items."""
-    asked = body.filter
-    excluded = [*(body.exclude_item_ids or ()), *((asked and asked.exclude_item_ids) or ())]
-    diversity = body.diversity or DiversityIn()
-    query = Query(
-        history=body.history,
-        limit=body.limit,
-        exclude_item_ids=frozenset(excluded),
-        exclude_history=body.exclude_history,
-        filter=filter_of(asked),
-        diversity=Diversity(diversity.max_per_first_code, diversity.max_per_category),
-        wants_exact=body.guarantee == "exact",
-    )
     with call.state.model().in_use() as model:
-        answer = await model.recommender.recommend(query, call.stages, call.deadline, call.reservation)
+        answer = await model.recommender.recommend(query_of(body), call.stages, call.deadline, call.reservation)
     call.stages.start("write")
     page = answer.page
     recommender_id = model.manifest.recommender_id
@@ -67,4 +55,20 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
         unknown_item_ids=page.unknown_item_ids,
         model_version=recommender_id,
         catalog_version=page.catalog_version,
+    )
+
+
+def query_of(body: RecommendRequest) -> Query:
+    """The query of a body."""
+    asked = body.filter
+    excluded = [*(body.exclude_item_ids or ()), *((asked and asked.exclude_item_ids) or ())]
+    diversity = body.diversity or DiversityIn()
+    return Query(
+        history=body.history,
+        limit=body.limit,
+        exclude_item_ids=frozenset(excluded),
+        exclude_history=body.exclude_history,
+        filter=filter_of(asked),
+        diversity=Diversity(diversity.max_per_first_code, diversity.max_per_category),
+        wants_exact=body.guarantee == "exact",
     )
