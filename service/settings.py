@@ -268,8 +268,8 @@ class Settings(BaseSettings):
 
     explorer: bool = Field(
         True,
-        description="serve the explorer at /: a page that shows the catalog, the tree of codes and how a search "
-        "goes. On, as all that it shows needs a read key where keys are set. Turn it off where no person looks",
+        description="serve the explorer at /, a page that shows the catalog, its codes and how a search "
+        "goes. On, as what it shows needs a read key where keys are set; turn it off where nobody looks",
     )
 
     # --- bounds of HTTP ---

@@ -1,7 +1,7 @@
 """The explorer: a page for people at `/`, its files, and the routes that only this page uses.
 
-Page and files hold no secrets and are open. All that they show comes from routes that need a key where keys are
-set; the person gives the key to the page, which sends it in a header. GLYPHREC_EXPLORER turns all of this off.
+Page and files hold no secrets and are open. All that they show comes from routes that need a key where keys
+are set. The person gives the key to the page, which sends it in a header. GLYPHREC_EXPLORER turns all off.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, ModelDep, StateDep
+from service.api.dependencies import JSON_ONLY, NEEDS_REDIS, CallDep, ModelDep
 from service.api.direct import ApiRoute
 from service.api.explorer_schemas import (
     BeamOut,
@@ -72,7 +72,8 @@ class NoSuchPrefix(ServiceError):
 
     def __init__(self, given: str, levels: Sequence[int]) -> None:
         super().__init__(
-            f"{given!r} is no prefix of a Semantic ID here. The levels have {', '.join(map(str, levels))} codes."
+            f"{given!r} is no prefix of a Semantic ID here. "
+            f"The levels have {', '.join(map(str, levels))} codes."
         )
 
 
@@ -138,9 +139,7 @@ async def list_below(
     begins = None if after is None else _sid_of(after, model.manifest.sid)
     conditions, catalog = filter_of(asked), model.catalog
     async with catalog.lock:
-        found = await asyncio.to_thread(
-            items_below, catalog, prefix, conditions, after=begins, limit=limit
-        )
+        found = await asyncio.to_thread(items_below, catalog, prefix, conditions, after=begins, limit=limit)
     contents = await _contents(model, [each.item_id for each in found.items])
     return ItemsBelow(
         num_items=found.num_items,

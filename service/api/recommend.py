@@ -28,7 +28,9 @@ ONE_SEARCH = Admission(queue=lambda model: model.searches, units=lambda model: m
 async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
     """The next items after a history. If the history has no known item, the popular items."""
     with call.state.model().in_use() as model:
-        answer = await model.recommender.recommend(query_of(body), call.stages, call.deadline, call.reservation)
+        answer = await model.recommender.recommend(
+            query_of(body), call.stages, call.deadline, call.reservation
+        )
     call.stages.start("write")
     page = answer.page
     recommender_id = model.manifest.recommender_id

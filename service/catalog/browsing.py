@@ -62,9 +62,7 @@ def branches(
     return Branches(
         num_items=int(counts.sum()),
         branches=[
-            Branch(
-                code, int(counts[code]), tuple(_examples(catalog, view, (*codes, code), num_examples))
-            )
+            Branch(code, int(counts[code]), tuple(_examples(catalog, view, (*codes, code), num_examples)))
             for code in living[:limit]
         ],
         next_code=living[limit] if len(living) > limit else None,
@@ -89,9 +87,7 @@ def first_below(catalog: Catalog, view: View | None, codes: Codes) -> str | None
     return None if found is None else found.item_id
 
 
-def _items_from(
-    catalog: Catalog, view: View | None, codes: Codes, after: Sid | None
-) -> Iterator[Placed]:
+def _items_from(catalog: Catalog, view: View | None, codes: Codes, after: Sid | None) -> Iterator[Placed]:
     trie = catalog.trie if view is None else view.trie
     start = 0 if after is None else catalog.spec.prefixes(after.codes)[-1]
     for leaf in trie.living(codes, start):

@@ -116,7 +116,7 @@ class SidSpec(Frozen):
         return tuple(found)
 
     def codes_of(self, prefix: int, num_levels: int | None = None) -> Codes:
-        """The codes with the full prefix `prefix`, or with that of `num_levels`. The inverse of `prefix_of`."""
+        """The codes with the full prefix `prefix`, or with a prefix of `num_levels`; inverts `prefix_of`."""
         codes = []
         for num_codes in reversed(self.levels[:num_levels]):
             prefix, code = divmod(prefix, num_codes)

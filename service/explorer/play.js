@@ -6,7 +6,7 @@ import { beamOf } from "./beam.js";
 import { filterForm, label } from "./filters.js";
 import { historyEditor } from "./history.js";
 import { codesOf, rows, slotOf } from "./items.js";
-import { nothing, problem } from "./problems.js";
+import { nothing, problem, waiting } from "./problems.js";
 
 export async function show(params, signal) {
   const asked = { history: [], ...(params.get("ask") ? JSON.parse(params.get("ask")) : {}) };
@@ -66,11 +66,15 @@ async function run(body, out, signal) {
   out.classList.add("old");
   try {
     const answer = await ask("recommend", { body, signal });
-    const [stored, told] = await Promise.all([
-      contents(answer.items.map((each) => each.item_id), signal).catch(() => new Map()), // Redis may be lost
-      answer.search ? ask("explorer/beam", { body: { ...body, num_beams: answer.search.num_beams }, signal }).catch((error) => error) : null]);
-    if (mine !== newest || signal.aborted) return;
-    put(out, page(answer, stored), beamOf(told, answer), curl(body));
+    const stored = await contents(answer.items.map((each) => each.item_id), signal).catch(() => new Map()); // Redis may be lost
+    const isNewest = () => mine === newest && !signal.aborted;
+    if (!isNewest()) return;
+    const beam = h("div", {}, waiting());
+    put(out, page(answer, stored), beam, curl(body));
+    out.classList.remove("old");
+    const told = answer.search
+      ? await ask("explorer/beam", { body: { ...body, num_beams: answer.search.num_beams }, signal }).catch((error) => error) : null;
+    if (isNewest()) put(beam, beamOf(told, answer));
   } catch (error) {
     if (mine !== newest || error.name === "AbortError") return;
     put(out, problem(error, () => run(body, out, signal)), curl(body));

@@ -67,7 +67,7 @@ async function column(level, codes, numLevels, signal) {
   },
   h("span", { class: `code l${level % 4}` }, String(each.code)),
   h("span", { class: "amount" }, bar(each.num_items / most), h("span", { class: "muted small" }, count(each.num_items))),
-  h("span", { class: "examples" }, each.examples.map(({ item }) => h("span", {}, titleOf(item)))));
+  h("span", { class: "examples" }, each.examples.map(({ item }) => h("span", { title: titleOf(item) }, titleOf(item)))));
   const options = found.branches.map(optionOf);
   const more = (next) => next !== null && h("button", { type: "button", class: "more", onclick: async (event) => {
     const rest = await branchesOf(prefix, next, signal);

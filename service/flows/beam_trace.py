@@ -55,9 +55,7 @@ class Tracing(NamedTuple):
     search: Search
 
 
-def trace_in_batches(
-    catalog: Catalog, *, history_length: int
-) -> Callable[[list[Tracing]], list[BeamTrace]]:
+def trace_in_batches(catalog: Catalog, *, history_length: int) -> Callable[[list[Tracing]], list[BeamTrace]]:
     """The function that the queue's batcher runs while it holds `catalog.lock`."""
 
     def run(jobs: list[Tracing]) -> list[BeamTrace]:
@@ -67,7 +65,7 @@ def trace_in_batches(
 
 
 class BeamTracer:
-    """Tells how the beam of a query went. `timeout_s` limits each of them, including its time in the queue."""
+    """Tells how the beam of a query went. `timeout_s` limits each, including its time in the queue."""
 
     def __init__(
         self,

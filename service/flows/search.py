@@ -141,6 +141,7 @@ def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
 
 
 def look_up(catalog: Catalog, search: Search, history_length: int) -> Asked:
+    """What this version of the catalog knows about a search. Hold `catalog.lock`."""
     query = search.query
     history = catalog.codes_of(query.history)[-history_length:]
     unknown = [item_id for item_id in dict.fromkeys(query.history) if not catalog.has(item_id)]

@@ -1,8 +1,8 @@
 """The beam of a search, level by level, out of the graph that serves.
 
 Each level of BeamSearch (model_export/generators/beam_search.py) ends with one TopK over the scores of all
-children, of one place more than the level keeps. Its two outputs are tensors inside the graph. A second session
-of the same file gives them too, so what it tells is what the search did, and not a computation beside it.
+children, of one place more than the level keeps. Its two outputs are tensors inside the graph. A second
+session of the same file gives them too, so what it tells is what the search did, and no computation beside it.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ class BeamNotTold(ServiceError):
 
     def __init__(self, why: str) -> None:
         super().__init__(
-            f"The beam of this bundle cannot be shown level by level: {why}. Recommendations are not affected. "
-            "Export again with this release to see the beam."
+            f"The beam of this bundle cannot be shown level by level: {why}. Recommendations are not "
+            "affected. Export again with this release to see the beam."
         )
 
 
@@ -67,9 +67,9 @@ class LevelSession:
     ) -> list[LevelBeams]:
         """Search for one history [1, position, level], with the other arguments of RecommenderSession.run.
 
-        The search is repeated for each level with that level alone `num_pruned` wider, so that the best of what
-        it prunes are told too. The levels above are the same in each run. Raises BeamNotTold if the last level
-        differs from the answer of the same run.
+        The search is repeated for each level with that level alone `num_pruned` wider, so that the best of
+        what it prunes are told too. The levels above are the same in each run. Raises BeamNotTold if the last
+        level differs from the answer of the same run.
         """
         found = []
         for level, width in enumerate(widths):

@@ -1,8 +1,8 @@
 """Reads an ONNX file, and makes tensors inside its graph readable from outside. Pure.
 
-Tensors whose data lie in another file are found, because we refuse them: ONNX Runtime follows such a path if it
-stays in the folder, but nobody has verified the file there. The onnx package is not installed where we serve,
-so this walks protobuf's wire format, by the numbers of onnx.proto.
+Tensors whose data lie in another file are found, because we refuse them: ONNX Runtime follows such a path if
+it stays in the folder, but nobody has verified the file there. The onnx package is not installed where we
+serve, so this walks protobuf's wire format, by the numbers of onnx.proto.
 """
 
 from collections.abc import Iterable, Iterator
@@ -42,12 +42,12 @@ def outputs_of(model: bytes, op_type: str) -> list[list[str]]:
 
     Raises ValueError if `model` is not protobuf.
     """
-    found = []
-    for graph in _messages(memoryview(model), _GRAPH):
-        for node in _messages(graph, _NODE):
-            if [bytes(each).decode() for each in _messages(node, _OP_TYPE)] == [op_type]:
-                found.append([bytes(each).decode() for each in _messages(node, _NODE_OUTPUT)])
-    return found
+    nodes = (node for graph in _messages(memoryview(model), _GRAPH) for node in _messages(graph, _NODE))
+    return [
+        [bytes(each).decode() for each in _messages(node, _NODE_OUTPUT)]
+        for node in nodes
+        if [bytes(each).decode() for each in _messages(node, _OP_TYPE)] == [op_type]
+    ]
 
 
 def with_outputs(model: bytes, names: Iterable[str]) -> bytes:

@@ -86,7 +86,7 @@ class MetricFamilies:
         )
 
     def _queues(self) -> None:
-        """`recommender` is counted in beams, `tokenizer` and `query` in strips, `vectors` in searches."""
+        """`recommender` counts beams, `tokenizer` and `query` strips, `vectors` and `beam` searches."""
         self.queue_units = self._gauge("queue_units", "Work that waits: beams, strips or searches.", "queue")
         self.running_units = self._gauge(
             "running_units", "Work in the batch that runs now: beams, strips or searches.", "queue"
