@@ -2,7 +2,7 @@
 
 Each level of BeamSearch (model_export/generators/beam_search.py) ends with one TopK over the scores of all
 children, of one place more than the level keeps. Its two outputs are tensors inside the graph. A second
-session of the same file gives them too, so what it tells is what the search did, and no computation beside it.
+session of the same file gives them too, so it tells what the search did, and computes nothing beside it.
 """
 
 from collections.abc import Sequence
