@@ -1,6 +1,8 @@
 """The explorer's page, its files and its own routes, on a known bundle. A browser looks at it in tests/e2e."""
 
 import json
+import re
+from importlib.resources import files
 
 import pytest
 
@@ -123,3 +125,31 @@ def test_a_prefix_of_codes_is_its_number_and_back():
     spec = SidSpec(levels=(5, 3, 7))
     assert spec.prefix_of(()) == 0
     assert all(spec.codes_of(spec.prefix_of((a, b)), 2) == (a, b) for a in range(5) for b in range(3))
+
+
+def luminance(color: str) -> float:
+    """WCAG 2.1, relative luminance."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def colors_of_the_page() -> dict[str, tuple[str, str]]:
+    css = files("service").joinpath("explorer", "style.css").read_text(encoding="utf-8")
+    return {
+        name: (light, dark)
+        for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\);", css)
+    }
+
+
+TEXTS = [(text, ground) for text in ("ink", "muted", "accent", "good", "bad") for ground in ("paper", "sheet")]
+TEXTS += [("accent", "tint"), ("ink", "tint"), ("muted", "tint"), ("on-accent", "accent")]
+TEXTS += [("ink", f"l{level}") for level in range(4)]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(("text", "ground"), TEXTS)
+def test_texts_stand_out_from_their_ground_as_wcag_aa_asks(text, ground, scheme):
+    colors = colors_of_the_page()
+    bright, dim = sorted((luminance(colors[name][scheme]) for name in (text, ground)), reverse=True)
+    assert (bright + 0.05) / (dim + 0.05) >= 4.5
