@@ -1,4 +1,4 @@
-"""Headless Chromium, for tests and pictures of the explorer. It is the one of the system; none is downloaded."""
+"""Headless Chromium, for tests and pictures of the explorer. The one of the system; none is downloaded."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ TIMEOUT_MS = 120_000  # a loaded machine is slow, and no test claims a time
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 860}
 # Counts what the policy of the page has blocked, from before its first script on.
-WATCH = "window.blocked = []; addEventListener('securitypolicyviolation', (e) => blocked.push(e.violatedDirective))"
+WATCH = """window.blocked = [];
+addEventListener("securitypolicyviolation", (event) => blocked.push(event.violatedDirective));"""
 
 
 def chromium_or_skip() -> str:

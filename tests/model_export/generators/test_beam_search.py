@@ -305,7 +305,9 @@ def test_narrower_levels_keep_the_certificate_honest(case):
 
 
 @torch.no_grad()
-def scored_prefixes(generator: Generator, history: NDArray[np.int64], trie: SidTrie) -> list[dict[int, float]]:
+def scored_prefixes(
+    generator: Generator, history: NDArray[np.int64], trie: SidTrie
+) -> list[dict[int, float]]:
     """For each level, the score of every living prefix [prefix], without a search: nothing is pruned."""
     living = np.fromiter(trie.living(), np.int64)
     codes = np.array([generator.spec.codes_of(prefix) for prefix in living.tolist()])

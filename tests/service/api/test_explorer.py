@@ -1,4 +1,4 @@
-"""The explorer's page, its files and its own routes, on a known bundle. A browser looks at it in tests/e2e."""
+"""The explorer's page, files and own routes, on a known bundle. A browser looks at it in tests/e2e."""
 
 import json
 import re
@@ -20,7 +20,13 @@ async def test_the_page_and_its_files_allow_nothing_inline_and_nothing_from_else
         policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
         assert policy.pop("default-src") == "'none'"
         assert {*policy.values()} <= {"'self'", "'none'"}
-        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == policy["img-src"] == "'self'"
+        assert (
+            policy["script-src"]
+            == policy["style-src"]
+            == policy["connect-src"]
+            == policy["img-src"]
+            == "'self'"
+        )
         assert policy["frame-ancestors"] == "'none'"
         assert response.headers["x-content-type-options"] == "nosniff"
         assert "://" not in response.text.replace("http://www.w3.org/2000/svg", "")
@@ -98,7 +104,9 @@ async def test_there_are_no_branches_below_whole_codes(client):
     assert is_problem(response, 404, "no-such-prefix")
 
 
-@pytest.mark.parametrize("given", [{"codes": "a"}, {"codes": "1-"}, {"after": "7"}, {"limit": "0"}, {"what": "1"}])
+@pytest.mark.parametrize(
+    "given", [{"codes": "a"}, {"codes": "1-"}, {"after": "7"}, {"limit": "0"}, {"what": "1"}]
+)
 async def test_a_malformed_address_is_refused(client, given):
     assert is_problem(await client.get("/explorer/items", params=given), 422, "invalid-request")
 
@@ -110,7 +118,10 @@ async def test_contents_keep_the_order_and_leave_out_what_is_not_there(client):
 
 
 async def test_categories_come_with_their_numbers_of_items(client):
-    items = [{"item_id": f"c{number}", "title": "x", "categories": ["Pens", "Ink"][: number % 2 + 1]} for number in range(5)]
+    items = [
+        {"item_id": f"c{number}", "title": "x", "categories": ["Pens", "Ink"][: number % 2 + 1]}
+        for number in range(5)
+    ]
     (await client.post("/items", json={"items": items})).raise_for_status()
     found = (await client.get("/explorer/categories")).json()["categories"]
     assert found == [{"category": "Pens", "num_items": 5}, {"category": "Ink", "num_items": 2}]
@@ -142,7 +153,9 @@ def colors_of_the_page() -> dict[str, tuple[str, str]]:
     }
 
 
-TEXTS = [(text, ground) for text in ("ink", "muted", "accent", "good", "bad") for ground in ("paper", "sheet")]
+TEXTS = [
+    (text, ground) for text in ("ink", "muted", "accent", "good", "bad") for ground in ("paper", "sheet")
+]
 TEXTS += [("accent", "tint"), ("ink", "tint"), ("muted", "tint"), ("on-accent", "accent")]
 TEXTS += [("ink", f"l{level}") for level in range(4)]
 

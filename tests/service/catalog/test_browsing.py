@@ -41,7 +41,11 @@ def passing(sids: dict[str, Sid], asked: Filter | None, codes: tuple[int, ...]) 
 
 
 def prefixes() -> list[tuple[int, ...]]:
-    return [(), *((code,) for code in range(4)), *((first, second) for first in range(4) for second in range(3))]
+    return [
+        (),
+        *((code,) for code in range(4)),
+        *((first, second) for first in range(4) for second in range(3)),
+    ]
 
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
