@@ -63,7 +63,7 @@ def read_fields(
     numbers: dict[str, Mapping[Value, int]] = {
         ITEM_ID: {item_id: number for number, item_id in enumerate(ids, start=1)}
     }
-    levels = levels_of([category_path(item) for item in items])
+    levels = _levels_in(items)
     for name in names or default_fields(items):
         numbers[name] = _numbered(name, _values(items, name, levels))
     vocabulary = Vocabulary(numbers)
@@ -77,7 +77,7 @@ def field_as_codes(items: Sequence[Item], name: str, num_codes: int) -> ItemFiel
     that tells items apart. If there are more values than codes, the most frequent ones have a code. Raises
     GlyphrecError for a field that no item has, or that all items share.
     """
-    levels = levels_of([category_path(item) for item in items])
+    levels = _levels_in(items)
     if name == CATEGORY:
         name = _fitting_level(items, levels, num_codes - 1)
     values = _values(items, name, levels)
@@ -87,17 +87,15 @@ def field_as_codes(items: Sequence[Item], name: str, num_codes: int) -> ItemFiel
 
 def tells_apart(items: Sequence[Item], name: str) -> bool:
     """Whether a field, or CATEGORY, has different values in these items, so that it can be a code."""
-    levels = levels_of([category_path(item) for item in items])
-    names = [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
+    levels = _levels_in(items)
     return any(
         len({value[-1] for value in _values(items, each, levels) if value}) > 1
-        for each in (names if name == CATEGORY else [name])
+        for each in (_names_of(levels) if name == CATEGORY else [name])
     )
 
 
 def _fitting_level(items: Sequence[Item], levels: Levels, at_most: int) -> str:
-    names = [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
-    telling = [name for name in names if _tells(_values(items, name, levels), 1)]
+    telling = [name for name in _names_of(levels) if _tells(_values(items, name, levels), 1)]
     fitting = [
         name for name in telling if len({*_numbered(name, _values(items, name, levels)).values()}) <= at_most
     ]
@@ -110,12 +108,10 @@ def default_fields(items: Sequence[Item]) -> list[str]:
     Half of the items must have a field. A further field has ITEMS_PER_VALUE items for each of its values, and
     its values are texts, because a number is rarely a kind.
     """
-    levels = levels_of([category_path(item) for item in items])
-    deepest = max(levels.values(), default=0)
-    by_level = [f"{CATEGORIES}.{level}" for level in range(1, deepest + 1)]
+    levels = _levels_in(items)
     others = sorted({name for item in items for name, value in item.items() if _is_text(value)})
     brand, *telling = (
-        [name] if _tells(_values(items, name, levels), 1) else [] for name in (BRAND, *by_level)
+        [name] if _tells(_values(items, name, levels), 1) else [] for name in (BRAND, *_names_of(levels))
     )
     further = [
         name
@@ -142,14 +138,22 @@ def levels_of(paths: Sequence[Path]) -> Levels:
     return levels
 
 
+def _levels_in(items: Sequence[Item]) -> Levels:
+    return levels_of([category_path(item) for item in items])
+
+
+def _names_of(levels: Levels) -> list[str]:
+    """The fields of all levels, the first level first."""
+    return [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
+
+
 def first_categories(items: Sequence[Item]) -> NDArray[np.int64]:
     """The category of each item [item]: its node on the first level that tells items apart, -1 without one.
 
     The brand stands in for the category if no level tells items apart.
     """
-    levels = levels_of([category_path(item) for item in items])
-    names = [f"{CATEGORIES}.{level}" for level in range(1, max(levels.values(), default=0) + 1)]
-    for name in (*names, BRAND):
+    levels = _levels_in(items)
+    for name in (*_names_of(levels), BRAND):
         values = [found[-1] if found else None for found in _values(items, name, levels)]
         different = sorted({value for value in values if value is not None}, key=repr)
         if len(different) > 1:

@@ -3,9 +3,9 @@
 Every file goes through the functions of service/core/pictures.py. So training sees what a service sees.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,15 @@ from model_export.encoders.images.choose import (
     image_encoder_version,
     make_image_encoder,
 )
-from model_export.files import read_or_remove
+from model_export.pipeline.parts import in_parts
 from model_export.pipeline.run import Run
 from service.core import pictures
 from service.core.bundle import PictureSpec
 from service.core.cpus import usable_cpus
 from service.core.graphs import NO_PICTURE
 from service.core.pictures import keep_picture, picture_pixels
-from service.core.progress import ProgressBar
-from service.core.whole_files import write_whole
 from service.errors import GlyphrecError, InvalidItem
 
-PHOTOS_PER_PART = 500  # an interrupted reading goes on after the last finished part
 SHOWN = 3  # unusable files that are named
 
 
@@ -103,58 +100,19 @@ def features_of(
 
     `look` gives the pixels of a picture, or None if it cannot be used; its features are NaN then.
     """
-    parts = run.cache.path(stage, ".parts", *inputs)
+    config = run.config.pictures
+    assert config is not None
 
-    def read_all(target: Path) -> None:
-        parts.mkdir(exist_ok=True)
-        assert run.config.pictures is not None
-        save_array(target, _read_in_parts(count, look, run.config.pictures, parts))
+    @cache
+    def session() -> ImageSession:
+        return ImageSession(make_image_encoder(config), threads=usable_cpus().num_threads)
 
-    found: NDArray[np.float32] = run.cache.get(run.cache.path(stage, ".npy", *inputs), read_all, load_array)
-    shutil.rmtree(parts, ignore_errors=True)
-    return found
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        part = np.full((stop - start, session().feature_dim), np.nan, np.float32)
+        with ThreadPoolExecutor(1) as ahead:  # while one picture is read, the next ones are decoded
+            for row, pixels in enumerate(ahead.map(look, range(start, stop))):
+                if pixels is not None:
+                    part[row] = session().features([pixels])[0]
+        return part
 
-
-def _read_in_parts(
-    count: int, look: Callable[[int], Pixels | None], config: PicturesConfig, parts: Path
-) -> NDArray[np.float32]:
-    """See `features_of`. Finished parts stay in the folder `parts`."""
-    encoder = make_image_encoder(config)
-    session = ImageSession(encoder, threads=usable_cpus().num_threads)
-    found = [np.zeros((0, encoder.feature_dim), np.float32)]
-    with (
-        ProgressBar(total=count, desc="Reading photos", unit="photo", mininterval=1.0) as progress,
-        ThreadPoolExecutor(1) as ahead,
-    ):
-        for start in range(0, count, PHOTOS_PER_PART):
-            some = range(start, min(start + PHOTOS_PER_PART, count))
-            path = parts / f"photos_{start:08d}.npy"
-            part = read_or_remove(path, load_array) if path.is_file() else None
-            if part is None:
-                part = np.full((len(some), encoder.feature_dim), np.nan, np.float32)
-                # While one picture is read, the next ones are decoded.
-                for row, pixels in enumerate(ahead.map(look, some)):
-                    if pixels is not None:
-                        part[row] = session.features([pixels])[0]
-                    progress.update(1)
-                save_array(path, part)
-            else:
-                progress.update(len(some))
-            found.append(part)
-    return np.concatenate(found)
-
-
-def save_array(path: Path, values: NDArray[Any]) -> None:
-    """Write an array to a .npy file, whole or not at all."""
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.save(file, values)
-
-    write_whole(path, write)
-
-
-def load_array(path: Path) -> Any:
-    """Read an array that `save_array` wrote."""
-    with path.open("rb") as file:
-        return np.load(file)
+    return in_parts(run.cache, stage, inputs, count, read, desc="Reading photos")

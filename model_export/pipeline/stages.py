@@ -88,6 +88,17 @@ class Coded:
     collisions: CollisionReport
     first: ItemFields | None = None  # the field that is the first code, if codes are readable
 
+    @torch.no_grad()
+    def codes_of(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The quantizer's codes of features [item, feature] -> [item, level].
+
+        Collisions are not treated, so a new item has these codes, and a trained one may have others.
+        """
+        codes: NDArray[np.int64] = self.quantizer.encode(
+            torch.from_numpy(self.head.vectors(features))
+        ).numpy()
+        return codes
+
 
 def draw(items: Sequence[dict[str, Any]], config: RunConfig, say: Say = silent) -> Strips:
     """Draw the items' texts as strips. Report cut texts and characters that the font lacks."""
@@ -261,14 +272,6 @@ def code(run: Run, read: Read) -> Coded:
             run.dataset.item_ids,
         )
     return Coded(head, vectors, quantizer, report, treated.spec, treated.codes, treated.report, first)
-
-
-@torch.no_grad()
-def first_codes(coded: Coded, features: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The first code of features [item, feature] -> [item]."""
-    vectors = torch.from_numpy(coded.head.vectors(features))  # [item, dim]
-    codes: NDArray[np.int64] = coded.quantizer.encode(vectors).numpy()
-    return codes[:, 0]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from model_export.encoders.images.choose import image_encoder_files, image_encod
 from model_export.pipeline import neighbors
 from model_export.pipeline.generating import collaborative_vectors
 from model_export.pipeline.neighbors import NO_ITEM, NUM_NEIGHBORS, inside, nearest_with_picture
-from model_export.pipeline.photos import features_of, load_array, save_array, spec_of
+from model_export.pipeline.parts import load_array, save_array
+from model_export.pipeline.photos import features_of, spec_of
 from model_export.pipeline.run import Run
 from service.core import pictures, unit
 from service.core.bundle import RenderSpec

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from model_export.bundle.tokenizer import export_tokenizer, parts_of
@@ -41,21 +40,12 @@ def codes_of_fields(
     assert read.famae is not None
     assert read.pooling is not None
     drawer = FieldDrawer(config, read.famae.vocabulary, read.pooling)
-    vectors = coded.head.vectors(vectors_of_fields(read.famae, drawer, items))  # [item, dim]
-    with torch.no_grad():
-        codes: NDArray[np.int64] = coded.quantizer.encode(torch.from_numpy(vectors)).numpy()
-    return codes
+    return coded.codes_of(vectors_of_fields(read.famae, drawer, items))
 
 
 def _of_texts(coded: Coded) -> Coder:
     encoder = MiniLm()
-
-    @torch.no_grad()
-    def codes_of(texts: Sequence[str]) -> NDArray[np.int64]:
-        vectors = coded.head.vectors(encoder.features(texts))  # [text, dim]
-        return coded.quantizer.encode(torch.from_numpy(vectors)).numpy()
-
-    return codes_of
+    return lambda texts: coded.codes_of(encoder.features(texts))
 
 
 def _of_pictures(read: Read, coded: Coded, config: RunConfig) -> Coder:

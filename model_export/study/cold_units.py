@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from model_export.configs import FamaeConfig, PicturesConfig, UnservedEncoderConfig
@@ -48,8 +47,4 @@ def codes_of_units(
     units = [compose(both, num_trained + place, shown, config.render) for place, shown in enumerate(near)]
     session = ImageSession(make_image_encoder(config.pictures), threads=usable_cpus().num_threads)
     features = read.fusion.fuse(text, Photos(session.features(units), np.arange(len(items))))
-    with torch.no_grad():
-        codes: NDArray[np.int64] = coded.quantizer.encode(
-            torch.from_numpy(coded.head.vectors(features))
-        ).numpy()
-    return codes
+    return coded.codes_of(features)

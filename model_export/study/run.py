@@ -33,7 +33,7 @@ from model_export.pipeline import generating, stages, versions
 from model_export.pipeline.cache import StageCache, key_of
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.run import Run, Say
-from model_export.pipeline.stages import Coded, Read, first_codes
+from model_export.pipeline.stages import Coded, Read
 from model_export.pipeline.versions import Versions
 from model_export.quantizers.base import lost_variance
 from model_export.study import cells, cold, late_fusion, overlap, ranks, robustness
@@ -315,9 +315,9 @@ def _figures_of_fusion(read: Read, coded: Coded) -> dict[str, float]:
     whole = read.features[(read.features[:, -NUM_FLAGS:] > 0).all(axis=1)]  # [item, feature]
     if not len(whole):
         return {}
-    first = first_codes(coded, whole)
+    first = coded.codes_of(whole)[:, 0]
     return {
-        f"kept_first_code_without_{name}": float((first_codes(coded, hidden) == first).mean())
+        f"kept_first_code_without_{name}": float((coded.codes_of(hidden)[:, 0] == first).mean())
         for name, hidden in (("photo", without_photos(whole, fusion)), ("text", without_texts(whole, fusion)))
     }
 

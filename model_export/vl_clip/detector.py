@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from PIL import Image
 
-from model_export.encoders.hub.base import checkpoint_files, require_transformers, wrong_model
+from model_export.encoders.hub.base import (
+    checkpoint_files,
+    load_config,
+    load_model,
+    require_transformers,
+    wrong_model,
+)
 from model_export.vl_clip.boxes import Box
 from service.errors import GlyphrecError
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
-KNOWN = ("grounding-dino", "mm-grounding-dino")  # types of checkpoints; both have one processor
+# Types of checkpoints and their classes; both have one processor.
+KNOWN = {
+    "grounding-dino": "GroundingDinoForObjectDetection",
+    "mm-grounding-dino": "MMGroundingDinoForObjectDetection",
+}
 MAX_WORDS = 60  # of a phrase; a checkpoint reads at most 256 tokens
 END = "."  # Grounding DINO wants phrases in small letters, each with a period at its end
 
@@ -32,20 +42,21 @@ class Detector:
                 "Add --detector FOLDER"
             )
         require_transformers()
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+        model_type = load_config(checkpoint).model_type
+        if model_type not in KNOWN:
+            raise wrong_model(checkpoint, model_type, tuple(KNOWN))
+        import transformers
 
         self._checkpoint = checkpoint
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(checkpoint)
-            model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint)
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(checkpoint)
+            model: Any = load_model(getattr(transformers, KNOWN[model_type]), checkpoint)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().split("\n")[0]
             raise GlyphrecError(
                 f"{checkpoint}: is no zero-shot detector that transformers can load ({reason}). Give the "
                 "folder of a checkpoint such as Grounding DINO, or its name on the model hub."
             ) from error
-        if model.config.model_type not in KNOWN:
-            raise wrong_model(checkpoint, model.config.model_type, KNOWN)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = model.eval().to(self._device)
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 
 from model_export.pipeline.cache import StageCache
+from model_export.pipeline.parts import in_parts
 from model_export.vl_clip.boxes import Box, as_rows, best_box, from_rows, widened
 from model_export.vl_clip.class_maps import ClassMaps
 from model_export.vl_clip.configs import GroundingConfig
 from model_export.vl_clip.detector import Detector
-from model_export.vl_clip.parts import in_parts
 from model_export.vl_clip.regions import Regions
 from model_export.vl_clip.space import TextPhotoSpace
 from service.core import pictures

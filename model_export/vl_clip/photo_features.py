@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.pipeline.cache import StageCache
+from model_export.pipeline.parts import in_parts
 from model_export.vl_clip import photo_reader
 from model_export.vl_clip.boxes import Box, as_rows, crop
-from model_export.vl_clip.parts import in_parts
 from model_export.vl_clip.photo_reader import PhotoReader, cell_session
 from service.core import pictures
 

@@ -58,11 +58,11 @@ class ImageSession:
         options.intra_op_num_threads = threads
         graph = image_body(encoder).SerializeToString()
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self._feature_dim = encoder.feature_dim
+        self.feature_dim = encoder.feature_dim
 
     def features(self, photos: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Pixels [size_px, size_px, 3] of each photo -> features [photo, feature_dim]."""
-        rows = [np.zeros((0, self._feature_dim), np.float32)]
+        rows = [np.zeros((0, self.feature_dim), np.float32)]
         for start in range(0, len(photos), PHOTOS_PER_RUN):
             batch = np.stack(photos[start : start + PHOTOS_PER_RUN])
             rows.append(self._session.run(["features"], {"pictures": batch})[0])

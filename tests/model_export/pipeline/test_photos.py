@@ -11,6 +11,7 @@ from PIL import Image
 from model_export.configs import PicturesConfig, tiny
 from model_export.data.dataset import Dataset, make_dataset
 from model_export.data.photos import seen_of
+from model_export.pipeline import parts
 from model_export.pipeline import photos as stage
 from model_export.pipeline.photos import read_photos, spec_of
 from model_export.pipeline.run import Run
@@ -91,7 +92,7 @@ def test_another_photo_is_read_anew_and_the_same_is_not(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_reading_goes_on_after_its_last_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "PHOTOS_PER_PART", 2)
+    monkeypatch.setattr(parts, "ITEMS_PER_PART", 2)
     dataset = catalog(tmp_path, {item: photo(color) for item, color in enumerate(COLORS)})
     expected = read_photos(run_of(dataset, tmp_path / "whole"))
     read: list[int] = []

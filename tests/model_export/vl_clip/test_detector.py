@@ -1,6 +1,7 @@
 """Grounding by a checkpoint of `transformers`, tested with a tiny Grounding DINO."""
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from model_export.pipeline.cache import StageCache
 from model_export.vl_clip.configs import GroundingConfig
@@ -61,8 +62,19 @@ def test_a_photo_is_grounded_once_and_a_threshold_leaves_it_whole(folder, tmp_pa
 def test_a_checkpoint_of_another_kind_or_none_is_refused(tmp_path):
     with pytest.raises(GlyphrecError, match="Add --detector FOLDER"):
         Detector("")
-    with pytest.raises(GlyphrecError, match="is no zero-shot detector"):
+    with pytest.raises(GlyphrecError, match="missing: no such folder"):
         Detector(str(tmp_path / "missing"))
     save_trocr(tmp_path)
-    with pytest.raises(GlyphrecError, match="is no zero-shot detector"):
+    with pytest.raises(GlyphrecError, match="'vision-encoder-decoder', but we need grounding-dino or"):
+        Detector(str(tmp_path))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    save_grounding_dino(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    missing = next(iter(weights))
+    save_file(
+        {name: each for name, each in weights.items() if name != missing}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(GlyphrecError, match="weights of GroundingDinoForObjectDetection are missing"):
         Detector(str(tmp_path))
