@@ -117,7 +117,7 @@ def test_the_catalog_shows_pictures_pages_searches_and_filters(page, shop):
 
     page.locator("#search").fill("Green tea, loose, 100 g")
     page.keyboard.press("Enter")
-    expect(page.locator(".card .title").first).to_have_text("Green tea, loose, 100 g")
+    expect(page.locator(".card .title", has_text="Green tea, loose, 100 g")).to_have_count(1)
     page.locator("#search").fill("P103")
     page.keyboard.press("Enter")
     expect(page.locator(".card .note").first).to_have_text("this id")
@@ -214,10 +214,10 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_asked_again(browser, bundle, tmp_
         local_service(bundle, data_dir=tmp_path, log=tmp_path / "log", settings=settings) as service,
         opened(browser, service.url) as page,
     ):
-        page.get_by_label("Key").fill("not the key")
+        page.locator("#key-value").fill("not the key")
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#key-problem")).to_have_text("The service does not know this key.")
-        page.get_by_label("Key").fill(KEY)
+        page.locator("#key-value").fill(KEY)
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator(".card").first).to_be_visible()
         expect(page.locator(".card .frame.drawn").first).to_be_visible()
