@@ -98,15 +98,15 @@ function page(answer, stored) {
 
 function facts(answer) {
   const { search } = answer;
-  const fact = (words, title, name = "") => h("li", { class: name, title }, words);
+  const fact = (words, name, title = null) => h("li", { class: name, title }, words);
   return h("ul", { class: "facts" },
-    answer.exact ? fact("✓ exact", "No item left out scores higher: this is proven", "good")
-      : fact("not proven", "The best that the beam found. A wider search may prove it", ""),
+    answer.exact ? fact("✓ exact", "exact good", "No item left out scores higher: this is proven")
+      : fact("not proven", "exact", "The best that the beam found. A wider search may prove it"),
     fact(answer.source === "model" ? "from the model" : "popular items: no item of the history is known", "source"),
     search && fact(`${count(search.num_beams, "beam")}${search.widened ? `, widened ${count(search.widened, "time")}` : ""}`, "search"),
-    search?.beam_limit_reached && fact("beam limit reached", "The widest search left the page short or unproven", "bad"),
+    search?.beam_limit_reached && fact("beam limit reached", "bad", "The widest search left the page short or unproven"),
     answer.matching_items !== null && fact(`${count(answer.matching_items, "item")} pass the filter`, "matching_items"),
-    answer.unknown_item_ids.length > 0 && fact(`unknown: ${answer.unknown_item_ids.slice(0, 5).join(", ")}`, "unknown_item_ids", "bad"),
+    answer.unknown_item_ids.length > 0 && fact(`unknown: ${answer.unknown_item_ids.slice(0, 5).join(", ")}`, "unknown_item_ids bad"),
     fact(`catalog version ${answer.catalog_version}`, "catalog_version"));
 }
 

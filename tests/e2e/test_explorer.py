@@ -27,6 +27,8 @@ HOSTILE = {
     "description": "{{7*7}} ${7*7} </script><script>window.hacked = 1</script>",
 }
 NUM_MANY = 100_000
+# A loaded machine may take longer than people would wait.
+PATIENT = {"GLYPHREC_RECOMMEND_TIMEOUT_S": "120", "GLYPHREC_MAX_WAIT_MS": "120000"}
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -74,7 +76,7 @@ def shop(browser, tmp_path_factory) -> Iterator[Shop]:  # noqa: ARG001  without 
     assert [words[0] for words in commands] == ["prepare", "prepare", "export"]
     for words in commands:
         subprocess.run(glyphrec_command(*words), check=True, cwd=folder, capture_output=True, timeout=800)
-    settings = {"GLYPHREC_FILTER_FIELDS": "price:number"}
+    settings = PATIENT | {"GLYPHREC_FILTER_FIELDS": "price:number"}
     with local_service(bundle, data_dir=folder / "redis", log=folder / "log", settings=settings) as service:
         yield Shop(bundle, service)
 
@@ -209,7 +211,7 @@ def test_every_view_fits_a_phone(browser, shop):
 
 
 def test_a_key_is_asked_for_and_a_wrong_one_is_asked_again(browser, bundle, tmp_path):
-    settings = {"GLYPHREC_READ_KEYS": KEY}
+    settings = PATIENT | {"GLYPHREC_READ_KEYS": KEY}
     with (
         local_service(bundle, data_dir=tmp_path, log=tmp_path / "log", settings=settings) as service,
         opened(browser, service.url) as page,
@@ -225,7 +227,7 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_asked_again(browser, bundle, tmp_
 
 
 def test_an_empty_catalog_says_how_an_item_comes_into_it(browser, bundle, tmp_path):
-    settings = {"GLYPHREC_SEED_CATALOG": "false"}
+    settings = PATIENT | {"GLYPHREC_SEED_CATALOG": "false"}
     with (
         local_service(bundle, data_dir=tmp_path, log=tmp_path / "log", settings=settings) as service,
         opened(browser, service.url) as page,
@@ -238,7 +240,7 @@ def test_an_empty_catalog_says_how_an_item_comes_into_it(browser, bundle, tmp_pa
 
 
 def test_texts_of_items_run_no_script_and_the_policy_blocks_one_that_would(browser, bundle, tmp_path):
-    with local_service(bundle, data_dir=tmp_path, log=tmp_path / "log") as service:
+    with local_service(bundle, data_dir=tmp_path, log=tmp_path / "log", settings=PATIENT) as service:
         service.client.post("/items", json=HOSTILE).raise_for_status()
         history = json.dumps({"history": [HOSTILE["item_id"]]})
         with opened(browser, service.url) as page:
@@ -263,7 +265,7 @@ def test_texts_of_items_run_no_script_and_the_policy_blocks_one_that_would(brows
 
 def test_a_bundle_whose_beam_cannot_be_told_still_shows_its_page(browser, bundle, tmp_path):
     with (
-        local_service(bundle, data_dir=tmp_path, log=tmp_path / "log") as service,
+        local_service(bundle, data_dir=tmp_path, log=tmp_path / "log", settings=PATIENT) as service,
         opened(browser, service.url + view("play", ask=json.dumps({"history": ["item-0"]}))) as page,
     ):
         expect(recommended(page)).to_have_count(10)
