@@ -119,6 +119,7 @@ def test_the_catalog_shows_pictures_pages_searches_and_filters(page, shop):
 
     page.locator("#search").fill("Green tea, loose, 100 g")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("“Green tea, loose, 100 g”")
     expect(page.locator(".card .title", has_text="Green tea, loose, 100 g")).to_have_count(1)
     page.locator("#search").fill("P103")
     page.keyboard.press("Enter")
