@@ -76,7 +76,7 @@ def shop(browser, tmp_path_factory) -> Iterator[Shop]:  # noqa: ARG001  without 
     assert [words[0] for words in commands] == ["prepare", "prepare", "export"]
     for words in commands:
         subprocess.run(glyphrec_command(*words), check=True, cwd=folder, capture_output=True, timeout=800)
-    settings = PATIENT | {"GLYPHREC_FILTER_FIELDS": "price:number"}
+    settings = PATIENT | {"GLYPHREC_FILTER_FIELDS": "price:number,category:text"}
     with local_service(bundle, data_dir=folder / "redis", log=folder / "log", settings=settings) as service:
         yield Shop(bundle, service)
 
@@ -125,7 +125,7 @@ def test_the_catalog_shows_pictures_pages_searches_and_filters(page, shop):
     page.keyboard.press("Enter")
     expect(page.locator(".card .note").first).to_have_text("this id")
 
-    page.goto(shop.service.url + view("catalog", filter=json.dumps({"categories_any": ["Bread"]})))
+    page.goto(shop.service.url + view("catalog", filter=json.dumps({"attributes": {"category": "Bread"}})))
     expect(page.locator("#how-many")).to_contain_text("9 items")
     page.locator("#field-price-lte").fill("0.01")
     page.locator("#field-price-lte").blur()
@@ -181,14 +181,16 @@ def test_the_playground_shows_the_beam_that_the_service_searched_with(page, shop
 
     page.locator("#limit").fill("2")
     expect(recommended(page)).to_have_count(2)
-    page.get_by_label("Category is one of").fill("Lighting")
-    page.get_by_label("Category is one of").blur()
+    page.locator("#field-category").fill("Lighting")
+    page.locator("#field-category").blur()
     expect(page.locator(".facts .matching_items")).to_have_text("9 items pass the filter")
     expect(page.locator("#curl")).to_contain_text("Lighting")
     page.locator("#exact").check()
     expect(page.locator(".facts .good")).to_have_text("✓ exact")
-    page.locator("#per-category").fill("1")
-    expect(recommended(page)).to_have_count(1)
+    page.locator("#per-code").fill("1")
+    expect(page.locator("#curl")).to_contain_text("max_per_first_code")
+    firsts = recommended(page).locator(".code.l0").all_text_contents()
+    assert len(set(firsts)) == len(firsts)
 
 
 def test_a_refused_request_is_told_in_its_own_words(page, shop):
