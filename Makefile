@@ -78,8 +78,9 @@ chaos: $(ALL)  ## 10,000 acknowledged changes while processes are killed, paused
 dashboards: $(ALL)  ## write deploy/grafana/dashboards from the code beside it
 	@exec $(BIN)/python -m deploy.grafana.build
 
-pictures: $(ALL)  ## load two replicas for some minutes, draw what a Prometheus saw: make pictures BUNDLE=folder
-	@exec $(BIN)/python -m tests.e2e.watched --bundle "$(BUNDLE)" $(ARGS)
+pictures: $(ALL)  ## the explorer, and what a Prometheus saw of two replicas under load: make pictures BUNDLE=folder
+	@$(BIN)/python -m tests.e2e.explorer_pictures --bundle "$(BUNDLE)"
+	exec $(BIN)/python -m tests.e2e.watched --bundle "$(BUNDLE)" $(ARGS)
 
 docs: $(ALL)  ## build the documentation as a site in build/docs; a warning or a broken link is an error
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs

@@ -24,11 +24,13 @@ from service.api.routes import ROUTERS, add_routes, client_routes
 from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
+from service.core.bundle import RECOMMENDER
 from service.core.co_counts import CoCounts
 from service.core.cpus import usable_cpus
 from service.core.redis_url import check_certificates
 from service.core.version import service_version
 from service.errors import ServiceError, WrongRedisUrl
+from service.flows.beam_trace import BeamTracer, trace_in_batches
 from service.flows.contents import ContentReader
 from service.flows.drawing import ItemDrawer, tokenize_in_batches, work_of
 from service.flows.feedback import Feedback
@@ -47,6 +49,7 @@ from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
 from service.http.security import Guard
 from service.inference.batching import MicroBatcher
+from service.inference.beam_levels import LevelSession
 from service.lifecycle.bundles import BundleFolder, GraphOptions, LoadedBundle, load
 from service.lifecycle.leader import Leader
 from service.lifecycle.model import Model, Readiness
@@ -76,6 +79,7 @@ log = logging.getLogger("glyphrec")
 TICK_S = 0.25
 OPENING_TICK_S = 0.05
 MAX_BATCH_FINDINGS = 16  # searches that hold the lock of the catalog together
+MAX_QUEUED_TRACES = 4  # people who look at a beam at the same time
 SPARE_THREADS = 4  # which wait for files and not for a processor; as in Python's own default
 DAY_S = 86_400.0
 
@@ -101,7 +105,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None, siblings: Sibli
         responses=OF_ANY_ROUTE,
     )
     app.state.service = service.state
-    policies = service.state.policies = add_routes(app)
+    policies = service.state.policies = add_routes(app, has_explorer=settings.explorer)
     service.state.metrics.expect_requests(client_routes())
     has_keys = bool(settings.read_keys or settings.api_keys or settings.admin_keys)
     describe(app, policies, has_keys=has_keys)
@@ -398,6 +402,14 @@ def build_model(
         observe=lambda stats: metrics.observe_batch("vectors", stats),
         lock=catalog.lock,
     )
+    traces = MicroBatcher(
+        trace_in_batches(catalog, history_length=manifest.history_length),
+        name="beam",
+        max_batch_units=1,  # a look at the beam is several searches, so others get their turn after each
+        max_queued_units=MAX_QUEUED_TRACES,
+        observe=lambda stats: metrics.observe_batch("beam", stats),
+        lock=catalog.lock,
+    )
     indexer = Indexer(
         store,
         follower,
@@ -437,6 +449,14 @@ def build_model(
         timeout_s=settings.recommend_timeout_s,
         metrics=metrics,
     )
+    tracer = BeamTracer(
+        lambda: LevelSession(
+            loaded.bundle.file(RECOMMENDER), manifest.recommender, manifest.sid, threads=settings.threads
+        ),
+        traces,
+        fields=settings.filter_fields,
+        timeout_s=settings.recommend_timeout_s,
+    )
     return Model(
         loaded,
         store=store,
@@ -447,12 +467,14 @@ def build_model(
         strips=strips,
         searches=searches,
         rankings=rankings,
+        traces=traces,
         indexer=indexer,
         queries=queries,
         findings=findings,
         recommender=recommender,
         item_ranker=item_ranker,
         searcher=searcher,
+        tracer=tracer,
         metrics=metrics,
     )
 

@@ -278,6 +278,12 @@ class Settings(BaseSettings):
         description="seconds until POST /items is given up. 1,000 long texts take minutes on one core",
     )
 
+    explorer: bool = Field(
+        True,
+        description="serve the explorer at /, a page that shows the catalog, its codes and how a search "
+        "goes. On, as what it shows needs a read key where keys are set; turn it off where nobody looks",
+    )
+
     # --- bounds of HTTP ---
 
     max_body_bytes: int = Field(

@@ -91,7 +91,7 @@ async def list_items(
 ) -> ItemPage:
     """All items, page by page, in trie order: items that look alike to the tokenizer are neighbors."""
     page = await model.store.page(cursor, limit)
-    return ItemPage(items=[_stored(item) for item in page.items], next_cursor=page.next_cursor)
+    return ItemPage(items=[stored_out(item) for item in page.items], next_cursor=page.next_cursor)
 
 
 @router.get("/items/{item_id:path}/similar", responses=OF_AN_ITEM | OF_A_QUEUE | OF_VECTORS)
@@ -152,7 +152,7 @@ async def get_item(item_id: ItemIdPath, response: Response, model: ModelDep) -> 
     """The item as it was posted, without null fields, and the Semantic ID that the tokenizer gave it."""
     stored = await find_item(model, item_id)
     response.headers.update(etag_of(stored.revision))
-    return _stored(stored)
+    return stored_out(stored)
 
 
 @router.patch(
@@ -248,7 +248,8 @@ def patched_item(patched: Patched) -> PatchedItem:
     )
 
 
-def _stored(item: StoredItem) -> StoredItemOut:
+def stored_out(item: StoredItem) -> StoredItemOut:
+    """The answer that shows an item."""
     return StoredItemOut(item=item.item, semantic_id=str(item.sid), codes=list(item.sid.codes))
 
 

@@ -32,21 +32,10 @@ async def recommend(body: RecommendRequest, call: CallDep) -> RecommendResponse:
 
 async def recommended(body: RecommendRequest, call: Call) -> RecommendResponse:
     """The answer to one query, whichever route it came by. It starts the stage `write`."""
-    asked = body.filter
-    excluded = [*(body.exclude_item_ids or ()), *((asked and asked.exclude_item_ids) or ())]
-    diversity = body.diversity or DiversityIn()
-    query = Query(
-        history=body.history,
-        limit=body.limit,
-        exclude_item_ids=frozenset(excluded),
-        exclude_history=body.exclude_history,
-        filter=filter_of(asked),
-        diversity=Diversity(diversity.max_per_first_code, diversity.max_per_category),
-        wants_exact=body.guarantee == "exact",
-        rerank=body.rerank,
-    )
     with call.state.model().in_use() as model:
-        answer = await model.recommender.recommend(query, call.stages, call.deadline, call.reservation)
+        answer = await model.recommender.recommend(
+            query_of(body), call.stages, call.deadline, call.reservation
+        )
     call.stages.start("write")
     page = answer.page
     recommender_id = model.manifest.recommender_id
@@ -80,4 +69,21 @@ async def recommended(body: RecommendRequest, call: Call) -> RecommendResponse:
         model_version=recommender_id,
         ranker_version=model.ranker_id if body.rerank else None,
         catalog_version=page.catalog_version,
+    )
+
+
+def query_of(body: RecommendRequest) -> Query:
+    """The query of a body."""
+    asked = body.filter
+    excluded = [*(body.exclude_item_ids or ()), *((asked and asked.exclude_item_ids) or ())]
+    diversity = body.diversity or DiversityIn()
+    return Query(
+        history=body.history,
+        limit=body.limit,
+        exclude_item_ids=frozenset(excluded),
+        exclude_history=body.exclude_history,
+        filter=filter_of(asked),
+        diversity=Diversity(diversity.max_per_first_code, diversity.max_per_category),
+        wants_exact=body.guarantee == "exact",
+        rerank=body.rerank,
     )

@@ -9,6 +9,7 @@ from service.api import (
     admin,
     description,
     events,
+    explorer,
     health,
     images,
     items,
@@ -39,7 +40,7 @@ DESCRIPTION = RoutePolicy(Scope.OPEN)
 AREAS = {"/docs/": Scope.OPEN, "/health/": Scope.OPEN, "/admin": Scope.ADMIN, "/admin/": Scope.ADMIN}
 
 
-def add_routes(app: FastAPI) -> Policies:
+def add_routes(app: FastAPI, *, has_explorer: bool = True) -> Policies:
     """Add our routes to a new app -> the policies of all its routes."""
     policies = Policies(AREAS)
     for route in app.routes:  # FastAPI's own
@@ -47,7 +48,7 @@ def add_routes(app: FastAPI) -> Policies:
             policies.add(route, DESCRIPTION)
         elif isinstance(route, Mount):
             policies.add_files(route)
-    for router in ROUTERS:
+    for router in (*ROUTERS, *([explorer.router] if has_explorer else [])):
         app.include_router(router)
         for route in router.routes:
             assert isinstance(route, ApiRoute), f"{router} has another route class"

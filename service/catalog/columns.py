@@ -253,6 +253,13 @@ class CategoryColumn(_Interned[tuple[str, ...]]):
 
         return test
 
+    def num_by_category(self) -> dict[str, int]:
+        """How many places have each category."""
+        return {
+            category: sum(self._num_places[number] for number in numbers)
+            for category, numbers in self._numbers_with.items()
+        }
+
     def _with(self, categories: Iterable[str]) -> Mask:
         """Which lists have at least one of these categories."""
         found = np.zeros(len(self._value_of) + 1, dtype=np.bool_)

@@ -10,6 +10,7 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.catalog.columns import (
     SEGMENT,
@@ -143,6 +144,29 @@ class FilterViews:
         place = self._place_of.get(item_id)
         categories = () if place is None else self._categories.at(place)
         return categories[0] if categories else None
+
+    def num_below(
+        self, first: int, span: int, num_children: int, view: View | None = None
+    ) -> NDArray[np.int64]:
+        """How many items, or items of a view, have a leaf in each of `num_children` ranges [child].
+
+        The ranges follow one another from the leaf `first` on, and each has `span` leaves. It compares whole
+        columns, so call it in a thread where the catalog is large, and hold the catalog's lock.
+        """
+        found = np.zeros(num_children, dtype=np.int64)
+        members = None if view is None else np.frombuffer(bytes(view.members), dtype=np.bool_)
+        for number, leaves in enumerate(self._leaf.segments):
+            below = (leaves >= first) & (leaves < first + span * num_children)
+            if members is not None:
+                passing = members[number * SEGMENT : (number + 1) * SEGMENT]
+                below[len(passing) :] = False
+                below[: len(passing)] &= passing
+            found += np.bincount((leaves[below] - first) // span, minlength=num_children)
+        return found
+
+    def num_by_category(self) -> dict[str, int]:
+        """How many items have each category. It visits each different list of categories once."""
+        return self._categories.num_by_category()
 
     def load(self, items: Sequence[Placed]) -> None:
         """Add many items at once, none of which is there yet. May be called again. Drops all views."""

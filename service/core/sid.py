@@ -95,12 +95,16 @@ class SidSpec(Frozen):
             raise ValueError(f"codes {codes} do not fit the levels {self.levels}")
 
     def prefixes(self, codes: Codes) -> tuple[int, ...]:
-        """The prefix of each level as one integer: p1 = c1, p2 = c1*K2 + c2, …"""
+        """The prefix of each level that has a code, as one integer: p1 = c1, p2 = c1*K2 + c2, …"""
         prefix, found = 0, []
-        for code, num_codes in zip(codes, self.levels, strict=True):
+        for code, num_codes in zip(codes, self.levels, strict=False):
             prefix = prefix * num_codes + code
             found.append(prefix)
         return tuple(found)
+
+    def prefix_of(self, codes: Codes) -> int:
+        """The first codes of an item as one integer; 0 for none."""
+        return self.prefixes(codes)[-1] if codes else 0
 
     def prefixes_of(self, codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], ...]:
         """`prefixes` of many items at once: codes [item, level] -> for each level the prefixes [item]."""
@@ -111,10 +115,10 @@ class SidSpec(Frozen):
             found.append(prefix)
         return tuple(found)
 
-    def codes_of(self, prefix: int) -> Codes:
-        """The codes with the full prefix `prefix`; the inverse of `prefixes(codes)[-1]`."""
+    def codes_of(self, prefix: int, num_levels: int | None = None) -> Codes:
+        """The codes with the full prefix `prefix`, or with a prefix of `num_levels`; inverts `prefix_of`."""
         codes = []
-        for num_codes in reversed(self.levels):
+        for num_codes in reversed(self.levels[:num_levels]):
             prefix, code = divmod(prefix, num_codes)
             codes.append(code)
         return tuple(reversed(codes))

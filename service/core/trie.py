@@ -6,6 +6,7 @@ contiguous row, as short for ten million items as for ten.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,12 +154,12 @@ class SidTrie:
         bits = np.unpackbits(self._row(level, parent), count=self.spec.levels[level], bitorder="little")
         return np.flatnonzero(bits)
 
-    def living(self, codes: Codes = ()) -> Iterator[int]:
-        """Full prefixes that begin with `codes` and have items, in trie order. Lazy."""
+    def living(self, codes: Codes = (), start: int = 0) -> Iterator[int]:
+        """Full prefixes from `start` on that begin with `codes` and have items, in trie order. Lazy."""
         prefix = 0
         for level, code in enumerate(codes):
             prefix = prefix * self.spec.levels[level] + code
-        return self._living(prefix, len(codes))
+        return self._living(prefix, len(codes), start)
 
     def digest(self) -> str:
         """Equal for equal contents, whatever the order of edits. Two replicas compare it."""
@@ -172,17 +173,20 @@ class SidTrie:
         hasher.update(repr(sorted(self._shared.items())).encode())
         return hasher.hexdigest()[:16]
 
-    def _living(self, prefix: int, level: int) -> Iterator[int]:
+    def _living(self, prefix: int, level: int, start: int) -> Iterator[int]:
         if level == self.spec.num_levels:
-            if self._is_set(-1, prefix):
+            if prefix >= start and self._is_set(-1, prefix):
                 yield prefix
             return
         first = prefix * self.spec.levels[level]
+        begun = start // math.prod(self.spec.levels[level + 1 :])  # no prefix of this level before it
         for code in self.children(level, prefix).tolist():
+            if first + code < begun:
+                continue
             if level == self.spec.num_levels - 1:
                 yield first + code
             else:
-                yield from self._living(first + code, level + 1)
+                yield from self._living(first + code, level + 1, start)
 
     def _row(self, level: int, parent: int) -> NDArray[np.uint8]:
         is_deepest = level in (-1, self.spec.num_levels - 1)

@@ -91,7 +91,7 @@ class RankedPrefixes(NamedTuple):
     bound: float  # at least the score of everything that was pruned
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """A search, with what this version of the catalog knows about it."""
 
     search: Search
@@ -124,7 +124,7 @@ def recommend_in_batches(
 
     def run(searches: list[Search]) -> list[Page]:
         started_at = perf_counter()
-        asked = [_look_up(catalog, search) for search in searches]
+        asked = [look_up(catalog, search) for search in searches]
         decoding_at = perf_counter()
         found = _search(session, catalog, asked, history_length)
         took = (decoding_at - started_at, perf_counter() - decoding_at)
@@ -154,17 +154,18 @@ def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
     return observe
 
 
-def _look_up(catalog: Catalog, search: Search) -> _Asked:
+def look_up(catalog: Catalog, search: Search) -> Asked:
+    """What this version of the catalog knows about a search. Hold `catalog.lock`."""
     query = search.query
     history = read_history(catalog, query.history)
     view = None if query.filter is None else catalog.views.view_of(query.filter)
     trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
     num_excluded = sum(map(passes, query.excluded))
-    return _Asked(search, history, query.excluded, view, trie, len(trie) - num_excluded)
+    return Asked(search, history, query.excluded, view, trie, len(trie) - num_excluded)
 
 
 def _search(
-    session: RecommenderSession, catalog: Catalog, asked: Sequence[_Asked], history_length: int
+    session: RecommenderSession, catalog: Catalog, asked: Sequence[Asked], history_length: int
 ) -> dict[int, RankedPrefixes]:
     """The found prefixes by index in `asked`, if there is anything to find and a known history.
 
@@ -197,7 +198,7 @@ def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
 
 
 def _page(
-    catalog: Catalog, asked: _Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
+    catalog: Catalog, asked: Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
 ) -> Page:
     query = asked.search.query
     selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
@@ -225,7 +226,7 @@ def _page(
     )
 
 
-def _reranked(ranker: Ranker, catalog: Catalog, asked: Sequence[_Asked], pages: Sequence[Page]) -> list[Page]:
+def _reranked(ranker: Ranker, catalog: Catalog, asked: Sequence[Asked], pages: Sequence[Page]) -> list[Page]:
     """The pages, those in the order of the ranker whose query asks for it. Equal scores are in trie order."""
     started_at, found = perf_counter(), list(pages)
     places = [
@@ -247,7 +248,7 @@ def _reranked(ranker: Ranker, catalog: Catalog, asked: Sequence[_Asked], pages: 
     return found
 
 
-def _room(asked: _Asked) -> int:
+def _room(asked: Asked) -> int:
     """The most items that the page can have, however wide the search is."""
     query = asked.search.query
     room = min(query.limit, asked.num_candidates)
@@ -256,7 +257,7 @@ def _room(asked: _Asked) -> int:
     return room
 
 
-def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: bool) -> bool:
+def _is_exact(page: Sequence[Ranked], asked: Asked, bound: float, *, is_full: bool) -> bool:
     """A full page is proven by its last score; any page is proven if no other item could be on it."""
     if bound <= FILLER_SCORE or len(page) == asked.num_candidates:
         return True
@@ -264,7 +265,7 @@ def _is_exact(page: Sequence[Ranked], asked: _Asked, bound: float, *, is_full: b
     return is_full and last is not None and last > bound
 
 
-def _ranked(catalog: Catalog, asked: _Asked, found: RankedPrefixes) -> Iterator[Ranked]:
+def _ranked(catalog: Catalog, asked: Asked, found: RankedPrefixes) -> Iterator[Ranked]:
     """The items of the beams that pass the filter, best first; items of the same codes by slot."""
     for prefix, score in zip(found.prefixes, found.scores, strict=True):
         items = catalog.items_of(prefix)

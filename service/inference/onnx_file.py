@@ -1,10 +1,11 @@
-"""Finds tensors whose data lie in another file. ONNX Runtime accepts them; we refuse them. Pure.
+"""Reads an ONNX file, and makes tensors inside its graph readable from outside. Pure.
 
-ONNX Runtime follows such a path if it stays in the folder, but nobody has verified the file there. The onnx
-package is not installed where we serve, so this walks protobuf's wire format, by the numbers of onnx.proto.
+Tensors whose data lie in another file are found, because we refuse them: ONNX Runtime follows such a path if
+it stays in the folder, but nobody has verified the file there. The onnx package is not installed where we
+serve, so this walks protobuf's wire format, by the numbers of onnx.proto.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 # Field number -> kind of message, of all fields that lead to a tensor.
@@ -22,6 +23,10 @@ _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
+_GRAPH, _NODE, _OUTPUT, _VALUE_NAME = 7, 1, 12, 1  # of a model, of a graph twice, of a value
+_NODE_OUTPUT, _OP_TYPE = 2, 4
+
+
 class _Field(NamedTuple):
     number: int
     value: int | memoryview
@@ -30,6 +35,44 @@ class _Field(NamedTuple):
 def external_tensors(model: bytes) -> list[str]:
     """The names of tensors whose data are in other files. Raises ValueError if `model` is not protobuf."""
     return list(_external(memoryview(model), "model"))
+
+
+def outputs_of(model: bytes, op_type: str) -> list[list[str]]:
+    """The names of the outputs of each node of this type, in the order of the graph. Not of nested graphs.
+
+    Raises ValueError if `model` is not protobuf.
+    """
+    nodes = (node for graph in _messages(memoryview(model), _GRAPH) for node in _messages(graph, _NODE))
+    return [
+        [bytes(each).decode() for each in _messages(node, _NODE_OUTPUT)]
+        for node in nodes
+        if [bytes(each).decode() for each in _messages(node, _OP_TYPE)] == [op_type]
+    ]
+
+
+def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
+    """The same model, whose graph also gives these tensors as outputs.
+
+    Protobuf merges messages that follow one another, and a second graph with nothing but outputs adds them.
+    """
+    values = (_written(_OUTPUT, _written(_VALUE_NAME, name.encode())) for name in names)
+    return model + _written(_GRAPH, b"".join(values))
+
+
+def _written(number: int, value: bytes) -> bytes:
+    length, rest = b"", len(value)
+    while rest >= 0x80:
+        length, rest = length + bytes([rest & 0x7F | 0x80]), rest >> 7
+    return bytes([number << 3 | _BYTES]) + length + bytes([rest]) + value
+
+
+def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
+    """The fields of this number that are messages or texts."""
+    return (
+        each.value
+        for each in _fields(message)
+        if each.number == number and isinstance(each.value, memoryview)
+    )
 
 
 def _external(message: memoryview, kind: str) -> Iterator[str]:

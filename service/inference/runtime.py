@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.core.graphs import NO_PICTURE, GraphSpec, Neighbors, TensorSpec
 from service.errors import ContractMismatch, GlyphrecError
-from service.inference.onnx_file import external_tensors
+from service.inference.onnx_file import external_tensors, with_outputs
 
 # Best first. TensorRT is left out: it builds for minutes on first use.
 PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -126,9 +126,16 @@ class RecommenderSession:
     """Histories and the trie's tables -> the best living codes."""
 
     def __init__(
-        self, path: Path, graph: GraphSpec, *, threads: int, providers: Sequence[str] | None = None
+        self,
+        path: Path,
+        graph: GraphSpec,
+        *,
+        threads: int,
+        providers: Sequence[str] | None = None,
+        inside: Sequence[str] = (),
     ) -> None:
-        self._session = _open(path, graph, threads, providers)
+        """`inside`: tensors inside the graph that its session shall give too; see beam_levels.py."""
+        self._session = _open(path, graph, threads, providers, inside)
         names = [tensor.name for tensor in graph.inputs]
         self._beams = [name for name in names if name.startswith("beams_")]
         other = {"history", "neighbors", "neighbor_mass", *self._beams}
@@ -154,6 +161,11 @@ class RecommenderSession:
         """
         feeds = self.feeds(history, tables, widths, neighbors)
         return Beams(*self._session.run(["codes", "scores", "bound"], feeds))
+
+    def run_inside(self, names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """These tensors of one search, which are outputs or were given as `inside`; `feeds` as of `feeds`."""
+        found: list[NDArray[Any]] = self._session.run(list(names), feeds)
+        return found
 
     def feeds(
         self,
@@ -216,7 +228,13 @@ class RankerSession:
         return scores
 
 
-def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] | None) -> Any:
+def _open(
+    path: Path,
+    graph: GraphSpec,
+    threads: int,
+    providers: Sequence[str] | None,
+    inside: Sequence[str] = (),
+) -> Any:
     runtime = onnx_runtime()
     available = runtime.get_available_providers()
     wanted = list(providers) if providers else [name for name in PREFERRED_PROVIDERS if name in available]
@@ -227,8 +245,9 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     with_options = [(name, PROVIDER_OPTIONS.get(name, {})) for name in wanted]
+    model = with_outputs(path.read_bytes(), inside) if inside else str(path)
     try:
-        session = runtime.InferenceSession(str(path), options, providers=with_options)
+        session = runtime.InferenceSession(model, options, providers=with_options)
     except Exception as error:  # ONNX Runtime's own classes share no base below Exception
         raise ContractMismatch(
             f"{path}: ONNX Runtime cannot load it ({_reason(error)}). Export again."
@@ -242,7 +261,8 @@ def _open(path: Path, graph: GraphSpec, threads: int, providers: Sequence[str] |
             wanted[0],
         )
     _check(path, "input", graph.inputs, session.get_inputs())
-    _check(path, "output", graph.outputs, session.get_outputs())
+    promised = [output for output in session.get_outputs() if output.name not in inside]
+    _check(path, "output", graph.outputs, promised)
     return session
 
 

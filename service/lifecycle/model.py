@@ -17,6 +17,7 @@ from service.catalog.follower import CatalogFollower
 from service.catalog.graph_builder import GraphBuilder
 from service.core.bundle_co_counts import bundle_co_counts
 from service.errors import GlyphrecError, ServiceError
+from service.flows.beam_trace import BeamTrace, BeamTracer, Tracing
 from service.flows.drawing import Tokenized
 from service.flows.indexing import Indexer
 from service.flows.item_ranking import ItemRanker, RankedItems, Ranking
@@ -52,17 +53,19 @@ class Model:
         findings: MicroBatcher[Finding, FoundItems | ServiceError],
         searches: MicroBatcher[Search, Page],
         rankings: MicroBatcher[Ranking, RankedItems],
+        traces: MicroBatcher[Tracing, BeamTrace],
         indexer: Indexer,
         recommender: Recommender,
         item_ranker: ItemRanker,
         searcher: ItemSearcher,
+        tracer: BeamTracer,
         metrics: Metrics,
     ) -> None:
         """`strips` is the queue before the tokenizer, `searches` the queue before the recommender, and
         `rankings` that of POST /rank before the ranker, or before the recommender if there is none.
 
         `queries` is a queue of its own before the tokenizer, for POST /search, and `findings` the queue
-        before the vectors.
+        before the vectors. `traces` is the queue for people who look at how a search went.
 
         `co_counts` is None for a bundle in whose searches counts have no say.
         """
@@ -77,12 +80,14 @@ class Model:
         self.strips = strips
         self.searches = searches
         self.rankings = rankings
+        self.traces = traces
         self.indexer = indexer
         self.queries = queries
         self.findings = findings
         self.recommender = recommender
         self.item_ranker = item_ranker
         self.searcher = searcher
+        self.tracer = tracer
         self._metrics = metrics
         self._following: asyncio.Task[None] | None = None
         self._following_counts: asyncio.Task[None] | None = None
@@ -103,7 +108,7 @@ class Model:
 
     @property
     def _queues(self) -> tuple[MicroBatcher[Any, Any], ...]:
-        return self.strips, self.queries, self.searches, self.rankings, self.findings
+        return self.strips, self.queries, self.searches, self.rankings, self.findings, self.traces
 
     @property
     def num_remembered(self) -> int:
@@ -165,6 +170,7 @@ class Model:
         metrics.watch_queue("rankings", self.rankings)
         metrics.watch_queue("query", self.queries)
         metrics.watch_queue("vectors", self.findings)
+        metrics.watch_queue("beam", self.traces)
         metrics.watch_catalog(self.catalog, self.follower, self.co_counts)
 
     @contextmanager

@@ -90,7 +90,7 @@ class MetricFamilies:
 
     def _queues(self) -> None:
         """`recommender` is counted in beams, `rankings` in items to rank, `tokenizer` and `query` in strips,
-        `vectors` in searches.
+        `vectors` and `beam` in searches.
         """
         units = "beams, items to rank, strips or searches"
         self.queue_units = self._gauge("queue_units", f"Work that waits: {units}.", "queue")

@@ -31,6 +31,24 @@ class PictureNotFound(ProblemError):
     slug = "picture-not-found"
 
 
+class NoSuchPrefix(ProblemError):
+    """An address names codes that no Semantic ID of the bundle begins with."""
+
+    slug = "no-such-prefix"
+
+
+class NoSuchFile(ProblemError):
+    """The explorer has no file of that name."""
+
+    slug = "no-such-file"
+
+
+class BeamNotTold(ProblemError):
+    """The beam of the served bundle cannot be shown level by level."""
+
+    slug = "beam-not-told"
+
+
 class TooManyItems(ProblemError):
     """One request has more items than the service takes. `put_many` splits them."""
 

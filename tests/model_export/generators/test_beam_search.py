@@ -38,6 +38,7 @@ from service.core.graphs import (
 )
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
+from service.inference.beam_levels import LevelSession
 from service.inference.listed import score_listed
 from service.inference.runtime import Beams, RecommenderSession
 
@@ -332,6 +333,57 @@ def test_narrower_levels_keep_the_certificate_honest(case):
         truth = sorted(case.truth(history, trie)[0].values(), reverse=True)
         certain = beams.scores[0][(beams.scores[0] > FILLER_SCORE) & (beams.scores[0] > beams.bound[0])]
         np.testing.assert_allclose(certain, truth[: len(certain)], atol=2e-4)
+
+
+@torch.no_grad()
+def scored_prefixes(
+    generator: Generator, history: NDArray[np.int64], trie: SidTrie
+) -> list[dict[int, float]]:
+    """For each level, the score of every living prefix [prefix], without a search: nothing is pruned."""
+    living = np.fromiter(trie.living(), np.int64)
+    codes = np.array([generator.spec.codes_of(prefix) for prefix in living.tolist()])
+    state = generator.start(torch.from_numpy(history))
+    above, found = {0: 0.0}, []
+    prefix = torch.zeros(1, 1, dtype=torch.int64)
+    for level, alive in enumerate(np.unique(each) for each in generator.spec.prefixes_of(codes)):
+        log_probs, state = generator.step(level, state, prefix)  # [1, beam, code]
+        parents, places = np.divmod(alive, generator.spec.levels[level])
+        beam_of = {each: beam for beam, each in enumerate(prefix[0].tolist())}
+        beams = torch.tensor([[beam_of[each] for each in parents.tolist()]])
+        own = log_probs.clamp(max=0.0)[0, beams[0], torch.from_numpy(places)]
+        scores = [above[parent] + each for parent, each in zip(parents.tolist(), own.tolist(), strict=True)]
+        above = dict(zip(alive.tolist(), scores, strict=True))
+        found.append(above)
+        prefix = torch.from_numpy(alive)[None]
+        if level + 1 < generator.spec.num_levels:
+            state = generator.reorder(state, beams)
+    return found
+
+
+@pytest.mark.parametrize(("kind", "name"), [("tree", "odd"), ("tiger", "paged")])
+@pytest.mark.parametrize("num_beams", [1, 3, 8, BEAM_LIMIT])
+def test_the_levels_told_of_a_search_are_those_of_a_search_by_hand(kind, name, num_beams, exported):
+    generator, graph, path = exported(kind, name)
+    spec, rng, num_pruned = generator.spec, np.random.default_rng(num_beams), 4
+    session = LevelSession(path, graph, spec, threads=1)
+    for trie in (everything(spec), random_trie(spec, rng)):
+        if not len(trie):
+            continue
+        history = random_histories(spec, rng, 1, HISTORY)
+        widths = beam_widths(spec, num_beams)
+        told = session.run(history, trie.tables, widths, num_pruned=num_pruned)
+        parents = {0}
+        for level, scores in enumerate(scored_prefixes(generator, history, trie)):
+            children = [each for each in scores if each // spec.levels[level] in parents]
+            best = sorted((scores[each] for each in children), reverse=True)
+            beams = told[level]
+            assert beams.num_kept == min(widths[level], len(children))
+            assert len(beams.prefixes) in (min(beams.num_kept + num_pruned + 1, len(children)), len(children))
+            np.testing.assert_allclose(beams.scores, best[: len(beams.scores)], atol=2e-4)
+            assert set(beams.prefixes.tolist()) <= set(children)
+            for prefix, score in zip(beams.prefixes.tolist(), beams.scores.tolist(), strict=True):
+                assert score == pytest.approx(scores[prefix], abs=2e-4)
+            parents = set(beams.prefixes[: beams.num_kept].tolist())
 
 
 def test_probabilities_of_all_codes_sum_to_one(case):
