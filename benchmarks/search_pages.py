@@ -40,7 +40,7 @@ QUERIES = (
     Query("56 ct baby diapers", r"diapers", "another order"),
     Query("ground cofee", r"coffee", "a typo"),
     Query("instant oatmeel", r"oatmeal", "a typo"),
-    Query("alkalne bateries 4ct", r"batter", "two typos"),
+    Query("alkalne batteris 4ct", r"batter", "two typos"),
     Query("yogurt 2 lb", r"yogurt", "32 oz in another unit"),
     Query("frzn pizza", r"pizza", "an abbreviation"),
     Query("ice cream sandwich", r"ice cream|novelt", "a singular"),

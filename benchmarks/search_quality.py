@@ -235,7 +235,8 @@ def bm25(texts: Sequence[str]) -> Score:
 
     def score(queries: Sequence[str]) -> Rows:
         words = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
-        return np.stack([index.get_scores(each) for each in words])
+        nothing = np.zeros(len(texts), np.float32)  # a query may have only words that BM25 skips
+        return np.stack([index.get_scores(each) if each else nothing for each in words])
 
     return score
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from model_export.data.dataset import Dataset
@@ -85,7 +86,7 @@ def _run(
         if not _swaps_path(store, name).exists():
             text = json.dumps(swaps(prepared[name]), indent=1) + "\n"
             _swaps_path(store, name).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(_swaps_path(store, name), lambda path, text=text: path.write_text(text))
+            write_whole(_swaps_path(store, name), partial(Path.write_text, data=text))
     works = [(each, cell, seed) for seed in range(NUM_SEEDS) for cell in chosen for each in prepared.values()]
     works.sort(key=lambda work: work[1].name not in MAIN)
     missing = [

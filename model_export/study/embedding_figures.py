@@ -38,7 +38,8 @@ class Sums(NamedTuple):
         with np.errstate(divide="ignore", invalid="ignore"):
             rate = taken / shown
             base = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
-            return loss / shown / base
+            entropy: NDArray[np.float64] = loss / shown / base
+        return entropy
 
 
 def draws(seed: int = 0) -> NDArray[np.float64]:

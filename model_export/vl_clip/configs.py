@@ -46,7 +46,7 @@ class SpaceConfig:
     batch_size: int = 512
     max_epochs: int = 60
     patience: int = 8  # training stops after this many epochs without a better validation MRR
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-4
     weight_decay: float = 0.05
     short_share: float = 0.25  # of the pairs of a step that show only the title and the categories
 

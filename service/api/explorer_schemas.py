@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from service.api.schemas import WHOLE, ItemId, RecommendRequest, StoredItemOut, _In, _Out
+from service.api.recommend_schemas import RecommendRequest
+from service.api.schemas import WHOLE, ItemId, StoredItemOut, _In, _Out
 
 MAX_CONTENTS = 1_000
 
