@@ -39,6 +39,14 @@ GPU_RUNS = {
     "tiger_cpu": "`tiger`, the CPU beside it",
     "tiger_plain": "`tiger`, as the service calls it",
 }
+SEARCH_WAYS = {
+    "drawn": "**drawn text, as served**",
+    "drawn_int8": "the same in int8, as Redis keeps it",
+    "features": "what was read, wholly whitened",
+    "head": "the head's vectors, from which the codes come",
+    "minilm": "MiniLM",
+    "bm25": "BM25 over words",
+}
 OVERLOADS = ("overload_2", "overload_5", "overload_10")
 CERTIFIED_BEAMS = (10, 20, 50, 100, 200)
 CATALOG_SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -103,6 +111,20 @@ def _exactness(model: str) -> Table:
         for label, cell in EXACTNESS
     ]
     return Table(("one core, items:", *(f"{size:,}" for size in CATALOG_SIZES)), tuple(rows))
+
+
+def _search_quality(run: str) -> Table:
+    kinds = {
+        "part": "half of a title",
+        "typos": "with typos",
+        "units": "other units",
+        "order": "another order",
+        "all": "all of it",
+    }
+    rows = [
+        (label, *(f"{{{run}[{way}_mrr_{kind}]:.3f}}" for kind in kinds)) for way, label in SEARCH_WAYS.items()
+    ]
+    return Table(("MRR of 500 queries", *kinds.values()), tuple(rows))
 
 
 TABLES: Mapping[str, Table] = {
@@ -242,6 +264,8 @@ TABLES: Mapping[str, Table] = {
             for name, label in (("pp_ocr", "PP-OCRv6 (`pp-ocr-base`)"), ("compact", "compact reader"))
         ),
     ),
+    "search_groceries": _search_quality("search_groceries"),
+    "search_scientific": _search_quality("search_scientific"),
     "decode": Table(
         (
             "ms per request, at the better of one and two threads",

@@ -23,7 +23,7 @@ class RankerConfig:
     num_seeds: int = 8  # of pooling
     hidden_dim: int = 64  # of the layers that score
     history_length: int = 20
-    num_non_events: int = 8  # beside each event, see rankers/examples.py
+    num_non_events: int = 8  # beside each event, see rankers/impressions.py
     num_epochs: int = 4
     max_events: int = 200_000  # the newest ones teach
     batch_size: int = 128
