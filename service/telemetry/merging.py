@@ -73,6 +73,7 @@ GAUGES: Mapping[str, How] = {
     "glyphrec_codebook_used_ratio": How.MOST,
     "glyphrec_unreadable_values": How.MOST,
     "glyphrec_model_info": How.MOST,
+    "glyphrec_ranker_info": How.MOST,
     "glyphrec_offline_quality": How.MOST,
     # the last worker to change the model; a worker that starts again must not look like a change
     "glyphrec_bundle_loaded_timestamp_seconds": How.LEAST,
