@@ -39,7 +39,7 @@ def test_the_sums_of_a_cell_give_its_normalized_entropy_and_are_read_as_they_wer
     result = run_cell(shop, CELLS["prefix"], seed=0)
     assert Sums.of([result]).entropy()[0] == pytest.approx(result.figures["ne"])
     assert sum(sum(result.shown[name]) for name in SEGMENTS) == 4 * 60
-    assert {"drift_all", "attention_padding", "items_unseen"} <= result.figures.keys()
+    assert {"drift_all", "items_unseen"} <= result.figures.keys()
     embedding_cells.save(tmp_path, result)
     kept = embedding_cells.load(tmp_path, "shop", "prefix", 0)
     assert kept.key == result.key

@@ -3,6 +3,7 @@
 import random
 
 from service.core.limits import MAX_BATCH_QUERIES
+from tests.service.catalogs import until_true
 from tests.service.running import is_problem, running
 from tests.service.scraping import by_label, scrape
 
@@ -64,13 +65,13 @@ async def test_an_event_finds_the_page_of_a_query_by_its_own_id(client):
     second = (await client.post("/recommend/batch", json=queries)).json()["results"][1]
     taken = second["page"]["items"][0]["item_id"]
     event = {"event_id": "e1", "request_id": second["request_id"], "item_id": taken}
-    before = by_label(await scrape(client), "feedback_hits_total", "k")
+    before = by_label(await scrape(client), "feedback_hits_total", "k")["1"]
     assert (await client.post("/events", json={"events": [event]})).status_code == 202
-    for _ in range(500):
-        if by_label(await scrape(client), "feedback_hits_total", "k") != before:
-            break
-    hits = by_label(await scrape(client), "feedback_hits_total", "k")
-    assert hits["1"] - before["1"] == 1
+
+    async def is_attributed() -> bool:
+        return by_label(await scrape(client), "feedback_hits_total", "k")["1"] == before + 1
+
+    await until_true(is_attributed)
 
 
 async def test_no_query_has_a_page_after_the_deadline_and_each_may_be_asked_again(client):

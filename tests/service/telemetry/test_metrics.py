@@ -27,7 +27,7 @@ from tests.service.running import is_problem, running, starting, until_ready
 from tests.service.scraping import by_label, read, scrape, value
 
 # A metric's name ends, before _total, with a unit of Prometheus or with the counted things.
-QUEUES = ("recommender", "rankings", "tokenizer", "query", "vectors")
+QUEUES = ("recommender", "rankings", "tokenizer", "query", "vectors", "beam")
 UNITS = ("seconds", "bytes", "ratio")
 COUNTED = (
     *("requests", "in_flight", "rejections", "units", "admissions", "jobs", "recommendations", "beams"),
@@ -65,15 +65,20 @@ async def test_after_known_requests_every_metric_has_the_value_it_must_have(bund
                 "trained": sum(item_id in trained for item_id in shown),
                 "new": sum(item_id not in trained for item_id in shown),
             },
-            "admissions_total": {"recommender": 4, "rankings": 1, "tokenizer": 2, "query": 1, "vectors": 2},
+            "admissions_total": {
+                **{"recommender": 4, "rankings": 1, "tokenizer": 2, "query": 1, "vectors": 2, "beam": 0},
+            },
             "queue_limit_units": {
                 **dict.fromkeys(("recommender", "rankings"), 777),
                 **dict.fromkeys(("tokenizer", "query", "vectors"), 99),
+                "beam": 4,
             },
             "queue_units": dict.fromkeys(QUEUES, 0),
             "running_units": dict.fromkeys(QUEUES, 0),
             "reserved_units": dict.fromkeys(QUEUES, 0),
-            "batch_jobs_sum": {"recommender": 4, "rankings": 1, "tokenizer": 2, "query": 1, "vectors": 2},
+            "batch_jobs_sum": {
+                **{"recommender": 4, "rankings": 1, "tokenizer": 2, "query": 1, "vectors": 2, "beam": 0},
+            },
             "rankings_total": {"ranker": 0, "generator": 1, "popularity": 0},
             "item_searches_total": {"text": 1, "item": 1},
             "bundle_swaps_total": {"switched": 0, "failed": 0},
