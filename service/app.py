@@ -25,7 +25,6 @@ from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.core.bundle import RECOMMENDER
-from service.core.co_counts import CoCounts
 from service.core.cpus import usable_cpus
 from service.core.redis_url import check_certificates
 from service.core.version import service_version
@@ -38,10 +37,9 @@ from service.flows.indexing import Indexer
 from service.flows.item_ranking import ItemRanker, rank_in_batches
 from service.flows.item_ranking import work_of as work_of_ranking
 from service.flows.item_search import ItemSearcher, find_in_batches, work_of_findings
-from service.flows.learning import Learned, Learner
+from service.flows.learning import Learner
 from service.flows.pictures import PictureReader
 from service.flows.query_encoder import QueryEncoder, encode_in_batches
-from service.flows.ranker import Ranker
 from service.flows.recommend import Recommender
 from service.flows.search import observed_by, recommend_in_batches
 from service.flows.served_pages import ServedPages
@@ -52,7 +50,7 @@ from service.inference.batching import MicroBatcher
 from service.inference.beam_levels import LevelSession
 from service.lifecycle.bundles import BundleFolder, GraphOptions, LoadedBundle, load
 from service.lifecycle.leader import Leader
-from service.lifecycle.model import Model, Readiness
+from service.lifecycle.model import Model, Readiness, counts_of, learned_by, ranker_of
 from service.lifecycle.opening import Opening
 from service.lifecycle.ownership import owner_of
 from service.lifecycle.retokenizing import Retokenizer
@@ -68,6 +66,7 @@ from service.store.retry import retry
 from service.store.rollout import RolloutStore
 from service.store.server import redis_url_or_server
 from service.store.standing import Owner, StandingStore
+from service.telemetry.event_loop import watch_event_loop
 from service.telemetry.gpu import find_nvml
 from service.telemetry.merging import snapshot
 from service.telemetry.metrics import Metrics
@@ -76,7 +75,6 @@ from service.workers.siblings import Answer, Siblings, refusal_of
 
 log = logging.getLogger("glyphrec")
 
-TICK_S = 0.25
 OPENING_TICK_S = 0.05
 MAX_BATCH_FINDINGS = 16  # searches that hold the lock of the catalog together
 MAX_QUEUED_TRACES = 4  # people who look at a beam at the same time
@@ -479,14 +477,6 @@ def build_model(
     )
 
 
-def ranker_of(loaded: LoadedBundle) -> Ranker | None:
-    """The ranker of a bundle, if it has one."""
-    spec = loaded.manifest.ranker
-    if loaded.ranker is None or spec is None:
-        return None
-    return Ranker(loaded.ranker, spec.history_length, loaded.popularity)
-
-
 def co_count_store(redis: Redis | RedisCluster, settings: Settings) -> CoCountStore:
     """The counts of the catalog, which all models share."""
     return CoCountStore(
@@ -496,19 +486,6 @@ def co_count_store(redis: Redis | RedisCluster, settings: Settings) -> CoCountSt
         keep_s=2 * settings.attribution_s,  # as long as the events' own ids
         log_length=settings.log_length,
     )
-
-
-def learned_by(readiness: Readiness) -> Learned | None:
-    """What events are counted by now."""
-    model = readiness.model
-    if model is None or model.manifest.co_counts is None:
-        return None
-    return Learned(model.catalog, model.manifest.co_counts)
-
-
-def counts_of(readiness: Readiness) -> CoCounts | None:
-    """The table of counts that searches use now."""
-    return None if readiness.model is None else readiness.model.catalog.co_counts
 
 
 async def _until_decided(readiness: Readiness) -> None:
@@ -521,12 +498,3 @@ async def _until_decided(readiness: Readiness) -> None:
 async def resolved(value: Any) -> Any:
     """A value that is at hand, for a caller that awaits it."""
     return value
-
-
-async def watch_event_loop(metrics: Metrics) -> None:
-    """Measure how late a timer fires, until cancelled."""
-    loop = asyncio.get_running_loop()
-    while True:
-        due_at = loop.time() + TICK_S
-        await asyncio.sleep(TICK_S)
-        metrics.event_loop_lag_seconds.observe(max(0.0, loop.time() - due_at))

@@ -74,6 +74,7 @@ class Policies:
         # By method, in the router's order: the pattern of paths, the scope, and the template of the route.
         self._patterns: dict[str, list[tuple[Pattern[str], Scope, str]]] = {}
         self._areas = dict(areas or {})
+        self._open: set[str] = set()  # paths of routes that need no key
 
     def add(self, route: Route, declared: RoutePolicy | None = None) -> None:
         """Add a route, in the order of the router. `declared` is for a route that is not ours.
@@ -96,7 +97,7 @@ class Policies:
                 self._probes.add((method, route.path))
             self._patterns.setdefault(method, []).append((route.path_regex, declared.scope, route.path))
         if is_fixed and declared.scope is Scope.OPEN:
-            self._areas[route.path] = Scope.OPEN  # with a wrong method, too: the answer is 405 without a key
+            self._open.add(route.path)  # with a wrong method, too: the answer is 405 without a key
 
     def add_files(self, mount: Mount) -> None:
         """Add a folder of files, which anybody may read."""
@@ -140,6 +141,8 @@ class Policies:
         return Scope.READ if method in _READING_METHODS else Scope.WRITE
 
     def _area_of(self, path: str) -> Scope | None:
+        if path in self._open:
+            return Scope.OPEN
         if path in self._areas:
             return self._areas[path]
         return next(

@@ -16,13 +16,16 @@ from service.catalog.co_count_follower import CoCountFollower
 from service.catalog.follower import CatalogFollower
 from service.catalog.graph_builder import GraphBuilder
 from service.core.bundle_co_counts import bundle_co_counts
+from service.core.co_counts import CoCounts
 from service.errors import GlyphrecError, ServiceError
 from service.flows.beam_trace import BeamTrace, BeamTracer, Tracing
 from service.flows.drawing import Tokenized
 from service.flows.indexing import Indexer
 from service.flows.item_ranking import ItemRanker, RankedItems, Ranking
 from service.flows.item_search import Finding, FoundItems, ItemSearcher
+from service.flows.learning import Learned
 from service.flows.query_encoder import Vector
+from service.flows.ranker import Ranker
 from service.flows.recommend import Recommender
 from service.flows.search import Page, Search
 from service.inference.batching import MicroBatcher
@@ -228,3 +231,24 @@ class ReadyState(NamedTuple):
 
     status: Literal["ready", "starting", "stopping", "damaged"]
     phase: str
+
+
+def ranker_of(loaded: LoadedBundle) -> Ranker | None:
+    """The ranker of a bundle, if it has one."""
+    spec = loaded.manifest.ranker
+    if loaded.ranker is None or spec is None:
+        return None
+    return Ranker(loaded.ranker, spec.history_length, loaded.popularity)
+
+
+def learned_by(readiness: Readiness) -> Learned | None:
+    """What events are counted by now."""
+    model = readiness.model
+    if model is None or model.manifest.co_counts is None:
+        return None
+    return Learned(model.catalog, model.manifest.co_counts)
+
+
+def counts_of(readiness: Readiness) -> CoCounts | None:
+    """The table of counts that searches use now."""
+    return None if readiness.model is None else readiness.model.catalog.co_counts

@@ -73,8 +73,8 @@ def shop(browser, tmp_path_factory) -> Iterator[Shop]:  # noqa: ARG001  without 
     folder = tmp_path_factory.mktemp("shop")
     bundle = folder / "bundle"
     commands = commands_of_the_readme(folder / "data", bundle)
-    assert [words[0] for words in commands] == ["prepare", "prepare", "export"]
-    for words in commands:
+    assert [words[0] for words in commands][:3] == ["prepare", "prepare", "export"]
+    for words in commands[:3]:
         subprocess.run(glyphrec_command(*words), check=True, cwd=folder, capture_output=True, timeout=800)
     settings = PATIENT | {"GLYPHREC_FILTER_FIELDS": "price:number,category:text"}
     with local_service(bundle, data_dir=folder / "redis", log=folder / "log", settings=settings) as service:

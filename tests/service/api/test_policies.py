@@ -66,12 +66,19 @@ TRUTH = {
     ("GET", "/docs"): OPEN,
     ("GET", "/openapi.json"): OPEN,
     ("HEAD", "/openapi.json"): OPEN,
+    ("GET", "/"): OPEN,
+    ("GET", "/explorer/files/{name}"): OPEN,
+    ("GET", "/explorer/items"): READ,
+    ("GET", "/explorer/branches"): READ,
+    ("GET", "/explorer/categories"): READ,
+    ("POST", "/explorer/contents"): READ,
+    ("POST", "/explorer/beam"): READ,
 }
 
 
 def truth_by_path(method: str, path: str) -> Scope:
     """The scope of every request, told by its method and path alone."""
-    open_paths = {"/metrics", "/livez", "/readyz", "/healthz", "/docs", "/openapi.json"}
+    open_paths = {"/metrics", "/livez", "/readyz", "/healthz", "/docs", "/openapi.json", "/"}
     if path in open_paths or path.startswith(("/health/", "/docs/")):
         return OPEN
     if path == "/admin" or path.startswith("/admin/"):
@@ -81,6 +88,8 @@ def truth_by_path(method: str, path: str) -> Scope:
         ("POST", "/recommend/batch"),
         ("POST", "/rank"),
         ("POST", "/search"),
+        ("POST", "/explorer/contents"),
+        ("POST", "/explorer/beam"),
     }
     if method in {"GET", "HEAD", "OPTIONS"} or (method, path) in queries:
         return READ
@@ -113,7 +122,7 @@ def test_every_route_of_ours_declares_a_policy_and_needs_the_scope_of_the_table(
         assert (declared is None) == (route.path == "/openapi.json"), route.path
         for method in route.methods:
             found[method, route.path] = (declared or DESCRIPTION).scope
-            path = re.sub("{.*?}", "some/item", route.path)
+            path = re.sub("{.*?}", "some/item", re.sub("{name}", "app.js", route.path))
             assert policies.scope_of(method, path) is TRUTH[method, route.path]
     assert found == TRUTH
 
@@ -198,8 +207,8 @@ def test_routes_with_a_queue_alone_reserve_room_and_are_called_directly(app, pol
         ("POST", "/rank"),
         ("POST", "/search"),
     }
-    assert policies.admissions.keys() == queries
-    assert direct_routes(app, ROUTERS).keys() == queries
+    assert policies.admissions.keys() == queries | {("POST", "/explorer/beam")}
+    assert direct_routes(app, ROUTERS).keys() == queries - {("POST", "/recommend/batch")}
 
 
 async def test_a_request_reserves_what_its_route_declares_once_a_model_is_there(app, monkeypatch):

@@ -1,0 +1,60 @@
+"""The labels of rows and columns of the documents' tables (tables.py)."""
+
+SYSTEMS = {
+    "generate": "`transformers.generate`, `prefix_allowed_tokens_fn`",
+    "tiger_eager": "`tiger` in eager PyTorch",
+    "tiger_float32": "`tiger`, float32",
+    "tiger": "`tiger`, int8",
+    "tree_float32": "`tree`, float32",
+    "tree": "`tree`, int8",
+}
+STUDY_CELLS = {
+    "markov": "first-order Markov, then popularity",
+    "tiger_text": "TIGER on MiniLM text, RQ-VAE, suffix (one seed)",
+    "item_knn": "nearest items by the default's vectors",
+    "sasrec": "SASRec with full cross-entropy, tuned (three seeds)",
+    "tgh": "TGH, three hops of the transition graph, not trained",
+    "sum": "weighted sum of counts, text and popularity, not trained",
+    "text": "`base` without counts, on MiniLM text (three seeds)",
+    "without_counts": "`base` without counts (three seeds)",
+    "default": "glyphrec, `base` (three seeds)",
+}
+DEMO_SYSTEMS = {
+    "model": "the demo's model, `tree` after 1,000 steps",
+    "markov": "first-order Markov, then popularity",
+    "markov_popular_ties": "the same, equal counts by popularity",
+    "popularity": "popularity",
+}
+GPU_RUNS = {
+    "tree_cpu": "`tree`, the CPU beside it, {gpu.cores:.0f} cores",
+    "tree_plain": "`tree`, as the service calls it",
+    "tree_replayed": "`tree`, tables resident, one CUDA graph replayed",
+    "tiger_cpu": "`tiger`, the CPU beside it",
+    "tiger_plain": "`tiger`, as the service calls it",
+}
+SEARCH_WAYS = {
+    "drawn": "**drawn text, as served**",
+    "drawn_int8": "the same in int8, as Redis keeps it",
+    "features": "what was read, wholly whitened",
+    "head": "the head's vectors, from which the codes come",
+    "minilm": "MiniLM",
+    "bm25": "BM25 over words",
+}
+OVERLOADS = ("overload_2", "overload_5", "overload_10")
+CERTIFIED_BEAMS = (10, 20, 50, 100, 200)
+CATALOG_SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+EXACTNESS = (
+    ("different codes", "{RUN_codes:,.0f}"),
+    ("one search of 50 beams, ms", "{RUN_beam_ms:.2f}"),
+    ("… its pages that are proven", "{RUN_beam_proven:.1%}"),
+    ("`guarantee: exact`, ms, p50 / p95", "{RUN_exact_ms:.2f} / {RUN_exact_p95_ms:.1f}"),
+    ("… its pages that are proven", "{RUN_exact_proven:.1%}"),
+    ("RecJPQPrune, numpy, ms", "{RUN_pruned_ms:.2f}"),
+    ("… the items that it scores", "{RUN_pruned_scored:.1%}"),
+    ("all sub-items, numpy / faiss, ms", "{RUN_sub_items_ms:.2f} / {RUN_sub_items_faiss_ms:.2f}"),
+    ("all vectors, numpy, ms", "{RUN_vectors_ms:.2f}"),
+    (
+        "MB: beam / RecJPQPrune / sub-items / vectors",
+        "{RUN_beam_mb:,.0f} / {RUN_pruned_mb:,.0f} / {RUN_sub_items_mb:,.0f} / {RUN_vectors_mb:,.0f}",
+    ),
+)
