@@ -23,8 +23,8 @@ class RankerConfig:
     num_seeds: int = 8  # of pooling
     hidden_dim: int = 64  # of the layers that score
     history_length: int = 20
-    num_non_events: int = 8  # beside each event, see rankers/impressions.py
+    num_non_events: int = 8  # beside each event: rankers/impressions.py, and pipeline/ranking.py in an export
     num_epochs: int = 4
-    max_events: int = 200_000  # the newest ones teach
+    max_events: int = 200_000  # that teach: the newest where there are times, and random ones in an export
     batch_size: int = 128
     learning_rate: float = 3e-3

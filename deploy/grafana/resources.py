@@ -23,7 +23,7 @@ def build() -> Dashboard:
 PROCESS = [
     lines(
         "CPU by replica",
-        "Cores in use. Each worker has one event loop and GLYPHREC_THREADS for each of its two graphs.",
+        "Cores in use. Each worker has one event loop and GLYPHREC_THREADS for each of its graphs.",
         "short",
         Query(f"rate(process_cpu_seconds_total{where()}[$__rate_interval])", "{{instance}}"),
     ),

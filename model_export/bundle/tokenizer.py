@@ -3,7 +3,6 @@
 strips ─── body (the encoder's own ONNX) ─▶ frames ──────┐
 pictures ─ image body (if photos are read) ─▶ features ──┴─ pooling, fusion ─▶ features ─ head, quantizer
 
-
 fields ─── tables of embeddings (FAMAE) ────────────────────────────────────────────────── quantizer
 
 The quantizer gives the codes. The `vector` is what a search compares: the features of a text, or, if photos

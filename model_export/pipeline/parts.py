@@ -1,4 +1,4 @@
-"""Long work over items, stored part by part. An interrupted run goes on after the last finished part."""
+"""Long work over photos, stored part by part. An interrupted run goes on after the last finished part."""
 
 import shutil
 from collections.abc import Callable

@@ -268,10 +268,7 @@ def run_recommend(args: argparse.Namespace) -> int:
             "popular items" if answer["source"] == "popular" else f"next items{', exact' * answer['exact']}"
         )
         for item in answer["items"]:
-            given = item.get("ranker_score") if args.rerank else item["score"]
-            score = "" if given is None else f"{given:.3f}"
-            words = words_of(client, item["item_id"])
-            print(f"{score:>8}  {item['semantic_id']:<16} {item['item_id']}  {words}")
+            print_item(client, item, item.get("ranker_score") if args.rerank else item["score"])
     return 0
 
 
@@ -287,6 +284,12 @@ def _recommend_to_users(args: argparse.Namespace, defaults: dict[str, Any]) -> i
     del defaults["history"]
     with connected(args.url, args.key) as client:
         return recommend_users(client, args.users, args.out, defaults)
+
+
+def print_item(client: Client, item: dict[str, Any], score: float | None) -> None:
+    """A line with the score, the Semantic ID, the id and the words of an item of an answer."""
+    shown = "" if score is None else f"{score:.3f}"
+    print(f"{shown:>8}  {item['semantic_id']:<16} {item['item_id']}  {words_of(client, item['item_id'])}")
 
 
 def filter_of(text: str) -> Any:

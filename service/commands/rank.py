@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from service.commands.asking import Kinds, ask, connected, has, not_ours
-from service.commands.client import add_connection, filter_of, words_of
+from service.commands.client import add_connection, filter_of, print_item
 from service.commands.parsers import Subparsers
 
 AN_ANSWER: Kinds = {"items": list, "ranked_by": str, "unknown_item_ids": list, "unknown_history_ids": list}
@@ -58,7 +58,5 @@ def run_rank(args: argparse.Namespace) -> int:
         by = answer["ranked_by"]
         print("ranked by popularity" if by == "popularity" else f"ranked by the {by}")
         for item in answer["items"]:
-            score = "" if item["score"] is None else f"{item['score']:.3f}"
-            words = words_of(client, item["item_id"])
-            print(f"{score:>8}  {item['semantic_id']:<16} {item['item_id']}  {words}")
+            print_item(client, item, item["score"])
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service.commands.asking import Kinds, ask, connected, has, not_ours, picture
-from service.commands.client import add_connection, filter_of, words_of
+from service.commands.client import add_connection, filter_of, print_item
 from service.commands.parsers import Subparsers
 from service.errors import GlyphrecError
 
@@ -60,6 +60,5 @@ def run_search(args: argparse.Namespace) -> int:
         if not answer["items"]:
             print("no item passes the filter" if answer["matching_items"] == 0 else "nothing was found")
         for item in answer["items"]:
-            words = words_of(client, item["item_id"])
-            print(f"{item['score']:>8.3f}  {item['semantic_id']:<16} {item['item_id']}  {words}")
+            print_item(client, item, item["score"])
     return 0

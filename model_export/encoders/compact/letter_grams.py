@@ -74,7 +74,7 @@ class LetterGrams(Pooling):
         self.num_grams, self.feature_dim = basis.shape
 
     def search_scale(self) -> Tensor:
-        """Undoes half of the whitening. Searches with all of it, and with none, find less (decision 24)."""
+        """Undoes half of the whitening, which costs queries with typing errors some places (decision 24)."""
         scale: Tensor = self.basis.norm(dim=0).rsqrt()
         return scale
 
