@@ -483,9 +483,9 @@ def load_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise BadSettings(
-            "; ".join(_sentence(detail) for detail in error.errors(include_input=False))
-        ) from None
+        details = error.errors(include_input=False)
+        unknown = "default_factory_not_called"  # a default that needs a setting with an error of its own
+        raise BadSettings("; ".join(_sentence(each) for each in details if each["type"] != unknown)) from None
 
 
 def _sentence(detail: Any) -> str:

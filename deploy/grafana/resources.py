@@ -80,7 +80,8 @@ WORKERS = [
         "A worker ended by itself, and another took its place. The log says how it ended.",
         "short",
         Query(
-            f"sum by (instance, worker) (increase(glyphrec_worker_restarts_total{where()}[$__range]))",
+            "sum by (instance, worker) "
+            f"(increase(glyphrec_worker_restarts_total{where()}[$__rate_interval]))",
             "{{instance}}, worker {{worker}}",
         ),
         steps=[(1, "yellow")],

@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from deploy.grafana.pictures import filled
 from service.core.co_counts import CoCountSpec
+from service.telemetry.merging import WorkerMetrics
 from tests.e2e.watched import RATE_INTERVAL, ROOT, Watched, prometheus_binary, watched
 from tests.known_bundle import KNOWN_ITEMS, PICTURES, write_known_bundle
 
 LOAD_S = 25
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 RULES = sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+NO_WORKERS = "a replica of one process counts no workers; tests/e2e/test_workers.py reads what several export"
 NO_GPU = "this machine has no GPU, or glyphrec[gpu] is not installed"
 
 # What stays empty under this load, and why. The test fails too where one of these does return data.
@@ -24,6 +27,8 @@ EMPTY_PANELS = {
     ("resources", "GPU: memory in use"): NO_GPU,
     ("resources", "GPU: memory"): NO_GPU,
     ("resources", "GPU: use"): NO_GPU,
+    ("resources", "Workers that answer"): NO_WORKERS,
+    ("resources", "Workers that were started again"): NO_WORKERS,
     ("catalog", "Recall of the graph"): "a catalog of a few thousand items is searched without a graph",
 }
 
@@ -124,7 +129,8 @@ def test_all_that_a_rule_looks_at_is_there(seen: Watched, each: Expression) -> N
 
 
 def test_expressions_name_only_what_the_replicas_export_or_a_rule_records(seen: Watched) -> None:
-    known = exported(seen)
+    of_workers = re.findall(r"^(\w+)[ {]", generate_latest(WorkerMetrics(2).registry).decode(), re.MULTILINE)
+    known = exported(seen) | set(of_workers)
     gpu = {name for name, _ in selectors(str(panels())) if name.startswith("glyphrec_gpu_")}
     for each in [*panels(), *annotations(), *rules("record"), *rules("alert")]:
         assert {name for name, _ in selectors(each.expr)} - gpu <= known, each

@@ -210,7 +210,6 @@ async def test_a_body_that_stops_coming_is_given_up(bundle, redis_url):
 @pytest.mark.parametrize(
     ("method", "path", "status", "slug"),
     [
-        ("GET", "/", 404, "no-such-route"),
         ("GET", "/nothing/here", 404, "no-such-route"),
         ("POST", "/recommend/", 404, "no-such-route"),
         ("GET", "/recommend", 405, "method-not-allowed"),

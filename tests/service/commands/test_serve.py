@@ -249,7 +249,7 @@ def test_the_log_says_how_many_threads_there_are_and_why(caplog, monkeypatch, th
     with caplog.at_level(logging.INFO):
         log_threads(threads, is_given=is_given)
     (record,) = caplog.records
-    assert f"graphs: {words}" in record.getMessage()
+    assert f"graph: {words}" in record.getMessage()
     assert "2 usable processors (affinity to 32, a quota of 2)" in record.getMessage()
 
 
