@@ -227,15 +227,15 @@ class CoCounts:
         others = self._items.take(self._neighbors[numbers])  # [history, position, place]
         mass = self._shares[numbers] * weight[..., None] * others["inverse_root"]
         counts = (mass > 0) & (others["prefix"] >= 0)
-        row = np.nonzero(counts)[0]  # ascending
         prefixes = others["prefix"][counts]
         span = int(prefixes.max(initial=0)) + 1
-        found, place = np.unique(row * span + prefixes, return_inverse=True)  # by history, then by prefix
+        keys = np.nonzero(counts)[0] * span + prefixes  # by history, then by prefix
+        found, place = np.unique(keys, return_inverse=True)
         total = np.bincount(place, weights=mass[counts], minlength=len(found))
-        total = np.minimum(total, MAX_MASS).astype(np.float32)
-        row, prefixes = np.divmod(found, span)
-        ends = np.searchsorted(row, np.arange(len(histories) + 1))
-        return [Gathered(prefixes[a:b], total[a:b]) for a, b in pairwise(ends.tolist())]
+        merged = np.minimum(total, MAX_MASS).astype(np.float32)
+        of_history, prefixes = np.divmod(found, span)
+        ends = np.searchsorted(of_history, np.arange(len(histories) + 1))
+        return [Gathered(prefixes[a:b], merged[a:b]) for a, b in pairwise(ends.tolist())]
 
     def _clear(self, number: int) -> None:
         inverse_root = self._items["inverse_root"]
