@@ -77,9 +77,10 @@ def ordinary_body(body: bytes) -> Ordinary | None:
         given = _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    if given.rerank or any(body.count(name) > 1 for name in _NAMES):
-        return None
-    return given
+    for name in _NAMES:
+        if body.count(name) > 1:
+            return None
+    return None if given.rerank else given
 
 
 class _Call:
@@ -192,7 +193,7 @@ class RecommendShortcut:
         """Send the page -> seconds that it took to write."""
         started_at = perf_counter()
         model, page, given = call.model, found.page, call.given
-        body = _body(self._rows.of(page.items, model.catalog), found, model.manifest.recommender_id)
+        body = body_of(self._rows.of(page.items, model.catalog), found, model.manifest.recommender_id)
         self._state.pages.remember(
             call.request_id,
             model.manifest.recommender_id,
@@ -296,7 +297,7 @@ class PreparedItems:
         return packed_sid, before, f',"ranker_score":null,"semantic_id":"{catalog.unpacked(packed_sid)}"}}'
 
 
-def _body(rows: str, found: Recommended, recommender_id: str) -> bytes:
+def body_of(rows: str, found: Recommended, recommender_id: str) -> bytes:
     """A RecommendResponse as JSON, its fields in the order of the model."""
     page = found.page
     search = (

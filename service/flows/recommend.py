@@ -211,6 +211,8 @@ class Recommender:
         them: most excluded items are not among the best, and a search that is too wide costs more than one
         that is too narrow and repeated.
         """
+        if self._widths[0] >= 2 * query.limit:  # whatever is excluded
+            return self._widths
         needed = query.limit + min(query.limit, len(query.excluded))
         return tuple(width for width in self._widths if width >= needed) or self._widths[-1:]
 

@@ -128,7 +128,7 @@ def recommend_in_batches(
         decoding_at = perf_counter()
         found = _search(session, catalog, asked, history_length)
         took = (decoding_at - started_at, perf_counter() - decoding_at)
-        pages = [_page(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
+        pages = [page_of(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
         if ranker is not None:
             pages = _reranked(ranker, catalog, asked, pages)
         observe(searches, pages)
@@ -205,9 +205,14 @@ def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
     return [RankedPrefixes(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
 
 
-def _page(
-    catalog: Catalog, asked: Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
+def page_of(
+    catalog: Catalog,
+    asked: Asked,
+    found: RankedPrefixes | None,
+    history_s: float = 0.0,
+    decode_s: float = 0.0,
 ) -> Page:
+    """The items of the found prefixes that the page may have. The caller holds the lock of the catalog."""
     query = asked.search.query
     selection = Selection(
         query.limit,
