@@ -12,7 +12,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from service.errors import REFUSALS
-from service.telemetry.tallies import TallyFamily
+from service.telemetry.tallies import CountFamily, TallyFamily
 
 # Chosen from measured latencies, docs/log.md: recommendations take 1 to 50 ms, items 10 ms to minutes.
 _SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -47,7 +47,7 @@ class MetricFamilies:
         self._machine()
 
     def _requests(self) -> None:
-        self.http_requests = self._counter(
+        self.http_requests = self._counts(
             "http_requests",
             "Answered requests, by route template. unread: a connection too many, which was refused before "
             "its request was read. unmatched: a path without a route.",
@@ -68,7 +68,7 @@ class MetricFamilies:
         self._gauge("http_requests_in_flight", "Requests being answered now.").set_function(
             lambda: self.num_in_flight
         )
-        self.rejections = self._counter(
+        self.rejections = self._counts(
             "rejections",
             "Requests that were refused for now (408, 429, 503), by the last part of the problem's type.",
             "reason",
@@ -452,6 +452,10 @@ class MetricFamilies:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"glyphrec_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _counts(self, name: str, text: str, *labels: str) -> CountFamily:
+        """A counter that only the event loop's thread counts."""
+        return CountFamily(f"glyphrec_{name}", text, labels, registry=self.registry)
 
     def _tallies(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> TallyFamily:
         """A histogram whose observers exclude each other, as those do that run in the event loop."""

@@ -102,7 +102,6 @@ class Metrics(MetricFamilies):
         self._beams_lock = Lock()  # while models change, two queues run at once
         self.valid_beams.labels()  # 0 before the first search
         # Each look-up of a child takes a lock, and there are few children.
-        self._requests_of = cache(self.http_requests.labels)
         self._recommendations_of = cache(self.recommendations.labels)
         self._item_searches_of = cache(self.item_searches.labels)
         self._rankings_of = cache(self.rankings.labels)
@@ -114,10 +113,10 @@ class Metrics(MetricFamilies):
         """Begin the counters of these routes at 0. `routes`: templates and methods that clients call."""
         for route, method in routes:
             for status in _USUAL_STATUSES:
-                self._requests_of(route, method, str(status))
+                self.http_requests.labels(route, method, str(status))
             for outcome in ("answered", "refused"):
                 self.http_seconds.labels(route, method, outcome)
-        self._requests_of(UNREAD, "other", "503")
+        self.http_requests.labels(UNREAD, "other", "503")
 
     # --- objects that are read at each scrape ---
 
@@ -210,14 +209,14 @@ class Metrics(MetricFamilies):
         method = (
             method if method in _METHODS else "other"
         )  # a client may send any method, but labels have few values
-        self._requests_of(route, method, str(status)).inc()
+        self.http_requests.labels(route, method, str(status)).inc()
         self.http_seconds.labels(route, method, _outcome_of(status)).observe(seconds)
         if refusal is not None and refusal.slug in REFUSALS:
             self.rejections.labels(refusal.slug).inc()
 
     def observe_answers(self, route: str, method: str, seconds: Sequence[float]) -> None:
         """Count answers with status 200, by the time that each took."""
-        self._requests_of(route, method, "200").inc(len(seconds))
+        self.http_requests.labels(route, method, "200").inc(len(seconds))
         tally = self.http_seconds.labels(route, method, "answered")
         for each in seconds:
             tally.observe(each)

@@ -1,7 +1,7 @@
-"""Histograms that one thread observes: a bisection and two additions, where prometheus_client takes locks.
+"""Counters and histograms of one thread: additions, where prometheus_client takes locks.
 
-POST /recommend observes eight values for each answer, so their cost is a part of the cost of a request. What
-Prometheus reads is the same.
+POST /recommend observes eight values for each answer, and under overload refusals are counted ten thousand
+times a second. So their cost is a part of the cost of a request. What Prometheus reads is the same.
 """
 
 from bisect import bisect_left
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -35,6 +35,44 @@ class Tally:
         self.total += value * times
 
 
+class Count:
+    """One series of a counter. Only the thread of the event loop may call it."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def inc(self, times: int = 1) -> None:
+        """Count so many times."""
+        self.total += times
+
+
+class CountFamily(Collector):
+    """The series of one counter, by the values of its labels."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
+        self._name, self._text, self._labels = name, text, tuple(labels)
+        self._counts: dict[tuple[str, ...], Count] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Count:
+        """The series of these values, which begins at 0 with the first call. Raises ValueError."""
+        count = self._counts.get(values)
+        if count is None:
+            if len(values) != len(self._labels):
+                raise ValueError(f"{self._name} has the labels {self._labels}, not {len(values)} of them")
+            count = self._counts[values] = Count()
+        return count
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """What a scrape reads."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, count in list(self._counts.items()):
+            family.add_metric(values, count.total)
+        yield family
+
+
 class TallyFamily(Collector):
     """The series of one metric, by the values of its labels."""
 
@@ -54,10 +92,10 @@ class TallyFamily(Collector):
 
     def labels(self, *values: str) -> Tally:
         """The series of these values, which begins at 0 with the first call. Raises ValueError."""
-        if len(values) != len(self._labels):
-            raise ValueError(f"{self._name} has the labels {self._labels}, not {len(values)} of them")
         tally = self._tallies.get(values)
         if tally is None:
+            if len(values) != len(self._labels):
+                raise ValueError(f"{self._name} has the labels {self._labels}, not {len(values)} of them")
             tally = self._tallies[values] = Tally(self._bounds)
         return tally
 
