@@ -1,4 +1,4 @@
-"""POST /recommend without an app: from the bytes of an ordinary request to those of its answer (decision 25).
+"""POST /recommend without an app: from the bytes of an ordinary request to those of its answer (decision 26).
 
 Ordinary is a valid body without a filter, limits on similar items or the ranker, in plain JSON, with a key
 that may read. Everything else is declined, and the route in recommend.py answers it. So each error has one
