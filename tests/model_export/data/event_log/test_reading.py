@@ -379,9 +379,24 @@ def test_a_prepared_folder_is_no_event_log(tmp_path):
     assert said.endswith(f"holds whole histories and not events. Give the folder: --data {tmp_path / 'out'}")
 
 
+def test_what_was_prepared_may_be_cut_at_a_moment(tmp_path):
+    path = log(tmp_path, ["u,a,2024-01-01", "u,b,2024-01-02", "u,c,2024-01-03"])
+    for source, out, more in (
+        (f"events:{path}", "all", []),
+        (str(tmp_path / "all"), "before", ["--until", "2024-01-03"]),
+        (f"events:{path}", "same", ["--until", "2024-01-03"]),
+    ):
+        assert main(["prepare", "--data", source, "--out", str(tmp_path / out), *more]) == 0
+    before, same = (read_dataset(str(tmp_path / name)) for name in ("before", "same"))
+    assert [row.tolist() for row in before.sequences] == [[0, 1]]
+    assert before.item_ids == ["a", "b", "c"]  # the catalog stays whole, where the log has no table of items
+    assert same.item_ids == ["a", "b"]
+    assert [row.tolist() for row in before.times] == [row.tolist() for row in same.times]
+
+
 def test_flags_of_events_need_an_event_log(tmp_path, capsys):
     assert main(["prepare", "--data", str(tmp_path), "--out", str(tmp_path / "o"), "--event", "buy"]) == 2
-    assert "flags of columns and events need --data events:EVENTS[,ITEMS]" in capsys.readouterr().err
+    assert "but for --until, need --data events:EVENTS[,ITEMS]" in capsys.readouterr().err
     assert main(["prepare", "--data", "events:x.csv"]) == 2
     assert "Give --out FOLDER, or --preview" in capsys.readouterr().err
     assert main(["prepare", "--data", "events:x.csv,y.csv", "--preview"]) == 2
