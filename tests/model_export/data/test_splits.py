@@ -108,9 +108,7 @@ def test_by_time_a_target_is_the_first_item_from_the_moment_on_and_nothing_later
         assert target == dataset.sequences[user][before]
     # What is learned is what an export of the events before the moment learns, without users of one event.
     counts = [sum(time < moment for time in its) for its in times]
-    earlier = [
-        row[: count if count > 1 else 0] for row, count in zip(dataset.sequences, counts, strict=True)
-    ]
+    earlier = [row[: count if count > 1 else 0] for row, count in zip(dataset.sequences, counts, strict=True)]
     expected = leave_one_out(replace(dataset, sequences=earlier))
     assert [row.tolist() for row in split.train] == [row.tolist() for row in expected.train]
     assert split.validation.targets.tolist() == expected.validation.targets.tolist()
