@@ -352,6 +352,13 @@ def test_a_damaged_file_of_literals_is_refused_in_one_line(tmp_path):
     assert "reviews.json.gz: line 30001: neither JSON nor a Python literal" in refused(path)
 
 
+def test_the_preview_tells_which_columns_of_the_items_have_another_name_here(tmp_path, capsys):
+    path = log(tmp_path, [f"u,a,{T}", f"u,b,{T + 1}"])
+    (tmp_path / "items.csv").write_text("item_id,name,category,price\na,Tea,Drinks,3\nb,Rye,Bread,2\n")
+    assert main(["prepare", "--data", f"events:{path},{tmp_path / 'items.csv'}", "--preview"]) == 0
+    assert "id = item_id; title = name; as they are: category, price\n" in capsys.readouterr().out
+
+
 def test_the_preview_prints_rows_columns_and_counts_and_writes_nothing(tmp_path, capsys):
     rows = [f"u{n},i{n % 4},{T + n},view" for n in range(12)] + [
         f"u{n},i{n % 3},{T + n},buy" for n in range(12)
