@@ -16,6 +16,7 @@ from model_export.pipeline.run import Run, silent
 from model_export.ranker_config import RankerConfig
 from service.core.bundle import RANKER, RECOMMENDER, Bundle, load_bundle
 from service.core.graphs import PADDING, Neighbors
+from service.core.render import font_sha256
 from service.errors import GlyphrecError
 from service.inference.runtime import RankerSession
 
@@ -30,7 +31,10 @@ class Ranked(NamedTuple):
 
 
 def plain() -> RunConfig:
-    return replace(tiny(), opinions=OpinionsConfig(max_users=100))
+    """The configuration `tiny` as an export completes it, so that both read the items once."""
+    config = tiny()
+    render = config.render.model_copy(update={"font_sha256": font_sha256(config.render)})
+    return replace(config, render=render, opinions=OpinionsConfig(max_users=100))
 
 
 @pytest.fixture(scope="module")
