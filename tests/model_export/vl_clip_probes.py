@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model_export.picture_configs import SpaceConfig
 from model_export.vl_clip import (
     class_maps,
     clip_space,
@@ -19,7 +20,7 @@ from model_export.vl_clip import (
     photo_reader,
     regions,
 )
-from model_export.vl_clip.configs import ClipConfig, SpaceConfig
+from model_export.vl_clip.configs import ClipConfig
 from model_export.vl_clip.joint_space import TextPhotoPairs
 from model_export.vl_clip.space import TextPhotoSpace
 from tests.model_export.photo_probes import waves
