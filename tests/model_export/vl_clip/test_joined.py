@@ -78,7 +78,7 @@ def test_the_graph_gives_a_text_and_a_photo_the_vectors_of_the_space(tokenizer, 
     found = tokenizer.run([*(item_of(text) for text in TEXTS[:4]), item_of("", PHOTOS[2])]).vectors
     np.testing.assert_allclose(found[:4], space.texts(TEXTS[:4]), atol=1e-3)
     with torch.no_grad():
-        features = PhotoReader(SIZE_PX)(torch.from_numpy(PHOTOS[2][None])).numpy()
+        features = PhotoReader(SIZE_PX)(torch.from_numpy(np.stack([PHOTOS[2]]))).numpy()
     np.testing.assert_allclose(found[4:], space.projections.photo.vectors(features), atol=1e-3)
 
 
