@@ -1,7 +1,7 @@
 """The joint space in a bundle: one vector of an item or a query, from its drawn text, its photo or both.
 
     frames of strips ── letter grams ─ Projection ─▶ vector of the text ──┐
-    features of photos ─────────────── Projection ─▶ vector of the photo ─┴─ sum ─▶ vector
+    features of photos ─────────────── Projection ─▶ vector of the photo ─┴─ weighted sum ─▶ vector
 
 A text and a photo of one product have nearly the same vector. So an item with both lies between its two, and
 a query of either kind finds items of every kind (decision 25).
@@ -37,6 +37,7 @@ from service.core.render import item_text
 from service.errors import GlyphrecError
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
+PHOTO_WEIGHT = 0.5  # beside the text's, which is 1 (docs/log.md)
 
 
 class JointVectors(nn.Module):
@@ -64,7 +65,7 @@ class JointVectors(nn.Module):
         of_text = self.text(texts) * has_text  # [item, dim]
         rows = self.photo(photos)  # [photo, dim]
         table = torch.cat([rows.new_zeros(1, self.dim), rows])  # the first is that of NO_PICTURE
-        return F.normalize(of_text + table[photo_of + 1], dim=-1)
+        return F.normalize(of_text + PHOTO_WEIGHT * table[photo_of + 1], dim=-1)
 
 
 @dataclass(frozen=True)

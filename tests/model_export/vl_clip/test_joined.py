@@ -11,7 +11,7 @@ from model_export.encoders.fusion import Fusion, make_head
 from model_export.encoders.images.base import image_body
 from model_export.encoders.images.efficientnet_lite0 import FEATURE_DIM, EfficientNetLite0
 from model_export.picture_configs import JointPicturesConfig, SpaceConfig
-from model_export.vl_clip.joined import JointVectors
+from model_export.vl_clip.joined import PHOTO_WEIGHT, JointVectors
 from model_export.vl_clip.joint_space import JointSpace, Projection, Projections
 from model_export.vl_clip.photo_reader import PhotoReader
 from model_export.vl_clip.stored_space import SPACE, load_space, save_space
@@ -87,7 +87,8 @@ def test_an_item_with_both_lies_between_its_text_and_its_photo_and_one_with_neit
     text, photo, both, neither = tokenizer.run(
         [item_of(TEXTS[3]), item_of("", PHOTOS[3]), item_of(TEXTS[3], PHOTOS[3]), item_of("")]
     ).vectors
-    np.testing.assert_allclose(both, (text + photo) / np.linalg.norm(text + photo), atol=1e-3)
+    between = text + PHOTO_WEIGHT * photo
+    np.testing.assert_allclose(both, between / np.linalg.norm(between), atol=1e-3)
     assert not neither.any()
 
 
