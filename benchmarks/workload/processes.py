@@ -42,6 +42,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def children(pid: int) -> list[int]:
+    """The processes that the process has started, and that have not ended."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def until_idle(pid: int, window_s: float = 0.5, share: float = 0.1) -> None:
     """Wait until the process uses less than this share of a processor, for example after its start."""
     spent_s = share * window_s
