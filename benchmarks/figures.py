@@ -28,7 +28,13 @@ FIGURES = Path("docs/figures.json")
 STUDY = Path("docs/study.json")
 TABLE = re.compile(r"(<!-- figures:([\w-]+) -->\n)(.*?)(<!-- /figures -->)", re.DOTALL)
 SENTENCE = re.compile(r"(<!-- figure (\{[^{}]+\}) -->)(.*?)(<!-- /figure -->)", re.DOTALL)
-DEMO_COMMAND = "glyphrec evaluate --bundle BUNDLE --data completejourney --json figures.json"
+EVALUATE = "glyphrec evaluate --bundle BUNDLE --data {} --json figures.json"
+EVALUATIONS = {  # runs that are no benchmarks -> their commands
+    "demo": EVALUATE.format("completejourney"),
+    "ranked_groceries": EVALUATE.format("ALL --split-at 2017-11-01"),
+    "ranked_office": EVALUATE.format("DIR/office"),
+    "ranked_scientific": EVALUATE.format("DIR/scientific"),
+}
 MEGA = 1_000_000
 SHORT_BELOW = 10
 
@@ -104,13 +110,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def record(root: Path, name: str, text: str) -> None:
-    """Keep a run under `name`: a benchmark's output, or what `glyphrec evaluate --json` wrote for `demo`."""
+    """Keep a run under `name`: a benchmark's output, or what one of EVALUATIONS wrote."""
     known = names_of_runs(root)
     if name not in known:
         raise FigureError(f"no table shows {name!r}. Known are {', '.join(sorted(known))}.")
     run = _parsed(text)
-    if name == "demo" and "figures" not in run:
-        run = _run_of_evaluation(run)
+    if name in EVALUATIONS and "figures" not in run:
+        run = _run_of_evaluation(EVALUATIONS[name], run)
     if not {"command", "figures"} <= run.keys():
         raise FigureError("the last line is not a benchmark's: it has no command and figures.")
     if "--tiny" in run["command"]:
@@ -215,9 +221,9 @@ def _parsed(text: str) -> dict[str, Any]:
     raise FigureError("the result does not end with a line of JSON.")
 
 
-def _run_of_evaluation(figures: dict[str, float]) -> dict[str, Any]:
+def _run_of_evaluation(command: str, figures: dict[str, float]) -> dict[str, Any]:
     date = datetime.now(UTC).date().isoformat()
-    return {"command": DEMO_COMMAND, "date": date, "machine": report.machine(), "figures": figures}
+    return {"command": command, "date": date, "machine": report.machine(), "figures": figures}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ DEMO_SYSTEMS = {
     "markov_popular_ties": "the same, equal counts by popularity",
     "popularity": "popularity",
 }
+RANKED = {
+    "ranked_groceries": "groceries, by what came later (`demo` with a ranker)",
+    "ranked_office": "Amazon office, leave-one-out (`ranked`)",
+    "ranked_scientific": "Amazon scientific, leave-one-out (`ranked`)",
+}
 GPU_RUNS = {
     "tree_cpu": "`tree`, the CPU beside it, {gpu.cores:.0f} cores",
     "tree_plain": "`tree`, as the service calls it",

@@ -44,6 +44,8 @@ def add_prepare(subparsers: Subparsers) -> None:
 
 def _prepare(args: argparse.Namespace) -> int:
     from model_export.data.event_log.options import EventOptions, options_of
+    from model_export.data.event_log.times import milliseconds_of
+    from model_export.data.splits import events_before
     from model_export.data.tables import DataError, check_apart, read_dataset, read_events, write_dataset
     from model_export.files import check_folder
 
@@ -55,9 +57,15 @@ def _prepare(args: argparse.Namespace) -> int:
         check_folder(args.out, "--out")
     log = read_events(args.data, options)
     if log is None:
-        if options != EventOptions():
-            raise DataError(f"{args.data}: flags of columns and events need --data events:EVENTS[,ITEMS].")
+        if options != EventOptions(until=args.until):
+            raise DataError(
+                f"{args.data}: flags of columns and events, but for --until, need "
+                "--data events:EVENTS[,ITEMS]."
+            )
+        moment = None if args.until is None else milliseconds_of(args.until, "--until")
         dataset = read_dataset(args.data)
+        if moment is not None:
+            dataset = events_before(dataset, moment, args.until)
         say(dataset.summary())
     else:
         dataset = log.dataset

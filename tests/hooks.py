@@ -26,6 +26,7 @@ LONG_FILES = [
     "model_export/study/test_study.py",
     "model_export/test_export.py",
     "benchmarks/test_tiny.py",
+    "model_export/test_export_with_ranker.py",
     "service/lifecycle/test_bad_bundles.py",
     "model_export/study/test_cold.py",
     "service/api/test_fuzz.py",

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.dataset import DataError, Dataset, ItemSequence
+from model_export.data.dataset import MIN_ITEMS_PER_USER, DataError, Dataset, ItemSequence, make_dataset
 
 MIN_ITEMS_TO_EVALUATE = 3  # one item for training and two targets
 MAX_REPEATED_SHARE = 0.5
@@ -82,13 +82,11 @@ def split_by_time(dataset: Dataset, moment: int) -> Split:
 
     Raises DataError if the dataset has no times, or if nobody has a test target.
     """
-    if dataset.times is None:
-        raise DataError(
-            f"{dataset.name}: has no times to split by. Write it with prepare --data events:…, with times."
-        )
-    num_before = [int(np.searchsorted(times, moment)) for times in dataset.times]  # [user]
+    num_before = _num_before(dataset, moment)
     before = [sequence[:count] for sequence, count in zip(dataset.sequences, num_before, strict=True)]
-    earlier = leave_one_out(replace(dataset, sequences=before, times=None))
+    # An export of the earlier events leaves out who has too few of them, so these users teach nothing.
+    taught = [sequence if len(sequence) >= MIN_ITEMS_PER_USER else sequence[:0] for sequence in before]
+    earlier = leave_one_out(replace(dataset, sequences=taught, times=None))
     users = np.array(
         [user for user, count in enumerate(num_before) if 0 < count < len(dataset.sequences[user])],
         dtype=np.int64,
@@ -103,6 +101,38 @@ def split_by_time(dataset: Dataset, moment: int) -> Split:
         targets=np.array([dataset.sequences[user][num_before[user]] for user in users], dtype=np.int32),
     )
     return Split(earlier.train, earlier.validation, test)
+
+
+def events_before(dataset: Dataset, moment: int, said: str) -> Dataset:
+    """The dataset as it was at a moment in milliseconds since 1970, with all items.
+
+    `said`: the moment in the user's words. What came later is counted in the exclusions. Raises DataError if
+    the dataset has no times, or if nobody remains.
+    """
+    num_before = _num_before(dataset, moment)
+    assert dataset.times is not None
+    late = sum(map(len, dataset.sequences)) - sum(num_before)
+    return make_dataset(
+        dataset.name,
+        dataset.items,
+        (
+            (user_id, sequence[:count])
+            for user_id, sequence, count in zip(dataset.user_ids, dataset.sequences, num_before, strict=True)
+        ),
+        dataset.exclusions | {f"events from {said} on": late},
+        times=[times[:count] for times, count in zip(dataset.times, num_before, strict=True)],
+        notes=dataset.notes,
+        images=dataset.images,
+    )
+
+
+def _num_before(dataset: Dataset, moment: int) -> list[int]:
+    """[user]: how many of a user's events came before the moment. Raises DataError if there are no times."""
+    if dataset.times is None:
+        raise DataError(
+            f"{dataset.name}: has no times to split by. Write it with prepare --data events:…, with times."
+        )
+    return [int(np.searchsorted(times, moment)) for times in dataset.times]
 
 
 def _targets(sequences: list[ItemSequence], users: NDArray[np.int64], from_end: int) -> Targets:

@@ -244,10 +244,12 @@ def code(run: Run, read: Read) -> Coded:
     divided = vectors if first is None else with_first_codes(vectors, first.numbers[:, 0])
     if first is not None:
         run.say(f"      the first code is {first.vocabulary.names[0]}")
-    inputs = (
+    inputs: tuple[Any, ...] = (
         divided, collaborative, config.quantizer, config.sid, config.seed,
         versions.of_quantizer(config.quantizer),
     )  # fmt: skip
+    if choose_quantizer.fits_few_items(config.quantizer, config.sid, len(divided)):
+        inputs = (*inputs, "few items")  # the codes of larger catalogs stay as they are
     quantizer, report = _stage(
         run.cache,
         "quantizer",

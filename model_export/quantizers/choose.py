@@ -54,6 +54,12 @@ def versions_of_quantizer(config: AnyQuantizerConfig) -> dict[str, int]:
     return inside | VERSIONS[type(config)]
 
 
+def fits_few_items(config: AnyQuantizerConfig, spec: SidSpec, num_items: int) -> bool:
+    """Whether the quantizer treats residuals that are alike as one, which earlier releases did not."""
+    of_kmeans = isinstance(wrapped_in(config) or config, RqKMeansConfig)
+    return of_kmeans and rq_kmeans.is_few(num_items, max(spec.levels))
+
+
 def learns_from_purchases(config: AnyQuantizerConfig) -> bool:
     """Whether the quantizer needs collaborative vectors, beside the vectors that it divides."""
     return isinstance(wrapped_in(config) or config, LetterConfig)

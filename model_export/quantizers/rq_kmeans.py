@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from model_export.configs import RqKMeansConfig
@@ -28,6 +30,10 @@ from service.core.progress import ProgressBar
 from service.core.sid import SidSpec
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
+ROUNDING = (
+    1e-5  # of the length of a latent: residuals that differ by less differ by the rounding of arithmetic
+)
+FEW = 8  # items for each code: with fewer, many items may be alone in a code, or two by two
 
 
 class RqKMeans(ResidualQuantizer):
@@ -77,16 +83,22 @@ def train_rq_kmeans(
     data = torch.as_tensor(vectors, dtype=torch.float32)  # [item, dim]
     model = make(vector_dim=data.shape[1], spec=spec).eval().requires_grad_(False)
     residual = model.latents(data)  # [item, latent]
+    rounding = ROUNDING * float(residual.square().sum(dim=1).mean().sqrt())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for level in ProgressBar(
             range(spec.num_levels), desc="fit RQ-k-means", unit="level", disable=not progress
         ):
-            _fit_level(model, level, residual, config, seed)
+            _fit_level(model, level, _distinct(residual, spec.levels[level], rounding), config, seed)
             codebook = model.codebooks[level]
             residual = residual - codebook[nearest(residual, codebook, model.prices[level])]
     stats = measure(1, float(residual.square().mean()), encode_all(model, data), spec)
     return model, QuantizerReport((stats,))
+
+
+def is_few(num_items: int, num_codes: int) -> bool:
+    """Whether items may be alone in a code of a level, so that residuals that are alike count once."""
+    return num_items < FEW * num_codes
 
 
 def _fit_level(model: RqKMeans, level: int, residual: Tensor, config: RqKMeansConfig, seed: int) -> None:
@@ -100,3 +112,22 @@ def _fit_level(model: RqKMeans, level: int, residual: Tensor, config: RqKMeansCo
         centroids = torch.from_numpy(found.centroids)
         model.prices[level].copy_(torch.from_numpy(found.price))
     model.codebooks[level].copy_(centroids)
+
+
+def _distinct(residual: Tensor, num_codes: int, rounding: float) -> Tensor:
+    """The residuals [item, latent] of a catalog with few items for each code, one for those that are alike.
+
+    In such a catalog many items are alone in their code, so nothing is left of them but rounding. Codewords
+    between these would be other codes in another program. What is left of two items in one code differs
+    in its sign alone, which makes more residuals alike. Other catalogs are returned as they are.
+    """
+    if not is_few(len(residual), num_codes):
+        return residual
+    distance = torch.cdist(residual, residual, compute_mode="donot_use_mm_for_euclid_dist")  # [item, item]
+    num_groups, group = connected_components(csr_matrix((distance < rounding).numpy()), directed=False)
+    if num_groups == len(residual):
+        return residual
+    first = np.unique(group, return_index=True)[1]  # [group]
+    found = residual[np.sort(first)]
+    is_rounding = found.square().sum(dim=1).sqrt() < rounding
+    return torch.where(is_rounding[:, None], 0.0, found)

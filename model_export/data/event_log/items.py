@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
@@ -92,9 +92,7 @@ def read_items(
         kept = _kept(first, names, options, item_id, title)
         new_names = _new_names(kept, title)
         rows = _from_table(engine, files, names, item_id, new_names)
-        words = f"id = {item_id}; " + ", ".join(
-            new if new == old else f"{new} = {old}" for old, new in new_names.items()
-        )
+        words = "; ".join([f"id = {item_id}", *_in_words(new_names)])
     return _usable(rows, words, first.path, left_out)
 
 
@@ -187,6 +185,13 @@ def _new_names(columns: tuple[str, ...], title: str | None) -> dict[str, str]:
     image = None if FIELD in columns else _first(columns, FIELD)
     renamed = {title: "title", description: "description", image: FIELD}
     return {name: renamed.get(name, name) for name in columns}
+
+
+def _in_words(new_names: Mapping[str, str]) -> list[str]:
+    """The columns that have another name here, and then those that keep theirs."""
+    renamed = [f"{new} = {old}" for old, new in new_names.items() if new != old]
+    same = [new for old, new in new_names.items() if new == old]
+    return renamed + ([f"as they are: {', '.join(same)}"] if same else [])
 
 
 def _from_table(

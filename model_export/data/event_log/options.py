@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="count only events of this kind; repeatable",
     )
     add("--min-rating", type=float, metavar="R", help="count only events with at least this rating")
-    add("--until", metavar="TIME", help="count only events before this ISO time, for a split by time")
+    add("--until", metavar="TIME", help="count only events before this ISO time; of any source with times")
     add("--k-core", type=int, default=1, metavar="N", help="drop users and items with fewer than N events")
     add("--repeats", action="store_true", help="keep later events of a user with the same item")
     add("--item-id-column", metavar="NAME", help="the items' column of the id")

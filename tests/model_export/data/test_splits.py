@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_export.data.dataset import DataError, Dataset
-from model_export.data.splits import leave_one_out, split_by_time, training_fingerprint
+from model_export.data.splits import events_before, leave_one_out, split_by_time, training_fingerprint
 
 
 def dataset_of(lengths: list[int]) -> Dataset:
@@ -106,15 +106,27 @@ def test_by_time_a_target_is_the_first_item_from_the_moment_on_and_nothing_later
         before = sum(time < moment for time in times[user])
         assert history.tolist() == dataset.sequences[user][:before].tolist()
         assert target == dataset.sequences[user][before]
-    # What is learned is what an export of the events before the moment learns.
-    earlier = [
-        row[: sum(time < moment for time in its)] for row, its in zip(dataset.sequences, times, strict=True)
-    ]
+    # What is learned is what an export of the events before the moment learns, without users of one event.
+    counts = [sum(time < moment for time in its) for its in times]
+    earlier = [row[: count if count > 1 else 0] for row, count in zip(dataset.sequences, counts, strict=True)]
     expected = leave_one_out(replace(dataset, sequences=earlier))
     assert [row.tolist() for row in split.train] == [row.tolist() for row in expected.train]
     assert split.validation.targets.tolist() == expected.validation.targets.tolist()
 
 
+def test_an_export_of_the_events_before_a_moment_learns_what_a_split_by_time_says():
+    dataset = timed([[1, 2, 3, 9, 9], [3, 4], [2, 8, 9], [1, 5], [2, 3, 4, 5, 6, 7]])
+    earlier = events_before(dataset, 5, "day five")
+    assert earlier.items == dataset.items
+    assert [row.tolist() for row in earlier.sequences] == [[0, 1, 2], [5, 6], [12, 13, 14]]
+    assert [row.tolist() for row in earlier.times] == [[1, 2, 3], [3, 4], [2, 3, 4]]
+    assert earlier.exclusions == {"events from day five on": 8, "users with fewer than 2 known items": 2}
+    assert training_fingerprint(earlier, leave_one_out(earlier)) == training_fingerprint(
+        dataset, split_by_time(dataset, 5)
+    )
+
+
 def test_a_split_by_time_needs_times():
-    with pytest.raises(DataError, match="made: has no times to split by"):
-        split_by_time(dataset_of([4, 4]), 5)
+    for split in (split_by_time, lambda dataset, moment: events_before(dataset, moment, "day five")):
+        with pytest.raises(DataError, match="made: has no times to split by"):
+            split(dataset_of([4, 4]), 5)

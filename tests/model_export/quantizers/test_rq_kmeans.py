@@ -56,6 +56,20 @@ def test_known_codewords_are_found_level_by_level(balanced):
     assert report.history[-1].use == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("num_items", [1, 5, 16, 18, 25, 33, 50, 70])
+def test_rounding_decides_no_code_of_a_catalog_with_few_more_items_than_codes(balanced, num_items):
+    rng = np.random.default_rng(num_items)
+    vectors = rng.normal(size=(num_items, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    model, _ = fit(vectors, balanced=balanced, spec=SidSpec(levels=(16, 16, 16)))
+    codes = model.encode(torch.from_numpy(vectors))
+    for _ in range(5):
+        elsewhere = vectors + rng.normal(scale=3e-8, size=vectors.shape).astype(np.float32)
+        assert torch.equal(model.encode(torch.from_numpy(elsewhere)), codes)
+    assert len(torch.unique(codes, dim=0)) == num_items
+
+
 def test_each_code_has_the_least_squared_distance_plus_price():
     torch.manual_seed(0)
     model = RqKMeans(vector_dim=6, spec=SPEC).requires_grad_(False)

@@ -10,7 +10,9 @@ from onnx import TensorProto, helper  # noqa: E402  after the skip
 
 from service.core.graphs import (  # noqa: E402  after the skip
     GraphSpec,
+    Neighbors,
     field_tokenizer_graph,
+    ranker_graph,
     recommender_graph,
     tokenizer_graph,
 )
@@ -18,7 +20,12 @@ from service.core.sid import SidSpec  # noqa: E402  after the skip
 from service.core.trie import SidTrie  # noqa: E402  after the skip
 from service.errors import ContractMismatch, GlyphrecError  # noqa: E402  after the skip
 from service.inference import runtime  # noqa: E402  after the skip
-from service.inference.runtime import RecommenderSession, Tokenizer, TokenizerInput  # noqa: E402  after the skip
+from service.inference.runtime import (  # noqa: E402  after the skip
+    RankerSession,
+    RecommenderSession,
+    Tokenizer,
+    TokenizerInput,
+)
 
 SID = SidSpec(levels=(4, 3))
 TOKENIZER = tokenizer_graph(SID, height=2, width=3, vector_dim=1)
@@ -253,6 +260,64 @@ def test_a_table_of_another_type_is_refused(tmp_path):
     tables = (np.ones((1, 1), np.int64), np.zeros((4, 1), np.uint8))
     with pytest.raises(ContractMismatch, match=r"'live_1' is int64 \[1, 1\]"):
         session.run(np.zeros((1, 1, 2), np.int64), tables, (2, 5))
+
+
+RANKER = ranker_graph(SID)
+
+
+def counting_ranker(path: Path) -> Path:
+    """A score is the sum of a candidate's codes, its popularity, and all numbers of history and neighbors."""
+
+    def summed(name: str, axes: str) -> list:
+        return [
+            helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceSum", [f"{name}_float", axes], [f"{name}_sum"], keepdims=0),
+        ]
+
+    nodes = [
+        *summed("candidates", "last"),  # [batch, candidate]
+        *summed("history", "last_two"),  # [batch]
+        *summed("neighbors", "last"),  # [batch]
+        *summed("neighbor_mass", "last"),  # [batch]
+        helper.make_node("Sum", [f"{n}_sum" for n in ("history", "neighbors", "neighbor_mass")], ["alone"]),
+        helper.make_node("Unsqueeze", ["alone", "last"], ["of_history"]),  # [batch, 1]
+        helper.make_node("Sum", ["candidates_sum", "popularity", "of_history"], ["scores"]),
+    ]
+    axes = [
+        helper.make_tensor("last", TensorProto.INT64, (1,), [-1]),
+        helper.make_tensor("last_two", TensorProto.INT64, (2,), [-2, -1]),
+    ]
+    return write(path, RANKER, nodes, axes)
+
+
+def test_a_ranker_gets_history_candidates_popularity_and_neighbors_by_name(tmp_path):
+    session = RankerSession(counting_ranker(tmp_path / "r.onnx"), RANKER, threads=1)
+    history = np.array([[[1, 2], [3, 0]], [[0, 0], [0, 1]]])  # adds up to 6 and to 1
+    candidates = np.array([[[1, 1], [3, 2], [0, 0]], [[2, 2], [0, 1], [1, 0]]])
+    popularity = np.array([[0.5, 0.0, 0.25], [0.0, 0.125, 0.0]], np.float32)
+    neighbors = Neighbors(np.array([[100], [200]]), np.array([[1000], [2000]], np.float32))
+    scores = session.run(history, candidates, popularity, neighbors)
+    assert scores.tolist() == [[1108.5, 1111.0, 1106.25], [2205.0, 2202.125, 2202.0]]
+    without = session.run(history, candidates, popularity)  # one place of padding, -1, without mass
+    assert without.tolist() == [[7.5, 10.0, 5.25], [4.0, 1.125, 1.0]]
+
+
+def test_a_ranker_takes_one_candidate_as_it_takes_many(tmp_path):
+    session = RankerSession(counting_ranker(tmp_path / "r.onnx"), RANKER, threads=1)
+    history = np.array([[[1, 2]]])
+    candidates = np.array([[code, code % 3] for code in range(4)] * 250)[None]  # [1, 1000, 2]
+    popularity = np.arange(1000, dtype=np.float32)[None]
+    together = session.run(history, candidates, popularity)
+    for place in (0, 7, 999):
+        part = slice(place, place + 1)
+        alone = session.run(history, candidates[:, part], popularity[:, part])
+        assert alone.tolist() == together[:, part].tolist()
+
+
+def test_a_ranker_of_another_sid_spec_is_refused(tmp_path):
+    path = counting_ranker(tmp_path / "r.onnx")
+    with pytest.raises(ContractMismatch, match=r"r\.onnx: input 'history'.*Export again"):
+        RankerSession(path, ranker_graph(SidSpec(levels=(4, 3, 2))), threads=1)
 
 
 @pytest.mark.parametrize(

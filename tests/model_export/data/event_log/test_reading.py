@@ -352,6 +352,13 @@ def test_a_damaged_file_of_literals_is_refused_in_one_line(tmp_path):
     assert "reviews.json.gz: line 30001: neither JSON nor a Python literal" in refused(path)
 
 
+def test_the_preview_tells_which_columns_of_the_items_have_another_name_here(tmp_path, capsys):
+    path = log(tmp_path, [f"u,a,{T}", f"u,b,{T + 1}"])
+    (tmp_path / "items.csv").write_text("item_id,name,category,price\na,Tea,Drinks,3\nb,Rye,Bread,2\n")
+    assert main(["prepare", "--data", f"events:{path},{tmp_path / 'items.csv'}", "--preview"]) == 0
+    assert "id = item_id; title = name; as they are: category, price\n" in capsys.readouterr().out
+
+
 def test_the_preview_prints_rows_columns_and_counts_and_writes_nothing(tmp_path, capsys):
     rows = [f"u{n},i{n % 4},{T + n},view" for n in range(12)] + [
         f"u{n},i{n % 3},{T + n},buy" for n in range(12)
@@ -379,9 +386,24 @@ def test_a_prepared_folder_is_no_event_log(tmp_path):
     assert said.endswith(f"holds whole histories and not events. Give the folder: --data {tmp_path / 'out'}")
 
 
+def test_what_was_prepared_may_be_cut_at_a_moment(tmp_path):
+    path = log(tmp_path, ["u,a,2024-01-01", "u,b,2024-01-02", "u,c,2024-01-03"])
+    for source, out, more in (
+        (f"events:{path}", "all", []),
+        (str(tmp_path / "all"), "before", ["--until", "2024-01-03"]),
+        (f"events:{path}", "same", ["--until", "2024-01-03"]),
+    ):
+        assert main(["prepare", "--data", source, "--out", str(tmp_path / out), *more]) == 0
+    before, same = (read_dataset(str(tmp_path / name)) for name in ("before", "same"))
+    assert [row.tolist() for row in before.sequences] == [[0, 1]]
+    assert before.item_ids == ["a", "b", "c"]  # the catalog stays whole, where the log has no table of items
+    assert same.item_ids == ["a", "b"]
+    assert [row.tolist() for row in before.times] == [row.tolist() for row in same.times]
+
+
 def test_flags_of_events_need_an_event_log(tmp_path, capsys):
     assert main(["prepare", "--data", str(tmp_path), "--out", str(tmp_path / "o"), "--event", "buy"]) == 2
-    assert "flags of columns and events need --data events:EVENTS[,ITEMS]" in capsys.readouterr().err
+    assert "but for --until, need --data events:EVENTS[,ITEMS]" in capsys.readouterr().err
     assert main(["prepare", "--data", "events:x.csv"]) == 2
     assert "Give --out FOLDER, or --preview" in capsys.readouterr().err
     assert main(["prepare", "--data", "events:x.csv,y.csv", "--preview"]) == 2
