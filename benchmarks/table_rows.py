@@ -1,4 +1,4 @@
-"""The labels of rows and columns of the documents' tables (tables.py)."""
+"""The rows of the documents' tables (tables.py): labels, and templates of cells."""
 
 SYSTEMS = {
     "generate": "`transformers.generate`, `prefix_allowed_tokens_fn`",
@@ -63,3 +63,27 @@ EXACTNESS = (
         "{RUN_beam_mb:,.0f} / {RUN_pruned_mb:,.0f} / {RUN_sub_items_mb:,.0f} / {RUN_vectors_mb:,.0f}",
     ),
 )
+
+
+def reranking_row(run: str, label: str) -> tuple[str, ...]:
+    return (
+        label,
+        f"{{{run}.test_users:,.0f}}",
+        f"{{{run}[candidates_ndcg@10]:rate}}",
+        f"{{{run}[reranked_ndcg@10]:rate}}",
+        f"{{{run}.rerank_gain_mean:+.4f}} [{{{run}.rerank_gain_low:+.4f}}, {{{run}.rerank_gain_high:+.4f}}]",
+        f"{{{run}[model_recall@50]:.1%}}",
+        f"{{{run}.search_ms_per_request:short}}",
+        f"{{{run}.rerank_ms_per_request:short}}",
+    )
+
+
+def chaos_row(run: str) -> tuple[str, ...]:
+    counts = ("acknowledged", "faults", "lost", "bad_sids", "diverged", "wrong")
+    cells = [f"{{{run}.{name}:,.0f}}" for name in counts]
+    return (
+        f"{{{run}.seed:.0f}}",
+        *cells,
+        f"{{{run}.answers:,.0f}}, {{{run}.refused:,.0f}}",
+        f"{{{run}.seconds:.0f}}",
+    )

@@ -18,6 +18,8 @@ from benchmarks.table_rows import (
     SEARCH_WAYS,
     STUDY_CELLS,
     SYSTEMS,
+    chaos_row,
+    reranking_row,
 )
 
 
@@ -42,30 +44,6 @@ def _study_row(cell: str, label: str) -> tuple[str, ...]:
 
 def _gpu_cell(run: str, batch: int) -> str:
     return f"{{gpu.{run}_batch{batch}_rps:,.0f}} ({{gpu.{run}_batch{batch}_ms:short}} ms)"
-
-
-def _reranking_row(run: str, label: str) -> tuple[str, ...]:
-    return (
-        label,
-        f"{{{run}.test_users:,.0f}}",
-        f"{{{run}[candidates_ndcg@10]:rate}}",
-        f"{{{run}[reranked_ndcg@10]:rate}}",
-        f"{{{run}.rerank_gain_mean:+.4f}} [{{{run}.rerank_gain_low:+.4f}}, {{{run}.rerank_gain_high:+.4f}}]",
-        f"{{{run}[model_recall@50]:.1%}}",
-        f"{{{run}.search_ms_per_request:short}}",
-        f"{{{run}.rerank_ms_per_request:short}}",
-    )
-
-
-def _chaos_row(run: str) -> tuple[str, ...]:
-    counts = ("acknowledged", "faults", "lost", "bad_sids", "diverged", "wrong")
-    cells = [f"{{{run}.{name}:,.0f}}" for name in counts]
-    return (
-        f"{{{run}.seed:.0f}}",
-        *cells,
-        f"{{{run}.answers:,.0f}}, {{{run}.refused:,.0f}}",
-        f"{{{run}.seconds:.0f}}",
-    )
 
 
 def _overload_row(label: str, template: str) -> tuple[str, ...]:
@@ -161,7 +139,7 @@ TABLES: Mapping[str, Table] = {
             "search, ms",
             "ranker, ms more",
         ),
-        tuple(_reranking_row(run, label) for run, label in RANKED.items()),
+        tuple(reranking_row(run, label) for run, label in RANKED.items()),
     ),
     "serving": Table(
         ("", "glyphrec", "baseline in the same run"),
@@ -497,6 +475,6 @@ TABLES: Mapping[str, Table] = {
             "answers, of them refused",
             "seconds",
         ),
-        tuple(_chaos_row(f"chaos_{seed}") for seed in (1, 2, 3)),
+        tuple(chaos_row(f"chaos_{seed}") for seed in (1, 2, 3)),
     ),
 }

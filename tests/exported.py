@@ -6,6 +6,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from service.telemetry.merging import WorkerMetrics
 from service.telemetry.metrics import Metrics
+from service.telemetry.tallies import CountFamily, TallyFamily
 
 EXTRA_SAMPLES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
 GENERATED_BY_PROMETHEUS = {"up", "instance", "job", "le", "ALERTS", "alertname", "alertstate"}
@@ -31,7 +32,10 @@ def sample_names() -> set[str]:
 
 def label_names() -> set[str]:
     # prometheus_client has no public way to ask for them before a first sample.
-    return {name for each in _declared(Metrics()) for name in each._labelnames} | GENERATED_BY_PROMETHEUS
+    metrics = Metrics()
+    found = {name for each in _declared(metrics) for name in each._labelnames}
+    ours = [each for each in vars(metrics).values() if isinstance(each, CountFamily | TallyFamily)]
+    return found | {name for each in ours for name in each.label_names} | GENERATED_BY_PROMETHEUS
 
 
 def _declared(metrics: Metrics) -> list[MetricWrapperBase]:

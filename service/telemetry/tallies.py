@@ -52,7 +52,7 @@ class CountFamily(Collector):
     """The series of one counter, by the values of its labels."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
-        self._name, self._text, self._labels = name, text, tuple(labels)
+        self._name, self._text, self.label_names = name, text, tuple(labels)
         self._counts: dict[tuple[str, ...], Count] = {}
         registry.register(self)
 
@@ -60,14 +60,14 @@ class CountFamily(Collector):
         """The series of these values, which begins at 0 with the first call. Raises ValueError."""
         count = self._counts.get(values)
         if count is None:
-            if len(values) != len(self._labels):
-                raise ValueError(f"{self._name} has the labels {self._labels}, not {len(values)} of them")
+            if len(values) != len(self.label_names):
+                raise ValueError(f"{self._name} has the labels {self.label_names}, not {len(values)} of them")
             count = self._counts[values] = Count()
         return count
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """What a scrape reads."""
-        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        family = CounterMetricFamily(self._name, self._text, labels=self.label_names)
         for values, count in list(self._counts.items()):
             family.add_metric(values, count.total)
         yield family
@@ -86,7 +86,7 @@ class TallyFamily(Collector):
         registry: CollectorRegistry,
     ) -> None:
         """`buckets`: their upper bounds, ascending."""
-        self._name, self._text, self._labels, self._bounds = name, text, tuple(labels), tuple(buckets)
+        self._name, self._text, self.label_names, self._bounds = name, text, tuple(labels), tuple(buckets)
         self._tallies: dict[tuple[str, ...], Tally] = {}
         registry.register(self)
 
@@ -94,14 +94,14 @@ class TallyFamily(Collector):
         """The series of these values, which begins at 0 with the first call. Raises ValueError."""
         tally = self._tallies.get(values)
         if tally is None:
-            if len(values) != len(self._labels):
-                raise ValueError(f"{self._name} has the labels {self._labels}, not {len(values)} of them")
+            if len(values) != len(self.label_names):
+                raise ValueError(f"{self._name} has the labels {self.label_names}, not {len(values)} of them")
             tally = self._tallies[values] = Tally(self._bounds)
         return tally
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """What a scrape reads."""
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        family = HistogramMetricFamily(self._name, self._text, labels=self.label_names)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         for values, tally in list(self._tallies.items()):
             buckets = list(zip(names, map(float, accumulate(tally.counts)), strict=True))
