@@ -15,6 +15,7 @@ from benchmarks.table_rows import (
     GPU_RUNS,
     OVERLOADS,
     RANKED,
+    RERANKING,
     SEARCH_WAYS,
     STUDY_CELLS,
     SYSTEMS,
@@ -42,19 +43,6 @@ def _study_row(cell: str, label: str) -> tuple[str, ...]:
 
 def _gpu_cell(run: str, batch: int) -> str:
     return f"{{gpu.{run}_batch{batch}_rps:,.0f}} ({{gpu.{run}_batch{batch}_ms:short}} ms)"
-
-
-def _reranking_row(run: str, label: str) -> tuple[str, ...]:
-    return (
-        label,
-        f"{{{run}.test_users:,.0f}}",
-        f"{{{run}[candidates_ndcg@10]:rate}}",
-        f"{{{run}[reranked_ndcg@10]:rate}}",
-        f"{{{run}.rerank_gain_mean:+.4f}} [{{{run}.rerank_gain_low:+.4f}}, {{{run}.rerank_gain_high:+.4f}}]",
-        f"{{{run}[model_recall@50]:.1%}}",
-        f"{{{run}.search_ms_per_request:short}}",
-        f"{{{run}.rerank_ms_per_request:short}}",
-    )
 
 
 def _chaos_row(run: str) -> tuple[str, ...]:
@@ -151,17 +139,11 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "reranking": Table(
-        (
-            "",
-            "test users",
-            "NDCG@10 of the search",
-            "reranked",
-            "change",
-            "targets among the 50",
-            "search, ms",
-            "ranker, ms more",
+        ("", *RERANKING),
+        tuple(
+            (label, *(cell.replace("RUN", run) for cell in RERANKING.values()))
+            for run, label in RANKED.items()
         ),
-        tuple(_reranking_row(run, label) for run, label in RANKED.items()),
     ),
     "serving": Table(
         ("", "glyphrec", "baseline in the same run"),
