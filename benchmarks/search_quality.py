@@ -2,6 +2,7 @@
 
     python -m benchmarks.search_quality --data FOLDER
     python -m benchmarks.search_quality --data FOLDER --config NAME --cache FOLDER
+    python -m benchmarks.search_quality --bundle FOLDER
 
 A query is half of the words of an item's title, next to each other, of 500 items of the data set. Four more
 kinds of query are the same words with a typo for each 40 letters, with every quantity in another unit or
@@ -14,6 +15,9 @@ whitened. `drawn_int8` is what Redis keeps. Beside them stand what else the toke
 encoder's `features`, wholly whitened, the `head`'s vectors, and the quantizer's `latents`. Baselines in the
 same run: the vectors of MiniLM, which reads text, and BM25 over words (bm25s). The last line is JSON:
 `drawn_mrr_typos` and so on, and `drawn_mrr`, the mean of the kinds.
+
+`--bundle` measures a finished bundle, also one that reads photos: its items with their vectors, and queries
+through its graph, as `served`.
 """
 
 import tempfile
@@ -40,9 +44,11 @@ from model_export.pipeline import stages
 from model_export.pipeline.run import Run
 from model_export.pipeline.stages import Coded, Read
 from model_export.study.perturb import mistyped, with_units_rewritten
+from service.core.bundle import TOKENIZER, Bundle, RenderSpec, load_bundle
 from service.core.render import font_sha256, item_text, render_text
-from service.core.vectors import quantized
+from service.core.vectors import from_text, quantized, unpacked
 from service.errors import GlyphrecError
+from service.inference.runtime import Tokenizer, TokenizerInput
 
 NUM_QUERIES = 500
 MIN_WORDS = 4  # of a title
@@ -68,7 +74,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", help="a folder with items.jsonl and interactions.jsonl")
     parser.add_argument("--config", default="base", help="whose tokenizer reads; default base")
     parser.add_argument("--cache", type=Path, help="where finished stages are kept for the next run")
+    parser.add_argument("--bundle", type=Path, help="a finished bundle in place of --data and --config")
     args = parser.parse_args(argv)
+    if args.bundle is not None:
+        return tell(argv, *measure_bundle(load_bundle(args.bundle)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, config = args.data, args.config
@@ -78,6 +87,11 @@ def main(argv: Sequence[str]) -> int:
             raise GlyphrecError("Which items? Give --data FOLDER.")
         run = Run.of(read_dataset(data), _as_exported(chosen(config, [])), args.cache or folder, print)
         figures, baseline = measure(run)
+    return tell(argv, figures, baseline)
+
+
+def tell(argv: Sequence[str], figures: dict[str, float], baseline: dict[str, float]) -> int:
+    """Print the figures. The exit status."""
     rows = [(name, f"{value:.3f}", "") for name, value in figures.items()]
     rows += [(name, f"{value:.3f}", "baseline") for name, value in baseline.items()]
     report.table(("", "MRR", ""), rows)
@@ -93,15 +107,26 @@ def _as_exported(config: RunConfig) -> RunConfig:
 
 def measure(run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """The figures of the tokenizer's vectors, and those of the baselines."""
-    items = run.dataset.items
+    return _measured(run.dataset.items, run.config.render, ways_of(run))
+
+
+def measure_bundle(bundle: Bundle) -> tuple[dict[str, float], dict[str, float]]:
+    """The figures of the vectors that a service searches, and those of the baselines."""
+    items = [row["item"] for row in bundles.catalog_of(bundle)]
+    return _measured(items, bundle.manifest.render, {"served": way_of_bundle(bundle).score})
+
+
+def _measured(
+    items: Sequence[dict[str, Any]], render: RenderSpec, ours: dict[str, Score]
+) -> tuple[dict[str, float], dict[str, float]]:
     titles = [str(item.get("title") or "").lower() for item in items]
     rng = np.random.default_rng(0)
     titled = [place for place, title in enumerate(titles) if len(title.split()) >= MIN_WORDS]
     titled = titled or list(range(len(items)))
     places = rng.choice(titled, min(NUM_QUERIES, len(titled)), replace=False).tolist()
     right = [np.flatnonzero([title == titles[place] for title in titles]) for place in places]
-    texts = [item_text(item, run.config.render) for item in items]
-    ways = ways_of(run) | {"minilm": minilm(texts), "bm25": bm25(texts)}
+    texts = [item_text(item, render) for item in items]
+    ways = ours | {"minilm": minilm(texts), "bm25": bm25(texts)}
     found: dict[str, dict[str, float]] = {name: {} for name in ways}
     for kind, change in CHANGES.items():
         drawn = np.random.default_rng(1)
@@ -180,6 +205,26 @@ def ways_of(run: Run) -> dict[str, Score]:
     return {name: way.score for name, way in ways.items()}
 
 
+def way_of_bundle(bundle: Bundle) -> Way:
+    """The vectors of the bundle's items, and its graph for queries, which it reads as titles."""
+    manifest = bundle.manifest
+    if not manifest.reads_pixels or manifest.fields is not None:
+        raise GlyphrecError(f"{bundle.path}: its tokenizer reads fields, which a query does not have.")
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=1)
+    rows = [from_text(row["vector"]) for row in bundles.catalog_of(bundle)]
+
+    def encode(texts: Sequence[str]) -> Rows:
+        found = []
+        for start in range(0, len(texts), TEXTS_PER_RUN):
+            drawn = [
+                render_text(text, manifest.render).strips for text in texts[start : start + TEXTS_PER_RUN]
+            ]
+            found.append(tokenizer.run([TokenizerInput(strips, None, None) for strips in drawn]).vectors)
+        return _kept(np.concatenate(found))
+
+    return Way(unpacked(rows, manifest.vector_dim).astype(np.float32), encode)
+
+
 def _reader(config: RunConfig, read: Read) -> Callable[[Sequence[str]], Rows]:
     if (
         isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
@@ -187,7 +232,8 @@ def _reader(config: RunConfig, read: Read) -> Callable[[Sequence[str]], Rows]:
         or read.fusion is not None
     ):
         raise GlyphrecError(
-            f"configuration {config.name}: this measures tokenizers that read drawn text alone."
+            f"configuration {config.name}: this measures tokenizers that read drawn text alone. Export it, "
+            "and give --bundle FOLDER."
         )
     encoder = make_encoder(config.render, config.encoder, config.seed)
     body = onnxruntime.InferenceSession(

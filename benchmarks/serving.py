@@ -6,11 +6,13 @@
 A service of its own with 100,000 items, histories of 20 items, 50 beams. Requests come from another process,
 at a rate that does not wait for answers (workload/load.py). Baselines in the same run: both graphs called in
 a loop, with as many threads as the service gives them; a bare FastAPI route that returns a canned answer
-(peers/bare.py); a two-tower recommender with exact search and with HNSW (peers/two_tower.py). The last line
-is JSON:
+(peers/bare.py) and a protocol without a framework (peers/floor.py); a two-tower recommender with exact search
+and with HNSW (peers/two_tower.py). The last line is JSON:
 
   overhead_ms_p50         one caller: the median over HTTP less that of the graph
   saturation_share        answers a second at saturation / answers a second of the graph in its best batches
+  python_us_per_request   processor time of a request at saturation, less that of the graph in equal batches;
+                          printed by stage. The baseline `floor_us` is a bare protocol (peers/floor.py)
   p99_ratio_at_70pct      at 70 % of saturation: p99 / the median of one caller
   ingest_share            items a second in bulk / items a second of the tokenizer in its best batches
   ready_s_100k            from the start of the process to ready, with a full Redis
@@ -36,6 +38,7 @@ from benchmarks.workload.catalog import HISTORY, JSON, enlarged, service_with, w
 from benchmarks.workload.ingest import Load, ingest
 from benchmarks.workload.load import require_h2load, send
 from benchmarks.workload.processes import cpu_seconds
+from benchmarks.workload.python_cost import batches_so_far, stages_us
 from model_export.local_service import LocalService, free_port
 from service.core.bundle import RECOMMENDER, Bundle
 from service.core.graphs import beam_widths
@@ -95,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         body = write_body(catalog, folder)
         baseline = graph_alone(bundle, catalog, scale.repeats)
         with service_with(bundle, catalog, folder) as service:
-            points, figures = recommend(service, body, scale, baseline)
+            points, figures, batch = recommend(service, body, scale, baseline)
             figures["ready_s_100k"] = service.ready_s
 
             def p99_ms(share: float) -> float:
@@ -105,9 +108,16 @@ def main(argv: Sequence[str]) -> int:
             of_ingest, its_baseline = ingest(service, bundle, catalog, folder, scale.new_items, load)
             answer = service.client.post("/recommend", content=body.read_bytes(), headers=JSON).content
         baseline |= its_baseline | bare(answer, body, folder, scale.seconds)
+        num_beams = min(NUM_BEAMS, bundle.manifest.beam_limit)
+        stages = stages_us(bundle, catalog, body, max(1, round(batch)), num_beams)
+    graph_us = stages.pop("graph")
+    figures["python_us_per_request"] = 1_000 * figures["cpu_s_per_1000"] - graph_us
+    baseline["graph_us_per_request"] = graph_us
+    stages["HTTP, event loop, queue, metrics"] = figures["python_us_per_request"] - sum(stages.values())
     for search, found in two_tower.measure(scale.items, HISTORY, scale.repeats).items():
         baseline |= {f"two_tower_{search}_{key}": value for key, value in found._asdict().items()}
     show(points)
+    report.table(("Python in a request", "µs"), [(name, f"{us:.1f}") for name, us in stages.items()])
     if args.plot:
         plot(points, baseline["graph_p50_ms"], figures["saturation_rps"], args.plot)
     report.finish("serving", argv, figures | of_ingest, baseline, shown=False)
@@ -141,14 +151,15 @@ def graph_alone(bundle: Bundle, catalog: Sequence[dict[str, Any]], repeats: int)
 
 def recommend(
     service: LocalService, body: Path, scale: Scale, baseline: dict[str, float]
-) -> tuple[list[Point], dict[str, float]]:
-    """Latency at each load, and figures."""
+) -> tuple[list[Point], dict[str, float], float]:
+    """Latency at each load, figures, and the mean size of a batch at saturation."""
     url = f"{service.url}/recommend"
     send(url, body, callers=CALLERS, seconds=2)  # warms everything up
     alone = send(url, body, callers=1, seconds=scale.seconds).latency_ms
-    spent_s = -cpu_seconds(service.process.pid)
+    before, spent_s = batches_so_far(service), -cpu_seconds(service.process.pid)
     saturated = [send(url, body, callers=CALLERS, seconds=scale.seconds) for _ in range(3)]
     spent_s += cpu_seconds(service.process.pid)
+    num_batches, num_jobs = (b - a for a, b in zip(before, batches_so_far(service), strict=True))
     num_answers = [int(np.sum(each.status == OK)) for each in saturated]
     rates = [num / each.took_s for num, each in zip(num_answers, saturated, strict=True)]
     saturation = float(np.median(rates))
@@ -167,7 +178,7 @@ def recommend(
         "p99_ratio_at_70pct": at_70_percent.p99_ms / p50_ms,
         "cpu_s_per_1000": 1_000 * spent_s / sum(num_answers),
     }
-    return points, figures
+    return points, figures, num_jobs / num_batches
 
 
 def point_at(service: LocalService, body: Path, rate: float, seconds: float) -> Point:
@@ -189,29 +200,36 @@ def settle_s(seconds: float) -> float:
 
 
 def bare(answer: bytes, body: Path, folder: Path, seconds: int) -> dict[str, float]:
-    """The route that returns the same bytes."""
-    path, port = folder / "answer.json", free_port()
+    """The route that returns the same bytes, and the protocol without a framework."""
+    path = folder / "answer.json"
     path.write_bytes(answer)
-    url = f"http://127.0.0.1:{port}/recommend"
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.peers.bare", str(port), path])
-    try:
-        until_answered(url)
-        send(url, body, callers=CALLERS, seconds=2)
-        alone = send(url, body, callers=1, seconds=seconds)
-        saturated = send(url, body, callers=CALLERS, seconds=seconds)
-    finally:
-        process.terminate()
-        process.wait()
-    return {
-        "bare_p50_ms": float(np.median(alone.latency_ms)),
-        "bare_saturation_rps": len(saturated.status) / saturated.took_s,
-    }
+    figures: dict[str, float] = {}
+    for name in ("bare", "floor"):
+        port = free_port()
+        url = f"http://127.0.0.1:{port}/recommend"
+        process = subprocess.Popen([sys.executable, "-m", f"benchmarks.peers.{name}", str(port), path])
+        try:
+            until_answered(url, body.read_bytes())
+            send(url, body, callers=CALLERS, seconds=2)
+            alone = send(url, body, callers=1, seconds=seconds)
+            spent_s = -cpu_seconds(process.pid)
+            saturated = send(url, body, callers=CALLERS, seconds=seconds)
+            spent_s += cpu_seconds(process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+        figures |= {
+            f"{name}_p50_ms": float(np.median(alone.latency_ms)),
+            f"{name}_saturation_rps": len(saturated.status) / saturated.took_s,
+            f"{name}_us": 1e6 * spent_s / len(saturated.status),
+        }
+    return figures
 
 
-def until_answered(url: str) -> None:
+def until_answered(url: str, body: bytes) -> None:
     for _ in range(200):
         try:
-            httpx.post(url, trust_env=False)
+            httpx.post(url, content=body, headers=JSON, trust_env=False)
             return
         except httpx.TransportError:
             time.sleep(0.05)

@@ -328,8 +328,9 @@ def _vl_clip(args: argparse.Namespace) -> int:
     from model_export.data.neutral import read_catalog
     from model_export.data.tables import read_dataset
     from model_export.files import check_folder
+    from model_export.picture_configs import SpaceConfig
     from model_export.pipeline.cache import StageCache
-    from model_export.vl_clip.configs import ClipConfig, GroundingConfig, SpaceConfig, VlClipConfig
+    from model_export.vl_clip.configs import ClipConfig, GroundingConfig, VlClipConfig
     from model_export.vl_clip.refinement_settings import refinement_settings
     from model_export.vl_clip.run import run_vl_clip, table
 

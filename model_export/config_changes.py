@@ -21,7 +21,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from model_export.configs import (
     RUNS,
-    CardConfig,
     CompactConfig,
     FamaeConfig,
     FamaePicturesConfig,
@@ -32,7 +31,6 @@ from model_export.configs import (
     LetterConfig,
     MiniLmConfig,
     OpinionsConfig,
-    PicturesConfig,
     PpOcrConfig,
     QuantizerConfig,
     ReadableConfig,
@@ -43,6 +41,7 @@ from model_export.configs import (
     TreeConfig,
     with_ranker,
 )
+from model_export.picture_configs import CardConfig, JointPicturesConfig, PicturesConfig
 from model_export.ranker_config import RankerConfig
 from service.core.bundle import MAX_BEAM_LIMIT
 from service.errors import GlyphrecError
@@ -73,7 +72,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "readable": ReadableConfig,
     },
     "opinions": {"weighed": OpinionsConfig, NONE: None},
-    "pictures": {NONE: None, "photo": PicturesConfig, "card": CardConfig},
+    "pictures": {NONE: None, "photo": PicturesConfig, "joint": JointPicturesConfig, "card": CardConfig},
     RANKER: {NONE: None, "dlrm": RankerConfig},
 }
 MAY_BE_ZERO = {

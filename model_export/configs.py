@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+from model_export.picture_configs import CardConfig, JointPicturesConfig, PicturesConfig
 from model_export.ranker_config import ParameterizationKind, RankerConfig
 from service.core.bundle import RenderSpec
 from service.core.sid import SidSpec
@@ -84,53 +85,6 @@ class FamaePicturesConfig(FamaeConfig):
     """
 
     reader: CompactConfig = field(default_factory=CompactConfig)
-
-
-ImageEncoderKind = Literal["efficientnet-lite0", "mobilenet-v2", "clip", "siglip2"]
-# How text and photo of an item become one. The first are early fusion: one vector, then one Semantic ID.
-#   head     both vectors side by side, through the head, which is trained on co-purchases
-#   concat   both vectors side by side, projected to their principal axes; no training
-#   sum      a projection of each, trained on co-purchases, and their sum
-#   photo    the photo alone, through the head
-# The others are late: each of the two is quantized on its own. No service can run them.
-#   late_both     the codes of the text, then the codes of the photo
-#   late_levels   the first levels from the text, the last one from the photo
-#   late_history  the generator reads the codes of both in the history, and generates those of the text
-Fusion = Literal["head", "concat", "sum", "photo", "late_both", "late_levels", "late_history"]
-
-
-@dataclass(frozen=True)
-class PicturesConfig:
-    """How the photos of items are read, and how they are fused with the text (encoders/fusion.py)."""
-
-    kind: ImageEncoderKind = "efficientnet-lite0"
-    checkpoint: str = ""  # a folder or a name on the model hub, for the kinds that need one
-    size_px: int = 224  # side of the square that the encoder reads
-    fusion: Fusion = "head"
-    photo_dim: int = 256  # principal axes of the photos' features that are kept
-    weight: float = 0.5  # length of the photo's vector beside the text's, which has length 1
-    hidden_share: float = 0.1  # of the items of a step whose photo is hidden; as many lose their text
-
-    @property
-    def is_late(self) -> bool:
-        """Whether text and photo are quantized apart."""
-        return self.fusion.startswith("late_")
-
-
-CardNeighbors = Literal["collaborative", "content", "none"]
-
-
-@dataclass(frozen=True)
-class CardConfig(PicturesConfig):
-    """CARD's visual semantic unit (service/core/unit.py) is read in place of the photo.
-
-    The text is in the unit, so nothing else of it is read.
-    """
-
-    size_px: int = 512
-    fusion: Fusion = "photo"
-    # Who is shown below an item of the catalog. A new item is shown alone (docs/study.md).
-    neighbors: CardNeighbors = "collaborative"
 
 
 # Encoders for comparison, which cannot be a part of a tokenizer graph.
@@ -431,6 +385,14 @@ def pictures() -> RunConfig:
     return replace(base(), name="pictures", pictures=PicturesConfig())
 
 
+def vl_clip() -> RunConfig:
+    """`pictures` with a joint space: a search finds photos by a text, and texts by a photo.
+
+    A text is read to its end, because what a photo shows is often said in the description.
+    """
+    return replace(base(), name="vl-clip", render=RenderSpec(max_strips=16), pictures=JointPicturesConfig())
+
+
 def card() -> RunConfig:
     """`base` on CARD's visual semantic unit: one picture of an item's photo, its text and its neighbors."""
     return replace(base(), name="card", pictures=CardConfig())
@@ -479,6 +441,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "base": base,
     "tiger-base": tiger_base,
     "pictures": pictures,
+    "vl-clip": vl_clip,
     "card": card,
     "resid": resid,
     "ranked": ranked,

@@ -30,13 +30,16 @@ from model_export.data.item_fields import default_fields, field_as_codes
 from model_export.data.splits import Targets
 from model_export.encoders.compact.scripts import untaught_scripts
 from model_export.generators.tree import TreeGenerator
+from model_export.picture_configs import JointPicturesConfig
 from model_export.pipeline import generating, stages
 from model_export.pipeline.opinions import weigh
 from model_export.pipeline.ranking import rank
 from model_export.pipeline.run import Run, Say
 from model_export.quantizers.collisions import assign_slots
 from model_export.rankers.parameterizations import OF_IDS
+from model_export.vl_clip import joined
 from model_export.vl_clip.configs import VlClipPictures
+from model_export.vl_clip.photo_reader import PX_PER_CELL
 from service.core import render
 from service.core.bundle import Bundle, sha256_of
 from service.core.item_fields import source_of
@@ -105,6 +108,7 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
         read = stages.read(run)
         say("[2/5] training the head and the quantizer")
         coded = stages.code(run, read)
+        joint = joined.read_jointly(run) if isinstance(config.pictures, JointPicturesConfig) else None
         seconds = perf_counter() - started_at
         say(f"      {coded.collisions.summary()}")
         say(f"[3/5] training the {generator_name(config)} generator")
@@ -118,7 +122,7 @@ def _make(out: Path, key: str, run: Run) -> Bundle:
             ranked = rank(run, coded.codes, coded.spec, weighed and weighed.counting)
             say(f"      the ranker's loss at the end is {ranked.loss:.4f}")
     strips = None if read.famae is not None else stages.draw(dataset.items, run.config)
-    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes), seconds)
+    tokenized = TokenizedCatalog(strips, read, coded, weighed, assign_slots(coded.codes), seconds, joint)
     return write_bundle(out, key, run, tokenized, generated, ranked)
 
 
@@ -184,11 +188,13 @@ def _check_servable(config: RunConfig) -> None:
     elif config.pictures is not None and config.pictures.is_late:
         reason = "its late fusion is not in the tokenizer graph"
     elif isinstance(config.pictures, VlClipPictures):
-        reason = "its joint space is not in the tokenizer graph"
+        reason = "its codes come from a joint space, which is not in the tokenizer graph"
     elif isinstance(config, RankedRunConfig) and config.ranker.parameterization in OF_IDS:
         reason = "its ranker reads the ids of items, which a new item does not have in the table"
     elif config.collisions == "suffix":
         reason = "a suffix numbers the items of one catalog, so a new item cannot get one"
+    elif isinstance(config.pictures, JointPicturesConfig) and (problem := _joint_problem(config)):
+        raise GlyphrecError(f"configuration {config.name}: {problem}")
     elif config.opinions is not None and not isinstance(config.generator, TreeConfig):
         raise GlyphrecError(
             f"configuration {config.name}: opinions are weighed for the generator `tree` only. Set "
@@ -200,3 +206,21 @@ def _check_servable(config: RunConfig) -> None:
         f"configuration {config.name}: {reason}. `glyphrec study` can run it, but it cannot be exported. "
         "Choose another configuration."
     )
+
+
+def _joint_problem(config: RunConfig) -> str | None:
+    """What keeps a tokenizer graph from holding the joint space, with the remedy. None if nothing does."""
+    pictures = config.pictures
+    assert isinstance(pictures, JointPicturesConfig)
+    if not isinstance(config.encoder, CompactConfig):
+        return "the joint space reads texts with the compact reader. Set encoder.type=compact."
+    if pictures.kind != "efficientnet-lite0":
+        return "the joint space reads photos with EfficientNet-Lite0. Set pictures.kind=efficientnet-lite0."
+    if pictures.size_px % PX_PER_CELL:
+        return f"pictures.size_px = {pictures.size_px}: the joint space wants a multiple of {PX_PER_CELL}."
+    if not pictures.space_folder and pictures.space.size_px != pictures.size_px:
+        return (
+            f"pictures.size_px = {pictures.size_px} and pictures.space.size_px = {pictures.space.size_px}: "
+            "both read the same photo. Set them to the same number."
+        )
+    return None

@@ -20,6 +20,7 @@ from service.api.dependencies import ServiceState
 from service.api.description import describe
 from service.api.direct import direct_routes
 from service.api.options import ApiOptions
+from service.api.recommend_shortcut import shortcuts
 from service.api.routes import ROUTERS, add_routes, client_routes
 from service.catalog.catalog import Catalog
 from service.catalog.co_count_follower import CoCountFollower
@@ -105,18 +106,16 @@ def create_app(settings: Settings, tracer: Tracer | None = None, siblings: Sibli
     app.state.service = service.state
     policies = service.state.policies = add_routes(app, has_explorer=settings.explorer)
     service.state.metrics.expect_requests(client_routes())
-    has_keys = bool(settings.read_keys or settings.api_keys or settings.admin_keys)
-    describe(app, policies, has_keys=has_keys)
+    keys = {"read_keys": settings.read_keys, "api_keys": settings.api_keys, "admin_keys": settings.admin_keys}
+    guard = Guard(policies.scope_of, **keys)
+    describe(app, policies, has_keys=any(keys.values()))
     add_problem_handlers(app, policies.methods_of)
+    if tracer is None and not settings.access_log:  # which tell of each request by itself
+        service.state.shortcuts = shortcuts(service.state, guard, settings.max_body_bytes)
     app.add_middleware(
         Envelope,
         direct=direct_routes(app, ROUTERS),
-        guard=Guard(
-            policies.scope_of,
-            read_keys=settings.read_keys,
-            api_keys=settings.api_keys,
-            admin_keys=settings.admin_keys,
-        ),
+        guard=guard,
         is_stopping=lambda: service.state.readiness.is_stopping,
         metrics=service.state.metrics,
         max_body_bytes=settings.max_body_bytes,

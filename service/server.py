@@ -38,6 +38,7 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
             metrics=state.metrics,
             route_of=state.policies.route_of,
             is_stopping=lambda: state.readiness.is_stopping,
+            shortcuts=state.shortcuts,
         ),
         ws="none",
         lifespan="on",

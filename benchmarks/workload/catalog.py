@@ -1,7 +1,7 @@
 """A service whose catalog is larger than its bundle's, and the request that is sent to it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workload.bundles import catalog_of
-from benchmarks.workload.processes import run_import
+from benchmarks.workload.processes import children, run_import, until_idle
 from model_export.local_service import LocalService, local_service
 from service.core.bundle import Bundle
 from service.store.server import start_server
@@ -43,11 +43,22 @@ def write_body(catalog: Sequence[dict[str, Any]], folder: Path, limit: int = LIM
 
 
 @contextmanager
-def service_with(bundle: Bundle, catalog: Sequence[dict[str, Any]], folder: Path) -> Iterator[LocalService]:
-    """A service that starts on a Redis which already holds the catalog."""
+def service_with(
+    bundle: Bundle,
+    catalog: Sequence[dict[str, Any]],
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[LocalService]:
+    """A service that started on a Redis which already held the catalog, and is done with what a start does
+    beside the answers: it looks for items that were not read, and builds the graph of the vectors.
+    """
     lines = folder / "catalog.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in catalog), encoding="utf-8")
     with start_server(folder / "redis") as server:
         run_import(lines, "--tokenized", "--bundle", bundle.path, "--redis-url", server.url)
-        with local_service(bundle.path, redis_url=server.url, log=folder / "log") as service:
+        with local_service(
+            bundle.path, redis_url=server.url, log=folder / "log", settings=settings
+        ) as service:
+            for pid in (service.process.pid, *children(service.process.pid)):
+                until_idle(pid)
             yield service

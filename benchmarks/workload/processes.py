@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def cpu_seconds(pid: int) -> float:
     """That the process has used, in user and system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the process has started, and that have not ended."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def until_idle(pid: int, window_s: float = 0.5, share: float = 0.1) -> None:
+    """Wait until the process uses less than this share of a processor, for example after its start."""
+    spent_s = share * window_s
+    while spent_s >= share * window_s:
+        spent_s = -cpu_seconds(pid)
+        time.sleep(window_s)
+        spent_s += cpu_seconds(pid)
 
 
 def _status_kb(pid: int, name: str) -> int:

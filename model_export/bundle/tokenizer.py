@@ -5,8 +5,8 @@ pictures ─ image body (if photos are read) ─▶ features ──┴─ poolin
 
 fields ─── tables of embeddings (FAMAE) ────────────────────────────────────────────────── quantizer
 
-The quantizer gives the codes. The `vector` is what a search compares: the features of a text, or, if photos
-or fields are read, the head's vector.
+The quantizer gives the codes. The `vector` is what a search compares: the features of a text, the vector of a
+joint space of texts and photos, or, if photos or fields are read without one, the head's vector.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,14 @@ from model_export.encoders.choose import make_encoder
 from model_export.encoders.famae import FieldTables
 from model_export.encoders.fusion import Fusion
 from model_export.encoders.head import ItemHead
-from model_export.encoders.images.base import image_body
+from model_export.encoders.images.base import ImageEncoder, image_body
 from model_export.encoders.images.choose import make_image_encoder
 from model_export.onnx_graphs import OPSET, name_dimensions, to_onnx
+from model_export.picture_configs import PicturesConfig
 from model_export.pipeline.stages import Coded, Read
 from model_export.quantizers.base import ResidualQuantizer
+from model_export.vl_clip.joined import JointVectors
+from model_export.vl_clip.photo_reader import PhotoReader
 from service.core.bundle import PictureSpec, RenderSpec
 from service.core.graphs import NO_PICTURE, GraphSpec, field_tokenizer_graph, tokenizer_graph
 from service.core.sid import SidSpec
@@ -62,10 +65,13 @@ class TokenizerParts:
     image_body: onnx.ModelProto | None = None
     fusion: Fusion | None = None
     num_fields: int = 0  # 1 if the first code is the number of a field
+    joint: JointVectors | None = None  # None: no joint space
 
     @property
     def vector_dim(self) -> int:
         """Numbers of the vector that a search compares."""
+        if self.joint is not None:
+            return self.joint.dim
         return self.pooling.feature_dim if self.fusion is None else self.head.vector_dim
 
 
@@ -78,7 +84,9 @@ class FieldParts:
     quantizer: ResidualQuantizer
 
 
-def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | FieldParts:
+def parts_of(
+    config: RunConfig, read: Read, coded: Coded, joint: JointVectors | None = None
+) -> TokenizerParts | FieldParts:
     """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
     if read.famae is not None:
         assert isinstance(read.famae.tables, FieldTables)  # pictures of fields are not exported
@@ -90,14 +98,20 @@ def parts_of(config: RunConfig, read: Read, coded: Coded) -> TokenizerParts | Fi
         read.pooling,
         coded.head,
         coded.quantizer,
-        None if config.pictures is None else image_body(make_image_encoder(config.pictures)),
+        None if config.pictures is None else image_body(_image_encoder(config.pictures, joint)),
         read.fusion,
         0 if coded.first is None else 1,
+        joint,
     )
 
 
+def _image_encoder(pictures: PicturesConfig, joint: JointVectors | None) -> ImageEncoder:
+    """A joint space reads more of a photo. Its first features are those of the fusion."""
+    return make_image_encoder(pictures) if joint is None else PhotoReader(pictures.size_px)
+
+
 def search_vectors(read: Read, coded: Coded) -> NDArray[np.float32]:
-    """The vectors of the catalog's items that the graph gives [item, dim]."""
+    """The vectors of the catalog's items that the graph gives [item, dim], without a joint space."""
     if read.pooling is None or read.fusion is not None or read.famae is not None:
         return coded.vectors
     vectors: NDArray[np.float32] = read.features * read.pooling.search_scale().numpy()
@@ -119,6 +133,7 @@ class Remainder(nn.Module):
         self.pooling, self.fusion, self.head, self.quantizer = (
             parts.pooling, parts.fusion, parts.head, parts.quantizer,
         )  # fmt: skip
+        self.joint = parts.joint
         self.scale: Tensor
         self.register_buffer("scale", parts.pooling.search_scale())
 
@@ -134,12 +149,18 @@ class Remainder(nn.Module):
 
         With a fusion also photos [picture, feature] and picture_of [item].
         """
-        features = self.features(strips, frames, first_strip, photos, picture_of)  # [item, feature]
+        inputs = (strips, frames, first_strip, photos, picture_of)
+        features = self.features(*inputs)  # [item, feature]
         vector = self.head(features)  # [item, dim]
-        return TokenizedBatch(self.quantizer.encode(vector), self.compared(features, vector))
+        return TokenizedBatch(self.quantizer.encode(vector), self.compared(inputs, features, vector))
 
-    def compared(self, features: Tensor, vector: Tensor) -> Tensor:
-        """What a search compares, of features [item, feature] and the head's vectors [item, dim]."""
+    def compared(self, inputs: tuple[Tensor | None, ...], features: Tensor, vector: Tensor) -> Tensor:
+        """What a search compares, of the inputs of `forward`, of features [item, feature] and of the head's
+        vectors [item, dim].
+        """
+        if self.joint is not None:
+            found: Tensor = self.joint(*inputs)
+            return found
         return features * self.scale if self.fusion is None else vector
 
     def features(
@@ -153,7 +174,8 @@ class Remainder(nn.Module):
         """What was read of the items [item, feature], with the arguments of `forward`."""
         found: Tensor = self.pooling(strips, frames, first_strip)  # [item, feature]
         if self.fusion is not None:
-            found = self.fusion(found, photos, picture_of)
+            assert photos is not None
+            found = self.fusion(found, photos[:, : self.fusion.mean.shape[0]], picture_of)
         return found
 
 
@@ -170,7 +192,8 @@ class ReadableRemainder(nn.Module):
         vector = self.remainder.head(features)  # [item, dim]
         divided = torch.cat([vector, inputs[-1].to(vector.dtype)], dim=1)  # [item, dim + 1]
         return TokenizedBatch(
-            self.remainder.quantizer.encode(divided), self.remainder.compared(features, vector)
+            self.remainder.quantizer.encode(divided),
+            self.remainder.compared(inputs[:-1], features, vector),
         )
 
 

@@ -41,6 +41,7 @@ from model_export.encoders.images.choose import image_encoder_files
 from model_export.evaluation import evaluate
 from model_export.evaluation.code_probes import probe_codes
 from model_export.generators.base import Generator
+from model_export.picture_configs import JointPicturesConfig
 from model_export.pipeline.cache import key_of
 from model_export.pipeline.generating import Generated
 from model_export.pipeline.opinions import Weighed
@@ -49,6 +50,8 @@ from model_export.pipeline.ranking import TrainedRanker, versions_of_ranker
 from model_export.pipeline.run import Run
 from model_export.pipeline.stages import Coded, Read, Strips
 from model_export.pipeline.versions import Versions, versions_of
+from model_export.vl_clip.joined import JointlyRead, versions_of_joined
+from model_export.vl_clip.stored_space import space_file
 from service.core.bundle import (
     CO_COUNTS,
     ITEMS,
@@ -86,6 +89,7 @@ class TokenizedCatalog:
     weighed: Weighed | None  # None: the counts have no say
     slots: NDArray[np.int64]  # [item]  the number of an item among those with its codes
     seconds: float  # from the items to their codes
+    joint: JointlyRead | None = None  # None: there is no joint space
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -93,6 +97,11 @@ class TokenizedCatalog:
         if self.read.famae is not None:
             return self.read.famae.vocabulary
         return None if self.coded.first is None else self.coded.first.vocabulary
+
+    @property
+    def search_vectors(self) -> NDArray[np.float32]:
+        """The vectors of the items that a search compares [item, dim]."""
+        return search_vectors(self.read, self.coded) if self.joint is None else self.joint.vectors
 
 
 def write_bundle(
@@ -165,6 +174,8 @@ def key_of_bundle(run: Run) -> str:
     files = [] if isinstance(encoder, FamaeConfig) else choose_encoder.encoder_files(encoder)
     if config.pictures is not None:
         files = [*files, *image_encoder_files(config.pictures)]
+    if isinstance(config.pictures, JointPicturesConfig) and config.pictures.space_folder:
+        files.append(space_file(config.pictures.space_folder))
     return key_of(
         _format_version(config), run.dataset.fingerprint, config, *files, versions_of_bundle(config)
     )
@@ -183,9 +194,13 @@ def versions_of_bundle(config: RunConfig) -> Versions:
     ranking = {}
     if isinstance(config, RankedRunConfig):
         ranking = versions_of_ranker() | {"ranker_graph": ranker_graph.VERSION}
+    joint = {}
+    if isinstance(config.pictures, JointPicturesConfig):
+        joint = versions_of_joined(config.pictures.space)
     return (
         versions_of(config)
         | ranking
+        | joint
         | {
             "tokenizer_graph": tokenizer.VERSION,
             "recommender_graph": recommender.VERSION,
@@ -208,7 +223,8 @@ def _write_graphs(
     say("[4/5] exporting and checking the two graphs")
     coded, weighed = tokenized.coded, tokenized.weighed
     counts = 0.0 if weighed is None else weighed.opinions.counts
-    parts = parts_of(config, tokenized.read, coded)
+    joint = tokenized.joint
+    parts = parts_of(config, tokenized.read, coded, None if joint is None else joint.part)
     pictures = None if config.pictures is None else spec_of(config.pictures)
     tokenizer_graph = export_tokenizer(
         folder / TOKENIZER, parts, sid=config.sid, render=config.render, pictures=pictures
@@ -221,6 +237,8 @@ def _write_graphs(
             folder / TOKENIZER, parts, graph=tokenizer_graph, items=inputs
         )
     }
+    if joint is not None:
+        checks["joint_space_mrr"] = joint.mrr
     recommender_graph = export_recommender(
         folder / RECOMMENDER,
         generator,
@@ -353,7 +371,7 @@ def _write_items(path: Path, run: Run, tokenized: TokenizedCatalog) -> None:
 
     Popularity counts the training part.
     """
-    vectors = packed(search_vectors(tokenized.read, tokenized.coded))
+    vectors = packed(tokenized.search_vectors)
     popularity = np.bincount(np.concatenate(run.split.train), minlength=run.dataset.num_items)
     write_json_lines(
         path,

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_export.configs import HeadConfig, PicturesConfig
+from model_export.configs import HeadConfig
 from model_export.encoders.head import ItemHead, set_principal_axes
+from model_export.picture_configs import PicturesConfig
 
 VERSION = 1  # raised when the output changes; see model_export/pipeline/versions.py
 NUM_FLAGS = 2  # the last two fused features: whether the item has a text, and whether it has a photo

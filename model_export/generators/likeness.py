@@ -114,6 +114,6 @@ def shared_with_a_new_one(logits: Tensor, new: Tensor, is_seen: Tensor) -> Tenso
     logits [..., code]: only those of seen codes count. new [..., 1]: the logit of "a new one". Every unseen
     code gets the whole probability of "a new one".
     """
-    logits = torch.where(is_seen, logits, MASKED)
-    total = torch.cat([logits, new], dim=-1).logsumexp(dim=-1, keepdim=True)
-    return torch.where(is_seen, logits, new) - total
+    among = torch.cat([torch.where(is_seen, logits, MASKED), new], dim=-1)
+    log_probs = among.log_softmax(dim=-1)  # ONNX Runtime takes several times as long for a logsumexp
+    return torch.where(is_seen, log_probs[..., :-1], log_probs[..., -1:])

@@ -185,7 +185,7 @@ def item_vectors(prefixes: Modules[SeenPrefixes], history: Tensor, hidden: Tenso
 
 def _take(table: Tensor, place: Tensor) -> Tensor:
     """table [n] at each place [...]. In ONNX an embedding is a Gather, and an index a slower GatherND."""
-    return F.embedding(place, table[:, None])[..., 0].long()
+    return F.embedding(place, table[:, None]).squeeze(-1).long()
 
 
 def vectors_of(num_rows: int, width: int) -> nn.Embedding:

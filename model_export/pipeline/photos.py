@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.configs import CardConfig, PicturesConfig
 from model_export.data.photos import Pixels, kept_of
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.base import ImageSession
@@ -21,6 +20,7 @@ from model_export.encoders.images.choose import (
     image_encoder_version,
     make_image_encoder,
 )
+from model_export.picture_configs import CardConfig, PicturesConfig
 from model_export.pipeline.parts import in_parts
 from model_export.pipeline.run import Run
 from service.core import pictures

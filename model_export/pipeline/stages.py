@@ -18,14 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_export.configs import (
-    CardConfig,
-    FamaeConfig,
-    FamaePicturesConfig,
-    MiniLmConfig,
-    ReadableConfig,
-    RunConfig,
-)
+from model_export.configs import FamaeConfig, FamaePicturesConfig, MiniLmConfig, ReadableConfig, RunConfig
 from model_export.data.item_fields import ItemFields, field_as_codes, read_fields
 from model_export.encoders import choose as choose_encoder
 from model_export.encoders import famae, minilm
@@ -35,6 +28,7 @@ from model_export.encoders.base import Pooling, Reading
 from model_export.encoders.famae import FamaeResult, FieldPictures
 from model_export.encoders.fusion import NUM_FLAGS, Fusion, make_head
 from model_export.encoders.head import ItemHead, UnchangedFeatures, train_head
+from model_export.picture_configs import CardConfig
 from model_export.pipeline import versions
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.drawn_fields import FieldDrawer

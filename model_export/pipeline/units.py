@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.configs import CardConfig
 from model_export.data.dataset import Dataset
 from model_export.data.photos import Pixels, kept_of
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.choose import image_encoder_files, image_encoder_version
+from model_export.picture_configs import CardConfig
 from model_export.pipeline import neighbors
 from model_export.pipeline.generating import collaborative_vectors
 from model_export.pipeline.neighbors import NO_ITEM, NUM_NEIGHBORS, inside, nearest_with_picture

@@ -8,12 +8,10 @@ only helps a stage has no number. The pinned output depends on it, so the test n
 
 from model_export.configs import (
     AnyQuantizerConfig,
-    CardConfig,
     FamaeConfig,
     FamaePicturesConfig,
     HashedTreeConfig,
     MiniLmConfig,
-    PicturesConfig,
     RunConfig,
     SasRecConfig,
     TigerConfig,
@@ -23,6 +21,7 @@ from model_export.encoders import choose as choose_encoder
 from model_export.encoders import famae, fusion, head, minilm
 from model_export.encoders.images.choose import image_encoder_version
 from model_export.generators import hashed_history, sasrec, tiger, training, tree
+from model_export.picture_configs import CardConfig, PicturesConfig
 from model_export.pipeline import counts, neighbors, opinions
 from model_export.quantizers import choose as choose_quantizer
 from model_export.quantizers import collisions

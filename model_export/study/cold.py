@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from model_export.configs import CardConfig, FamaePicturesConfig, RunConfig, UnservedEncoderConfig
+from model_export.configs import FamaePicturesConfig, RunConfig, UnservedEncoderConfig
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.splits import MIN_ITEMS_TO_EVALUATE, Split, Targets, leave_one_out
 from model_export.evaluation.evaluate import BATCH, codes_for
@@ -31,6 +31,7 @@ from model_export.evaluation.ranking import ItemsOfCodes, Ranker, SearchFunction
 from model_export.export import export
 from model_export.generators.beam_search import eager_search
 from model_export.local_service import local_service
+from model_export.picture_configs import CardConfig
 from model_export.pipeline import generating, stages
 from model_export.pipeline.run import Run
 from model_export.study.coding import coder, codes_of_fields

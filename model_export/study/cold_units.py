@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.configs import FamaeConfig, PicturesConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, UnservedEncoderConfig
 from model_export.data.dataset import Item
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.fusion import Photos
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import make_image_encoder
+from model_export.picture_configs import PicturesConfig
 from model_export.pipeline import stages
 from model_export.pipeline.neighbors import nearest_with_picture
 from model_export.pipeline.run import Run

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_export.configs import Fusion, PicturesConfig, TreeConfig
+from model_export.configs import TreeConfig
 from model_export.data.dataset import ItemSequence
 from model_export.generators.base import Modules
 from model_export.generators.seen_prefixes import ROOT, SeenPrefixes, item_vectors, seen_prefixes
 from model_export.generators.tree import TreeGenerator
+from model_export.picture_configs import Fusion, PicturesConfig
 from model_export.pipeline import stages
 from model_export.pipeline.generating import Generated, generate
 from model_export.pipeline.run import Run

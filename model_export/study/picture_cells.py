@@ -8,7 +8,8 @@ are. The cells `pictures_default` are configurations as they are served.
 from dataclasses import replace
 from typing import Any
 
-from model_export.configs import CardConfig, CardNeighbors, Fusion, MiniLmConfig, PicturesConfig, RunConfig
+from model_export.configs import MiniLmConfig, RunConfig
+from model_export.picture_configs import CardConfig, CardNeighbors, Fusion, PicturesConfig
 from model_export.study.cell import Cell, Question
 from model_export.vl_clip.configs import GroundingConfig, VlClipPictures
 

@@ -9,13 +9,14 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from model_export.configs import PicturesConfig
 from model_export.data.photos import kept_of
+from model_export.picture_configs import PicturesConfig
 from model_export.pipeline.run import Run
 from model_export.pipeline.stages import Read
 from model_export.pipeline.versions import Versions
 from model_export.vl_clip.boxes import Box
 from model_export.vl_clip.catalog import paired_items
+from model_export.vl_clip.catalog_space import split_pairs
 from model_export.vl_clip.configs import RENDER, VlClipPictures
 from model_export.vl_clip.grounding import Photo, ground, make_grounder, used
 from model_export.vl_clip.readings import Boxes, Photos, Readings
@@ -24,8 +25,6 @@ from model_export.vl_clip.text_reader import product_type
 from model_export.vl_clip.versions import of_grounding, of_space
 from service.core.pictures import open_kept
 from service.core.render import item_text
-
-VALIDATION_SHARE = 0.1  # of the pairs decide when the training ends
 
 
 def is_vl_clip(pictures: PicturesConfig | None) -> bool:
@@ -45,9 +44,7 @@ def read_jointly(run: Run) -> Read:
     assert isinstance(config.pictures, VlClipPictures)
     pictures, render = config.pictures, RENDER
     pairs = paired_items(dataset, render)
-    order = np.random.default_rng(config.seed).permutation(len(pairs))
-    num_validation = round(VALIDATION_SHARE * len(pairs))
-    train, validation = pairs.some(order[num_validation:]), pairs.some(order[:num_validation])
+    train, validation = split_pairs(pairs, config.seed)
     readings = Readings(run.cache, render)
     readings.read_ahead(pairs, pictures.space.size_px)
     learning = partial(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model_export.configs import PicturesConfig
+from model_export.picture_configs import PicturesConfig, SpaceConfig
 from service.core.bundle import RenderSpec
 
 # Texts are read to their ends. A tokenizer reads fewer strips, and a long description is cut there.
@@ -29,26 +29,6 @@ class GroundingConfig:
     threshold: float | None = None  # a box below this confidence is not used; None: that of the way
     margin: float = 0.05  # of the box's sides, added on each side
     size_px: int = 384  # side of the square that class maps and regions read
-
-
-@dataclass(frozen=True)
-class SpaceConfig:
-    """Our joint space: drawn text on one side, the photo on the other (joint_space.py)."""
-
-    num_grams: int = 16_384  # of letters, see CompactConfig
-    text_dim: int = 512  # axes of the texts' TF-IDF
-    size_px: int = 224  # side of the square that the encoder of photos reads
-    dim: int = 128  # of the space
-    hidden_dim: int = 512
-    dropout: float = 0.3
-    ridge: float = 0.3  # of the canonical correlations from which training starts
-    temperature: float = 0.07
-    batch_size: int = 512
-    max_epochs: int = 60
-    patience: int = 8  # training stops after this many epochs without a better validation MRR
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    short_share: float = 0.25  # of the pairs of a step that show only the title and the categories
 
 
 @dataclass(frozen=True)

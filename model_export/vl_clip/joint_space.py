@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_export.encoders.compact.letter_grams import LetterGrams
+from model_export.picture_configs import SpaceConfig
 from model_export.vl_clip.boxes import Box, on_square
-from model_export.vl_clip.configs import SpaceConfig
 from model_export.vl_clip.linear_space import fit_linear_space
 from model_export.vl_clip.photo_reader import PhotoReader, cell_session, features_of
 from model_export.vl_clip.retrieval import figures_of, ranks_of_pairs

@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from model_export.data.dataset import Dataset
+from model_export.picture_configs import SpaceConfig
 from model_export.pipeline.cache import StageCache
 from model_export.pipeline.run import Say
 from model_export.vl_clip.catalog import PairedItems, paired_items, without_copies
 from model_export.vl_clip.chat import Chat
 from model_export.vl_clip.clip_space import ClipSpace
 from model_export.vl_clip.clutter_figures import figures_in_clutter
-from model_export.vl_clip.configs import RENDER, SpaceConfig, VlClipConfig
+from model_export.vl_clip.configs import RENDER, VlClipConfig
 from model_export.vl_clip.grounding import Grounder, Photo, ground, make_grounder, used
 from model_export.vl_clip.joint_space import JointSpace
 from model_export.vl_clip.readings import Boxes, Photos, Readings
@@ -30,6 +31,7 @@ from model_export.vl_clip.refinement import described, refine_all, summary_of
 from model_export.vl_clip.refinement_settings import RefinementSettings
 from model_export.vl_clip.sheet import Shown, write_sheet
 from model_export.vl_clip.spaces import Learned, learn, word_space_figures
+from model_export.vl_clip.stored_space import save_space
 from model_export.vl_clip.towers import write_towers
 from service.core.whole_files import write_whole
 from service.errors import GlyphrecError
@@ -164,6 +166,7 @@ def run_vl_clip(
     # The last one has all steps that were asked for.
     if isinstance(learned.space, JointSpace):
         results.numbers["towers_largest_difference"] = write_towers(learned.space, out)
+        save_space(learned.space, out)
     elif isinstance(learned.space, ClipSpace):
         learned.space.save(out / "clip")
     write_whole(out / FIGURES, lambda partial: partial.write_text(results.as_json() + "\n", encoding="utf-8"))

@@ -14,12 +14,13 @@ from model_export.encoders.compact import reader as compact
 from model_export.encoders.compact.letter_grams import LetterGrams
 from model_export.encoders.hub.base import checkpoint_files
 from model_export.encoders.images.efficientnet_lite0 import FEATURE_DIM
+from model_export.picture_configs import SpaceConfig
 from model_export.pipeline.cache import StageCache
 from model_export.vl_clip import clip_space, joint_space, linear_space, photo_reader
 from model_export.vl_clip.boxes import as_rows, crop
 from model_export.vl_clip.catalog import PairedItems
 from model_export.vl_clip.clip_space import ClipSpace
-from model_export.vl_clip.configs import ClipConfig, SpaceConfig
+from model_export.vl_clip.configs import ClipConfig
 from model_export.vl_clip.joint_space import JointSpace, TextPhotoPairs, train_projections
 from model_export.vl_clip.linear_space import WordSpace
 from model_export.vl_clip.readings import Boxes, Photos, Readings

@@ -1,6 +1,7 @@
 """The versions of VL-CLIP's steps, as in model_export/pipeline/versions.py."""
 
 from model_export.encoders.compact import reader as compact
+from model_export.picture_configs import SpaceConfig
 from model_export.pipeline.versions import Versions
 from model_export.vl_clip import (
     class_maps,
@@ -11,7 +12,7 @@ from model_export.vl_clip import (
     photo_reader,
     regions,
 )
-from model_export.vl_clip.configs import ClipConfig, GroundingConfig, SpaceConfig
+from model_export.vl_clip.configs import ClipConfig, GroundingConfig
 from service.core import pictures, render
 
 

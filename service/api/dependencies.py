@@ -13,6 +13,7 @@ from service.core.items import Item, merge, merge_patch
 from service.errors import NotAPatch, NotJson, NotReady
 from service.flows.feedback import Feedback
 from service.flows.served_pages import ServedPages
+from service.http.whole_request import Shortcut
 from service.inference.batching import Reservation
 from service.lifecycle.model import Model, Readiness
 from service.lifecycle.rollout import Rollout
@@ -32,6 +33,7 @@ class ServiceState:
     feedback: Feedback | None = None  # None until Redis is found
     rollout: Rollout | None = None  # None while `readiness.model` is None
     policies: Policies = field(default_factory=Policies)  # of the routes of the app
+    shortcuts: Mapping[tuple[str, str], Shortcut] = field(default_factory=dict)  # by method and target
     siblings: Siblings | None = None  # None if this process is the whole replica
 
     def model(self) -> Model:

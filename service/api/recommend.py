@@ -56,7 +56,7 @@ async def recommended(body: RecommendRequest, call: Call) -> RecommendResponse:
                 item_id=each.item_id,
                 score=each.score,
                 ranker_score=each.ranker_score,
-                semantic_id=str(each.sid),
+                semantic_id=str(model.catalog.unpacked(each.packed_sid)),
             )
             for each in page.items
         ],

@@ -8,7 +8,7 @@ import asyncio
 import gc
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from operator import attrgetter
 
@@ -51,6 +51,7 @@ class Catalog:
         self.version = 0  # of the log: all changes up to this one are in
         self.co_counts: CoCounts | None = None  # of CoCountFollower; None: counts have no say in a search
         self._sid_of: dict[str, int] = {}
+        self._first_code_span = math.prod(spec.levels[1:]) << SLOT_BITS
         self._items_of: dict[int, list[str]] = {}  # full prefix -> items in slot order
         self._num_at_slot: list[int] = []  # [slot] -> items with this slot; the last count is not 0
         self._digest = 0  # the sum of all items' hashes, so that an edit costs one item's hash
@@ -107,9 +108,10 @@ class Catalog:
         """Equal for equal items, SIDs and attributes, whatever happened before. Two replicas compare it."""
         return f"{self._digest % 2**64:016x}"
 
-    def has(self, item_id: str) -> bool:
-        """Whether this replica knows the item. O(1)."""
-        return item_id in self._sid_of
+    @property
+    def has(self) -> Callable[[str], bool]:
+        """`has(item_id)`: whether this replica knows the item. O(1), and no Python runs for it."""
+        return self._sid_of.__contains__
 
     def prefix_of(self, item_id: str) -> int:
         """The item's full prefix, or -1 if this replica does not know the item. O(1)."""
@@ -119,9 +121,19 @@ class Catalog:
     def sid_of(self, item_id: str) -> Sid | None:
         """The item's Semantic ID, or None if this replica does not know the item. O(levels)."""
         packed = self._sid_of.get(item_id)
-        if packed is None:
-            return None
+        return None if packed is None else self.unpacked(packed)
+
+    def unpacked(self, packed: int) -> Sid:
+        """The Semantic ID that is held as this integer. O(levels)."""
         return Sid(self.spec.codes_of(packed >> SLOT_BITS), packed & SLOT_MASK)
+
+    def first_code_of(self, packed: int) -> int:
+        """The first code of a sid that is held as this integer. O(1)."""
+        return packed // self._first_code_span
+
+    def packed_sid_of(self, item_id: str) -> int:
+        """The sid of an existing item as one integer, which sorts in trie order. Raises KeyError. O(1)."""
+        return self._sid_of[item_id]
 
     def codes_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """The codes [item, level] of those items that exist, in order."""
@@ -136,9 +148,9 @@ class Catalog:
         """The items with these codes, in order of slot."""
         return list(self._items_of.get(self.spec.prefixes(codes)[-1], ()))
 
-    def items_of(self, prefix: int) -> Iterator[str]:
-        """The items of a full prefix, in order of slot."""
-        return iter(self._items_of.get(prefix, ()))
+    def items_of(self, prefix: int) -> Sequence[str]:
+        """The items of a full prefix, in order of slot. It changes with the next edit."""
+        return self._items_of.get(prefix, ())
 
     def put(
         self, item_id: str, sid: Sid, attributes: Attributes = NO_ATTRIBUTES, vector: bytes = b""

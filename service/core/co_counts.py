@@ -7,6 +7,7 @@ filtering: Sarwar et al., "Item-based collaborative filtering recommendation alg
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,24 +203,39 @@ class CoCounts:
         self._items["prefix"][1 : len(places) + 1] = places
 
     def neighbors_of(self, history: Sequence[str]) -> Gathered:
-        """The items that were taken together with those of a history (known items, oldest first).
+        """`neighbors_of_each` of one history."""
+        return self.neighbors_of_each([history])[0]
+
+    def neighbors_of_each(self, histories: Sequence[Sequence[str]]) -> list[Gathered]:
+        """The items that were taken together with those of each history (known items, oldest first).
 
         An item j that was counted n times with item i, which is `age` items before the newest, has the mass
         n / sqrt(popularity(i) * popularity(j)) * decay**age / smoothing. Items outside the catalog and items
         whose popularity is not known are left out.
+
+        All histories go through the same few array operations, as each of them costs more than its work.
         """
-        newest = history[: -self.spec.num_positions - 1 : -1]
+        positions, number_of = self.spec.num_positions, self._number_of
         # An item that is not in the table is nobody, and nobody has neighbors.
-        numbers = np.array([self._number_of.get(item_id, NOBODY) for item_id in newest], dtype=np.intp)
-        inverse_root = self._items["inverse_root"][numbers]  # [position]
-        weight = np.zeros(len(numbers))
-        np.divide(self._ages[: len(numbers)], inverse_root, out=weight, where=inverse_root > 0)
-        others = self._items.take(self._neighbors[numbers].ravel())  # [position * place]
-        mass = (self._shares[numbers] * weight[:, None]).ravel() * others["inverse_root"]
-        counts = np.flatnonzero((mass > 0) & (others["prefix"] >= 0))
-        found, place = np.unique(others["prefix"][counts], return_inverse=True)
+        numbers = np.full((len(histories), positions), NOBODY, dtype=np.intp)
+        for row, history in enumerate(histories):
+            newest = history[: -positions - 1 : -1]
+            numbers[row, : len(newest)] = [number_of.get(item_id, NOBODY) for item_id in newest]
+        inverse_root = self._items["inverse_root"][numbers]  # [history, position]
+        weight = np.zeros(numbers.shape)
+        np.divide(self._ages, inverse_root, out=weight, where=inverse_root > 0)
+        others = self._items.take(self._neighbors[numbers])  # [history, position, place]
+        mass = self._shares[numbers] * weight[..., None] * others["inverse_root"]
+        counts = (mass > 0) & (others["prefix"] >= 0)
+        prefixes = others["prefix"][counts]
+        span = int(prefixes.max(initial=0)) + 1
+        keys = np.nonzero(counts)[0] * span + prefixes  # by history, then by prefix
+        found, place = np.unique(keys, return_inverse=True)
         total = np.bincount(place, weights=mass[counts], minlength=len(found))
-        return Gathered(found, np.minimum(total, MAX_MASS).astype(np.float32))
+        merged = np.minimum(total, MAX_MASS).astype(np.float32)
+        of_history, prefixes = np.divmod(found, span)
+        ends = np.searchsorted(of_history, np.arange(len(histories) + 1))
+        return [Gathered(prefixes[a:b], merged[a:b]) for a, b in pairwise(ends.tolist())]
 
     def _clear(self, number: int) -> None:
         inverse_root = self._items["inverse_root"]

@@ -1,6 +1,7 @@
 """What a model reads of a history: the codes of its known items, and what was taken together with them."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -26,14 +27,31 @@ class History(NamedTuple):
         return len(self.codes) > 0
 
 
-def read_history(catalog: Catalog, item_ids: Sequence[str]) -> History:
-    """Look a history up (item ids, oldest first). The caller holds the lock of the catalog."""
-    codes = catalog.codes_of(item_ids)
-    unknown = [item_id for item_id in dict.fromkeys(item_ids) if not catalog.has(item_id)]
-    neighbors = None
+def read_histories(catalog: Catalog, histories: Sequence[Sequence[str]]) -> list[History]:
+    """Look histories up (item ids, oldest first). The caller holds the lock of the catalog.
+
+    One pass over all of them, as an array operation costs more than the few items of one history.
+    """
+    has = catalog.has
+    known = [list(filter(has, item_ids)) for item_ids in histories]
+    unknown = [
+        [] if len(kept) == len(item_ids) else [each for each in dict.fromkeys(item_ids) if not has(each)]
+        for item_ids, kept in zip(histories, known, strict=True)
+    ]
+    codes = catalog.codes_of(list(chain.from_iterable(known)))
+    neighbors: Sequence[Gathered | None] = [None] * len(known)
     if catalog.co_counts is not None and len(codes):
-        neighbors = catalog.co_counts.neighbors_of(list(filter(catalog.has, item_ids)))
-    return History(codes, neighbors, unknown)
+        neighbors = catalog.co_counts.neighbors_of_each(known)
+    found, end = [], 0
+    for kept, missing, gathered in zip(known, unknown, neighbors, strict=True):
+        begin, end = end, end + len(kept)
+        found.append(History(codes[begin:end], gathered if kept else None, missing))
+    return found
+
+
+def read_history(catalog: Catalog, item_ids: Sequence[str]) -> History:
+    """`read_histories` of one."""
+    return read_histories(catalog, [item_ids])[0]
 
 
 def newest(histories: Sequence[History], length: int) -> NDArray[np.int64]:

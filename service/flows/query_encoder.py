@@ -1,7 +1,7 @@
 """From a query to the vector that is compared with those of items: a text, a picture, or both.
 
 The query takes the way of an item: its text is drawn as a title, and the tokenizer's graph reads the pixels.
-A bundle with towers for queries would have another encoder here, and the rest of a search would stay.
+In a bundle with a joint space, the graph gives texts and photos vectors of that space (decision 25).
 """
 
 import asyncio

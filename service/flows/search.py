@@ -28,14 +28,14 @@ from service.core.filters import Filter
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
-from service.flows.histories import History, neighbors_of, newest, read_history
+from service.flows.histories import History, neighbors_of, newest, read_histories
 from service.flows.ranker import Candidates, Ranker
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.runtime import Beams, RecommenderSession
 from service.telemetry.metrics import Metrics
 
 
-@dataclass(frozen=True)
+@dataclass
 class Query:
     """A request for `limit` items after a history.
 
@@ -65,7 +65,7 @@ class Search(NamedTuple):
     is_last: bool  # a page that is not full gets popular items
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Page:
     """The result of one search, under one version of the catalog."""
 
@@ -124,11 +124,11 @@ def recommend_in_batches(
 
     def run(searches: list[Search]) -> list[Page]:
         started_at = perf_counter()
-        asked = [look_up(catalog, search) for search in searches]
+        asked = look_up_all(catalog, searches)
         decoding_at = perf_counter()
         found = _search(session, catalog, asked, history_length)
         took = (decoding_at - started_at, perf_counter() - decoding_at)
-        pages = [_page(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
+        pages = [page_of(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
         if ranker is not None:
             pages = _reranked(ranker, catalog, asked, pages)
         observe(searches, pages)
@@ -154,14 +154,22 @@ def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
     return observe
 
 
+def look_up_all(catalog: Catalog, searches: Sequence[Search]) -> list[Asked]:
+    """What this version of the catalog knows about each search. Hold `catalog.lock`."""
+    found = []
+    histories = read_histories(catalog, [search.query.history for search in searches])
+    for search, history in zip(searches, histories, strict=True):
+        query = search.query
+        view = None if query.filter is None else catalog.views.view_of(query.filter)
+        trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
+        num_excluded = sum(map(passes, query.excluded))
+        found.append(Asked(search, history, query.excluded, view, trie, len(trie) - num_excluded))
+    return found
+
+
 def look_up(catalog: Catalog, search: Search) -> Asked:
-    """What this version of the catalog knows about a search. Hold `catalog.lock`."""
-    query = search.query
-    history = read_history(catalog, query.history)
-    view = None if query.filter is None else catalog.views.view_of(query.filter)
-    trie, passes = (view.trie, view.passes) if view is not None else (catalog.trie, catalog.has)
-    num_excluded = sum(map(passes, query.excluded))
-    return Asked(search, history, query.excluded, view, trie, len(trie) - num_excluded)
+    """`look_up_all` of one."""
+    return look_up_all(catalog, [search])[0]
 
 
 def _search(
@@ -197,11 +205,22 @@ def found_in(spec: SidSpec, beams: Beams) -> list[RankedPrefixes]:
     return [RankedPrefixes(row[:num], scores[:num], bound) for num, row, scores, bound in rows]
 
 
-def _page(
-    catalog: Catalog, asked: Asked, found: RankedPrefixes | None, history_s: float, decode_s: float
+def page_of(
+    catalog: Catalog,
+    asked: Asked,
+    found: RankedPrefixes | None,
+    history_s: float = 0.0,
+    decode_s: float = 0.0,
 ) -> Page:
+    """The items of the found prefixes that the page may have. The caller holds the lock of the catalog."""
     query = asked.search.query
-    selection = Selection(query.limit, asked.excluded, query.diversity, catalog.views.category_of)
+    selection = Selection(
+        query.limit,
+        asked.excluded,
+        query.diversity,
+        first_code_of=catalog.first_code_of,
+        category_of=catalog.views.category_of,
+    )
     is_popular = not asked.history.is_known
     exact, is_settled = not is_popular, True
     if found:
@@ -241,9 +260,10 @@ def _reranked(ranker: Ranker, catalog: Catalog, asked: Sequence[Asked], pages: S
     rerank_s = perf_counter() - started_at
     for place, scores in zip(places, scored, strict=True):
         scored_items = sorted(
-            zip(scores.tolist(), pages[place].items, strict=True), key=lambda pair: (-pair[0], pair[1].sid)
+            zip(scores.tolist(), pages[place].items, strict=True),
+            key=lambda pair: (-pair[0], pair[1].packed_sid),
         )
-        items = [replace(item, ranker_score=score) for score, item in scored_items]
+        items = [item._replace(ranker_score=score) for score, item in scored_items]
         found[place] = replace(pages[place], items=items, rerank_s=rerank_s)
     return found
 
@@ -267,20 +287,15 @@ def _is_exact(page: Sequence[Ranked], asked: Asked, bound: float, *, is_full: bo
 
 def _ranked(catalog: Catalog, asked: Asked, found: RankedPrefixes) -> Iterator[Ranked]:
     """The items of the beams that pass the filter, best first; items of the same codes by slot."""
+    packed_sid_of = catalog.packed_sid_of
     for prefix, score in zip(found.prefixes, found.scores, strict=True):
-        items = catalog.items_of(prefix)
+        items: Iterable[str] = catalog.items_of(prefix)
         if asked.view is not None:  # stops at the last item that passes
             codes = catalog.spec.codes_of(prefix)
             items = islice(filter(asked.view.passes, items), asked.view.trie.count(codes))
-        yield from _with_sids(catalog, items, score)
+        for item_id in items:
+            yield Ranked(item_id, packed_sid_of(item_id), score)
 
 
 def _popular(catalog: Catalog, view: View | None) -> Iterator[Ranked]:
-    return _with_sids(catalog, catalog.by_popularity(view), None)
-
-
-def _with_sids(catalog: Catalog, items: Iterable[str], score: float | None) -> Iterator[Ranked]:
-    for item_id in items:
-        sid = catalog.sid_of(item_id)
-        assert sid is not None, "the catalog's maps agree"
-        yield Ranked(item_id, sid, score)
+    return (Ranked(item_id, catalog.packed_sid_of(item_id), None) for item_id in catalog.by_popularity(view))

@@ -5,16 +5,14 @@ from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
-from service.core.sid import Sid
 
-
-@dataclass(frozen=True)
-class Ranked:
+class Ranked(NamedTuple):
     """A candidate for a page. `score` is a sum of log-probabilities, so it is never positive."""
 
     item_id: str
-    sid: Sid
+    packed_sid: int  # as the catalog holds it; sorts in trie order
     score: float | None  # None: a popular item that the model did not score
     ranker_score: float | None = None  # log-odds; None: the ranker has no say
 
@@ -25,6 +23,11 @@ class Diversity:
 
     max_per_first_code: int | None = None
     max_per_category: int | None = None
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether it keeps any item from a page."""
+        return self.max_per_first_code is not None or self.max_per_category is not None
 
 
 class Selection:
@@ -38,12 +41,17 @@ class Selection:
         limit: int,
         excluded: AbstractSet[str],
         diversity: Diversity,
+        *,
+        first_code_of: Callable[[int], int],
         category_of: Callable[[str], str | None],
     ) -> None:
+        """`first_code_of` a packed sid, and `category_of` an item id, for the limits of `diversity`."""
         self.page: list[Ranked] = []
         self._limit = limit
         self._shown = set(excluded)
         self._diversity = diversity
+        self._has_limits = diversity.has_limits
+        self._first_code_of = first_code_of
         self._category_of = category_of
         self._per_first_code = Counter[int]()
         self._per_category = Counter[str | None]()
@@ -54,14 +62,14 @@ class Selection:
         self.page += islice((each for each in items if self._take(each)), left)
 
     def _take(self, item: Ranked) -> bool:
-        is_taken = item.item_id not in self._shown and self._fits(item)
+        is_taken = item.item_id not in self._shown and (not self._has_limits or self._fits(item))
         if is_taken:
             self._shown.add(item.item_id)
         return is_taken
 
     def _fits(self, item: Ranked) -> bool:
         """Count the item unless its kind is at its limit. Items without a category have no such limit."""
-        first_code, most = item.sid.codes[0], self._diversity.max_per_first_code
+        first_code, most = self._first_code_of(item.packed_sid), self._diversity.max_per_first_code
         if most is not None and self._per_first_code[first_code] >= most:
             return False
         if (most := self._diversity.max_per_category) is not None:

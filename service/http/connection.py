@@ -5,7 +5,8 @@ fraction of any other answer, so the service keeps answering while many times it
 """
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 from urllib.parse import unquote
@@ -17,10 +18,12 @@ from service.errors import HeadTooLarge, NotHttp, Overloaded, ServiceError, TooM
 from service.http.connection_limit import ConnectionLimit
 from service.http.problems import problem_response
 from service.http.request_ids import new_request_id, request_id_of
+from service.http.whole_request import Shortcut, WholeRequest
 from service.inference.batching import Reservation
 from service.telemetry.metrics import UNREAD, Metrics
 
 MAX_PIPELINED = 50
+CLOCK_S = 0.002  # the clock of the event loop goes in steps of milliseconds
 MAX_UNUSED_BYTES = 64 * 2**10  # twice what limits.py allows for a whole head
 
 # The refusals of a full queue as bytes, cut at the request's id: under load the same few go out thousands of
@@ -50,8 +53,10 @@ class BoundedHttp(HttpToolsProtocol):
         metrics: Metrics,
         route_of: Callable[[str, str], str | None] = lambda _method, _path: None,
         is_stopping: Callable[[], bool] = lambda: False,
+        shortcuts: Mapping[tuple[str, str], Shortcut] | None = None,
         **kwargs: Any,
     ) -> None:
+        """`shortcuts`: by method and target, what answers without the app where a request is ordinary."""
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
         self._keep_alive_s = keep_alive_s
@@ -61,13 +66,16 @@ class BoundedHttp(HttpToolsProtocol):
         self._metrics = metrics
         self._route_of = route_of
         self._is_stopping = is_stopping
+        self._shortcuts = shortcuts or {}
         self._timer: asyncio.TimerHandle | None = None
+        self._close_at = math.inf  # by the clock of the event loop
         self._unused_bytes = 0
         self._is_surplus = False  # one connection too many, without a request so far
         self._is_resting = False  # between two requests; no byte of the next one has come
         self._is_incomplete = False  # the message whose first byte has come
         self._reservation: Reservation | None = None  # of the request whose body is coming
         self._is_refused = False  # the request whose parts are coming
+        self._whole: WholeRequest | None = None  # a request for a shortcut whose body is coming
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the time for the first head, and note whether this connection is one too many."""
@@ -78,6 +86,9 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer, so that it does not keep the closed connection in memory."""
         self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._limit.leave(self)
         super().connection_lost(exc)
 
@@ -91,6 +102,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._await_head()
         self._unused_bytes += len(data)
         super().data_received(data)  # calls the on_… methods below
+        if self._whole is not None:  # the rest of its body may never come
+            self._leave_to_app(self._whole)
         if self._reservation is not None:  # its body is not complete, and meanwhile others may use the room
             self._reservation.release()
             self._reservation = None
@@ -128,7 +141,12 @@ class BoundedHttp(HttpToolsProtocol):
                 self._turn_away(error, method, path)
                 return
             if reservation is not None:
-                self._begin(reservation)
+                shortcut = self._shortcuts.get((method, path))
+                if shortcut is not None and self._may_be_ordinary(path):
+                    self._whole = WholeRequest(shortcut, self.headers, reservation, self._write_answer)
+                    self._reservation = reservation
+                else:
+                    self._begin(reservation)
                 return
         super().on_headers_complete()
         if self._is_surplus:
@@ -152,28 +170,68 @@ class BoundedHttp(HttpToolsProtocol):
             reservation.release()
             raise
 
+    def _may_be_ordinary(self, path: str) -> bool:
+        """Whether a shortcut may look at the request. Its client reads its answers, and stays for more."""
+        return (
+            len(self.url) == len(path)  # no query
+            and not (self._is_surplus or self.expect_100_continue or self.flow.write_paused)
+            and self.parser.should_keep_alive()
+            and self.parser.get_http_version() == "1.1"
+        )
+
+    def _leave_to_app(self, whole: WholeRequest) -> None:
+        """Let the app answer a request that no shortcut takes."""
+        self._whole = None
+        self._begin(whole.reservation)
+        if whole.body:
+            super().on_body(whole.body)
+
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body on, or drop it if the request was refused."""
         self._unused_bytes = 0
-        if not self._is_refused:
+        if self._whole is not None:
+            self._whole.body += body
+        elif not self._is_refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Leave the reservation to the request's task, because the whole body is here."""
-        self._reservation = None
+        """Leave the reservation to whoever answers the request, because the whole body is here."""
         self._is_incomplete = False
+        if self._whole is not None:
+            whole, self._whole, self._reservation = self._whole, None, None
+            before = self.cycle
+            self.cycle = whole  # type: ignore[assignment]  # it has all that uvicorn asks for
+            if whole.shortcut.begin(whole):
+                return
+            self.cycle = before
+            self._leave_to_app(whole)
+        self._reservation = None
         if not self._is_refused:
             super().on_message_complete()
         if self._is_idle():  # the answer came before the end of the body
             self._rest()
 
+    def _write_answer(self, status: int, head: bytes, body: bytes, keep_alive: bool) -> None:
+        """Send the answer of a shortcut."""
+        if not self.transport.is_closing():
+            usual = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+            self.transport.write(b"".join((STATUS_LINE[status], usual, head, body)))
+            if not keep_alive:
+                self.transport.close()
+        self.on_response_complete()
+
     def on_response_complete(self) -> None:
-        """Start the idle time, or the time for the next request if a part of it is here already."""
-        has_next = bool(self.pipeline)
-        super().on_response_complete()
-        if has_next:
+        """Start the idle time, or the time for the next request if a part of it is here already.
+
+        It does what uvicorn does, but for uvicorn's own timer, as ours is enough.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
             return
-        if self._is_incomplete:
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._is_incomplete:
             self._await_head()
         else:
             self._rest()
@@ -212,13 +270,27 @@ class BoundedHttp(HttpToolsProtocol):
         self._start_timer(self._keep_alive_s)
 
     def _start_timer(self, timeout_s: float) -> None:
-        self._stop_timer()
-        self._timer = self.loop.call_later(timeout_s, self.transport.close)
+        """Close the connection then, unless the timer is stopped or started again before.
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
+        A request starts it twice, so the handle of an earlier time is kept: when it is due, it looks whether
+        the time has moved.
+        """
+        self._close_at = self.loop.time() + timeout_s
+        if self._timer is not None and self._timer.when() > self._close_at:
             self._timer.cancel()
             self._timer = None
+        if self._timer is None:
+            self._timer = self.loop.call_at(self._close_at, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        self._timer = None
+        if self.loop.time() >= self._close_at - CLOCK_S:
+            self.transport.close()
+        elif self._close_at < math.inf:
+            self._timer = self.loop.call_at(self._close_at, self._look_at_time)
+
+    def _stop_timer(self) -> None:
+        self._close_at = math.inf
 
     def _turn_away(self, error: TooManyConnections | Overloaded, method: str, path: str) -> None:
         """Refuse a request by its head alone. Its body is dropped, and the connection stays open."""

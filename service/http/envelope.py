@@ -51,7 +51,7 @@ class Envelope:
         self._direct = direct or {}
         self._guard = guard
         self._is_stopping = is_stopping
-        self._in_flight = metrics.http_in_flight
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._prefix = prefix
@@ -66,30 +66,31 @@ class Envelope:
             return
         exchange = Exchange(scope, send, self._is_stopping)
         request_id_now.set(exchange.request_id)  # of this request's task
-        with self._in_flight.track_inprogress():
-            try:
-                self._check(exchange)
-                routed = exchange.routed
-                if routed["path"] == DESCRIPTION:  # which names it as its server
-                    routed["root_path"] = prefix_of(exchange.headers, self._prefix)
-                app = self._direct.get((routed["method"], routed["path"]), self._app)
-                body = bounded_body(exchange.reading(receive), self._max_body_bytes, self._body_timeout_s)
-                await app(routed, body, exchange.send)
-            except ServiceError as error:
-                exchange.state["refusal"] = error
-                await _refusal(error, exchange)(scope, receive, exchange.send)
-            except ClientDisconnect:  # before its body had come, so nobody waits for an answer
-                pass
-            except Exception:  # outermost loop: a client gets an answer whatever happened
-                log.exception(
-                    "request %s failed: %s %s", exchange.request_id, scope["method"], quote(scope["path"])
-                )
-                if exchange.status:
-                    raise  # half of an answer is out; only closing the connection can tell the client
-                await _failure(exchange)(scope, receive, exchange.send)
-            finally:
-                exchange.release_reservation()
-                self._reporter.report(exchange)
+        self._metrics.num_in_flight += 1
+        try:
+            self._check(exchange)
+            routed = exchange.routed
+            if routed["path"] == DESCRIPTION:  # which names it as its server
+                routed["root_path"] = prefix_of(exchange.headers, self._prefix)
+            app = self._direct.get((routed["method"], routed["path"]), self._app)
+            body = bounded_body(exchange.reading(receive), self._max_body_bytes, self._body_timeout_s)
+            await app(routed, body, exchange.send)
+        except ServiceError as error:
+            exchange.state["refusal"] = error
+            await _refusal(error, exchange)(scope, receive, exchange.send)
+        except ClientDisconnect:  # before its body had come, so nobody waits for an answer
+            pass
+        except Exception:  # outermost loop: a client gets an answer whatever happened
+            log.exception(
+                "request %s failed: %s %s", exchange.request_id, scope["method"], quote(scope["path"])
+            )
+            if exchange.status:
+                raise  # half of an answer is out; only closing the connection can tell the client
+            await _failure(exchange)(scope, receive, exchange.send)
+        finally:
+            self._metrics.num_in_flight -= 1
+            exchange.release_reservation()
+            self._reporter.report(exchange)
 
     def _check(self, exchange: Exchange) -> None:
         """Raise a ServiceError if the head of the request is enough to refuse it."""

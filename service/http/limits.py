@@ -72,8 +72,11 @@ def promises_a_body(headers: Headers) -> bool:
 def deadline_of(headers: Headers) -> float:
     """When the client gives up, by the event loop's clock; infinite if it does not say. Raises BadTimeout."""
     given = headers.get("x-request-timeout")
-    if given is None:
-        return math.inf
+    return math.inf if given is None else deadline_after(given)
+
+
+def deadline_after(given: str) -> float:
+    """The deadline of a request with this X-Request-Timeout. Raises BadTimeout."""
     timeout_s = float(given) if _SECONDS.fullmatch(given) else 0.0
     if not 0 < timeout_s <= MAX_TIMEOUT_S:
         raise BadTimeout(given, MAX_TIMEOUT_S)

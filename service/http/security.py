@@ -87,9 +87,12 @@ class Guard:
         If no key is set at all, everybody may read and write. The admin scope is closed until it has a key.
         """
         needed = self._scope_of(method, path)
-        if needed is Scope.OPEN:
-            return
-        given = self._scope_given(headers)
+        if needed is not Scope.OPEN:
+            self.check_key(needed, _given_key(headers))
+
+    def check_key(self, needed: Scope, key: str) -> None:
+        """`check` of a request that needs this scope and gave this key; an empty text is no key."""
+        given = self._scope_given(key)
         if self._is_set and given is Scope.OPEN:
             raise MissingKey
         if needed is Scope.ADMIN and not self._keys[Scope.ADMIN]:
@@ -97,9 +100,8 @@ class Guard:
         if self._is_set and given < needed:
             raise AdminKeyNeeded if needed is Scope.ADMIN else ReadOnlyKey
 
-    def _scope_given(self, headers: Headers) -> Scope:
-        key = _given_key(headers)
-        if not key:
+    def _scope_given(self, key: str) -> Scope:
+        if not key or not self._is_set:
             return Scope.OPEN
         held = [scope for scope, hashes in self._keys.items() if holds(hashes, key)]
         return max(held, default=Scope.OPEN)
@@ -109,5 +111,10 @@ def _given_key(headers: Headers) -> str:
     key = headers.get("x-api-key")
     if key is not None:
         return key
-    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return bearer_token(headers.get("authorization", ""))
+
+
+def bearer_token(authorization: str) -> str:
+    """The key in an Authorization header; empty if it has none."""
+    scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""

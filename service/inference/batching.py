@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from service.core.cpus import give_way
 from service.errors import Overloaded, StoppedServing
@@ -37,6 +37,19 @@ class Answer(NamedTuple, Generic[Result]):
     run_s: float  # of its batch
 
 
+class Reply(Protocol[Result]):
+    """Who waits for a job, as an asyncio.Future does. It is told the answer or an error in the event loop."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, answer: Answer[Result], /) -> None:
+        """Take the answer."""
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Take the error in place of an answer: StoppedServing, TimeoutError, or what `run` raised."""
+
+
 class BatchStats(NamedTuple):
     """The jobs and the units of work of a batch that has run, and its duration in seconds."""
 
@@ -49,7 +62,7 @@ class BatchStats(NamedTuple):
 class _Waiting(Generic[Job, Result]):
     job: Job
     units: int
-    future: "asyncio.Future[Answer[Result]]"
+    reply: "Reply[Result]"
     deadline: float  # of the event loop's clock
     submitted_at: float = field(default_factory=perf_counter)
 
@@ -162,18 +175,28 @@ class MicroBatcher(Generic[Job, Result]):
         before. Refusing it halfway would waste the first half, and while it waits it keeps new work out.
         Raises TimeoutError if its batch would begin after the deadline (by the event loop's clock).
         """
+        future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
+        self.put(job, future, is_admitted=is_admitted, deadline=deadline)
+        return await future
+
+    def put(
+        self,
+        job: Job,
+        reply: Reply[Result],
+        *,
+        is_admitted: bool = False,
+        deadline: float = math.inf,
+    ) -> None:
+        """`submit` for a caller that does not wait: `reply` is told the answer. Raises the same at once."""
         if self._worker is None:
             raise StoppedServing
         units = self._units(job)
         if not is_admitted:
             self.check_room(units, deadline)
-        future: asyncio.Future[Answer[Result]] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(job, units, future, deadline)
-        self._queue.append(waiting)
+        self._queue.append(_Waiting(job, units, reply, deadline))
         self.queued_units += units
         self.num_admitted += 1
         self._arrived.set()
-        return await waiting.future
 
     async def _work(self, thread: ThreadPoolExecutor) -> None:
         while True:
@@ -212,8 +235,8 @@ class MicroBatcher(Generic[Job, Result]):
             if error is not None:
                 _fail(batch, error)
             for waiting, result in zip(batch, results, strict=False):
-                if not waiting.future.done():  # its caller may have gone away
-                    waiting.future.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
+                if not waiting.reply.done():  # its caller may have gone away
+                    waiting.reply.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
 
         thread.submit(work)
         try:
@@ -231,7 +254,7 @@ class MicroBatcher(Generic[Job, Result]):
             waiting = self._queue[0]
             if now > waiting.deadline:  # a busy event loop may tell the caller late
                 _fail([waiting], TimeoutError())
-            gone = waiting.future.done()
+            gone = waiting.reply.done()
             if not gone and batch and units + waiting.units > self._max_batch_units:
                 break
             self._queue.popleft()
@@ -252,5 +275,5 @@ class MicroBatcher(Generic[Job, Result]):
 
 def _fail(batch: "list[_Waiting[Job, Result]]", error: BaseException) -> None:
     for waiting in batch:
-        if not waiting.future.done():
-            waiting.future.set_exception(error)
+        if not waiting.reply.done():
+            waiting.reply.set_exception(error)

@@ -179,14 +179,22 @@ class Model:
     @contextmanager
     def in_use(self) -> "Iterator[Model]":
         """Surrounds each request: `retire` waits for it."""
-        self._num_requests += 1
-        self._unused.clear()
+        self.enter()
         try:
             yield self
         finally:
-            self._num_requests -= 1
-            if not self._num_requests:
-                self._unused.set()
+            self.leave()
+
+    def enter(self) -> None:
+        """`in_use` for a request that has no block of code to surround. `leave` must follow."""
+        self._num_requests += 1
+        self._unused.clear()
+
+    def leave(self) -> None:
+        """The end of a request that began with `enter`."""
+        self._num_requests -= 1
+        if not self._num_requests:
+            self._unused.set()
 
     async def retire(self) -> None:
         """End after the last request that began with this model."""

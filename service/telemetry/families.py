@@ -12,6 +12,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from service.errors import REFUSALS
+from service.telemetry.tallies import CountFamily, TallyFamily
 
 # Chosen from measured latencies, docs/log.md: recommendations take 1 to 50 ms, items 10 ms to minutes.
 _SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -46,7 +47,7 @@ class MetricFamilies:
         self._machine()
 
     def _requests(self) -> None:
-        self.http_requests = self._counter(
+        self.http_requests = self._counts(
             "http_requests",
             "Answered requests, by route template. unread: a connection too many, which was refused before "
             "its request was read. unmatched: a path without a route.",
@@ -54,7 +55,7 @@ class MetricFamilies:
             "method",
             "status",
         )
-        self.http_seconds = self._histogram(
+        self.http_seconds = self._tallies(
             "http_request_seconds",
             "Time from the first byte of the request to the last byte of its answer, by outcome: answered, "
             "refused (408, 429, 503), failed (any other 5xx), invalid (any other 4xx).",
@@ -63,15 +64,18 @@ class MetricFamilies:
             "method",
             "outcome",
         )
-        self.http_in_flight = self._gauge("http_requests_in_flight", "Requests being answered now.")
-        self.rejections = self._counter(
+        self.num_in_flight = 0  # a plain number, as each request changes it twice
+        self._gauge("http_requests_in_flight", "Requests being answered now.").set_function(
+            lambda: self.num_in_flight
+        )
+        self.rejections = self._counts(
             "rejections",
             "Requests that were refused for now (408, 429, 503), by the last part of the problem's type.",
             "reason",
         )
         for reason in REFUSALS:
             self.rejections.labels(reason)
-        self.stage_seconds = self._histogram(
+        self.stage_seconds = self._tallies(
             "stage_seconds",
             "Time of one stage of a flow. Stages of recommend: parse (JSON and validation), queue, history "
             "(look-up of its codes), decode (the graph, which also encodes the history), resolve (codes to "
@@ -103,11 +107,11 @@ class MetricFamilies:
         self.queue_limit_units = self._gauge(
             "queue_limit_units", f"Work that may wait before more is refused: {units}.", "queue"
         )
-        self.batch_jobs = self._histogram("batch_jobs", "Requests or items in one batch.", _SIZES, "queue")
-        self.batch_units = self._histogram(
+        self.batch_jobs = self._tallies("batch_jobs", "Requests or items in one batch.", _SIZES, "queue")
+        self.batch_units = self._tallies(
             "batch_units", "Beams, items to rank, strips or searches in one batch.", _SIZES, "queue"
         )
-        self.batch_seconds = self._histogram(
+        self.batch_seconds = self._tallies(
             "batch_seconds",
             "Time of one batch: the graph, and for recommendations and rankings also the look-ups before and "
             "after it.",
@@ -133,7 +137,7 @@ class MetricFamilies:
         )
         for outcome in ("answered", "refused", "invalid"):
             self.batch_queries.labels(outcome)
-        self.valid_beams = self._histogram(
+        self.valid_beams = self._tallies(
             "valid_beams", "Beams of one search that end at living items.", _BEAMS
         )
         self.widenings = self._counter("widenings", "Searches that were repeated with twice the beams.")
@@ -448,3 +452,11 @@ class MetricFamilies:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"glyphrec_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _counts(self, name: str, text: str, *labels: str) -> CountFamily:
+        """A counter that only the event loop's thread counts."""
+        return CountFamily(f"glyphrec_{name}", text, labels, registry=self.registry)
+
+    def _tallies(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> TallyFamily:
+        """A histogram whose observers exclude each other, as those do that run in the event loop."""
+        return TallyFamily(f"glyphrec_{name}", text, labels, buckets=buckets, registry=self.registry)

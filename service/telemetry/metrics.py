@@ -7,6 +7,7 @@ Children are looked up once, a batch is observed once, and gauges are computed a
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from math import nan
+from threading import Lock
 from time import time
 from typing import Any
 
@@ -98,16 +99,12 @@ class Metrics(MetricFamilies):
         self.coverage = Coverage()
         self.recommended_distinct_items.set_function(self.coverage.num_items)
 
+        self._beams_lock = Lock()  # while models change, two queues run at once
+        self.valid_beams.labels()  # 0 before the first search
         # Each look-up of a child takes a lock, and there are few children.
-        self._requests_of = cache(self.http_requests.labels)
-        self._request_seconds_of = cache(self.http_seconds.labels)
-        self._stage_seconds_of = cache(self.stage_seconds.labels)
         self._recommendations_of = cache(self.recommendations.labels)
         self._item_searches_of = cache(self.item_searches.labels)
         self._rankings_of = cache(self.rankings.labels)
-        self._batch_jobs_of = cache(self.batch_jobs.labels)
-        self._batch_units_of = cache(self.batch_units.labels)
-        self._batch_seconds_of = cache(self.batch_seconds.labels)
         self._recommended_of = cache(self.recommended_items.labels)
         self._redis_calls_of = cache(self.redis_calls.labels)
         self._redis_seconds_of = cache(self.redis_call_seconds.labels)
@@ -116,17 +113,17 @@ class Metrics(MetricFamilies):
         """Begin the counters of these routes at 0. `routes`: templates and methods that clients call."""
         for route, method in routes:
             for status in _USUAL_STATUSES:
-                self._requests_of(route, method, str(status))
+                self.http_requests.labels(route, method, str(status))
             for outcome in ("answered", "refused"):
-                self._request_seconds_of(route, method, outcome)
-        self._requests_of(UNREAD, "other", "503")
+                self.http_seconds.labels(route, method, outcome)
+        self.http_requests.labels(UNREAD, "other", "503")
 
     # --- objects that are read at each scrape ---
 
     def watch_queue(self, queue: str, batcher: MicroBatcher[Any, Any]) -> None:
         """Read a queue's values from this batcher, in place of an earlier one."""
-        for histogram_of in (self._batch_jobs_of, self._batch_units_of, self._batch_seconds_of):
-            histogram_of(queue)  # 0 before the first batch: the queue is idle
+        for family in (self.batch_jobs, self.batch_units, self.batch_seconds):
+            family.labels(queue)  # 0 before the first batch: the queue is idle
         self.queue_units.labels(queue).set_function(lambda: batcher.queued_units)
         self.running_units.labels(queue).set_function(lambda: batcher.running_units)
         self.reserved_units.labels(queue).set_function(lambda: batcher.reserved_units)
@@ -212,20 +209,27 @@ class Metrics(MetricFamilies):
         method = (
             method if method in _METHODS else "other"
         )  # a client may send any method, but labels have few values
-        self._requests_of(route, method, str(status)).inc()
-        self._request_seconds_of(route, method, _outcome_of(status)).observe(seconds)
+        self.http_requests.labels(route, method, str(status)).inc()
+        self.http_seconds.labels(route, method, _outcome_of(status)).observe(seconds)
         if refusal is not None and refusal.slug in REFUSALS:
             self.rejections.labels(refusal.slug).inc()
+
+    def observe_answers(self, route: str, method: str, seconds: Sequence[float]) -> None:
+        """Count answers with status 200, by the time that each took."""
+        self.http_requests.labels(route, method, "200").inc(len(seconds))
+        tally = self.http_seconds.labels(route, method, "answered")
+        for each in seconds:
+            tally.observe(each)
 
     def observe_stages(self, stages: Stages) -> None:
         """Observe the stages of a flow that has ended."""
         if stages.flow:
             for stage, seconds in stages.seconds.items():
-                self._stage_seconds_of(stages.flow, stage).observe(seconds)
+                self.stage_seconds.labels(stages.flow, stage).observe(seconds)
 
-    def observe_recommendation(self, source: str, *, exact: bool, filtered: bool) -> None:
-        """Count an answered recommendation."""
-        self._recommendations_of(source, str(exact).lower(), str(filtered).lower()).inc()
+    def observe_recommendation(self, source: str, *, exact: bool, filtered: bool, times: int = 1) -> None:
+        """Count so many answered recommendations."""
+        self._recommendations_of(source, str(exact).lower(), str(filtered).lower()).inc(times)
 
     def observe_item_search(self, by: str, *, exact: bool, filtered: bool) -> None:
         """Count an answered search by vectors."""
@@ -239,8 +243,10 @@ class Metrics(MetricFamilies):
 
     def observe_searches(self, valid_beams: Sequence[int]) -> None:
         """Observe a batch. `valid_beams`: of each search, those that end at living items. From any thread."""
-        for num_beams in valid_beams:
-            self.valid_beams.observe(num_beams)
+        tally = self.valid_beams.labels()
+        with self._beams_lock:
+            for num_beams in valid_beams:
+                tally.observe(num_beams)
 
     def observe_recommended(self, item_ids: Sequence[str], num_trained: int) -> None:
         """Observe the items on a batch's pages. `num_trained`: those with interactions in the training data.
@@ -253,9 +259,9 @@ class Metrics(MetricFamilies):
 
     def observe_batch(self, queue: str, stats: BatchStats) -> None:
         """Observe one run of a queue's batcher."""
-        self._batch_jobs_of(queue).observe(stats.num_jobs)
-        self._batch_units_of(queue).observe(stats.num_units)
-        self._batch_seconds_of(queue).observe(stats.run_s)
+        self.batch_jobs.labels(queue).observe(stats.num_jobs)
+        self.batch_units.labels(queue).observe(stats.num_units)
+        self.batch_seconds.labels(queue).observe(stats.run_s)
 
     def observe_redis(self, command: str, num_ok: int, num_errors: int, seconds: float | None) -> None:
         """Count one round trip. `seconds` is None if it waited for a change."""

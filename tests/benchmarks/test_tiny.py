@@ -20,7 +20,7 @@ NAMES = sorted(
 SHARE_GRAPHS = {"decode", "filters", "gpu", "trie"}
 # What a machine may lack, so that the benchmark says how to get it and is skipped.
 MAY_BE_MISSING = {"serving": "h2load", "soak": "h2load", "overload": "h2load"}
-MAY_BE_MISSING |= {"search": "h2load", "rank": "h2load"}
+MAY_BE_MISSING |= {"search": "h2load", "rank": "h2load", "workers": "h2load"}
 OPTIONS = {"gpu": ["--provider", "CPUExecutionProvider"]}  # the same code where there is no GPU
 
 

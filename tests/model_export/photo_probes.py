@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.configs import HeadConfig, ImageEncoderKind, PicturesConfig, TreeConfig
+from model_export.configs import HeadConfig, TreeConfig
 from model_export.encoders import fusion, head
 from model_export.encoders.images import clip, efficientnet_lite0, mobilenet_v2, siglip2
 from model_export.encoders.images.base import ImageSession
 from model_export.encoders.images.choose import make_image_encoder
+from model_export.picture_configs import ImageEncoderKind, PicturesConfig
 from model_export.pipeline import neighbors
 from model_export.study import late_fusion, overlap
 from service.core import pictures, unit

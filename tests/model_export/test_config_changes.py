@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from model_export.config_changes import as_toml, chosen, differences
 from model_export.configs import (
     RUNS,
-    CardConfig,
     FlattenedConfig,
     GaoqConfig,
     LetterConfig,
-    PicturesConfig,
     ReadableConfig,
     RqKMeansConfig,
     TigerConfig,
@@ -22,6 +20,7 @@ from model_export.configs import (
     base,
     demo,
 )
+from model_export.picture_configs import CardConfig, PicturesConfig
 from service.core.sid import SidSpec
 from service.errors import GlyphrecError
 

@@ -15,7 +15,6 @@ import pytest
 from model_export.configs import (
     FamaeConfig,
     GaoqConfig,
-    PicturesConfig,
     ReadableConfig,
     RqKMeansConfig,
     RunConfig,
@@ -25,6 +24,7 @@ from model_export.configs import (
 from model_export.data.tables import read_dataset
 from model_export.export import export
 from model_export.local_service import local_service
+from model_export.picture_configs import PicturesConfig
 from service.core.bundle import load_bundle
 from service.core.bundle_items import bundle_items
 from service.core.bundle_vocabulary import bundle_vocabulary

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from model_export.configs import PicturesConfig, tiny
+from model_export.configs import tiny
 from model_export.data.tables import read_dataset
 from model_export.export import export
 from model_export.local_service import local_service
+from model_export.picture_configs import PicturesConfig
 
 NUM_ITEMS, NUM_USERS, KINDS = 90, 240, 6
 COLORS = ("crimson", "navy", "gold", "forestgreen", "black", "hotpink")

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from model_export.bundle.writing import versions_of_bundle
-from model_export.configs import RUNS, HubEncoderConfig, PicturesConfig, base
+from model_export.configs import RUNS, HubEncoderConfig, base
+from model_export.picture_configs import PicturesConfig
 from model_export.pipeline.versions import of_photos, versions_of
 from model_export.study.plan import PLANS
 from model_export.study.run import versions_of_cell

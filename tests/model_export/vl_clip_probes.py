@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model_export.picture_configs import SpaceConfig
 from model_export.vl_clip import (
     class_maps,
     clip_space,
     clutter,
     detector,
+    joined,
     joint_space,
     linear_space,
     photo_reader,
     regions,
 )
-from model_export.vl_clip.configs import ClipConfig, SpaceConfig
+from model_export.vl_clip.configs import ClipConfig
 from model_export.vl_clip.joint_space import TextPhotoPairs
 from model_export.vl_clip.space import TextPhotoSpace
 from tests.model_export.photo_probes import waves
@@ -61,6 +63,20 @@ def _join() -> Output:
     found = joint_space.train_projections(pairs, held, config, 0)
     likeness = found.text.vectors(left[:6]) @ found.photo.vectors(right[:6]).T
     return {"curve": list(found.curve), "likeness": likeness.tolist()}
+
+
+def _join_vectors() -> Output:
+    """Likeness of items with a text, a photo, both and neither, as libraries differ in the signs of axes."""
+    left, right = vectors(), vectors() * 0.5 + vectors(seed=4)
+    pairs = TextPhotoPairs(left, vectors(seed=6), right)
+    config = SpaceConfig(dim=4, hidden_dim=8, max_epochs=0)
+    found = joint_space.train_projections(pairs, TextPhotoPairs(*(side[:0] for side in pairs)), config, 0)
+    texts = torch.from_numpy(left[:5]).clone()
+    texts[2:4] = 0
+    part = joined.JointVectors(torch.nn.Identity(), found).eval()
+    with torch.no_grad():
+        rows = part.join(texts, torch.from_numpy(right[:3]), torch.tensor([0, -1, 1, -1, 2]))
+    return (rows @ rows.T).tolist()
 
 
 def _map_classes() -> Output:
@@ -117,6 +133,7 @@ VL_CLIP_PROBES: dict[str, tuple[ModuleType, Callable[[], Output]]] = {
     "photo_reader": (photo_reader, _read),
     "linear_space": (linear_space, _linear),
     "joint_space": (joint_space, _join),
+    "joined": (joined, _join_vectors),
     "class_maps": (class_maps, _map_classes),
     "regions": (regions, _compare_regions),
     "detector": (detector, _detect),

@@ -16,6 +16,7 @@ from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.http.connection import BoundedHttp
+from service.http.whole_request import WholeRequest
 from service.server import GracefulServer
 from tests.house import PROJECT, ROOT
 
@@ -33,7 +34,8 @@ OF_PROTOCOL = {
 }
 OF_SERVER = {"handle_exit": ["sig", "frame"], "on_tick": ["counter"], "shutdown": ["sockets"]}
 ATTRIBUTES_OF_PROTOCOL = {
-    *("cycle", "expect_100_continue", "headers", "loop", "parser", "pipeline", "scope", "transport", "url")
+    *("cycle", "expect_100_continue", "flow", "headers", "loop", "parser", "pipeline", "scope"),
+    *("server_state", "transport", "url"),
 }
 ATTRIBUTES_OF_SERVER = {"_captured_signals", "server_state", "servers", "should_exit", "started"}
 
@@ -71,6 +73,18 @@ def test_uvicorn_keeps_its_state_in_the_attributes_that_ours_read(theirs: type, 
 def test_uvicorn_has_status_lines_that_ours_send() -> None:
     assert hasattr(httptools_impl, "STATUS_LINE"), missing("STATUS_LINE")
     assert httptools_impl.STATUS_LINE[429].startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_whole_request_has_all_that_uvicorn_asks_of_the_answer_under_way() -> None:
+    asked = set(re.findall(r"\bself\.cycle\.(\w+)", inspect.getsource(HttpToolsProtocol)))
+    assert {"response_complete", "keep_alive", "disconnected", "message_event"} <= asked
+    assert asked <= set(dir(WholeRequest)), "see service/http/whole_request.py"
+
+
+def test_uvicorn_starts_the_next_request_of_a_connection_as_ours_does() -> None:
+    parameters = inspect.signature(HttpToolsProtocol._start_asgi_task).parameters
+    assert list(parameters) == ["self", "cycle", "app"], missing("_start_asgi_task(cycle, app)")
+    assert "self._start_asgi_task(cycle, app)" in inspect.getsource(HttpToolsProtocol.on_response_complete)
 
 
 def test_uvicorn_knows_when_an_answer_is_complete() -> None:

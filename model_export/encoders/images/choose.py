@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from model_export.configs import PicturesConfig
 from model_export.encoders.images import clip, efficientnet_lite0, mobilenet_v2, siglip2
 from model_export.encoders.images.base import ImageEncoder
 from model_export.encoders.images.hub_tower import HubImageEncoder
+from model_export.picture_configs import PicturesConfig
 
 
 class Choice(NamedTuple):

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from model_export.bundle.tokenizer import TokenizerParts, check_tokenizer, export_tokenizer
 from model_export.bundle.tokenizer_id import tokenizer_id
-from model_export.configs import HeadConfig, PicturesConfig, ReadableConfig, RqKMeansConfig
+from model_export.configs import HeadConfig, ReadableConfig, RqKMeansConfig
 from model_export.encoders.fusion import Fusion, make_head
 from model_export.encoders.images.base import ImageEncoder, image_body
 from model_export.onnx_graphs import to_onnx
+from model_export.picture_configs import PicturesConfig
 from model_export.quantizers.choose import train_quantizer
 from model_export.quantizers.readable import with_first_codes
 from service.core.bundle import PictureSpec

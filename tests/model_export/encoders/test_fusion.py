@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model_export.configs import HeadConfig, PicturesConfig
+from model_export.configs import HeadConfig
 from model_export.encoders.fusion import Fusion, Photos, make_head, without_photos, without_texts
 from model_export.encoders.head import train_head
+from model_export.picture_configs import PicturesConfig
 
 NUM_ITEMS, TEXT_DIM, PHOTO_DIM = 60, 12, 20
 HEAD = HeadConfig(

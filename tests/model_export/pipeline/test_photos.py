@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_export.configs import PicturesConfig, tiny
+from model_export.configs import tiny
 from model_export.data.dataset import Dataset, make_dataset
 from model_export.data.photos import seen_of
+from model_export.picture_configs import PicturesConfig
 from model_export.pipeline import parts
 from model_export.pipeline import photos as stage
 from model_export.pipeline.photos import read_photos, spec_of

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from model_export.data.neutral import read_catalog, read_folder
+from model_export.picture_configs import SpaceConfig
 from model_export.pipeline.cache import StageCache
 from model_export.vl_clip.catalog import paired_items, without_copies
-from model_export.vl_clip.configs import GroundingConfig, SpaceConfig, VlClipConfig
+from model_export.vl_clip.configs import GroundingConfig, VlClipConfig
 from model_export.vl_clip.refinement_settings import RefinementSettings
 from model_export.vl_clip.run import (
     BASELINE,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from model_export.picture_configs import SpaceConfig
 from model_export.vl_clip.boxes import WHOLE, Box
-from model_export.vl_clip.configs import SpaceConfig
 from model_export.vl_clip.joint_space import TextPhotoPairs, train_projections
 from model_export.vl_clip.linear_space import WordSpace, fit_linear_space, unit
 from model_export.vl_clip.photo_reader import PhotoReader, class_logits, features_of

@@ -7,10 +7,10 @@ import torch
 
 from model_export.configs import CompactConfig
 from model_export.encoders.compact.reader import CompactReader
+from model_export.picture_configs import SpaceConfig
 from model_export.vl_clip import towers
 from model_export.vl_clip.boxes import Box
 from model_export.vl_clip.boxes import on_square as box_on_square
-from model_export.vl_clip.configs import SpaceConfig
 from model_export.vl_clip.joint_space import JointSpace, Projection, Projections
 from model_export.vl_clip.photo_reader import PhotoReader, cell_session, features_of
 from model_export.vl_clip.towers import PHOTO_TOWER, TEXT_TOWER, write_towers

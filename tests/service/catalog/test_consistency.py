@@ -112,7 +112,9 @@ def check(query: Query, page: Page, living: dict[str, Living]) -> None:
     }
     assert page.matching_items == (None if query.filter is None else len(passing))
     allowed = {item_id: sid for item_id, sid in passing.items() if item_id not in query.excluded}
-    assert all(allowed[each.item_id] == each.sid for each in page.items), "each lived, passed, had this sid"
+    unpacked = Catalog(SPEC).unpacked
+    shown = {each.item_id: unpacked(each.packed_sid) for each in page.items}
+    assert shown.items() <= allowed.items(), "each lived, passed, had this sid"
     assert page.unknown_item_ids == [i for i in dict.fromkeys(query.history) if i not in living]
     assert len(page.items) == min(query.limit, len(allowed)), "never short while there are items"
     in_order = sorted(allowed, key=allowed.__getitem__)  # of the trie
@@ -127,7 +129,7 @@ def check(query: Query, page: Page, living: dict[str, Living]) -> None:
     if page.exact:
         assert [each.item_id for each in page.items] == best[: query.limit]
     found = [each.item_id for each in page.items if each.score is not None]
-    assert all(each.score in (None, score_of[each.sid.codes]) for each in page.items)
+    assert all(each.score in (None, score_of[shown[each.item_id].codes]) for each in page.items)
     fill = [item_id for item_id in popular if item_id not in found]
     assert [each.item_id for each in page.items] == found + fill[: len(page.items) - len(found)]
 

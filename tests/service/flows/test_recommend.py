@@ -117,7 +117,9 @@ async def test_only_the_newest_known_items_of_a_history_count(make_recommender):
     assert pages[0].items == pages[1].items
     assert pages[1].unknown_item_ids == ["never seen", "nor this"]
     codes = [each.codes for each in items[:HISTORY_LENGTH]]
-    assert all(each.score == known_score(codes, each.sid.codes) for each in pages[0].items)
+    assert all(
+        each.score == known_score(codes, catalog.sid_of(each.item_id).codes) for each in pages[0].items
+    )
 
 
 @pytest.mark.parametrize("history", [[], ["unknown", "unknown", "other"]])

@@ -47,7 +47,7 @@ async def test_equal_scores_stand_in_trie_order_on_every_replica(make_recommende
         for seed, catalog in enumerate([one, other, one, other])
     ]
     assert all(page == pages[0] for page in pages)
-    keys = [(-each.score, each.sid) for each in pages[0].items]
+    keys = [(-each.score, one.sid_of(each.item_id)) for each in pages[0].items]
     assert keys == sorted(keys)
     assert len({each.score for each in pages[0].items}) < 10
 
@@ -83,7 +83,8 @@ async def test_a_diverse_page_is_the_greedy_choice_from_the_whole_ranking(make_r
         page = await page_of(recommender, query)
         ranked = truth(catalog, query.history, query.excluded)
         best = greedy(ranked, query.limit, most, lambda item_id: catalog.sid_of(item_id).codes[0])
-        assert max(Counter(each.sid.codes[0] for each in page.items).values(), default=0) <= most
+        shown = Counter(catalog.sid_of(each.item_id).codes[0] for each in page.items)
+        assert max(shown.values(), default=0) <= most
         assert len(page.items) == len(best), "what is missing is filled up, within the limits"
         if page.exact:
             assert [(each.item_id, each.score) for each in page.items] == best
@@ -169,8 +170,16 @@ async def test_a_filtered_page_is_full_of_what_passes_and_exact_where_it_says_so
             if page.source == "model"
             else [(each, None) for each in popular(catalog, len(ids), query.excluded)]
         )
-        best = Selection(query.limit, frozenset(), query.diversity, catalog.views.category_of)
-        best.offer(Ranked(each, catalog.sid_of(each), score) for each, score in ranked if each in passing)
+        best = Selection(
+            query.limit,
+            frozenset(),
+            query.diversity,
+            first_code_of=lambda packed: catalog.unpacked(packed).codes[0],
+            category_of=catalog.views.category_of,
+        )
+        best.offer(
+            Ranked(each, catalog.packed_sid_of(each), score) for each, score in ranked if each in passing
+        )
         if page.exact or page.source == "popular":
             assert page.items == best.page
         if query.diversity == Diversity():

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from model_export.configs import ImageEncoderKind, PicturesConfig
 from model_export.encoders.hub.base import load_processor
 from model_export.encoders.images.base import ImageEncoder, image_body
 from model_export.encoders.images.choose import image_encoder_files, make_image_encoder
+from model_export.picture_configs import ImageEncoderKind, PicturesConfig
 from service.errors import GlyphrecError
 from tests.model_export.encoders.hub_checkpoints import save_trocr
 from tests.model_export.encoders.images.tower_checkpoints import SIZE_PX, save_clip, save_siglip

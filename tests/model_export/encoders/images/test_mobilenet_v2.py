@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import MobileNetV2Config, MobileNetV2Model
 
-from model_export.configs import PicturesConfig
 from model_export.encoders.images import mobilenet_v2
 from model_export.encoders.images.base import ImageSession, image_body
 from model_export.encoders.images.choose import image_encoder_files, image_encoder_version, make_image_encoder
 from model_export.encoders.images.mobilenet_v2 import MobileNetV2, weights_file
+from model_export.picture_configs import PicturesConfig
 from service.errors import GlyphrecError
 
 CONFIG = PicturesConfig(kind="mobilenet-v2", size_px=64)

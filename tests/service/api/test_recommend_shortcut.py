@@ -1,0 +1,274 @@
+"""POST /recommend over a socket, where ordinary requests take the shortcut, against the route of the app."""
+
+import asyncio
+import json
+import random
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from service.api.recommend_shortcut import PreparedItems, ordinary_body
+from service.app import create_app
+from service.core.sid import Sid
+from service.errors import StoppedServing
+from service.flows.selection import Ranked
+from service.http.listening import listen, tcp_sockets
+from service.server import http_server
+from service.settings import Settings
+from tests.known_bundle import items_without_text_twice
+from tests.service.recommending import catalog_of
+from tests.service.running import is_problem, until_ready
+from tests.service.scraping import scrape
+
+KEY = "a-key-that-may-read-this"
+JSON = {"content-type": "application/json"}
+
+
+class Served:
+    """One app, asked over a socket and without one."""
+
+    def __init__(self, app, socket_client, app_client):
+        self.app, self.socket, self.plain = app, socket_client, app_client
+        self.num_taken = 0
+        (self.shortcut,) = app.state.service.shortcuts.values() or (None,)
+        if self.shortcut is not None:
+            begin = self.shortcut.begin
+
+            def counted(request):
+                is_taken = begin(request)
+                self.num_taken += is_taken
+                return is_taken
+
+            self.shortcut.begin = counted
+
+    async def both(self, content, headers=JSON):
+        """The answers of both ways, which are the same but for times."""
+        headers = {"x-request-id": "the-same", **headers}
+        told, expected = [
+            await each.post("/recommend", content=content, headers=headers)
+            for each in (self.socket, self.plain)
+        ]
+        assert told.status_code == expected.status_code, (content, told.text, expected.text)
+        assert told.content == expected.content, content
+        assert headers_of(told) == headers_of(expected)
+        stages = [
+            [part.partition(";")[0] for part in each.headers["server-timing"].split(", ")]
+            for each in (told, expected)
+        ]
+        assert stages[0] == stages[1]
+        return told
+
+
+def headers_of(answer):
+    changing = {"server-timing", "date"}  # the date is the server's
+    return {name: value for name, value in answer.headers.items() if name not in changing}
+
+
+@asynccontextmanager
+async def served(bundle, redis_url, **settings):
+    settings = Settings(bundle=bundle, redis_url=redis_url, threads=1, **settings)
+    app = create_app(settings)
+    server = http_server(app, settings)
+    with tcp_sockets("127.0.0.1", 0) as sockets:
+        listen(sockets)
+        serving = asyncio.create_task(server.serve(sockets))
+        try:
+            await until_ready(app)
+            url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+            plain = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=url, timeout=30)
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client, plain:
+                yield Served(app, client, plain)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@pytest.fixture
+async def service(bundle, redis_url):
+    async with served(bundle, redis_url) as service:
+        yield service
+
+
+def random_body(rng):
+    """Mostly good, often with something that only the app understands, or that is wrong."""
+    known = [f"item-{n}" for n in range(30)]
+    body = {"history": rng.choices([*known, "gone", "é-ö", 'quo"te', "x" * 256], k=rng.choice([0, 1, 5, 20]))}
+    for name, values in {
+        "limit": [1, 3, 100, 10.0, 0, 101, "3", True, None, 1.5],
+        "exclude_item_ids": [[], ["item-1", "item-2"], known, None, ["" * 2], [1], "item-1"],
+        "exclude_history": [True, False, 1, None],
+        "guarantee": ["none", "exact", "both", None],
+        "filter": [None, {"available": True}, {"nonsense": 1}],
+        "diversity": [None, {"max_per_first_code": 1}],
+        "rerank": [False, True],
+        "surplus": [1],
+    }.items():
+        if rng.random() < 0.25:
+            good = values[: max(1, len(values) // 2)]
+            body[name] = rng.choice(good if rng.random() < 0.7 else values)
+    return body
+
+
+def random_content(rng):
+    body = random_body(rng)
+    if rng.random() < 0.1:
+        body = rng.choice([[], "text", None, 3, {"history": "item-1"}, {"history": ["x" * 257]}, {}])
+    content = json.dumps(body, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1])).encode()
+    wrong = [
+        content[:-1],
+        b"",
+        b"\xef\xbb\xbf" + content,
+        content + b" x",
+        b'{"history": ["item-1"], "history": ["item-2"]}',
+        b'{"history": ["item-1"], "hist\\u006fry": ["item-2"]}',
+        b'{"history": ["\\ud800"]}',
+        b'{"history": ["\xff"]}',
+        b'{"history": [], "limit": NaN}',
+        b'{"history": [], "limit": 1e400}',
+        b'{"history": ["limit"], "limit": 3}',
+    ]
+    return rng.choice(wrong) if rng.random() < 0.15 else content
+
+
+async def test_each_request_has_the_answer_that_the_app_gives_good_or_bad(service):
+    rng = random.Random(0)
+    statuses = set()
+    for _ in range(400):
+        statuses.add((await service.both(random_content(rng))).status_code)
+    assert {200, 400, 409, 422} <= statuses
+    assert 100 < service.num_taken < 350, "both ways had their share"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "application/json; charset=utf-8"},
+        {"content-type": "text/plain"},
+        {"content-type": "application/merge-patch+json"},
+        JSON | {"x-request-timeout": "5"},
+        JSON | {"x-request-timeout": "soon"},
+        JSON | {"content-encoding": "gzip"},
+        JSON | {"x-request-id": 'not"safe'},
+        JSON | {"x-long": "y" * 40_000},
+        JSON | {f"x-{n}": "y" for n in range(120)},
+    ],
+    ids=lambda headers: ",".join(headers)[:60],
+)
+async def test_headers_mean_what_they_mean_to_the_app(service, headers):
+    if headers.get("x-request-id") is None:
+        answer = await service.both(b'{"history": ["item-0"]}', headers)
+        assert (answer.status_code == 200) == (headers in ORDINARY_HEADERS)
+    else:
+        answer = await service.socket.post("/recommend", content=b'{"history": []}', headers=headers)
+        assert len(answer.headers["x-request-id"]) == 32
+
+
+ORDINARY_HEADERS = [{"content-type": "application/json; charset=utf-8"}, JSON | {"x-request-timeout": "5"}]
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"x-api-key": KEY}, {"x-api-key": "no"}, {"authorization": f"Bearer {KEY}"}]
+)
+async def test_keys_open_what_they_open_to_the_app(bundle, redis_url, given):
+    async with served(bundle, redis_url, read_keys=KEY) as service:
+        answer = await service.both(b'{"history": ["item-0"]}', JSON | given)
+        assert answer.status_code == (200 if KEY in str(given) else 401)
+        assert service.num_taken == (answer.status_code == 200)
+
+
+async def test_answers_are_counted_once_whichever_way_they_came(service):
+    before = await scrape(service.plain)
+    for _ in range(3):
+        await service.both(b'{"history": ["item-0", "gone"]}')
+    after = await scrape(service.plain)
+    route = (("method", "POST"), ("outcome", "answered"), ("route", "/recommend"))
+    counted = {
+        ("glyphrec_http_request_seconds_count", route): 6,
+        (
+            "glyphrec_recommendations_total",
+            (("exact", "true"), ("filtered", "false"), ("source", "model")),
+        ): 6,
+        ("glyphrec_unknown_history_items_total", ()): 6,
+        **{
+            ("glyphrec_stage_seconds_count", (("flow", "recommend"), ("stage", stage))): 6
+            for stage in ("parse", "queue", "history", "decode", "resolve", "write")
+        },
+    }
+    assert {key: after[key] - before.get(key, 0) for key in counted} == counted
+    assert after["glyphrec_http_requests_in_flight", ()] == 1, "the scrape itself"
+    assert service.num_taken == 3
+
+
+async def test_a_search_that_fails_is_one_request_that_fails_and_the_next_one_is_answered(service, caplog):
+    searches = service.app.state.service.readiness.model.searches
+    run, searches._run = searches._run, fail
+    assert is_problem(await service.socket.post("/recommend", json={"history": ["item-0"]}), 500, "internal")
+    assert "no such luck" in caplog.text
+    searches._run = run
+    assert (await service.both(b'{"history": ["item-0"]}')).status_code == 200
+
+
+def fail(_searches):
+    raise RuntimeError("no such luck")
+
+
+async def test_a_request_that_waits_too_long_is_told_so_in_time_and_its_search_is_not_run(service):
+    model = service.app.state.service.readiness.model
+    async with model.catalog.lock:  # no batch can begin
+        late = service.socket.post(
+            "/recommend", json={"history": ["item-0"]}, headers={"x-request-timeout": "0.2"}
+        )
+        patient = asyncio.create_task(service.socket.post("/recommend", json={"history": ["item-1"]}))
+        assert is_problem(await late, 503, "took-too-long")
+        assert not patient.done()
+        num_run = (await scrape(service.plain))["glyphrec_batch_jobs_sum", (("queue", "recommender"),)]
+    assert (await patient).status_code == 200
+    after = (await scrape(service.plain))["glyphrec_batch_jobs_sum", (("queue", "recommender"),)]
+    assert after - num_run == 1
+
+
+async def test_a_stopped_queue_is_told_to_those_who_wait(service):
+    model = service.app.state.service.readiness.model
+    async with model.catalog.lock:
+        waiting = asyncio.create_task(service.socket.post("/recommend", json={"history": ["item-0"]}))
+        while not model.searches.queued_units:
+            await asyncio.sleep(0)
+        await model.searches.stop()
+    assert is_problem(await waiting, 503, StoppedServing.slug)
+
+
+async def test_what_tells_of_each_request_by_itself_leaves_no_shortcut(bundle, redis_url):
+    async with served(bundle, redis_url, access_log=True) as service:
+        assert (await service.socket.post("/recommend", json={"history": ["item-0"]})).status_code == 200
+        assert service.shortcut is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"history": ["a"], "history": ["b"]}',
+        b'{"history": ["a"], "hist\\u006fry": ["b"]}',
+        b'{"limit": 3, "history": [], "limit": 4}',
+        b'{"history": [], "rerank": true}',
+        b'{"history": [], "filter": {}}',
+        b"[]",
+    ],
+)
+def test_what_only_the_app_can_judge_is_not_ordinary(body):
+    assert ordinary_body(body) is None
+
+
+def test_an_item_that_has_moved_is_shown_at_its_new_place():
+    items = items_without_text_twice(3, 0)
+    catalog, prepared = catalog_of(items), PreparedItems()
+
+    def shown(catalog):
+        item_id = items[0].item_id
+        page = [Ranked(item_id, catalog.packed_sid_of(item_id), -1.5)]
+        return json.loads(prepared.of(page, catalog))["semantic_id"]
+
+    assert shown(catalog) == str(catalog.sid_of(items[0].item_id))
+    moved = Sid(tuple((code + 1) % 3 for code in items[0].codes), 5)
+    catalog.put(items[0].item_id, moved)
+    assert shown(catalog) == str(moved)
