@@ -4,7 +4,6 @@ Only the event loop's thread edits it, and only while it holds `Catalog.lock`. A
 holds the lock too, so it sees one version of the catalog from start to end.
 """
 
-import asyncio
 import gc
 import math
 from bisect import bisect_left, insort
@@ -15,6 +14,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from service.catalog.turns import TurnLock
 from service.catalog.vectors import VectorIndex
 from service.catalog.views import FilterViews, Placed, View
 from service.core.co_counts import NO_PLACE, CoCounts
@@ -44,7 +44,7 @@ class Catalog:
     ) -> None:
         """`vector_dim`: numbers of an item's vector; None: no vectors are kept."""
         self.spec = spec
-        self.lock = asyncio.Lock()  # held by an edit or a batch of searches; first come, first served
+        self.lock = TurnLock()  # held by a batch of searches; an edit comes between two of them
         self.trie = SidTrie(spec)
         self.views = FilterViews(spec, max_view_bytes)
         self.vectors = None if vector_dim is None else VectorIndex(vector_dim)

@@ -7,7 +7,8 @@ named it, and reading it twice does no harm.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from service.catalog.catalog import Catalog
 from service.catalog.follower import Lag
@@ -105,18 +106,20 @@ class CoCountFollower(LogFollower):
         item_ids, mark = _named(changes, self.version, self._mark)
         found = await self._store.rows(item_ids)
         for part in chunks(item_ids, ROWS_PER_TURN):
-            async with self._catalog.lock:
-                table = self._catalog.co_counts
-                assert table is not None, "loaded before it is followed"
-                self._set(table, [found[item_id] for item_id in part if item_id in found])
-                for item_id in part:
-                    if item_id not in found:
-                        table.drop_row(item_id)
+            await self._catalog.lock.edit(partial(self._apply, part, found))
         self._version, self._mark = changes[-1].version, mark
         if len(changes) < CHANGES_PER_READ:
             await self._set_caught_up()
         else:
             await self._check_position()  # there may be many more
+
+    def _apply(self, item_ids: Sequence[str], found: Mapping[str, StoredRow]) -> None:
+        table = self._catalog.co_counts
+        assert table is not None, "loaded before it is followed"
+        self._set(table, [found[item_id] for item_id in item_ids if item_id in found])
+        for item_id in item_ids:
+            if item_id not in found:
+                table.drop_row(item_id)
 
     def _set(self, table: CoCounts, rows: Sequence[StoredRow]) -> None:
         for each in rows:

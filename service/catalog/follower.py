@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from service.catalog.catalog import Catalog, Loading
@@ -172,13 +173,15 @@ class CatalogFollower(LogFollower):
         elif changes:
             await self._position()  # there may be many more
         for start in range(0, len(changes), CHANGES_PER_TURN):
-            async with self.catalog.lock:
-                part = changes[start : start + CHANGES_PER_TURN]
-                self._mark = _replay(self.catalog, self._mark, part)
+            part = changes[start : start + CHANGES_PER_TURN]
+            await self.catalog.lock.edit(partial(self._apply, part))
             await self._set_caught_up()
             self._note_catching_up()
         if not changes:
             await self._check_position()
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        self._mark = _replay(self.catalog, self._mark, changes)
 
     async def _position(self) -> Position:
         position = await self._store.position()

@@ -141,6 +141,7 @@ async def test_a_recommender_of_the_same_tokenizer_is_swapped_at_once_and_metric
         "bundle": "retrained",
         "tokenizer_id": OLD,
         "recommender_id": "00000000beef",
+        "ranker_id": None,
     }
     shown = await info(client)
     assert (shown["recommender_id"], shown["limits"]["beam_limit"]) == ("00000000beef", 32)
