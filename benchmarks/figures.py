@@ -31,9 +31,7 @@ SENTENCE = re.compile(r"(<!-- figure (\{[^{}]+\}) -->)(.*?)(<!-- /figure -->)", 
 EVALUATE = "glyphrec evaluate --bundle BUNDLE --data {} --json figures.json"
 EVALUATIONS = {  # runs that are no benchmarks -> their commands
     "demo": EVALUATE.format("completejourney"),
-    "ranked_groceries": EVALUATE.format("ALL --split-at 2017-11-01"),
-    "ranked_office": EVALUATE.format("DIR/office"),
-    "ranked_scientific": EVALUATE.format("DIR/scientific"),
+    "ranked_films": EVALUATE.format("DIR/movietweetings_posters --split-at 2013-08-01"),
 }
 MEGA = 1_000_000
 SHORT_BELOW = 10

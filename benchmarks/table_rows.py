@@ -25,11 +25,16 @@ DEMO_SYSTEMS = {
     "markov_popular_ties": "the same, equal counts by popularity",
     "popularity": "popularity",
 }
-RANKED = {
-    "ranked_groceries": "groceries, by what came later (`demo` with a ranker)",
-    "ranked_office": "Amazon office, leave-one-out (`ranked`)",
-    "ranked_scientific": "Amazon scientific, leave-one-out (`ranked`)",
+RERANKING = {
+    "test users": "{RUN.test_users:,.0f}",
+    "NDCG@10 of the search": "{RUN[candidates_ndcg@10]:rate}",
+    "reranked": "{RUN[reranked_ndcg@10]:rate}",
+    "change": "{RUN.rerank_gain_mean:+.4f} [{RUN.rerank_gain_low:+.4f}, {RUN.rerank_gain_high:+.4f}]",
+    "targets among the 50": "{RUN[model_recall@50]:.1%}",
+    "search, ms": "{RUN.search_ms_per_request:short}",
+    "ranker, ms more": "{RUN.rerank_ms_per_request:short}",
 }
+RANKED = {"ranked_films": "MovieTweetings, by what came later"}
 GPU_RUNS = {
     "tree_cpu": "`tree`, the CPU beside it, {gpu.cores:.0f} cores",
     "tree_plain": "`tree`, as the service calls it",
@@ -63,19 +68,6 @@ EXACTNESS = (
         "{RUN_beam_mb:,.0f} / {RUN_pruned_mb:,.0f} / {RUN_sub_items_mb:,.0f} / {RUN_vectors_mb:,.0f}",
     ),
 )
-
-
-def reranking_row(run: str, label: str) -> tuple[str, ...]:
-    return (
-        label,
-        f"{{{run}.test_users:,.0f}}",
-        f"{{{run}[candidates_ndcg@10]:rate}}",
-        f"{{{run}[reranked_ndcg@10]:rate}}",
-        f"{{{run}.rerank_gain_mean:+.4f}} [{{{run}.rerank_gain_low:+.4f}}, {{{run}.rerank_gain_high:+.4f}}]",
-        f"{{{run}[model_recall@50]:.1%}}",
-        f"{{{run}.search_ms_per_request:short}}",
-        f"{{{run}.rerank_ms_per_request:short}}",
-    )
 
 
 def chaos_row(run: str) -> tuple[str, ...]:

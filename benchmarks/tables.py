@@ -15,11 +15,11 @@ from benchmarks.table_rows import (
     GPU_RUNS,
     OVERLOADS,
     RANKED,
+    RERANKING,
     SEARCH_WAYS,
     STUDY_CELLS,
     SYSTEMS,
     chaos_row,
-    reranking_row,
 )
 
 
@@ -129,17 +129,11 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "reranking": Table(
-        (
-            "",
-            "test users",
-            "NDCG@10 of the search",
-            "reranked",
-            "change",
-            "targets among the 50",
-            "search, ms",
-            "ranker, ms more",
+        ("", *RERANKING),
+        tuple(
+            (label, *(cell.replace("RUN", run) for cell in RERANKING.values()))
+            for run, label in RANKED.items()
         ),
-        tuple(reranking_row(run, label) for run, label in RANKED.items()),
     ),
     "serving": Table(
         ("", "glyphrec", "baseline in the same run"),

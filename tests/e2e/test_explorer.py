@@ -27,7 +27,6 @@ HOSTILE = {
     "description": "{{7*7}} ${7*7} </script><script>window.hacked = 1</script>",
 }
 NUM_MANY = 100_000
-CODES_OF_DEMO = ("sid.levels=[64, 64, 32]", "quantizer.type=rq-kmeans", "quantizer.balanced=true")
 # A loaded machine may take longer than people would wait.
 PATIENT = {"GLYPHREC_RECOMMEND_TIMEOUT_S": "120", "GLYPHREC_MAX_WAIT_MS": "120000"}
 
@@ -46,10 +45,7 @@ def browser() -> Iterator[Browser]:
 
 
 def commands_of_the_readme(data: Path, bundle: Path) -> list[list[str]]:
-    """Those below "Use it" that end, with the files of the shop, and a configuration that trains faster.
-
-    Its codes are those of `demo`, which has more codes on a level than the shop has items.
-    """
+    """Those below "Use it" that end, with the files of the shop, and a configuration that trains faster."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Use it")[1]
     block = section.split("```")[1].strip()
     places = {
@@ -67,10 +63,7 @@ def commands_of_the_readme(data: Path, bundle: Path) -> list[list[str]]:
             words = [
                 re.sub(rf"\b{re.escape(name)}$|\b{re.escape(name)}(?=,)", str(place), word) for word in words
             ]
-        if "demo" in words:
-            words[words.index("demo")] = "tiny"
-            words += [part for setting in CODES_OF_DEMO for part in ("--set", setting)]
-        found.append(words[1:])
+        found.append(["tiny" if word == "demo" else word for word in words[1:]])
     return found
 
 
