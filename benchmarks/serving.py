@@ -11,7 +11,7 @@ and with HNSW (peers/two_tower.py). The last line is JSON:
 
   overhead_ms_p50         one caller: the median over HTTP less that of the graph
   saturation_share        answers a second at saturation / answers a second of the graph in its best batches
-  python_us_per_request   processor time of a request at saturation, less that of the graph in equal batches;
+  python_us_per_request   processor time of a request at saturation, less that of the graph in its batches;
                           printed by stage. The baseline `floor_us` is a bare protocol (peers/floor.py)
   p99_ratio_at_70pct      at 70 % of saturation: p99 / the median of one caller
   ingest_share            items a second in bulk / items a second of the tokenizer in its best batches
@@ -38,7 +38,7 @@ from benchmarks.workload.catalog import HISTORY, JSON, enlarged, service_with, w
 from benchmarks.workload.ingest import Load, ingest
 from benchmarks.workload.load import require_h2load, send
 from benchmarks.workload.processes import cpu_seconds
-from benchmarks.workload.python_cost import batches_so_far, stages_us
+from benchmarks.workload.python_cost import Work, stages_us, work_so_far
 from model_export.local_service import LocalService, free_port
 from service.core.bundle import RECOMMENDER, Bundle
 from service.core.graphs import beam_widths
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         body = write_body(catalog, folder)
         baseline = graph_alone(bundle, catalog, scale.repeats)
         with service_with(bundle, catalog, folder) as service:
-            points, figures, batch = recommend(service, body, scale, baseline)
+            points, figures, work = recommend(service, body, scale, baseline)
             figures["ready_s_100k"] = service.ready_s
 
             def p99_ms(share: float) -> float:
@@ -109,10 +109,9 @@ def main(argv: Sequence[str]) -> int:
             answer = service.client.post("/recommend", content=body.read_bytes(), headers=JSON).content
         baseline |= its_baseline | bare(answer, body, folder, scale.seconds)
         num_beams = min(NUM_BEAMS, bundle.manifest.beam_limit)
-        stages = stages_us(bundle, catalog, body, max(1, round(batch)), num_beams)
-    graph_us = stages.pop("graph")
-    figures["python_us_per_request"] = 1_000 * figures["cpu_s_per_1000"] - graph_us
-    baseline["graph_us_per_request"] = graph_us
+        stages = stages_us(bundle, catalog, body, max(1, round(work.batch)), num_beams)
+    figures["python_us_per_request"] = 1_000 * figures["cpu_s_per_1000"] - work.graph_us
+    baseline["graph_us_per_request"] = work.graph_us
     stages["HTTP, event loop, queue, metrics"] = figures["python_us_per_request"] - sum(stages.values())
     for search, found in two_tower.measure(scale.items, HISTORY, scale.repeats).items():
         baseline |= {f"two_tower_{search}_{key}": value for key, value in found._asdict().items()}
@@ -151,15 +150,15 @@ def graph_alone(bundle: Bundle, catalog: Sequence[dict[str, Any]], repeats: int)
 
 def recommend(
     service: LocalService, body: Path, scale: Scale, baseline: dict[str, float]
-) -> tuple[list[Point], dict[str, float], float]:
-    """Latency at each load, figures, and the mean size of a batch at saturation."""
+) -> tuple[list[Point], dict[str, float], Work]:
+    """Latency at each load, figures, and what the recommender did at saturation."""
     url = f"{service.url}/recommend"
     send(url, body, callers=CALLERS, seconds=2)  # warms everything up
     alone = send(url, body, callers=1, seconds=scale.seconds).latency_ms
-    before, spent_s = batches_so_far(service), -cpu_seconds(service.process.pid)
+    before, spent_s = work_so_far(service), -cpu_seconds(service.process.pid)
     saturated = [send(url, body, callers=CALLERS, seconds=scale.seconds) for _ in range(3)]
     spent_s += cpu_seconds(service.process.pid)
-    num_batches, num_jobs = (b - a for a, b in zip(before, batches_so_far(service), strict=True))
+    work = work_so_far(service).since(before)
     num_answers = [int(np.sum(each.status == OK)) for each in saturated]
     rates = [num / each.took_s for num, each in zip(num_answers, saturated, strict=True)]
     saturation = float(np.median(rates))
@@ -178,7 +177,7 @@ def recommend(
         "p99_ratio_at_70pct": at_70_percent.p99_ms / p50_ms,
         "cpu_s_per_1000": 1_000 * spent_s / sum(num_answers),
     }
-    return points, figures, num_jobs / num_batches
+    return points, figures, work
 
 
 def point_at(service: LocalService, body: Path, rate: float, seconds: float) -> Point:

@@ -1,15 +1,16 @@
 """What Python costs in one recommendation at saturation: all of it, and the stages that can be called alone.
 
-All of it is what the process spends on a request, less what the graph spends on it, called alone in batches
-of the same size. Each stage is called here as the service calls it, with random histories of its catalog.
-What is left is HTTP, the event loop, the queue and the metrics.
+All of it is what the process spends on a request, less the time of the graph in its batches, as the service
+itself measures it. Both are of the same seconds, so that a busy machine slows both. Each stage is called here
+as the service calls it, with random histories of its catalog. What is left is HTTP, the event loop, the queue
+and the metrics.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import thread_time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,21 +32,44 @@ from service.store.items import TrieEntry
 ROUNDS = 30  # calls of each stage; the median counts
 
 
-def batches_so_far(service: LocalService) -> tuple[float, float]:
-    """Batches of the recommender, and the requests in them."""
-    found = {}
-    for line in service.client.get("/metrics").text.splitlines():
-        name, _, value = line.rpartition(" ")
-        found[name] = value
-    return tuple(  # type: ignore[return-value]  # two of them
-        float(found[f'glyphrec_batch_jobs_{what}{{queue="recommender"}}']) for what in ("count", "sum")
+class Work(NamedTuple):
+    """What the recommender has done so far."""
+
+    batches: float
+    requests: float
+    decode_s: float  # of each request, the time of the graph in its whole batch
+
+    def since(self, before: "Work") -> "Work":
+        """What came after that."""
+        return Work(*(late - early for early, late in zip(before, self, strict=True)))
+
+    @property
+    def batch(self) -> float:
+        """The mean number of requests in a batch."""
+        return self.requests / self.batches
+
+    @property
+    def graph_us(self) -> float:
+        """Microseconds of the graph for each request."""
+        return 1e6 * self.decode_s / self.requests / self.batch
+
+
+def work_so_far(service: LocalService) -> Work:
+    """What its metrics say."""
+    found = dict(
+        line.rsplit(" ", 1) for line in service.client.get("/metrics").text.splitlines() if line[0] != "#"
+    )
+    return Work(
+        float(found['glyphrec_batch_jobs_count{queue="recommender"}']),
+        float(found['glyphrec_batch_jobs_sum{queue="recommender"}']),
+        float(found['glyphrec_stage_seconds_sum{flow="recommend",stage="decode"}']),
     )
 
 
 def stages_us(
     bundle: Bundle, rows: Sequence[Mapping[str, Any]], body: Path, batch: int, num_beams: int
 ) -> dict[str, float]:
-    """Microseconds of one request, in batches of this size, by stage; `graph` is what is not Python."""
+    """Microseconds of one request, in batches of this size, by stage of Python."""
     manifest = bundle.manifest
     catalog = catalog_of(bundle, rows)
     session = RecommenderSession(bundle.file(RECOMMENDER), manifest.recommender, threads=1)
@@ -58,11 +82,8 @@ def stages_us(
     asked = look_up_all(catalog, searches)
     histories = [each.history for each in asked]
 
-    def run_graph() -> Any:
-        codes = newest(histories, manifest.history_length)
-        return session.run(codes, catalog.trie.tables, widths, neighbors_of(histories))
-
-    beams = run_graph()
+    codes = newest(histories, manifest.history_length)
+    beams = session.run(codes, catalog.trie.tables, widths, neighbors_of(histories))
     found = found_in(manifest.sid, beams)
     pages = [page_of(catalog, each, row) for each, row in zip(asked, found, strict=True)]
     prepared, sent = PreparedItems(), body.read_bytes()
@@ -76,7 +97,6 @@ def stages_us(
         "look up": lambda: look_up_all(
             catalog, [each._replace(query=fresh(each.query)) for each in searches]
         ),
-        "graph": run_graph,
         "order the beams": lambda: found_in(manifest.sid, beams),
         "choose the items": lambda: [page_of(catalog, *each) for each in zip(asked, found, strict=True)],
         "write the body": write,
