@@ -65,7 +65,7 @@ _decode = msgspec.json.Decoder(Ordinary).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def ordinary_body(body: bytes) -> Ordinary | None:
+def ordinary_body(body: bytes | bytearray) -> Ordinary | None:
     """The body, if it is ordinary.
 
     A name that comes twice is an error that msgspec does not see. Without escapes, text in quotation marks is
@@ -183,7 +183,10 @@ class RecommendShortcut:
                 else:
                     self._refuse(call, searches.error)
             except Exception as error:  # outermost loop: the others of the batch get their answers
-                self._refuse(call, error)
+                if call.request.response_complete:
+                    log.exception("request %s failed after its answer: %s %s", call.request_id, METHOD, PATH)
+                else:
+                    self._refuse(call, error)
             finally:
                 call.model.leave()
                 self._metrics.num_in_flight -= 1

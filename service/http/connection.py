@@ -184,7 +184,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._whole = None
         self._begin(whole.reservation)
         if whole.body:
-            super().on_body(whole.body)
+            super().on_body(bytes(whole.body))
 
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body on, or drop it if the request was refused."""

@@ -51,7 +51,7 @@ class WholeRequest:
         self.shortcut = shortcut
         self.headers = headers  # names in lower case
         self.reservation = reservation
-        self.body = b""
+        self.body = bytearray()  # as it may come in thousands of chunks
         self._write = write
         # Of uvicorn:
         self.more_body = True

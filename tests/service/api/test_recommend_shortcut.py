@@ -238,6 +238,58 @@ async def test_a_stopped_queue_is_told_to_those_who_wait(service):
     assert is_problem(await waiting, 503, StoppedServing.slug)
 
 
+def request_of(body, request_id="r"):
+    head = "POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+
+
+async def connection_to(service):
+    url = service.socket.base_url
+    return await asyncio.open_connection(url.host, url.port)
+
+
+async def test_requests_that_come_together_are_answered_in_their_order_whoever_answers_them(service):
+    bodies = [
+        '{"history": ["item-0"]}',
+        '{"limit": 0}',
+        '{"history": [], "filter": {}}',
+        '{"history": ["item-1"]}',
+    ]
+    reader, writer = await connection_to(service)
+    sent = b"".join(request_of(body, f"r{number}") for number, body in enumerate(bodies))
+    writer.write(sent[:-5])
+    await writer.drain()
+    await asyncio.sleep(0.05)  # so that the last body comes in a read of its own
+    writer.write(sent[-5:])
+    found = [await answer_of(reader) for _ in bodies]
+    assert found == [("r0", 200), ("r1", 422), ("r2", 200), ("r3", 200)]
+    writer.close()
+
+
+async def answer_of(reader):
+    """The id and the status of the next answer."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    lines = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+    await reader.readexactly(int(lines["content-length"]))
+    return lines["x-request-id"], int(head.split(" ")[1])
+
+
+async def test_a_client_that_leaves_before_its_answer_takes_nothing_along(service):
+    model = service.app.state.service.readiness.model
+    async with model.catalog.lock:
+        _, writer = await connection_to(service)
+        writer.write(request_of('{"history": ["item-0"]}'))
+        while not model.searches.queued_units:
+            await asyncio.sleep(0.001)
+        writer.close()
+        await writer.wait_closed()
+        other = asyncio.create_task(service.socket.post("/recommend", json={"history": ["item-1"]}))
+        await asyncio.sleep(0.01)
+    assert (await other).status_code == 200
+    assert (await scrape(service.plain))["glyphrec_http_requests_in_flight", ()] == 1, "the scrape itself"
+    assert model.searches.reserved_units == 0
+
+
 async def test_what_tells_of_each_request_by_itself_leaves_no_shortcut(bundle, redis_url):
     async with served(bundle, redis_url, access_log=True) as service:
         assert (await service.socket.post("/recommend", json={"history": ["item-0"]})).status_code == 200
