@@ -25,6 +25,7 @@ LONG_FILES = [
     "model_export/generators/test_beam_search.py",
     "model_export/study/test_study.py",
     "model_export/test_export.py",
+    "model_export/test_export_with_joint_space.py",
     "benchmarks/test_tiny.py",
     "model_export/test_export_with_ranker.py",
     "service/lifecycle/test_bad_bundles.py",
