@@ -27,6 +27,7 @@ from service.errors import ServiceError, TookTooLong
 from service.flows.recommend import Recommended, Recommending
 from service.flows.search import Query
 from service.flows.selection import Ranked
+from service.http.connection import CLOCK_S
 from service.http.limits import MAX_HEAD_BYTES, MAX_HEADERS, deadline_after
 from service.http.problems import internal_problem, problem_response
 from service.http.request_ids import request_id_of
@@ -40,7 +41,6 @@ METHOD, PATH = "POST", "/recommend"
 JSON = b"application/json"
 STAGES = ("parse", "queue", "history", "decode", "resolve", "write")
 CLOSE = "connection: close\r\n"
-CLOCK_S = 0.002  # the clock of the event loop goes in steps of milliseconds
 MAX_PREPARED = 65_536  # items whose JSON is kept, which takes some 400 bytes for each
 UNUSUAL_HEADERS = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
 

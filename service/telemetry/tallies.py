@@ -5,13 +5,29 @@ times a second. So their cost is a part of the cost of a request. What Prometheu
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+Series = TypeVar("Series")
+
+
+class Count:
+    """One series of a counter. Only the thread of the event loop may call it."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def inc(self, times: int = 1) -> None:
+        """Count so many times."""
+        self.total += times
 
 
 class Tally:
@@ -35,46 +51,48 @@ class Tally:
         self.total += value * times
 
 
-class Count:
-    """One series of a counter. Only the thread of the event loop may call it."""
+class _Family(Collector, Generic[Series]):
+    """The series of one metric, by the values of its labels."""
 
-    __slots__ = ("total",)
-
-    def __init__(self) -> None:
-        self.total = 0
-
-    def inc(self, times: int = 1) -> None:
-        """Count so many times."""
-        self.total += times
-
-
-class CountFamily(Collector):
-    """The series of one counter, by the values of its labels."""
-
-    def __init__(self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
-        self._name, self._text, self.label_names = name, text, tuple(labels)
-        self._counts: dict[tuple[str, ...], Count] = {}
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        make: Callable[[], Series],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name, self._text, self._make = name, text, make
+        self.label_names = tuple(labels)
+        self._series: dict[tuple[str, ...], Series] = {}
         registry.register(self)
 
-    def labels(self, *values: str) -> Count:
+    def labels(self, *values: str) -> Series:
         """The series of these values, which begins at 0 with the first call. Raises ValueError."""
-        count = self._counts.get(values)
-        if count is None:
+        series = self._series.get(values)
+        if series is None:
             if len(values) != len(self.label_names):
                 raise ValueError(f"{self._name} has the labels {self.label_names}, not {len(values)} of them")
-            count = self._counts[values] = Count()
-        return count
+            series = self._series[values] = self._make()
+        return series
+
+
+class CountFamily(_Family[Count]):
+    """A counter."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
+        super().__init__(name, text, labels, Count, registry)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """What a scrape reads."""
         family = CounterMetricFamily(self._name, self._text, labels=self.label_names)
-        for values, count in list(self._counts.items()):
+        for values, count in list(self._series.items()):
             family.add_metric(values, count.total)
         yield family
 
 
-class TallyFamily(Collector):
-    """The series of one metric, by the values of its labels."""
+class TallyFamily(_Family[Tally]):
+    """A histogram."""
 
     def __init__(
         self,
@@ -86,24 +104,14 @@ class TallyFamily(Collector):
         registry: CollectorRegistry,
     ) -> None:
         """`buckets`: their upper bounds, ascending."""
-        self._name, self._text, self.label_names, self._bounds = name, text, tuple(labels), tuple(buckets)
-        self._tallies: dict[tuple[str, ...], Tally] = {}
-        registry.register(self)
-
-    def labels(self, *values: str) -> Tally:
-        """The series of these values, which begins at 0 with the first call. Raises ValueError."""
-        tally = self._tallies.get(values)
-        if tally is None:
-            if len(values) != len(self.label_names):
-                raise ValueError(f"{self._name} has the labels {self.label_names}, not {len(values)} of them")
-            tally = self._tallies[values] = Tally(self._bounds)
-        return tally
+        self._bounds = tuple(buckets)
+        super().__init__(name, text, labels, lambda: Tally(self._bounds), registry)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """What a scrape reads."""
         family = HistogramMetricFamily(self._name, self._text, labels=self.label_names)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
-        for values, tally in list(self._tallies.items()):
+        for values, tally in list(self._series.items()):
             buckets = list(zip(names, map(float, accumulate(tally.counts)), strict=True))
             family.add_metric(values, buckets, tally.total)
         yield family
