@@ -4,7 +4,7 @@
 
 History 20 items, three levels of 256, 50 beams, 100,000 random-code items with a price each, the exported
 graph of `tree` with random weights on one thread. Filters are ranges of the price. A request is one run of
-recommend_in_batches on a real Catalog, without HTTP and queue; filtered and unfiltered ones take turns. The
+SearchesInBatches on a real Catalog, without HTTP and queue; filtered and unfiltered ones take turns. The
 baseline is the unfiltered request.
 
 The last line is JSON. filtered_cost_ratio is the slower of the two filters with a cached view over no filter;
@@ -23,7 +23,7 @@ from benchmarks.workload.shapes import BEAMS, FULL, HISTORY, TINY, Shapes, expor
 from service.catalog.catalog import Catalog
 from service.core.filters import Attributes, Filter, Range
 from service.core.sid import Sid
-from service.flows.search import Page, Query, Search, recommend_in_batches
+from service.flows.search import Page, Query, Search, SearchesInBatches
 from service.inference.runtime import RecommenderSession
 from service.store.items import TrieEntry
 
@@ -81,7 +81,7 @@ def catalog_of(shapes: Shapes) -> Catalog:
 def request_ms(shapes: Shapes, repeats: int, folder: Path) -> dict[str, float]:
     catalog, rng = catalog_of(shapes), np.random.default_rng(2)
     session = RecommenderSession(*export_cached("tree", folder, shapes), threads=1)
-    run = recommend_in_batches(session, catalog, history_length=HISTORY)
+    run = SearchesInBatches(session, catalog, history_length=HISTORY).run
     histories = [
         [f"item-{i}" for i in rng.integers(0, shapes.num_items, size=HISTORY)] for _ in range(repeats + 5)
     ]

@@ -42,7 +42,7 @@ from service.flows.learning import Learner
 from service.flows.pictures import PictureReader
 from service.flows.query_encoder import QueryEncoder, encode_in_batches
 from service.flows.recommend import Recommender
-from service.flows.search import observed_by, recommend_in_batches
+from service.flows.search import SearchesInBatches, observed_by
 from service.flows.served_pages import ServedPages
 from service.http.envelope import Envelope
 from service.http.problems import OF_ANY_ROUTE, add_problem_handlers
@@ -348,14 +348,16 @@ def build_model(
         units=work_of,
         observe=lambda stats: metrics.observe_batch("tokenizer", stats),
     )
+    in_batches = SearchesInBatches(
+        loaded.session,
+        catalog,
+        history_length=manifest.history_length,
+        ranker=ranker,
+        observe=observed_by(metrics, loaded.popularity),
+    )
     searches = MicroBatcher(
-        recommend_in_batches(
-            loaded.session,
-            catalog,
-            history_length=manifest.history_length,
-            ranker=ranker,
-            observe=observed_by(metrics, loaded.popularity),
-        ),
+        in_batches.run,
+        prepare=in_batches.prepare,
         name="recommender",
         max_batch_units=loaded.max_batch_beams,
         max_queued_units=settings.max_queued_beams,

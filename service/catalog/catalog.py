@@ -14,13 +14,13 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from service.catalog.turns import TurnLock
 from service.catalog.vectors import VectorIndex
 from service.catalog.views import FilterViews, Placed, View
 from service.core.co_counts import NO_PLACE, CoCounts
 from service.core.filters import NO_ATTRIBUTES, Attributes, Value
 from service.core.sid import Codes, Sid, SidSpec
 from service.core.trie import SidTrie
+from service.core.turns import TurnLock
 from service.store.items import TrieEntry
 
 SLOT_BITS = 16

@@ -18,14 +18,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.catalog.catalog import Catalog
 from service.catalog.views import View
 from service.core.filters import Filter
-from service.core.graphs import FILLER_SCORE, beam_widths
+from service.core.graphs import FILLER_SCORE, Neighbors, beam_widths
 from service.core.sid import SidSpec
 from service.core.trie import SidTrie
 from service.flows.histories import History, neighbors_of, newest, read_histories
@@ -104,37 +105,98 @@ class Asked(NamedTuple):
 
 Observe = Callable[[Sequence[Search], Sequence[Page]], None]  # called once for each batch
 
+# Beams, items of pages, histories and exclusions of a batch that the event loop looks up: some milliseconds.
+MAX_PREPARED_WORK = 4_096
+
 
 def _unobserved(_searches: Sequence[Search], _pages: Sequence[Page]) -> None:
     pass
 
 
-def recommend_in_batches(
-    session: RecommenderSession,
-    catalog: Catalog,
-    *,
-    history_length: int,
-    ranker: Ranker | None = None,
-    observe: Observe = _unobserved,
-) -> Callable[[list[Search]], list[Page]]:
-    """The function that the recommender's batcher runs while it holds `catalog.lock`.
+class SearchesInBatches:
+    """What the recommender's batcher calls while it holds `catalog.lock`.
 
     Without a `ranker`, no query may ask to rerank.
     """
 
-    def run(searches: list[Search]) -> list[Page]:
-        started_at = perf_counter()
-        asked = look_up_all(catalog, searches)
-        decoding_at = perf_counter()
-        found = _search(session, catalog, asked, history_length)
-        took = (decoding_at - started_at, perf_counter() - decoding_at)
-        pages = [page_of(catalog, each, found.get(place), *took) for place, each in enumerate(asked)]
-        if ranker is not None:
-            pages = _reranked(ranker, catalog, asked, pages)
-        observe(searches, pages)
-        return pages
+    def __init__(
+        self,
+        session: RecommenderSession,
+        catalog: Catalog,
+        *,
+        history_length: int,
+        ranker: Ranker | None = None,
+        observe: Observe = _unobserved,
+    ) -> None:
+        self._session, self._catalog, self._history_length = session, catalog, history_length
+        self._ranker = ranker
+        self._observe = observe
 
-    return run
+    def run(self, searches: list[Search]) -> list[Page]:
+        """One page for each search."""
+        batch = self._batch(searches)
+        batch.run()
+        return batch.finish()
+
+    def prepare(self, searches: list[Search]) -> "SearchBatch | None":
+        """The batch, with its histories looked up. None if its part in Python could take long."""
+        work = 0
+        for query, num_beams, _ in searches:
+            work += num_beams + query.limit + len(query.history) + len(query.exclude_item_ids)
+            if query.filter is not None or query.rerank or work > MAX_PREPARED_WORK:
+                return None
+        return self._batch(searches)
+
+    def _batch(self, searches: list[Search]) -> "SearchBatch":
+        return SearchBatch(
+            self._session, self._catalog, searches, self._history_length, self._ranker, self._observe
+        )
+
+
+class SearchBatch:
+    """A batch of searches: the histories are looked up first, then the graph runs, then the pages are made.
+
+    The catalog must not change in between.
+    """
+
+    def __init__(
+        self,
+        session: RecommenderSession,
+        catalog: Catalog,
+        searches: Sequence[Search],
+        history_length: int,
+        ranker: Ranker | None,
+        observe: Observe,
+    ) -> None:
+        started_at = perf_counter()
+        self._session, self._catalog, self._ranker, self._observe = session, catalog, ranker, observe
+        self._searches = searches
+        self._asked = look_up_all(catalog, searches)
+        self._graph_runs = _graph_runs(catalog, self._asked, history_length)
+        self._beams: list[Beams] = []
+        self._decode_s = 0.0
+        self._history_s = perf_counter() - started_at
+
+    def run(self) -> None:
+        """The searches of the graph."""
+        started_at = perf_counter()
+        self._beams = [
+            self._session.run(each.histories, each.tables, each.widths, each.neighbors)
+            for each in self._graph_runs
+        ]
+        self._decode_s = perf_counter() - started_at
+
+    def finish(self) -> list[Page]:
+        """The pages, in the order of the searches."""
+        catalog, found = self._catalog, dict[int, RankedPrefixes]()
+        for each, beams in zip(self._graph_runs, self._beams, strict=True):
+            found.update(zip(each.places, found_in(catalog.spec, beams), strict=True))
+        took = (self._history_s, self._decode_s)
+        pages = [page_of(catalog, each, found.get(place), *took) for place, each in enumerate(self._asked)]
+        if self._ranker is not None:
+            pages = _reranked(self._ranker, catalog, self._asked, pages)
+        self._observe(self._searches, pages)
+        return pages
 
 
 def observed_by(metrics: Metrics, popularity: Mapping[str, float]) -> Observe:
@@ -172,10 +234,18 @@ def look_up(catalog: Catalog, search: Search) -> Asked:
     return look_up_all(catalog, [search])[0]
 
 
-def _search(
-    session: RecommenderSession, catalog: Catalog, asked: Sequence[Asked], history_length: int
-) -> dict[int, RankedPrefixes]:
-    """The found prefixes by index in `asked`, if there is anything to find and a known history.
+class _GraphRun(NamedTuple):
+    """Searches that share one run of the graph."""
+
+    places: list[int]  # in the batch
+    histories: NDArray[np.int64]  # [search, position, level]
+    tables: Sequence[NDArray[Any]]
+    widths: tuple[int, ...]
+    neighbors: Neighbors | None
+
+
+def _graph_runs(catalog: Catalog, asked: Sequence[Asked], history_length: int) -> list[_GraphRun]:
+    """The runs of those with anything to find and a known history.
 
     Searches share a run if they read the same tables and have the same width.
     """
@@ -184,12 +254,13 @@ def _search(
         if each.history.is_known and each.num_candidates:
             widths = beam_widths(catalog.spec, each.search.num_beams)
             runs.setdefault((id(each.trie), widths), []).append(place)
-    found: dict[int, RankedPrefixes] = {}
+    found = []
     for (_, widths), places in runs.items():
         histories = [asked[place].history for place in places]
         tables = asked[places[0]].trie.tables
-        beams = session.run(newest(histories, history_length), tables, widths, neighbors_of(histories))
-        found.update(zip(places, found_in(catalog.spec, beams), strict=True))
+        found.append(
+            _GraphRun(places, newest(histories, history_length), tables, widths, neighbors_of(histories))
+        )
     return found
 
 

@@ -1,8 +1,14 @@
 """Many awaits become one batch: all jobs that wait when the device becomes idle are the next batch.
 
 The batcher adds no wait: a job that finds the device idle runs at once, alone. Everything happens in the
-event loop, except `run`, which has the batcher's one thread. So the batcher's own state needs no lock. `lock`
-protects the data that `run` reads: it is held while a batch runs, so a writer waits until the batch is done.
+event loop, except the run of a batch, which has the batcher's one thread. So the batcher's own state needs no
+lock. `lock` protects the data that a batch reads: it is held while batches run, so a writer waits until those
+that have begun are done.
+
+While a batch runs and a whole further one waits, that one is given to the thread already. So the thread does
+not wait for the event loop between them, which may be busy with other requests for longer than a batch takes.
+A batch may also do its part in Python in the event loop, see `Prepared`. Then its thread hardly ever needs
+the interpreter lock, which a busy event loop gives up only after its switch interval.
 
 A job is not run if its caller has given up or its deadline has passed. A job that would wait too long is
 refused before it is queued. Three things decide: the queue's length, the measured time per batch, and the
@@ -12,28 +18,31 @@ that come at once would all find the same room free, and all but one would be re
 
 import asyncio
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from service.core.cpus import give_way
+from service.core.turns import TurnLock
 from service.errors import Overloaded, StoppedServing
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 MAX_RETRY_AFTER_S = 60
+MAX_UNDER_WAY = 2  # batches that the thread has: one that runs, and the next one
 
 
 class Answer(NamedTuple, Generic[Result]):
     """The result of one job, and how long it took in seconds."""
 
     result: Result
-    queue_s: float  # from submit to the start of its batch
+    queue_s: float  # in which it waited
     run_s: float  # of its batch
 
 
@@ -50,8 +59,21 @@ class Reply(Protocol[Result]):
         """Take the error in place of an answer: StoppedServing, TimeoutError, or what `run` raised."""
 
 
+class Prepared(Protocol[Result]):
+    """A batch whose part in Python is so short that the event loop does it."""
+
+    def run(self) -> None:
+        """The arithmetic, in the batcher's thread."""
+
+    def finish(self) -> list[Result]:
+        """The results after `run`, one for each job. It runs in the event loop."""
+
+
 class BatchStats(NamedTuple):
-    """The jobs and the units of work of a batch that has run, and its duration in seconds."""
+    """The jobs and the units of work of a batch that has run, and its duration in seconds.
+
+    If it waited for the batch before it, its duration begins with the end of that one.
+    """
 
     num_jobs: int
     num_units: int
@@ -87,6 +109,30 @@ class Reservation:
         self._units = 0
 
 
+class _Whole(Generic[Job, Result]):
+    """A batch that runs in the thread as a whole."""
+
+    def __init__(self, call: Callable[[list[Job]], list[Result]], jobs: list[Job]) -> None:
+        self._call, self._jobs = call, jobs
+        self._results: list[Result] = []
+
+    def run(self) -> None:
+        self._results = self._call(self._jobs)
+
+    def finish(self) -> list[Result]:
+        return self._results
+
+
+@dataclass(slots=True)
+class _Batch(Generic[Job, Result]):
+    waiting: "list[_Waiting[Job, Result]]"
+    units: int
+    prepared: Prepared[Result]
+    begun_at: float
+    run_s: float  # in the event loop so far, and then of the run, too
+    error: BaseException | None = None  # of the run
+
+
 class MicroBatcher(Generic[Job, Result]):
     """Calls `run` with lists of jobs in order of arrival; `run` returns one result for each job.
 
@@ -103,10 +149,14 @@ class MicroBatcher(Generic[Job, Result]):
         max_wait_s: float = math.inf,
         units: Callable[[Job], int] = lambda _job: 1,
         observe: Callable[[BatchStats], None] = lambda _stats: None,
-        lock: asyncio.Lock | None = None,
+        lock: TurnLock | None = None,
         gives_way: bool = False,
+        prepare: Callable[[list[Job]], Prepared[Result] | None] = lambda _jobs: None,
     ) -> None:
-        """`gives_way`: on Linux, the batcher's thread gets a lower priority than all other threads."""
+        """`gives_way`: on Linux, the batcher's thread gets a lower priority than all other threads.
+
+        `prepare` is called in the event loop, and gives None for a batch that `run` must do as a whole.
+        """
         self._run = run
         self._name = name
         self._max_batch_units = max_batch_units
@@ -114,24 +164,32 @@ class MicroBatcher(Generic[Job, Result]):
         self._max_wait_s = max_wait_s
         self._units = units
         self._observe = observe
-        self._lock: AbstractAsyncContextManager[object] = lock or nullcontext()
+        self._lock = lock
         self._gives_way = gives_way
+        self._prepare = prepare
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None
+        self._to_run: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # by the thread; None: no more
+        self._under_way: deque[_Batch[Job, Result]] = deque()  # given to the thread, the oldest first
+        self._turn: asyncio.Future[None] | None = None  # while batches may begin; done at its end
+        self._ended_at = 0.0  # the newest end of a batch
         self._batch_s = 0.0  # moving average of a batch's duration
         self.reserved_units = 0
         self.queued_units = 0
-        self.running_units = 0
         self.num_admitted = 0  # jobs since the start
+
+    @property
+    def running_units(self) -> int:
+        """Units of the batches that the thread has."""
+        return sum(batch.units for batch in self._under_way)
 
     def start(self) -> None:
         """Start the batcher's thread and task. Call it in the event loop that submits the jobs."""
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix=self._name, initializer=give_way if self._gives_way else None
-        )
-        self._worker = asyncio.create_task(self._work(self._thread), name=f"{self._name} batcher")
+        self._thread = threading.Thread(target=self._work_off, name=self._name, daemon=True)
+        self._thread.start()
+        self._worker = asyncio.create_task(self._work(), name=f"{self._name} batcher")
 
     async def stop(self) -> None:
         """Let the running batch end, and fail all jobs that still wait."""
@@ -143,7 +201,8 @@ class MicroBatcher(Generic[Job, Result]):
         while self._queue:
             _fail([self._queue.popleft()], StoppedServing())
         self.queued_units = 0
-        await asyncio.to_thread(thread.shutdown)
+        self._to_run.put(None)
+        await asyncio.to_thread(thread.join)
 
     def check_room(self, units: int = 1, deadline: float = math.inf) -> None:
         """Raise Overloaded if `units` more do not fit, or would wait too long.
@@ -154,7 +213,7 @@ class MicroBatcher(Generic[Job, Result]):
         if not waiting_units:
             return
         num_units = waiting_units + units
-        num_batches = math.ceil(num_units / self._max_batch_units) - 1 + (self.running_units > 0)
+        num_batches = math.ceil(num_units / self._max_batch_units) - 1 + len(self._under_way)
         wait_s = num_batches * self._batch_s  # until the job's own batch begins
         is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch is always soon enough
         is_late |= wait_s > deadline - asyncio.get_running_loop().time()
@@ -196,54 +255,107 @@ class MicroBatcher(Generic[Job, Result]):
         self._queue.append(_Waiting(job, units, reply, deadline))
         self.queued_units += units
         self.num_admitted += 1
-        self._arrived.set()
+        if self._turn is None:
+            self._arrived.set()
+        elif self.queued_units >= self._max_batch_units:
+            self._go_on()
 
-    async def _work(self, thread: ThreadPoolExecutor) -> None:
+    def _work_off(self) -> None:
+        """What the thread does."""
+        if self._gives_way:
+            give_way()
+        while (work := self._to_run.get()) is not None:
+            work()
+
+    async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            async with self._lock:
-                batch = self._take()  # only now: it has the jobs that came while we waited for the lock
-                if batch:
-                    await self._run_batch(batch, thread)
+            async with self._lock or nullcontext():
+                turn = self._turn = asyncio.get_running_loop().create_future()
+                try:  # only now: the first batch has the jobs that came while we waited for the lock
+                    self._begin()
+                    if self._under_way:
+                        await turn
+                except asyncio.CancelledError:  # stop(): nobody may wait for ever
+                    for batch in self._under_way:
+                        _fail(batch.waiting, StoppedServing())
+                    raise
+                finally:
+                    self._turn = None
+            if self._queue:
+                self._arrived.set()
 
-    async def _run_batch(self, batch: "list[_Waiting[Job, Result]]", thread: ThreadPoolExecutor) -> None:
-        self.running_units = sum(waiting.units for waiting in batch)
-        jobs, started_at = [waiting.job for waiting in batch], perf_counter()
+    def _go_on(self) -> None:
+        """Begin further batches in the turn, unless somebody else waits for the lock."""
+        while (
+            self._queue
+            and len(self._under_way) < MAX_UNDER_WAY
+            and not (self._under_way and self.queued_units < self._max_batch_units)  # it may become fuller
+            and not (self._lock is not None and self._lock.is_wanted)
+        ):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Give the next batch to the thread."""
+        waiting = self._take()
+        if not waiting:
+            return
+        begun_at, jobs = perf_counter(), [each.job for each in waiting]
+        try:
+            prepared = self._prepare(jobs) or _Whole(self._run, jobs)
+        except Exception as error:  # outermost loop: nobody may wait for ever
+            _fail(waiting, error)
+            return
+        units = sum(each.units for each in waiting)
+        batch = _Batch(waiting, units, prepared, begun_at, perf_counter() - begun_at)
         loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
 
         def work() -> None:
-            results, error = list[Result](), None
+            run_at = perf_counter()
             try:
-                results = self._run(jobs)
-                if len(results) != len(batch):
-                    raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} jobs")
+                prepared.run()
             except BaseException as raised:  # outermost loop: nobody may wait for ever
+                batch.error = raised
+            batch.run_s += perf_counter() - run_at
+            loop.call_soon_threadsafe(self._end, batch)
+
+        self._under_way.append(batch)
+        self._to_run.put(work)
+
+    def _end(self, batch: _Batch[Job, Result]) -> None:
+        """Runs in the event loop and answers the callers directly: a further pass of a busy loop is slow.
+
+        The next batch starts first, so that the device works while answers are written.
+        """
+        self._under_way.popleft()
+        ended_at = perf_counter()
+        self._note(
+            BatchStats(len(batch.waiting), batch.units, ended_at - max(batch.begun_at, self._ended_at))
+        )
+        self._ended_at = ended_at
+        if self._turn is not None:
+            self._go_on()
+        results, error = list[Result](), batch.error
+        if error is None:
+            try:
+                results = batch.prepared.finish()
+                if len(results) != len(batch.waiting):
+                    raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch.waiting)} jobs")
+            except Exception as raised:  # outermost loop: nobody may wait for ever
                 error = raised
-            loop.call_soon_threadsafe(end, results, error)
-
-        def end(results: list[Result], error: BaseException | None) -> None:
-            """Runs in the event loop and answers the callers directly: a further pass of a busy loop is slow.
-
-            The next batch starts first, so that the device works while answers are written.
-            """
-            run_s = perf_counter() - started_at
-            self._note(BatchStats(len(batch), self.running_units, run_s))
-            self.running_units = 0
-            if not ended.done():
-                ended.set_result(None)
-            if error is not None:
-                _fail(batch, error)
-            for waiting, result in zip(batch, results, strict=False):
-                if not waiting.reply.done():  # its caller may have gone away
-                    waiting.reply.set_result(Answer(result, started_at - waiting.submitted_at, run_s))
-
-        thread.submit(work)
-        try:
-            await ended
-        except asyncio.CancelledError:  # stop(): nobody may wait for ever
-            _fail(batch, StoppedServing())
-            raise
+        now = perf_counter()
+        run_s = batch.run_s + now - ended_at
+        if error is not None:
+            _fail(batch.waiting, error)
+        for waiting, result in zip(batch.waiting, results, strict=False):
+            if not waiting.reply.done():  # its caller may have gone away
+                waiting.reply.set_result(Answer(result, now - waiting.submitted_at - run_s, run_s))
+        if self._turn is not None:
+            self._go_on()  # an answer may have led to another job
+            if not self._under_way:
+                turn, self._turn = self._turn, None  # at once, as no batch may begin from now on
+                if not turn.done():  # stop() has cancelled it
+                    turn.set_result(None)
 
     def _take(self) -> list[_Waiting[Job, Result]]:
         """As many of the oldest jobs as one batch holds, without those that nobody waits for."""

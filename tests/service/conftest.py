@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import DeclaredFields
 from service.flows.recommend import Recommender
-from service.flows.search import recommend_in_batches
+from service.flows.search import SearchesInBatches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession
 from service.store.items import ItemStore
@@ -45,8 +45,10 @@ async def make_recommender(session):
 
     def make(catalog, *, session=session, num_beams=4, beam_limit=BEAM_LIMIT, timeout_s=30.0, **batching):
         options = {"max_batch_units": 1_000, "max_queued_units": 100_000} | batching
+        batches = SearchesInBatches(session, catalog, history_length=HISTORY_LENGTH)
         batcher = MicroBatcher(
-            recommend_in_batches(session, catalog, history_length=HISTORY_LENGTH),
+            batches.run,
+            prepare=batches.prepare,
             name="test",
             units=lambda search: search.num_beams,
             lock=catalog.lock,

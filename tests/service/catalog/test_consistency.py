@@ -18,7 +18,7 @@ from service.core.bundle import RECOMMENDER, load_bundle
 from service.core.filters import Attributes, DeclaredFields, Equals, Filter, Range
 from service.core.sid import Codes, Sid, SidSpec
 from service.flows.recommend import Recommender
-from service.flows.search import Page, Query, recommend_in_batches
+from service.flows.search import Page, Query, SearchesInBatches
 from service.inference.batching import MicroBatcher
 from service.inference.runtime import RecommenderSession
 from service.store.items import ItemStore
@@ -145,8 +145,10 @@ async def served(
     store = store_on(redis, spec=spec, fields=FIELDS)
     catalog = Catalog(spec, POPULARITY, max_view_bytes=VIEW_BYTES)
     follower = CatalogFollower(catalog, store)
+    batches = SearchesInBatches(session, catalog, history_length=HISTORY_LENGTH)
     batcher = MicroBatcher(
-        recommend_in_batches(session, catalog, history_length=HISTORY_LENGTH),
+        batches.run,
+        prepare=batches.prepare,
         name="test",
         max_batch_units=200,
         max_queued_units=10_000,

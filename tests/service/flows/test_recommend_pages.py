@@ -11,7 +11,7 @@ from service.core.filters import Attributes, Equals, Filter, Range
 from service.core.graphs import FILLER_SCORE
 from service.core.sid import Sid
 from service.errors import UnknownFilterField
-from service.flows.search import Query, Search, recommend_in_batches
+from service.flows.search import Query, Search, SearchesInBatches
 from service.flows.selection import Diversity, Ranked, Selection
 from service.inference.runtime import Beams
 from service.telemetry.stages import Stages
@@ -210,7 +210,7 @@ async def test_requests_share_a_run_where_they_share_a_filter(session):
             sizes.append(len(history))
             return session.run(history, tables, widths, neighbors)
 
-    run = recommend_in_batches(Counting(), catalog, history_length=HISTORY_LENGTH)
+    run = SearchesInBatches(Counting(), catalog, history_length=HISTORY_LENGTH).run
     halves = [Filter(item_ids=frozenset(f"item-{i}" for i in range(start, 100, 2))) for start in (0, 1)]
     searches = [
         Search(Query([f"item-{i}"], 5, filter=asked), num_beams, True)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from service.core.turns import TurnLock
 from service.errors import Overloaded, StoppedServing
 from service.inference.batching import BatchStats, MicroBatcher
 from tests.service.catalogs import until
@@ -161,7 +162,7 @@ async def test_a_job_whose_deadline_passes_in_the_queue_is_not_run(make, device)
 
 async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
     """A batch runs under the lock, releases it after each run, and has the jobs that came while it waited."""
-    lock = asyncio.Lock()
+    lock = TurnLock()
     batcher = make(lock=lock)
     tasks = await fill(batcher, device, [1])
     assert lock.locked()
@@ -185,7 +186,7 @@ async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
 
 
 async def test_a_failed_batch_gives_its_turn_up(make):
-    lock = asyncio.Lock()
+    lock = TurnLock()
     with pytest.raises(ValueError, match="negative"):
         await make(lock=lock).submit(-1)
     async with asyncio.timeout(10), lock:

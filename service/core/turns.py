@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 
 class TurnLock(asyncio.Lock):
@@ -15,6 +16,20 @@ class TurnLock(asyncio.Lock):
     def __init__(self) -> None:
         super().__init__()
         self._edits: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
+        self._num_waiting = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for the lock, or for an edit, so that its holder should release it soon."""
+        return self._num_waiting > 0 or bool(self._edits)
+
+    async def acquire(self) -> Literal[True]:
+        """Take the lock, when those who came before have had it."""
+        self._num_waiting += 1
+        try:
+            return await super().acquire()
+        finally:
+            self._num_waiting -= 1
 
     async def edit(self, apply: Callable[[], None]) -> None:
         """Run `apply` in the event loop while nobody holds the lock: now, or when its holder releases it.

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from service.catalog.turns import TurnLock
+from service.core.turns import TurnLock
 
 
 async def test_an_edit_of_a_free_lock_is_applied_at_once():
