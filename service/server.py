@@ -17,6 +17,7 @@ from service.http.connection import BoundedHttp
 from service.http.connection_limit import ConnectionLimit
 from service.http.listening import drop_new
 from service.http.open_files import connections_within_files
+from service.http.refusals import Refusals
 from service.lifecycle.model import Readiness
 from service.settings import Settings
 
@@ -34,8 +35,10 @@ def http_server(app: FastAPI, settings: Settings) -> "GracefulServer":
             keep_alive_s=settings.keep_alive_s,
             limit=ConnectionLimit(connections_within_files(settings.max_connections)),
             admit=state.admit,
+            refusal=state.refusal,
             is_probe=state.policies.is_probe,
             metrics=state.metrics,
+            refusals=Refusals(state.metrics),
             route_of=state.policies.route_of,
             is_stopping=lambda: state.readiness.is_stopping,
             shortcuts=state.shortcuts,

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from service.api.options import ApiOptions
 from service.api.policies import Policies
 from service.core.items import Item, merge, merge_patch
-from service.errors import NotAPatch, NotJson, NotReady
+from service.errors import NotAPatch, NotJson, NotReady, Overloaded
 from service.flows.feedback import Feedback
 from service.flows.served_pages import ServedPages
 from service.http.whole_request import Shortcut
@@ -50,6 +50,12 @@ class ServiceState:
         admission = self.policies.admissions.get((method, path))
         model = self.readiness.model
         return None if admission is None or model is None else admission.reserve(model)
+
+    def refusal(self, method: str, path: str) -> Overloaded | None:
+        """What `admit` would raise now."""
+        admission = self.policies.admissions.get((method, path))
+        model = self.readiness.model
+        return None if admission is None or model is None else admission.refusal(model)
 
 
 async def get_state(request: Request) -> ServiceState:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from starlette.routing import Mount, Route
 
+from service.errors import Overloaded
 from service.http.security import Scope
 from service.inference.batching import MicroBatcher, Reservation
 from service.lifecycle.model import Model
@@ -30,6 +31,10 @@ class Admission:
     def reserve(self, model: Model) -> Reservation:
         """Raises Overloaded."""
         return self.queue(model).reserve(self.units(model))
+
+    def refusal(self, model: Model) -> Overloaded | None:
+        """What `reserve` would raise now."""
+        return self.queue(model).refusal(self.units(model))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import HeadTooLarge, NotHttp, Overloaded, ServiceError, TooManyConnections
 from service.http.connection_limit import ConnectionLimit
-from service.http.problems import problem_response
+from service.http.refusals import Refusals
 from service.http.request_ids import new_request_id, request_id_of
 from service.http.whole_request import Shortcut, WholeRequest
 from service.inference.batching import Reservation
@@ -26,20 +26,16 @@ MAX_PIPELINED = 50
 CLOCK_S = 0.002  # the clock of the event loop goes in steps of milliseconds
 MAX_UNUSED_BYTES = 64 * 2**10  # twice what limits.py allows for a whole head
 
-# The refusals of a full queue as bytes, cut at the request's id: under load the same few go out thousands of
-# times a second. An id of another length changes the Content-Length, so such a refusal is not kept.
-_MARK = new_request_id()
-_answers: dict[tuple[str, str, bool], list[bytes]] = {}
-
 
 class BoundedHttp(HttpToolsProtocol):
     """Closes a connection whose head is too long or takes too long, and refuses requests under overload.
 
     A head that does not end and the trailer of a chunked body grow while they come, so they are limited here.
     limits.py limits complete heads, and bodies. `admit` gets the method and the path, reserves the request's
-    room in a queue, and raises Overloaded if there is none. An idle connection lives for `keep_alive_s`, or
-    less where all connections of `limit` are taken; see connection_limit.py. One beyond them gets one answer
-    and is closed: an error, unless `is_probe` is true of its method and path.
+    room in a queue, and raises Overloaded if there is none; `refusal` only tells what it would raise. An idle
+    connection lives for `keep_alive_s`, or less where all connections of `limit` are taken; see
+    connection_limit.py. One beyond them gets one answer and is closed: an error, unless `is_probe` is true of
+    its method and path.
     """
 
     def __init__(
@@ -49,8 +45,10 @@ class BoundedHttp(HttpToolsProtocol):
         keep_alive_s: float,
         limit: ConnectionLimit,
         admit: Callable[[str, str], Reservation | None],
+        refusal: Callable[[str, str], Overloaded | None],
         is_probe: Callable[[str, str], bool],
         metrics: Metrics,
+        refusals: Refusals,
         route_of: Callable[[str, str], str | None] = lambda _method, _path: None,
         is_stopping: Callable[[], bool] = lambda: False,
         shortcuts: Mapping[tuple[str, str], Shortcut] | None = None,
@@ -62,8 +60,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._keep_alive_s = keep_alive_s
         self._limit = limit
         self._admit = admit
+        self._refusal = refusal
         self._is_probe = is_probe
         self._metrics = metrics
+        self._refusals = refusals
         self._route_of = route_of
         self._is_stopping = is_stopping
         self._shortcuts = shortcuts or {}
@@ -74,7 +74,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_resting = False  # between two requests; no byte of the next one has come
         self._is_incomplete = False  # the message whose first byte has come
         self._reservation: Reservation | None = None  # of the request whose body is coming
-        self._is_refused = False  # the request whose parts are coming
+        self._num_begun = 0  # messages that began in the bytes that are parsed now
+        self._unread_bytes = 0  # of the body of a request that was refused without parsing it
+        self._refused: tuple[str, str] | None = None  # method and path of a request whose parts are coming
         self._whole: WholeRequest | None = None  # a request for a shortcut whose body is coming
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -96,12 +98,22 @@ class BoundedHttp(HttpToolsProtocol):
         """Parse the bytes. Refuses the request if a head or a trailer takes too many of them."""
         if self.transport.is_closing():
             return
-        if self._is_resting:
+        if self._unread_bytes:
+            data = self._without_unread(data)
+            if not data:
+                return
+        was_resting = self._is_resting
+        if was_resting:
+            if self._refuse_again(data):
+                return
             self._is_resting = False
             self._limit.work(self)
             self._await_head()
         self._unused_bytes += len(data)
+        self._num_begun = 0
         super().data_received(data)  # calls the on_… methods below
+        if self._refused is not None and was_resting and self._num_begun == 1:
+            self._refusals.remember(data, self.headers, *self._refused)
         if self._whole is not None:  # the rest of its body may never come
             self._leave_to_app(self._whole)
         if self._reservation is not None:  # its body is not complete, and meanwhile others may use the room
@@ -110,6 +122,34 @@ class BoundedHttp(HttpToolsProtocol):
         if self._unused_bytes > MAX_UNUSED_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge())
 
+    def _refuse_again(self, start: bytes) -> bool:
+        """Refuse a request without parsing it, if its head was refused before and there is no room now."""
+        known = self._refusals.known(start)
+        if known is None or self._is_surplus or self._is_stopping() or self.flow.write_paused:
+            return False
+        started_at = perf_counter()
+        error = self._refusal(known.method, known.path)
+        if error is None:
+            return False
+        self.transport.write(self._refusals.answer(error, known.path, new_request_id(), keep_alive=True))
+        self._unread_bytes = known.num_bytes - len(start)
+        if self._unread_bytes:
+            self._is_resting = False
+            self._limit.work(self)
+            self._await_head()  # the end of its body
+        else:
+            self._rest()
+        known.observe(perf_counter() - started_at)
+        return True
+
+    def _without_unread(self, data: bytes) -> bytes:
+        """Drop the body of a request that was refused without parsing it -> what comes after it."""
+        num_dropped = min(self._unread_bytes, len(data))
+        self._unread_bytes -= num_dropped
+        if not self._unread_bytes:
+            self._rest()
+        return data[num_dropped:]
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  the text of uvicorn
         """Answer bytes that cannot be parsed with a problem document, where uvicorn would send plain text."""
         self._refuse(NotHttp())
@@ -117,7 +157,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Forget the counts and the refusal of the previous request."""
         self._unused_bytes = 0
-        self._is_refused = False
+        self._refused = None
+        self._num_begun += 1
         self._is_incomplete = True
         super().on_message_begin()
 
@@ -191,7 +232,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._unused_bytes = 0
         if self._whole is not None:
             self._whole.body += body
-        elif not self._is_refused:
+        elif self._refused is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -206,7 +247,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.cycle = before
             self._leave_to_app(whole)
         self._reservation = None
-        if not self._is_refused:
+        if self._refused is None:
             super().on_message_complete()
         if self._is_idle():  # the answer came before the end of the body
             self._rest()
@@ -295,7 +336,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _turn_away(self, error: TooManyConnections | Overloaded, method: str, path: str) -> None:
         """Refuse a request by its head alone. Its body is dropped, and the connection stays open."""
         started_at = perf_counter()
-        self._is_refused = True
+        self._refused = method, path
         given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
         is_overload = isinstance(error, Overloaded)
         # Who waits for a go-ahead sends no body now, and its next request would be taken for it.
@@ -319,23 +360,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _write(self, error: ServiceError, instance: str, request_id: str, keep_alive: bool) -> None:
-        # Only these are kept: values that a client chooses, such as the path, must not fill the memory.
-        if isinstance(error, Overloaded) and len(request_id) == len(_MARK):
-            key = (str(error), instance, keep_alive)
-            if (pieces := _answers.get(key)) is None:
-                pieces = _answers[key] = _whole(error, instance, _MARK, keep_alive).split(_MARK.encode())
-            self.transport.write(request_id.encode().join(pieces))
-        else:
-            self.transport.write(_whole(error, instance, request_id, keep_alive))
+        self.transport.write(self._refusals.answer(error, instance, request_id, keep_alive=keep_alive))
         if not keep_alive:
             self._limit.leave(self)
             self.transport.close()
-
-
-def _whole(error: ServiceError, instance: str, request_id: str, keep_alive: bool) -> bytes:
-    answer = problem_response(error, instance=instance, request_id=request_id)
-    headers = [*answer.raw_headers, (b"x-request-id", request_id.encode())]
-    if not keep_alive:
-        headers.append((b"connection", b"close"))
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-    return b"".join([STATUS_LINE[error.status], lines, b"\r\n", answer.body])

@@ -176,6 +176,7 @@ class MicroBatcher(Generic[Job, Result]):
         self._turn: asyncio.Future[None] | None = None  # while batches may begin; done at its end
         self._ended_at = 0.0  # the newest end of a batch
         self._batch_s = 0.0  # moving average of a batch's duration
+        self._refusals: dict[int, Overloaded] = {}  # by the seconds after which to try again
         self.reserved_units = 0
         self.queued_units = 0
         self.num_admitted = 0  # jobs since the start
@@ -209,16 +210,29 @@ class MicroBatcher(Generic[Job, Result]):
 
         An empty queue accepts a job of any size.
         """
+        refusal = self.refusal(units, deadline)
+        if refusal is not None:
+            raise refusal.with_traceback(None)
+
+    def refusal(self, units: int = 1, deadline: float = math.inf) -> Overloaded | None:
+        """What `check_room` would raise. Under overload most calls end here, where an exception is slower."""
         waiting_units = self.reserved_units + self.queued_units
         if not waiting_units:
-            return
+            return None
         num_units = waiting_units + units
-        num_batches = math.ceil(num_units / self._max_batch_units) - 1 + len(self._under_way)
+        num_batches = (num_units - 1) // self._max_batch_units + len(self._under_way)
         wait_s = num_batches * self._batch_s  # until the job's own batch begins
-        is_late = num_batches > 1 and wait_s > self._max_wait_s  # the next batch is always soon enough
-        is_late |= wait_s > deadline - asyncio.get_running_loop().time()
-        if is_late or num_units > self.max_queued_units:
-            raise Overloaded(self._name, min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S))
+        if (
+            num_units <= self.max_queued_units
+            and (num_batches <= 1 or wait_s <= self._max_wait_s)  # the next batch is always soon enough
+            and (deadline == math.inf or wait_s <= deadline - asyncio.get_running_loop().time())
+        ):
+            return None
+        retry_after_s = min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S)
+        found = self._refusals.get(retry_after_s)
+        if found is None:
+            found = self._refusals[retry_after_s] = Overloaded(self._name, retry_after_s)
+        return found
 
     def reserve(self, units: int) -> Reservation:
         """Reserve room for a job of about that size. Raises Overloaded as check_room does."""

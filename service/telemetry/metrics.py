@@ -25,6 +25,7 @@ from service.telemetry.coverage import Coverage
 from service.telemetry.families import HIT_CUTOFFS, MetricFamilies
 from service.telemetry.gpu import GpuCollector
 from service.telemetry.stages import Stages
+from service.telemetry.tallies import Count, Tally
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNREAD = "unread"  # the route of a connection that was refused before its request was read
@@ -213,6 +214,16 @@ class Metrics(MetricFamilies):
         self.http_seconds.labels(route, method, _outcome_of(status)).observe(seconds)
         if refusal is not None and refusal.slug in REFUSALS:
             self.rejections.labels(refusal.slug).inc()
+
+    def series_of_refusals(
+        self, method: str, route: str, status: int, slug: str
+    ) -> tuple[Count, Tally, Count]:
+        """What `observe_http` counts of such a refusal: requests, their seconds, and rejections."""
+        return (
+            self.http_requests.labels(route, method, str(status)),
+            self.http_seconds.labels(route, method, _outcome_of(status)),
+            self.rejections.labels(slug),
+        )
 
     def observe_answers(self, route: str, method: str, seconds: Sequence[float]) -> None:
         """Count answers with status 200, by the time that each took."""

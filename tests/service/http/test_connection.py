@@ -11,6 +11,7 @@ import uvicorn
 from service.http.connection import BoundedHttp
 from service.http.connection_limit import PROBE_RESERVE, ConnectionLimit
 from service.http.envelope import Envelope
+from service.http.refusals import MAX_KNOWN, Refusals
 from service.http.security import Guard, Scope
 from service.inference.batching import MicroBatcher
 from service.telemetry.metrics import Metrics
@@ -33,6 +34,9 @@ class Door:
 
     def admit(self, method, path):
         return self.batcher.reserve(1) if (method, path) == ("POST", "/recommend") else None
+
+    def refusal(self, method, path):
+        return self.batcher.refusal(1) if (method, path) == ("POST", "/recommend") else None
 
     async def app(self, _scope, receive, send):
         self.num_taken += 1
@@ -69,8 +73,10 @@ async def serving(
         keep_alive_s=keep_alive_s,
         limit=limit or ConnectionLimit(max_connections),
         admit=door.admit,
+        refusal=door.refusal,
         is_probe=lambda _method, path: path == "/health/live",
         metrics=door.metrics,
+        refusals=Refusals(door.metrics),
     )
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
@@ -150,6 +156,132 @@ async def test_a_client_that_waits_for_a_go_ahead_and_is_refused_is_told_and_let
         assert await asyncio.wait_for(reader.read(), 5) == b""
         door.gate.set()
         assert (await answer(first))[0] == 200
+
+
+def head_of(length: int, *more: bytes) -> bytes:
+    lines = [b"POST /recommend HTTP/1.1", b"Host: x", b"Content-Length: %d" % length, *more]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+async def crowded(door, connect):
+    """-> reader and writer of a connection whose POST was refused, while another one has the only room."""
+    first = await occupied(door, connect)
+    reader, writer = await connect()
+    writer.write(POST)
+    assert (await answer(reader))[0] == 429
+    return first, reader, writer
+
+
+async def test_a_request_that_was_refused_before_is_refused_again_in_the_same_way():
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        first, reader, writer = await crowded(door, connect)
+        found, ids = [], set()
+        for _ in range(3):
+            writer.write(POST)
+            status, headers, problem = await answer(reader)
+            request_id = headers.pop("x-request-id")
+            ids.add(request_id)
+            found.append((status, headers, problem.replace(request_id.encode(), b"")))
+        assert found[0] == found[1] == found[2]
+        assert len(ids) == 3
+        door.gate.set()
+        assert (await answer(first))[0] == 200
+        writer.write(POST)
+        assert (await answer(reader))[0] == 200, "there is room now"
+    refused = {"route": "/recommend", "method": "POST", "status": "429"}
+    assert door.metrics.registry.get_sample_value("glyphrec_http_requests_total", refused) == 4
+    assert num_rejected(door, "overloaded") == 4
+
+
+@pytest.mark.parametrize("size", [1, 7, len(POST) - len(BODY), len(POST) - len(BODY) + 3])
+async def test_a_request_that_is_refused_again_may_come_in_pieces(size):
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        _, reader, writer = await crowded(door, connect)
+        for _ in range(3):
+            for begin in range(0, len(POST), size):
+                writer.write(POST[begin : begin + size])
+                await asyncio.sleep(0.001)
+            assert (await answer(reader))[0] == 429
+        door.gate.set()
+        writer.write(POST + POST)
+        assert [(await answer(reader))[0] for _ in range(2)] == [200, 200]
+
+
+async def test_what_follows_a_refused_request_in_the_same_bytes_is_answered():
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        _, reader, writer = await crowded(door, connect)
+        writer.write(POST + GET.replace(b"/health/live", b"/a"))
+        assert (await answer(reader))[0] == 429
+        door.gate.set()
+        assert (await answer(reader))[0] == 200
+        door.gate.clear()
+        await until(lambda: not door.batcher.reserved_units)
+        first = await occupied(door, connect)
+        writer.write(POST[:-3])
+        assert (await answer(reader))[0] == 429
+        door.gate.set()
+        assert (await answer(first))[0] == 200
+        writer.write(POST[-3:] + POST)
+        assert (await answer(reader))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        head_of(4) + b"null",
+        head_of(len(BODY), b"X-Request-ID: mine") + BODY,
+        b"\r\n" + POST,
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nnull\r\n0\r\n\r\n",
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ],
+    ids=["another length", "an id of its own", "an empty line before", "in pieces", "in shorter pieces"],
+)
+async def test_a_request_of_another_form_is_refused_as_often_as_it_comes(again):
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        _, reader, writer = await crowded(door, connect)
+        for request in (again, POST, again, again):
+            writer.write(request)
+            status, headers, _ = await answer(reader)
+            assert status == 429
+            assert (headers["x-request-id"] == "mine") == (b"mine" in request)
+        door.gate.set()
+        writer.write(again + POST)
+        assert [(await answer(reader))[0] for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        POST + POST,  # more than one request
+        b"\r\n\r\n" + POST,  # the head is not at the beginning
+        POST.replace(b"Host: x\r\n", b"Host: x\n"),  # a parser may end lines elsewhere
+        POST.replace(b"Host: x", b"Host: x\r\nTransfer-Encoding: chunked"),
+        POST.replace(b"Host: x", b"Host: x\r\nX-Request-ID: mine"),
+        POST.replace(b"Host: x", b"Host: " + 3_000 * b"x"),
+        POST.replace(b"Content-Length", b"Other-Length"),
+    ],
+)
+def test_a_head_that_does_not_tell_all_of_its_request_is_not_remembered(start):
+    refusals = Refusals(Metrics())
+    head = start.strip().partition(b"\r\n\r\n")[0]
+    headers = [tuple(line.split(b": ", 1)) for line in head.lower().split(b"\r\n")[1:]]
+    refusals.remember(start, headers, "POST", "/recommend")
+    assert refusals.known(start) is None
+    refusals.remember(POST, [(b"content-length", b"%d" % len(BODY))], "POST", "/recommend")
+    assert refusals.known(POST) is not None
+    assert refusals.known(POST + b"G") is None
+
+
+def test_only_so_many_heads_are_remembered():
+    refusals = Refusals(Metrics())
+    for number in range(3 * MAX_KNOWN):
+        start = POST.replace(b"Host: x", b"Host: %d" % number)
+        refusals.remember(start, [(b"content-length", b"%d" % len(BODY))], "POST", "/recommend")
+    assert 0 < refusals.num_known <= MAX_KNOWN
 
 
 async def test_many_that_come_at_once_are_taken_up_to_the_room_there_is():

@@ -185,6 +185,89 @@ async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
     assert not lock.locked()
 
 
+async def test_the_thread_has_its_next_batch_before_the_present_one_ends(make, device):
+    """The event loop may be busy then. Only a whole batch is given early, as no other job fits into it."""
+    batcher = make()
+    tasks = await fill(batcher, device, [1, 2, 3, 4, 5])
+    assert (batcher.running_units, batcher.queued_units) == (5, 1)
+    device.gate.set()
+    time.sleep(0.1)  # the loop is busy
+    assert device.batches == [[0], [1, 2, 3, 4]]
+    await asyncio.gather(*tasks)
+    assert device.batches == [[0], [1, 2, 3, 4], [5]]
+
+
+async def test_no_batch_is_given_early_while_somebody_waits_for_the_lock(make, device):
+    lock, order = TurnLock(), []
+    batcher = make(lock=lock)
+    tasks = await fill(batcher, device, [1])
+    editing = asyncio.create_task(lock.edit(lambda: order.append(list(device.batches))))
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(batcher.submit(job)) for job in range(2, 9)]
+    await asyncio.sleep(0)
+    assert batcher.running_units == 1
+    device.gate.set()
+    await editing
+    await asyncio.gather(*tasks)
+    assert order == [[[0]]]
+    assert device.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+class InTheLoop:
+    """A batch that notes which thread does what."""
+
+    def __init__(self, jobs, seen, *, fails_in=""):
+        self.jobs, self.seen, self.fails_in = jobs, seen, fails_in
+        self.note("prepare")
+
+    def note(self, what):
+        if what == self.fails_in:
+            raise ValueError(what)
+        self.seen.append((what, threading.get_ident()))
+
+    def run(self):
+        self.note("run")
+
+    def finish(self):
+        self.note("finish")
+        return [3 * job for job in self.jobs]
+
+
+async def test_a_prepared_batch_runs_in_the_thread_and_the_rest_of_it_in_the_event_loop(make, device):
+    seen = []
+    batcher = make(prepare=lambda jobs: InTheLoop(jobs, seen) if min(jobs) > 1 else None)
+    assert [(await batcher.submit(job)).result for job in (2, 1)] == [6, 2], (
+        "the other one was run as a whole"
+    )
+    (loop_thread,) = {thread for what, thread in seen if what != "run"}
+    assert loop_thread == threading.get_ident()
+    assert [what for what, _ in seen] == ["prepare", "run", "finish"]
+    assert {thread for what, thread in seen if what == "run"} == device.threads != {loop_thread}
+
+
+@pytest.mark.parametrize("fails_in", ["prepare", "run", "finish"])
+async def test_a_prepared_batch_that_fails_anywhere_fails_its_callers_and_nobody_else(make, fails_in):
+    def prepare(jobs):
+        return InTheLoop(jobs, [], fails_in=fails_in if jobs == [7] else "")
+
+    lock = TurnLock()
+    batcher = make(prepare=prepare, lock=lock)
+    with pytest.raises(ValueError, match=fails_in):
+        await batcher.submit(7)
+    assert (await batcher.submit(8)).result == 24
+    async with asyncio.timeout(10), lock:
+        assert batcher.running_units == 0
+
+
+async def test_the_seconds_of_an_answer_are_those_of_its_job(make, device):
+    tasks = await fill(make(), device, [1])
+    await asyncio.sleep(0.1)
+    device.gate.set()
+    first, second = await asyncio.gather(*tasks)
+    assert first.run_s >= 0.1 > first.queue_s >= 0
+    assert second.queue_s >= 0.1 > second.run_s > 0
+
+
 async def test_a_failed_batch_gives_its_turn_up(make):
     lock = TurnLock()
     with pytest.raises(ValueError, match="negative"):
