@@ -7,11 +7,14 @@ ten times as much.
     python -m benchmarks.overload                     the newest bundle of the demo
     python -m benchmarks.overload --bundle FOLDER
 
-The accepted are to stay within `limit_p99_ms`: twice the unloaded p99, and the wait for a batch that the
+The accepted are to stay within `limit_p99_ms`: four times the unloaded p99, and the wait for a batch that the
 service allows (GLYPHREC_MAX_WAIT_MS). The baseline is the same service without load. Latencies count from one
-second on, when all connections are there. The last line is JSON.
+second on, when all connections are there. The load generator runs on the same processors: `generator_cpus` is
+what it used of them, and what the service lacked. The last line is JSON; `goodput_share` is the share of the
+capacity that was answered.
 """
 
+import resource
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +67,9 @@ def measure(
     capacity = float(np.sum(closed.status == OK) / closed.took_s)
     unloaded = load(capacity / 10)
     before_mb = resident_mb(service.process.pid)
+    generator_s = -generator_seconds()
     overloaded = load(capacity * times)
+    generator_s += generator_seconds()
     after_mb = resident_mb(service.process.pid)
     is_accepted, is_refused = overloaded.status == OK, np.isin(overloaded.status, REFUSED)
     has_settled = overloaded.sent_at_s >= settle_s(seconds)
@@ -75,13 +80,15 @@ def measure(
         "unloaded_p50_ms": float(np.percentile(unloaded.latency_ms, 50)),
         "unloaded_p99_ms": float(np.percentile(unloaded.latency_ms[unloaded.status == OK], 99)),
         "limit_p99_ms": float(
-            2 * np.percentile(unloaded.latency_ms[unloaded.status == OK], 99)
+            4 * np.percentile(unloaded.latency_ms[unloaded.status == OK], 99)
             + Settings.model_fields["max_wait_ms"].default
         ),
     }
     figures = {
         "offered_rps": len(overloaded.status) / overloaded.took_s,
         "accepted_rps": float(np.sum(is_accepted) / overloaded.took_s),
+        "goodput_share": float(np.sum(is_accepted) / overloaded.took_s / capacity),
+        "generator_cpus": generator_s / overloaded.took_s,
         "overloaded_p50_ms": float(np.percentile(accepted, 50)),
         "overloaded_p99_ms": float(np.percentile(accepted, 99)),
         "rejected_share": float(np.mean(is_refused)),
@@ -91,6 +98,12 @@ def measure(
         "memory_growth": after_mb / before_mb - 1,
     }
     return figures, baseline
+
+
+def generator_seconds() -> float:
+    """Processor time of the load generators that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":
