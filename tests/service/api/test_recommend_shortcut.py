@@ -202,10 +202,10 @@ async def test_answers_are_counted_once_whichever_way_they_came(service):
 
 async def test_a_search_that_fails_is_one_request_that_fails_and_the_next_one_is_answered(service, caplog):
     searches = service.app.state.service.readiness.model.searches
-    run, searches._run = searches._run, fail
+    prepare, searches._prepare = searches._prepare, fail
     assert is_problem(await service.socket.post("/recommend", json={"history": ["item-0"]}), 500, "internal")
     assert "no such luck" in caplog.text
-    searches._run = run
+    searches._prepare = prepare
     assert (await service.both(b'{"history": ["item-0"]}')).status_code == 200
 
 
