@@ -32,6 +32,9 @@ EVALUATE = "glyphrec evaluate --bundle BUNDLE --data {} --json figures.json"
 EVALUATIONS = {  # runs that are no benchmarks -> their commands
     "demo": EVALUATE.format("completejourney"),
     "ranked_films": EVALUATE.format("DIR/movietweetings_posters --split-at 2013-08-01"),
+    "ranked_groceries": EVALUATE.format("completejourney --split-at 2017-11-01"),
+    "ranked_office": EVALUATE.format("DIR/office"),
+    "ranked_scientific": EVALUATE.format("DIR/scientific"),
 }
 MEGA = 1_000_000
 SHORT_BELOW = 10

@@ -34,13 +34,42 @@ RERANKING = {
     "search, ms": "{RUN.search_ms_per_request:short}",
     "ranker, ms more": "{RUN.rerank_ms_per_request:short}",
 }
-RANKED = {"ranked_films": "MovieTweetings, by what came later"}
+RANKED = {
+    "ranked_films": "MovieTweetings, by what came later",
+    "ranked_groceries": "Complete Journey, by what came later",
+    "ranked_office": "Amazon office",
+    "ranked_scientific": "Amazon scientific",
+}
+RANK_REQUESTS = {
+    "rank_100": "`POST /rank`, 100 items",
+    "rank_1000": "`POST /rank`, 1,000 items",
+    "recommend": "`POST /recommend`, a page of ten",
+}
 GPU_RUNS = {
     "tree_cpu": "`tree`, the CPU beside it, {gpu.cores:.0f} cores",
     "tree_plain": "`tree`, as the service calls it",
     "tree_replayed": "`tree`, tables resident, one CUDA graph replayed",
     "tiger_cpu": "`tiger`, the CPU beside it",
     "tiger_plain": "`tiger`, as the service calls it",
+}
+SEARCH_SIZES = {"10k": "10,000 items", "100k": "100,000 items"}
+SEARCH_INDEX = {
+    "a search by the graph, every row compared, faiss alone": "{search.graph_ms_p50_AT:.2f} / "
+    "{search.exact_ms_p50_AT:.2f} / {search.faiss_ms_p50_AT:.2f} ms",
+    "the ten nearest that the graph finds": "{search.recall_at_10_AT:.1%}",
+    "building the graph": "{search.build_s_AT:short} s",
+    "an edit": "{search.edit_us_AT:.0f} µs",
+    "memory of an item in a replica": "{search.bytes_per_item_AT:,.0f} bytes",
+    "`POST /search`, one caller, p50, and `POST /recommend` beside it": "{search.search_ms_p50_AT:short} and "
+    "{search.recommend_ms_p50_AT:short} ms",
+    "answers a second of 32 callers": "{search.search_rps_AT:,.0f} and {search.recommend_rps_AT:,.0f}",
+}
+SEARCH_KINDS = {
+    "part": "half of a title",
+    "typos": "with typos",
+    "units": "other units",
+    "order": "another order",
+    "all": "all of it",
 }
 SEARCH_WAYS = {
     "drawn": "**drawn text, as served**",

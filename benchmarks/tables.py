@@ -14,8 +14,12 @@ from benchmarks.table_rows import (
     EXACTNESS,
     GPU_RUNS,
     OVERLOADS,
+    RANK_REQUESTS,
     RANKED,
     RERANKING,
+    SEARCH_INDEX,
+    SEARCH_KINDS,
+    SEARCH_SIZES,
     SEARCH_WAYS,
     STUDY_CELLS,
     SYSTEMS,
@@ -59,17 +63,11 @@ def _exactness(model: str) -> Table:
 
 
 def _search_quality(run: str) -> Table:
-    kinds = {
-        "part": "half of a title",
-        "typos": "with typos",
-        "units": "other units",
-        "order": "another order",
-        "all": "all of it",
-    }
     rows = [
-        (label, *(f"{{{run}[{way}_mrr_{kind}]:.3f}}" for kind in kinds)) for way, label in SEARCH_WAYS.items()
+        (label, *(f"{{{run}[{way}_mrr_{kind}]:.3f}}" for kind in SEARCH_KINDS))
+        for way, label in SEARCH_WAYS.items()
     ]
-    return Table(("MRR of 500 queries", *kinds.values()), tuple(rows))
+    return Table(("MRR of 500 queries", *SEARCH_KINDS.values()), tuple(rows))
 
 
 TABLES: Mapping[str, Table] = {
@@ -222,6 +220,21 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "search_groceries": _search_quality("search_groceries"),
+    "search_scientific": _search_quality("search_scientific"),
+    "search_index": Table(
+        ("", *SEARCH_SIZES.values()),
+        tuple(
+            (label, *(cell.replace("AT", size) for size in SEARCH_SIZES))
+            for label, cell in SEARCH_INDEX.items()
+        ),
+    ),
+    "rank": Table(
+        ("one caller, p50; answers a second of 32", "", ""),
+        tuple(
+            (label, f"{{rank.{name}_ms_p50:short}} ms", f"{{rank.{name}_rps:,.0f}} a second")
+            for name, label in RANK_REQUESTS.items()
+        ),
+    ),
     "decode": Table(
         (
             "ms per request, at the better of one and two threads",

@@ -37,8 +37,8 @@ async def rank(body: RankRequest, call: CallDep) -> RankResponse:
     call.stages.start("write")
     return RankResponse(
         items=[
-            RankedItemOut(item_id=each.item_id, score=each.score, semantic_id=str(each.sid))
-            for each in ranked.items
+            RankedItemOut(item_id=item_id, score=score, semantic_id=str(sid))
+            for item_id, sid, score in ranked.items
         ],
         ranked_by=ranked.by,
         matching_items=ranked.matching_items,

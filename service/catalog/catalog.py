@@ -127,6 +127,13 @@ class Catalog:
         """The Semantic ID that is held as this integer. O(levels)."""
         return Sid(self.spec.codes_of(packed >> SLOT_BITS), packed & SLOT_MASK)
 
+    def unpacked_all(self, packed: NDArray[np.int64]) -> list[Sid]:
+        """`unpacked` of many [item], several times as fast as one by one."""
+        codes = self.spec.codes_of_prefixes(packed >> SLOT_BITS).tolist()
+        return [
+            Sid(tuple(each), slot) for each, slot in zip(codes, (packed & SLOT_MASK).tolist(), strict=True)
+        ]
+
     def first_code_of(self, packed: int) -> int:
         """The first code of a sid that is held as this integer. O(1)."""
         return packed // self._first_code_span

@@ -9,6 +9,7 @@ The queue's batches hold the lock of the catalog, so an answer belongs to one ve
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -164,14 +165,10 @@ def _answer(
 ) -> RankedItems:
     in_trie_order = catalog.packed_sids_of(asked.candidates)
     worst_first = catalog.ranks_of(asked.candidates) if scored.scores is None else -scored.scores
-    order = np.lexsort((in_trie_order, worst_first))[: asked.ranking.limit].tolist()
-    items = []
-    for place in order:
-        item_id = asked.candidates[place]
-        sid = catalog.sid_of(item_id)
-        assert sid is not None, "a candidate is a known item"
-        score = None if scored.scores is None else float(scored.scores[place])
-        items.append(RankedItem(item_id, sid, score))
+    order = np.lexsort((in_trie_order, worst_first))[: asked.ranking.limit]
+    ids = [asked.candidates[place] for place in order.tolist()]
+    scores = repeat(None) if scored.scores is None else scored.scores[order].tolist()
+    items = list(map(RankedItem, ids, catalog.unpacked_all(in_trie_order[order]), scores))
     return RankedItems(
         items=items,
         by=scored.by,
