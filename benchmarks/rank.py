@@ -37,8 +37,6 @@ CALLERS = 32
 TURNS = 3
 OK = 200
 PATIENT = {"GLYPHREC_MAX_WAIT_MS": "10000"}  # 32 callers are several batches, and none of them is refused
-    "GLYPHREC_MAX_WAIT_MS": "10000"
-}  # 32 callers with 100 items are several batches, and none is refused
 
 
 def main(argv: Sequence[str]) -> int:

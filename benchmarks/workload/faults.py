@@ -81,10 +81,12 @@ def schedule(seed: int, *, faults: int, operations: int, replicas: int, workers:
 class Replica(Reached):
     """A service process behind a proxy of its own to Redis."""
 
-    def __init__(self, bundle: Path, proxy: Proxy, log: Path, **settings: str) -> None:
-        super().__init__(f"http://127.0.0.1:{free_port()}")
+    def __init__(
+        self, bundle: Path, proxy: Proxy, log: Path, *, num_workers: int = 1, **settings: str
+    ) -> None:
+        super().__init__(f"http://127.0.0.1:{free_port()}", num_workers=num_workers)
         self.proxy, self.log = proxy, log
-        self._settings = SETTINGS | settings
+        self._settings = SETTINGS | settings | {"GLYPHREC_WORKERS": str(num_workers)}
         self._command = glyphrec_command("serve", "--bundle", bundle)
         self._command += ["--port", self.url.rpartition(":")[2], "--redis-url", proxy.url]
         self._client = httpx.Client(base_url=self.url, timeout=5)
@@ -153,7 +155,7 @@ class Scene:
     def add_replica(self, *, workers: int = 1) -> Replica:
         proxy = self._stack.enter_context(Proxy(self._socket))
         log = self.folder / f"replica-{len(self.replicas)}.log"
-        replica = Replica(self.bundle, proxy, log, GLYPHREC_WORKERS=str(workers))
+        replica = Replica(self.bundle, proxy, log, num_workers=workers)
         self._stack.callback(replica.stop)
         self.replicas.append(replica)
         return replica

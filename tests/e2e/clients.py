@@ -42,11 +42,17 @@ class Mark(NamedTuple):
 class Reached:
     """A replica as its clients know it; whoever disturbs it says so."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, num_workers: int = 1) -> None:
         self.url = url
+        self._num_workers = num_workers
         self.version = 0  # the highest that it has named
         self._num_faults = self._num_downs = 0  # begun
         self._faults = self._downs = 0  # under way
+
+    @property
+    def has_one_version(self) -> bool:
+        """Whether a later answer never has an older version. Each worker follows the catalog by itself."""
+        return self._num_workers == 1
 
     @property
     def mark(self) -> Mark:
@@ -170,7 +176,7 @@ class Client(threading.Thread, ABC):
         if answer is None:
             return None
         page: Item = answer.body
-        if page["catalog_version"] < version:
+        if replica.has_one_version and page["catalog_version"] < version:
             self.hold([f"{replica.url} went back from version {version} to {page['catalog_version']}"])
         replica.version = max(replica.version, page["catalog_version"])
         self.hold(self._judge.of_page(asked, page, before))
