@@ -112,7 +112,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._unused_bytes += len(data)
         self._num_begun = 0
         super().data_received(data)  # calls the on_… methods below
-        if self._refused is not None and was_resting and self._num_begun == 1:
+        is_whole_start = was_resting and self._num_begun == 1
+        if self._refused is not None and is_whole_start and not self.transport.is_closing():
             self._refusals.remember(data, self.headers, *self._refused)
         if self._whole is not None:  # the rest of its body may never come
             self._leave_to_app(self._whole)

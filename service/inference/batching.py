@@ -211,8 +211,8 @@ class MicroBatcher(Generic[Job, Result]):
         An empty queue accepts a job of any size.
         """
         refusal = self.refusal(units, deadline)
-        if refusal is not None:
-            raise refusal.with_traceback(None)
+        if refusal is not None:  # a new one, as a raised exception holds on to its caller
+            raise Overloaded(self._name, refusal.retry_after_s)
 
     def refusal(self, units: int = 1, deadline: float = math.inf) -> Overloaded | None:
         """What `check_room` would raise. Under overload most calls end here, where an exception is slower."""

@@ -253,6 +253,21 @@ async def test_a_request_of_another_form_is_refused_as_often_as_it_comes(again):
         assert [(await answer(reader))[0] for _ in range(2)] == [200, 200]
 
 
+@pytest.mark.parametrize("line", [b"Connection: close", b"Expect: 100-continue"])
+async def test_a_request_after_which_its_connection_closes_is_not_remembered(line):
+    door = Door(num_places=1)
+    async with serving(door) as connect:
+        await occupied(door, connect)
+        for _ in range(3):
+            reader, writer = await connect()
+            writer.write(POST)  # so that the next one does not come first
+            assert (await answer(reader))[0] == 429
+            writer.write(head_of(len(BODY), line) + BODY)
+            status, headers, _ = await answer(reader)
+            assert (status, headers["connection"]) == (429, "close")
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
 @pytest.mark.parametrize(
     "start",
     [
