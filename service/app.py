@@ -348,12 +348,9 @@ def build_model(
         units=work_of,
         observe=lambda stats: metrics.observe_batch("tokenizer", stats),
     )
+    observe = observed_by(metrics, loaded.popularity)
     in_batches = SearchesInBatches(
-        loaded.session,
-        catalog,
-        history_length=manifest.history_length,
-        ranker=ranker,
-        observe=observed_by(metrics, loaded.popularity),
+        loaded.session, catalog, history_length=manifest.history_length, ranker=ranker, observe=observe
     )
     searches = MicroBatcher(
         in_batches.run,

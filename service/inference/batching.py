@@ -210,15 +210,25 @@ class MicroBatcher(Generic[Job, Result]):
 
         An empty queue accepts a job of any size.
         """
-        refusal = self.refusal(units, deadline)
-        if refusal is not None:  # a new one, as a raised exception holds on to its caller
-            raise Overloaded(self._name, refusal.retry_after_s)
+        retry_after_s = self._refused_for(units, deadline)
+        if retry_after_s:
+            raise Overloaded(self._name, retry_after_s)
 
-    def refusal(self, units: int = 1, deadline: float = math.inf) -> Overloaded | None:
+    def refusal(self, units: int = 1) -> Overloaded | None:
         """What `check_room` would raise. Under overload most calls end here, where an exception is slower."""
+        retry_after_s = self._refused_for(units, math.inf)
+        if not retry_after_s:
+            return None
+        found = self._refusals.get(retry_after_s)
+        if found is None:
+            found = self._refusals[retry_after_s] = Overloaded(self._name, retry_after_s)
+        return found
+
+    def _refused_for(self, units: int, deadline: float) -> int:
+        """Seconds after which to ask again; 0 if there is room."""
         waiting_units = self.reserved_units + self.queued_units
         if not waiting_units:
-            return None
+            return 0
         num_units = waiting_units + units
         num_batches = (num_units - 1) // self._max_batch_units + len(self._under_way)
         wait_s = num_batches * self._batch_s  # until the job's own batch begins
@@ -227,12 +237,8 @@ class MicroBatcher(Generic[Job, Result]):
             and (num_batches <= 1 or wait_s <= self._max_wait_s)  # the next batch is always soon enough
             and (deadline == math.inf or wait_s <= deadline - asyncio.get_running_loop().time())
         ):
-            return None
-        retry_after_s = min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S)
-        found = self._refusals.get(retry_after_s)
-        if found is None:
-            found = self._refusals[retry_after_s] = Overloaded(self._name, retry_after_s)
-        return found
+            return 0
+        return min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S)
 
     def reserve(self, units: int) -> Reservation:
         """Reserve room for a job of about that size. Raises Overloaded as check_room does."""
