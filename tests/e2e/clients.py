@@ -317,7 +317,7 @@ class Writer(Client):
                 if item_id in [row["item_id"] for row in page["items"]]:
                     self.hold([f"{item_id} is absent by DELETE and yet recommended by {replica.url}"])
                 self._judge.settle(item_id, replace(known, version=page["catalog_version"]))
-            elif page["catalog_version"] < known.version:
+            elif replica.has_one_version and page["catalog_version"] < known.version:
                 self.hold([f"{replica.url} answers by version {page['catalog_version']}, not by {known}"])
 
 
