@@ -88,7 +88,8 @@ class Refusals:
 
     def known(self, start: bytes) -> Refused | None:
         """What is known of a head that was refused before, if `start` has it and nothing after its body."""
-        known = self._known.get(start[: start.find(END_OF_HEAD)])
+        head, end, _ = start.partition(END_OF_HEAD)
+        known = self._known.get(head) if end else None
         return known if known is not None and len(start) <= known.num_bytes else None
 
 

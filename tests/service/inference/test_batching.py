@@ -161,7 +161,7 @@ async def test_a_job_whose_deadline_passes_in_the_queue_is_not_run(make, device)
 
 
 async def test_batches_and_whoever_else_holds_the_turns_alternate(make, device):
-    """A batch runs under the lock, releases it after each run, and has the jobs that came while it waited."""
+    """A batch runs under the lock, which others get after it, and has the jobs that came meanwhile."""
     lock = TurnLock()
     batcher = make(lock=lock)
     tasks = await fill(batcher, device, [1])
