@@ -164,7 +164,7 @@ def head_of(length: int, *more: bytes) -> bytes:
 
 
 async def crowded(door, connect):
-    """Another request has the only room -> its reader, and a connection whose POST was refused, and is known."""
+    """Another request has the only room -> its reader, and a connection whose POST is known as refused."""
     first = await occupied(door, connect)
     reader, writer = await connect()
     for _ in range(2):  # the head of a connection's first request is not remembered
