@@ -311,13 +311,15 @@ class Writer(Client):
 
     def _must_show(self, replica: Reached, page: Item, ids: Sequence[str]) -> None:
         """What was acknowledged here is seen here: `page` is of a version that has it."""
+        if not replica.has_one_version:  # another worker may not have it yet
+            return
         for item_id in ids:
             known = self._judge.known[item_id]
             if known.version is None:
                 if item_id in [row["item_id"] for row in page["items"]]:
                     self.hold([f"{item_id} is absent by DELETE and yet recommended by {replica.url}"])
                 self._judge.settle(item_id, replace(known, version=page["catalog_version"]))
-            elif replica.has_one_version and page["catalog_version"] < known.version:
+            elif page["catalog_version"] < known.version:
                 self.hold([f"{replica.url} answers by version {page['catalog_version']}, not by {known}"])
 
 
