@@ -168,9 +168,12 @@ def test_a_url_that_is_none_is_refused_without_repeating_it() -> None:
 
 
 async def test_what_was_acknowledged_outlives_killed_servers(tmp_path: Path) -> None:
-    """Kill and restart the server under four writers: every acknowledged sid is there, and all keys agree."""
+    """Kill and restart the server under four writers: every acknowledged sid is there, and all keys agree.
+
+    With another policy Redis may acknowledge a change before it writes it, while its disk is busy.
+    """
     folder = tmp_path / "redis"
-    server = start_server(folder)
+    server = start_server(folder, fsync="always")
     client = connect(server.url)
     acknowledged: dict[str, Sid] = {}
     is_over = asyncio.Event()
@@ -194,7 +197,7 @@ async def test_what_was_acknowledged_outlives_killed_servers(tmp_path: Path) -> 
         await until(lambda enough=enough: len(acknowledged) >= enough, timeout_s=20)
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
-        server = start_server(folder)
+        server = start_server(folder, fsync="always")
     is_over.set()
     await asyncio.gather(*writers)
     raw = await read_raw(client)
