@@ -25,6 +25,10 @@ from service.telemetry.metrics import UNREAD, Metrics
 MAX_PIPELINED = 50
 CLOCK_S = 0.002  # the clock of the event loop goes in steps of milliseconds
 MAX_UNUSED_BYTES = 64 * 2**10  # twice what limits.py allows for a whole head
+# How long and how large a body may get before the app takes the request. Most clients send a head and its body
+# in two packets, and a client with Nagle's algorithm sends the second when the first is acknowledged, within 40 ms.
+BODY_WAIT_S = 0.05
+MAX_WHOLE_BYTES = 64 * 2**10
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -78,6 +82,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._unread_bytes = 0  # of the body of a request that was refused without parsing it
         self._refused: tuple[str, str] | None = None  # method and path of a request whose parts are coming
         self._whole: WholeRequest | None = None  # a request for a shortcut whose body is coming
+        self._before: Any = None  # what uvicorn had in its place
+        self._body_timer: asyncio.TimerHandle | None = None  # when the app takes it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the time for the first head, and note whether this connection is one too many."""
@@ -91,6 +97,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._stop_body_timer()
         self._limit.leave(self)
         super().connection_lost(exc)
 
@@ -115,8 +122,8 @@ class BoundedHttp(HttpToolsProtocol):
         is_whole_start = was_resting and self._num_begun == 1
         if self._refused is not None and is_whole_start and not self.transport.is_closing():
             self._refusals.remember(data, self.headers, *self._refused)
-        if self._whole is not None:  # the rest of its body may never come
-            self._leave_to_app(self._whole)
+        if self._whole is not None:
+            self._await_body(self._whole)
         if self._reservation is not None:  # its body is not complete, and meanwhile others may use the room
             self._reservation.release()
             self._reservation = None
@@ -186,6 +193,7 @@ class BoundedHttp(HttpToolsProtocol):
                 shortcut = self._shortcuts.get((method, path))
                 if shortcut is not None and self._may_be_ordinary(path):
                     self._whole = WholeRequest(shortcut, self.headers, reservation, self._write_answer)
+                    self._before, self.cycle = self.cycle, self._whole  # which has all that uvicorn asks for
                     self._reservation = reservation
                 else:
                     self._begin(reservation)
@@ -221,10 +229,27 @@ class BoundedHttp(HttpToolsProtocol):
             and self.parser.get_http_version() == "1.1"
         )
 
+    def _await_body(self, whole: WholeRequest) -> None:
+        """Wait a little for the rest of its body, which may never come."""
+        if len(whole.body) > MAX_WHOLE_BYTES:
+            self._leave_to_app(whole)
+        elif self._body_timer is None:
+            self._body_timer = self.loop.call_later(BODY_WAIT_S, self._leave_to_app, whole)
+
+    def _stop_body_timer(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+
     def _leave_to_app(self, whole: WholeRequest) -> None:
         """Let the app answer a request that no shortcut takes."""
-        self._whole = None
+        self._stop_body_timer()
+        self._whole, self.cycle = None, self._before
+        if self.transport.is_closing():
+            return
         self._begin(whole.reservation)
+        if not whole.keep_alive:  # the server began to stop
+            self.cycle.keep_alive = False
         if whole.body:
             super().on_body(bytes(whole.body))
 
@@ -241,11 +266,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_incomplete = False
         if self._whole is not None:
             whole, self._whole, self._reservation = self._whole, None, None
-            before = self.cycle
-            self.cycle = whole  # type: ignore[assignment]  # it has all that uvicorn asks for
+            self._stop_body_timer()
             if whole.shortcut.begin(whole):
                 return
-            self.cycle = before
             self._leave_to_app(whole)
         self._reservation = None
         if self._refused is None:
@@ -356,7 +379,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer outside of any request, and close. If an answer is under way, it is cut off instead."""
-        if self._is_idle():
+        if self._is_idle() or self._whole is not None:
             self._write(error, "", new_request_id(), keep_alive=False)
         self.transport.close()
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from service.app import create_app
 from service.core.sid import Sid
 from service.errors import StoppedServing
 from service.flows.selection import Ranked
+from service.http.connection import BODY_WAIT_S, MAX_WHOLE_BYTES
 from service.http.listening import listen, tcp_sockets
 from service.server import http_server
 from service.settings import Settings
@@ -28,8 +30,8 @@ JSON = {"content-type": "application/json"}
 class Served:
     """One app, asked over a socket and without one."""
 
-    def __init__(self, app, socket_client, app_client):
-        self.app, self.socket, self.plain = app, socket_client, app_client
+    def __init__(self, app, server, socket_client, app_client):
+        self.app, self.server, self.socket, self.plain = app, server, socket_client, app_client
         self.num_taken = 0
         (self.shortcut,) = app.state.service.shortcuts.values() or (None,)
         if self.shortcut is not None:
@@ -78,7 +80,7 @@ async def served(bundle, redis_url, **settings):
             url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
             plain = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=url, timeout=30)
             async with httpx.AsyncClient(base_url=url, timeout=30) as client, plain:
-                yield Served(app, client, plain)
+                yield Served(app, server, client, plain)
         finally:
             server.should_exit = True
             await serving
@@ -264,6 +266,76 @@ async def test_requests_that_come_together_are_answered_in_their_order_whoever_a
     found = [await answer_of(reader) for _ in bodies]
     assert found == [("r0", 200), ("r1", 422), ("r2", 200), ("r3", 200)]
     writer.close()
+
+
+async def sent_in_parts(service, *parts, pause_s=0.0):
+    """Send them with a pause between two -> the id and the status of the answer, and whether it was taken."""
+    num_taken = service.num_taken
+    reader, writer = await connection_to(service)
+    for number, part in enumerate(parts):
+        await asyncio.sleep(pause_s if number else 0)
+        writer.write(part)
+        await writer.drain()
+        while service.app.state.service.readiness.model.searches.reserved_units:  # until the part is read
+            await asyncio.sleep(0)
+    answer = await answer_of(reader)
+    writer.close()
+    return answer, service.num_taken - num_taken
+
+
+async def test_a_body_may_come_in_parts_after_its_head(service):
+    whole = request_of('{"history": ["item-0"]}')
+    body_at = whole.index(b"{")
+    for ends in ([body_at], [body_at, body_at + 3], [9, body_at - 1, body_at + 1, len(whole) - 1]):
+        parts = [whole[begin:end] for begin, end in pairwise([0, *ends, len(whole)])]
+        assert await sent_in_parts(service, *parts, pause_s=0.005) == (("r", 200), 1)
+
+
+async def test_the_app_answers_what_comes_late_or_is_large(service):
+    late = request_of('{"history": ["item-0"]}')
+    assert await sent_in_parts(service, late[:-5], late[-5:], pause_s=4 * BODY_WAIT_S) == (("r", 200), 0)
+    large = request_of('{"history": ["item-0"]' + " " * 2 * MAX_WHOLE_BYTES + "}")
+    assert await sent_in_parts(service, large[:-5], large[-5:], pause_s=0.005) == (("r", 200), 0)
+
+
+async def test_a_head_without_its_body_takes_no_room(service):
+    searches = service.app.state.service.readiness.model.searches
+    head = request_of('{"history": ["item-0"]}')[:-5]
+    for wait_s in (0.0, 2 * BODY_WAIT_S):  # before and after the app has it
+        _, writer = await connection_to(service)
+        writer.write(head)
+        await asyncio.sleep(0.01 + wait_s)
+        assert searches.reserved_units == 0
+        writer.close()
+    assert (await service.socket.post("/recommend", json={"history": ["item-1"]})).status_code == 200
+    await asyncio.sleep(2 * BODY_WAIT_S)  # whoever left meanwhile is nobody's request
+    assert (await scrape(service.plain))["glyphrec_http_requests_in_flight", ()] == 1, "the scrape itself"
+
+
+async def test_a_body_that_cannot_be_parsed_is_told_so(service):
+    reader, writer = await connection_to(service)
+    head = "POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+    await asyncio.sleep(0.01)
+    writer.write(b"no length\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+
+
+@pytest.mark.parametrize("pause_s", [0.01, 0.45])  # before uvicorn stops, and while it does
+async def test_a_server_that_stops_answers_whose_body_was_under_way(bundle, redis_url, pause_s):
+    async with served(bundle, redis_url) as service:
+        reader, writer = await connection_to(service)
+        whole = request_of('{"history": ["item-0"]}')
+        writer.write(whole[:-5])
+        await asyncio.sleep(0.01)
+        service.app.state.service.readiness.is_stopping = service.server.should_exit = True
+        await asyncio.sleep(pause_s)
+        writer.write(whole[-5:])
+        answer = (await reader.read()).decode().lower()
+        assert answer.startswith("http/1.1 200 ")
+        assert "connection: close" in answer
+        writer.close()
 
 
 async def answer_of(reader):
