@@ -1,4 +1,4 @@
-"""A request whose body is short and comes at once, and what may answer it without an ASGI app (decision 26)."""
+"""A request whose body is short and comes at once, and what may answer it without an app (decision 26)."""
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
