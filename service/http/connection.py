@@ -193,7 +193,8 @@ class BoundedHttp(HttpToolsProtocol):
                 shortcut = self._shortcuts.get((method, path))
                 if shortcut is not None and self._may_be_ordinary(path):
                     self._whole = WholeRequest(shortcut, self.headers, reservation, self._write_answer)
-                    self._before, self.cycle = self.cycle, self._whole  # which has all that uvicorn asks for
+                    self._before = self.cycle
+                    self.cycle = self._whole  # type: ignore[assignment]  # it has all that uvicorn asks for
                     self._reservation = reservation
                 else:
                     self._begin(reservation)
