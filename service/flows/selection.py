@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 
@@ -58,14 +57,16 @@ class Selection:
 
     def offer(self, items: Iterable[Ranked]) -> None:
         """Take allowed items until the page is full. `items` is read no further."""
-        left = self._limit - len(self.page)
-        self.page += islice((each for each in items if self._take(each)), left)
-
-    def _take(self, item: Ranked) -> bool:
-        is_taken = item.item_id not in self._shown and (not self._has_limits or self._fits(item))
-        if is_taken:
-            self._shown.add(item.item_id)
-        return is_taken
+        page, shown, fits = self.page, self._shown, self._fits if self._has_limits else None
+        if len(page) >= self._limit:
+            return
+        for item in items:
+            if item[0] in shown or (fits is not None and not fits(item)):
+                continue
+            shown.add(item[0])
+            page.append(item)
+            if len(page) == self._limit:
+                return
 
     def _fits(self, item: Ranked) -> bool:
         """Count the item unless its kind is at its limit. Items without a category have no such limit."""
