@@ -36,7 +36,8 @@ from benchmarks.workload import bundles
 from benchmarks.workload.catalog import enlarged, service_with, write_body
 from benchmarks.workload.load import require_h2load, send
 from model_export.local_service import LocalService
-from service.catalog.nearest import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, NearestGraph
+from service.catalog.graph_builder import RECALL_AT, SAMPLES
+from service.catalog.nearest import CONNECTIVITY, EXPANSION_ADD, NearestGraph
 from service.catalog.vectors import EXACT_UP_TO, VectorIndex
 from service.core.bundle import Bundle
 from service.core.vectors import as_text, from_text, packed, quantized, unpacked
@@ -157,7 +158,11 @@ def index_figures(size: int, repeats: int) -> tuple[dict[str, float], dict[str, 
     index = index_of(vectors)
     build_s = with_graph(index)
     queries = quantized(clustered(repeats, 2))
-    direct = faiss_graph(vectors)
+    assert index.active is not None
+    samples = index.sample(SAMPLES, np.random.default_rng(1))
+    index.widen(index.active.graph, list(samples), [index.truth_of(each, RECALL_AT) for each in samples])
+    candidates = index.active.graph.expansion
+    direct = faiss_graph(vectors, candidates)
     asked = queries.astype(np.float32)
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
     took = in_turns(
@@ -179,6 +184,7 @@ def index_figures(size: int, repeats: int) -> tuple[dict[str, float], dict[str, 
         f"graph_ms_p50_{at}": float(np.median(took["graph"])),
         f"graph_behind_ms_p50_{at}": float(np.median(behind_ms)),
         f"recall_at_10_{at}": recall,
+        f"candidates_{at}": candidates,
         f"build_s_{at}": build_s,
         f"edit_us_{at}": 1_000 * float(np.median(edits_ms)),
         f"bytes_per_item_{at}": num_bytes / size,
@@ -194,11 +200,11 @@ def index_figures(size: int, repeats: int) -> tuple[dict[str, float], dict[str, 
     return figures, baseline
 
 
-def faiss_graph(vectors: NDArray[np.float32]) -> Any:
+def faiss_graph(vectors: NDArray[np.float32], candidates: int) -> Any:
     """The library alone, with the same parameters: without edits, rescoring and exact rows."""
     faiss: Any = import_module("faiss")  # whose stubs lack names
     graph = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_8bit, CONNECTIVITY, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction, graph.hnsw.efSearch = EXPANSION_ADD, EXPANSION_SEARCH
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = EXPANSION_ADD, candidates
     rows = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     graph.train(rows[:10_000])
     graph.add(rows)

@@ -70,10 +70,11 @@ class GraphBuilder:
             await self._measure(vectors.active)
             if is_new:
                 log.info(
-                    "the graph of %d vectors took %.1f s; its recall is %s",
+                    "the graph of %d vectors took %.1f s; its recall is %s with %d candidates",
                     vectors.num_vectors,
                     perf_counter() - started_at,
                     vectors.recall,
+                    vectors.active.graph.expansion,
                 )
 
     async def _begin(self) -> None:
@@ -95,16 +96,19 @@ class GraphBuilder:
             self._num_applied += len(edits)
 
     async def _measure(self, active: Following) -> None:
-        """Measure the recall on items as queries. An edit meanwhile can only make the figure smaller."""
+        """Measure the recall on items as queries, and let searches keep more candidates if it is low.
+
+        An edit meanwhile can only make the figure smaller.
+        """
         vectors = self._vectors
         async with self._catalog.lock:
             queries = vectors.sample(SAMPLES, np.random.default_rng(self._catalog.version))
-        found = []
-        for query in queries:
-            measure = partial(vectors.recall_of, active.graph, query, RECALL_AT)
-            found.append(await self._in_thread(measure))
-        if active is vectors.active and found:
-            vectors.recall, self._num_applied = float(np.mean(found)), 0
+        if not len(queries):
+            return
+        truths = [await self._in_thread(partial(vectors.truth_of, query, RECALL_AT)) for query in queries]
+        recall = await self._in_thread(partial(vectors.widen, active.graph, list(queries), truths))
+        if active is vectors.active:
+            vectors.recall, self._num_applied = recall, 0
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 CONNECTIVITY = 16  # neighbors of a node; twice as many in the lowest layer
 EXPANSION_ADD = 80  # candidates while a node is added
-EXPANSION_SEARCH = 96  # candidates of a search, or as many as it is asked for
+EXPANSION_SEARCH = 96  # candidates of a search, until a measured recall asks for more
+MAX_EXPANSION = 1_536
 NOBODY = -1
 # The links of the lowest layer, the share of a node in higher layers, and what faiss notes of it.
 NODE_BYTES = 4 * 2 * CONNECTIVITY + 4 * CONNECTIVITY // (CONNECTIVITY - 1) + 12
@@ -29,6 +30,7 @@ class NearestGraph:
 
     def __init__(self, dim: int, sample: NDArray[np.int8]) -> None:
         """`sample` [any, dim]: rows like those that will come, by which the graph's copies are rounded."""
+        self.expansion = EXPANSION_SEARCH  # candidates of a search, or as many as it is asked for
         # Only now: it takes a quarter of a second, and a small catalog needs no graph. Its stubs lack names.
         faiss: Any = import_module("faiss")
         self._search_parameters: Any = faiss.SearchParametersHNSW
@@ -77,7 +79,7 @@ class NearestGraph:
 
         They are fewer if nodes of no place are among them.
         """
-        parameters = self._search_parameters(efSearch=max(EXPANSION_SEARCH, count))
+        parameters = self._search_parameters(efSearch=max(self.expansion, count))
         with self._lock:
             _, nodes = self._index.search(_directions(query[None]), count, params=parameters)
             places = self._place_of[nodes[0][nodes[0] >= 0]]

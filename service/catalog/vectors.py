@@ -15,6 +15,7 @@ Only the event loop's thread edits, and only while it holds `Catalog.lock`, as i
 import asyncio
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -22,14 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.columns import SEGMENT
-from service.catalog.nearest import EXPANSION_SEARCH, NearestGraph
+from service.catalog.nearest import MAX_EXPANSION, NearestGraph
 from service.core.vectors import lengths, unpacked
 
 EXACT_UP_TO = 5_000  # rows; above it the graph is faster (benchmarks/search.py)
 ABSENT, EMPTY = -1.0, 0.0  # in place of 1 / length: no vector; a vector of zeros, which is like nothing
 # How many more neighbors the graph is asked for than are wanted, as some of them may not be on the page.
 SPARE = 10
+# So many rows of a segment are compared at once; fewer are gathered one by one.
+FEW_PER_SEGMENT = 32
 MAX_ASKED = 1_000  # neighbors; a filter that needs more is compared exactly
+RECALL_WANTED = 0.98  # of the graph's ten nearest; its searches keep more candidates until they have it
 
 
 class Nearest(NamedTuple):
@@ -85,7 +89,9 @@ class VectorIndex:
     @property
     def num_compared(self) -> int:
         """Rows that a search without a filter compares with its query."""
-        return self.num_vectors if self.is_exact else self.num_pending + EXPANSION_SEARCH
+        if self.active is None or self.is_exact:
+            return self.num_vectors
+        return self.num_pending + self.active.graph.expansion
 
     @property
     def num_bytes(self) -> int:
@@ -199,16 +205,29 @@ class VectorIndex:
         chosen = rng.choice(living, min(count, len(living)), replace=False).tolist()
         return np.array([row for place in chosen if (row := self.row_of(place)) is not None])
 
-    def recall_of(self, graph: NearestGraph, query: NDArray[np.int8], count: int) -> float:
-        """The share of the `count` nearest that a search of this graph finds.
+    def truth_of(self, query: NDArray[np.int8], count: int) -> Nearest:
+        """The `count` nearest, compared with every row."""
+        return self._exactly(query, count, None, ())
 
-        Equal scores are as good as each other.
+    def widen(
+        self, graph: NearestGraph, queries: Sequence[NDArray[np.int8]], truths: Sequence[Nearest]
+    ) -> float:
+        """Let searches of this graph keep more candidates until they find nearly all -> their recall.
+
+        `truths`: what `truth_of` each query is. The recall is the mean share of it that is found.
         """
-        exact = self._exactly(query, count, None, ())
-        if not exact.places:
+        while True:
+            recall = float(np.mean(list(map(partial(self._share_found, graph), queries, truths))))
+            if recall >= RECALL_WANTED or graph.expansion >= MAX_EXPANSION:
+                return recall
+            graph.expansion = min(2 * graph.expansion, MAX_EXPANSION)
+
+    def _share_found(self, graph: NearestGraph, query: NDArray[np.int8], truth: Nearest) -> float:
+        """Equal scores are as good as each other."""
+        if not truth.places:
             return 1.0
-        found = self._scored(query, graph.nearest(query, count + SPARE))
-        return min(1.0, sum(score >= exact.scores[-1] for score in found.scores) / len(exact.places))
+        found = self._scored(query, graph.nearest(query, len(truth.places) + SPARE))
+        return min(1.0, sum(score >= truth.scores[-1] for score in found.scores) / len(truth.places))
 
     def _row_for_graph(self, place: int) -> NDArray[np.int8] | None:
         """A vector of zeros has no direction, so the graph has none of them."""
@@ -294,6 +313,8 @@ class VectorIndex:
         """These places in the order of their cosines."""
         places = np.fromiter(candidates, np.int64, len(candidates))
         places.sort()
+        if len(places) < FEW_PER_SEGMENT * len(self._rows):
+            return self._few_scored(query, places)
         found, kept = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         for segment in np.unique(places // SEGMENT).tolist():
             at = places[places // SEGMENT == segment] - segment * SEGMENT
@@ -302,6 +323,17 @@ class VectorIndex:
             found.append(self._cosines(query, segment, at))
         return self._ranked(np.concatenate(kept), np.concatenate(found), len(places), is_exact=False)
 
+    def _few_scored(self, query: NDArray[np.int8], places: NDArray[np.int64]) -> Nearest:
+        """`_scored` for places that are mostly alone in their segments."""
+        at = [divmod(place, SEGMENT) for place in places.tolist()]
+        inverse = np.array([self._inverse[segment][row] for segment, row in at], np.float32)
+        if not len(at):
+            return Nearest([], [], is_exact=False)
+        rows = np.stack([self._rows[segment][row] for segment, row in at])
+        scores = _products(query, rows) * inverse / lengths(query)
+        kept = inverse > EMPTY
+        return self._ranked(places[kept], scores[kept], len(places), is_exact=False)
+
     def _cosines(self, query: NDArray[np.int8], segment: int, at: NDArray[np.int64]) -> NDArray[np.float32]:
         """The cosines of the query [dim] and the rows `at` places of a segment -> [at]."""
         inverse = self._inverse[segment][at]
@@ -309,9 +341,7 @@ class VectorIndex:
             return inverse
         dense = len(at) == at[-1] - at[0] + 1  # without a gap, so nothing is copied
         rows = self._rows[segment][at[0] : at[-1] + 1] if dense else self._rows[segment][at]
-        products = rows.astype(np.float32) @ query.astype(np.float32)  # whole numbers, see core/vectors.py
-        length = lengths(query)
-        return products * inverse / length
+        return _products(query, rows) * inverse / lengths(query)
 
     def _ranked(
         self, places: NDArray[np.int64], scores: NDArray[np.float32], count: int, *, is_exact: bool
@@ -325,6 +355,12 @@ class VectorIndex:
             key=lambda pair: (-pair[0], self._ids[pair[1]] or ""),
         )[:count]
         return Nearest([place for _, place in pairs], [score for score, _ in pairs], is_exact)
+
+
+def _products(query: NDArray[np.int8], rows: NDArray[np.int8]) -> NDArray[np.float32]:
+    """The query [dim] times each row [row, dim]: whole numbers, see core/vectors.py."""
+    found: NDArray[np.float32] = rows.astype(np.float32) @ query.astype(np.float32)
+    return found
 
 
 def _inverse_lengths(rows: NDArray[np.int8]) -> NDArray[np.float32]:

@@ -7,8 +7,8 @@ import pytest
 
 from service.catalog.catalog import Catalog, Loading
 from service.catalog.graph_builder import GraphBuilder
-from service.catalog.nearest import NearestGraph
-from service.catalog.vectors import VectorIndex
+from service.catalog.nearest import EXPANSION_SEARCH, MAX_EXPANSION, NearestGraph
+from service.catalog.vectors import RECALL_WANTED, VectorIndex
 from service.core.filters import Attributes, Filter
 from service.core.sid import Sid, SidSpec
 from service.core.vectors import packed, quantized
@@ -229,6 +229,37 @@ def test_a_graph_knows_the_newest_row_of_each_place():
     assert len(graph) == 63
     assert set(graph.nearest(rows[7], 2)) == {5, 7}
     assert 6 not in graph.nearest(rows[6], 64)
+
+
+async def test_searches_keep_more_candidates_where_the_graph_finds_too_few():
+    vectors = np.random.default_rng(0).normal(size=(4_000, 256)).astype(np.float32)  # no two of them alike
+    catalog = catalog_of(vectors, exact_up_to=100)
+    task = await built(catalog)
+    await until(lambda: catalog.vectors.recall is not None)
+    index, graph = catalog.vectors, catalog.vectors.active.graph
+    assert index.recall >= RECALL_WANTED
+    assert graph.expansion > EXPANSION_SEARCH
+    queries = list(index.sample(50, np.random.default_rng(1)))
+    truths = [index.truth_of(query, 10) for query in queries]
+    graph.expansion = EXPANSION_SEARCH
+    found = [
+        len({*index.nearest(each, 10).places} & {*truth.places})
+        for each, truth in zip(queries, truths, strict=True)
+    ]
+    assert np.mean(found) / 10 < RECALL_WANTED, "the first candidates are too few for these"
+    assert index.widen(graph, queries, truths) >= RECALL_WANTED
+    await ended(task)
+
+
+def test_the_candidates_of_a_search_have_an_end():
+    vectors = VectorIndex(DIM, exact_up_to=0)
+    vectors.load(range(64), [f"i{n}" for n in range(64)], packed(clustered(64)))
+    graph = NearestGraph(
+        DIM, vectors.sample(64, np.random.default_rng(0))
+    )  # it has no rows, so it finds none
+    query = quantized(clustered(1, 3))[0]
+    assert vectors.widen(graph, [query], [vectors.truth_of(query, 10)]) == 0
+    assert graph.expansion == MAX_EXPANSION
 
 
 def test_memory_per_item_is_what_the_documents_say():
