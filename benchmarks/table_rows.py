@@ -52,14 +52,18 @@ GPU_RUNS = {
     "tiger_cpu": "`tiger`, the CPU beside it",
     "tiger_plain": "`tiger`, as the service calls it",
 }
-SEARCH_SIZES = {"10k": "10,000 items", "100k": "100,000 items"}
+SEARCH_SIZES = {"10k": "10,000 items", "100k": "100,000 items", "1m": "1,000,000 items"}
+SEARCH_HTTP_SIZES = ("10k", "100k")
 SEARCH_INDEX = {
     "a search by the graph, every row compared, faiss alone": "{search.graph_ms_p50_AT:.2f} / "
     "{search.exact_ms_p50_AT:.2f} / {search.faiss_ms_p50_AT:.2f} ms",
-    "the ten nearest that the graph finds": "{search.recall_at_10_AT:.1%}",
+    "the ten nearest that the graph finds, of so many candidates": "{search.recall_at_10_AT:.1%} of "
+    "{search.candidates_AT:,.0f}",
     "building the graph": "{search.build_s_AT:short} s",
     "an edit": "{search.edit_us_AT:.0f} µs",
     "memory of an item in a replica": "{search.bytes_per_item_AT:,.0f} bytes",
+}
+SEARCH_HTTP = {
     "`POST /search`, one caller, p50, and `POST /recommend` beside it": "{search.search_ms_p50_AT:short} and "
     "{search.recommend_ms_p50_AT:short} ms",
     "answers a second of 32 callers": "{search.search_rps_AT:,.0f} and {search.recommend_rps_AT:,.0f}",

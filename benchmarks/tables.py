@@ -17,6 +17,8 @@ from benchmarks.table_rows import (
     RANK_REQUESTS,
     RANKED,
     RERANKING,
+    SEARCH_HTTP,
+    SEARCH_HTTP_SIZES,
     SEARCH_INDEX,
     SEARCH_KINDS,
     SEARCH_SIZES,
@@ -224,8 +226,9 @@ TABLES: Mapping[str, Table] = {
     "search_index": Table(
         ("", *SEARCH_SIZES.values()),
         tuple(
-            (label, *(cell.replace("AT", size) for size in SEARCH_SIZES))
-            for label, cell in SEARCH_INDEX.items()
+            (label, *(cell.replace("AT", size) if size in sizes else "–" for size in SEARCH_SIZES))
+            for cells, sizes in ((SEARCH_INDEX, SEARCH_SIZES), (SEARCH_HTTP, SEARCH_HTTP_SIZES))
+            for label, cell in cells.items()
         ),
     ),
     "rank": Table(
