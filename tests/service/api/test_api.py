@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -454,7 +455,17 @@ async def test_a_request_that_has_no_time_left_is_answered_at_once_and_its_work_
         assert parts.searches.queued_units == 0
 
 
-async def test_a_batch_of_items_meets_the_bound_that_single_ones_meet(bundle, redis_url):
+def after(event, call):
+    """The call, which waits for the event first."""
+
+    def wait(*args):
+        assert event.wait(30)
+        return call(*args)
+
+    return wait
+
+
+async def test_a_batch_of_items_meets_the_bound_that_single_ones_meet(bundle, redis_url, monkeypatch):
     """Few of twenty items at once are accepted, as one request or as twenty."""
     num_taken = {}
     for way in ("batch", "singles"):
@@ -465,7 +476,12 @@ async def test_a_batch_of_items_meets_the_bound_that_single_ones_meet(bundle, re
                 results = (await client.post("/items", json={"items": items})).json()["items"]
                 problems = [each["error"] for each in results]
             else:
-                answers = await asyncio.gather(*(client.post("/items", json=each) for each in items))
+                held, tokenizer = threading.Event(), app.state.service.readiness.model.loaded.tokenizer
+                monkeypatch.setattr(tokenizer, "run", after(held, tokenizer.run))
+                tasks = [asyncio.create_task(client.post("/items", json=each)) for each in items]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)  # which can only be a refusal
+                held.set()
+                answers = await asyncio.gather(*tasks)
                 problems = [None if each.status_code == 200 else each.json() for each in answers]
             refused = [problem for problem in problems if problem]
             assert {problem["type"] for problem in refused} == {"urn:glyphrec:problem:overloaded"}
