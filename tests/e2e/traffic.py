@@ -54,7 +54,7 @@ class Traffic:
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive(), "a writer still waits for its acknowledgement"
-        assert self.unexpected == []
+        assert not self.unexpected, self.unexpected
 
     def go_on(self, num_more: int, timeout_s: float = 60) -> None:
         """Until that many more requests were acknowledged."""
