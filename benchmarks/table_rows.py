@@ -64,9 +64,10 @@ SEARCH_INDEX = {
     "memory of an item in a replica": "{search.bytes_per_item_AT:,.0f} bytes",
 }
 SEARCH_HTTP = {
-    "`POST /search`, one caller, p50, and `POST /recommend` beside it": "{search_http.search_ms_p50_AT:short} and "
-    "{search_http.recommend_ms_p50_AT:short} ms",
-    "answers a second of 32 callers": "{search_http.search_rps_AT:,.0f} and {search_http.recommend_rps_AT:,.0f}",
+    "`POST /search`, one caller, p50, and `POST /recommend` beside it": "{search_http.search_ms_p50_AT:short}"
+    " and {search_http.recommend_ms_p50_AT:short} ms",
+    "answers a second of 32 callers": "{search_http.search_rps_AT:,.0f} and "
+    "{search_http.recommend_rps_AT:,.0f}",
 }
 SEARCH_KINDS = {
     "part": "half of a title",
