@@ -14,6 +14,7 @@ of items:
   search_ms_p50_100k      one caller of POST /search over HTTP, median
   search_rps_100k         answers a second of 32 callers
   recall_at_10            of the graph at the largest size, beside the exact search
+  candidates_1m           that a search of the graph keeps, after it has measured its recall on items
   edit_us                 one edit of the index, before the graph has it
   bytes_per_item          in a replica, at the largest size
   exact_is_faster_up_to   the largest size tried at which comparing every row is faster than the graph
@@ -160,7 +161,7 @@ def index_figures(size: int, repeats: int) -> tuple[dict[str, float], dict[str, 
     queries = quantized(clustered(repeats, 2))
     assert index.active is not None
     samples = index.sample(SAMPLES, np.random.default_rng(1))
-    index.widen(index.active.graph, list(samples), [index.truth_of(each, RECALL_AT) for each in samples])
+    index.widen(index.active.graph, samples, [index.truth_of(each, RECALL_AT) for each in samples])
     candidates = index.active.graph.expansion
     direct = faiss_graph(vectors, candidates)
     asked = queries.astype(np.float32)

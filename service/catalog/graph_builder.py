@@ -106,7 +106,7 @@ class GraphBuilder:
         if not len(queries):
             return
         truths = [await self._in_thread(partial(vectors.truth_of, query, RECALL_AT)) for query in queries]
-        recall = await self._in_thread(partial(vectors.widen, active.graph, list(queries), truths))
+        recall = await self._in_thread(partial(vectors.widen, active.graph, queries, truths))
         if active is vectors.active:
             vectors.recall, self._num_applied = recall, 0
 

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +30,6 @@ EXACT_UP_TO = 5_000  # rows; above it the graph is faster (benchmarks/search.py)
 ABSENT, EMPTY = -1.0, 0.0  # in place of 1 / length: no vector; a vector of zeros, which is like nothing
 # How many more neighbors the graph is asked for than are wanted, as some of them may not be on the page.
 SPARE = 10
-# So many rows of a segment are compared at once; fewer are gathered one by one.
-FEW_PER_SEGMENT = 32
 MAX_ASKED = 1_000  # neighbors; a filter that needs more is compared exactly
 RECALL_WANTED = 0.98  # of the graph's ten nearest; its searches keep more candidates until they have it
 
@@ -209,12 +207,10 @@ class VectorIndex:
         """The `count` nearest, compared with every row."""
         return self._exactly(query, count, None, ())
 
-    def widen(
-        self, graph: NearestGraph, queries: Sequence[NDArray[np.int8]], truths: Sequence[Nearest]
-    ) -> float:
-        """Let searches of this graph keep more candidates until they find nearly all -> their recall.
+    def widen(self, graph: NearestGraph, queries: NDArray[np.int8], truths: Sequence[Nearest]) -> float:
+        """Let searches of this graph keep more candidates until they find RECALL_WANTED -> their recall.
 
-        `truths`: what `truth_of` each query is. The recall is the mean share of it that is found.
+        `truths`: `truth_of` each of the queries [query, dim]. The recall is the mean share that is found.
         """
         while True:
             recall = float(np.mean(list(map(partial(self._share_found, graph), queries, truths))))
@@ -311,27 +307,18 @@ class VectorIndex:
 
     def _scored(self, query: NDArray[np.int8], candidates: Collection[int]) -> Nearest:
         """These places in the order of their cosines."""
-        places = np.fromiter(candidates, np.int64, len(candidates))
-        places.sort()
-        if len(places) < FEW_PER_SEGMENT * len(self._rows):
-            return self._few_scored(query, places)
-        found, kept = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
-        for segment in np.unique(places // SEGMENT).tolist():
-            at = places[places // SEGMENT == segment] - segment * SEGMENT
-            at = at[self._inverse[segment][at] > EMPTY]
-            kept.append(at + segment * SEGMENT)
-            found.append(self._cosines(query, segment, at))
-        return self._ranked(np.concatenate(kept), np.concatenate(found), len(places), is_exact=False)
-
-    def _few_scored(self, query: NDArray[np.int8], places: NDArray[np.int64]) -> Nearest:
-        """`_scored` for places that are mostly alone in their segments."""
-        at = [divmod(place, SEGMENT) for place in places.tolist()]
-        inverse = np.array([self._inverse[segment][row] for segment, row in at], np.float32)
-        if not len(at):
+        places = np.sort(np.fromiter(candidates, np.int64, len(candidates)))
+        if not len(places):
             return Nearest([], [], is_exact=False)
-        rows = np.stack([self._rows[segment][row] for segment, row in at])
-        scores = _products(query, rows) * inverse / lengths(query)
+        segments, at = np.divmod(places, SEGMENT)
+        rows = np.empty((len(places), self.dim), np.int8)
+        inverse = np.empty(len(places), np.float32)
+        ends = [*(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(places)]
+        for begin, end in pairwise([0, *ends]):  # the places of one segment
+            rows[begin:end] = self._rows[segments[begin]][at[begin:end]]
+            inverse[begin:end] = self._inverse[segments[begin]][at[begin:end]]
         kept = inverse > EMPTY
+        scores = _products(query, rows) * inverse / lengths(query)
         return self._ranked(places[kept], scores[kept], len(places), is_exact=False)
 
     def _cosines(self, query: NDArray[np.int8], segment: int, at: NDArray[np.int64]) -> NDArray[np.float32]:

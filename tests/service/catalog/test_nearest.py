@@ -239,7 +239,7 @@ async def test_searches_keep_more_candidates_where_the_graph_finds_too_few():
     index, graph = catalog.vectors, catalog.vectors.active.graph
     assert index.recall >= RECALL_WANTED
     assert graph.expansion > EXPANSION_SEARCH
-    queries = list(index.sample(50, np.random.default_rng(1)))
+    queries = index.sample(50, np.random.default_rng(1))
     truths = [index.truth_of(query, 10) for query in queries]
     graph.expansion = EXPANSION_SEARCH
     found = [
@@ -254,12 +254,10 @@ async def test_searches_keep_more_candidates_where_the_graph_finds_too_few():
 def test_the_candidates_of_a_search_have_an_end():
     vectors = VectorIndex(DIM, exact_up_to=0)
     vectors.load(range(64), [f"i{n}" for n in range(64)], packed(clustered(64)))
-    graph = NearestGraph(
-        DIM, vectors.sample(64, np.random.default_rng(0))
-    )  # it has no rows, so it finds none
-    query = quantized(clustered(1, 3))[0]
-    assert vectors.widen(graph, [query], [vectors.truth_of(query, 10)]) == 0
-    assert graph.expansion == MAX_EXPANSION
+    empty = NearestGraph(DIM, vectors.sample(64, np.random.default_rng(0)))  # so it finds nothing
+    queries = quantized(clustered(1, 3))
+    assert vectors.widen(empty, queries, [vectors.truth_of(queries[0], 10)]) == 0
+    assert empty.expansion == MAX_EXPANSION
 
 
 def test_memory_per_item_is_what_the_documents_say():
