@@ -61,9 +61,9 @@ class Selection:
         if len(page) >= self._limit:
             return
         for item in items:
-            if item[0] in shown or (fits is not None and not fits(item)):
+            if item.item_id in shown or (fits is not None and not fits(item)):
                 continue
-            shown.add(item[0])
+            shown.add(item.item_id)
             page.append(item)
             if len(page) == self._limit:
                 return

@@ -82,7 +82,6 @@ class BoundedHttp(HttpToolsProtocol):
         self._unread_bytes = 0  # of the body of a request that was refused without parsing it
         self._refused: tuple[str, str] | None = None  # method and path of a request whose parts are coming
         self._whole: WholeRequest | None = None  # a request for a shortcut whose body is coming
-        self._before: Any = None  # what uvicorn had in its place
         self._body_timer: asyncio.TimerHandle | None = None  # when the app takes it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -122,7 +121,7 @@ class BoundedHttp(HttpToolsProtocol):
         is_whole_start = was_resting and self._num_begun == 1
         if self._refused is not None and is_whole_start and not self.transport.is_closing():
             self._refusals.remember(data, self.headers, *self._refused)
-        if self._whole is not None:
+        if self._whole is not None and not self.transport.is_closing():
             self._await_body(self._whole)
         if self._reservation is not None:  # its body is not complete, and meanwhile others may use the room
             self._reservation.release()
@@ -193,7 +192,6 @@ class BoundedHttp(HttpToolsProtocol):
                 shortcut = self._shortcuts.get((method, path))
                 if shortcut is not None and self._may_be_ordinary(path):
                     self._whole = WholeRequest(shortcut, self.headers, reservation, self._write_answer)
-                    self._before = self.cycle
                     self.cycle = self._whole  # type: ignore[assignment]  # it has all that uvicorn asks for
                     self._reservation = reservation
                 else:
@@ -235,7 +233,11 @@ class BoundedHttp(HttpToolsProtocol):
         if len(whole.body) > MAX_WHOLE_BYTES:
             self._leave_to_app(whole)
         elif self._body_timer is None:
-            self._body_timer = self.loop.call_later(BODY_WAIT_S, self._leave_to_app, whole)
+            self._body_timer = self.loop.call_later(BODY_WAIT_S, self._body_is_late, whole)
+
+    def _body_is_late(self, whole: WholeRequest) -> None:
+        if not self.transport.is_closing():
+            self._leave_to_app(whole)
 
     def _stop_body_timer(self) -> None:
         if self._body_timer is not None:
@@ -245,9 +247,8 @@ class BoundedHttp(HttpToolsProtocol):
     def _leave_to_app(self, whole: WholeRequest) -> None:
         """Let the app answer a request that no shortcut takes."""
         self._stop_body_timer()
-        self._whole, self.cycle = None, self._before
-        if self.transport.is_closing():
-            return
+        self._whole = None
+        self.cycle = None  # type: ignore[assignment]  # as before the first request, so that it begins at once
         self._begin(whole.reservation)
         if not whole.keep_alive:  # the server began to stop
             self.cycle.keep_alive = False

@@ -29,7 +29,7 @@ _BY_POLICY = {
     "everysec": LossWindow(
         2,
         "A machine that fails loses up to about one second of acknowledged changes, two at worst; "
-        "a Redis that is killed loses none, or as much while its disk is slow.",
+        "a Redis that is killed loses none, or up to two seconds of them while its disk is slow.",
     ),
     "no": LossWindow(
         30,
