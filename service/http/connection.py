@@ -25,7 +25,7 @@ from service.telemetry.metrics import UNREAD, Metrics
 MAX_PIPELINED = 50
 CLOCK_S = 0.002  # the clock of the event loop goes in steps of milliseconds
 MAX_UNUSED_BYTES = 64 * 2**10  # twice what limits.py allows for a whole head
-# How long and how large a body may get before the app takes the request. Most clients send a head and its
+# How long and how large a body may get before the app takes the request. Many clients send a head and its
 # body in two packets. With Nagle's algorithm the second waits until the first is acknowledged, within 40 ms.
 BODY_WAIT_S = 0.05
 MAX_WHOLE_BYTES = 64 * 2**10
