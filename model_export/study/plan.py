@@ -270,7 +270,7 @@ def cells_of(
         Cell("robustness_text", "the same on MiniLM text", ("robustness",), text, question="robustness"),
         Cell("cold", "without counts", ("cold",), without_counts, question="cold"),
         Cell("cold_text", "the same on MiniLM text", ("cold",), text, question="cold"),
-        *tokenizer_cells(default, learnt),
+        *tokenizer_cells(default, learnt, num_seeds),
         *picture_cells(default, learnt, num_seeds),
     ]
     # Question 2.

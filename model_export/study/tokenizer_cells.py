@@ -31,7 +31,7 @@ NARROW = SidSpec(levels=(16, 24, 64))
 ON_ALL = {"nu_kumaraswamy", "gaoq", "gaoq_narrow", "gaoq_famae", "famae", "famae_pictures", "readable"}
 
 
-def tokenizer_cells(default: RunConfig, learnt: RunConfig) -> list[Cell]:
+def tokenizer_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list[Cell]:
     """Every kind of cell. `learnt` is the default without likeness and counts, and quantized by RQ-VAE."""
     rq_vae = learnt.quantizer
     assert isinstance(rq_vae, QuantizerConfig)
@@ -63,24 +63,33 @@ def tokenizer_cells(default: RunConfig, learnt: RunConfig) -> list[Cell]:
         ),
         cell("famae", "RQ-VAE on FAMAE's vectors", encoder=FamaeConfig()),
         cell("famae_pictures", "RQ-VAE on FAMAE, fields as pictures", encoder=FamaePicturesConfig()),
-        *_resid_cells(default, learnt),
+        *_resid_cells(default, learnt, num_seeds),
     ]
 
 
-def _resid_cells(default: RunConfig, learnt: RunConfig) -> list[Cell]:
+def _resid_cells(default: RunConfig, learnt: RunConfig, num_seeds: int) -> list[Cell]:
     """ReSID as it is served, the same with fields as pictures, and both on cold items.
 
-    `gaoq_famae` is ReSID without likeness and counts.
+    `gaoq_famae` is ReSID without likeness and counts. Conclusions rest on what is compared with the default,
+    and on what finds new items. So these cells have several seeds.
     """
     tables: dict[str, Any] = {"encoder": FamaeConfig(), "quantizer": GaoqConfig(), "sid": NARROW}
     pictures = tables | {"encoder": FamaePicturesConfig()}
     of_pictures = "ReSID, fields as pictures"
     found = [
-        Cell("resid", "the configuration `resid`", ("quantizers",), replace(default, **tables)),
+        Cell(
+            "resid",
+            "the configuration `resid`",
+            ("quantizers",),
+            replace(default, **tables),
+            num_seeds=num_seeds,
+        ),
         Cell("resid_pictures", of_pictures, ("quantizers",), replace(learnt, **pictures)),
     ]
     served = replace(default, opinions=None)
     for name, label, changes in (("resid", "ReSID", tables), ("resid_pictures", of_pictures, pictures)):
         config = replace(served, **changes)
-        found.append(Cell(f"{name}_cold", label, ("cold",), config, question="cold"))
+        found.append(
+            Cell(f"{name}_cold", label, ("cold",), config, question="cold", num_seeds=num_seeds),
+        )
     return [replace(cell, on_all=True) for cell in found]
