@@ -8,11 +8,13 @@ and queries near them: one search by the graph, with every row compared, and by 
 turns; the ten nearest of the graph beside those of the exact search; the time of building; edits, and one
 search while a thousand edits wait for the graph; the bytes of an item. Then a service of its own gets so many
 items of the bundle, with vectors that differ a little, and answers POST /search and POST /recommend of the
-same items (workload/load.py). One thread each. The last line is JSON; `_10k`, `_100k` and `_1m` are numbers
+same items (workload/load.py). It reads the text of each search anew, and another service remembers it, as the
+settings have it. One thread each. The last line is JSON; `_10k`, `_100k` and `_1m` are numbers
 of items:
 
   search_ms_p50_100k      one caller of POST /search over HTTP, median
   search_rps_100k         answers a second of 32 callers
+  search_again_ms_p50_100k  the same where the text was searched for before
   recall_at_10            of the graph at the largest size, beside the exact search
   candidates_1m           that a search of the graph keeps, after it has measured its recall on items
   edit_us                 one edit of the index, before the graph has it
@@ -34,7 +36,7 @@ from numpy.typing import NDArray
 from benchmarks import report
 from benchmarks.timing import each_ms, elapsed_ms, in_turns
 from benchmarks.workload import bundles
-from benchmarks.workload.catalog import enlarged, service_with, write_body
+from benchmarks.workload.catalog import enlarged, idle_service, redis_with, write_body
 from benchmarks.workload.load import require_h2load, send
 from model_export.local_service import LocalService
 from service.catalog.graph_builder import RECALL_AT, SAMPLES
@@ -243,15 +245,22 @@ def http_figures(
     query = folder / "query.json"
     title = str(catalog[len(catalog) // 2]["item"].get("title") or "a thing")
     query.write_text(json.dumps({"query": " ".join(title.split()[:6]), "limit": LIMIT}), encoding="utf-8")
-    with service_with(bundle, catalog, folder) as service:
-        graph_s = until_built(service)
-        info = service.client.get("/info").json()["vectors"]
-        searches = load_figures(f"{service.url}/search", query, seconds)
-        pages = load_figures(f"{service.url}/recommend", history, seconds)
+    with redis_with(bundle, catalog, folder) as url:
+        with idle_service(bundle, url, folder, {"GLYPHREC_REMEMBERED_QUERIES": "0"}) as service:
+            graph_s = until_built(service)
+            info = service.client.get("/info").json()["vectors"]
+            searches = load_figures(f"{service.url}/search", query, seconds)
+            pages = load_figures(f"{service.url}/recommend", history, seconds)
+        with idle_service(bundle, url, folder) as service:
+            until_built(service)
+            again = load_figures(f"{service.url}/search", query, seconds)
     figures = {
         f"search_ms_p50_{at}": searches[0],
         f"search_rps_{at}": searches[1],
+        f"search_again_ms_p50_{at}": again[0],
+        f"search_again_rps_{at}": again[1],
         f"search_over_recommend_ratio_{at}": searches[0] / pages[0],
+        f"search_again_over_recommend_ratio_{at}": again[0] / pages[0],
         f"graph_ready_s_{at}": graph_s,
     }
     if info["recall_at_10"] is not None:

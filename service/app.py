@@ -438,7 +438,7 @@ def build_model(
         metrics=metrics,
     )
     searcher = ItemSearcher(
-        QueryEncoder(manifest, pictures, queries, loaded.vocabulary),
+        QueryEncoder(manifest, pictures, queries, settings.remembered_queries, loaded.vocabulary),
         catalog,
         findings,
         fields=settings.filter_fields,

@@ -152,8 +152,10 @@ class Settings(BaseSettings):
     search: bool = Field(
         True,
         description="keep a vector of each item, so that POST /search finds items by a text or a picture. "
-        "On, as the tokenizer gives the vector with the codes. Turn it off to save the memory where nobody "
-        "searches (docs/operations.md says how much). All replicas of a catalog need the same value",
+        "Turn it off to save the memory (docs/operations.md). All replicas of a catalog need the same value",
+    )
+    remembered_queries: int = Field(
+        4_096, ge=0, description="texts of POST /search that are not read again; each takes about 1 kB"
     )
 
     # --- learning from events ---

@@ -43,22 +43,36 @@ def write_body(catalog: Sequence[dict[str, Any]], folder: Path, limit: int = LIM
 
 
 @contextmanager
+def redis_with(bundle: Bundle, catalog: Sequence[dict[str, Any]], folder: Path) -> Iterator[str]:
+    """The URL of a Redis that holds the catalog."""
+    lines = folder / "catalog.jsonl"
+    with lines.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in catalog)
+    with start_server(folder / "redis") as server:
+        run_import(lines, "--tokenized", "--bundle", bundle.path, "--redis-url", server.url)
+        yield server.url
+
+
+@contextmanager
+def idle_service(
+    bundle: Bundle, redis_url: str, folder: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[LocalService]:
+    """A service that is done with what a start does beside the answers: it looks for items that were not
+    read, and builds the graph of the vectors.
+    """
+    with local_service(bundle.path, redis_url=redis_url, log=folder / "log", settings=settings) as service:
+        for pid in (service.process.pid, *children(service.process.pid)):
+            until_idle(pid)
+        yield service
+
+
+@contextmanager
 def service_with(
     bundle: Bundle,
     catalog: Sequence[dict[str, Any]],
     folder: Path,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[LocalService]:
-    """A service that started on a Redis which already held the catalog, and is done with what a start does
-    beside the answers: it looks for items that were not read, and builds the graph of the vectors.
-    """
-    lines = folder / "catalog.jsonl"
-    lines.write_text("".join(json.dumps(row) + "\n" for row in catalog), encoding="utf-8")
-    with start_server(folder / "redis") as server:
-        run_import(lines, "--tokenized", "--bundle", bundle.path, "--redis-url", server.url)
-        with local_service(
-            bundle.path, redis_url=server.url, log=folder / "log", settings=settings
-        ) as service:
-            for pid in (service.process.pid, *children(service.process.pid)):
-                until_idle(pid)
-            yield service
+    """An idle service that started on a Redis which already held the catalog."""
+    with redis_with(bundle, catalog, folder) as url, idle_service(bundle, url, folder, settings) as service:
+        yield service

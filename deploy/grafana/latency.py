@@ -141,9 +141,10 @@ SEARCHES = [
     ),
     lines(
         "Searches by vectors",
-        "By what was searched for: a text, a picture, both, or an item.",
+        "By what was searched for: a text, a picture, both, or an item. A remembered text is not read again.",
         "reqps",
         Query(rate("glyphrec_item_searches_total", "by"), "{{by}}"),
+        Query(rate("glyphrec_remembered_queries_total"), "of them remembered"),
     ),
 ]
 

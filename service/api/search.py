@@ -34,7 +34,7 @@ async def search(body: SearchRequest, call: CallDep) -> SearchResponse:
     with call.state.model().in_use() as model:
         answer = await model.searcher.search(query, which, call.stages, call.deadline, call.reservation)
     call.stages.start("write")
-    found, rendered = answer.found, answer.query.rendered
+    found = answer.found
     return SearchResponse(
         items=[
             FoundItemOut(item_id=each.item_id, score=each.score, semantic_id=str(each.sid))
@@ -42,8 +42,8 @@ async def search(body: SearchRequest, call: CallDep) -> SearchResponse:
         ],
         exact=found.is_exact,
         matching_items=found.matching_items,
-        truncated=rendered.truncated,
-        missing_characters=rendered.missing,
+        truncated=answer.query.truncated,
+        missing_characters=answer.query.missing,
         tokenizer_id=model.tokenizer_id,
         catalog_version=found.catalog_version,
     )

@@ -193,6 +193,8 @@ class ItemSearcher:
             encoded = await self._encoder.encode(query, stages, deadline, reservation)
             found = await self._find(Finding(encoded.vector, which), stages, deadline, is_admitted=True)
         self._note(query.by, found, which, stages)
+        if encoded.was_remembered:
+            self._metrics.remembered_queries.inc()
         return Searched(found, encoded)
 
     async def like_item(

@@ -2,9 +2,13 @@
 
 The query takes the way of an item: its text is drawn as a title, and the tokenizer's graph reads the pixels.
 In a bundle with a joint space, the graph gives texts and photos vectors of that space (decision 25).
+
+Reading a text costs more than finding its items, and people search for the same texts again and again. So the
+vectors of the last texts are remembered. A text always has the same vector under one tokenizer.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,7 +21,7 @@ from service.core.bundle import Manifest
 from service.core.item_fields import Vocabulary
 from service.core.items import check_item
 from service.core.limits import MAX_ITEM_CHARS
-from service.core.render import Rendered, item_text, render_text
+from service.core.render import item_text, render_text
 from service.core.vectors import quantized
 from service.errors import InvalidItem, ServiceError
 from service.flows.pictures import PictureReader
@@ -55,7 +59,9 @@ class Encoded(NamedTuple):
     """A query as a vector, and what was seen of its text."""
 
     vector: Vector  # zero if nothing of the query was recognized
-    rendered: Rendered
+    truncated: bool  # the text is longer than what is read
+    missing: str  # characters that the font lacks
+    was_remembered: bool = False
 
 
 def encode_in_batches(tokenizer: Tokenizer) -> Callable[[list[TokenizerInput]], list[Vector]]:
@@ -75,20 +81,28 @@ class QueryEncoder:
         manifest: Manifest,
         pictures: PictureReader,
         batcher: MicroBatcher[TokenizerInput, Vector],
+        num_remembered: int,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        """`vocabulary`: of a tokenizer that reads fields."""
+        """`num_remembered`: texts whose vectors are kept. `vocabulary`: of a tokenizer that reads fields."""
         self._render = manifest.render
         self._spec = manifest.pictures  # None: this tokenizer reads no photos
         self._reads_pixels = manifest.reads_pixels
         self._vocabulary = vocabulary
         self._pictures = pictures
         self._batcher = batcher
+        self._num_remembered = num_remembered
+        self._remembered: OrderedDict[str, Encoded] = OrderedDict()  # by text, the last used at the end
 
     async def encode(
         self, query: Likeness, stages: Stages, deadline: float, reservation: Reservation | None
     ) -> Encoded:
         """The vector of a query. Raises InvalidQuery, Overloaded, TimeoutError."""
+        if not query.image and (remembered := self._remembered.get(query.text)) is not None:
+            self._remembered.move_to_end(query.text)
+            if reservation is not None:
+                reservation.release()
+            return remembered
         fields, text = self._checked(query)
         kept: bytes | None = None
         if query.image:
@@ -108,7 +122,15 @@ class QueryEncoder:
             TokenizerInput(rendered.strips, seen, numbers), is_admitted=is_admitted, deadline=deadline
         )
         stages.add_row(queue=answer.queue_s, encode=answer.run_s)
-        return Encoded(answer.result, rendered)
+        encoded = Encoded(answer.result, rendered.truncated, rendered.missing)
+        if not query.image:
+            self._remember(query.text, encoded)
+        return encoded
+
+    def _remember(self, text: str, encoded: Encoded) -> None:
+        self._remembered[text] = encoded._replace(was_remembered=True)
+        if len(self._remembered) > self._num_remembered:
+            self._remembered.popitem(last=False)
 
     def _checked(self, query: Likeness) -> tuple[dict[str, Any], str]:
         """The query as an item with a title, and the text that is drawn. Raises InvalidQuery."""

@@ -185,6 +185,10 @@ class MetricFamilies:
         )
         for exact, filtered in product(("true", "false"), repeat=2):
             self.item_searches.labels("text", exact, filtered)
+        self.remembered_queries = self._counter(
+            "remembered_queries",
+            "Searches for a text whose vector was remembered, so that the text was not read again.",
+        )
         self.vector_items = self._gauge("vector_items", "Items with a vector on this replica.")
         self.vector_missing_items = self._gauge(
             "vector_missing_items",

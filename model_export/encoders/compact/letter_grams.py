@@ -99,23 +99,42 @@ class LetterGrams(Pooling):
         # A Reading stores float16. With the same rounding here the graph sees the values that were fitted.
         spikes = frames[strip, frame].to(torch.float16).to(torch.float32)  # [spike, dim]
         item = item_of_strip(strip, first_strip)  # [spike]
-        return self.features(spikes, item, first_strip.shape[0])
+        return self.features_of_few(spikes, item, first_strip.shape[0])
 
     def features(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         """Features [item, feature] of spikes [spike, dim], see `Pooling.features`."""
         weights = self.counts(frames, item, num_items).log1p() * self.idf  # [item, gram]
         return F.normalize(F.normalize(weights, dim=1) @ self.basis, dim=1)  # [item, feature]
 
+    def features_of_few(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
+        """The same for few items. It reads the rows of the grams that they show, and not the whole basis."""
+        row, cell = self._cells(frames, item)  # [run] each
+        count = self._counts(cell, num_items)[cell]  # [run]  how often its item shows its gram
+        gram = (row - 1).clamp(min=0)
+        share = torch.where(row > 0, count.log1p() * self.idf[gram] / count, 0.0)  # [run]
+        item = item.repeat(len(self.lengths))
+        total = torch.zeros(num_items, self.feature_dim)
+        return F.normalize(total.index_add(0, item, share[:, None] * self.basis[gram]), dim=1)
+
     def counts(self, frames: Tensor, item: Tensor, num_items: int) -> Tensor:
         """How often each item shows each gram -> [item, gram]. frames is [spike, dim], item is [spike]."""
+        _, cell = self._cells(frames, item)
+        return self._counts(cell, num_items).view(num_items, self.num_grams + 1)[:, 1:]
+
+    def _cells(self, frames: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """The runs that begin at each spike, those of one length after those of another.
+
+        Returns 1 + the gram of each run, or 0 if it is not kept, and the run's cell in a table of items and
+        these numbers -> [run] each.
+        """
         symbols = self.symbol_of[self.classifier(frames).argmax(dim=-1)]  # [spike]
-        num_columns = self.num_grams + 1  # the first one collects the grams that are not kept
-        total = torch.zeros(num_items * num_columns)
-        for length in self.lengths:
-            bucket, is_whole = buckets(symbols, item, length)  # [spike] each
-            cell = item * num_columns + self.row_of[bucket].long() * is_whole
-            total = total.index_add(0, cell, torch.ones_like(cell, dtype=torch.float32))
-        return total.view(num_items, num_columns)[:, 1:]
+        found = [buckets(symbols, item, length) for length in self.lengths]
+        row = torch.cat([self.row_of[bucket].long() * is_whole for bucket, is_whole in found])
+        return row, item.repeat(len(self.lengths)) * (self.num_grams + 1) + row
+
+    def _counts(self, cell: Tensor, num_items: int) -> Tensor:
+        total = torch.zeros(num_items * (self.num_grams + 1))
+        return total.index_add(0, cell, torch.ones_like(cell, dtype=torch.float32))
 
 
 def buckets(symbols: Tensor, item: Tensor, length: int) -> tuple[Tensor, Tensor]:

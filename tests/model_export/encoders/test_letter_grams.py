@@ -138,3 +138,18 @@ def test_without_whitening_the_axes_have_the_spread_of_the_texts_and_a_search_ta
     torch.testing.assert_close(own.norm(dim=0), spread, rtol=1e-3, atol=1e-3)
     scale = pooling.search_scale()
     torch.testing.assert_close(scale.square(), spread / spread[0], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_features_of_few_items_are_those_of_many():
+    """The graph of the tokenizer pools in another way than the offline stages, and both must agree."""
+    texts = [*TEXTS, "no run of it is known: qzxj", "aaaaaaaa", ""]
+    pooling, reading = fitted(TEXTS, num_grams=60), spelled(texts)
+    frames, item = (
+        torch.from_numpy(reading.frames.astype(np.float32)),
+        torch.from_numpy(reading.item_of_frame()),
+    )
+    many = pooling.features(frames, item, len(texts))
+    torch.testing.assert_close(pooling.features_of_few(frames, item, len(texts)), many, rtol=0, atol=1e-6)
+    assert many[: len(TEXTS)].norm(dim=1).min() > 0.99
+    assert not many[-1].any()

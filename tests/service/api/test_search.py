@@ -235,7 +235,7 @@ async def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, redis_url
 
 async def test_searches_are_counted_and_timed(shop):
     await search(shop, query="Thing 1")
-    await search(shop, query="Thing 1", filter={"available": True})
+    await search(shop, query="Thing 2", filter={"available": True})
     await shop.get("/items/i1/similar")
     metrics = (await shop.get("/metrics")).text
     for line in (
@@ -252,6 +252,53 @@ async def test_searches_are_counted_and_timed(shop):
     ):
         assert line in metrics, line
     assert "encode;dur=" in (await shop.post("/search", json={"query": "x"})).headers["server-timing"]
+
+
+async def num_read(client) -> tuple[int, int]:
+    """Texts that were read, and those that were remembered."""
+    lines = dict(line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines())
+    read = lines.get('glyphrec_stage_seconds_count{flow="search",stage="encode"}', 0)
+    return int(float(read)), int(float(lines["glyphrec_remembered_queries_total"]))
+
+
+async def test_a_text_that_was_read_before_is_not_read_again_and_finds_the_items_of_today(shop):
+    before = await search(shop, query="Thing 30", limit=60)
+    assert await search(shop, query="Thing 30", limit=60) == before
+    await shop.delete("/items/i30")
+    left = [item for item in ITEMS if item["item_id"] != "i30"]
+    query = known_vector({"title": "Thing 30"})
+    assert shown(await search(shop, query="Thing 30", limit=100)) == ranked(left, query)
+    assert await num_read(shop) == (1, 2)
+
+
+async def test_a_remembered_text_tells_what_was_not_read(shop):
+    text = "Thing \u4e2d " * 70
+    first = await search(shop, query=text)
+    assert (first["truncated"], first["missing_characters"]) == (True, "\u4e2d")
+    assert await search(shop, query=text) == first
+    assert await num_read(shop) == (1, 1)
+
+
+async def test_the_text_that_was_not_searched_for_the_longest_is_forgotten(bundle, redis_url):
+    async with running(bundle, redis_url, remembered_queries=2) as client:
+        for text in ("a", "b", "a", "c", "a", "b"):
+            await search(client, query=text)
+        assert await num_read(client) == (4, 2)
+    async with running(bundle, redis_url, remembered_queries=0) as client:
+        for text in ("a", "a"):
+            await search(client, query=text)
+        assert await num_read(client) == (2, 0)
+
+
+async def test_a_picture_is_not_taken_for_its_text(tmp_path, redis_url):
+    bundle = write_known_bundle(tmp_path / "photos", [], pictures=PICTURES)
+    async with running(bundle, redis_url) as client:
+        await client.post("/items", json={"items": [*ITEMS, {"item_id": "red", "image": sent(RED)}]})
+        text = await search(client, query="Lamp", limit=100)
+        both = await search(client, query="Lamp", image=sent(RED), limit=100)
+        assert both["items"] != text["items"]
+        assert await search(client, query="Lamp", limit=100) == text
+        assert await search(client, query="Lamp", image=sent(RED), limit=100) == both
 
 
 async def test_an_empty_catalog_has_an_empty_page(bundle, redis_url):
