@@ -81,14 +81,10 @@ class FamaeConfig:
 class FamaePicturesConfig(FamaeConfig):
     """FAMAE with each field read as a picture (pipeline/drawn_fields.py), in place of a table of its values.
 
-    The item's text stands for its id. So new items and new values have vectors. No service can run it.
+    The item's text stands for its id. So new items and new values have vectors.
     """
 
     reader: CompactConfig = field(default_factory=CompactConfig)
-
-
-# Encoders for comparison, which cannot be a part of a tokenizer graph.
-UnservedEncoderConfig = MiniLmConfig | FamaePicturesConfig
 
 
 @dataclass(frozen=True)
@@ -412,6 +408,11 @@ def resid() -> RunConfig:
     )
 
 
+def resid_pictures() -> RunConfig:
+    """`resid` with each field read as a picture, so that new items, brands and categories have vectors."""
+    return replace(resid(), name="resid-pictures", encoder=FamaePicturesConfig())
+
+
 def ranked() -> RunConfig:
     """`base` with a ranker of given candidates."""
     return replace(with_ranker(base(), RankerConfig()), name="ranked")
@@ -444,6 +445,7 @@ RUNS: dict[str, Callable[[], RunConfig]] = {
     "vl-clip": vl_clip,
     "card": card,
     "resid": resid,
+    "resid-pictures": resid_pictures,
     "ranked": ranked,
     "pp-ocr-base": pp_ocr_base,
     "donut-base": donut_base,

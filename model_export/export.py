@@ -17,7 +17,6 @@ from model_export.config_changes import differences
 from model_export.configs import (
     CompactConfig,
     FamaeConfig,
-    FamaePicturesConfig,
     MiniLmConfig,
     RankedRunConfig,
     ReadableConfig,
@@ -175,9 +174,7 @@ def _with_font_hash(config: RunConfig) -> RunConfig:
 
 def _check_servable(config: RunConfig) -> None:
     """Raise GlyphrecError for configurations that exist for comparison only."""
-    if isinstance(config.encoder, FamaePicturesConfig):
-        reason = "its fields are read as pictures, which the tokenizer graph does not take"
-    elif isinstance(config.encoder, FamaeConfig) and config.pictures is not None:
+    if isinstance(config.encoder, FamaeConfig) and config.pictures is not None:
         reason = "its encoder reads fields, and a tokenizer reads either those or photos"
     elif isinstance(config.encoder, FamaeConfig) and isinstance(config.quantizer, ReadableConfig):
         reason = "its encoder reads fields, and its first code is one of them"

@@ -416,7 +416,7 @@ def build_model(
             pictures,
             filter_fields=settings.filter_fields,
             max_item_chars=settings.max_item_chars,
-            vocabulary=loaded.vocabulary,
+            vocabulary=None if manifest.draws_fields else loaded.vocabulary,
         ),
         drawer=ItemDrawer(manifest, store.pictures, pictures, loaded.vocabulary),
         timeout_s=settings.index_timeout_s,

@@ -5,6 +5,9 @@ pictures ─ image body (if photos are read) ─▶ features ──┴─ poolin
 
 fields ─── tables of embeddings (FAMAE) ────────────────────────────────────────────────── quantizer
 
+Where fields are read as pictures, the strips of an item are those of each field in turn, and `fields` says
+how many each has. They are pooled field by field, and FAMAE's projections take the place of the head.
+
 The quantizer gives the codes. The `vector` is what a search compares: the features of a text, the vector of a
 joint space of texts and photos, or, if photos or fields are read without one, the head's vector.
 """
@@ -22,10 +25,10 @@ from numpy.typing import NDArray
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
-from model_export.configs import FamaeConfig, RunConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, FamaePicturesConfig, MiniLmConfig, RunConfig
 from model_export.encoders.base import Pooling
 from model_export.encoders.choose import make_encoder
-from model_export.encoders.famae import FieldTables
+from model_export.encoders.famae import FieldPictures, FieldTables
 from model_export.encoders.fusion import Fusion
 from model_export.encoders.head import ItemHead
 from model_export.encoders.images.base import ImageEncoder, image_body
@@ -64,8 +67,9 @@ class TokenizerParts:
     quantizer: ResidualQuantizer
     image_body: onnx.ModelProto | None = None
     fusion: Fusion | None = None
-    num_fields: int = 0  # 1 if the first code is the number of a field
+    num_fields: int = 0  # 1 if the first code is the number of a field; all that are drawn
     joint: JointVectors | None = None  # None: no joint space
+    drawn: FieldPictures | None = None  # None: no fields are read as pictures
 
     @property
     def vector_dim(self) -> int:
@@ -88,11 +92,21 @@ def parts_of(
     config: RunConfig, read: Read, coded: Coded, joint: JointVectors | None = None
 ) -> TokenizerParts | FieldParts:
     """The parts of a configuration, as fitted to a catalog. Raises GlyphrecError without weights."""
-    if read.famae is not None:
-        assert isinstance(read.famae.tables, FieldTables)  # pictures of fields are not exported
+    if read.famae is not None and isinstance(read.famae.tables, FieldTables):
         return FieldParts(read.famae.tables, coded.head, coded.quantizer)
     assert read.pooling is not None
-    assert not isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
+    if isinstance(config.encoder, FamaePicturesConfig):
+        assert read.famae is not None
+        assert isinstance(read.famae.tables, FieldPictures)
+        return TokenizerParts(
+            make_encoder(config.render, config.encoder.reader, config.seed).body(),
+            read.pooling,
+            coded.head,
+            coded.quantizer,
+            num_fields=len(read.famae.fields),
+            drawn=read.famae.tables,
+        )
+    assert not isinstance(config.encoder, MiniLmConfig | FamaeConfig)
     return TokenizerParts(
         make_encoder(config.render, config.encoder, config.seed).body(),
         read.pooling,
@@ -112,9 +126,10 @@ def _image_encoder(pictures: PicturesConfig, joint: JointVectors | None) -> Imag
 
 def search_vectors(read: Read, coded: Coded) -> NDArray[np.float32]:
     """The vectors of the catalog's items that the graph gives [item, dim], without a joint space."""
-    if read.pooling is None or read.fusion is not None or read.famae is not None:
+    texts = read.features if read.famae is None else read.drawn_text
+    if read.pooling is None or read.fusion is not None or texts is None:
         return coded.vectors
-    vectors: NDArray[np.float32] = read.features * read.pooling.search_scale().numpy()
+    vectors: NDArray[np.float32] = texts * read.pooling.search_scale().numpy()
     return vectors
 
 
@@ -197,8 +212,33 @@ class ReadableRemainder(nn.Module):
         )
 
 
+class DrawnFieldsRemainder(nn.Module):
+    """The same where fields are read as pictures. A search compares the texts, as without fields."""
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        super().__init__()
+        assert parts.drawn is not None
+        self.pooling, self.drawn, self.head, self.quantizer = (
+            parts.pooling, parts.drawn, parts.head, parts.quantizer,
+        )  # fmt: skip
+        self.scale: Tensor
+        self.register_buffer("scale", parts.pooling.search_scale())
+
+    def forward(self, strips: Tensor, frames: Tensor, first_strip: Tensor, counts: Tensor) -> TokenizedBatch:
+        """strips [strip, height, width], frames [strip, frame, dim], first_strip [item], and the strips of
+        each field counts [item, field] -> codes, vectors.
+        """
+        first = first_strip[:, None] + counts.cumsum(dim=1) - counts  # [item, field]
+        pooled = self.pooling(strips, frames, first.flatten())  # [item * field, feature]
+        features = pooled.view(-1, counts.shape[1], pooled.shape[1])  # [item, field, feature]
+        vector = self.head(self.drawn.vectors(features, counts > 0))  # [item, dim]
+        return TokenizedBatch(self.quantizer.encode(vector), features[:, 0] * self.scale)
+
+
 def remainder_of(parts: TokenizerParts) -> nn.Module:
     """What comes after the bodies."""
+    if parts.drawn is not None:
+        return DrawnFieldsRemainder(parts).eval()
     remainder = Remainder(parts)
     return (ReadableRemainder(remainder) if parts.num_fields else remainder).eval()
 
@@ -361,7 +401,7 @@ def _export(remainder: nn.Module, parts: TokenizerParts, render: RenderSpec) -> 
         inputs=names,
         outputs=["codes", "vector"],
         # The inputs of a ReadableRemainder are one argument, *inputs.
-        dynamic_shapes=(tuple(shapes),) if parts.num_fields else tuple(shapes),
+        dynamic_shapes=(tuple(shapes),) if isinstance(remainder, ReadableRemainder) else tuple(shapes),
     )
 
 

@@ -27,16 +27,18 @@ from model_export.bundle.tokenizer_id import tokenizer_id
 from model_export.config_changes import differences
 from model_export.configs import (
     FamaeConfig,
+    FamaePicturesConfig,
+    MiniLmConfig,
     RankedRunConfig,
     ReadableConfig,
     RunConfig,
     TreeConfig,
-    UnservedEncoderConfig,
 )
 from model_export.data.item_fields import first_categories
 from model_export.data.photos import seen_of
 from model_export.data.splits import training_fingerprint
 from model_export.encoders import choose as choose_encoder
+from model_export.encoders.famae import FieldPictures
 from model_export.encoders.images.choose import image_encoder_files
 from model_export.evaluation import evaluate
 from model_export.evaluation.code_probes import probe_codes
@@ -69,6 +71,7 @@ from service.core.bundle import (
 )
 from service.core.bundle_co_counts import write_co_counts
 from service.core.bundle_vocabulary import write_vocabulary
+from service.core.drawn_fields import draw_fields
 from service.core.item_fields import Vocabulary
 from service.core.json_lines import write_json_lines
 from service.core.trie import SidTrie
@@ -83,7 +86,7 @@ NUM_DRAWN = 12  # items on the report's page of drawings
 class TokenizedCatalog:
     """The catalog with its codes, and everything that made them."""
 
-    strips: Strips | None  # None if fields are read
+    strips: Strips | None  # None if fields are read, by their values or as pictures
     read: Read
     coded: Coded
     weighed: Weighed | None  # None: the counts have no say
@@ -97,6 +100,11 @@ class TokenizedCatalog:
         if self.read.famae is not None:
             return self.read.famae.vocabulary
         return None if self.coded.first is None else self.coded.first.vocabulary
+
+    @property
+    def draws_fields(self) -> bool:
+        """Whether fields are read as pictures."""
+        return self.read.famae is not None and isinstance(self.read.famae.tables, FieldPictures)
 
     @property
     def search_vectors(self) -> NDArray[np.float32]:
@@ -155,7 +163,7 @@ def _write_into(
         curve=generated.curve,
         probes=probe_codes(coded.codes, run.split.train, first_categories(run.dataset.items), coded.vectors),
         cost=_cost_of(bundle, run, tokenized),
-        page=None if tokenized.strips is None else tokenized.strips[:NUM_DRAWN],
+        page=_page(run, tokenized),
         read=_read_fields(run, tokenized),
         examples=examples_of(bundle, run.dataset, run.split.test, coded.codes),
     )
@@ -169,9 +177,11 @@ def key_of_bundle(run: Run) -> str:
     """
     config = run.config
     encoder = config.encoder
-    assert not isinstance(encoder, UnservedEncoderConfig)
-    # FAMAE is learnt from the data, so it has no files.
-    files = [] if isinstance(encoder, FamaeConfig) else choose_encoder.encoder_files(encoder)
+    assert not isinstance(encoder, MiniLmConfig)
+    if isinstance(encoder, FamaePicturesConfig):
+        files = choose_encoder.encoder_files(encoder.reader)
+    else:  # FAMAE is learnt from the data, so it has no files
+        files = [] if isinstance(encoder, FamaeConfig) else choose_encoder.encoder_files(encoder)
     if config.pictures is not None:
         files = [*files, *image_encoder_files(config.pictures)]
     if isinstance(config.pictures, JointPicturesConfig) and config.pictures.space_folder:
@@ -186,6 +196,7 @@ def _format_version(config: RunConfig) -> FormatVersion:
     return format_version_of(
         reads_text_alone=config.pictures is None and not reads_fields,
         has_ranker=isinstance(config, RankedRunConfig),
+        draws_fields=isinstance(config.encoder, FamaePicturesConfig),
     )
 
 
@@ -278,8 +289,9 @@ def _write_graphs(
             write_co_counts(folder / CO_COUNTS, weighed.rows)
     vocabulary, fields = tokenized.vocabulary, None
     if vocabulary is not None:
-        beside_pixels = tokenized.strips is not None
-        fields = write_vocabulary(folder / VOCABULARY, vocabulary, beside_pixels=beside_pixels)
+        drawn = tokenized.draws_fields
+        beside_pixels = drawn or tokenized.strips is not None
+        fields = write_vocabulary(folder / VOCABULARY, vocabulary, beside_pixels=beside_pixels, drawn=drawn)
     own_id = tokenizer_id(folder / TOKENIZER, config.render, pictures, vocabulary)
     manifest = Manifest(
         format_version=_format_version(config),
@@ -330,9 +342,17 @@ def _write_ranker(bundle: Bundle, run: Run, ranked: TrainedRanker) -> Bundle:
     return bundle._replace(manifest=manifest.model_copy(update={"ranker": spec, "metrics": metrics}))
 
 
+def _page(run: Run, tokenized: TokenizedCatalog) -> Strips | None:
+    """Some items as pictures, or None if the tokenizer reads none."""
+    if tokenized.strips is None and not tokenized.draws_fields:
+        return None
+    items = range(min(NUM_DRAWN, len(run.dataset.items)))
+    return [each.strips for each in _inputs_of(run, tokenized, items, None)]
+
+
 def _read_fields(run: Run, tokenized: TokenizedCatalog) -> list[str]:
     """Some items as a tokenizer of fields reads them, in words."""
-    if tokenized.read.famae is None:
+    if tokenized.read.famae is None or tokenized.draws_fields:
         return []
     return [fields_in_words(item, tokenized.read.famae.vocabulary) for item in run.dataset.items[:NUM_DRAWN]]
 
@@ -356,6 +376,10 @@ def _inputs_of(
 ) -> list[TokenizerInput]:
     """What the tokenizer takes of some items."""
     vocabulary, strips = tokenized.vocabulary, tokenized.strips
+    if tokenized.draws_fields:
+        assert vocabulary is not None
+        drawn = (draw_fields(run.dataset.items[item], vocabulary, run.config.render) for item in items)
+        return [TokenizerInput.of_drawn(each) for each in drawn]
     fields = [None if vocabulary is None else vocabulary.read(run.dataset.items[item]) for item in items]
     if strips is None:
         return [TokenizerInput(NO_STRIPS, None, each) for each in fields]

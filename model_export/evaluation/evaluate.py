@@ -24,6 +24,7 @@ from service.core.bundle_co_counts import bundle_co_counts
 from service.core.bundle_items import bundle_items
 from service.core.bundle_vocabulary import bundle_vocabulary
 from service.core.cpus import usable_cpus
+from service.core.drawn_fields import draw_fields
 from service.core.encoder_view import encoder_view
 from service.core.graphs import FILLER_SCORE, beam_widths
 from service.core.render import item_text, render_text
@@ -234,6 +235,11 @@ def evaluate_near_copies(bundle: Bundle, dataset: Dataset, *, seed: int = 0) -> 
     found, vocabulary = [], bundle_vocabulary(bundle)
     for place in chosen.tolist():
         copy, spec = near_copy(dataset.items[place], rng), manifest.pictures
+        if manifest.draws_fields:
+            assert vocabulary is not None
+            drawn = draw_fields(copy, vocabulary, manifest.render)
+            found.append(tokenizer.run([TokenizerInput.of_drawn(drawn)]).codes[0])
+            continue
         fields = None if vocabulary is None else vocabulary.read(copy)
         if not manifest.reads_pixels:
             found.append(tokenizer.run([TokenizerInput(NO_STRIPS, None, fields)]).codes[0])

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from model_export.configs import FamaePicturesConfig, RunConfig
 from model_export.encoders.base import Pooling
 from model_export.encoders.choose import make_encoder
-from service.core.bundle import RenderSpec
-from service.core.item_fields import CATEGORIES, ITEM_ID, Vocabulary, is_level, level_of, values_of
+from service.core.drawn_fields import text_of
+from service.core.item_fields import CATEGORIES, ITEM_ID, Vocabulary
 from service.core.render import item_text, render_text, value_text
 
 Features = NDArray[np.float32]
@@ -79,23 +79,6 @@ class FieldDrawer:
         rows = np.array([[place[text] for text in row] for row in texts])  # [row, column]
         result: Features = pooled[rows]
         return result
-
-
-def text_of(item: Mapping[str, Any], name: str, vocabulary: Vocabulary, render: RenderSpec) -> str:
-    """What is drawn of an item for a field; empty if it has no value.
-
-    On a level of the category that is the path to its node. If the vocabulary does not know the node, it is
-    as much of the path as the level is deep.
-    """
-    if name == ITEM_ID:
-        return item_text(item, render)
-    values = values_of(item, name)
-    if not is_level(name):
-        return str(values[0]) if values else ""
-    known = [value for value in values if value in vocabulary.numbers[name]]
-    if known:
-        return value_text(CATEGORIES, known[-1])
-    return value_text(CATEGORIES, values[level_of(name) - 1]) if len(values) >= level_of(name) else ""
 
 
 def _all(texts: Iterable[Iterable[str]]) -> set[str]:

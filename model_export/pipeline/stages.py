@@ -51,9 +51,10 @@ class Read:
     """The output of an encoder for a catalog."""
 
     features: NDArray[np.float32]  # [item, feature], of text and photo if there is a fusion
-    pooling: Pooling | None  # None if the encoder read text or fields
+    pooling: Pooling | None  # None if the encoder read text, or fields by their values
     fusion: Fusion | None = None  # None if only the text was read
     famae: FamaeResult | None = None  # if fields were read
+    drawn_text: NDArray[np.float32] | None = None  # [item, feature] of texts, if fields were read as pictures
     figures: dict[str, float] = field(
         default_factory=dict
     )  # how good an encoder is that learns from purchases
@@ -163,9 +164,10 @@ def _learn_famae(run: Run, config: FamaeConfig) -> Read:
         [(name, list(known.items())) for name, known in fields.vocabulary.numbers.items()], fields.numbers,
         train, validation.histories, validation.targets, config, seed, versions.of_reading(run.config),
     )  # fmt: skip
-    pooling = None
+    pooling, drawn_text = None, None
     if isinstance(config, FamaePicturesConfig):
-        pooling = read_text(replace(run, config=replace(run.config, encoder=config.reader))).pooling
+        of_text = read_text(replace(run, config=replace(run.config, encoder=config.reader)))
+        pooling, drawn_text = of_text.pooling, of_text.features
         assert pooling is not None
         drawer = FieldDrawer(run.config, fields.vocabulary, pooling)
         texts = [item_text(item, run.config.render) for item in run.dataset.items]
@@ -177,7 +179,7 @@ def _learn_famae(run: Run, config: FamaeConfig) -> Read:
     run.say(f"      fields: {', '.join(found.fields)}")
     recall = found.diagnostics._asdict()
     figures = {f"famae_recall_{name}": share for name, share in recall.items()}
-    return Read(found.vectors, pooling, famae=found, figures=figures)
+    return Read(found.vectors, pooling, famae=found, drawn_text=drawn_text, figures=figures)
 
 
 def _learn_pictures(

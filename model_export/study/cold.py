@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from model_export.configs import FamaePicturesConfig, RunConfig, UnservedEncoderConfig
+from model_export.configs import FamaePicturesConfig, MiniLmConfig, RunConfig
 from model_export.data.dataset import DataError, Dataset, Item, make_dataset
 from model_export.data.splits import MIN_ITEMS_TO_EVALUATE, Split, Targets, leave_one_out
 from model_export.evaluation.evaluate import BATCH, codes_for
@@ -50,6 +50,9 @@ TOP_K = CUTOFFS[-1]  # the longest page that a service returns
 PHOTOS_PER_POST = 4  # whole photos, which must fit into a body
 ITEMS_PER_POST = 32  # the service reads them as one batch, so equal codes get their slots in this order
 
+# Their cold cells take the same steps without a service: none reads text, and fields of the whole catalog are
+# read faster as pictures where each value is read once.
+Offline = MiniLmConfig | FamaePicturesConfig
 Codes = NDArray[np.int64]  # [item, level]
 Ranked = NDArray[np.int32]  # [user, TOP_K]  item indices; -1 in places without an item
 
@@ -103,7 +106,7 @@ def cold(
     removed = remove(run.dataset, run.split, share=share, seed=seed)
     run.say(f"      {removed.dataset.name}; {len(removed.cold)} users have one of these as their target")
     with stages.deterministic():
-        is_served = not (units_with_neighbors or isinstance(config.encoder, UnservedEncoderConfig))
+        is_served = not (units_with_neighbors or isinstance(config.encoder, Offline))
         outcome = served(removed, run) if is_served else offline(removed, run)
         return figures_of(removed, outcome, config, seed=seed)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.configs import FamaeConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, MiniLmConfig
 from model_export.data.dataset import Item
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.fusion import Photos
@@ -32,7 +32,7 @@ def codes_of_units(
     """The codes [item, level] of `items`, which are not in the run's catalog and have these photos."""
     config, dataset = run.config, run.dataset
     assert isinstance(config.pictures, PicturesConfig)
-    assert not isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
+    assert not isinstance(config.encoder, MiniLmConfig | FamaeConfig)
     assert read.fusion is not None
     words = stages.read_text(run)
     assert words.pooling is not None

@@ -14,7 +14,6 @@ from model_export.bundle.writing import versions_of_bundle
 from model_export.configs import (
     HubEncoderConfig,
     SasRecConfig,
-    UnservedEncoderConfig,
 )
 from model_export.data.dataset import Dataset
 from model_export.data.item_fields import first_categories
@@ -96,7 +95,7 @@ class Work:
 def versions_of_cell(cell: Cell) -> Versions:
     """The versions of the stages that the cell runs, and of the code that computes figures from them."""
     config = cell.config
-    reads_pictures = not isinstance(config.encoder, UnservedEncoderConfig)
+    reads_pictures = not isinstance(config.encoder, cold.Offline)
     match cell.question:
         case "robustness":
             graph = {"tokenizer_graph": tokenizer.VERSION} if reads_pictures else {}

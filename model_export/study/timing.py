@@ -18,7 +18,7 @@ import torch
 
 from model_export.bundle.recommender import export_recommender
 from model_export.bundle.tokenizer import export_tokenizer, parts_of
-from model_export.configs import FamaeConfig, MiniLmConfig, QuantizerConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, MiniLmConfig, QuantizerConfig
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.ctc import CtcEncoder, character_accuracy
 from model_export.encoders.images.base import ImageSession
@@ -104,7 +104,7 @@ def of_photos(run: Run) -> dict[str, float]:
 def of_tokenizer(run: Run) -> dict[str, float]:
     """The size of the graph that an export would write, in MB. It depends on shapes, so little is trained."""
     config = run.config
-    if isinstance(config.encoder, UnservedEncoderConfig):  # no export writes it
+    if isinstance(config.encoder, MiniLmConfig):  # no export writes it
         return {}
     config = replace(config, head=replace(config.head, max_steps=min(1, config.head.max_steps)))
     if isinstance(config.quantizer, QuantizerConfig):

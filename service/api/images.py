@@ -15,6 +15,7 @@ from service.api.direct import ApiRoute
 from service.api.items import ItemIdPath, find_item, patched_item
 from service.api.policies import policy
 from service.api.schemas import PatchedItem
+from service.core.drawn_fields import draw_fields
 from service.core.encoder_view import encoder_view
 from service.core.image_field import FIELD
 from service.core.items import Item, check_item_id
@@ -81,9 +82,11 @@ async def item_image(
         ),
     ] = ImagePart.ALL,
 ) -> Response:
-    """The item as the tokenizer sees it, as PNG: its strips of text, and below them its photo.
+    """The item as the tokenizer sees it, as PNG: its strips of text, and below them its photo, or its fields
+    where these are drawn.
 
-    A tokenizer that reads fields sees no pixels. The answer is 404 then, unless the kept picture is wanted.
+    A tokenizer that reads fields by their values sees no pixels. The answer is 404 then, unless the kept
+    picture is wanted.
     """
     stored = await find_item(model, item_id)
     picture = (await model.store.pictures.get_many([stored.item_id])).get(stored.item_id)
@@ -156,7 +159,7 @@ def _seen(
         raise PictureNotFound(stored.item_id, READS_FIELDS.format(", ".join(fields.names)))
     if part is ImagePart.PHOTO and (spec is None or (picture is None and spec.shows == "photo")):
         raise PictureNotFound(stored.item_id, NO_PICTURE if spec else READS_NONE)
-    text = np.concatenate(list(render_text(item_text(stored.item, render), render).strips))  # [row, column]
+    text = _strips(model, stored.item, part)
     if part is ImagePart.TEXT or spec is None:
         return text
     try:
@@ -172,3 +175,14 @@ def _seen(
     both[: len(text), : text.shape[1]] = text[..., None]
     both[len(text) :, : photo.shape[1]] = photo
     return both
+
+
+def _strips(model: Model, item: Item, part: ImagePart) -> NDArray[np.uint8]:
+    """The strips of an item's text [row, column], and below them those of its fields if these are drawn."""
+    render, vocabulary = model.manifest.render, model.loaded.vocabulary
+    if model.manifest.draws_fields and vocabulary is not None and part is not ImagePart.TEXT:
+        strips = draw_fields(item, vocabulary, render).strips
+    else:
+        strips = render_text(item_text(item, render), render).strips
+    found: NDArray[np.uint8] = np.concatenate(list(strips))
+    return found

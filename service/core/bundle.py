@@ -32,11 +32,12 @@ from service.core.sid import Frozen, SidSpec
 from service.errors import ContractMismatch
 
 # 2: the recommender reads rows of bits, and a width for each level. 3: it reads neighbors of the history.
-# 4: the tokenizer reads pictures. 5: there is a ranker. A change that older releases cannot read takes a new
-# number. A bundle has the lowest number that fits it, so that older releases can serve what they understand.
-FormatVersion = Literal[3, 4, 5]
-FORMAT_VERSION: Literal[5] = 5
-READABLE = (3, 4, 5)
+# 4: the tokenizer reads pictures. 5: there is a ranker. 6: fields are read as pictures. A change that older
+# releases cannot read takes a new number. A bundle has the lowest number that fits it, so that older releases
+# can serve what they understand.
+FormatVersion = Literal[3, 4, 5, 6]
+FORMAT_VERSION: Literal[6] = 6
+READABLE = (3, 4, 5, 6)
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.onnx"
@@ -109,7 +110,9 @@ class PictureSpec(Frozen):
 
 
 class FieldsSpec(Frozen):
-    """Which fields the tokenizer reads by their values. service/core/item_fields.py reads them."""
+    """Which fields the tokenizer reads: by their values (service/core/item_fields.py), or as pictures
+    (service/core/drawn_fields.py).
+    """
 
     names: tuple[str, ...] = Field(
         min_length=1, max_length=100, description='in order: "item_id", "brand", "categories.2", ...'
@@ -118,6 +121,11 @@ class FieldsSpec(Frozen):
     beside_pixels: bool = Field(
         default=False, description="true: the tokenizer reads them and pixels; false: it reads no pixels"
     )
+    drawn: bool = Field(
+        default=False,
+        description="true: the strips of an item are those of each field in turn, and the graph's input "
+        "`fields` has the number of strips of each; the item's text is the field item_id, the first one",
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -125,7 +133,18 @@ class FieldsSpec(Frozen):
             raise ValueError(f"{self.num_values} are not numbers of values of the fields {self.names}")
         if min(self.num_values) < 1:
             raise ValueError(f"a field has at least one number, for what is unknown; got {self.num_values}")
+        if self.drawn and not (self.beside_pixels and self.names[0] == "item_id"):
+            raise ValueError("fields that are drawn are pixels, and begin with item_id")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_older_releases_do_not_know(
+        self, write: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if not self.drawn:
+            del written["drawn"]
+        return written
 
 
 class RankerSpec(Frozen):
@@ -155,7 +174,7 @@ class Manifest(Frozen):
         default=None, description="how photos are read; null: the tokenizer reads none"
     )
     fields: FieldsSpec | None = Field(
-        default=None, description="which fields are read by their values; null: the tokenizer reads pixels"
+        default=None, description="which fields are read; null: the tokenizer reads the text and photos alone"
     )
     tokenizer_id: str = Field(pattern=r"^[0-9a-f]{12}$")
     recommender_id: str = Field(pattern=r"^[0-9a-f]{12}$")
@@ -186,6 +205,11 @@ class Manifest(Frozen):
     def reads_pixels(self) -> bool:
         """Whether the tokenizer reads drawn texts, and perhaps photos."""
         return self.fields is None or self.fields.beside_pixels
+
+    @property
+    def draws_fields(self) -> bool:
+        """Whether the tokenizer reads fields as pictures."""
+        return self.fields is not None and self.fields.drawn
 
     @model_validator(mode="after")
     def _same_tokenizer(self) -> Self:
@@ -225,6 +249,8 @@ class Manifest(Frozen):
                 num_fields=num_fields,
             )
             of_what = "this render, these pictures and these fields"
+            if self.draws_fields and self.pictures is not None:
+                raise ValueError("pictures: the tokenizer reads fields as pictures, and no photos")
         if self.tokenizer != expected:
             raise ValueError(f"tokenizer: its tensors are not those of levels {self.sid.levels}, {of_what}")
         if self.recommender != recommender_graph(self.sid):
@@ -245,11 +271,15 @@ class Manifest(Frozen):
         return written
 
 
-def format_version_of(*, reads_text_alone: bool, has_ranker: bool = False) -> FormatVersion:
+def format_version_of(
+    *, reads_text_alone: bool, has_ranker: bool = False, draws_fields: bool = False
+) -> FormatVersion:
     """The lowest version whose readers understand such a bundle.
 
-    Photos and fields came with version 4, and the ranker with version 5.
+    Photos and fields came with version 4, the ranker with version 5, and fields as pictures with version 6.
     """
+    if draws_fields:
+        return 6
     if has_ranker:
         return 5
     return 3 if reads_text_alone else 4

@@ -55,7 +55,9 @@ def read_vocabulary(path: Path, spec: FieldsSpec) -> Vocabulary:
     return found
 
 
-def write_vocabulary(path: Path, vocabulary: Vocabulary, *, beside_pixels: bool = False) -> FieldsSpec:
+def write_vocabulary(
+    path: Path, vocabulary: Vocabulary, *, beside_pixels: bool = False, drawn: bool = False
+) -> FieldsSpec:
     """Write the vocabulary, whole or not at all. Returns what the manifest says of it."""
     write_json_lines(
         path,
@@ -65,7 +67,9 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary, *, beside_pixels: bool 
             for value, number in known.items()
         ),
     )
-    return FieldsSpec(names=vocabulary.names, num_values=vocabulary.num_values, beside_pixels=beside_pixels)
+    return FieldsSpec(
+        names=vocabulary.names, num_values=vocabulary.num_values, beside_pixels=beside_pixels, drawn=drawn
+    )
 
 
 def _value(raw: Any) -> Value:

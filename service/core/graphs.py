@@ -60,7 +60,8 @@ def tokenizer_graph(
     `picture_of` [item] is the index of each item's photo among them, or NO_PICTURE. A batch may have no
     pictures at all.
 
-    With `num_fields` it also reads the numbers of so many fields, as core/item_fields.py gives them.
+    With `num_fields` it also reads the numbers of so many fields, as core/item_fields.py gives them, or how
+    many of an item's strips belong to each, as core/drawn_fields.py draws them.
     """
     photos: tuple[TensorSpec, ...] = ()
     if picture_px is not None:

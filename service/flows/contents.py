@@ -69,7 +69,7 @@ class ContentReader:
         max_item_chars: int,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        """`vocabulary`: of a tokenizer that reads fields."""
+        """`vocabulary`: of a tokenizer that reads fields by their values."""
         self._render = manifest.render
         self._reads_pictures = manifest.pictures is not None
         self._pictures = pictures

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from service.core.bundle import Manifest
+from service.core.drawn_fields import draw_fields
 from service.core.image_field import reference_in
 from service.core.item_fields import FieldNumbers, Vocabulary
 from service.core.render import Rendered, render_text
@@ -65,6 +66,7 @@ class ItemDrawer:
         self._spec = manifest.pictures  # None: this tokenizer reads no photos
         self._vocabulary = vocabulary
         self._reads_pixels = manifest.reads_pixels
+        self._draws_fields = manifest.draws_fields
         self._store = store
         self._pictures = pictures
 
@@ -86,6 +88,8 @@ class ItemDrawer:
         """
         if not records:
             return []
+        if self._draws_fields:
+            return await asyncio.to_thread(lambda: [self._drawn(record) for record in records])
         fields = [self._fields(record) for record in records]
         if not self._reads_pixels:
             return [Drawn(None, TokenizerInput(NO_STRIPS, None, each)) for each in fields]
@@ -105,6 +109,11 @@ class ItemDrawer:
             )
             for each, found, numbers in zip(rendered, pixels, fields, strict=True)
         ]
+
+    def _drawn(self, record: ItemRecord) -> Drawn:
+        assert self._vocabulary is not None, "the bundle has it"
+        drawn = draw_fields(record.item, self._vocabulary, self._render)
+        return Drawn(drawn.text, TokenizerInput.of_drawn(drawn))
 
     def _fields(self, record: ItemRecord) -> FieldNumbers | None:
         return None if self._vocabulary is None else self._vocabulary.read(record.item)

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.bundle import Manifest
+from service.core.drawn_fields import draw_fields
 from service.core.item_fields import Vocabulary
 from service.core.items import check_item
 from service.core.limits import MAX_ITEM_CHARS
-from service.core.render import item_text, render_text
+from service.core.render import Rendered, item_text, render_text
 from service.core.vectors import quantized
 from service.errors import InvalidItem, ServiceError
 from service.flows.pictures import PictureReader
@@ -88,6 +89,7 @@ class QueryEncoder:
         self._render = manifest.render
         self._spec = manifest.pictures  # None: this tokenizer reads no photos
         self._reads_pixels = manifest.reads_pixels
+        self._draws_fields = manifest.draws_fields
         self._vocabulary = vocabulary
         self._pictures = pictures
         self._batcher = batcher
@@ -108,24 +110,32 @@ class QueryEncoder:
         if query.image:
             kept = await self._kept(query.image, stages)
         with stages.time("render"):
-            rendered = await asyncio.to_thread(render_text, text, self._render)
-            seen = None
-            if self._spec is not None:
-                (seen,) = await self._pictures.pixels([fields], [kept], self._spec, self._render)
-        if isinstance(seen, InvalidItem):
-            raise InvalidQuery("image", "cannot be read. Send another picture")
-        numbers = None if self._vocabulary is None else self._vocabulary.read(fields)  # of an unknown item
+            rendered, taken = await self._drawn(fields, text, kept)
         is_admitted = reservation is not None and reservation.is_held
         if reservation is not None:
             reservation.release()
-        answer = await self._batcher.submit(
-            TokenizerInput(rendered.strips, seen, numbers), is_admitted=is_admitted, deadline=deadline
-        )
+        answer = await self._batcher.submit(taken, is_admitted=is_admitted, deadline=deadline)
         stages.add_row(queue=answer.queue_s, encode=answer.run_s)
         encoded = Encoded(answer.result, rendered.truncated, rendered.missing)
         if not query.image:
             self._remember(query.text, encoded)
         return encoded
+
+    async def _drawn(
+        self, fields: dict[str, Any], text: str, kept: bytes | None
+    ) -> tuple[Rendered, TokenizerInput]:
+        """The query as an unknown item: its text, and what the tokenizer takes. Raises InvalidQuery."""
+        if self._draws_fields:
+            assert self._vocabulary is not None, "the bundle has it"
+            drawn = await asyncio.to_thread(draw_fields, fields, self._vocabulary, self._render)
+            return drawn.text, TokenizerInput.of_drawn(drawn)
+        rendered, seen = await asyncio.to_thread(render_text, text, self._render), None
+        if self._spec is not None:
+            (seen,) = await self._pictures.pixels([fields], [kept], self._spec, self._render)
+        if isinstance(seen, InvalidItem):
+            raise InvalidQuery("image", "cannot be read. Send another picture")
+        numbers = None if self._vocabulary is None else self._vocabulary.read(fields)
+        return rendered, TokenizerInput(rendered.strips, seen, numbers)
 
     def _remember(self, text: str, encoded: Encoded) -> None:
         self._remembered[text] = encoded._replace(was_remembered=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.drawn_fields import DrawnFields
 from service.core.graphs import NO_PICTURE, GraphSpec, Neighbors, TensorSpec
 from service.errors import ContractMismatch, GlyphrecError
 from service.inference.onnx_file import external_tensors, with_outputs
@@ -42,12 +43,18 @@ class TokenizerInput(NamedTuple):
 
     strips: NDArray[np.uint8]  # [strip, height, width], at least one strip, or NO_STRIPS
     picture: NDArray[np.uint8] | None = None  # [size, size, 3]; None: the item has no photo
-    fields: NDArray[np.int64] | None = None  # [field], from core/item_fields.py; None: none are read
+    # [field], from core/item_fields.py, or the strips of each (core/drawn_fields.py); None: none are read
+    fields: NDArray[np.int64] | None = None
 
     @classmethod
     def of_fields(cls, fields: NDArray[np.int64]) -> "TokenizerInput":
         """An item that is read by its fields [field] alone."""
         return cls(NO_STRIPS, fields=fields)
+
+    @classmethod
+    def of_drawn(cls, drawn: DrawnFields) -> "TokenizerInput":
+        """An item whose fields are read as pictures."""
+        return cls(drawn.strips, fields=drawn.counts)
 
 
 class Tokens(NamedTuple):

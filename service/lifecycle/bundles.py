@@ -131,14 +131,20 @@ def _tokenize_once(tokenizer: Tokenizer, manifest: Manifest, path: Path) -> None
 
 
 def _first_batches(manifest: Manifest) -> list[list[TokenizerInput]]:
-    """A text, and unknown fields, and then the last number of each. With a photo too, if photos are read."""
-    fields: list[NDArray[np.int64] | None] = [None]
-    if manifest.fields is not None:
-        last = np.array(manifest.fields.num_values, np.int64) - 1  # [field]
-        fields = [np.zeros_like(last), last]
+    """A text, and unknown fields, and then the last number of each. With a photo too, if photos are read.
+
+    Where fields are drawn, their numbers are those of their strips: first none, and then the text alone.
+    """
     strips = NO_STRIPS
     if manifest.reads_pixels:
         strips = render_text(WARM_UP, manifest.render).strips  # refuses a font that is not the export's
+    fields: list[NDArray[np.int64] | None] = [None]
+    if manifest.fields is not None:
+        last = np.array(manifest.fields.num_values, np.int64) - 1  # [field]
+        if manifest.draws_fields:
+            last[:] = 0
+            last[0] = len(strips)
+        fields = [np.zeros_like(last), last]
     batches = [[TokenizerInput(strips, None, each) for each in fields]]
     if manifest.pictures is not None:
         side = manifest.pictures.size_px

@@ -1,23 +1,28 @@
 """Fields as pictures: what is drawn of an item, and vectors for what no vocabulary has."""
 
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model_export.configs import CompactConfig, FamaePicturesConfig, GaoqConfig, tiny
 from model_export.data.dataset import make_dataset
 from model_export.data.item_fields import read_fields
 from model_export.encoders.famae import Famae, FieldPictures
 from model_export.export import export
+from model_export.local_service import local_service
 from model_export.pipeline import stages
-from model_export.pipeline.drawn_fields import FieldDrawer, text_of
+from model_export.pipeline.drawn_fields import FieldDrawer
 from model_export.pipeline.run import Run
 from model_export.study.coding import codes_of_fields
-from service.core.bundle import RenderSpec
+from service.core.bundle import TOKENIZER, RenderSpec
+from service.core.bundle_vocabulary import bundle_vocabulary
+from service.core.drawn_fields import draw_fields, text_of
 from service.core.item_fields import Vocabulary
-from service.errors import GlyphrecError
+from service.inference.runtime import Tokenizer, TokenizerInput
 
 KNOWN = {("tools", "tapes"): 1, ("tools", "tapes", "sealants"): 1}
 VOCABULARY = Vocabulary({"item_id": {"a": 1}, "brand": {"acme": 1}, "categories.2": KNOWN})
@@ -105,6 +110,71 @@ def test_a_value_is_the_projection_of_its_features_and_what_is_unknown_the_mask(
     assert (model.logits(torch.randn(2, 8), 1)[:, 0] == -torch.inf).all()
 
 
-def test_it_is_not_exported(tmp_path):
-    with pytest.raises(GlyphrecError, match="its fields are read as pictures.*cannot be exported"):
-        export(shop(), tmp_path / "out", CONFIG, cache_folder=tmp_path, say=lambda _line: None)
+NEW = [
+    {"item_id": "new", "title": "hex nuts 77", "brand": "Brand 2", "categories": ["Shop", "Kind 0"]},
+    {"item_id": "strange", "title": "hex nuts 78", "brand": "Nobody's", "categories": ["Garden", "Hoses"]},
+    {"item_id": "bare", "title": "oat milk"},
+    {"item_id": "long", "title": "red paint " * 30, "brand": "Brand 1"},
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(learnt, tmp_path_factory):
+    run, _, _ = learnt
+    out = tmp_path_factory.mktemp("bundles") / "drawn"
+    return export(shop(), out, CONFIG, cache_folder=run.cache.folder, say=lambda _line: None)
+
+
+@pytest.mark.slow
+def test_the_graph_reads_a_batch_as_the_offline_stages_read_each_item(learnt, bundle):
+    run, read, coded = learnt
+    manifest, vocabulary = bundle.manifest, bundle_vocabulary(bundle)
+    assert (manifest.format_version, manifest.fields.drawn, manifest.fields.names[0]) == (6, True, "item_id")
+    assert manifest.vector_dim == 16, "a search compares texts"
+    tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=1)
+    inputs = [TokenizerInput.of_drawn(draw_fields(each, vocabulary, manifest.render)) for each in NEW]
+    assert inputs[2].fields.tolist() == [1, 0, 0]
+    assert [len(each.strips) for each in inputs] == [each.fields.sum() for each in inputs]
+    tokens = tokenizer.run(inputs)
+    assert tokens.codes.tolist() == codes_of_fields(read, coded, run.config, NEW).tolist()
+    drawn = FieldDrawer(run.config, vocabulary, read.pooling).of_items(NEW)
+    scale = read.pooling.search_scale().numpy()
+    np.testing.assert_allclose(tokens.vectors, drawn.features[:, 0] * scale, atol=1e-4)
+    assert (bundle.path / "report" / "items.png").is_file()
+
+
+def test_an_item_without_any_text_is_a_blank_strip_that_belongs_to_no_field():
+    found = draw_fields({"item_id": "a"}, VOCABULARY, RenderSpec())
+    assert found.counts.tolist() == [0, 0, 0]
+    assert len(found.strips) == 1
+    assert (found.strips == 255).all()
+
+
+@pytest.mark.slow
+def test_a_service_reads_brands_and_categories_that_nobody_had_and_searches_by_text(learnt, bundle, tmp_path):
+    run, read, coded = learnt
+    with local_service(bundle.path, data_dir=tmp_path / "redis", log=tmp_path / "log") as service:
+        client = service.client
+        posted = client.post("/items", json={"items": NEW}).raise_for_status().json()["items"]
+        expected = codes_of_fields(read, coded, run.config, NEW).tolist()
+        assert [each["codes"] for each in posted] == expected
+        assert [each["unused_values"] for each in posted] == [[]] * len(NEW), "nothing is unknown"
+        assert [each["truncated"] for each in posted] == [False, False, False, True]
+        page = client.post("/recommend", json={"history": ["strange"], "limit": 10}).raise_for_status().json()
+        assert len(page["items"]) == 10
+        titles = {each["item_id"]: each["title"] for each in [*run.dataset.items, *NEW]}
+        for query in ("hex nuts 77", "oat milk"):
+            best = (
+                client.post("/search", json={"query": query, "limit": 3}).raise_for_status().json()["items"]
+            )
+            assert {titles[each["item_id"]][:8] for each in best} == {query[:8]}
+        like = client.get("/items/new/similar", params={"limit": 5}).raise_for_status().json()
+        assert like["by"] == "vector"
+        heights = [
+            Image.open(BytesIO(client.get("/items/strange/image", params=part).content)).height // 16
+            for part in ({}, {"part": "text"})
+        ]
+        assert heights[0] == heights[1] + 2, "its brand and its category have a strip each"
+        moved = client.patch("/items/bare", json={"brand": "Brand 3"}).raise_for_status().json()
+        item = NEW[2] | {"brand": "Brand 3"}
+        assert moved["codes"] == codes_of_fields(read, coded, run.config, [item])[0].tolist()

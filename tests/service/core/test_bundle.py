@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.core.bundle import (
+    FieldsSpec,
     FileRecord,
     Manifest,
     PictureSpec,
@@ -224,7 +225,8 @@ def test_a_format_of_a_later_release_needs_that_release_and_an_older_one_a_new_e
 ):
     rewrite(bundle, format_version=version)
     with pytest.raises(
-        ContractMismatch, match=rf"format version {version!r}, this release .* reads 3, 4 and 5\. {remedy}$"
+        ContractMismatch,
+        match=rf"format version {version!r}, this release .* reads 3, 4, 5 and 6\. {remedy}$",
     ):
         load_bundle(bundle)
 
@@ -233,6 +235,26 @@ def test_only_a_bundle_that_older_releases_cannot_read_has_the_newest_format_ver
     assert format_version_of(reads_text_alone=True) == 3
     assert format_version_of(reads_text_alone=False) == 4
     assert format_version_of(reads_text_alone=True, has_ranker=True) == 5
+    assert format_version_of(reads_text_alone=False, has_ranker=True, draws_fields=True) == 6
+
+
+def test_fields_that_are_drawn_come_beside_pixels_and_without_photos(bundle):
+    names = ["item_id", "brand"]
+    fields = {"names": names, "num_values": [3, 2], "beside_pixels": True, "drawn": True}
+    graph = tokenizer_graph(SPEC, height=16, width=216, vector_dim=8, num_fields=2).model_dump(mode="json")
+    rewrite(bundle, fields=fields, tokenizer=graph)
+    with pytest.raises(ContractMismatch, match="lists no vocabulary"):
+        load_bundle(bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert "drawn" not in FieldsSpec.model_validate(fields | {"drawn": False}).model_dump()
+    assert FieldsSpec.model_validate(manifest["fields"]).model_dump()["drawn"] is True
+    for change in ({"names": names[::-1]}, {"beside_pixels": False}):
+        rewrite(bundle, fields=fields | change)
+        with pytest.raises(ContractMismatch, match="drawn are pixels, and begin with item_id"):
+            load_bundle(bundle)
+    rewrite(bundle, fields=fields, pictures={"size_px": 96})
+    with pytest.raises(ContractMismatch, match="fields as pictures, and no photos|tensors are not those"):
+        load_bundle(bundle)
 
 
 def test_a_recommender_of_another_tokenizer_is_refused(bundle):

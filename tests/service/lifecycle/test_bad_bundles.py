@@ -137,7 +137,7 @@ def test_a_file_that_is_no_graph_is_refused_also_where_its_hash_fits(copy, name)
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an older format": (lambda m: m.update(format_version=1), "format version 1"),
-    "a newer format": (lambda m: m.update(format_version=6), "format version 6"),
+    "a newer format": (lambda m: m.update(format_version=7), "format version 7"),
     "a format that is no number": (lambda m: m.update(format_version="3"), "format version '3'"),
     "no levels": (lambda m: m["sid"].update(levels=[]), "sid.levels"),
     "a level of nothing": (lambda m: m["sid"].update(levels=[0, 4, 3]), "sid.levels"),
