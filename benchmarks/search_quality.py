@@ -36,7 +36,7 @@ from benchmarks import report
 from benchmarks.workload import bundles
 from model_export.bundle.tokenizer import search_vectors
 from model_export.config_changes import chosen
-from model_export.configs import FamaeConfig, RunConfig, UnservedEncoderConfig
+from model_export.configs import FamaeConfig, MiniLmConfig, RunConfig
 from model_export.data.tables import read_dataset
 from model_export.encoders.choose import make_encoder
 from model_export.encoders.minilm import MiniLm
@@ -227,7 +227,7 @@ def way_of_bundle(bundle: Bundle) -> Way:
 
 def _reader(config: RunConfig, read: Read) -> Callable[[Sequence[str]], Rows]:
     if (
-        isinstance(config.encoder, UnservedEncoderConfig | FamaeConfig)
+        isinstance(config.encoder, MiniLmConfig | FamaeConfig)
         or read.pooling is None
         or read.fusion is not None
     ):
