@@ -400,8 +400,8 @@ class InfoResponse(_Out):
     )
     render: dict[str, Any]
     fields: list[str] | None = Field(
-        description="the fields that the tokenizer reads, by their values or as pictures; null: it reads texts "
-        "and photos alone"
+        description="the fields that the tokenizer reads, by their values or as pictures; null: it reads "
+        "texts and photos alone"
     )
     ranker: RankerInfo | None = Field(description="null: the bundle has no ranker")
     metrics: dict[str, float] = Field(description="measured on the exported graphs")
