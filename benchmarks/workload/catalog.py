@@ -16,6 +16,7 @@ from service.store.server import start_server
 
 HISTORY = 20
 LIMIT = 10
+READY_TIMEOUT_S = 1_800  # a million items take minutes
 JSON = {"content-type": "application/json"}
 
 
@@ -60,7 +61,13 @@ def idle_service(
     """A service that is done with what a start does beside the answers: it looks for items that were not
     read, and builds the graph of the vectors.
     """
-    with local_service(bundle.path, redis_url=redis_url, log=folder / "log", settings=settings) as service:
+    with local_service(
+        bundle.path,
+        redis_url=redis_url,
+        log=folder / "log",
+        settings=settings,
+        ready_timeout_s=READY_TIMEOUT_S,
+    ) as service:
         for pid in (service.process.pid, *children(service.process.pid)):
             until_idle(pid)
         yield service
