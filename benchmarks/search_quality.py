@@ -45,6 +45,9 @@ from model_export.pipeline.run import Run
 from model_export.pipeline.stages import Coded, Read
 from model_export.study.perturb import mistyped, with_units_rewritten
 from service.core.bundle import TOKENIZER, Bundle, RenderSpec, load_bundle
+from service.core.bundle_vocabulary import bundle_vocabulary
+from service.core.drawn_fields import draw_fields
+from service.core.item_fields import Vocabulary
 from service.core.render import font_sha256, item_text, render_text
 from service.core.vectors import from_text, quantized, unpacked
 from service.errors import GlyphrecError
@@ -208,21 +211,31 @@ def ways_of(run: Run) -> dict[str, Score]:
 def way_of_bundle(bundle: Bundle) -> Way:
     """The vectors of the bundle's items, and its graph for queries, which it reads as titles."""
     manifest = bundle.manifest
-    if not manifest.reads_pixels or manifest.fields is not None:
-        raise GlyphrecError(f"{bundle.path}: its tokenizer reads fields, which a query does not have.")
+    if manifest.fields is not None and not manifest.draws_fields:
+        raise GlyphrecError(
+            f"{bundle.path}: its tokenizer reads values of fields, which a query does not have."
+        )
+    vocabulary = bundle_vocabulary(bundle)
     tokenizer = Tokenizer(bundle.file(TOKENIZER), manifest.tokenizer, threads=1)
     rows = [from_text(row["vector"]) for row in bundles.catalog_of(bundle)]
 
     def encode(texts: Sequence[str]) -> Rows:
         found = []
         for start in range(0, len(texts), TEXTS_PER_RUN):
-            drawn = [
-                render_text(text, manifest.render).strips for text in texts[start : start + TEXTS_PER_RUN]
+            part = [
+                _taken(text, manifest.render, vocabulary) for text in texts[start : start + TEXTS_PER_RUN]
             ]
-            found.append(tokenizer.run([TokenizerInput(strips, None, None) for strips in drawn]).vectors)
+            found.append(tokenizer.run(part).vectors)
         return _kept(np.concatenate(found))
 
     return Way(unpacked(rows, manifest.vector_dim).astype(np.float32), encode)
+
+
+def _taken(text: str, render: RenderSpec, vocabulary: Vocabulary | None) -> TokenizerInput:
+    """What the tokenizer takes of a query. `vocabulary`: of fields that are drawn."""
+    if vocabulary is None:
+        return TokenizerInput(render_text(text, render).strips)
+    return TokenizerInput.of_drawn(draw_fields({"title": text}, vocabulary, render))
 
 
 def _reader(config: RunConfig, read: Read) -> Callable[[Sequence[str]], Rows]:
