@@ -178,8 +178,14 @@ class VectorIndex:
         return self.active is None or self.active.graph.is_worn
 
     def begin(self, graph: NearestGraph) -> None:
-        """Begin to build with an empty graph."""
-        self.building = Following(graph, dict.fromkeys(self._living(), 0))
+        """Begin to build with an empty graph.
+
+        It takes the rows in a random order. Near copies often have places next to each other, and a graph
+        that gets them one after another links them to each other and to nothing else.
+        """
+        living = np.fromiter(self._living(), dtype=np.int64)
+        order = np.random.default_rng(0).permutation(living).tolist()
+        self.building = Following(graph, dict.fromkeys(order, 0))
 
     def take_pending(self, following: Following, count: int) -> list[PendingEdit]:
         """Up to `count` of the oldest pending edits. They stay pending until `settle`."""

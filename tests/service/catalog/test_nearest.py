@@ -231,6 +231,17 @@ def test_a_graph_knows_the_newest_row_of_each_place():
     assert 6 not in graph.nearest(rows[6], 64)
 
 
+async def test_near_copies_that_come_one_after_another_need_no_more_candidates():
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(100, 128)), 80, axis=0)
+    rows += 0.2 * rng.normal(size=rows.shape)
+    catalog = catalog_of(rows.astype(np.float32), exact_up_to=100)
+    task = await built(catalog)
+    assert catalog.vectors.recall >= RECALL_WANTED
+    assert catalog.vectors.active.graph.expansion == EXPANSION_SEARCH
+    await ended(task)
+
+
 async def test_searches_keep_more_candidates_where_the_graph_finds_too_few():
     vectors = np.random.default_rng(0).normal(size=(4_000, 256)).astype(np.float32)  # no two of them alike
     catalog = catalog_of(vectors, exact_up_to=100)
