@@ -50,8 +50,8 @@ TOP_K = CUTOFFS[-1]  # the longest page that a service returns
 PHOTOS_PER_POST = 4  # whole photos, which must fit into a body
 ITEMS_PER_POST = 32  # the service reads them as one batch, so equal codes get their slots in this order
 
-# Their cold cells take the same steps without a service: none reads text, and fields of the whole catalog are
-# read faster as pictures where each value is read once.
+# Their cold cells take the same steps without a service. No service reads text. One could read fields as
+# pictures, but here each value is read once for all items that have it, which is faster.
 Offline = MiniLmConfig | FamaePicturesConfig
 Codes = NDArray[np.int64]  # [item, level]
 Ranked = NDArray[np.int32]  # [user, TOP_K]  item indices; -1 in places without an item

@@ -138,7 +138,8 @@ class QueryEncoder:
         return rendered, TokenizerInput(rendered.strips, seen, numbers)
 
     def _remember(self, text: str, encoded: Encoded) -> None:
-        self._remembered[text] = encoded._replace(was_remembered=True)
+        # A copy: the vector is a row of its batch, and would keep all of the batch in memory.
+        self._remembered[text] = encoded._replace(vector=encoded.vector.copy(), was_remembered=True)
         if len(self._remembered) > self._num_remembered:
             self._remembered.popitem(last=False)
 

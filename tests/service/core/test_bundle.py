@@ -253,7 +253,7 @@ def test_fields_that_are_drawn_come_beside_pixels_and_without_photos(bundle):
         with pytest.raises(ContractMismatch, match="drawn are pixels, and begin with item_id"):
             load_bundle(bundle)
     rewrite(bundle, fields=fields, pictures={"size_px": 96})
-    with pytest.raises(ContractMismatch, match="fields as pictures, and no photos|tensors are not those"):
+    with pytest.raises(ContractMismatch, match="fields as pictures, and no photos"):
         load_bundle(bundle)
 
 
